@@ -1,0 +1,33 @@
+"""titan_attent: a teacher for torchtitan that trains the sequences worth training.
+
+    text -> tokens on disk -> sampler -> batch {input, example_id}, labels -> learner (torchtitan model, FSDP2)
+                                ^                                               |
+                                |                                     per-example loss (compiled)
+        selection (ids, weights)|                                               |
+                                +-- teacher <-- importance <-- loss buffer <----+   (async all-gather, sharded by id)
+
+The way of the data is the way of the modules:
+
+    data/writer.py        documents -> tokens -> shards          data/tokenizer.py
+    data/shards.py        example id -> tokens
+    data/sampler.py       (selection, seed, pass, consumed) -> ids
+    data/loader.py        torchtitan's loader over them
+    loss.py               logits, labels -> one loss an example
+    loss_buffer.py        the last loss of every example, sharded
+    teacher/              importance, schedule, selection, weights, rounds, ledger
+    trainer.py            torchtitan's Trainer with the teacher beside it
+    train_spec.py         which parts a model gets
+
+``data/`` (but for loader.py), ``loss*.py`` and ``teacher/`` need no torchtitan and work in any PyTorch loop.
+"""
+
+from titan_attent.data.sampler import TeachingSampler
+from titan_attent.data.shards import TokenDataset
+from titan_attent.job_config import TeacherConfig
+from titan_attent.loss import per_example_cross_entropy
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.teacher.teacher import Teacher
+
+__version__ = "0.1.0"
+
+__all__ = ["LossBuffer", "Teacher", "TeacherConfig", "TeachingSampler", "TokenDataset", "per_example_cross_entropy"]

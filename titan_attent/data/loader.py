@@ -1,0 +1,218 @@
+"""The loader: torchtitan's BaseDataLoader over token shards, in the order that the teacher decides.
+
+    sampler (ids of a pass) -> reader threads (torchdata.nodes) -> {"input", "example_id"[, "weight"]}, labels
+
+The threads run ahead inside a pass only: at its end the loader asks the teacher, in the training thread, for the next
+one, on all ranks at the same batch. Tokens are read through memory maps, which lets threads share one page cache and
+release the interpreter while they wait, so no worker processes are needed and none holds a stale teacher.
+
+The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
+loader cannot (its threads #811, #816).
+
+Cost: ``num_workers`` + 2 batches of memory ahead of the step.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import titan_attent.compat
+
+import torch
+from torch import Tensor
+from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory, Prefetcher
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+
+from titan_attent.data.sampler import Pass, TeachingSampler
+from titan_attent.data.shards import TokenDataset
+from titan_attent.loss import IGNORE_INDEX
+from titan_attent.teacher.teacher import Teacher
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+def read_batches(
+    read: Callable[[Tensor], Batch], id_batches: Iterable[Tensor], *, num_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """``read`` over ``id_batches`` in order, ``num_workers`` threads ahead of the consumer; 0 reads on demand."""
+    if num_workers == 0:
+        return map(read, id_batches)
+    node: BaseNode = ParallelMapper(
+        IterableWrapper(id_batches), map_fn=read, num_workers=num_workers, in_order=True, method="thread"
+    )
+    if pin_memory:
+        node = PinMemory(node)
+    node = Prefetcher(node, prefetch_factor=2)
+    node.reset()
+    return iter(node)
+
+
+def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int) -> dict[str, Any]:
+    """What a checkpoint and the run that resumes it must share for example ids to keep their meaning."""
+    return {
+        "data fingerprint": dataset.shards.fingerprint,
+        "num_examples": len(dataset),
+        "training.seq_len": job_config.training.seq_len,
+        "training.global_batch_size": batch_size,
+        "data.seed": job_config.data.seed,  # type: ignore[attr-defined]
+        "teacher.seed": job_config.teacher.seed,  # type: ignore[attr-defined]
+    }
+
+
+def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: str) -> None:
+    """Raise a ValueError that names every difference."""
+    differing = [
+        f"{name} is {current.get(name)!r} now and {stored.get(name)!r} there"
+        for name in current
+        if stored.get(name) != current.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{where} was written for another data set or batch: {'; '.join(differing)}. Example ids would change "
+            "their meaning. Resume with the same values, or start anew in another job.dump_folder"
+        )
+
+
+class TeachingLoader(BaseDataLoader):
+    """Endless microbatches of this data-parallel rank; ``attach`` a teacher before iterating.
+
+    Args:
+        dataset: example id -> tokens.
+        geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
+        dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
+        microbatches: gradient accumulation steps.
+        num_workers: reader threads.
+        pin_memory: copy batches to page-locked memory, for asynchronous transfer to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        geometry: dict[str, Any],
+        dp_rank: int,
+        dp_world_size: int,
+        microbatches: int,
+        num_workers: int,
+        pin_memory: bool,
+    ):
+        self.dataset, self.geometry = dataset, geometry
+        self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.sampler: TeachingSampler | None = None
+        self.served: tuple[Pass, int] | None = None
+        """The pass and the global batch in it that was handed out last."""
+        self._before_decision: Callable[[], None] = lambda: None
+
+    def attach(self, teacher: Teacher, *, before_decision: Callable[[], None] = lambda: None) -> None:
+        """Follow ``teacher``; ``before_decision`` runs before it changes state (wait for checkpoint staging)."""
+        self.sampler = TeachingSampler(
+            teacher, rank=self.dp_rank, num_ranks=self.dp_world_size, microbatches=self.microbatches
+        )
+        self._before_decision = before_decision
+
+    def _read(self, ids: Tensor) -> Batch:
+        inputs, labels = self.dataset.batch(ids)
+        return {"input": inputs, "example_id": ids.clone()}, labels
+
+    def __iter__(self) -> Iterator[Batch]:
+        sampler = self.sampler
+        assert sampler is not None, "attach a teacher before iterating"
+        while True:
+            self._before_decision()
+            current = sampler.current_pass()
+            start = sampler.consumed
+            batches = read_batches(
+                self._read,
+                sampler.local_batches(current, start=start),
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
+            )
+            weights = self._weights(sampler, current, start=start)
+            for i, (input_dict, labels) in enumerate(batches):
+                microbatch = i % self.microbatches
+                if microbatch == 0:
+                    weights_G = next(weights)
+                if weights_G is not None:
+                    input_dict["weight"] = weights_G[sampler.local_rows(microbatch)]
+                if microbatch == self.microbatches - 1:
+                    self.served = (current, sampler.consumed)
+                    sampler.batch_consumed()
+                yield input_dict, labels
+
+    @staticmethod
+    def _weights(sampler: TeachingSampler, current: Pass, *, start: int) -> Iterator[Tensor | None]:
+        """fp32 [G] weights of every global batch of the pass, fetched a block of batches at a time."""
+        teacher = sampler.teacher
+        block = teacher.buffer.flush_every
+        for first in range(start, current.num_batches, block):
+            last = min(first + block, current.num_batches)
+            if teacher.config.strategy == "uniform":
+                yield from [None] * (last - first)
+            elif not current.weighted:
+                yield from torch.ones(last - first, current.batch_size)
+            else:
+                yield from teacher.weights_of(current.ids(first, last)).view(last - first, -1)
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.sampler is not None
+        return {"sampler": self.sampler.state_dict(), "geometry": json.dumps(self.geometry)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.sampler is not None
+        check_geometry(json.loads(state_dict["geometry"]), self.geometry, where="the checkpoint")
+        self.sampler.load_state_dict(state_dict["sampler"])
+
+
+class ValidationLoader:
+    """The first ``num_examples`` windows, the same at every iteration, every one exactly once over all ranks.
+
+    All ranks get equally many batches (unequal counts would hang FSDP): rows that are missing at the end are padding
+    with ignored labels.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        num_examples: int,
+        batch_size: int,
+        dp_rank: int,
+        dp_world_size: int,
+        num_workers: int,
+    ):
+        self.dataset, self.num_examples, self.batch_size = dataset, num_examples, batch_size
+        self.dp_rank, self.dp_world_size, self.num_workers = dp_rank, dp_world_size, num_workers
+        self.num_batches = -(-num_examples // (batch_size * dp_world_size))
+
+    def _read(self, ids: Tensor) -> Batch:
+        inputs, labels = self.dataset.batch(ids.clamp(max=self.num_examples - 1))
+        labels[ids >= self.num_examples] = IGNORE_INDEX
+        return {"input": inputs}, labels
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size
+        ids = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
+        return read_batches(self._read, ids, num_workers=self.num_workers, pin_memory=False)
+
+
+def build_teaching_dataloader(
+    dp_world_size: int, dp_rank: int, tokenizer: BaseTokenizer | None, job_config: JobConfig
+) -> TeachingLoader:
+    """torchtitan's ``build_dataloader_fn``; the teacher is attached by the trainer once the meshes exist."""
+    del tokenizer  # the data set is tokens already
+    data, training = job_config.data, job_config.training  # type: ignore[attr-defined]
+    dataset = TokenDataset(data.path, seq_len=training.seq_len)
+    local_batch = training.local_batch_size * dp_world_size
+    batch_size = training.global_batch_size if training.global_batch_size > 0 else local_batch
+    return TeachingLoader(
+        dataset,
+        geometry=geometry_of(job_config, dataset, batch_size=batch_size),
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        microbatches=batch_size // local_batch,
+        num_workers=data.num_workers,
+        pin_memory=not titan_attent.compat.IS_CPU and data.num_workers > 0,
+    )

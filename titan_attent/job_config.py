@@ -1,0 +1,164 @@
+"""The TOML sections this package adds beside torchtitan's own: ``[data]`` and ``[teacher]``.
+
+Named by ``job.custom_config_module = "titan_attent.job_config"`` and merged by torchtitan's ConfigManager. This module
+imports neither torch nor torchtitan, so the plain-PyTorch parts use the same dataclasses. It must not use
+``from __future__ import annotations``: with string annotations ConfigManager replaces sections instead of merging them.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataConfig:
+    path: str = ""
+    """Folder of the token data set, written by ``python -m titan_attent.data.writer``."""
+
+    validation_path: str = ""
+    """Folder of the validation token data set; read when ``validation.enable`` is set."""
+
+    num_workers: int = 2
+    """Reader threads of each rank, which fill batches ahead of the step; 0 reads in the training loop itself."""
+
+    seed: int = 0
+    """Seed of the order of the examples. Two runs with equal seeds see equal orders, on any number of ranks."""
+
+    verify_checksums: bool = False
+    """
+    Re-hash every shard before training, the shards shared by the ranks (about 1 GB/s a rank). Missing, truncated and
+    swapped files are found without it.
+    """
+
+
+@dataclass
+class TeacherConfig:
+    strategy: str = "soft"
+    """
+    Which examples a round trains on.
+    - "uniform": all, always: torchtitan's own loss, bit for bit. The control.
+    - "random": a random subset of the size the schedule asks for. The control at the same compute.
+    - "hard": the examples of largest importance.
+    - "soft": a draw without replacement in proportion to importance (Gumbel-top-k), anew for each pass.
+    """
+
+    importance: str = "loss"
+    """What makes an example worth teaching; "loss": its last training loss."""
+
+    warmup_passes: int = 1
+    """Full passes before the first selection; the losses seen in them are the first scores."""
+
+    ratio_schedule: str = "incremental"
+    """How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental" or "cosine"."""
+
+    initial_ratio: float = 0.5
+    """Share of the data set selected at the start, in (0, 1]."""
+
+    final_ratio: float = 0.8
+    """Share of the data set selected at the end, in (0, 1]; not read by the constant schedule."""
+
+    interval_schedule: str = "incremental"
+    """How the passes over one selection move from ``initial_interval`` to ``max_interval``: "fixed", "incremental"."""
+
+    initial_interval: int = 1
+    """Passes over a selection at the start."""
+
+    max_interval: int = 2
+    """Passes over a selection at the end; not read by the fixed schedule."""
+
+    temperature: float = 1.0
+    """Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random."""
+
+    normalization: str = "softmax"
+    """Losses to log-probabilities of the soft draw: "softmax" or "sigmoid" (flatter for large losses)."""
+
+    min_inclusion_probability: float = 0.05
+    """Floor on the probability with which the soft draw takes an example, in [0, 1); 0 for none."""
+
+    weighting: str = "inverse_probability"
+    """
+    Weights of the selected examples in the loss: "none", or "inverse_probability": 1/q of the soft draw, clipped to
+    ``max_weight``, mean 1. Other strategies have equal weights: random by symmetry, hard because examples dropped with
+    certainty cannot be corrected for.
+    """
+
+    max_weight: float = 4.0
+    """Largest inverse-probability weight, at least 1."""
+
+    anneal_fraction: float = 0.125
+    """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
+
+    trace: bool = False
+    """Append the example ids of every step to <job.dump_folder>/teacher/trace.jsonl (rank 0)."""
+
+    seed: int = 0
+    """Seed of the selections."""
+
+    def validate(self) -> None:
+        """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
+        _one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft"))
+        _one_of("importance", self.importance, ("loss",))
+        _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine"))
+        _one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
+        _one_of("normalization", self.normalization, ("softmax", "sigmoid"))
+        _one_of("weighting", self.weighting, ("none", "inverse_probability"))
+        _number("initial_ratio", self.initial_ratio, above=0, at_most=1)
+        _number("final_ratio", self.final_ratio, above=0, at_most=1)
+        _number("temperature", self.temperature, above=0)
+        _number("min_inclusion_probability", self.min_inclusion_probability, at_least=0, below=1)
+        _number("max_weight", self.max_weight, at_least=1)
+        _number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
+        _number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
+        _number("initial_interval", self.initial_interval, at_least=1, whole=True)
+        _number("max_interval", self.max_interval, at_least=self.initial_interval, whole=True)
+        _number("seed", self.seed, whole=True)
+
+
+@dataclass
+class JobConfig:
+    """Merged into torchtitan's JobConfig."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """'; did you mean "x"?' when ``word`` looks like a slip of one of ``choices``, else an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"[teacher] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
+
+
+def _number(
+    key: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    whole: bool = False,
+) -> None:
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+    if good:
+        assert isinstance(value, (int, float))
+        good = (
+            (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (below is None or value < below)
+            and (at_most is None or value <= at_most)
+        )
+    if not good:
+        bounds = [
+            f"{text} {bound}"
+            for text, bound in (("above", above), ("at least", at_least), ("below", below), ("at most", at_most))
+            if bound is not None
+        ]
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"[teacher] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}")

@@ -1,0 +1,39 @@
+"""torchtitan's metrics with the teacher's beside them, under ``teacher/*`` and ``ledger/*``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import titan_attent.compat  # noqa: F401
+
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.protocols import BaseModelArgs
+
+
+class TeachingMetricsProcessor(MetricsProcessor):
+    """Logs ``teacher_metrics()`` with every training step that torchtitan logs; the trainer sets it.
+
+    The numbers are host values that the teacher holds ready, so that logging adds no collective and no device sync.
+    """
+
+    teacher_metrics: Callable[[], dict[str, float]] | None = None
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        teaching = self.teacher_metrics() if self.teacher_metrics is not None else {}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | teaching)
+
+
+def build_teaching_metrics_processor(
+    job_config: JobConfig, parallel_dims: ParallelDims, model_args: BaseModelArgs | None = None
+) -> TeachingMetricsProcessor:
+    """torchtitan's ``build_metrics_processor_fn``; called with positional arguments."""
+    del model_args
+    return TeachingMetricsProcessor(job_config, parallel_dims)

@@ -1,0 +1,193 @@
+"""Checks before the first process group: a mistake costs seconds and one message, not a GPU hour.
+
+Everything a run reads is looked at once: the configuration, the token shards, the fit of data, batch and model, and the
+checkpoint that it would resume from. Each failure is a ValueError that says what is wrong, where, and how to mend it.
+Every rank runs the same checks on the same files; checksums are shared out over the ranks.
+
+Cost: one stat a shard, two small files, and the metadata of one checkpoint.
+"""
+
+import json
+import os
+import re
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import titan_attent.compat  # noqa: F401
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+from torchtitan.config import ConfigManager, JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+
+from titan_attent.data.loader import check_geometry, geometry_of
+from titan_attent.data.shards import TokenDataset
+from titan_attent.job_config import JobConfig as OurSections
+from titan_attent.job_config import closest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def check_toml(path: str) -> None:
+    """Refuse a missing or malformed TOML file and keys that no section has, with the nearest key as a hint."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"the config file {path} does not exist: check --job.config_file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    _check_keys(values, ConfigManager._merge_configs(JobConfig, OurSections), where="", path=path)
+
+
+def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str) -> None:
+    known = {f.name: f.type for f in fields(section)}
+    for key, value in values.items():
+        place = f"[{where}]" if where else "the top level"
+        if key not in known:
+            raise ValueError(
+                f'{path}: unknown key "{key}" in {place}{closest(key, known)} Known there: {", ".join(sorted(known))}'
+            )
+        kind = known[key]
+        if isinstance(kind, type) and is_dataclass(kind):
+            name = f"{where}.{key}" if where else key
+            if not isinstance(value, dict):
+                raise ValueError(f"{path}: {name} is a section: write [{name}] and its keys below it")
+            _check_keys(value, kind, where=name, path=path)
+
+
+def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
+    """Refuse what is not supported yet; returns the data-parallel degree."""
+    parallelism = job_config.parallelism
+    for name in ("tensor", "pipeline", "context", "expert"):
+        degree = getattr(parallelism, f"{name}_parallel_degree")
+        if degree > 1:
+            raise ValueError(
+                f"[parallelism] {name}_parallel_degree = {degree}: this version teaches under data parallelism only "
+                "(FSDP2 and HSDP). Set it to 1"
+            )
+    replicate, shard = parallelism.data_parallel_replicate_degree, parallelism.data_parallel_shard_degree
+    shard = world_size // replicate if shard == -1 else shard
+    if replicate * shard != world_size:
+        raise ValueError(
+            f"[parallelism] data_parallel_replicate_degree {replicate} x data_parallel_shard_degree {shard} must be "
+            f"the number of processes, {world_size}: change one of them or --nproc_per_node"
+        )
+    if replicate > 1 and shard == 1:
+        raise ValueError(
+            f"[parallelism] data_parallel_replicate_degree = {replicate} without sharding is DDP, whose gradients "
+            "torchtitan 0.2.2 divides twice (its thread #2323). Use data_parallel_shard_degree = -1 (FSDP2) or both "
+            "above 1 (HSDP)"
+        )
+    return world_size
+
+
+def global_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
+    """Examples of a training step; refuses one that does not split evenly."""
+    training = job_config.training
+    local = training.local_batch_size * dp_degree
+    batch_size = training.global_batch_size if training.global_batch_size > 0 else local
+    if batch_size % local:
+        raise ValueError(
+            f"[training] global_batch_size = {batch_size} must be a multiple of local_batch_size x data-parallel ranks "
+            f"= {training.local_batch_size} x {dp_degree} = {local}: change one of the three"
+        )
+    return batch_size
+
+
+def _open(path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> TokenDataset:
+    if not path:
+        raise ValueError(
+            f"[data] {key} is empty: give the folder of a token data set, written by python -m titan_attent.data.writer"
+        )
+    try:
+        dataset = TokenDataset(path, seq_len=seq_len)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"[data] {key}: {error}") from None
+    if dataset.shards.max_token_id >= vocab_size:
+        raise ValueError(
+            f"[data] {key} = {path} holds token id {dataset.shards.max_token_id}, beyond the {vocab_size} of "
+            f"{model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
+        )
+    return dataset
+
+
+def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> list[TokenDataset]:
+    """All checks of a parsed configuration against its files; returns the data sets that the run will read."""
+    data, teacher, training = job_config.data, job_config.teacher, job_config.training  # type: ignore[attr-defined]
+    teacher.validate()
+    dp_degree = check_parallelism(job_config, world_size=world_size)
+    batch_size = global_batch_size(job_config, dp_degree=dp_degree)
+    flavor = job_config.model.flavor
+    if flavor not in spec.model_args:
+        raise ValueError(
+            f'[model] flavor = "{flavor}" is unknown to {job_config.model.name}{closest(flavor, spec.model_args)} '
+            f"Known: {', '.join(spec.model_args)}"
+        )
+    vocab_size: int = spec.model_args[flavor].vocab_size  # type: ignore[attr-defined]
+    model = f"{job_config.model.name} {flavor}"
+    datasets = [_open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)]
+    if len(datasets[0]) < batch_size:
+        raise ValueError(
+            f"[data] path = {data.path} holds {len(datasets[0])} examples of {training.seq_len} tokens, fewer than one "
+            f"global batch of {batch_size}: write more data, or lower training.global_batch_size or training.seq_len"
+        )
+    if job_config.validation.enable:
+        seq_len = job_config.validation.seq_len
+        datasets.append(
+            _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)
+        )
+    if data.num_workers < 0:
+        raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
+    check_checkpoint(job_config, geometry_of(job_config, datasets[0], batch_size=batch_size))
+    return datasets
+
+
+def check_shards(datasets: list[TokenDataset], *, rank: int, world_size: int) -> None:
+    """Re-hash this rank's part of the shards."""
+    for dataset in datasets:
+        dataset.shards.verify_checksums(range(rank, len(dataset.shards.index.shards), world_size))
+
+
+def checkpoint_to_load(job_config: JobConfig) -> Path | None:
+    """The folder that torchtitan's CheckpointManager will load everything from, or None for a fresh start."""
+    config = job_config.checkpoint
+    if not config.enable:
+        return None
+    folder = Path(job_config.job.dump_folder) / config.folder
+    if not folder.exists():
+        full = config.initial_load_path and not config.initial_load_model_only
+        return Path(config.initial_load_path) if full else None  # type: ignore[arg-type]
+    if config.load_step != -1:
+        return folder / f"step-{config.load_step}" if config.load_step > 0 else None
+    steps = [int(m[1]) for entry in os.listdir(folder) if (m := re.fullmatch(r"step-(\d+)", entry))]
+    complete = [step for step in steps if (folder / f"step-{step}" / ".metadata").is_file()]
+    return folder / f"step-{max(complete)}" if complete and max(complete) > 0 else None
+
+
+def check_checkpoint(job_config: JobConfig, geometry: dict[str, Any]) -> None:
+    """Refuse a checkpoint of other data, sequence length, batch or seeds before any tensor is read."""
+    path = checkpoint_to_load(job_config)
+    if path is None:
+        return
+    if not (path / ".metadata").is_file():
+        raise ValueError(f"the checkpoint {path} does not exist or was never finished: check checkpoint.load_step")
+    excluded = set(job_config.checkpoint.exclude_from_loading)
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    for state in {"teacher", "dataloader"} - excluded:
+        if not any(key.startswith(f"{state}.") for key in keys):
+            raise ValueError(
+                f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only) or"
+                " stock torchtitan's. To go on with its weights under a new teacher set "
+                'checkpoint.exclude_from_loading = ["teacher", "dataloader"] (full checkpoint), or start in a new '
+                "job.dump_folder with checkpoint.initial_load_path (model-only)"
+            )
+    if "dataloader" in excluded:
+        return
+    stored: dict[str, Any] = {"dataloader": {"geometry": ""}}
+    dcp.load(stored, checkpoint_id=path, no_dist=True)
+    check_geometry(json.loads(stored["dataloader"]["geometry"]), geometry, where=f"the checkpoint {path}")

@@ -1,0 +1,10 @@
+"""The teacher: buffer -> importance -> selection (ids, weights) -> passes, with a ledger of what it cost.
+
+importance.py   buffer -> scores                        pure
+schedule.py     progress -> ratio, interval             pure
+selection.py    scores of all ranks -> exact top-k      collectives, no gather of N
+weights.py      inclusion probabilities -> weights      pure
+teacher.py      rounds and passes, state
+ledger.py       what teaching cost, what it chose
+trace.py        the ids of every step, on request
+"""

@@ -1,0 +1,96 @@
+"""The bill of materials: which parts a model gets when its name ends in ``_attent``.
+
+The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own. Replaced: the data loader
+and tokenizer (token shards), the validator (the same shards each time), the metrics (teacher and ledger beside).
+"""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import titan_attent.compat  # noqa: F401
+
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+from torchtitan.models.llama3 import TransformerModelArgs
+from torchtitan.protocols import BaseModelArgs
+from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
+
+from titan_attent.data.loader import build_teaching_dataloader
+from titan_attent.data.shards import TokenShards
+from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.job_config import closest
+from titan_attent.metrics import build_teaching_metrics_processor
+from titan_attent.validate import build_shard_validator
+
+SUFFIX = "_attent"
+
+TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
+"""torchtitan's text models. llama3 and qwen3 are tested here; the others share the same TrainSpec interface."""
+
+EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
+    "llama3": {
+        # About 2.6 M parameters: a few hundred steps take minutes on two CPU cores.
+        "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+    }
+}
+
+
+class ShardTokenizer(BaseTokenizer):
+    """torchtitan's tokenizer interface over the tokenizer that the data set was written with.
+
+    torchtitan asks it for the end-of-document id when attention is masked by document (flex, varlen).
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.eos_id = tokenizer.eos_id
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def get_vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+
+def build_shard_tokenizer(job_config: JobConfig) -> ShardTokenizer:
+    """torchtitan's ``build_tokenizer_fn``: the tokenizer of ``data.path``."""
+    path = Path(job_config.data.path)  # type: ignore[attr-defined]
+    return ShardTokenizer(Tokenizer.from_info(TokenShards(path).tokenizer_info, path))
+
+
+def base_model(name: str) -> str:
+    """ "llama3_attent" -> "llama3"; a ValueError for a name without the suffix or an unknown model."""
+    names = [model + SUFFIX for model in TEXT_MODELS]
+    if name not in names:
+        raise ValueError(
+            f'[model] name = "{name}" is not a model that can be taught{closest(name, names)}. Use one of '
+            f"{', '.join(names)}"
+        )
+    return name.removesuffix(SUFFIX)
+
+
+def build_attent_spec(model: str) -> TrainSpec:
+    """The stock TrainSpec of ``model`` with this package's parts in it."""
+    stock = get_train_spec(model)
+    # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
+    flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
+    return replace(
+        stock,
+        model_args=flavors,
+        build_dataloader_fn=build_teaching_dataloader,
+        build_tokenizer_fn=build_shard_tokenizer,
+        build_validator_fn=build_shard_validator,
+        build_metrics_processor_fn=build_teaching_metrics_processor,
+    )
+
+
+def register_attent_model(name: str) -> TrainSpec:
+    """Make ``name`` (with the suffix) known to torchtitan; call once a process."""
+    spec = build_attent_spec(base_model(name))
+    register_train_spec(name, spec)
+    return spec

@@ -1,0 +1,122 @@
+"""TeachingTrainer: torchtitan's Trainer with a teacher beside it.
+
+What differs from the stock step: the loss is taken per example and weighted (not under ``uniform``, which keeps
+torchtitan's own loss and step untouched), the losses go to the buffer, and after the step the teacher may start an
+asynchronous exchange. No host sync is added between forward and optimizer step.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import titan_attent.compat  # noqa: F401
+
+import torch
+from torch import Tensor
+from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger
+from torchtitan.train import Trainer
+
+from titan_attent.data.loader import TeachingLoader
+from titan_attent.loss import build_weighted_loss
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.metrics import TeachingMetricsProcessor
+from titan_attent.teacher.teacher import Teacher
+from titan_attent.teacher.trace import Trace
+
+
+class TeachingTrainer(Trainer):
+    """Trains what the teacher chooses; resumable on any number of data-parallel ranks with the same global batch."""
+
+    def __init__(self, job_config: JobConfig):
+        super().__init__(job_config)
+        loader = cast(TeachingLoader, self.dataloader)
+        teacher_config, data_config = job_config.teacher, job_config.data  # type: ignore[attr-defined]
+        self.buffer = LossBuffer(
+            len(loader.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"), device=self.device
+        )
+        self.teacher = Teacher(
+            self.buffer,
+            teacher_config,
+            batch_size=loader.geometry["training.global_batch_size"],
+            total_steps=job_config.training.steps,
+            data_seed=data_config.seed,
+            tokens_per_example=job_config.training.seq_len,
+        )
+        loader.attach(self.teacher, before_decision=self.checkpointer.maybe_wait_for_staging)
+        cast(TeachingMetricsProcessor, self.metrics_processor).teacher_metrics = self.teacher.metrics
+        # Beside torchtitan's own states, so that stock keys stay stock.
+        self.checkpointer.states["teacher"] = self.teacher
+        self.teaching = teacher_config.strategy != "uniform"
+        compile_config = job_config.compile
+        self.weighted_loss = build_weighted_loss(
+            compile_loss=compile_config.enable and "loss" in compile_config.components, backend=compile_config.backend
+        )
+        self.trace: Trace | None = None
+        self._log_plan()
+
+    def _log_plan(self) -> None:
+        teacher, steps = self.teacher, self.job_config.training.steps
+        logger.info(
+            f"Teacher: {teacher.config.strategy}, {teacher.sharding.num_examples:,} examples, warm-up "
+            f"{teacher.warmup_steps} steps, full data again from step {teacher.anneal_start + 1} of {steps}"
+        )
+        if self.teaching and teacher.warmup_steps >= teacher.anneal_start:
+            logger.warning(
+                f"The teacher never selects: its warm-up of {teacher.config.warmup_passes} full passes takes "
+                f"{teacher.warmup_steps} steps and the last part on the full data starts at {teacher.anneal_start}. "
+                "Train for more steps, or lower teacher.warmup_passes or teacher.anneal_fraction"
+            )
+        if teacher.config.strategy == "hard" and teacher.config.weighting == "inverse_probability":
+            logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
+
+    def forward_backward_step(
+        self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
+    ) -> Tensor:
+        """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
+        example_ids = input_dict.pop("example_id")  # before it becomes an argument of the model's forward
+        weights = input_dict.pop("weight", None)
+        if not self.teaching:
+            return super().forward_backward_step(
+                input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+            )
+        assert weights is not None
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+        (model,) = self.model_parts
+        with self.train_context():
+            with self.maybe_enable_amp:
+                pred = model(inputs, **extra_inputs, **extra_kwargs)
+                weighted_sum, loss_sum, example_losses = self.weighted_loss(pred, labels, weights)
+            del pred  # before the backward, whose peak it would raise
+            (weighted_sum / global_valid_tokens).backward()
+        self.buffer.record(example_ids, example_losses, step=self.step)
+        return loss_sum / global_valid_tokens
+
+    def train_step(self, data_iterator: Iterator[tuple[dict[str, Tensor], Tensor]]) -> None:
+        super().train_step(data_iterator)
+        self.teacher.step_done()
+        if self.trace is not None:
+            served = cast(TeachingLoader, self.dataloader).served
+            assert served is not None
+            current, batch = served
+            ids = current.ids(batch, batch + 1).tolist()
+            self.trace.write(step=self.step, round=current.round, strategy=current.strategy, ids=ids)
+
+    def batch_generator(self, data_iterable: Any) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
+        if self.job_config.teacher.trace and torch.distributed.get_rank() == 0:  # type: ignore[attr-defined]
+            self.trace = Trace(Path(self.job_config.job.dump_folder) / "teacher" / "trace.jsonl", step=self.step)
+        return super().batch_generator(data_iterable)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # torchtitan counts a rank's own tokens; at another number of ranks a rank's share is another.
+        loader = cast(TeachingLoader, self.dataloader)
+        tokens_per_step = loader.geometry["training.global_batch_size"] * self.job_config.training.seq_len
+        self.ntokens_seen = self.step * tokens_per_step // loader.dp_world_size
+
+    def close(self) -> None:
+        if getattr(self, "trace", None) is not None:
+            assert self.trace is not None
+            self.trace.close()
+        super().close()
