@@ -1,7 +1,7 @@
 """Mends for torchtitan 0.2.2 and torch 2.11 to 2.13, each with the reason and the day it can go.
 
 Import this module before anything of torchtitan: several of its modules copy the device type by name at import.
-With an accelerator present only the TensorBoard mend is in force.
+With an accelerator present only the last two mends are in force.
 
 1. CPU: without an accelerator torchtitan takes "cuda" and fails in ``set_device``. Its device type and device module
    are "cpu" and a CPU twin here. Goes when torchtitan supports CPU.
@@ -9,6 +9,8 @@ With an accelerator present only the TensorBoard mend is in force.
    told to use plain sums. Goes when FSDP2 asks the backend.
 3. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
    A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
+4. Tied embeddings (small qwen3): torch 2.13 refuses a weight in two FSDP groups, as 0.2.2 makes them (torchtitan #2495,
+   mended there by #2522). Embedding, norm and output become one group. Goes with torchtitan 0.3.
 """
 
 import os
@@ -17,9 +19,10 @@ import re
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
-import torch._utils
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 IS_CPU = not torch.accelerator.is_available()
@@ -70,13 +73,11 @@ def _mend_cpu() -> None:
     # torchtitan asks torch for the device once, while its modules import each other.
     if "torchtitan" in sys.modules:
         raise ImportError("torchtitan was imported before titan_attent.compat: import titan_attent.compat first")
-    asked = torch._utils._get_available_device_type, torch._utils._get_device_module
-    torch._utils._get_available_device_type = lambda: "cpu"
-    torch._utils._get_device_module = lambda device_type: CpuDeviceModule
-    try:
+    with (
+        patch("torch._utils._get_available_device_type", lambda: "cpu"),
+        patch("torch._utils._get_device_module", lambda device_type: CpuDeviceModule),
+    ):
         import torchtitan.tools.utils  # noqa: F401
-    finally:
-        torch._utils._get_available_device_type, torch._utils._get_device_module = asked
 
     set_factor = FSDPModule.set_gradient_divide_factor
 
@@ -119,7 +120,8 @@ def mend_tensorboard(*, resumed: bool) -> None:
 
         def log(self, metrics: dict[str, Any], step: int) -> None:
             if self.writer is None:
-                self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step if resumed else None)
+                # At every start, not only at a resume: some readers ignore the first purge they meet.
+                self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
             for name, value in metrics.items():
                 self.writer.add_scalar(name if self.tag is None else f"{self.tag}/{name}", value, step)
 
@@ -128,6 +130,28 @@ def mend_tensorboard(*, resumed: bool) -> None:
                 self.writer.close()
 
     titan_metrics.TensorBoardLogger = ContinuedTensorBoardLogger
+
+
+def mend_tied_embeddings() -> None:
+    """Shard tied embeddings in one FSDP group; call before a model with ``enable_weight_tying`` is parallelised."""
+    import torchtitan.models.llama4.infra.parallelize as llama4
+    import torchtitan.models.qwen3.infra.parallelize as qwen3
+
+    stock_apply, stock_shard = llama4.apply_fsdp, llama4.fully_shard
+
+    def apply_fsdp(model: Any, *args: Any, **kwargs: Any) -> None:
+        def shard(module: nn.Module | list[nn.Module], **config: Any) -> None:
+            if module is model.tok_embeddings:
+                return  # below, together with the output that shares its weight
+            if isinstance(module, list):
+                module = [model.tok_embeddings, *module]
+            stock_shard(module, **config)
+
+        tied = getattr(model, "enable_weight_tying", False)
+        with patch.object(llama4, "fully_shard", shard if tied else stock_shard):
+            stock_apply(model, *args, **kwargs)
+
+    qwen3.apply_fsdp = apply_fsdp
 
 
 if IS_CPU:

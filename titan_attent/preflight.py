@@ -118,7 +118,7 @@ def _open(path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> 
 
 def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> list[TokenDataset]:
     """All checks of a parsed configuration against its files; returns the data sets that the run will read."""
-    data, teacher, training = job_config.data, job_config.teacher, job_config.training  # type: ignore[attr-defined]
+    data, teacher, training = job_config.data, job_config.teacher, job_config.training
     teacher.validate()
     dp_degree = check_parallelism(job_config, world_size=world_size)
     batch_size = global_batch_size(job_config, dp_degree=dp_degree)
@@ -128,7 +128,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> lis
             f'[model] flavor = "{flavor}" is unknown to {job_config.model.name}{closest(flavor, spec.model_args)} '
             f"Known: {', '.join(spec.model_args)}"
         )
-    vocab_size: int = spec.model_args[flavor].vocab_size  # type: ignore[attr-defined]
+    vocab_size: int = spec.model_args[flavor].vocab_size
     model = f"{job_config.model.name} {flavor}"
     datasets = [_open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)]
     if len(datasets[0]) < batch_size:
@@ -161,7 +161,7 @@ def checkpoint_to_load(job_config: JobConfig) -> Path | None:
     folder = Path(job_config.job.dump_folder) / config.folder
     if not folder.exists():
         full = config.initial_load_path and not config.initial_load_model_only
-        return Path(config.initial_load_path) if full else None  # type: ignore[arg-type]
+        return Path(config.initial_load_path) if full else None
     if config.load_step != -1:
         return folder / f"step-{config.load_step}" if config.load_step > 0 else None
     steps = [int(m[1]) for entry in os.listdir(folder) if (m := re.fullmatch(r"step-(\d+)", entry))]

@@ -13,21 +13,12 @@ from typing import NoReturn
 CUSTOM_CONFIG = "titan_attent.job_config"
 
 
-def _ensure_custom_config(argv: list[str]) -> None:
-    """``job.custom_config_module`` may be left out of the TOML: torchtitan's parser reads it from the command line.
-
-    Before torchtitan's import, which copies ``sys.argv`` into a default argument.
-    """
-    if not any(arg.split("=")[0].replace("-", "_") == "__job.custom_config_module" for arg in argv):
-        argv += ["--job.custom_config_module", CUSTOM_CONFIG]
-
-
 def _option(argv: list[str], name: str) -> str | None:
     """The value of ``--name value`` or ``--name=value``."""
     for i, arg in enumerate(argv):
-        key, _, value = arg.partition("=")
+        key, equals, value = arg.partition("=")
         if key.replace("-", "_") == f"__{name}":
-            return value if "=" in arg else (argv[i + 1] if i + 1 < len(argv) else None)
+            return value if equals else "".join(argv[i + 1 : i + 2])
     return None
 
 
@@ -38,21 +29,24 @@ def _fail(error: ValueError, *, report: bool) -> NoReturn:
 
 
 def main() -> None:
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if "LOCAL_RANK" not in os.environ:
         sys.exit(
             "titan_attent: start it with torchrun --nproc_per_node=N -m titan_attent.train --job.config_file X.toml"
         )
-    _ensure_custom_config(sys.argv)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # The TOML may leave out job.custom_config_module. Before torchtitan's import, which copies sys.argv into a default.
+    if _option(sys.argv, "job.custom_config_module") is None:
+        sys.argv += ["--job.custom_config_module", CUSTOM_CONFIG]
     argv = sys.argv[1:]
 
     import titan_attent.compat as compat
 
     from torchtitan.config import ConfigManager
+    from torchtitan.protocols.train_spec import register_train_spec
     from torchtitan.train import main as torchtitan_main
 
     from titan_attent import preflight
-    from titan_attent.train_spec import register_attent_model
+    from titan_attent.train_spec import attent_spec
     from titan_attent.trainer import TeachingTrainer
 
     try:
@@ -62,15 +56,16 @@ def main() -> None:
         # tyro reports a bad command line itself and exits; one rank's report is enough.
         with contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO()):
             job_config = ConfigManager().parse_args(argv)
-        spec = register_attent_model(job_config.model.name)
+        spec = attent_spec(job_config.model.name)
         datasets = preflight.check_run(job_config, spec, world_size=world_size)
     except ValueError as error:
         _fail(error, report=rank == 0)  # every rank has found the same
-    if job_config.data.verify_checksums:  # type: ignore[attr-defined]
+    if job_config.data.verify_checksums:
         try:
             preflight.check_shards(datasets, rank=rank, world_size=world_size)
         except ValueError as error:
             _fail(error, report=True)  # only the rank that read the shard knows
+    register_train_spec(job_config.model.name, spec)
     compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
     torchtitan_main(TeachingTrainer)
 

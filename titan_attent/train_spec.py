@@ -8,13 +8,13 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.compat
 
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
-from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
+from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
 from titan_attent.data.loader import build_teaching_dataloader
 from titan_attent.data.shards import TokenShards
@@ -59,23 +59,19 @@ class ShardTokenizer(BaseTokenizer):
 
 def build_shard_tokenizer(job_config: JobConfig) -> ShardTokenizer:
     """torchtitan's ``build_tokenizer_fn``: the tokenizer of ``data.path``."""
-    path = Path(job_config.data.path)  # type: ignore[attr-defined]
+    path = Path(job_config.data.path)
     return ShardTokenizer(Tokenizer.from_info(TokenShards(path).tokenizer_info, path))
 
 
-def base_model(name: str) -> str:
-    """ "llama3_attent" -> "llama3"; a ValueError for a name without the suffix or an unknown model."""
+def attent_spec(name: str) -> TrainSpec:
+    """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name."""
     names = [model + SUFFIX for model in TEXT_MODELS]
     if name not in names:
-        raise ValueError(
-            f'[model] name = "{name}" is not a model that can be taught{closest(name, names)}. Use one of '
-            f"{', '.join(names)}"
-        )
-    return name.removesuffix(SUFFIX)
-
-
-def build_attent_spec(model: str) -> TrainSpec:
-    """The stock TrainSpec of ``model`` with this package's parts in it."""
+        known = ", ".join(names)
+        raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
+    model = name.removesuffix(SUFFIX)
+    if model == "qwen3":
+        titan_attent.compat.mend_tied_embeddings()
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
@@ -87,10 +83,3 @@ def build_attent_spec(model: str) -> TrainSpec:
         build_validator_fn=build_shard_validator,
         build_metrics_processor_fn=build_teaching_metrics_processor,
     )
-
-
-def register_attent_model(name: str) -> TrainSpec:
-    """Make ``name`` (with the suffix) known to torchtitan; call once a process."""
-    spec = build_attent_spec(base_model(name))
-    register_train_spec(name, spec)
-    return spec

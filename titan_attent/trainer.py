@@ -31,7 +31,7 @@ class TeachingTrainer(Trainer):
     def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
-        teacher_config, data_config = job_config.teacher, job_config.data  # type: ignore[attr-defined]
+        teacher_config, data_config = job_config.teacher, job_config.data
         self.buffer = LossBuffer(
             len(loader.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"), device=self.device
         )
@@ -75,12 +75,11 @@ class TeachingTrainer(Trainer):
     ) -> Tensor:
         """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
         example_ids = input_dict.pop("example_id")  # before it becomes an argument of the model's forward
-        weights = input_dict.pop("weight", None)
+        weights = input_dict.pop("weight")
         if not self.teaching:
             return super().forward_backward_step(
                 input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
             )
-        assert weights is not None
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         (model,) = self.model_parts
         with self.train_context():
@@ -104,7 +103,7 @@ class TeachingTrainer(Trainer):
 
     def batch_generator(self, data_iterable: Any) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
-        if self.job_config.teacher.trace and torch.distributed.get_rank() == 0:  # type: ignore[attr-defined]
+        if self.job_config.teacher.trace and torch.distributed.get_rank() == 0:
             self.trace = Trace(Path(self.job_config.job.dump_folder) / "teacher" / "trace.jsonl", step=self.step)
         return super().batch_generator(data_iterable)
 

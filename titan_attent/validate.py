@@ -42,7 +42,7 @@ class ShardValidator(Validator):
         # Not super().__init__: it would build the text loader.
         self.job_config = job_config
         self.loader = loader
-        self.tokenizer = tokenizer  # type: ignore[assignment]
+        self.tokenizer = tokenizer
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
         self.validation_context = validation_context
@@ -89,7 +89,7 @@ def build_shard_validator(
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
     """torchtitan's ``build_validator_fn``."""
-    validation, data = job_config.validation, job_config.data  # type: ignore[attr-defined]
+    validation, data = job_config.validation, job_config.data
     dataset = TokenDataset(data.validation_path, seq_len=validation.seq_len)
     num_examples = len(dataset)
     if validation.steps > 0:

@@ -1,6 +1,6 @@
 """The loader: torchtitan's BaseDataLoader over token shards, in the order that the teacher decides.
 
-    sampler (ids of a pass) -> reader threads (torchdata.nodes) -> {"input", "example_id"[, "weight"]}, labels
+    sampler (ids of a pass) -> reader threads (torchdata.nodes) -> {"input", "example_id", "weight"}, labels
 
 The threads run ahead inside a pass only: at its end the loader asks the teacher, in the training thread, for the next
 one, on all ranks at the same batch. Tokens are read through memory maps, which lets threads share one page cache and
@@ -56,8 +56,8 @@ def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int
         "num_examples": len(dataset),
         "training.seq_len": job_config.training.seq_len,
         "training.global_batch_size": batch_size,
-        "data.seed": job_config.data.seed,  # type: ignore[attr-defined]
-        "teacher.seed": job_config.teacher.seed,  # type: ignore[attr-defined]
+        "data.seed": job_config.data.seed,
+        "teacher.seed": job_config.teacher.seed,
     }
 
 
@@ -130,31 +130,13 @@ class TeachingLoader(BaseDataLoader):
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
             )
-            weights = self._weights(sampler, current, start=start)
-            for i, (input_dict, labels) in enumerate(batches):
-                microbatch = i % self.microbatches
-                if microbatch == 0:
-                    weights_G = next(weights)
-                if weights_G is not None:
-                    input_dict["weight"] = weights_G[sampler.local_rows(microbatch)]
-                if microbatch == self.microbatches - 1:
+            weights = sampler.local_weights(current, start=start)
+            for i, ((input_dict, labels), weight) in enumerate(zip(batches, weights, strict=True)):
+                input_dict["weight"] = weight
+                if (i + 1) % self.microbatches == 0:
                     self.served = (current, sampler.consumed)
                     sampler.batch_consumed()
                 yield input_dict, labels
-
-    @staticmethod
-    def _weights(sampler: TeachingSampler, current: Pass, *, start: int) -> Iterator[Tensor | None]:
-        """fp32 [G] weights of every global batch of the pass, fetched a block of batches at a time."""
-        teacher = sampler.teacher
-        block = teacher.buffer.flush_every
-        for first in range(start, current.num_batches, block):
-            last = min(first + block, current.num_batches)
-            if teacher.config.strategy == "uniform":
-                yield from [None] * (last - first)
-            elif not current.weighted:
-                yield from torch.ones(last - first, current.batch_size)
-            else:
-                yield from teacher.weights_of(current.ids(first, last)).view(last - first, -1)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.sampler is not None
@@ -203,7 +185,7 @@ def build_teaching_dataloader(
 ) -> TeachingLoader:
     """torchtitan's ``build_dataloader_fn``; the teacher is attached by the trainer once the meshes exist."""
     del tokenizer  # the data set is tokens already
-    data, training = job_config.data, job_config.training  # type: ignore[attr-defined]
+    data, training = job_config.data, job_config.training
     dataset = TokenDataset(data.path, seq_len=training.seq_len)
     local_batch = training.local_batch_size * dp_world_size
     batch_size = training.global_batch_size if training.global_batch_size > 0 else local_batch

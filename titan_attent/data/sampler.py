@@ -98,7 +98,9 @@ class Pass:
 
 
 class TeachingSampler:
-    """This rank's example ids, microbatch after microbatch, without end; the teacher is asked when a pass is used up.
+    """This rank's example ids and weights, microbatch after microbatch, without end.
+
+    The teacher is asked for the next pass when one is used up.
 
     Args:
         teacher: decides the passes.
@@ -145,13 +147,33 @@ class TeachingSampler:
             for microbatch in range(self.microbatches):
                 yield ids[self.local_rows(microbatch)]
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
+        """fp32 [batch_size] weights beside :meth:`local_batches`; ones where the pass is not weighted.
+
+        A collective for every ``flush_every`` global batches of a weighted pass, when the first of them is asked for:
+        consume it in step on all ranks.
+        """
+        block = self.teacher.buffer.flush_every
+        for first in range(start, current.num_batches, block):
+            last = min(first + block, current.num_batches)
+            weights = torch.ones((last - first) * current.batch_size)
+            if current.weighted:
+                weights = self.teacher.weights_of(current.ids(first, last))
+            for weights_G in weights.view(last - first, -1):
+                for microbatch in range(self.microbatches):
+                    yield weights_G[self.local_rows(microbatch)]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""
         while True:
-            current = self.current_pass()
-            for i, ids in enumerate(self.local_batches(current, start=self.consumed)):
+            current, start = self.current_pass(), self.consumed
+            ids_and_weights = zip(
+                self.local_batches(current, start=start), self.local_weights(current, start=start), strict=True
+            )
+            for i, (ids, weights) in enumerate(ids_and_weights):
                 if (i + 1) % self.microbatches == 0:
                     self.batch_consumed()
-                yield ids
+                yield ids, weights
 
     def state_dict(self) -> dict[str, Any]:
         teacher = self.teacher

@@ -222,15 +222,13 @@ class Teacher:
         """The weights of examples of the current pass, wherever they are kept. A collective without a host sync.
 
         Args:
-            example_ids: int64 [n] on any device, the same ids in the same order on every rank.
+            example_ids: int64 [n] on any device; the same ids in the same order on every rank: global batches, not a
+                rank's own (:class:`TeachingSampler` hands out a rank's own weights).
 
         Returns:
-            fp32 [n] on the buffer's device; ones in a pass that is not weighted.
+            fp32 [n] on the buffer's device; 0 for an example that the selection in force left out.
         """
         ids = example_ids.to(self.buffer.device, non_blocking=True)
-        current = self.current_pass()
-        if current is None or not current.weighted:
-            return torch.ones(ids.shape, dtype=torch.float32, device=self.buffer.device)
         with self.ledger.charge("exchange"):
             # Each id has one owner; the others add zeros, so the sum is exact.
             padded = torch.cat((self.weights, self.weights.new_zeros(1)))

@@ -1,0 +1,20 @@
+"""Fixtures shared by the tiers: a small token data set of real text."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+
+@pytest.fixture(scope="session")
+def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Training and validation data sets of a few ten thousand tokens, vocabulary of 512."""
+    from titan_attent.data.writer import write_dataset
+
+    root = tmp_path_factory.mktemp("token_data")
+    train, validation = root / "train", root / "validation"
+    write_dataset([STDLIB / "json"], output=train, tokenizer="train:512")
+    write_dataset([STDLIB / "wsgiref"], output=validation, tokenizer=str(train / "tokenizer.tiktoken"))
+    return {"train": train, "validation": validation}

@@ -1,0 +1,135 @@
+"""Run the real command in a subprocess, as a user would, and read what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+CONFIG = """
+[job]
+dump_folder = "{dump}"
+[model]
+name = "llama3_attent"
+flavor = "tiny"
+[data]
+path = "{train}"
+validation_path = "{validation}"
+num_workers = 1
+[teacher]
+initial_ratio = 0.3
+trace = true
+[training]
+local_batch_size = 4
+global_batch_size = 8
+seq_len = 256
+steps = 20
+mixed_precision_param = "float32"
+[optimizer]
+lr = 1e-3
+[lr_scheduler]
+warmup_steps = 2
+[metrics]
+log_freq = 1
+enable_tensorboard = true
+[validation]
+seq_len = 256
+[checkpoint]
+last_save_model_only = false
+[activation_checkpoint]
+mode = "none"
+[debug]
+seed = 0
+"""
+
+
+def write_config(folder: Path, *, data: dict[str, Path], dump: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(dump=dump, train=data["train"], validation=data["validation"]))
+    return path
+
+
+def torchrun(*args: str, num_processes: int = 2, module: str = "titan_attent.train") -> list[str]:
+    # A file rendezvous: tests that run side by side need no free port.
+    store = tempfile.mkdtemp(prefix="rendezvous")
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={num_processes}",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        f"--rdzv_id={Path(store).name}",
+        "-m",
+        module,
+        *args,
+    ]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | extra
+
+
+def run(*args: str, num_processes: int = 2, module: str = "titan_attent.train", **env: str) -> str:
+    """The command's output; an AssertionError with it when the command fails."""
+    result = launch(*args, num_processes=num_processes, module=module, **env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def launch(
+    *args: str, num_processes: int = 2, module: str = "titan_attent.train", **env: str
+) -> subprocess.CompletedProcess[str]:
+    command = torchrun(*args, num_processes=num_processes, module=module)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(**env))
+
+
+def run_until_killed(*args: str, trace: Path, step: int, num_processes: int = 2, timeout: int = 240) -> None:
+    """Start the command and SIGKILL all its processes once ``step`` has been traced and the next is under way."""
+    command = torchrun(*args, num_processes=num_processes)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
+    )
+    deadline = time.monotonic() + timeout
+    while not (trace.exists() and trace.read_text().count("\n") >= step):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run did not reach the step in time"
+        time.sleep(0.002)
+    # torchrun starts each worker in a session of its own: kill the children first, then the agent.
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*children, str(process.pid)]:
+        subprocess.run(["kill", "-KILL", pid])
+    process.wait()
+
+
+def read_weights(dump: Path, *, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, gathered; the teacher's excluded."""
+    target = dump / "checkpoint.pt"
+    dcp_to_torch_save(dump / "checkpoint" / f"step-{step}", target)
+    state = torch.load(target, weights_only=False)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def read_trace(dump: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (dump / "teacher" / "trace.jsonl").read_text().splitlines()]
+
+
+def read_scalars(dump: Path, tag: str) -> dict[int, float]:
+    """step -> value over all event files of a run, as TensorBoard shows them."""
+    scalars: dict[int, float] = {}
+    for folder in sorted({path.parent for path in (dump / "tb").rglob("events.*")}):
+        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        if tag in accumulator.Tags()["scalars"]:
+            scalars |= {event.step: event.value for event in accumulator.Scalars(tag)}
+    return scalars

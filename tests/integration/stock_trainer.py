@@ -1,0 +1,51 @@
+"""torchtitan's own Trainer and loss, fed with the batches of a trace: the control of the uniform strategy.
+
+Started by torchrun with torchtitan's arguments. The trace's ids are cut from the shard file with numpy, independently
+of the package's data path; of the package only the CPU mends are used.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import titan_attent.compat  # noqa: F401
+
+import numpy as np
+import torch
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.models.llama3 import TransformerModelArgs
+from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+from torchtitan.train import Trainer, main
+
+
+class TraceLoader(BaseDataLoader):
+    def __init__(self, *, dp_world_size, dp_rank, tokenizer, job_config):
+        self.job_config, self.rank, self.size = job_config, dp_rank, dp_world_size
+
+    def __iter__(self):
+        tokens = np.fromfile(Path(os.environ["STOCK_DATA"]) / "shard-00000.bin", dtype="<u2").astype(np.int64)
+        length, local = self.job_config.training.seq_len, self.job_config.training.local_batch_size
+        for line in Path(os.environ["STOCK_TRACE"]).read_text().splitlines():
+            ids = json.loads(line)["ids"]
+            mine = ids[self.rank * len(ids) // self.size : (self.rank + 1) * len(ids) // self.size]
+            for start in range(0, len(mine), local):
+                rows = [tokens[i * length : i * length + length + 1] for i in mine[start : start + local]]
+                window = torch.from_numpy(np.stack(rows))
+                yield {"input": window[:, :-1]}, window[:, 1:]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+if __name__ == "__main__":
+    stock = get_train_spec("llama3")
+    tiny = TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+    register_train_spec(
+        "stock",
+        dataclasses.replace(stock, model_args={"tiny": tiny}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None),
+    )
+    main(Trainer)

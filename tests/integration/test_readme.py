@@ -1,0 +1,28 @@
+"""The README's plain-PyTorch loop runs as printed, on other data and for fewer steps."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+    for printed, here in (("data/quickstart/train", str(token_data["train"])), ("1000", "40"), ("1001", "41")):
+        assert printed in snippet
+        snippet = re.sub(rf"\b{re.escape(printed)}\b", here, snippet)
+    # Watch what the loop does through the one call it makes in every step.
+    names: dict[str, Any] = {}
+    snippet += "    LOSSES.append((sums / counts).mean().item())\n"
+    names["LOSSES"] = []
+    torch.manual_seed(0)
+    exec(compile(snippet, str(README), "exec"), names)
+    assert len(names["LOSSES"]) == 40
+    assert names["LOSSES"][-1] < names["LOSSES"][0] - 0.5
+    teacher, buffer = names["teacher"], names["buffer"]
+    assert teacher.round >= 2 and teacher.annealing
+    buffer.sync()
+    assert int(buffer.visits.sum()) == 40 * 32

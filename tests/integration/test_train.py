@@ -1,0 +1,97 @@
+"""The real command under the settings that users change: ranks, accumulation, HSDP, compile, another model."""
+
+from pathlib import Path
+
+import pytest
+from launch import read_scalars, read_trace, run, write_config
+
+LOSS = "loss_metrics/global_avg_loss"
+
+
+@pytest.fixture(scope="module")
+def baseline(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 steps on two ranks: a warm-up, soft rounds and the anneal tail, with a checkpoint after step 16."""
+    folder = tmp_path_factory.mktemp("baseline")
+    config = write_config(folder, data=token_data, dump=folder / "run")
+    args = ("--checkpoint.enable", "--checkpoint.interval", "16", "--validation.enable", "--validation.freq", "12")
+    run("--job.config_file", str(config), "--training.steps", "24", "--data.num_workers", "0", *args)
+    return folder
+
+
+def train(folder: Path, name: str, *args: str, num_processes: int = 2, steps: int = 24) -> Path:
+    dump = folder / name
+    run(
+        *("--job.config_file", str(folder / "config.toml"), "--job.dump_folder", str(dump)),
+        # A shorter run is the beginning of the baseline: the same learning rates, no anneal tail of its own.
+        *("--training.steps", str(steps), "--lr_scheduler.total_steps", "24"),
+        *(("--teacher.anneal_fraction", "0") if steps < 24 else ()),
+        *args,
+        num_processes=num_processes,
+    )
+    return dump
+
+
+def test_every_phase_is_logged_with_the_tags_of_the_design(baseline: Path) -> None:
+    trace = read_trace(baseline / "run")
+    assert [line["step"] for line in trace] == list(range(1, 25))
+    strategies = [line["strategy"] for line in trace]
+    assert strategies[0] == "uniform" and "soft" in strategies and strategies[-1] == "uniform"
+    step = strategies.index("soft") + 1
+    for tag in (
+        *("teacher/round", "teacher/ratio", "teacher/selected", "teacher/importance_mean", "teacher/importance_p99"),
+        *("teacher/effective_sample_size", "teacher/loss_age", "teacher/never_selected", "teacher/overlap"),
+        *("teacher/max_weight", "ledger/select_seconds", "ledger/exchange_seconds", "ledger/overhead_percent"),
+        *("ledger/examples_trained", "ledger/examples_covered", "ledger/tokens_covered_per_second"),
+    ):
+        assert step in read_scalars(baseline / "run", tag), tag
+    assert read_scalars(baseline / "run", "ledger/examples_trained")[24] == 23 * 8  # logged before the step is closed
+    assert sorted(read_scalars(baseline / "run", "validation_metrics/loss")) == [1, 12, 24]
+
+
+def test_accumulation_trains_the_same_examples(baseline: Path) -> None:
+    dump = train(baseline, "accumulated", "--training.local_batch_size", "2", steps=8)
+    assert read_trace(dump) == read_trace(baseline / "run")[:8]
+    losses, expected = read_scalars(dump, LOSS), read_scalars(baseline / "run", LOSS)
+    assert losses == {step: pytest.approx(expected[step], rel=1e-5) for step in range(1, 9)}
+
+
+def test_resume_on_another_number_of_ranks(baseline: Path) -> None:
+    """2 ranks until step 16, then 1: the selection under way and all that follow name the same examples."""
+    dump = baseline / "elastic"
+    dump.mkdir()
+    (dump / "checkpoint").mkdir()
+    (baseline / "run" / "checkpoint" / "step-16").rename(dump / "checkpoint" / "step-16")
+    train(baseline, "elastic", "--checkpoint.enable", num_processes=1)
+    expected = read_trace(baseline / "run")[16:]
+    assert read_trace(dump) == expected
+    losses, reference = read_scalars(dump, LOSS), read_scalars(baseline / "run", LOSS)
+    assert losses == {step: pytest.approx(reference[step], rel=1e-4) for step in range(17, 25)}
+
+
+def test_hsdp_trains_the_same_examples(baseline: Path) -> None:
+    dump = train(
+        *(baseline, "hsdp", "--training.local_batch_size", "2"),
+        *("--parallelism.data_parallel_replicate_degree", "2", "--parallelism.data_parallel_shard_degree", "2"),
+        num_processes=4,
+        steps=4,
+    )
+    assert read_trace(dump) == read_trace(baseline / "run")[:4]
+    expected = read_scalars(baseline / "run", LOSS)
+    assert read_scalars(dump, LOSS) == {step: pytest.approx(expected[step], rel=1e-5) for step in range(1, 5)}
+
+
+def test_compiled_model_and_loss_agree(baseline: Path) -> None:
+    dump = train(baseline, "compiled", "--compile.enable", steps=3)
+    expected = read_scalars(baseline / "run", LOSS)
+    assert read_scalars(dump, LOSS) == {step: pytest.approx(expected[step], rel=1e-4) for step in range(1, 4)}
+
+
+def test_qwen3_learns_under_the_teacher(baseline: Path) -> None:
+    dump = train(
+        *(baseline, "qwen3", "--model.name", "qwen3_attent", "--model.flavor", "debugmodel"),
+        *("--teacher.warmup_passes", "0", "--teacher.strategy", "hard"),
+        steps=6,
+    )
+    losses = read_scalars(dump, LOSS)
+    assert losses[6] < losses[1] - 0.1
+    assert read_trace(dump)[0]["strategy"] == "hard"

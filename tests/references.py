@@ -1,0 +1,44 @@
+"""Plain references shared by the tiers: what the package computes, written the slow and obvious way."""
+
+import itertools
+
+import numpy as np
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+def chi_square_critical(freedom: int, *, z: float = 3.72) -> float:
+    """The value that chi-square exceeds with probability 1e-4 (z = 3.72): Wilson and Hilferty 1931."""
+    spread = 2 / (9 * freedom)
+    return freedom * (1 - spread + z * spread**0.5) ** 3
+
+
+def plain_top_k(keys: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """bool mask of the k largest keys, ties by smallest id, and the (k+1)-th largest key or -1."""
+    order = np.lexsort((np.arange(len(keys)), -keys))
+    chosen = np.zeros(len(keys), dtype=bool)
+    chosen[order[:k]] = True
+    return chosen, int(keys[order[k]]) if k < len(keys) else -1
+
+
+def sequential_sampling_law(probabilities: np.ndarray, k: int) -> dict[tuple[int, ...], float]:
+    """The probability of every k-subset when k are drawn one after the other in proportion to what is left."""
+    law = dict.fromkeys(itertools.combinations(range(len(probabilities)), k), 0.0)
+    for order in itertools.permutations(range(len(probabilities)), k):
+        probability, left = 1.0, probabilities.sum()
+        for i in order:
+            probability *= probabilities[i] / left
+            left -= probabilities[i]
+        law[tuple(sorted(order))] += probability
+    return law
+
+
+def plain_inverse_weights(phi: np.ndarray, chosen: np.ndarray, kappa: float, max_weight: float) -> np.ndarray:
+    """1 / q clipped, divided by its mean over the chosen, example by example; q = P(phi + Gumbel > kappa)."""
+    weights = np.zeros(len(phi))
+    for i in np.flatnonzero(chosen):
+        q = 1.0 if phi[i] == np.inf or kappa == -np.inf else 1 - np.exp(-np.exp(phi[i] - kappa))
+        weights[i] = min(1 / q if q > 0 else np.inf, max_weight)
+    return weights / weights[chosen].mean()

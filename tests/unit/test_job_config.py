@@ -1,0 +1,122 @@
+"""job_config.py: every value out of range is refused with the key, the value and the mend."""
+
+import re
+
+import pytest
+
+from titan_attent.job_config import TeacherConfig, closest
+from titan_attent.teacher.importance import IMPORTANCES
+
+NAN, INF = float("nan"), float("inf")
+
+UNKNOWN = [
+    # key, value, hint
+    ("strategy", "sotf", "soft"),
+    ("strategy", "Hard", "hard"),
+    ("strategy", "unifrom", "uniform"),
+    ("strategy", "zzz", None),
+    ("strategy", None, None),
+    ("importance", "los", "loss"),
+    ("importance", "", None),
+    ("ratio_schedule", "constnat", "constant"),
+    ("ratio_schedule", "incremetal", "incremental"),
+    ("ratio_schedule", "cosin", "cosine"),
+    ("interval_schedule", "Fixed", "fixed"),
+    ("interval_schedule", "cosine", None),
+    ("normalization", "soft_max", "softmax"),
+    ("normalization", "sigmod", "sigmoid"),
+    ("weighting", "inverse-probability", "inverse_probability"),
+    ("weighting", True, None),
+]
+
+CHOICES = {
+    "strategy": ["uniform", "random", "hard", "soft"],
+    "ratio_schedule": ["constant", "incremental", "cosine"],
+    "interval_schedule": ["fixed", "incremental"],
+    "normalization": ["softmax", "sigmoid"],
+    "weighting": ["none", "inverse_probability"],
+}
+
+OUT_OF_RANGE = [
+    # key, values, what it must be
+    ("initial_ratio", [0, 0.0, -0.5, 1.5, NAN, INF, True, "0.5", None], "a number above 0 and at most 1"),
+    ("final_ratio", [0, 1.0001, NAN, -INF, False, [0.5]], "a number above 0 and at most 1"),
+    ("temperature", [0, 0.0, -1.0, NAN, INF, True, "1"], "a number above 0"),
+    ("min_inclusion_probability", [-0.01, 1, 1.0, NAN, True], "a number at least 0 and below 1"),
+    ("max_weight", [0.99, 0, -4.0, NAN, INF, True], "a number at least 1"),
+    ("anneal_fraction", [-0.1, 1.1, NAN, INF, True], "a number at least 0 and at most 1"),
+    ("warmup_passes", [-1, 0.5, 1.0, NAN, True, "1"], "a whole number at least 0"),
+    ("initial_interval", [0, -1, 1.0, 1.5, NAN, True], "a whole number at least 1"),
+    ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
+    ("seed", [0.0, 1.5, NAN, True, "0", None], "a whole number"),
+]
+
+GOOD = {
+    "initial_ratio": [1e-9, 0.5, 1, 1.0],
+    "final_ratio": [1e-9, 1],
+    "temperature": [1e-3, 1, 100.0],
+    "min_inclusion_probability": [0, 0.0, 0.999],
+    "max_weight": [1, 1.0, 1e6],
+    "anneal_fraction": [0, 0.125, 1, 1.0],
+    "warmup_passes": [0, 1, 3],
+    "initial_interval": [1, 2],
+    "max_interval": [1, 7],
+    "seed": [-1, 0, 2**40],
+    **CHOICES,
+}
+
+
+def refusal(**values) -> str:
+    with pytest.raises(ValueError) as caught:
+        TeacherConfig(**values).validate()
+    return str(caught.value)
+
+
+def test_the_defaults_are_good():
+    TeacherConfig().validate()
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in GOOD.items() for value in values])
+def test_good_values(key, value):
+    TeacherConfig(**{key: value}).validate()
+
+
+@pytest.mark.parametrize("key, value, hint", UNKNOWN)
+def test_an_unknown_choice_is_refused_with_the_choices_and_a_hint(key, value, hint):
+    message = refusal(**{key: value})
+    assert message.startswith(f"[teacher] {key} = {value!r} is unknown: use one of ")
+    assert re.findall(r'"(\w+)"', message.split("; did you mean")[0]) == CHOICES.get(key, list(IMPORTANCES))
+    assert message.endswith(f'did you mean "{hint}"?') if hint else "did you mean" not in message
+
+
+@pytest.mark.parametrize("key, value, must", [(key, v, must) for key, values, must in OUT_OF_RANGE for v in values])
+def test_a_number_out_of_range_is_refused_with_its_range(key, value, must):
+    assert refusal(**{key: value}) == f"[teacher] {key} = {value!r}: it must be {must}"
+
+
+def test_the_tables_name_every_key_but_the_trace():
+    covered = {row[0] for row in (*UNKNOWN, *OUT_OF_RANGE)}
+    assert covered | {"trace"} == set(TeacherConfig.__dataclass_fields__)
+
+
+def test_the_largest_interval_is_not_below_the_first():
+    assert "[teacher] max_interval = 2: it must be a whole number at least 3" in refusal(
+        initial_interval=3, max_interval=2
+    )
+    TeacherConfig(initial_interval=3, max_interval=3).validate()
+
+
+def test_the_fixed_interval_schedule_does_not_read_the_largest_interval():
+    TeacherConfig(interval_schedule="fixed", initial_interval=3).validate()
+
+
+def test_the_importances_are_those_that_validate_takes():
+    for name in IMPORTANCES:
+        TeacherConfig(importance=name).validate()
+    listed = re.findall(r'"(\w+)"', refusal(importance="nothing like it"))
+    assert listed == list(IMPORTANCES)
+
+
+def test_closest_names_only_a_near_miss():
+    assert closest("sfot", ["soft", "hard"]) == '; did you mean "soft"?'
+    assert closest("qqqq", ["soft", "hard"]) == ""

@@ -1,0 +1,107 @@
+"""loss.py against float64 loops over tokens."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from titan_attent.loss import IGNORE_INDEX, build_weighted_loss, per_example_cross_entropy, weighted_cross_entropy
+
+WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
+
+
+def batch(*, dtype: torch.dtype = torch.float32, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four rows: all tokens valid, some ignored, none valid, one valid."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BLV = (torch.randn(4, 9, 31, generator=generator) * scale).to(dtype)
+    labels_BL = torch.randint(0, 31, (4, 9), generator=generator)
+    labels_BL[1, 3:7] = IGNORE_INDEX
+    labels_BL[2] = IGNORE_INDEX
+    labels_BL[3, 1:] = IGNORE_INDEX
+    return logits_BLV, labels_BL
+
+
+def plain_token_losses(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> list[list[float]]:
+    """For each row, -log softmax of each valid token, in float64."""
+    rows = []
+    for logits_LV, labels_L in zip(logits_BLV.double().detach().numpy(), labels_BL.numpy(), strict=True):
+        valid = [(z, label) for z, label in zip(logits_LV, labels_L, strict=True) if label != -100]
+        rows.append([np.log(np.exp(z - z.max()).sum()) + z.max() - z[label] for z, label in valid])
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_sums_and_counts_are_those_of_a_loop_over_tokens(dtype):
+    logits_BLV, labels_BL = batch(dtype=dtype)
+    sums_B, counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
+    expected = plain_token_losses(logits_BLV, labels_BL)
+    assert sums_B.dtype == counts_B.dtype == torch.float32
+    np.testing.assert_allclose(sums_B.numpy(), [sum(row) for row in expected], rtol=2e-6)
+    assert counts_B.tolist() == [len(row) for row in expected] == [9, 5, 0, 1]
+
+
+def test_extreme_logits_stay_finite():
+    logits_BLV, labels_BL = batch(scale=3000.0)
+    sums_B, _ = per_example_cross_entropy(logits_BLV, labels_BL)
+    np.testing.assert_allclose(
+        sums_B.numpy(), [sum(row) for row in plain_token_losses(logits_BLV, labels_BL)], rtol=2e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weighted_and_unweighted_sums_and_means(dtype):
+    logits_BLV, labels_BL = batch(dtype=dtype)
+    weighted, unweighted, mean_B = weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)
+    rows = plain_token_losses(logits_BLV, labels_BL)
+    sums = np.array([sum(row) for row in rows])
+    np.testing.assert_allclose(weighted.item(), (sums * WEIGHTS_B.numpy()).sum(), rtol=2e-6)
+    np.testing.assert_allclose(unweighted.item(), sums.sum(), rtol=2e-6)
+    np.testing.assert_allclose(mean_B.numpy(), [np.mean(row) if row else 0.0 for row in rows], rtol=2e-6)
+    assert weighted.requires_grad and not unweighted.requires_grad and not mean_B.requires_grad
+
+
+def test_weights_of_one_leave_torchs_sum():
+    logits_BLV, labels_BL = batch()
+    ours, logged, _ = weighted_cross_entropy(logits_BLV, labels_BL, torch.ones(4))
+    torchs = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="sum", ignore_index=-100)
+    torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(logged, torchs, rtol=1e-6, atol=0)
+
+
+def test_gradient_is_weight_times_softmax_minus_onehot():
+    logits_BLV, labels_BL = batch()
+    weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)[0].backward()
+    expected = np.zeros(logits_BLV.shape)
+    z = logits_BLV.detach().double().numpy()
+    for b, t in np.ndindex(4, 9):
+        if labels_BL[b, t] != -100:
+            p = np.exp(z[b, t] - z[b, t].max())
+            p /= p.sum()
+            p[labels_BL[b, t]] -= 1
+            expected[b, t] = WEIGHTS_B[b].item() * p
+    np.testing.assert_allclose(logits_BLV.grad.numpy(), expected, atol=2e-6)
+
+
+def test_build_without_compilation_is_the_plain_function():
+    assert build_weighted_loss(compile_loss=False) is weighted_cross_entropy
+
+
+def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_values():
+    compiled = build_weighted_loss(compile_loss=True)
+    logits_BLV, labels_BL = batch()
+    results = {}
+    for name, loss in (("plain", weighted_cross_entropy), ("compiled", compiled)):
+        leaf = logits_BLV.clone().requires_grad_()
+        outputs = loss(leaf, labels_BL, WEIGHTS_B)
+        outputs[0].backward()
+        results[name] = [*(output.detach() for output in outputs), leaf.grad]
+    torch.testing.assert_close(results["compiled"], results["plain"], rtol=2e-6, atol=2e-6)
+
+    other_labels = labels_BL.flip(0)  # other places of the ignored labels: data, not shape
+    with torch.compiler.set_stance("fail_on_recompile"):
+        outputs = compiled(logits_BLV.clone().requires_grad_(), other_labels, WEIGHTS_B.flip(0))
+    np.testing.assert_allclose(
+        outputs[2].numpy(),
+        [np.mean(row) if row else 0.0 for row in plain_token_losses(logits_BLV, other_labels)],
+        rtol=2e-6,
+    )

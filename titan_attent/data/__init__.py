@@ -1,0 +1,18 @@
+"""The way of the data, from documents to the ids of a step.
+
+    documents.py   files -> documents              one JSON line, parquet row or text file each
+         |
+    tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (ranks.py)
+         |
+    writer.py      token ids -> shards on disk     parallel, resumable (progress.py)
+         |
+    format.py      shards and index.json           hashes, fingerprint, atomic files
+         |
+    shards.py      example id -> tokens            memory maps
+         |
+    sampler.py     (selection, seed, pass, consumed) -> the ids of this rank
+         |
+    loader.py      ids -> batches                  torchtitan's loader, with a state that names no rank
+
+All but loader.py work without torchtitan.
+"""

@@ -1,0 +1,217 @@
+"""Documents out of files: one JSON line, one parquet row or one text file each, in a fixed order.
+
+Inputs are listed once (folders sorted by path), then read as a stream. Every document comes with the
+cursor behind it, from which reading goes on later without reading again what came before.
+
+Cost: one document in memory, for parquet 1024 rows of one column.
+"""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TEXT_EXTENSIONS = (
+    *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
+    *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "ts", "sh"),
+)
+RECORD_EXTENSIONS = ("jsonl", "jsonl.gz", "parquet")
+ROWS_PER_READ = 1024
+
+
+class Source(NamedTuple):
+    """A file to read; ``optional`` for one found in a folder, which is left out if it is not text."""
+
+    path: Path
+    extension: str
+    num_bytes: int
+    modified_ns: int
+    optional: bool
+
+
+class Cursor(NamedTuple):
+    """Where to read on: in source number ``source``, after ``row`` lines or rows and ``offset`` bytes."""
+
+    source: int = 0
+    row: int = 0
+    offset: int = 0
+
+
+START = Cursor()
+
+
+class Document(NamedTuple):
+    """``text`` is None for an optional file that is not text; ``num_bytes`` are those of the source."""
+
+    text: str | None
+    cursor: Cursor
+    num_bytes: int
+
+
+def list_sources(inputs: Sequence[str | Path], *, extensions: Sequence[str]) -> list[Source]:
+    """The files of ``inputs``; of a folder those with one of ``extensions`` (``txt``), outside hidden folders.
+
+    Raises:
+        ValueError: an input is missing or of unknown extension, or a folder has no such file.
+    """
+    sources: list[Source] = []
+    known = {*extensions, *RECORD_EXTENSIONS}
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found = _list_folder(path, extensions=set(extensions))
+            if not found:
+                raise ValueError(
+                    f"{path}: this folder has no file with extension {', '.join(extensions)}; name those "
+                    "to read with --extensions"
+                )
+            sources += found
+        elif not path.is_file():
+            raise ValueError(f"{path}: no such file or folder; correct the path of this input")
+        elif (extension := _extension(path)) in known:
+            sources.append(_source(path, extension=extension, optional=False))
+        else:
+            raise ValueError(
+                f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "
+                f"it is text, read it as one document with --extensions {extension}"
+            )
+    return sources
+
+
+def _list_folder(folder: Path, *, extensions: set[str]) -> list[Source]:
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names]
+    # Sorted as strings, whatever order the file system lists; is_file() leaves out pipes and dead links.
+    return [
+        _source(path, extension=extension, optional=True)
+        for path in sorted(paths, key=lambda path: path.as_posix())
+        if (extension := _extension(path)) in extensions and path.is_file()
+    ]
+
+
+def _extension(path: Path) -> str:
+    name = path.name.lower()
+    return "jsonl.gz" if name.endswith(".jsonl.gz") else name.rpartition(".")[2] if "." in name else ""
+
+
+def _source(path: Path, *, extension: str, optional: bool) -> Source:
+    stat = path.stat()
+    # Absolute, so that a run may be resumed from another folder.
+    return Source(Path(os.path.abspath(path)), extension, stat.st_size, stat.st_mtime_ns, optional)
+
+
+def read_documents(sources: Sequence[Source], *, text_key: str, start: Cursor = START) -> Iterator[Document]:
+    """The documents of ``sources`` in order, from ``start`` on.
+
+    Args:
+        text_key: the key of a JSON line, or the column of a parquet file, that holds the text.
+
+    Raises:
+        ValueError: a record or file that cannot be read; names the file and the line or row.
+    """
+    for number in range(start.source, len(sources)):
+        at = start if number == start.source else Cursor(number)
+        source = sources[number]
+        if source.extension in ("jsonl", "jsonl.gz"):
+            yield from _read_jsonl(source, text_key=text_key, start=at)
+        elif source.extension == "parquet":
+            yield from _read_parquet(source, text_key=text_key, start=at)
+        else:
+            yield Document(_read_text(source), Cursor(number + 1), source.num_bytes)
+
+
+def _read_text(source: Source) -> str | None:
+    content = source.path.read_bytes()
+    if source.optional and b"\0" in content:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if source.optional:
+            return None
+        raise ValueError(f"{source.path}: not UTF-8 ({error}); convert the file to UTF-8") from error
+
+
+def _read_jsonl(source: Source, *, text_key: str, start: Cursor) -> Iterator[Document]:
+    number, row, offset = start
+    with open(source.path, "rb") as raw:
+        lines: io.BufferedIOBase = gzip.open(raw) if source.extension == "jsonl.gz" else raw  # noqa: SIM115
+        place = 0
+        try:
+            lines.seek(offset)
+            for line in lines:
+                row, offset = row + 1, offset + len(line)
+                if line.strip():
+                    text = _text_of_line(line, text_key=text_key, where=f"{source.path}:{row}")
+                    # Of the file itself, compressed or not.
+                    place, before = raw.tell(), place
+                    yield Document(text, Cursor(number, row, offset), place - before)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{source.path}: damaged gzip file after line {row} ({error}); download or compress it again"
+            ) from error
+
+
+def _text_of_line(line: bytes, *, text_key: str, where: str) -> str:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: malformed JSON line ({error}); fix or remove the line") from error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{where}: a JSON {type(record).__name__} where an object with the key {text_key!r} is "
+            "expected; write one object a line"
+        )
+    if text_key not in record:
+        raise ValueError(f"{where}: no key {text_key!r}; {_choose(record)}")
+    return _check_text(record[text_key], text_key=text_key, where=where)
+
+
+def _choose(names: Any) -> str:
+    return f"name the one that holds the text with --text-key, of {', '.join(map(repr, names))}"
+
+
+def _check_text(text: Any, *, text_key: str, where: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: {text_key!r} is {type(text).__name__}, not a string; fix or remove the record, or "
+            "choose another --text-key"
+        )
+    return text
+
+
+def _read_parquet(source: Source, *, text_key: str, start: Cursor) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number, row, place = start.source, 0, 0
+    try:
+        with pyarrow.parquet.ParquetFile(source.path) as file:
+            num_rows, names = file.metadata.num_rows, file.schema_arrow.names
+            if text_key not in names:
+                raise ValueError(f"{source.path}: no column {text_key!r}; {_choose(names)}")
+            for group in range(file.num_row_groups):
+                group_rows = file.metadata.row_group(group).num_rows
+                if row + group_rows <= start.row:
+                    row += group_rows
+                    continue
+                batches = file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=[text_key])
+                for batch in batches:
+                    for value in batch.column(0).to_pylist():
+                        row += 1
+                        if row <= start.row:
+                            continue
+                        where = f"{source.path}: row {row}"
+                        text = _check_text(value, text_key=text_key, where=where)
+                        done = source.num_bytes * row // num_rows
+                        yield Document(text, Cursor(number, row), done - place)
+                        place = done
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{source.path}: damaged or not a parquet file ({error}); download or write it again"
+        ) from error

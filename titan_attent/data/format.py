@@ -1,0 +1,222 @@
+"""The data set on disk: what its files are, and how no crash leaves half of one.
+
+    DIR/index.json           dtype, counts, tokenizer, the shards with their hashes, the fingerprint
+    DIR/tokenizer.tiktoken   the tokenizer's ranks (tokenizer.py)
+    DIR/shard-00000.bin      raw little-endian token ids, uint16 or uint32, no header
+    DIR/shard-00001.bin      ...
+
+Files are written under a temporary name, fsynced, then renamed. index.json comes last: only with it
+is the folder a data set. The fingerprint names the token stream: where it is equal, equal example ids
+hold equal tokens.
+
+Cost: about 150 bytes of index a shard; one sha256 over the tokens while they are written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "titan_attent.tokens"
+VERSION = 1
+INDEX_FILE = "index.json"
+PROGRESS_FILE = "progress.json"
+"""What writer.py keeps until the index is written; alone, it means an interrupted writer."""
+WRITER = "`python -m titan_attent.data.writer`"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: after a crash the file is the old or the new one, whole."""
+    temporary = _temporary(path)
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _publish(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    # In the same folder, where a rename is atomic; a fixed name, so that what a killed process left
+    # behind is overwritten and not piled up.
+    return path.with_name(path.name + ".tmp")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    # The name is durable only when its folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype on disk for ids below ``vocab_size``: uint16, or uint32 beyond 65536."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard in the index: its file name, number of tokens, and sha256 (hex) of the file."""
+
+    file: str
+    num_tokens: int
+    sha256: str
+
+
+class ShardWriter:
+    """Streams tokens to a shard file, hashing on the way; the file gets its name when finished.
+
+    A context manager; leaving it without :meth:`finish` removes what was written.
+    """
+
+    def __init__(self, path: Path, *, dtype: np.dtype):
+        self.path, self.dtype = path, dtype
+        self.num_tokens, self.max_token_id = 0, -1
+        self._file = open(_temporary(path), "wb", buffering=2**20)  # noqa: SIM115
+        self._sha256 = hashlib.sha256()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._file.closed:
+            self._file.close()
+            _temporary(self.path).unlink()
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Append ids [T] of any integer dtype; ValueError if one does not fit the dtype on disk."""
+        if not len(tokens):
+            return
+        smallest, largest = int(tokens.min()), int(tokens.max())
+        if smallest < 0 or largest > np.iinfo(self.dtype).max:
+            raise ValueError(
+                f"{self.path}: token ids {smallest} to {largest} do not fit {self.dtype.name}; "
+                "choose the dtype with token_dtype(vocab_size)"
+            )
+        data = np.ascontiguousarray(tokens, dtype=self.dtype).data
+        self._file.write(data)
+        self._sha256.update(data)
+        self.num_tokens += len(tokens)
+        self.max_token_id = max(self.max_token_id, largest)
+
+    def finish(self) -> ShardEntry:
+        """Make the file durable under its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        _publish(_temporary(self.path), self.path)
+        return ShardEntry(self.path.name, self.num_tokens, self._sha256.hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """``index.json``; ``tokenizer`` is the dict of ``Tokenizer.info``."""
+
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    max_token_id: int
+    tokenizer: dict[str, Any]
+    shards: tuple[ShardEntry, ...]
+    fingerprint: str
+
+
+def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[str, Any]) -> str:
+    """sha256 (hex) over what defines the token stream; not over the names of its files."""
+    stream = {
+        "dtype": dtype,
+        "shards": [[shard.num_tokens, shard.sha256] for shard in shards],
+        "tokenizer": tokenizer,
+    }
+    canonical = json.dumps(stream, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def write_index(
+    folder: Path,
+    *,
+    dtype: np.dtype,
+    shards: Sequence[ShardEntry],
+    num_documents: int,
+    max_token_id: int,
+    tokenizer: dict[str, Any],
+) -> Index:
+    """Write ``folder/index.json``, which turns the folder, its shards in place, into a data set.
+
+    ``tokenizer`` has at least ``name``, ``vocab_size`` and ``eos_id``.
+    """
+    index = Index(
+        dtype=dtype.name,
+        num_tokens=sum(shard.num_tokens for shard in shards),
+        num_documents=num_documents,
+        max_token_id=max_token_id,
+        tokenizer=tokenizer,
+        shards=tuple(shards),
+        fingerprint=_fingerprint(dtype=dtype.name, shards=shards, tokenizer=tokenizer),
+    )
+    document = {"format": FORMAT, "version": VERSION, **asdict(index)}
+    write_atomically(folder / INDEX_FILE, (json.dumps(document, indent=1) + "\n").encode("ascii"))
+    return index
+
+
+def read_index(folder: Path) -> Index:
+    """Read ``folder/index.json``; ValueError if missing, malformed, of another format or edited."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder}: {_why_no_index(folder)}")
+    mend = f"restore the file, or write the data set anew with {WRITER}"
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {mend}") from error
+    fields = dict(document) if isinstance(document, dict) else {}
+    found = fields.pop("format", None), fields.pop("version", None)
+    if found != (FORMAT, VERSION):
+        raise ValueError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, but this package reads {FORMAT!r} "
+            f"version {VERSION}; use the package version that wrote it, or {mend}"
+        )
+    try:
+        fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
+        index = Index(**fields)
+        _check_consistency(index)
+        fingerprint = _fingerprint(dtype=index.dtype, shards=index.shards, tokenizer=index.tokenizer)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
+    if fingerprint != index.fingerprint:
+        raise ValueError(
+            f"{path}: its fingerprint is {index.fingerprint}, its content gives {fingerprint}: the "
+            f"index was edited after it was written; {mend}"
+        )
+    return index
+
+
+def _why_no_index(folder: Path) -> str:
+    if (folder / PROGRESS_FILE).exists():
+        return f"its writer was interrupted; run the same {WRITER} command again, which resumes it"
+    what = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
+    return (
+        f"not a data set, {what}; correct the path, or make one with "
+        f"{WRITER[:-1]} INPUT --tokenizer NAME --output {folder}`"
+    )
+
+
+def _check_consistency(index: Index) -> None:
+    if index.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {index.dtype!r} is neither uint16 nor uint32")
+    for shard in index.shards:
+        if Path(shard.file).name != shard.file or shard.num_tokens < 1:
+            raise ValueError(f"shard {shard.file!r} of {shard.num_tokens} tokens")
+    if not 0 < index.num_tokens == sum(shard.num_tokens for shard in index.shards):
+        raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
+    if missing := {"name", "vocab_size", "eos_id"} - index.tokenizer.keys():
+        raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
+    if not 0 <= index.max_token_id < index.tokenizer["vocab_size"]:
+        raise ValueError(f"max_token_id {index.max_token_id} is outside the tokenizer's vocabulary")

@@ -1,0 +1,134 @@
+"""What an interrupted writer needs to go on: progress.json, and a folder that is its own.
+
+A run and the one that resumes it must be given the same: inputs, tokenizer and all else that decides the bytes of the
+data set is kept and compared. Files count as the same if their paths, sizes and modification times are.
+
+Cost: one small file a shard; on resume one stat an input file and a finished shard.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titan_attent.data.documents import START, Cursor, Source
+from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, ShardEntry, token_dtype, write_atomically
+
+
+@dataclass
+class Progress:
+    """progress.json: what the finished shards hold, and the cursor behind them."""
+
+    arguments: dict[str, Any]
+    """Of :func:`run_arguments`."""
+    tokenizer: dict[str, Any]
+    cursor: Cursor = START
+    num_documents: int = 0
+    num_skipped: int = 0
+    max_token_id: int = -1
+    shards: list[ShardEntry] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard.num_tokens for shard in self.shards)
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / PROGRESS_FILE, json.dumps(asdict(self), indent=1).encode("ascii"))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Progress":
+        """ValueError if the file is malformed."""
+        path = folder / PROGRESS_FILE
+        try:
+            fields = json.loads(path.read_bytes())
+            fields["cursor"] = Cursor(*fields["cursor"])
+            fields["shards"] = [ShardEntry(**entry) for entry in fields["shards"]]
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: malformed ({error}); delete {folder} to start anew") from error
+
+
+def check_output(folder: Path, *, inputs: Sequence[str | Path]) -> None:
+    """ValueError if ``folder`` is not free for a new or an interrupted data set."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; choose a folder for --output")
+    if (folder / INDEX_FILE).exists():
+        raise ValueError(f"{folder}: holds a finished data set; choose another --output, or delete it first")
+    for path in map(Path, inputs):
+        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{folder}: lies inside the input {path}; choose an --output outside of it")
+    if not (folder / PROGRESS_FILE).exists() and (stray := sorted(folder.glob("shard-*.bin"))):
+        raise ValueError(
+            f"{folder}: holds {stray[0].name} but no {INDEX_FILE}; choose another --output, or delete it first"
+        )
+
+
+def resume(folder: Path, *, arguments: dict[str, Any]) -> Progress | None:
+    """The progress in ``folder``; None if there is none, or one that finished no shard with other arguments.
+
+    Raises:
+        ValueError: it finished shards with other arguments, or one of them is missing or truncated.
+    """
+    if not (folder / PROGRESS_FILE).exists():
+        return None
+    state = Progress.load(folder)
+    differing = [
+        f"{name} was {state.arguments.get(name)!r} and is {arguments.get(name)!r}"
+        for name in sorted({*state.arguments, *arguments})
+        if state.arguments.get(name) != arguments.get(name)
+    ]
+    if differing and not state.shards:
+        return None  # A mistaken command that wrote nothing must not stand in the way of the right one.
+    if differing:
+        raise ValueError(
+            f"{folder}: holds an interrupted run with other arguments: {'; '.join(differing)}. Use the same command to "
+            "resume it, or delete the folder to start anew"
+        )
+    itemsize = token_dtype(state.tokenizer["vocab_size"]).itemsize
+    for shard in state.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.num_tokens * itemsize:
+            raise ValueError(
+                f"{path}: this finished shard of an interrupted run is missing or truncated; delete {folder} to start "
+                "anew"
+            )
+    return state
+
+
+def run_arguments(sources: Sequence[Source], *, tokenizer: str, **others: Any) -> dict[str, Any]:
+    """What decides the bytes of the data set, readable enough to tell a user what differs."""
+    files = [[str(source.path), *source[1:]] for source in sources]
+    digest = hashlib.sha256(json.dumps(files).encode("ascii")).hexdigest()[:16]
+    num_bytes = sum(source.num_bytes for source in sources)
+    arguments = {
+        "inputs": f"{len(files)} files, {num_bytes} bytes, paths and modification times {digest}",
+        "tokenizer": tokenizer,
+        **others,
+    }
+    if (path := Path(tokenizer)).is_file():
+        arguments["tokenizer file"] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()
+    return arguments
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second writer out of ``folder``, such as one started by every rank of a job."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ValueError(
+            f"{folder}: another writer is at work there; wait for it, or choose another --output"
+        ) from error
+    except OSError:
+        pass  # Some network file systems lock no folders; there it is the user who starts one writer.
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,182 @@
+"""Token shards: one stream of tokens over many files, and the examples in it.
+
+The shards of a data set (format.py), one after the other, are one stream in which every document ends
+with the eos id. Example ``i`` is the window of ``seq_len + 1`` tokens at ``i * seq_len``: its inputs are
+the first ``seq_len`` of them, its labels the last. Windows cross documents and shards; the tokens at the
+end that fill no window are left out.
+
+Cost: opening is one stat a shard and reads no token. An example is one copy out of a memory map (the
+page cache), 2 or 4 bytes a token on disk and 8 in memory. Any number of threads may read at once.
+"""
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from titan_attent.data.format import INDEX_FILE, WRITER, Index, ShardEntry, read_index, write_index
+
+__all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
+
+HASH_BLOCK = 8 * 2**20
+"""Bytes read at a time when hashing: enough for full disk speed, little enough for many ranks."""
+
+
+class TokenShards:
+    """The token stream of a data set folder.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: the folder, its index or a shard is missing, malformed, of another format,
+            edited or truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.index: Index = read_index(self.path)
+        self.num_tokens = self.index.num_tokens
+        self.max_token_id = self.index.max_token_id
+        self.fingerprint = self.index.fingerprint
+        self.tokenizer_info = self.index.tokenizer
+        self.dtype = np.dtype(self.index.dtype).newbyteorder("<")
+        # Python integers, which do not wrap however long the stream is.
+        self._starts = [0, *accumulate(shard.num_tokens for shard in self.index.shards)]
+        self._maps: dict[int, np.ndarray] = {}
+        for shard in self.index.shards:
+            self._check_size(shard)
+
+    def _check_size(self, shard: ShardEntry) -> None:
+        path, expected = self.path / shard.file, shard.num_tokens * self.dtype.itemsize
+        mend = f"copy the data set again, or write it anew with {WRITER}"
+        try:
+            actual = path.stat().st_size
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: this shard of {INDEX_FILE} is missing; {mend}") from error
+        if actual != expected:
+            raise ValueError(
+                f"{path}: has {actual} bytes where {INDEX_FILE} says {expected}: truncated or replaced; {mend}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry the data itself; the other process maps the files anew.
+        return {**self.__dict__, "_maps": {}}
+
+    def _map(self, shard: int) -> np.ndarray:
+        # Two threads may both map a shard at first; one map stays, and both are right.
+        if shard not in self._maps:
+            path = self.path / self.index.shards[shard].file
+            self._maps[shard] = np.memmap(path, dtype=self.dtype, mode="r")
+        return self._maps[shard]
+
+    def shard_of(self, token_index: int) -> tuple[str, int]:
+        """The file that holds a token, and the offset in it, in tokens; IndexError outside."""
+        if not 0 <= token_index < self.num_tokens:
+            raise IndexError(f"{self.path}: token {token_index} is outside [0, {self.num_tokens})")
+        shard = bisect_right(self._starts, token_index) - 1
+        return self.index.shards[shard].file, token_index - self._starts[shard]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens [start, stop) of the stream, int64 [T]; IndexError if not all are there."""
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"{self.path}: tokens [{start}, {stop}) are outside [0, {self.num_tokens})")
+        tokens = np.empty(stop - start, dtype=np.int64)
+        self.read_into(tokens, start=start)
+        return tokens
+
+    def read_into(self, out: np.ndarray, *, start: int) -> None:
+        """Fill ``out``, int64 [T], from token ``start`` on; the caller has checked the bounds."""
+        filled, shard = 0, bisect_right(self._starts, start) - 1
+        while filled < len(out):
+            offset = start + filled - self._starts[shard]
+            piece = self._map(shard)[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled, shard = filled + len(piece), shard + 1
+
+    def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
+        """Re-hash shards, given by number (all by default), at about 1 GB/s.
+
+        Ranks share the work with ``range(rank, len(index.shards), world_size)``.
+
+        Raises:
+            ValueError: a shard differs from the index; names the file.
+        """
+        numbers = range(len(self.index.shards)) if shards is None else shards
+        entries = [self.index.shards[number] for number in numbers]
+        num_bytes = sum(entry.num_tokens for entry in entries) * self.dtype.itemsize
+        with tqdm(total=num_bytes, unit="B", unit_scale=True, disable=not progress) as bar:
+            for entry in entries:
+                sha256 = hashlib.sha256()
+                with open(self.path / entry.file, "rb") as file:
+                    while block := file.read(HASH_BLOCK):
+                        sha256.update(block)
+                        bar.update(len(block))
+                if sha256.hexdigest() != entry.sha256:
+                    raise ValueError(
+                        f"{self.path / entry.file}: its sha256 is {sha256.hexdigest()} where "
+                        f"{INDEX_FILE} says {entry.sha256}: the shard is damaged; copy the data "
+                        f"set again, or write it anew with {WRITER}"
+                    )
+
+
+class TokenDataset(Dataset):
+    """Example id -> tokens. Picklable.
+
+    Args:
+        path_or_shards: a data set folder, or its open :class:`TokenShards`.
+        seq_len: tokens of an example, at least 1.
+
+    Raises:
+        ValueError: as :class:`TokenShards`, or the data holds no example of ``seq_len``.
+    """
+
+    def __init__(self, path_or_shards: str | os.PathLike[str] | TokenShards, *, seq_len: int):
+        if not isinstance(path_or_shards, TokenShards):
+            path_or_shards = TokenShards(path_or_shards)
+        self.shards = path_or_shards
+        self.seq_len = seq_len
+        where = self.shards.path
+        if seq_len < 1:
+            raise ValueError(f"{where}: seq_len is {seq_len}; set it to 1 or more")
+        self.num_examples = (self.shards.num_tokens - 1) // seq_len
+        if self.num_examples == 0:
+            raise ValueError(
+                f"{where}: holds {self.shards.num_tokens} tokens, but one example of seq_len "
+                f"{seq_len} needs {seq_len + 1}; lower seq_len, or write more data"
+            )
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, i: int) -> tuple[dict[str, Tensor], Tensor]:
+        """``({"input": [L], "example_id": []}, labels [L])``, int64; IndexError outside [0, N)."""
+        ids = torch.tensor([i], dtype=torch.int64)
+        inputs, labels = self.batch(ids)
+        return {"input": inputs[0], "example_id": ids[0]}, labels[0]
+
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples of ``ids``, int64 [B]: inputs and labels, both int64 [B, L] and contiguous.
+
+        They share no memory, so that labels may be masked in place. IndexError if an id is outside
+        [0, N).
+        """
+        numbers = ids.tolist()
+        for i in numbers:
+            if not 0 <= i < self.num_examples:
+                raise IndexError(f"{self.shards.path}: example id {i} is outside [0, {self.num_examples})")
+        windows = torch.empty((len(numbers), self.seq_len + 1), dtype=torch.int64)
+        for window, i in zip(windows.numpy(), numbers, strict=True):
+            self.shards.read_into(window, start=i * self.seq_len)
+        # clone, not contiguous(): for B = 1 the latter would return views that share memory.
+        dense = torch.contiguous_format
+        return windows[:, :-1].clone(memory_format=dense), windows[:, 1:].clone(memory_format=dense)

@@ -1,0 +1,245 @@
+"""Documents to token shards: from the command line or from Python, in parallel, and resumed after a kill.
+
+    python -m titan_attent.data.writer INPUT [INPUT ...] --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
+
+One thread reads ahead and writes, ``num_threads`` others encode chunks of documents. The tokens, every document closed
+by the eos id, go to the shards in the order of the inputs, whatever the number of threads. A shard closes at the first
+end of a document at which it holds ``shard_tokens``. Then progress.json records what was consumed, so that a killed run
+loses one shard of work at most, and the same command ends in the same bytes as an uninterrupted run.
+
+Cost: memory for three chunks of documents a thread (or the longest documents); every token is hashed and written once.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_sources, read_documents
+from titan_attent.data.format import PROGRESS_FILE, ShardWriter, token_dtype, write_index
+from titan_attent.data.progress import Progress, check_output, locked, resume, run_arguments
+from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
+
+CHUNK_CHARACTERS = 2**18
+"""What a thread encodes at a time: some 20 ms of work, against microseconds to hand it over."""
+
+Encoded = tuple[Document, np.ndarray | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the data set holds; ``num_skipped`` files were not text, ``tokens_per_second`` is of this run alone."""
+
+    path: Path
+    num_documents: int
+    num_tokens: int
+    num_shards: int
+    num_skipped: int
+    tokens_per_second: float
+    fingerprint: str
+
+
+def write_dataset(
+    inputs: Sequence[str | Path],
+    *,
+    output: str | Path,
+    tokenizer: str,
+    text_key: str = "text",
+    shard_tokens: int = 2**27,
+    num_threads: int = os.cpu_count() or 1,
+    max_training_bytes: int = 2**28,
+    extensions: Sequence[str] = TEXT_EXTENSIONS,
+    progress: bool = False,
+) -> Summary:
+    """Write the documents of ``inputs`` as a data set, or finish one that was interrupted.
+
+    Args:
+        inputs: .jsonl, .jsonl.gz, .parquet or text files, or folders of files with one of ``extensions``.
+        output: the folder to write, made if missing; not inside an input.
+        tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which learns one from the
+            first ``max_training_bytes`` of the inputs' text.
+        text_key: JSON key or parquet column that holds the text.
+        shard_tokens: a shard closes at the end of the document that reaches it.
+        num_threads: that encode; they do not change what is written.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: an input, tokenizer or argument that cannot be used, a data set that is finished, or an interrupted
+            one that was begun with other arguments.
+    """
+    inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
+    counts = {"shard_tokens": shard_tokens, "num_threads": num_threads, "max_training_bytes": max_training_bytes}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; set it to 1 or more")
+    folder = Path(output)
+    check_output(folder, inputs=inputs)
+    sources = list_sources(inputs, extensions=extensions)
+    arguments = run_arguments(
+        sources, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        state = resume(folder, arguments=arguments)
+        if state:
+            encoder = Tokenizer.from_info(state.tokenizer, folder)
+        else:
+            texts = (document.text for document in read_documents(sources, text_key=text_key) if document.text)
+            encoder = make_tokenizer(tokenizer, texts=texts, max_training_bytes=max_training_bytes)
+            encoder.save(folder)
+            state = Progress(arguments, encoder.info())
+            state.save(folder)
+        started, num_tokens_before = time.perf_counter(), state.num_tokens
+        documents = read_documents(sources, text_key=text_key, start=state.cursor)
+        dtype = token_dtype(encoder.vocab_size)
+        sizes = [source.num_bytes for source in sources]
+        bar = tqdm(
+            total=sum(sizes),
+            initial=sum(sizes[: state.cursor.source]),
+            unit="B",
+            unit_scale=True,
+            mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
+            disable=not progress,
+        )
+        with bar, closing(_encode(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
+            _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar)
+        if not state.num_documents:
+            (folder / PROGRESS_FILE).unlink()
+            raise ValueError(
+                f"{', '.join(map(str, inputs))}: no document in these inputs ({state.num_skipped} files are binary or "
+                "not UTF-8); give inputs that hold text"
+            )
+        counts = {"num_documents": state.num_documents, "max_token_id": state.max_token_id}
+        index = write_index(folder, dtype=dtype, shards=state.shards, tokenizer=state.tokenizer, **counts)
+        (folder / PROGRESS_FILE).unlink()
+    return Summary(
+        path=folder,
+        num_documents=state.num_documents,
+        num_tokens=index.num_tokens,
+        num_shards=len(state.shards),
+        num_skipped=state.num_skipped,
+        tokens_per_second=(index.num_tokens - num_tokens_before) / (time.perf_counter() - started),
+        fingerprint=index.fingerprint,
+    )
+
+
+def _encode(documents: Iterable[Document], *, tokenizer: Tokenizer, num_threads: int) -> Generator[Encoded]:
+    """Every document with its ids and eos, uint32 [T] (None if it is not text), in order."""
+    eos = np.array([tokenizer.eos_id], dtype=np.uint32)
+
+    def encode(chunk: list[Document]) -> list[Encoded]:
+        return [
+            (document, None if document.text is None else np.append(tokenizer.encode_to_array(document.text), eos))
+            for document in chunk
+        ]
+
+    pool = ThreadPoolExecutor(num_threads)
+    pending: deque[Future[list[Encoded]]] = deque()
+    try:
+        for chunk in _chunks(documents):
+            pending.append(pool.submit(encode, chunk))
+            if len(pending) > 2 * num_threads:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    num_characters = 0
+    for document in documents:
+        chunk.append(document)
+        num_characters += len(document.text or "")
+        if num_characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, num_characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _write_shards(
+    encoded: Iterator[Encoded], state: Progress, *, folder: Path, dtype: np.dtype, shard_tokens: int, bar: tqdm
+) -> None:
+    """Write all of ``encoded``; ``state`` is saved at the end of every shard, when it describes finished ones."""
+    while True:
+        with ShardWriter(folder / f"shard-{len(state.shards):05d}.bin", dtype=dtype) as shard:
+            for document, tokens in encoded:
+                if tokens is None:
+                    state.num_skipped += 1
+                else:
+                    state.num_documents += 1
+                    shard.append(tokens)
+                state.cursor = document.cursor
+                bar.update(document.num_bytes)
+                if shard.num_tokens >= shard_tokens:
+                    break
+            if not shard.num_tokens:
+                return
+            state.shards.append(shard.finish())
+        state.max_token_id = max(state.max_token_id, shard.max_token_id)
+        state.save(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m titan_attent.data.writer",
+        description="Write documents as token shards. A killed run is resumed by the same command.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=".jsonl(.gz), .parquet or text file, or a folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="NAME|FILE|train:VOCAB_SIZE",
+        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or the size of one to train",
+    )
+    parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: %(default)s)")
+    parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens of a shard (default: %(default)s)")
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument(
+        "--max-training-bytes",
+        type=int,
+        default=2**28,
+        help="text to train a tokenizer on, from the first inputs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--extensions",
+        default=",".join(TEXT_EXTENSIONS),
+        help="files to read of a folder, one document each but for jsonl and parquet (default: %(default)s)",
+    )
+    options = vars(parser.parse_args(arguments))
+    extensions = [extension.strip().lstrip(".").lower() for extension in options.pop("extensions").split(",")]
+    try:
+        summary = write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; once that is mended, the same command resumes", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    if summary.num_skipped:
+        print(f"warning: skipped {summary.num_skipped} files that are binary or not UTF-8", file=sys.stderr)
+    print(
+        f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
+        f"shards, {summary.tokens_per_second:,.0f} tokens/s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
