@@ -23,6 +23,6 @@ count = torch.accelerator.device_count() if torch.accelerator.is_available() els
 print(max(n for n in (1, 2, 4, 8, 16) if n <= count))
 PYTHON
 )
-torchrun --standalone --nproc_per_node="$NUM_PROCESSES" -m titan_attent.train \
+torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent.train \
     --job.config_file train_configs/quickstart.toml --training.local_batch_size "$((16 / NUM_PROCESSES))" "$@"
 python -m titan_attent.report outputs/quickstart

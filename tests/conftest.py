@@ -10,11 +10,11 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Training and validation data sets of a few ten thousand tokens, vocabulary of 512."""
+    """Training and validation data sets of a few ten thousand tokens, vocabulary of 512; training in several shards."""
     from titan_attent.data.writer import write_dataset
 
     root = tmp_path_factory.mktemp("token_data")
     train, validation = root / "train", root / "validation"
-    write_dataset([STDLIB / "json"], output=train, tokenizer="train:512")
+    write_dataset([STDLIB / "json"], output=train, tokenizer="train:512", shard_tokens=8000)
     write_dataset([STDLIB / "wsgiref"], output=validation, tokenizer=str(train / "tokenizer.tiktoken"))
     return {"train": train, "validation": validation}

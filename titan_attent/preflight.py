@@ -2,7 +2,7 @@
 
 Everything a run reads is looked at once: the configuration, the token shards, the fit of data, batch and model, and the
 checkpoint that it would resume from. Each failure is a ValueError that says what is wrong, where, and how to mend it.
-Every rank runs the same checks on the same files; checksums are shared out over the ranks.
+Every rank runs the same checks on the same files; checksums, which take time, are shared out over the ranks.
 
 Cost: one stat a shard, two small files, and the metadata of one checkpoint.
 """
@@ -13,17 +13,19 @@ import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import titan_attent.compat  # noqa: F401
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools.logging import logger
 
 from titan_attent.data.loader import check_geometry, geometry_of
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.job_config import closest
 
@@ -31,6 +33,13 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+def fail(error: ValueError) -> NoReturn:
+    """End this process with exit code 2; all ranks have found the same error, the first one says so."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def check_toml(path: str) -> None:
@@ -116,8 +125,17 @@ def _open(path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> 
     return dataset
 
 
-def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> list[TokenDataset]:
-    """All checks of a parsed configuration against its files; returns the data sets that the run will read."""
+def warn_of_unread_keys(job_config: JobConfig) -> None:
+    """torchtitan's own data settings have no effect here; say so to whoever set them."""
+    stock = JobConfig()
+    for section in ("training", "validation"):
+        for key in ("dataset", "dataset_path", "dataloader"):
+            if vars(getattr(job_config, section))[key] != vars(getattr(stock, section))[key]:
+                logger.warning(f"[{section}] {key} is not read: titan_attent reads its data as [data] says")
+
+
+def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> None:
+    """All checks of a parsed configuration against its files but for the checksums."""
     data, teacher, training = job_config.data, job_config.teacher, job_config.training
     teacher.validate()
     dp_degree = check_parallelism(job_config, world_size=world_size)
@@ -130,27 +148,38 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> lis
         )
     vocab_size: int = spec.model_args[flavor].vocab_size
     model = f"{job_config.model.name} {flavor}"
-    datasets = [_open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)]
-    if len(datasets[0]) < batch_size:
+    dataset = _open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)
+    if len(dataset) < batch_size:
         raise ValueError(
-            f"[data] path = {data.path} holds {len(datasets[0])} examples of {training.seq_len} tokens, fewer than one "
+            f"[data] path = {data.path} holds {len(dataset)} examples of {training.seq_len} tokens, fewer than one "
             f"global batch of {batch_size}: write more data, or lower training.global_batch_size or training.seq_len"
         )
     if job_config.validation.enable:
         seq_len = job_config.validation.seq_len
-        datasets.append(
-            _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)
-        )
+        _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
-    check_checkpoint(job_config, geometry_of(job_config, datasets[0], batch_size=batch_size))
-    return datasets
+    warn_of_unread_keys(job_config)
+    check_checkpoint(job_config, geometry_of(job_config, dataset, batch_size=batch_size))
 
 
-def check_shards(datasets: list[TokenDataset], *, rank: int, world_size: int) -> None:
-    """Re-hash this rank's part of the shards."""
-    for dataset in datasets:
-        dataset.shards.verify_checksums(range(rank, len(dataset.shards.index.shards), world_size))
+def check_checksums(job_config: JobConfig) -> None:
+    """Re-hash all shards, every rank its part, and raise the same ValueError on all ranks if one differs.
+
+    The only check that needs the process group: a damaged shard is known to one rank, and must end them all.
+    """
+    paths = [job_config.data.path] + [job_config.data.validation_path] * job_config.validation.enable
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    damage = ""
+    try:
+        for shards in map(TokenShards, paths):
+            shards.verify_checksums(range(rank, len(shards.index.shards), world_size))
+    except ValueError as error:
+        damage = str(error)
+    found: list[str] = [""] * world_size
+    torch.distributed.all_gather_object(found, damage)
+    for message in filter(None, found):
+        raise ValueError(message)
 
 
 def checkpoint_to_load(job_config: JobConfig) -> Path | None:

@@ -8,7 +8,6 @@ import contextlib
 import io
 import os
 import sys
-from typing import NoReturn
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 
@@ -20,12 +19,6 @@ def _option(argv: list[str], name: str) -> str | None:
         if key.replace("-", "_") == f"__{name}":
             return value if equals else "".join(argv[i + 1 : i + 2])
     return None
-
-
-def _fail(error: ValueError, *, report: bool) -> NoReturn:
-    if report:
-        print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
 
 
 def main() -> None:
@@ -57,14 +50,9 @@ def main() -> None:
         with contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO()):
             job_config = ConfigManager().parse_args(argv)
         spec = attent_spec(job_config.model.name)
-        datasets = preflight.check_run(job_config, spec, world_size=world_size)
+        preflight.check_run(job_config, spec, world_size=world_size)
     except ValueError as error:
-        _fail(error, report=rank == 0)  # every rank has found the same
-    if job_config.data.verify_checksums:
-        try:
-            preflight.check_shards(datasets, rank=rank, world_size=world_size)
-        except ValueError as error:
-            _fail(error, report=True)  # only the rank that read the shard knows
+        preflight.fail(error)
     register_train_spec(job_config.model.name, spec)
     compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
     torchtitan_main(TeachingTrainer)

@@ -14,9 +14,11 @@ import titan_attent.compat  # noqa: F401
 import torch
 from torch import Tensor
 from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
+from titan_attent import preflight
 from titan_attent.data.loader import TeachingLoader
 from titan_attent.loss import build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
@@ -54,6 +56,15 @@ class TeachingTrainer(Trainer):
         )
         self.trace: Trace | None = None
         self._log_plan()
+
+    def init_distributed(self) -> ParallelDims:
+        parallel_dims = super().init_distributed()
+        if self.job_config.data.verify_checksums:
+            try:
+                preflight.check_checksums(self.job_config)
+            except ValueError as error:
+                preflight.fail(error)
+        return parallel_dims
 
     def _log_plan(self) -> None:
         teacher, steps = self.teacher, self.job_config.training.steps

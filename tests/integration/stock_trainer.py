@@ -1,6 +1,6 @@
 """torchtitan's own Trainer and loss, fed with the batches of a trace: the control of the uniform strategy.
 
-Started by torchrun with torchtitan's arguments. The trace's ids are cut from the shard file with numpy, independently
+Started by torchrun with torchtitan's arguments. The trace's ids are cut from the shard files with numpy, independently
 of the package's data path; of the package only the CPU mends are used.
 """
 
@@ -24,7 +24,8 @@ class TraceLoader(BaseDataLoader):
         self.job_config, self.rank, self.size = job_config, dp_rank, dp_world_size
 
     def __iter__(self):
-        tokens = np.fromfile(Path(os.environ["STOCK_DATA"]) / "shard-00000.bin", dtype="<u2").astype(np.int64)
+        shards = sorted(Path(os.environ["STOCK_DATA"]).glob("shard-*.bin"))
+        tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in shards]).astype(np.int64)
         length, local = self.job_config.training.seq_len, self.job_config.training.local_batch_size
         for line in Path(os.environ["STOCK_TRACE"]).read_text().splitlines():
             ids = json.loads(line)["ids"]

@@ -1,5 +1,6 @@
 """Every mistake a user can make gets one message: what, where, and the mend; before any process group exists."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,7 @@ def check(config: Path, *args: str, world_size: int = 2) -> None:
     """What titan_attent.train does before it starts training."""
     preflight.check_toml(str(config))
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI, *args])
-    datasets = preflight.check_run(job_config, attent_spec(job_config.model.name), world_size=world_size)
-    preflight.check_shards(datasets, rank=0, world_size=1)
+    preflight.check_run(job_config, attent_spec(job_config.model.name), world_size=world_size)
 
 
 def refuses(*words: str) -> Iterator[None]:
@@ -69,12 +69,16 @@ def test_truncated_shard(config: Path, data: dict[str, Path]) -> None:
 
 
 def test_checksum_mismatch(config: Path, data: dict[str, Path]) -> None:
-    shard = data["train"] / "shard-00000.bin"
+    """Rank 1 hashes the second shard; rank 0 reports for all."""
+    shard = data["train"] / "shard-00001.bin"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
-    with refuses("shard-00000.bin", "sha256", "damaged", "copy the data set again"):
-        check(config)
+    check(config)  # its size is right
+    result = launch("--job.config_file", str(config), "--data.verify_checksums")
+    assert result.returncode != 0
+    (message,) = re.findall("titan_attent: error: (.*)", result.stdout + result.stderr)
+    assert re.search("shard-00001.bin: its sha256 is .* the shard is damaged; copy the data set again", message)
 
 
 def test_token_beyond_the_vocabulary(config: Path) -> None:
@@ -165,6 +169,14 @@ def test_plain_ddp_is_refused(config: Path) -> None:
     args = ("--parallelism.data_parallel_replicate_degree", "2", "--parallelism.data_parallel_shard_degree", "1")
     with refuses("DDP", "#2323", "Use data_parallel_shard_degree = -1"):
         check(config, *args)
+
+
+def test_unread_data_settings_are_named(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check(config)
+    assert "is not read" not in caplog.text
+    check(config, "--training.dataset_path", "/corpus", "--validation.dataloader.num_workers", "4")
+    assert "[training] dataset_path is not read" in caplog.text
+    assert "[validation] dataloader is not read" in caplog.text
 
 
 def test_command_line_reports_once_and_fails(config: Path) -> None:

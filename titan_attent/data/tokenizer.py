@@ -57,6 +57,11 @@ class Tokenizer:
         self._encoding = encoding
         self.eos_id: int = encoding.eot_token
         self.vocab_size: int = encoding.max_token_value + 1
+        # Before tiktoken 0.11 a document could hold the text of a special token and be given the token.
+        if self.eos_id in encoding.encode_to_numpy(EOS, disallowed_special=()):
+            raise ValueError(
+                f"tiktoken {tiktoken.__version__} reads special tokens out of documents; install tiktoken 0.13 or later"
+            )
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, without eos."""
@@ -64,6 +69,7 @@ class Tokenizer:
 
     def encode_to_array(self, text: str) -> np.ndarray:
         """The ids of ``text``, without eos: uint32 [T]."""
+        # encode_ordinary would build a list of Python integers, which holds the interpreter lock.
         pieces = [
             self._encoding.encode_to_numpy(piece, disallowed_special=())
             for piece in _split_long_whitespace(_well_formed(text))
