@@ -199,6 +199,17 @@ def test_special_tokens_in_text_are_text(trained: Tokenizer) -> None:
     assert trained.decode([*trained.encode("a"), trained.eos_id]) == "a<|endoftext|>"
 
 
+def test_tiktoken_that_reads_special_tokens_in_text() -> None:
+    class Old(tiktoken.Encoding):
+        """As tiktoken up to 0.10."""
+
+        def encode_to_numpy(self, text: str, **_: object) -> np.ndarray:
+            return np.array(self.encode(text, allowed_special="all"), dtype=np.uint32)
+
+    encoding = Old("old", pat_str=".", mergeable_ranks=BYTES, special_tokens={"<|endoftext|>": 256})
+    refused(lambda: Tokenizer(encoding), tiktoken.__version__, "special tokens out of documents", "tiktoken 0.13")
+
+
 def test_batch_is_each_in_order(trained: Tokenizer) -> None:
     texts = HARD_TEXTS * 5
     for num_threads in (1, 4):

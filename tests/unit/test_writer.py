@@ -23,11 +23,11 @@ import pytest
 from titan_attent.data import format, writer
 from titan_attent.data.documents import START, Document, list_sources, read_documents
 from titan_attent.data.shards import TokenShards
-from titan_attent.data.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from titan_attent.data.writer import Summary, main, write_dataset
 
 EOS = 256
-TEXTS = [f"document {i}: " + "漢字 and words\n" * (i % 7) for i in range(60)] + ["", "<|endoftext|>", "\0 👩‍👧"]
+TEXTS = [f"document {i}: " + "漢字 and words\n" * (i % 7) for i in range(60)] + ["", "<|endoftext|>", "\x01 👩‍👧"]
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,7 @@ def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -
             next(taken)
             yield Document("x" * 10, START, 0)
 
-    encoded = writer._encode(
-        documents(), tokenizer=writer.make_tokenizer(ranks, texts=(), max_training_bytes=1), num_threads=2
-    )
+    encoded = writer._encode(documents(), tokenizer=load_tokenizer(ranks), num_threads=2)
     next(encoded)
     assert next(taken) <= 6
     encoded.close()
@@ -244,9 +242,9 @@ def test_reading_goes_on_behind_every_document(source: Path) -> None:
 
 def test_the_bar_ends_at_the_size_of_the_inputs(source: Path) -> None:
     sources = list_sources([source], extensions=["txt"])
-    assert sum(document.num_bytes for document in read_documents(sources, text_key="text")) == sum(
-        source.num_bytes for source in sources
-    )
+    num_bytes = sum(document.num_bytes for document in read_documents(sources, text_key="text"))
+    # A blank line at the end belongs to no document.
+    assert 0 <= sum(source.num_bytes for source in sources) - num_bytes <= 1
 
 
 # Kill and resume.
@@ -256,13 +254,12 @@ class Crash(BaseException):
     """Not an Exception, so that nothing can handle it."""
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before-rename", "after-rename"])
-@pytest.mark.parametrize("tokenizer", ["train:300", "file"])
+@pytest.mark.parametrize(("after", "tokenizer"), [(False, "train:300"), (True, "file")])
 def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
     source: Path, ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, tokenizer: str
 ) -> None:
     tokenizer = ranks if tokenizer == "file" else tokenizer
-    options = {"tokenizer": tokenizer, "shard_tokens": 700}
+    options = {"tokenizer": tokenizer, "shard_tokens": 700 if tokenizer == ranks else 250}
     write(source, tmp_path / "whole", **options)
     expected = contents(tmp_path / "whole")
     num_shards = sum(name.startswith("shard") for name in expected)
@@ -296,14 +293,22 @@ def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
 
 
 def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [f"{i} " * (i % 300) + "end" for i in range(20000)])
+    source = write_jsonl(tmp_path / "a.jsonl", [f"{i} " * (i % 300) + "end" for i in range(3000)])
     output = tmp_path / "out"
-    arguments = ["--tokenizer", "train:500", "--shard-tokens", "3000", "--max-training-bytes", "100000"]
+    arguments = ["--tokenizer", "train:500", "--shard-tokens", "10000", "--max-training-bytes", "100000"]
     command = [str(source), "--output", str(output), *arguments]
-    process = subprocess.Popen([sys.executable, "-m", "titan_attent.data.writer", *command], stderr=subprocess.DEVNULL)
+    # `python -m titan_attent.data.writer`, made slow enough to be killed in the middle on any machine.
+    slow = """
+import runpy, time
+from titan_attent.data.format import ShardWriter
+finish = ShardWriter.finish
+ShardWriter.finish = lambda self: (time.sleep(0.05), finish(self))[1]
+runpy.run_module("titan_attent.data.writer", run_name="__main__")
+"""
+    process = subprocess.Popen([sys.executable, "-c", slow, *command], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not (output / "shard-00020.bin").exists():
+        deadline = time.monotonic() + 120
+        while not (output / "shard-00010.bin").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.001)
     finally:
@@ -313,7 +318,7 @@ def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(ValueError, match="interrupted; run the same"):
         TokenShards(output)
     kept = json.loads((output / "progress.json").read_text())["shards"]
-    assert len(kept) >= 20
+    assert len(kept) >= 10
     written = {shard["file"]: (output / shard["file"]).stat().st_mtime_ns for shard in kept}
 
     assert main(command) == 0
@@ -323,7 +328,7 @@ def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     shards = TokenShards(output)
     assert len(lines) == 2 and re.search(
-        rf"out: 20,000 documents, {shards.num_tokens:,} tokens in {len(shards.index.shards):,} shards, [\d,]+ tokens/s$",
+        rf"out: 3,000 documents, {shards.num_tokens:,} tokens in {len(shards.index.shards):,} shards, [\d,]+ tokens/s$",
         lines[0],
     )
 
@@ -369,10 +374,8 @@ def test_resume_with_other_arguments(
 ) -> None:
     source, output = interrupted
     before = contents(output)
-    refused({"shard_tokens": 700, "tokenizer": ranks, **change}, source, output, str(output), "interrupted", *words)
-    refused(
-        {"shard_tokens": 700, "tokenizer": ranks, **change}, source, output, "Use the same command", "delete the folder"
-    )
+    mend = ("Use the same command", "delete the folder")
+    refused({"shard_tokens": 700, "tokenizer": ranks, **change}, source, output, str(output), *words, *mend)
     assert contents(output) == before
 
 
