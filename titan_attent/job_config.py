@@ -40,22 +40,50 @@ class TeacherConfig:
     - "random": a random subset of the size the schedule asks for. The control at the same compute.
     - "hard": the examples of largest importance.
     - "soft": a draw without replacement in proportion to importance (Gumbel-top-k), anew for each pass.
+    - "threshold": InfoBatch: half of the examples below the mean importance are left out, anew for each pass, and the
+      other half counts double. Reads no ratio.
     """
 
     importance: str = "loss"
-    """What makes an example worth teaching; "loss": its last training loss."""
+    """
+    What makes an example worth teaching (teacher/importance.py).
+    - "loss": its last loss. Noise has the highest for ever: for clean or redundant data.
+    - "functional_gradient": the norm of softmax - onehot over its tokens, AtteNT's own measure; bounded.
+    - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed.
+    - "learnability": loss x how fast it falls; needs no reference, and two readings: ``scoring = "forward_once"``.
+    """
+
+    reference_path: str = ""
+    """
+    Folder of per-example reference losses, written by ``torchrun -m titan_attent.score``; read by the importance
+    "excess_loss".
+    """
+
+    scoring: str = "train"
+    """
+    Where the scores come from.
+    - "train": the losses seen in training; free, but as old as an example's last visit.
+    - "forward": a forward pass over the data before each round; about a third of a pass.
+    - "forward_once": that before the first selected round only.
+    """
+
+    scoring_batch_size: int = 0
+    """Examples of a rank's batch in a scoring pass; 0 for ``training.local_batch_size``."""
 
     warmup_passes: int = 1
     """Full passes before the first selection; the losses seen in them are the first scores."""
 
     ratio_schedule: str = "incremental"
-    """How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental" or "cosine"."""
+    """
+    How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine",
+    or "adaptive": from the effective sample size of the round's importances, between the two.
+    """
 
     initial_ratio: float = 0.5
-    """Share of the data set selected at the start, in (0, 1]."""
+    """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
 
     final_ratio: float = 0.8
-    """Share of the data set selected at the end, in (0, 1]; not read by the constant schedule."""
+    """Share selected at the end, in (0, 1]; the largest of the adaptive schedule; not read by the constant one."""
 
     interval_schedule: str = "incremental"
     """How the passes over one selection move from ``initial_interval`` to ``max_interval``: "fixed", "incremental"."""
@@ -96,9 +124,10 @@ class TeacherConfig:
 
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-        _one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft"))
-        _one_of("importance", self.importance, ("loss",))
-        _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine"))
+        _one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
+        _one_of("importance", self.importance, ("loss", "functional_gradient", "excess_loss", "learnability"))
+        _one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
+        _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
         _one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
         _one_of("normalization", self.normalization, ("softmax", "sigmoid"))
         _one_of("weighting", self.weighting, ("none", "inverse_probability"))
@@ -110,8 +139,20 @@ class TeacherConfig:
         _number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
         _number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
         _number("initial_interval", self.initial_interval, at_least=1, whole=True)
-        _number("max_interval", self.max_interval, at_least=self.initial_interval, whole=True)
+        least = self.initial_interval if self.interval_schedule == "incremental" else 1  # the fixed one does not read it
+        _number("max_interval", self.max_interval, at_least=least, whole=True)
+        _number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
         _number("seed", self.seed, whole=True)
+        if self.importance == "excess_loss" and not self.reference_path:
+            raise ValueError(
+                '[teacher] importance = "excess_loss" needs reference_path: the folder of reference losses, written by '
+                "torchrun -m titan_attent.score"
+            )
+        if self.ratio_schedule == "adaptive" and self.initial_ratio > self.final_ratio:
+            raise ValueError(
+                f"[teacher] initial_ratio = {self.initial_ratio} is above final_ratio = {self.final_ratio}: the "
+                "adaptive schedule moves between the two; swap them"
+            )
 
 
 @dataclass

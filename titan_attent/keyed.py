@@ -65,8 +65,8 @@ def hash_ids(ids: Tensor, key: int) -> Tensor:
 
 
 def uniform(ids: Tensor, key: int) -> Tensor:
-    """int64 ids -> float64 in the open interval (0, 1), 53 bits."""
-    return (_shift_right(hash_ids(ids, key), 11).double() + 0.5) * 2.0**-53
+    """int64 ids -> float64 in the open interval (0, 1), 52 bits: with 53 the half would round up to 1."""
+    return (_shift_right(hash_ids(ids, key), 12).double() + 0.5) * 2.0**-52
 
 
 def gumbel(ids: Tensor, key: int) -> Tensor:

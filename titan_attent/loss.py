@@ -10,6 +10,7 @@ Shapes: B examples, L tokens, V vocabulary. The plain functions are also the ref
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 IGNORE_INDEX = -100
 """The label that counts nowhere; torch's and torchtitan's value."""
 
-WeightedLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+WeightedLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
 
 
 def per_example_cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,25 +41,52 @@ def per_example_cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Te
     return sums_B, counts_B
 
 
-def weighted_cross_entropy(logits_BLV: Tensor, labels_BL: Tensor, weights_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The scalar to differentiate, the unweighted one to log, and each example's mean loss.
+def per_example_loss_and_gradient(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`per_example_cross_entropy` and the functional gradient's norm, from one log-softmax.
+
+    For cross-entropy the gradient with respect to the logits of a token is softmax(z) - onehot(y), whose squared norm
+    is sum_v p_v^2 - 2 p_y + 1 (AtteNT, section 4: the norm that the teaching rule ranks by).
+
+    Returns:
+        (sums, counts, norms), fp32 [B]. norms = sqrt(mean over valid tokens of that squared norm), in [0, sqrt(2)],
+        detached; 0 for an example without a valid token.
+    """
+    log_p = F.log_softmax(logits_BLV.flatten(0, 1).float(), dim=-1)
+    token_loss = F.nll_loss(log_p, labels_BL.flatten(0, 1), reduction="none", ignore_index=IGNORE_INDEX)
+    valid_BL = labels_BL != IGNORE_INDEX
+    counts_B = valid_BL.sum(dim=1, dtype=torch.float32)
+    sum_p_squared = (2 * log_p.detach()).exp().sum(dim=-1)
+    squared_BL = (sum_p_squared - 2 * (-token_loss.detach()).exp() + 1).view_as(labels_BL)
+    mean_squared_B = torch.where(valid_BL, squared_BL, 0.0).sum(dim=1) / counts_B.clamp(min=1.0)
+    return token_loss.view_as(labels_BL).sum(dim=1), counts_B, mean_squared_B.clamp(min=0.0).sqrt()
+
+
+def weighted_cross_entropy(
+    logits_BLV: Tensor, labels_BL: Tensor, weights_B: Tensor, with_gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
 
     Args:
         logits_BLV, labels_BL: as in :func:`per_example_cross_entropy`.
         weights_B: fp32 [B], importance weights; ones leave the loss as torchtitan's.
+        with_gradient: also measure the functional gradient.
 
     Returns:
-        (weighted sum, unweighted sum, mean_B): two fp32 scalars in nats, summed over valid tokens, and fp32 [B] mean
-        nats a valid token (0 for an example without one). The last two are detached.
+        (weighted sum, unweighted sum, mean_B, norms_B): two fp32 scalars in nats, summed over valid tokens; fp32 [B]
+        mean nats a valid token (0 for an example without one); the norms of :func:`per_example_loss_and_gradient`, or
+        None. All but the first are detached.
     """
-    sums_B, counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
+    norms_B = None
+    if with_gradient:
+        sums_B, counts_B, norms_B = per_example_loss_and_gradient(logits_BLV, labels_BL)
+    else:
+        sums_B, counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
     weighted = (sums_B * weights_B).sum()
     detached_B = sums_B.detach()
-    return weighted, detached_B.sum(), detached_B / counts_B.clamp(min=1.0)
+    return weighted, detached_B.sum(), detached_B / counts_B.clamp(min=1.0), norms_B
 
 
-def build_weighted_loss(*, compile_loss: bool, backend: str = "inductor") -> WeightedLoss:
-    """:func:`weighted_cross_entropy`, compiled into one graph when ``compile_loss`` is set."""
-    if not compile_loss:
-        return weighted_cross_entropy
-    return torch.compile(weighted_cross_entropy, backend=backend, fullgraph=True)
+def build_weighted_loss(*, compile_loss: bool, with_gradient: bool = False, backend: str = "inductor") -> WeightedLoss:
+    """:func:`weighted_cross_entropy` of three arguments, compiled into one graph when ``compile_loss`` is set."""
+    loss = partial(weighted_cross_entropy, with_gradient=with_gradient)
+    return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

@@ -4,8 +4,8 @@ The hot path is ``record``: it keeps the step's ids and losses on the device, wi
 Every ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it is waited for
 before the next one, and then every rank writes what belongs to its shard.
 
-Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; the write is
-two stable sorts of the gathered records (not of the data set).
+Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
+with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
 
 Several records of one example take effect in (step, global row) order, so the result does not depend on the number of
 ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in ``num_nonfinite``.
@@ -30,11 +30,13 @@ class LossBuffer:
         mesh: the one-dimensional mesh that shares the examples; None for one process.
         device: where the shard lives: the training device.
         flush_every: steps between two exchanges.
+        with_gradient: also keep the norm of the functional gradient.
 
     Attributes:
         loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
         step, first_step: int32 [num_local], training step of that loss, or ``NEVER``.
         visits: int32 [num_local], times trained, non-finite losses included.
+        gradient: fp32 [num_local], the norm seen with ``loss``; only with ``with_gradient``.
 
     The attributes are current after :meth:`sync`.
     """
@@ -46,6 +48,7 @@ class LossBuffer:
         mesh: DeviceMesh | None = None,
         device: torch.device | str = "cpu",
         flush_every: int = 16,
+        with_gradient: bool = False,
     ):
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
@@ -61,6 +64,8 @@ class LossBuffer:
             "first_step": torch.full((slots,), NEVER, dtype=torch.int32, device=self.device),
             "visits": torch.zeros(slots, dtype=torch.int32, device=self.device),
         }
+        if with_gradient:
+            self._state["gradient"] = torch.zeros(slots, dtype=torch.float32, device=self.device)
         self._num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
         self._pending: list[Tensor] = []
         self._pending_steps: set[int] = set()
@@ -87,17 +92,32 @@ class LossBuffer:
         return self._state["visits"][:-1]
 
     @property
+    def gradient(self) -> Tensor:
+        return self._state["gradient"][:-1]
+
+    @property
     def num_nonfinite(self) -> int:
         """Non-finite losses dropped so far, of all ranks (a host sync: not for the hot path)."""
         return int(self._num_nonfinite)
 
-    def record(self, example_ids: Tensor, losses: Tensor, *, step: int) -> None:
+    def record(
+        self,
+        example_ids: Tensor,
+        losses: Tensor,
+        *,
+        step: int,
+        gradients: Tensor | None = None,
+        trained: bool = True,
+    ) -> None:
         """Keep the losses of one batch until the next flush.
 
         Args:
-            example_ids: int64 [B], each in [0, N). Every rank records equally many in the steps between two flushes.
+            example_ids: int64 [B], each in [0, N), or above for a row to leave out. Every rank records equally many
+                in the steps between two flushes.
             losses: [B], mean nats a token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
+            gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
+            trained: whether this counts as a visit; False for a score from a forward pass.
         """
         if example_ids.shape != losses.shape or example_ids.ndim != 1:
             raise ValueError(
@@ -105,9 +125,13 @@ class LossBuffer:
                 "record one loss for each example of the batch"
             )
         ids = example_ids.to(self.device, torch.int64)
-        # Two int64 a record: the id, and step | loss bits. The loss keeps its exact fp32 bits.
-        bits = losses.detach().to(self.device, torch.float32).clone().view(torch.int32).long() & 0xFFFFFFFF
-        self._pending.append(torch.stack((ids, bits | (step << 32))))
+        # int64 rows: id | trained, step | loss bits[, gradient bits]. Floats keep their exact fp32 bits.
+        rows = [ids << 1 | int(trained), _bits(losses, self.device) | (step << 32)]
+        if "gradient" in self._state:
+            if gradients is None:
+                raise ValueError("this buffer keeps functional gradients: record them with gradients=")
+            rows.append(_bits(gradients, self.device))
+        self._pending.append(torch.stack(rows))
         self._pending_steps.add(step)
 
     def step_done(self) -> None:
@@ -137,21 +161,21 @@ class LossBuffer:
         self._in_flight = None
         if work is not None:
             work.wait()
-        ids, packed = gathered.transpose(0, 1).reshape(2, -1)
-        self._write(ids, (packed >> 32).to(torch.int32), packed.to(torch.int32).view(torch.float32))
+        self._write(gathered.transpose(0, 1).flatten(1))
 
-    def _write(self, ids: Tensor, steps: Tensor, losses: Tensor) -> None:
-        """Apply gathered records, laid out [rank, row in time order]; no shape depends on their values."""
-        by_step = torch.argsort(steps, stable=True)  # -> (step, rank, row): the global order
-        ids, steps, losses = ids[by_step], steps[by_step], losses[by_step]
+    def _write(self, rows: Tensor) -> None:
+        """Apply gathered records, int64 [2 or 3, n], laid out (rank, time); no shape depends on their values."""
+        rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # -> (step, rank, row): the global order
         state, trash = self._state, self.sharding.num_local
+        ids, trained = rows[0] >> 1, (rows[0] & 1).to(torch.int32)
         slot = self.sharding.local_index(ids, elsewhere=trash)
-        state["visits"].index_add_(0, slot, torch.ones_like(slot, dtype=torch.int32))
+        state["visits"].index_add_(0, slot, trained)
 
-        finite = torch.isfinite(losses)
-        self._num_nonfinite += (~finite).sum()
+        finite = torch.isfinite(_floats(rows[1:])).all(dim=0)
+        self._num_nonfinite += (~finite & (ids < self.sharding.num_examples)).sum()
         slot, order = torch.sort(torch.where(finite, slot, trash), stable=True)
-        steps, losses = steps[order], losses[order]
+        rows = rows[:, order]
+        steps, losses = (rows[1] >> 32).to(torch.int32), _floats(rows[1])
         # Equal slots are neighbours now: the first and the last of each run are the only writers, so no two writes
         # of one index_copy meet except in the trash slot.
         starts = torch.ones_like(finite)
@@ -165,6 +189,8 @@ class LossBuffer:
         state["first_step"].index_copy_(0, first, steps)
         state["loss"].index_copy_(0, last, losses)
         state["step"].index_copy_(0, last, steps)
+        if "gradient" in state:
+            state["gradient"].index_copy_(0, last, _floats(rows[2]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shards as ``Shard(0)`` DTensors over N (plain tensors without a mesh), sharing memory with the buffer.
@@ -185,3 +211,13 @@ class LossBuffer:
                     f"{tuple(tensor.shape)}: resume with the data and seq_len that the checkpoint was written with"
                 )
             tensor.copy_(source)
+
+
+def _bits(values: Tensor, device: torch.device) -> Tensor:
+    """fp32 bits of ``values`` in the low half of an int64: a copy: the next step may overwrite the source."""
+    return values.detach().to(device, torch.float32).clone().view(torch.int32).long() & 0xFFFFFFFF
+
+
+def _floats(packed: Tensor) -> Tensor:
+    """The fp32 values whose bits are the low halves of ``packed``."""
+    return packed.to(torch.int32).view(torch.float32)

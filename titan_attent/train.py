@@ -8,6 +8,10 @@ import contextlib
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 
@@ -21,20 +25,40 @@ def _option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def main() -> None:
+def arguments(module: str) -> list[str]:
+    """The command line, completed; ends a process that torchrun did not start."""
     if "LOCAL_RANK" not in os.environ:
-        sys.exit(
-            "titan_attent: start it with torchrun --nproc_per_node=N -m titan_attent.train --job.config_file X.toml"
-        )
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # The TOML may leave out job.custom_config_module. Before torchtitan's import, which copies sys.argv into a default.
-    if _option(sys.argv, "job.custom_config_module") is None:
-        sys.argv += ["--job.custom_config_module", CUSTOM_CONFIG]
+        sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {module} --job.config_file X.toml")
     argv = sys.argv[1:]
+    # The TOML may leave out job.custom_config_module.
+    if _option(argv, "job.custom_config_module") is None:
+        argv += ["--job.custom_config_module", CUSTOM_CONFIG]
+    return argv
+
+
+def parse(argv: list[str]) -> "JobConfig":
+    """The job configuration; a ValueError for a mistake in the TOML. A bad command line ends the process."""
+    import titan_attent.compat  # noqa: F401
+
+    from torchtitan.config import ConfigManager
+
+    from titan_attent import preflight
+
+    config_file = _option(argv, "job.config_file")
+    if config_file is not None:
+        preflight.check_toml(config_file)
+    # tyro reports a bad command line itself and exits; one rank's report is enough.
+    first = os.environ["RANK"] == "0"
+    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+        return ConfigManager().parse_args(argv)
+
+
+def main() -> None:
+    # Before torchtitan's import, which copies sys.argv into a default.
+    sys.argv[1:] = argv = arguments("titan_attent.train")
 
     import titan_attent.compat as compat
 
-    from torchtitan.config import ConfigManager
     from torchtitan.protocols.train_spec import register_train_spec
     from torchtitan.train import main as torchtitan_main
 
@@ -43,14 +67,9 @@ def main() -> None:
     from titan_attent.trainer import TeachingTrainer
 
     try:
-        config_file = _option(argv, "job.config_file")
-        if config_file is not None:
-            preflight.check_toml(config_file)
-        # tyro reports a bad command line itself and exits; one rank's report is enough.
-        with contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO()):
-            job_config = ConfigManager().parse_args(argv)
+        job_config = parse(argv)
         spec = attent_spec(job_config.model.name)
-        preflight.check_run(job_config, spec, world_size=world_size)
+        preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]))
     except ValueError as error:
         preflight.fail(error)
     register_train_spec(job_config.model.name, spec)

@@ -31,7 +31,11 @@ TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
 EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     "llama3": {
         # About 2.6 M parameters: a few hundred steps take minutes on two CPU cores.
-        "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+        "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000),
+        # About 0.9 M parameters, for benchmarks/convergence.py.
+        "bench": TransformerModelArgs(
+            dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000
+        ),
     }
 }
 

@@ -19,7 +19,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_attent import preflight
-from titan_attent.data.loader import TeachingLoader
+from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.loss import build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.metrics import TeachingMetricsProcessor
@@ -34,8 +34,12 @@ class TeachingTrainer(Trainer):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
         teacher_config, data_config = job_config.teacher, job_config.data
+        with_gradient = teacher_config.importance == "functional_gradient"
         self.buffer = LossBuffer(
-            len(loader.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"), device=self.device
+            len(loader.dataset),
+            mesh=self.parallel_dims.get_optional_mesh("batch"),
+            device=self.device,
+            with_gradient=with_gradient,
         )
         self.teacher = Teacher(
             self.buffer,
@@ -44,6 +48,7 @@ class TeachingTrainer(Trainer):
             total_steps=job_config.training.steps,
             data_seed=data_config.seed,
             tokens_per_example=job_config.training.seq_len,
+            score=self.score_examples,
         )
         loader.attach(self.teacher, before_decision=self.checkpointer.maybe_wait_for_staging)
         cast(TeachingMetricsProcessor, self.metrics_processor).teacher_metrics = self.teacher.metrics
@@ -52,7 +57,9 @@ class TeachingTrainer(Trainer):
         self.teaching = teacher_config.strategy != "uniform"
         compile_config = job_config.compile
         self.weighted_loss = build_weighted_loss(
-            compile_loss=compile_config.enable and "loss" in compile_config.components, backend=compile_config.backend
+            compile_loss=compile_config.enable and "loss" in compile_config.components,
+            with_gradient=with_gradient,
+            backend=compile_config.backend,
         )
         self.trace: Trace | None = None
         self._log_plan()
@@ -96,11 +103,42 @@ class TeachingTrainer(Trainer):
         with self.train_context():
             with self.maybe_enable_amp:
                 pred = model(inputs, **extra_inputs, **extra_kwargs)
-                weighted_sum, loss_sum, example_losses = self.weighted_loss(pred, labels, weights)
+                weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights)
             del pred  # before the backward, whose peak it would raise
             (weighted_sum / global_valid_tokens).backward()
-        self.buffer.record(example_ids, example_losses, step=self.step)
+        self.buffer.record(example_ids, losses, step=self.step, gradients=gradients)
         return loss_sum / global_valid_tokens
+
+    @torch.no_grad()
+    def score_examples(self, step: int) -> None:
+        """Record the loss of every example by a forward pass of the learner in eval mode; each rank takes its share.
+
+        A collective, on all ranks; about a third of the compute of a training pass over the data.
+        """
+        loader = cast(TeachingLoader, self.dataloader)
+        (model,) = self.model_parts
+        model.eval()
+        batches = FixedLoader(
+            loader.dataset,
+            num_examples=len(loader.dataset),
+            batch_size=self.job_config.teacher.scoring_batch_size or self.job_config.training.local_batch_size,
+            dp_rank=loader.dp_rank,
+            dp_world_size=loader.dp_world_size,
+            num_workers=loader.num_workers,
+        )
+        for i, (input_dict, labels) in enumerate(batches):
+            input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
+            example_ids = input_dict.pop("example_id")
+            inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
+                input_dict, labels.to(self.device)
+            )
+            with self.train_context(), self.maybe_enable_amp:
+                pred = model(inputs, **extra_inputs, **extra_kwargs)
+                _, _, losses, gradients = self.weighted_loss(pred, labels, torch.ones_like(example_ids).float())
+            self.buffer.record(example_ids, losses, step=step, gradients=gradients, trained=False)
+            if (i + 1) % self.buffer.flush_every == 0:
+                self.buffer.flush()
+        model.train()
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, Tensor], Tensor]]) -> None:
         super().train_step(data_iterator)

@@ -19,19 +19,19 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
 
-from titan_attent.data.loader import ValidationLoader
+from titan_attent.data.loader import FixedLoader
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
 
 
 class ShardValidator(Validator):
-    """torchtitan's Validator over a :class:`ValidationLoader`; data parallelism only, as the trainer's check grants."""
+    """torchtitan's Validator over a :class:`FixedLoader`; data parallelism only, as the trainer's check grants."""
 
     def __init__(
         self,
         job_config: JobConfig,
         *,
-        loader: ValidationLoader,
+        loader: FixedLoader,
         tokenizer: BaseTokenizer | None,
         parallel_dims: ParallelDims,
         loss_fn: LossFunction,
@@ -60,6 +60,7 @@ class ShardValidator(Validator):
         for input_dict, labels in self.loader:
             self.metrics_processor.ntokens_since_last_log += labels.numel()
             input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
+            del input_dict["example_id"]
             inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
                 input_dict, labels.to(device), model_parts
             )
@@ -96,7 +97,7 @@ def build_shard_validator(
         num_examples = min(num_examples, validation.steps * validation.local_batch_size * dp_world_size)
     return ShardValidator(
         job_config,
-        loader=ValidationLoader(
+        loader=FixedLoader(
             dataset,
             num_examples=num_examples,
             batch_size=validation.local_batch_size,

@@ -148,11 +148,11 @@ class TeachingLoader(BaseDataLoader):
         self.sampler.load_state_dict(state_dict["sampler"])
 
 
-class ValidationLoader:
+class FixedLoader:
     """The first ``num_examples`` windows, the same at every iteration, every one exactly once over all ranks.
 
-    All ranks get equally many batches (unequal counts would hang FSDP): rows that are missing at the end are padding
-    with ignored labels.
+    For validation and scoring. All ranks get equally many batches (unequal counts would hang FSDP): rows that are
+    missing at the end are padding, with ignored labels and ids of ``num_examples`` and above.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class ValidationLoader:
     def _read(self, ids: Tensor) -> Batch:
         inputs, labels = self.dataset.batch(ids.clamp(max=self.num_examples - 1))
         labels[ids >= self.num_examples] = IGNORE_INDEX
-        return {"input": inputs}, labels
+        return {"input": inputs, "example_id": ids}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size

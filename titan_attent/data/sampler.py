@@ -73,27 +73,26 @@ class Pass:
 
     Attributes:
         selected: the ids.
-        seed, round, index: with them the key of the order; ``index`` counts the passes of the round.
+        order: the key of the order: (seed, round, pass), round 0 for full passes, which are numbered through.
         batch_size: G, examples of a global batch.
         num_batches: global batches of this pass; what does not fill one is left out of this pass.
-        weighted: whether the teacher's weights differ from 1.
+        round: the teacher's round, for the trace.
+        weighted: whether the teacher's weights may differ from 1.
         strategy: the rule in force, "uniform" for a full pass.
     """
 
     selected: SelectedIds
-    seed: int
-    round: int
-    index: int
+    order: tuple[int, int, int]
     batch_size: int
     num_batches: int
+    round: int = 0
     weighted: bool = False
     strategy: str = "uniform"
 
     def ids(self, start: int, stop: int) -> Tensor:
         """The examples of global batches [start, stop): int64 [(stop - start) G], in global order."""
         positions = torch.arange(start * self.batch_size, stop * self.batch_size)
-        key = fold_key(STREAM_ORDER, self.seed, self.round, self.index)
-        places = permute(positions, len(self.selected), key)
+        places = permute(positions, len(self.selected), fold_key(STREAM_ORDER, *self.order))
         return torch.from_numpy(self.selected.select(places.numpy()))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.selection import kth_largest_key, ordered_keys, score_of_key
+from titan_attent.teacher.importance import effective_share, fixed_point_sums, kth_largest
 
 
 class Ledger:
@@ -28,7 +28,7 @@ class Ledger:
     def __init__(self, *, batch_size: int, tokens_per_example: int):
         self.batch_size = batch_size
         self.tokens_per_example = tokens_per_example
-        self.seconds = {"select": 0.0, "exchange": 0.0}
+        self.seconds = {"score": 0.0, "select": 0.0, "exchange": 0.0}
         self.examples_trained = 0
         self.examples_covered = 0.0
         self._seconds_before = 0.0
@@ -56,6 +56,7 @@ class Ledger:
         """The ``ledger/*`` scalars."""
         wall = max(self.wall_seconds, 1e-9)
         return {
+            "ledger/score_seconds": self.seconds["score"],
             "ledger/select_seconds": self.seconds["select"],
             "ledger/exchange_seconds": self.seconds["exchange"],
             "ledger/overhead_percent": 100 * sum(self.seconds.values()) / wall,
@@ -90,7 +91,7 @@ def audit(
     weights: Tensor,
     sharding: ExampleSharding,
 ) -> dict[str, float]:
-    """What a selection looks like: a collective between rounds, five small all-reduces.
+    """What a selection looks like: a collective between rounds, a few small all-reduces.
 
     Args:
         scores: fp32 [num_local] importances; infinities are left out of the statistics.
@@ -104,23 +105,17 @@ def audit(
         the one before); max_weight.
     """
     finite = torch.isfinite(scores)
-    known = torch.where(finite, scores, 0.0).double()
+    total, _, num_finite = fixed_point_sums(torch.where(finite, scores, 0.0), finite, sharding=sharding)
     aged = ages >= 0
-    counts = sharding.sum(
-        torch.stack([part.sum() for part in (finite, aged, chosen, chosen & chosen_before, ~ever_chosen)])
-    )
-    num_finite, num_aged, num_chosen, num_again, num_never = counts.tolist()
-    ages_sum = torch.where(aged, ages, 0).double().sum()
-    total, squares, age = sharding.sum(torch.stack((known.sum(), known.square().sum(), ages_sum))).tolist()
-    p99 = 0.0
-    if num_finite:
-        keys = torch.where(finite, ordered_keys(torch.where(finite, scores, 0.0)), 0)
-        p99 = score_of_key(kth_largest_key(keys, k=max(1, num_finite // 100), sharding=sharding)[0])
+    counts = sharding.sum(torch.stack([part.sum() for part in (aged, chosen, chosen & chosen_before, ~ever_chosen)]))
+    num_aged, num_chosen, num_again, num_never = counts.tolist()
+    age = int(sharding.sum(torch.where(aged, ages, 0).long().sum()))
+    p99 = kth_largest(scores, lambda n: max(1, n // 100), where=finite, sharding=sharding)
     largest = weights.max() if weights.numel() else weights.new_zeros(())
     return {
         "teacher/importance_mean": total / max(1, num_finite),
-        "teacher/importance_p99": p99,
-        "teacher/effective_sample_size": total * total / (num_finite * squares) if squares > 0 else 1.0,
+        "teacher/importance_p99": p99 or 0.0,
+        "teacher/effective_sample_size": effective_share(scores, sharding=sharding),
         "teacher/loss_age": age / max(1, num_aged),
         "teacher/never_selected": num_never / sharding.num_examples,
         "teacher/overlap": num_again / max(1, num_chosen),

@@ -22,6 +22,15 @@ def ratio_at(progress: float, *, schedule: str, initial: float, final: float) ->
     return initial + (final - initial) * progress
 
 
+def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
+    """The ratio from the effective sample size: ``share`` squared, within bounds.
+
+    share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal and about m / N when m of them matter. On
+    clean data it stays near 1 and the teacher fades to uniform; the square lets it leave out more where few matter.
+    """
+    return min(highest, max(lowest, share * share))
+
+
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
     """Passes over one selection."""
     if schedule == "fixed":

@@ -9,10 +9,11 @@ integers, and two tensors sharded like the buffer: the weights of the selection 
 example. A pass that was under way when a checkpoint was written is rebuilt from them.
 
 Cost: 8 bytes an example / ranks beside the buffer; a selection every pass (see selection.py); for weighted passes one
-all-reduce of 4 bytes a trained example, in blocks of ``flush_every`` steps.
+all-reduce of 4 bytes a trained example, in blocks of ``flush_every`` steps; scoring passes only where asked for.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,20 +23,10 @@ from titan_attent.data.sampler import Pass, SelectedIds
 from titan_attent.job_config import TeacherConfig
 from titan_attent.loss_buffer import NEVER, LossBuffer
 from titan_attent.teacher import schedule
-from titan_attent.teacher.importance import importance
+from titan_attent.teacher.importance import clip_outliers, effective_share, importance
 from titan_attent.teacher.ledger import Ledger, audit
-from titan_attent.teacher.selection import (
-    UNSEEN_KEY,
-    floor_log_probabilities,
-    gather_bitmask,
-    log_probabilities,
-    random_keys,
-    score_of_key,
-    select_top_k,
-    soft_keys,
-    with_unseen_first,
-)
-from titan_attent.teacher.weights import inverse_probability_weights
+from titan_attent.teacher.selection import gather_bitmask
+from titan_attent.teacher.strategies import REDRAWN, STRATEGIES, is_weighted
 
 
 class Teacher:
@@ -48,6 +39,9 @@ class Teacher:
         total_steps: training steps of the whole run; schedules and the anneal tail are fractions of it.
         data_seed: seed of the order within a pass.
         tokens_per_example: for the ledger's token rate.
+        reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
+        score: called with the step on all ranks to record the loss of every example by a forward pass
+            (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
     """
 
     def __init__(
@@ -59,30 +53,38 @@ class Teacher:
         total_steps: int,
         data_seed: int = 0,
         tokens_per_example: int = 1,
+        reference: Tensor | None = None,
+        score: Callable[[int], None] | None = None,
     ):
         config.validate()
         self.buffer, self.config, self.sharding = buffer, config, buffer.sharding
         self.batch_size, self.total_steps, self.data_seed = batch_size, total_steps, data_seed
+        self.reference, self.score = reference, score
         num_examples = self.sharding.num_examples
         if batch_size > num_examples:
             raise ValueError(
                 f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
                 "write more data, or lower training.global_batch_size or training.seq_len"
             )
+        if config.scoring != "train" and score is None:
+            raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
+        if config.importance == "excess_loss" and reference is None:
+            raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
         self.warmup_steps = config.warmup_passes * (num_examples // batch_size)
         self.anneal_start = total_steps - int(config.anneal_fraction * total_steps)
         self.ledger = Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
 
         self.round = 0
         self.pass_index = 0
+        self.num_full_passes = 0
         self.num_draws = 0
         self.ratio = 1.0
         self.interval = max(1, config.warmup_passes)
         self.annealing = False
         self.num_batches = 0  # of the current pass; 0: no pass yet
         self.selecting = False  # the current pass trains a selection
-        local = {"dtype": torch.float32, "device": buffer.device}
-        self.weights = torch.zeros(self.sharding.num_local, **local)  # type: ignore[call-overload]
+        self.num_selected = num_examples  # examples that the current pass covers the data set with
+        self.weights = torch.zeros(self.sharding.num_local, dtype=torch.float32, device=buffer.device)
         self.last_draw = torch.full_like(self.weights, NEVER, dtype=torch.int32)
         self._pass: Pass | None = None
         self._audit: dict[str, float] = {}
@@ -98,115 +100,115 @@ class Teacher:
     def next_pass(self, *, step: int) -> Pass:
         """Decide the pass that starts after ``step`` training steps. A collective, on all ranks.
 
-        Never on the hot path: host syncs and a selection happen in here.
+        Never on the hot path: host syncs, a selection and perhaps a scoring pass happen in here.
         """
+        self._decide(step)
         with self.ledger.charge("select"):
-            self._decide(step)
             self._pass = self._build_pass()
         return self._pass
 
     def _decide(self, step: int) -> None:
-        first = self.num_batches == 0
-        uniform = self.config.strategy == "uniform"
+        config = self.config
+        uniform = config.strategy == "uniform"
         anneal = not uniform and step >= self.anneal_start
-        if uniform or (step < self.warmup_steps and not anneal):
-            self.pass_index = 0 if first else self.pass_index + 1
-            self.selecting = False
-        elif anneal:
-            if self.annealing:
-                self.pass_index += 1
-            else:
-                self._start_round(interval=1, ratio=1.0)
-            self.annealing, self.selecting = True, False
-        elif not self.selecting or self.pass_index + 1 >= self.interval:
-            config = self.config
-            progress = schedule.progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
-            self._start_round(
-                interval=schedule.interval_at(
-                    progress,
-                    schedule=config.interval_schedule,
-                    initial=config.initial_interval,
-                    maximum=config.max_interval,
-                ),
-                ratio=schedule.ratio_at(
-                    progress, schedule=config.ratio_schedule, initial=config.initial_ratio, final=config.final_ratio
-                ),
-            )
-            self.selecting = True
-            self._draw(step)
+        self.pass_index += 1 if self.num_batches else 0
+        if uniform or anneal or step < self.warmup_steps:
+            if anneal and not self.annealing:
+                self._start_round(interval=1)
+            self.annealing, self.selecting = anneal, False
+            self.num_full_passes += 1
+            self.num_selected = self.sharding.num_examples
         else:
-            self.pass_index += 1
-            if self.config.strategy == "soft":
-                self._draw(step)
-        self.num_batches = self._pass_size() // self.batch_size
+            new_round = not self.selecting or self.pass_index >= self.interval
+            if new_round:
+                self._start_round(
+                    interval=schedule.interval_at(
+                        self._progress(step),
+                        schedule=config.interval_schedule,
+                        initial=config.initial_interval,
+                        maximum=config.max_interval,
+                    )
+                )
+                self._maybe_score(step)
+            if new_round or config.strategy in REDRAWN:
+                with self.ledger.charge("select"):
+                    self._draw(step, new_round=new_round)
+            self.selecting = True
+        self.num_batches = self.num_selected // self.batch_size
         if not (uniform or anneal):
             self.num_batches = min(self.num_batches, self.anneal_start - step)
 
-    def _start_round(self, *, interval: int, ratio: float) -> None:
+    def _progress(self, step: int) -> float:
+        return schedule.progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+
+    def _start_round(self, *, interval: int) -> None:
         self.round += 1
         self.pass_index = 0
-        self.interval, self.ratio = interval, ratio
-
-    def _selection_size(self) -> int:
-        return schedule.selection_size(self.sharding.num_examples, ratio=self.ratio, batch_size=self.batch_size)
-
-    def _pass_size(self) -> int:
-        """Examples that one pass covers the data set with."""
-        return self._selection_size() if self.selecting else self.sharding.num_examples
+        self.interval = interval
 
     def _build_pass(self) -> Pass:
-        bitmask = None
-        if self.selecting:
-            bitmask = gather_bitmask(self._chosen(), sharding=self.sharding)
+        num_examples, config = self.sharding.num_examples, self.config
+        if not self.selecting:
+            # Numbered through, whatever the round: warm-up and uniform see the same order.
+            return Pass(
+                selected=SelectedIds(num_examples),
+                order=(self.data_seed, 0, self.num_full_passes - 1),
+                batch_size=self.batch_size,
+                num_batches=self.num_batches,
+                round=self.round,
+            )
         return Pass(
-            selected=SelectedIds(self.sharding.num_examples, bitmask=bitmask),
-            seed=self.data_seed,
-            round=self.round,
-            index=self.pass_index,
+            selected=SelectedIds(num_examples, bitmask=gather_bitmask(self._chosen(), sharding=self.sharding)),
+            order=(self.data_seed, self.round, self.pass_index),
             batch_size=self.batch_size,
             num_batches=self.num_batches,
-            weighted=self.selecting and self._weighted,
-            strategy=self.config.strategy if self.selecting else "uniform",
+            round=self.round,
+            weighted=is_weighted(config),
+            strategy=config.strategy,
         )
 
     # -- selections -----------------------------------------------------------------------------------------------
-
-    @property
-    def _weighted(self) -> bool:
-        return self.config.strategy == "soft" and self.config.weighting == "inverse_probability"
 
     def _chosen(self) -> Tensor:
         """bool [num_local]: in the selection in force."""
         return self.last_draw == self.num_draws - 1
 
-    def _draw(self, step: int) -> None:
-        """Choose anew, from the losses known now: sets ``weights`` and ``last_draw``."""
+    def _maybe_score(self, step: int) -> None:
+        scoring = self.config.scoring
+        if scoring == "forward" or (scoring == "forward_once" and self.num_draws == 0):
+            assert self.score is not None
+            with self.ledger.charge("score"):
+                self.score(step)
+                self.buffer.sync()
+
+    def _ratio(self, scores: Tensor, step: int) -> float:
+        config = self.config
+        if config.ratio_schedule == "adaptive":
+            share = effective_share(clip_outliers(scores, sharding=self.sharding), sharding=self.sharding)
+            return schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+        return schedule.ratio_at(
+            self._progress(step),
+            schedule=config.ratio_schedule,
+            initial=config.initial_ratio,
+            final=config.final_ratio,
+        )
+
+    def _draw(self, step: int, *, new_round: bool) -> None:
+        """Choose anew, from the losses known now: sets ``weights``, ``last_draw``, ``num_selected`` and ``ratio``."""
         config, sharding = self.config, self.sharding
         self.buffer.sync()
-        k = self._selection_size()
+        scores = importance(self.buffer, name=config.importance, reference=self.reference)
+        if new_round:
+            self.ratio = self._ratio(scores, step)
+        k = schedule.selection_size(sharding.num_examples, ratio=self.ratio, batch_size=self.batch_size)
         seed = (config.seed, self.round, self.pass_index)
-        scores = importance(self.buffer, name=config.importance)
-        phi = None
-        if config.strategy == "random":
-            keys = random_keys(sharding=sharding, seed=seed, device=scores.device)
-        elif config.strategy == "hard":
-            keys = with_unseen_first(scores, scores == float("inf"), sharding=sharding, seed=seed)
-        else:
-            phi = log_probabilities(scores, temperature=config.temperature, normalization=config.normalization)
-            phi = floor_log_probabilities(phi, k=k, minimum=config.min_inclusion_probability, sharding=sharding)
-            keys = soft_keys(phi, sharding=sharding, seed=seed)
-        chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
+        chosen, weights = STRATEGIES[config.strategy](scores, k, config, seed, sharding)
 
-        weights = chosen.float()
-        if phi is not None and self._weighted and threshold < UNSEEN_KEY:
-            kappa = score_of_key(threshold) if threshold >= 0 else float("-inf")
-            weights = inverse_probability_weights(
-                phi, chosen=chosen, kappa=kappa, max_weight=config.max_weight, sharding=sharding
-            )
         chosen_before = self._chosen() if self.num_draws else torch.zeros_like(chosen)
         self.weights.copy_(weights)
         self.last_draw.masked_fill_(chosen, self.num_draws)
         self.num_draws += 1
+        self.num_selected = int(sharding.sum(chosen.sum()))
         known = self.buffer.step != NEVER
         self._audit = audit(
             scores=scores,
@@ -240,18 +242,23 @@ class Teacher:
         """Call after every training step, on all ranks: exchanges losses when it is time, keeps the ledger."""
         with self.ledger.charge("exchange"):
             self.buffer.step_done()
-        self.ledger.step_done(covered_per_trained=self.sharding.num_examples / self._pass_size())
+        self.ledger.step_done(covered_per_trained=self.sharding.num_examples / self.num_selected)
 
     def metrics(self) -> dict[str, float]:
         """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
         position = {
             "teacher/round": float(self.round),
-            "teacher/ratio": self.ratio if self.selecting else 1.0,
-            "teacher/selected": float(self._pass_size()),
+            "teacher/ratio": self.num_selected / self.sharding.num_examples,
+            "teacher/selected": float(self.num_selected),
         }
         return position | (self._audit if self.selecting else {}) | self.ledger.metrics()
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
+
+    _POSITION = (
+        *("round", "pass_index", "num_full_passes", "num_draws", "ratio", "interval"),
+        *("annealing", "num_batches", "selecting", "num_selected"),
+    )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first)."""
@@ -259,16 +266,7 @@ class Teacher:
             "buffer": self.buffer.state_dict(),
             "weights": self.sharding.as_global(self.weights),
             "last_draw": self.sharding.as_global(self.last_draw),
-            "position": {
-                "round": self.round,
-                "pass_index": self.pass_index,
-                "num_draws": self.num_draws,
-                "ratio": self.ratio,
-                "interval": self.interval,
-                "annealing": self.annealing,
-                "num_batches": self.num_batches,
-                "selecting": self.selecting,
-            },
+            "position": {name: getattr(self, name) for name in self._POSITION},
             # One leaf: DCP loads the keys that are there before loading, and this dictionary starts empty.
             "audit": json.dumps(self._audit),
             "ledger": self.ledger.state_dict(),
@@ -278,8 +276,8 @@ class Teacher:
         self.buffer.load_state_dict(state["buffer"])
         self.sharding.as_global(self.weights).copy_(state["weights"])
         self.sharding.as_global(self.last_draw).copy_(state["last_draw"])
-        for name, value in state["position"].items():
-            setattr(self, name, value)
+        for name in self._POSITION:
+            setattr(self, name, state["position"][name])
         self._audit = json.loads(state["audit"])
         self.ledger.load_state_dict(state["ledger"])
         self._pass = None

@@ -31,11 +31,17 @@ def inverse_probability_weights(
         kappa: the (k+1)-th largest key; -inf when everything was drawn.
 
     Returns:
-        fp32 [num_local], 0 where not chosen. None exceeds ``max_weight``: 1/q >= 1, so the mean is at least 1. The mean
-        is taken in 2^-20 fixed point: integer sums are equal for every number of ranks.
+        fp32 [num_local], 0 where not chosen. None exceeds ``max_weight``: 1/q >= 1, so the mean is at least 1.
     """
     weights = (1.0 / inclusion_probabilities(phi, kappa=kappa)).clamp(max=max_weight)
-    weights = torch.where(chosen, weights, 0.0)
+    return mean_one(torch.where(chosen, weights, 0.0), chosen=chosen, sharding=sharding)
+
+
+def mean_one(weights: Tensor, *, chosen: Tensor, sharding: ExampleSharding) -> Tensor:
+    """float64 [num_local] weights, 0 where not ``chosen``, divided by their mean over the chosen of all ranks -> fp32.
+
+    The mean is taken in 2^-20 fixed point: integer sums are equal for every number of ranks.
+    """
     totals = torch.stack(((weights * _FIXED_POINT).round().long().sum(), chosen.sum()))
     total, count = sharding.sum(totals).tolist()
-    return (weights / (total / _FIXED_POINT / count)).float()
+    return (weights / (total / _FIXED_POINT / max(1, count))).float()
