@@ -139,7 +139,9 @@ class TeacherConfig:
         _number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
         _number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
         _number("initial_interval", self.initial_interval, at_least=1, whole=True)
-        least = self.initial_interval if self.interval_schedule == "incremental" else 1  # the fixed one does not read it
+        least = (
+            self.initial_interval if self.interval_schedule == "incremental" else 1
+        )  # the fixed one does not read it
         _number("max_interval", self.max_interval, at_least=least, whole=True)
         _number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
         _number("seed", self.seed, whole=True)

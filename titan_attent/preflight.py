@@ -28,6 +28,7 @@ from titan_attent.data.loader import check_geometry, geometry_of
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.job_config import closest
+from titan_attent.reference import ReferenceLosses
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -157,6 +158,9 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
     if job_config.validation.enable:
         seq_len = job_config.validation.seq_len
         _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)
+    if teacher.importance == "excess_loss":
+        reference = ReferenceLosses(teacher.reference_path)
+        reference.check(fingerprint=dataset.shards.fingerprint, seq_len=training.seq_len, num_examples=len(dataset))
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
     warn_of_unread_keys(job_config)

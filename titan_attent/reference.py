@@ -53,6 +53,8 @@ class Scoring:
     num_examples: int
     model: str
     """Name and flavor of the reference model."""
+    precision: str
+    """In which it computes, such as bfloat16: its losses differ in the fourth digit."""
     checkpoint: str
     """Folder of its weights."""
     checkpoint_sha256: str

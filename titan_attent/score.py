@@ -15,7 +15,6 @@ Cost: a forward pass over the data; one gather of a part's losses (4 bytes an ex
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,13 +115,14 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
 
 
 def scoring_of(job_config: JobConfig, dataset: TokenDataset) -> Scoring:
-    """What the reference will say about its origin."""
+    """What decides the losses; the reference keeps it."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     return Scoring(
         data_fingerprint=dataset.shards.fingerprint,
         seq_len=dataset.seq_len,
         num_examples=len(dataset),
         model=f"{job_config.model.name} {job_config.model.flavor}",
+        precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),
         checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),
     )
@@ -163,13 +163,12 @@ class ReferenceScorer(Trainer):
         self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
         logger.info(f"Scoring with the weights of {self.checkpoint_path}")
         writes = torch.distributed.get_rank() == 0
-        started = time.perf_counter()
         with ExitStack() as stack:
             parts = self._on_first_rank(lambda: stack.enter_context(self.writer).missing())
-            num_scored = sum(stop - start for start, stop in map(self.writer.range_of, parts))
+            num_missing = sum(stop - start for start, stop in map(self.writer.range_of, parts))
             bar = tqdm(
                 total=len(self.dataset),
-                initial=len(self.dataset) - num_scored,
+                initial=len(self.dataset) - num_missing,
                 unit=" examples",
                 mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
                 disable=not writes,
@@ -179,8 +178,7 @@ class ReferenceScorer(Trainer):
                     if writes:
                         self.writer.write_part(part, losses)
             self._on_first_rank(self.writer.finish)
-        rate = num_scored / (time.perf_counter() - started)
-        logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples, {rate:,.0f} examples/s")
+        logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
 
     def _on_first_rank(self, action: Callable[[], Any]) -> Any:
         """What ``action`` gives on rank 0, on all ranks; its ValueError ends them all with one message."""

@@ -23,6 +23,7 @@ from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.loss import build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.metrics import TeachingMetricsProcessor
+from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.teacher.trace import Trace
 
@@ -48,6 +49,7 @@ class TeachingTrainer(Trainer):
             total_steps=job_config.training.steps,
             data_seed=data_config.seed,
             tokens_per_example=job_config.training.seq_len,
+            reference=self._reference_losses(),
             score=self.score_examples,
         )
         loader.attach(self.teacher, before_decision=self.checkpointer.maybe_wait_for_staging)
@@ -72,6 +74,14 @@ class TeachingTrainer(Trainer):
             except ValueError as error:
                 preflight.fail(error)
         return parallel_dims
+
+    def _reference_losses(self) -> Tensor | None:
+        """fp32 [num_local], those of the examples that this rank owns; None unless the importance reads them."""
+        config = self.job_config.teacher
+        if config.importance != "excess_loss":
+            return None
+        sharding = self.buffer.sharding
+        return ReferenceLosses(config.reference_path).read(sharding.start, sharding.stop).to(self.device)
 
     def _log_plan(self) -> None:
         teacher, steps = self.teacher, self.job_config.training.steps

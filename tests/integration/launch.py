@@ -112,12 +112,16 @@ def run_until_killed(*args: str, trace: Path, step: int, num_processes: int = 2,
     process.wait()
 
 
-def read_weights(dump: Path, *, step: int) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, gathered; the teacher's excluded."""
+def read_checkpoint(dump: Path, *, step: int) -> dict[str, Any]:
+    """A checkpoint gathered to full tensors: the model's weights by name, the other states as dictionaries."""
     target = dump / "checkpoint.pt"
     dcp_to_torch_save(dump / "checkpoint" / f"step-{step}", target)
-    state = torch.load(target, weights_only=False)
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return torch.load(target, weights_only=False)
+
+
+def read_weights(dump: Path, *, step: int) -> dict[str, torch.Tensor]:
+    """The model's weights in a checkpoint."""
+    return {k: v for k, v in read_checkpoint(dump, step=step).items() if isinstance(v, torch.Tensor)}
 
 
 def read_trace(dump: Path) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
         "teacher.seed": job_config.teacher.seed,
+        "functional gradients recorded": job_config.teacher.importance == "functional_gradient",
     }
 
 

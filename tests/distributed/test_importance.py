@@ -1,0 +1,183 @@
+"""Importances, quantiles and shares over 1, 2 and 3 ranks against plain numpy over all examples at once."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed.spawn import run_on_ranks
+
+from titan_attent.job_config import TeacherConfig
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.importance import (
+    IMPORTANCES,
+    clip_outliers,
+    effective_share,
+    fixed_point_sums,
+    importance,
+    kth_largest,
+)
+from titan_attent.teacher.strategies import STRATEGIES
+
+NUM_EXAMPLES = 331
+NEVER, BROKEN = (5, 200), (17, 330)  # ids without a visit, and with non-finite losses only
+
+
+def history() -> dict[str, np.ndarray]:
+    """A first loss at steps 1 to 9 for all, a second one later for four in five."""
+    rng = np.random.default_rng(1)
+    first_step = rng.integers(1, 10, NUM_EXAMPLES)
+    first = rng.uniform(2, 9, NUM_EXAMPLES).astype(np.float32)
+    step = np.where(rng.random(NUM_EXAMPLES) < 0.8, first_step + rng.integers(1, 90, NUM_EXAMPLES), first_step)
+    last = np.where(step > first_step, first - rng.uniform(-1, 2, NUM_EXAMPLES), first).astype(np.float32)
+    gradient = rng.uniform(0, 1.4, NUM_EXAMPLES).astype(np.float32)
+    reference = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
+    return {
+        **{"first_step": first_step, "step": step, "first": first, "last": last},
+        **{"gradient": gradient, "reference": reference},
+    }
+
+
+def filled_buffer(mesh: Any) -> LossBuffer:
+    buffer, h = LossBuffer(NUM_EXAMPLES, mesh=mesh, with_gradient=True), history()
+    ids = np.array([i for i in range(NUM_EXAMPLES) if i not in NEVER])
+    rank, size = buffer.sharding.rank, buffer.sharding.size
+    for losses, steps in ((h["first"], h["first_step"]), (h["last"], h["step"])):
+        for step in sorted(set(steps[ids])):
+            now = ids[steps[ids] == step]
+            mine = now[rank::size]
+            # Equal counts on all ranks: pad with a row to leave out.
+            mine = np.concatenate((mine, np.full(-(-len(now) // size) - len(mine), NUM_EXAMPLES)))
+            values = np.append(losses, 0.0)[mine].astype(np.float32)
+            values[np.isin(mine, BROKEN)] = np.nan
+            buffer.record(
+                torch.from_numpy(mine),
+                torch.from_numpy(values),
+                step=int(step),
+                gradients=torch.from_numpy(np.append(h["gradient"], 0).astype(np.float32)[mine]),
+            )
+            buffer.sync()
+    return buffer
+
+
+def plain_importance(name: str) -> np.ndarray:
+    h = {key: value.astype(np.float64) for key, value in history().items()}
+    score = {
+        "loss": h["last"],
+        "functional_gradient": h["gradient"],
+        "excess_loss": h["last"] - h["reference"],
+    }.get(name)
+    if score is None:
+        falls = {
+            i: (h["first"][i] - h["last"][i]) / (np.log(h["step"][i]) - np.log(h["first_step"][i]))
+            for i in range(NUM_EXAMPLES)
+            if h["step"][i] > h["first_step"][i] and i not in (*NEVER, *BROKEN)
+        }
+        median = sorted(falls.values())[(len(falls) - 1) // 2]
+        gate = np.array([np.clip(falls[i] / median, 0, 1) if i in falls else 1.0 for i in range(NUM_EXAMPLES)])
+        score = h["last"] * gate
+    score = score.copy()
+    score[list(NEVER)], score[list(BROKEN)] = np.inf, -np.inf
+    return score
+
+
+def measure(mesh: Any) -> dict[str, Any]:
+    buffer = filled_buffer(mesh)
+    sharding = buffer.sharding
+    reference = torch.from_numpy(history()["reference"])[sharding.start : sharding.stop]
+    scores = {name: importance(buffer, name=name, reference=reference) for name in IMPORTANCES}
+    loss = scores["loss"]
+    where = torch.isfinite(loss)
+    drawn = {
+        seed: STRATEGIES["threshold"](loss, 0, TeacherConfig(strategy="threshold"), (0, seed, 0), sharding)
+        for seed in range(3)
+    }
+    return {
+        "scores": {name: score.numpy() for name, score in scores.items()},
+        "third": kth_largest(loss, lambda n: 3, where=where, sharding=sharding),
+        "none": kth_largest(loss, lambda n: 1, where=torch.zeros_like(where), sharding=sharding),
+        "clipped": clip_outliers(loss, sharding=sharding).numpy(),
+        "share": effective_share(loss, sharding=sharding),
+        "sums": fixed_point_sums(torch.where(where, loss, 0.0), where, sharding=sharding),
+        "threshold": {seed: (chosen.numpy(), weights.numpy()) for seed, (chosen, weights) in drawn.items()},
+        "visits": buffer.visits.numpy(),
+    }
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def measured(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_on_ranks(measure, request.param)
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_importance_is_that_of_a_loop(measured: list[dict[str, Any]], name: str) -> None:
+    scores = np.concatenate([rank["scores"][name] for rank in measured])
+    np.testing.assert_allclose(scores, plain_importance(name), rtol=2e-5, atol=2e-6)
+
+
+def test_quantiles_and_clipping(measured: list[dict[str, Any]]) -> None:
+    loss = plain_importance("loss").astype(np.float32)
+    ordered = np.sort(loss[np.isfinite(loss)])
+    assert [rank["third"] for rank in measured] == [float(ordered[-3])] * len(measured)
+    assert measured[0]["none"] is None
+    expected = np.where(
+        np.isfinite(loss), loss.clip(ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]), loss
+    )
+    assert np.array_equal(np.concatenate([rank["clipped"] for rank in measured]), expected)
+    assert (expected != loss).sum() == 2 * (len(ordered) // 100) == 6
+
+
+def test_shares_and_sums_do_not_depend_on_the_ranks(measured: list[dict[str, Any]]) -> None:
+    loss = plain_importance("loss")
+    known = loss[np.isfinite(loss)]
+    (alone,) = run_on_ranks(measure, 1)
+    for rank in measured:
+        assert (
+            rank["share"] == alone["share"] == pytest.approx(known.sum() ** 2 / len(known) / (known**2).sum(), rel=1e-4)
+        )
+        assert rank["sums"] == alone["sums"]
+        np.testing.assert_allclose(rank["sums"], (known.sum(), (known**2).sum(), len(known)), rtol=1e-4)
+
+
+def test_threshold_leaves_out_half_of_those_below_the_mean(measured: list[dict[str, Any]]) -> None:
+    """InfoBatch's rule, example by example: kept above the mean with weight w, below it half are kept with 2 w."""
+    loss = plain_importance("loss")
+    mean = loss[np.isfinite(loss)].mean()
+    below = loss < mean  # -inf too
+    (alone,) = run_on_ranks(measure, 1)
+    for seed in range(3):
+        chosen, weights = (np.concatenate([rank["threshold"][seed][i] for rank in measured]) for i in (0, 1))
+        assert all(np.array_equal(a, b) for a, b in zip((chosen, weights), alone["threshold"][seed], strict=True))
+        assert chosen[~below].all()
+        kept, num_below = chosen[below].sum(), below.sum()
+        assert abs(kept - num_below / 2) < 4 * (num_below / 4) ** 0.5
+        assert weights[chosen].mean() == pytest.approx(1.0, abs=1e-5)
+        np.testing.assert_allclose(weights[chosen & below] / weights[~below][0], 2.0, rtol=1e-6)
+        assert (weights[~chosen] == 0).all()
+    assert not np.array_equal(*(np.concatenate([r["threshold"][seed][0] for r in measured]) for seed in (0, 1)))
+
+
+def test_share_of_equal_and_of_few() -> None:
+    sharding = ExampleSharding(8)
+    assert effective_share(torch.full((8,), 3.0), sharding=sharding) == pytest.approx(1.0)
+    few = torch.tensor([2.0, 2.0, 0, 0, 0, 0, -1.0, 0])
+    assert effective_share(few, sharding=sharding) == pytest.approx(2 / 8)
+    assert effective_share(torch.full((8,), float("inf")), sharding=sharding) == 1.0
+    assert effective_share(torch.zeros(8), sharding=sharding) == 1.0
+
+
+def test_a_score_is_no_visit() -> None:
+    buffer = LossBuffer(4)
+    buffer.record(
+        torch.tensor([1, 2, 4, 9]), torch.tensor([3.0, float("nan"), 7.0, float("nan")]), step=5, trained=False
+    )
+    buffer.sync()
+    assert buffer.visits.tolist() == [0, 0, 0, 0]
+    assert buffer.step.tolist() == [-1, 5, -1, -1] and buffer.loss[1] == 3.0
+    assert buffer.num_nonfinite == 1  # rows to leave out are not counted
+
+
+def test_gradients_must_be_recorded_where_they_are_kept() -> None:
+    with pytest.raises(ValueError, match="keeps functional gradients: record them with gradients="):
+        LossBuffer(4, with_gradient=True).record(torch.tensor([1]), torch.tensor([1.0]), step=1)

@@ -1,0 +1,235 @@
+"""Scoring: the losses of a plain model on the same windows, on any number of ranks, and after a kill.
+
+As a module, ``torchrun -m test_score``, this is the real command with parts of ``PART_SIZE`` examples: the test data
+would all be one part.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import titan_attent.compat  # noqa: F401
+
+import numpy as np
+import pytest
+import torch
+from launch import environment, launch, read_weights, run, torchrun, write_config
+from torchtitan.config import ConfigManager
+from torchtitan.models.llama3 import Transformer, TransformerModelArgs
+
+from titan_attent import score
+from titan_attent.data.shards import TokenDataset
+from titan_attent.reference import ReferenceLosses
+from titan_attent.train_spec import attent_spec
+
+PART_SIZE = 10
+"""Not a multiple of what ranks take at a time, so that every part ends with padding."""
+BATCH = ("--validation.local_batch_size", "4")
+SEQ_LEN = 256
+
+
+def tiny(**other: int) -> Transformer:
+    args = {"dim": 192, "n_layers": 4, "n_heads": 6, "vocab_size": 4096, "multiple_of": 64, "rope_theta": 10000} | other
+    return Transformer(TransformerModelArgs(**args, max_seq_len=SEQ_LEN)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps with a full checkpoint of step 3 and a model-only one of step 6, its latest."""
+    folder = tmp_path_factory.mktemp("score")
+    config = write_config(folder, data=token_data, dump=folder / "run")
+    checkpoint = ("--checkpoint.enable", "--checkpoint.interval", "3", "--checkpoint.last_save_model_only")
+    run("--job.config_file", str(config), "--training.steps", "6", *checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Path:
+    """The reference of step 3, made by the real command on two ranks, beside the run's own settings."""
+    before = files_of(folder / "run")
+    output = run(
+        *arguments(folder, "straight"),
+        *("--checkpoint.enable", "--validation.enable", "--teacher.importance", "excess_loss"),
+        module="titan_attent.score",
+    )
+    assert re.search(r"78/78 .* examples/s", output)
+    assert files_of(folder / "run") == before, "scoring wrote into the run's folder"
+    return folder / "straight"
+
+
+def arguments(folder: Path, reference: str, *, step: int = 3) -> list[str]:
+    return [
+        *("--job.config_file", str(folder / "config.toml"), *BATCH),
+        *("--checkpoint.initial_load_path", str(folder / "run" / "checkpoint" / f"step-{step}")),
+        *("--teacher.reference_path", str(folder / reference)),
+    ]
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def losses_in(reference: Path) -> torch.Tensor:
+    losses = ReferenceLosses(reference)
+    losses.verify_checksum()
+    return losses.read(0, losses.num_examples)
+
+
+@torch.no_grad()
+def plain_losses(folder: Path, data: Path, *, step: int) -> torch.Tensor:
+    """Mean nats a token of every window, float64: one process, torchtitan's bare model, windows cut with numpy."""
+    model = tiny()
+    weights = read_weights(folder / "run", step=step)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in sorted(data.glob("shard-*.bin"))])
+    losses = []
+    for start in range(0, len(tokens) - SEQ_LEN, SEQ_LEN):
+        window = torch.from_numpy(tokens[start : start + SEQ_LEN + 1].astype(np.int64))
+        log_p = model(window[None, :-1])[0].double().log_softmax(dim=-1)
+        losses.append(-log_p[torch.arange(SEQ_LEN), window[1:]].mean())
+    return torch.stack(losses)
+
+
+def test_losses_are_those_of_the_plain_model(folder: Path, straight: Path, token_data: dict[str, Path]) -> None:
+    losses, expected = losses_in(straight), plain_losses(folder, token_data["train"], step=3)
+    assert expected.std() > 0.05, "the windows must differ for their order to show"
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=0)
+    dataset = TokenDataset(token_data["train"], seq_len=SEQ_LEN)
+    reference = ReferenceLosses(straight)
+    reference.check(fingerprint=dataset.shards.fingerprint, seq_len=SEQ_LEN, num_examples=len(dataset))
+    assert reference.scoring.model == "llama3_attent tiny"
+    assert reference.scoring.checkpoint == str(folder / "run" / "checkpoint" / "step-3")
+
+
+def test_a_model_only_checkpoint_scores(folder: Path, token_data: dict[str, Path]) -> None:
+    run(*arguments(folder, "model_only", step=6), num_processes=1, module="test_score")
+    expected = plain_losses(folder, token_data["train"], step=6)
+    torch.testing.assert_close(losses_in(folder / "model_only").double(), expected, rtol=1e-5, atol=0)
+
+
+def test_one_rank_finds_the_same_losses(folder: Path, straight: Path) -> None:
+    batch = ("--validation.local_batch_size", "3")
+    run(*arguments(folder, "one_rank"), *batch, num_processes=1, module="titan_attent.score")
+    torch.testing.assert_close(losses_in(folder / "one_rank"), losses_in(straight), rtol=1e-5, atol=0)
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> Path:
+    """A scoring on two ranks that SIGKILL ended half-way; "killed" is its reference_path."""
+    parts = folder / "killed" / "parts"
+    process = subprocess.Popen(
+        torchrun(*arguments(folder, "killed"), module="test_score"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 240
+    while not (parts / "part-00002.bin").exists():
+        assert process.poll() is None, "the scoring ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    # torchrun starts each worker in a session of its own.
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*map(int, children), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert 3 <= len(list(parts.glob("part-*.bin"))) < 8
+    return folder / "killed"
+
+
+def check(folder: Path, *args: str) -> None:
+    """What titan_attent.score does before it starts; the last of two equal arguments counts."""
+    cli = ["--job.custom_config_module", "titan_attent.job_config"]
+    job_config = score.scoring_config(ConfigManager().parse_args([*cli, *args]))
+    score.check_scoring(job_config, attent_spec(job_config.model.name), world_size=2)
+
+
+def test_only_the_same_scoring_resumes(
+    folder: Path, killed: Path, token_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = arguments(folder, "killed")
+    with pytest.raises(ValueError, match="killed: .*part_size was 10 and is 4096"):
+        check(folder, *same)
+    monkeypatch.setattr(score, "PART_SIZE", PART_SIZE)
+    check(folder, *same)
+    with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start anew"):
+        check(folder, *same, "--data.path", str(token_data["validation"]))
+    with pytest.raises(ValueError, match="seq_len was 256 and is 128"):
+        check(folder, *same, "--training.seq_len", "128")
+    with pytest.raises(ValueError, match="precision was 'float32' and is 'bfloat16'"):
+        check(folder, *same, "--training.mixed_precision_param", "bfloat16")
+    with pytest.raises(ValueError, match="checkpoint_sha256 was"):
+        check(folder, *arguments(folder, "killed", step=6))
+
+
+def test_losses_that_are_not_finite_end_every_rank(folder: Path, killed: Path) -> None:
+    shutil.copytree(killed, folder / "broken")
+    part = folder / "broken" / "parts" / "part-00001.bin"
+    losses = np.fromfile(part, dtype="<f4")
+    losses[3] = np.nan
+    losses.tofile(part)
+    result = launch(*arguments(folder, "broken"), module="test_score")
+    assert result.returncode != 0
+    (message,) = re.findall("titan_attent: error: (.*)", result.stdout + result.stderr)
+    assert re.search("broken: 1 of 78 losses are not finite, the first of examples 13: .*Delete", message)
+    assert not (folder / "broken" / "reference.json").exists()
+
+
+def test_resume_on_another_number_of_ranks_equals_uninterrupted(folder: Path, straight: Path, killed: Path) -> None:
+    # A mark that only a part which is scored again would lose.
+    part = killed / "parts" / "part-00001.bin"
+    (-np.fromfile(part, dtype="<f4")).tofile(part)
+    run(*arguments(folder, "killed"), num_processes=1, module="test_score")
+    losses = losses_in(killed)
+    assert losses[10:20].max() < 0, "a finished part was scored again"
+    losses[10:20] *= -1
+    torch.testing.assert_close(losses, losses_in(straight), rtol=1e-5, atol=0)
+    assert not (killed / "parts").exists()
+
+
+def test_a_finished_reference_is_not_overwritten(folder: Path, straight: Path) -> None:
+    with pytest.raises(ValueError, match="straight: holds a finished reference; choose another teacher.reference_path"):
+        check(folder, *arguments(folder, "straight"))
+
+
+def test_bad_arguments(folder: Path) -> None:
+    good = arguments(folder, "new")
+    check(folder, *good)
+    assert not (folder / "new").exists(), "a check writes nothing"
+    for args, message in (
+        (("--teacher.reference_path", ""), r"\[teacher\] reference_path is empty"),
+        (("--teacher.reference_path", str(folder / "config.toml")), "config.toml: is a file"),
+        (("--checkpoint.initial_load_path", ""), r"\[checkpoint\] initial_load_path is empty: give the step folder"),
+        (("--checkpoint.initial_load_path", "/nowhere"), "initial_load_path = /nowhere does not exist"),
+        (("--checkpoint.initial_load_path", str(folder / "run")), r"give one of them, such as .*/checkpoint/step-6"),
+        (("--checkpoint.initial_load_path", str(folder / "run" / "tb")), "is no DCP checkpoint, or was never finished"),
+        (("--validation.local_batch_size", "0"), "local_batch_size = 0: it must be at least 1"),
+        (("--parallelism.tensor_parallel_degree", "2"), "tensor_parallel_degree = 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(folder, *good, *args)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"n_layers": 5}, r"layers.4.attention.wk.weight is \[192, 192\] here and absent there"),
+        ({"n_layers": 3}, r"layers.3.attention.wk.weight is absent here and \[192, 192\] there"),
+        ({"vocab_size": 512}, r"output.weight is \[512, 192\] here and \[4096, 192\] there; .* \(of 2 differences\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str, int], message: str) -> None:
+    for step in (3, 6):
+        path = str(folder / "run" / "checkpoint" / f"step-{step}")
+        score.check_weights(tiny().state_dict(), path)
+        with pytest.raises(ValueError, match=message):
+            score.check_weights(tiny(**other).state_dict(), path)
+
+
+if __name__ == "__main__":
+    score.PART_SIZE = PART_SIZE
+    score.main()

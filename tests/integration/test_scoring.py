@@ -1,0 +1,67 @@
+"""Forward scoring by the real command: the scores are those of a plain model, on any number of ranks."""
+
+import shutil
+from pathlib import Path
+
+import titan_attent.compat  # noqa: F401
+
+import numpy as np
+import torch
+from launch import read_checkpoint, read_scalars, read_trace, read_weights, run, write_config
+from torchtitan.models.llama3 import Transformer, TransformerModelArgs
+
+from titan_attent.train_spec import EXTRA_FLAVORS
+
+SEQ_LEN = 256
+
+
+def plain_scores(weights: dict[str, torch.Tensor], data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss and functional gradient norm of every window, row by row, in float64 from fp32 logits."""
+    arguments = EXTRA_FLAVORS["llama3"]["tiny"]
+    assert isinstance(arguments, TransformerModelArgs)
+    arguments.max_seq_len = SEQ_LEN
+    model = Transformer(arguments)
+    with torch.no_grad():
+        model.init_weights()
+    missing, _ = model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()}, strict=False)
+    assert not missing
+    model.eval()
+    tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in sorted(data.glob("shard-*.bin"))])
+    stream = torch.from_numpy(tokens.astype(np.int64))
+    losses, norms = [], []
+    for i in range((len(stream) - 1) // SEQ_LEN):
+        window = stream[i * SEQ_LEN : (i + 1) * SEQ_LEN + 1]
+        with torch.no_grad():
+            log_p = model(window[None, :-1])[0].double().log_softmax(dim=-1)
+        onehot = torch.nn.functional.one_hot(window[1:], log_p.shape[1])
+        losses.append(-(log_p * onehot).sum(dim=1).mean().item())
+        norms.append((log_p.exp() - onehot).square().sum(dim=1).mean().sqrt().item())
+    return np.array(losses), np.array(norms)
+
+
+def test_forward_scores_are_those_of_the_plain_model(token_data: dict[str, Path], tmp_path: Path) -> None:
+    """The warm-up takes 9 steps; the learner then scores every example, and the hard selection trains the top ones."""
+    dump, alone = tmp_path / "run", tmp_path / "alone"
+    config = write_config(tmp_path, data=token_data, dump=dump)
+    args = [
+        *("--job.config_file", str(config), "--training.steps", "12", "--lr_scheduler.total_steps", "12"),
+        *("--teacher.strategy", "hard", "--teacher.importance", "functional_gradient"),
+        *("--teacher.scoring", "forward_once", "--teacher.anneal_fraction", "0", "--teacher.scoring_batch_size", "5"),
+        *("--checkpoint.enable", "--checkpoint.interval", "9"),
+    ]
+    run(*args)
+    losses, norms = plain_scores(read_weights(dump, step=9), token_data["train"])
+    buffer = read_checkpoint(dump, step=12)["teacher"]["buffer"]
+    scored = (buffer["step"] == 9).numpy()
+    assert scored.sum() > len(losses) / 2  # the others were trained again since
+    np.testing.assert_allclose(buffer["loss"].numpy()[scored], losses[scored], rtol=1e-4)
+    np.testing.assert_allclose(buffer["gradient"].numpy()[scored], norms[scored], rtol=1e-4)
+    # round(0.3 x 78) down to batches of 8 is 16: the 16 largest norms, two steps.
+    chosen = [i for line in read_trace(dump)[9:11] for i in line["ids"]]
+    assert sorted(chosen) == sorted(np.argsort(-norms)[:16].tolist())
+    assert read_scalars(dump, "ledger/score_seconds")[12] > 0
+
+    alone.mkdir()
+    shutil.copytree(dump / "checkpoint" / "step-9", alone / "checkpoint" / "step-9")
+    run(*args, "--job.dump_folder", str(alone), num_processes=1)
+    assert read_trace(alone)[:2] == read_trace(dump)[9:11]

@@ -1,0 +1,259 @@
+"""The benchmark's corpora against the source files and the clean rows; and what its command works out from results."""
+
+import json
+import math
+import statistics
+import sys
+import sysconfig
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from titan_attent.data.shards import TokenDataset
+from titan_attent.data.tokenizer import Tokenizer
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+corpora: Any = import_module("corpora")
+convergence: Any = import_module("convergence")
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+N, L = 6144, 96
+SHARES = {"clean": (0, 0, 0), "junk": (1229, 1229, 0), "copies": (0, 0, 3072), "mixture": (921, 922, 1843)}
+"""Shuffled, random and copied rows: 40% of 6,144 is 2,458, 30% is 1,843."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpora")
+    assert corpora.main(["--output", str(folder)]) == 0
+    return folder
+
+
+def rows_of(folder: Path) -> np.ndarray:
+    dataset = TokenDataset(folder, seq_len=L)
+    return dataset.batch(torch.arange(len(dataset)))[0].numpy()
+
+
+def kinds_of(folder: Path) -> np.ndarray:
+    return np.load(folder / "row_kinds.npy")
+
+
+def documents_of(folder: Path) -> list[str]:
+    """The texts between the eos, decoded; the last one is cut."""
+    tokens = np.fromfile(folder / "shard-00000.bin", dtype="<u2")
+    index = json.loads((folder / "index.json").read_text())
+    tokenizer = Tokenizer.from_info(index["tokenizer"], folder)
+    (ends,) = np.nonzero(tokens == tokenizer.eos_id)
+    *whole, cut = np.split(tokens[:-1], ends[:-1] + 1)
+    return [tokenizer.decode(part[:-1]) for part in whole] + [tokenizer.decode(cut)]
+
+
+# -- corpora ----------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_and_vocabulary(built: Path) -> None:
+    for name, num_rows in {**dict.fromkeys(SHARES, N), "validation": 512, "trusted": 4096}.items():
+        dataset = TokenDataset(built / name, seq_len=L)
+        dataset.shards.verify_checksums()
+        assert len(dataset) == num_rows and dataset.shards.num_tokens == num_rows * L + 1
+        assert dataset.shards.tokenizer_info["vocab_size"] == 1024
+        assert dataset.shards.max_token_id == dataset.shards.tokenizer_info["eos_id"] == 1023
+        inputs, labels = dataset.batch(torch.arange(num_rows))
+        assert torch.equal(labels[:, :-1], inputs[:, 1:])
+        assert torch.equal(labels[:-1, -1], inputs[1:, 0])  # the last label is the next row's first token
+        assert labels[-1, -1] == 1023
+
+
+def test_clean_text_is_the_library_and_no_file_is_in_two_parts(built: Path) -> None:
+    manifest = json.loads((built / "manifest.json").read_text())
+    texts: dict[str, set[str]] = {}
+    for part, folder in (("train", "clean"), ("validation", "validation"), ("trusted", "trusted")):
+        files = manifest["files"][part]
+        sources = [STDLIB.joinpath(file).read_bytes().decode()[:32768] for file in files]
+        *whole, cut = documents_of(built / folder)
+        assert len(set(whole)) == len(whole) and set(whole) < set(sources)
+        assert any(source.startswith(cut.rstrip("\N{REPLACEMENT CHARACTER}")) for source in sources)
+        assert not [file for file in files if {"test", "tests", "site-packages"} & set(Path(file).parts)]
+        texts[part] = set(sources)
+    assert sum(map(len, texts.values())) == len(set.union(*texts.values()))  # by content
+    assert sum(map(len, manifest["files"].values())) == len(set(sum(manifest["files"].values(), [])))
+
+
+def test_no_validation_or_trusted_row_stands_in_the_training_text(built: Path) -> None:
+    clean = (built / "clean" / "shard-00000.bin").read_bytes()
+    assert all(row.astype("<u2").tobytes() not in clean for row in rows_of(built / "validation"))
+    trained = {row.tobytes() for row in rows_of(built / "clean")}
+    assert trained.isdisjoint(row.tobytes() for row in rows_of(built / "trusted"))
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares(built: Path, name: str) -> None:
+    kinds = kinds_of(built / name)
+    assert kinds.shape == (N,) and kinds.dtype == np.uint8
+    assert tuple(np.bincount(kinds, minlength=4)[1:]) == SHARES[name]
+    if name != "clean":  # spread over the whole set: every 512 rows have their share, within 5 standard deviations
+        share = sum(SHARES[name]) / N
+        means = (kinds > 0).reshape(-1, 512).mean(axis=1)
+        assert np.all(abs(means - share) < 5 * math.sqrt(share * (1 - share) / 512))
+
+
+@pytest.mark.parametrize("name", ["junk", "copies", "mixture"])
+def test_dirt_is_what_it_is_called(built: Path, name: str) -> None:
+    clean, rows, kinds = rows_of(built / "clean"), rows_of(built / name), kinds_of(built / name)
+    assert np.array_equal(rows[kinds == 0], clean[kinds == 0])
+    shuffled, random, copies = (rows[kinds == kind] for kind in (1, 2, 3))
+    assert np.array_equal(np.sort(shuffled), np.sort(clean[kinds == 1]))
+    assert np.all((shuffled != clean[kinds == 1]).sum(axis=1) > L // 4)
+    if len(random):
+        counts = np.bincount(random.ravel(), minlength=1024)
+        mean = random.size / 1023
+        assert counts[1023] == 0  # eos
+        assert np.all(abs(counts[:1023] - mean) < 6 * math.sqrt(mean))
+    if len(copies):
+        originals = {row.tobytes() for row in rows[kinds == 0]}
+        copied = [row.tobytes() for row in copies]
+        counts = [copied.count(row) for row in set(copied)]
+        assert len(counts) == 64 and set(copied) <= originals
+        assert max(counts) - min(counts) <= 1
+
+
+SMALL = {"num_rows": 40, "seq_len": 16, "num_copied": 4, "num_validation": 8, "num_trusted": 16, "vocab_size": 300}
+
+
+@pytest.fixture
+def small_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {f"{i:02}.py": f"def function_{i}(a, b={i}):\n    return [a] * {i} + b\n" * 4 for i in range(60)}
+    monkeypatch.setattr(corpora, "list_sources", lambda: sources)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_equal_seeds_give_equal_bytes(small_sources: None, tmp_path: Path) -> None:
+    sizes = corpora.Sizes(**SMALL)
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        corpora.build_corpora(tmp_path / name, seed=seed, sizes=sizes)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a.keys() == c.keys()
+    assert not [file for file in a if file.endswith(".bin") and a[file] == c[file]]
+
+
+def test_a_second_call_finds_them_and_another_seed_is_refused(small_sources: None, tmp_path: Path) -> None:
+    sizes = corpora.Sizes(**SMALL)
+    manifest = corpora.build_corpora(tmp_path, sizes=sizes)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert corpora.build_corpora(tmp_path, sizes=sizes) == manifest
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with pytest.raises(ValueError, match="'seed': 0}, where {'seed': 1} is asked for: name another folder"):
+        corpora.build_corpora(tmp_path, seed=1, sizes=sizes)
+
+
+def test_what_a_killed_call_left_is_written_anew(small_sources: None, tmp_path: Path) -> None:
+    sizes = corpora.Sizes(**SMALL)
+    corpora.build_corpora(tmp_path, sizes=sizes)
+    whole = contents(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "junk" / "shard-00000.bin").write_bytes(b"half")
+    corpora.build_corpora(tmp_path, sizes=sizes)
+    assert contents(tmp_path) == whole
+
+
+def test_too_little_text_is_refused(small_sources: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need 153,600: use a Python with its whole standard library"):
+        corpora.build_corpora(tmp_path, sizes=corpora.Sizes(**{**SMALL, "num_rows": 9600}))
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def result(rule: str, corpus: str, seed: int, loss: float, **more: Any) -> dict[str, Any]:
+    facts = {"rule": rule, "corpus": corpus, "seed": seed, "final_validation_loss": loss, "steps": 600}
+    return facts | {"step_equivalents": 600.0, "wall_seconds": 100.0, "scoring_seconds": 0.0} | more
+
+
+def test_the_table_pairs_seeds_with_the_control() -> None:
+    results = [
+        *(result("uniform", "clean", seed, loss) for seed, loss in enumerate((3.0, 3.2, 3.7))),
+        *(result("hard", "clean", seed, loss) for seed, loss in ((0, 2.5), (2, 3.4))),
+        result("excess_loss", "junk", 1, 3.3, step_equivalents=664.0, reference_step_equivalents=300),
+    ]
+    header, _, *lines = convergence.make_table(results).split("\n")
+    assert header == "| rule | clean | junk | step-equivalents | seconds | of them scoring |"
+    control, spread = f"3.300 ± {statistics.stdev((3.0, 3.2, 3.7)):.3f}", f"{0.9 / math.sqrt(2):.3f}"
+    assert lines == [
+        f"| uniform | {control} | - | 600 | 100 | 0.0 |",
+        f"| hard | 2.950 ± {spread} (-0.400) [2 of 3 seeds] | - | 600 | 100 | 0.0 |",
+        "| excess_loss | - | 3.300 [1 of 3 seeds] | 664 (+ 300 reference) | 100 | 0.0 |",
+    ]
+
+
+def test_without_results_the_table_is_empty() -> None:
+    assert convergence.make_table([]).count("\n") == 1
+
+
+@pytest.mark.parametrize("name", convergence.RULES)
+def test_every_rule_validates_at_its_last_step(name: str) -> None:
+    for steps in (600, 100, 20, 2):
+        task = convergence.rule_task("junk", name, 3, steps=steps, lr=1e-3)
+        config = tomllib.loads(convergence.to_toml(task.config))
+        assert config == task.config
+        assert task.steps % config["validation"]["freq"] == 0 and task.steps % config["metrics"]["log_freq"] == 0
+        if steps >= 100:
+            assert 50 <= config["validation"]["freq"] <= 100
+        assert config["lr_scheduler"]["warmup_steps"] <= max(1, task.steps // 20)
+        assert {config[section]["seed"] for section in ("data", "teacher", "debug")} == {3}
+
+
+def test_a_rule_that_the_package_lacks_is_named() -> None:
+    def why(**teacher: Any) -> str:
+        return convergence.why_not_available(convergence.Rule(about="", teacher=teacher))
+
+    assert why(strategy="hard") == why() == ""
+    assert why(strategy="hard", patience=3) == "[teacher] has no patience"
+    assert "'clairvoyant' is unknown" in why(strategy="clairvoyant")
+
+
+def test_a_finished_run_is_kept_and_another_is_refused(tmp_path: Path) -> None:
+    task = convergence.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
+    assert convergence.load_result(tmp_path, task) is None
+    path = tmp_path / "runs" / "junk" / "hard" / "seed-0" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"config": task.config}))
+    assert convergence.run_tasks(tmp_path, [task], jobs=1) == []  # starts nothing
+    other = convergence.rule_task("junk", "hard", 0, steps=600, lr=2e-3)
+    with pytest.raises(ValueError, match="{'optimizer.lr': 0.001}, where {'optimizer.lr': 0.002} is asked for"):
+        convergence.run_tasks(tmp_path, [other], jobs=1)
+
+
+def test_scoring_is_charged() -> None:
+    def scored(last: dict[str, float], **teacher: Any) -> int:
+        return convergence.num_scored(teacher, last, num_examples=100)
+
+    assert scored({"teacher/round": 4.0}) == 0
+    assert scored({"teacher/round": 4.0, "ledger/examples_scored": 250.0}) == 250
+    if not convergence.why_not_available(convergence.RULES["learnability"]):
+        assert scored({"teacher/round": 4.0}, scoring="forward") == 400
+        assert scored({"teacher/round": 4.0}, scoring="forward_once") == 100
+        assert scored({"teacher/round": 0.0}, scoring="forward_once") == 0
+
+
+def test_the_kinds_that_were_trained_after_the_first_pass(tmp_path: Path) -> None:
+    task = convergence.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
+    kinds, trace = tmp_path / "corpora" / "junk", tmp_path / task.folder / "teacher"
+    kinds.mkdir(parents=True)
+    trace.mkdir(parents=True)
+    np.save(kinds / "row_kinds.npy", np.array([0, 1, 2, 3, 0], np.uint8))
+    steps = [[1, 1]] * (N // 32) + [[0, 4], [2, 0], [0, 3], [0, 0]]
+    (trace / "trace.jsonl").write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in steps))
+    assert convergence.trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}
