@@ -116,6 +116,9 @@ class TeacherConfig:
     anneal_fraction: float = 0.125
     """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
 
+    shadow: bool = False
+    """Decide and log, but train on everything with equal weights: what the teacher would do, at no risk."""
+
     trace: bool = False
     """Append the example ids of every step to <job.dump_folder>/teacher/trace.jsonl (rank 0)."""
 

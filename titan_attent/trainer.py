@@ -25,7 +25,7 @@ from titan_attent.loss_buffer import LossBuffer
 from titan_attent.metrics import TeachingMetricsProcessor
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
-from titan_attent.teacher.trace import Trace
+from titan_attent.teacher.trace import JsonLines
 
 
 class TeachingTrainer(Trainer):
@@ -51,6 +51,7 @@ class TeachingTrainer(Trainer):
             tokens_per_example=job_config.training.seq_len,
             reference=self._reference_losses(),
             score=self.score_examples,
+            on_decision=lambda record: self.rounds.write(record) if self.rounds is not None else None,
         )
         loader.attach(self.teacher, before_decision=self.checkpointer.maybe_wait_for_staging)
         cast(TeachingMetricsProcessor, self.metrics_processor).teacher_metrics = self.teacher.metrics
@@ -63,7 +64,8 @@ class TeachingTrainer(Trainer):
             with_gradient=with_gradient,
             backend=compile_config.backend,
         )
-        self.trace: Trace | None = None
+        self.trace: JsonLines | None = None
+        self.rounds: JsonLines | None = None
         self._log_plan()
 
     def init_distributed(self) -> ParallelDims:
@@ -158,12 +160,15 @@ class TeachingTrainer(Trainer):
             assert served is not None
             current, batch = served
             ids = current.ids(batch, batch + 1).tolist()
-            self.trace.write(step=self.step, round=current.round, strategy=current.strategy, ids=ids)
+            self.trace.write({"step": self.step, "round": current.round, "strategy": current.strategy, "ids": ids})
 
     def batch_generator(self, data_iterable: Any) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
-        if self.job_config.teacher.trace and torch.distributed.get_rank() == 0:
-            self.trace = Trace(Path(self.job_config.job.dump_folder) / "teacher" / "trace.jsonl", step=self.step)
+        if torch.distributed.get_rank() == 0:
+            folder = Path(self.job_config.job.dump_folder) / "teacher"
+            self.rounds = JsonLines(folder / "rounds.jsonl", step=self.step)
+            if self.job_config.teacher.trace:
+                self.trace = JsonLines(folder / "trace.jsonl", step=self.step)
         return super().batch_generator(data_iterable)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,7 +179,7 @@ class TeachingTrainer(Trainer):
         self.ntokens_seen = self.step * tokens_per_step // loader.dp_world_size
 
     def close(self) -> None:
-        if getattr(self, "trace", None) is not None:
-            assert self.trace is not None
-            self.trace.close()
+        for lines in (getattr(self, "trace", None), getattr(self, "rounds", None)):
+            if lines is not None:
+                lines.close()
         super().close()

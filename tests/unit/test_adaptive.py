@@ -89,3 +89,26 @@ def test_anneal_boundary_of_infobatch(num_passes: int, full_from: float) -> None
     """The last 12.5% of the passes are full: from 78.75 of 90 and 262.5 of 300, to the step."""
     teacher = Teacher(LossBuffer(64), TeacherConfig(strategy="threshold"), batch_size=8, total_steps=num_passes * 8)
     assert teacher.anneal_start == full_from * 8
+
+
+def test_shadow_decides_logs_and_trains_on_everything() -> None:
+    """The same batches as uniform, with the decisions of a teacher that would act on what it then sees."""
+    losses = torch.where(torch.arange(NUM_EXAMPLES) < 48, 5.0, 1.0)
+    served: dict[str, list[list[int]]] = {}
+    decisions: list[dict[str, float]] = []
+    for name, config in (("uniform", {"strategy": "uniform"}), ("shadow", {"shadow": True})):
+        teacher, _ = make_teacher(losses, ratio_schedule="constant", initial_ratio=0.5, **config)
+        teacher.on_decision = decisions.append if name == "shadow" else None
+        served[name] = []
+        for step, (ids, weights) in zip(range(1, 37), TeachingSampler(teacher), strict=False):
+            teacher.buffer.record(ids, losses[ids], step=step)
+            teacher.step_done()
+            served[name].append(ids.tolist())
+            assert (weights == 1).all()
+    assert served["shadow"] == served["uniform"]
+    assert [(line["step"], line["num_steps"]) for line in decisions] == [(1, 12), (13, 12), (25, 12)]
+    assert "teacher/importance_mean" not in decisions[0] and decisions[0]["teacher/ratio"] == 1.0
+    for line in decisions[1:]:
+        assert line["teacher/selected"] == 48 and line["teacher/ratio"] == 0.5
+        assert line["teacher/importance_mean"] == pytest.approx(3.0, rel=1e-4)
+    assert int(teacher.last_draw[:48].min()) == 1 and int(teacher.last_draw[48:].max()) == -1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from titan_attent.teacher.trace import Trace
+from titan_attent.teacher.trace import JsonLines
 
 
 def entry(step: int, *, run: int = 0) -> dict:
@@ -13,9 +13,9 @@ def entry(step: int, *, run: int = 0) -> dict:
 
 
 def run_steps(path: Path, *, start: int, stop: int, run: int = 0) -> None:
-    trace = Trace(path, step=start)
+    trace = JsonLines(path, step=start)
     for step in range(start + 1, stop + 1):
-        trace.write(**entry(step, run=run))
+        trace.write(entry(step, run=run))
     trace.close()
 
 
@@ -36,8 +36,8 @@ def test_every_step_is_one_line(path):
 
 
 def test_a_line_is_on_disk_before_the_run_ends(path):
-    trace = Trace(path, step=0)
-    trace.write(**entry(1))
+    trace = JsonLines(path, step=0)
+    trace.write(entry(1))
     assert entries(path) == [entry(1)]
     trace.close()
 

@@ -4,6 +4,8 @@
     round r   choose k examples by importance, train `interval` passes over them (soft draws anew for each pass)
     last      anneal: full passes for the last `anneal_fraction` of the steps
 
+With `shadow` a round is decided before every full pass, logged, and not acted on.
+
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
 integers, and two tensors sharded like the buffer: the weights of the selection in force, and which draw last chose an
 example. A pass that was under way when a checkpoint was written is rebuilt from them.
@@ -42,6 +44,8 @@ class Teacher:
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
         score: called with the step on all ranks to record the loss of every example by a forward pass
             (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
+        on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
+            scalars of :meth:`metrics`.
     """
 
     def __init__(
@@ -55,11 +59,12 @@ class Teacher:
         tokens_per_example: int = 1,
         reference: Tensor | None = None,
         score: Callable[[int], None] | None = None,
+        on_decision: Callable[[dict[str, Any]], None] | None = None,
     ):
         config.validate()
         self.buffer, self.config, self.sharding = buffer, config, buffer.sharding
         self.batch_size, self.total_steps, self.data_seed = batch_size, total_steps, data_seed
-        self.reference, self.score = reference, score
+        self.reference, self.score, self.on_decision = reference, score, on_decision
         num_examples = self.sharding.num_examples
         if batch_size > num_examples:
             raise ValueError(
@@ -103,6 +108,10 @@ class Teacher:
         Never on the hot path: host syncs, a selection and perhaps a scoring pass happen in here.
         """
         self._decide(step)
+        if self.on_decision is not None:
+            self.on_decision(
+                {"step": step + 1, "pass": self.pass_index, "num_steps": self.num_batches} | self.metrics()
+            )
         with self.ledger.charge("select"):
             self._pass = self._build_pass()
         return self._pass
@@ -116,8 +125,7 @@ class Teacher:
             if anneal and not self.annealing:
                 self._start_round(interval=1)
             self.annealing, self.selecting = anneal, False
-            self.num_full_passes += 1
-            self.num_selected = self.sharding.num_examples
+            self._audit = {}
         else:
             new_round = not self.selecting or self.pass_index >= self.interval
             if new_round:
@@ -133,7 +141,10 @@ class Teacher:
             if new_round or config.strategy in REDRAWN:
                 with self.ledger.charge("select"):
                     self._draw(step, new_round=new_round)
-            self.selecting = True
+            self.selecting = not config.shadow
+        if not self.selecting:
+            self.num_full_passes += 1
+            self.num_selected = self.sharding.num_examples
         self.num_batches = self.num_selected // self.batch_size
         if not (uniform or anneal):
             self.num_batches = min(self.num_batches, self.anneal_start - step)
@@ -218,7 +229,10 @@ class Teacher:
             ever_chosen=self.last_draw != NEVER,
             weights=weights,
             sharding=sharding,
-        )
+        ) | {
+            "teacher/ratio": self.num_selected / sharding.num_examples,
+            "teacher/selected": float(self.num_selected),
+        }
 
     def weights_of(self, example_ids: Tensor) -> Tensor:
         """The weights of examples of the current pass, wherever they are kept. A collective without a host sync.
@@ -251,7 +265,7 @@ class Teacher:
             "teacher/ratio": self.num_selected / self.sharding.num_examples,
             "teacher/selected": float(self.num_selected),
         }
-        return position | (self._audit if self.selecting else {}) | self.ledger.metrics()
+        return position | self._audit | self.ledger.metrics()
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 

@@ -1,17 +1,19 @@
-"""The trace: one JSON line a step with the example ids of the global batch, for audits and for proofs of resumption.
+"""JSON lines beside the checkpoints, for audits and for proofs of resumption; every line has its "step".
 
-    {"step": 12, "round": 1, "strategy": "soft", "ids": [8, 301, ...]}
+    trace.jsonl    a step's global batch       {"step": 12, "round": 1, "strategy": "soft", "ids": [8, 301, ...]}
+    rounds.jsonl   what was decided of a pass  {"step": 10, "pass": 0, "teacher/ratio": 0.5, ...}
 
-Written by rank 0 alone, line by line, flushed, so that a killed run loses at most its last line. A resumed run drops
-the lines of steps that it trains again; a fresh run in an old folder moves the old trace aside.
+Written by rank 0 alone, a line at a time, flushed, so that a killed run loses at most its last line. A resumed run
+drops the lines of steps that it trains again; a fresh run in an old folder moves the old file aside.
 """
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
-class Trace:
+class JsonLines:
     """Append-only JSON lines at ``path``, continued after ``step`` training steps."""
 
     def __init__(self, path: str | os.PathLike[str], *, step: int):
@@ -24,9 +26,9 @@ class Trace:
                 self._keep_until(step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
 
-    def write(self, *, step: int, round: int, strategy: str, ids: list[int]) -> None:
-        line = json.dumps({"step": step, "round": round, "strategy": strategy, "ids": ids})
-        self._file.write(line + "\n")
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line; ``record["step"]`` is the training step that it belongs to."""
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:

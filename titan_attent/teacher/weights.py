@@ -16,7 +16,7 @@ _FIXED_POINT = 1 << 20
 
 
 def inclusion_probabilities(phi: Tensor, *, kappa: float) -> Tensor:
-    """float64 [n] log-probabilities and the threshold key -> float64 [n] in [0, 1]; 1 for phi = +inf or kappa = -inf."""
+    """float64 [n] log-probabilities and the threshold key -> float64 [n]; 1 for phi = +inf or kappa = -inf."""
     if kappa == float("-inf"):  # everything is drawn, also what has no finite log-probability
         return torch.ones_like(phi)
     return -torch.expm1(-torch.exp(phi - kappa))
