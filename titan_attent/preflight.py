@@ -168,7 +168,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
 
 
 def check_checksums(job_config: JobConfig) -> None:
-    """Re-hash all shards, every rank its part, and raise the same ValueError on all ranks if one differs.
+    """Re-hash all shards and the reference, each rank its part; raise the same ValueError on all ranks if one differs.
 
     The only check that needs the process group: a damaged shard is known to one rank, and must end them all.
     """
@@ -178,6 +178,8 @@ def check_checksums(job_config: JobConfig) -> None:
     try:
         for shards in map(TokenShards, paths):
             shards.verify_checksums(range(rank, len(shards.index.shards), world_size))
+        if job_config.teacher.importance == "excess_loss" and rank == 0:
+            ReferenceLosses(job_config.teacher.reference_path).verify_checksum()
     except ValueError as error:
         damage = str(error)
     found: list[str] = [""] * world_size

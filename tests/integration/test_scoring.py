@@ -7,9 +7,11 @@ import titan_attent.compat  # noqa: F401
 
 import numpy as np
 import torch
-from launch import read_checkpoint, read_scalars, read_trace, read_weights, run, write_config
+from launch import launch, read_checkpoint, read_scalars, read_trace, read_weights, run, write_config
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
+from titan_attent.data.shards import TokenShards
+from titan_attent.reference import ReferenceWriter, Scoring
 from titan_attent.train_spec import EXTRA_FLAVORS
 
 SEQ_LEN = 256
@@ -65,3 +67,33 @@ def test_forward_scores_are_those_of_the_plain_model(token_data: dict[str, Path]
     shutil.copytree(dump / "checkpoint" / "step-9", alone / "checkpoint" / "step-9")
     run(*args, "--job.dump_folder", str(alone), num_processes=1)
     assert read_trace(alone)[:2] == read_trace(dump)[9:11]
+
+
+def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str, Path], tmp_path: Path) -> None:
+    """A made-up reference decides: without a warm-up, the first selection is the top of first loss - reference."""
+    shards = TokenShards(token_data["train"])
+    num_examples = (shards.num_tokens - 1) // SEQ_LEN
+    reference = np.random.default_rng(0).uniform(0, 5, num_examples).astype(np.float32)
+    scoring = Scoring(
+        **{"data_fingerprint": shards.fingerprint, "seq_len": SEQ_LEN, "num_examples": num_examples},
+        **{"model": "made up", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
+    )
+    with ReferenceWriter(tmp_path / "reference", scoring=scoring, part_size=num_examples) as writer:
+        writer.write_part(0, torch.from_numpy(reference))
+        writer.finish()
+    config = write_config(tmp_path, data=token_data, dump=tmp_path / "run")
+    args = [
+        *("--job.config_file", str(config), "--training.steps", "2", "--checkpoint.enable"),
+        *("--teacher.strategy", "hard", "--teacher.importance", "excess_loss", "--teacher.warmup_passes", "0"),
+        *("--teacher.scoring", "forward_once", "--teacher.reference_path", str(tmp_path / "reference")),
+    ]
+    run(*args)
+    buffer = read_checkpoint(tmp_path / "run", step=2)["teacher"]["buffer"]
+    assert (buffer["first_step"] == 0).all()
+    excess = buffer["first_loss"].numpy() - reference
+    chosen = [i for line in read_trace(tmp_path / "run") for i in line["ids"]]
+    assert sorted(chosen) == sorted(np.argsort(-excess)[:16].tolist())
+
+    result = launch(*args, "--training.seq_len", "128", "--job.dump_folder", str(tmp_path / "other"))
+    assert result.returncode != 0
+    assert "seq_len is 128 now and 256 there" in result.stderr and "titan_attent.score" in result.stderr
