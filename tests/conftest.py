@@ -4,6 +4,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -18,3 +19,9 @@ def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_dataset([STDLIB / "json"], output=train, tokenizer="train:512", shard_tokens=8000)
     write_dataset([STDLIB / "wsgiref"], output=validation, tokenizer=str(train / "tokenizer.tiktoken"))
     return {"train": train, "validation": validation}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors gain nothing from more threads, and lose much where the cores are shared."""
+    torch.set_num_threads(1)
