@@ -7,8 +7,9 @@ before the next one, and then every rank writes what belongs to its shard.
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
 
-Several records of one example take effect in (step, global row) order, so the result does not depend on the number of
-ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in ``num_nonfinite``.
+Several records of one example take effect in (step, trained before scored, global row) order, so the result does not
+depend on the number of ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in
+``num_nonfinite``.
 """
 
 import torch
@@ -165,7 +166,9 @@ class LossBuffer:
 
     def _write(self, rows: Tensor) -> None:
         """Apply gathered records, int64 [2 or 3, n], laid out (rank, time); no shape depends on their values."""
-        rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # -> (step, rank, row): the global order
+        # -> (step, trained before scored, rank, row). A score made after a step must not lose to the training loss of
+        # that step because another rank reports it.
+        rows = rows[:, torch.argsort(2 * (rows[1] >> 32) - (rows[0] & 1), stable=True)]
         state, trash = self._state, self.sharding.num_local
         ids, trained = rows[0] >> 1, (rows[0] & 1).to(torch.int32)
         slot = self.sharding.local_index(ids, elsewhere=trash)
@@ -214,8 +217,8 @@ class LossBuffer:
 
 
 def _bits(values: Tensor, device: torch.device) -> Tensor:
-    """fp32 bits of ``values`` in the low half of an int64: a copy: the next step may overwrite the source."""
-    return values.detach().to(device, torch.float32).clone().view(torch.int32).long() & 0xFFFFFFFF
+    """fp32 bits of ``values`` in the low half of an int64: a copy, as the next step may overwrite the source."""
+    return values.detach().to(device, torch.float32).view(torch.int32).long() & 0xFFFFFFFF
 
 
 def _floats(packed: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+# torch 2.13's name for it; the old one warns there, and the new one is not in 2.11.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class ExampleSharding:
     """The cut of [0, num_examples) over the ranks of ``mesh``.
@@ -73,7 +76,7 @@ class ExampleSharding:
         if self.group is None:
             return x[None], None
         out = x.new_empty((self.size, *x.shape))
-        work = dist.all_gather_into_tensor(out.view(-1), x.contiguous().view(-1), group=self.group, async_op=async_op)
+        work = _all_gather(out.view(-1), x.contiguous().view(-1), group=self.group, async_op=async_op)
         return out, work
 
     def as_global(self, local: Tensor) -> Tensor:

@@ -14,13 +14,19 @@ UNKNOWN = [
     ("strategy", "sotf", "soft"),
     ("strategy", "Hard", "hard"),
     ("strategy", "unifrom", "uniform"),
+    ("strategy", "treshold", "threshold"),
     ("strategy", "zzz", None),
     ("strategy", None, None),
     ("importance", "los", "loss"),
+    ("importance", "excess", "excess_loss"),
+    ("importance", "functional-gradient", "functional_gradient"),
     ("importance", "", None),
     ("ratio_schedule", "constnat", "constant"),
     ("ratio_schedule", "incremetal", "incremental"),
     ("ratio_schedule", "cosin", "cosine"),
+    ("ratio_schedule", "adaptve", "adaptive"),
+    ("scoring", "foward", "forward"),
+    ("scoring", "never", None),
     ("interval_schedule", "Fixed", "fixed"),
     ("interval_schedule", "cosine", None),
     ("normalization", "soft_max", "softmax"),
@@ -30,9 +36,10 @@ UNKNOWN = [
 ]
 
 CHOICES = {
-    "strategy": ["uniform", "random", "hard", "soft"],
-    "ratio_schedule": ["constant", "incremental", "cosine"],
+    "strategy": ["uniform", "random", "hard", "soft", "threshold"],
+    "ratio_schedule": ["constant", "incremental", "cosine", "adaptive"],
     "interval_schedule": ["fixed", "incremental"],
+    "scoring": ["train", "forward", "forward_once"],
     "normalization": ["softmax", "sigmoid"],
     "weighting": ["none", "inverse_probability"],
 }
@@ -48,6 +55,7 @@ OUT_OF_RANGE = [
     ("warmup_passes", [-1, 0.5, 1.0, NAN, True, "1"], "a whole number at least 0"),
     ("initial_interval", [0, -1, 1.0, 1.5, NAN, True], "a whole number at least 1"),
     ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
+    ("scoring_batch_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
     ("seed", [0.0, 1.5, NAN, True, "0", None], "a whole number"),
 ]
 
@@ -61,6 +69,7 @@ GOOD = {
     "warmup_passes": [0, 1, 3],
     "initial_interval": [1, 2],
     "max_interval": [1, 7],
+    "scoring_batch_size": [0, 64],
     "seed": [-1, 0, 2**40],
     **CHOICES,
 }
@@ -94,9 +103,22 @@ def test_a_number_out_of_range_is_refused_with_its_range(key, value, must):
     assert refusal(**{key: value}) == f"[teacher] {key} = {value!r}: it must be {must}"
 
 
-def test_the_tables_name_every_key_but_the_trace():
+def test_the_tables_name_every_key_that_has_a_range():
     covered = {row[0] for row in (*UNKNOWN, *OUT_OF_RANGE)}
-    assert covered | {"trace"} == set(TeacherConfig.__dataclass_fields__)
+    assert covered | {"trace", "shadow", "reference_path"} == set(TeacherConfig.__dataclass_fields__)
+
+
+def test_the_excess_loss_needs_a_reference():
+    message = refusal(importance="excess_loss")
+    assert message.startswith('[teacher] importance = "excess_loss" needs reference_path: ')
+    assert message.endswith("torchrun -m titan_attent.score")
+
+
+def test_the_adaptive_ratio_moves_between_its_two_ends():
+    message = refusal(ratio_schedule="adaptive", initial_ratio=0.9, final_ratio=0.2)
+    assert message.startswith("[teacher] initial_ratio = 0.9 is above final_ratio = 0.2: ") and "swap" in message
+    for schedule, initial, final in (("adaptive", 0.2, 0.9), ("adaptive", 0.5, 0.5), ("incremental", 0.9, 0.2)):
+        TeacherConfig(ratio_schedule=schedule, initial_ratio=initial, final_ratio=final).validate()
 
 
 def test_the_largest_interval_is_not_below_the_first():
@@ -112,7 +134,7 @@ def test_the_fixed_interval_schedule_does_not_read_the_largest_interval():
 
 def test_the_importances_are_those_that_validate_takes():
     for name in IMPORTANCES:
-        TeacherConfig(importance=name).validate()
+        TeacherConfig(importance=name, reference_path="folder").validate()
     listed = re.findall(r'"(\w+)"', refusal(importance="nothing like it"))
     assert listed == list(IMPORTANCES)
 

@@ -114,7 +114,7 @@ def test_permutation_is_a_bijection_for_every_small_size():
         assert sorted(permute(torch.arange(size), size, fold_key(7, size)).tolist()) == list(range(size)), size
 
 
-@pytest.mark.parametrize("power", range(9, 16))
+@pytest.mark.parametrize("power", range(9, 14))
 def test_permutation_is_a_bijection_around_powers_of_two(power):
     for size in (2**power - 1, 2**power, 2**power + 1):
         images = permute(torch.arange(size), size, fold_key(size))

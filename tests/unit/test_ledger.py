@@ -30,18 +30,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_metrics_are_the_hand_kept_accounts(clock):
     ledger = Ledger(batch_size=8, tokens_per_example=100)
-    for seconds, account in ((1.0, "select"), (0.5, "exchange"), (2.0, "select")):
+    for seconds, account in ((1.0, "select"), (0.5, "exchange"), (2.0, "select"), (1.5, "score")):
         with ledger.charge(account):
             clock.now += seconds
-    clock.now += 6.5  # training
+    clock.now += 5.0  # training
     for covered in (1.0, 1.0, 2.5):
         ledger.step_done(covered_per_trained=covered)
     assert ledger.wall_seconds == pytest.approx(10.0)
     assert ledger.metrics() == pytest.approx(
         {
+            "ledger/score_seconds": 1.5,
             "ledger/select_seconds": 3.0,
             "ledger/exchange_seconds": 0.5,
-            "ledger/overhead_percent": 35.0,
+            "ledger/overhead_percent": 50.0,
             "ledger/examples_trained": 24.0,
             "ledger/examples_covered": 8 + 8 + 20,
             "ledger/tokens_covered_per_second": 360.0,
@@ -54,7 +55,7 @@ def test_a_block_that_raises_is_charged(clock):
     with pytest.raises(KeyError), ledger.charge("select"):
         clock.now += 4.0
         raise KeyError
-    assert ledger.seconds == {"select": 4.0, "exchange": 0.0}
+    assert ledger.seconds == {"score": 0.0, "select": 4.0, "exchange": 0.0}
 
 
 def test_a_resumed_ledger_goes_on_counting(clock):
@@ -73,9 +74,9 @@ def test_a_resumed_ledger_goes_on_counting(clock):
         clock.now += 1.0
     after.step_done(covered_per_trained=1.0)
     assert after.wall_seconds == pytest.approx(5.0 + 6.0)
-    assert after.seconds == {"select": 3.0, "exchange": 0.0}
+    assert after.seconds == {"score": 0.0, "select": 3.0, "exchange": 0.0}
     assert (after.examples_trained, after.examples_covered) == (8, 12.0)
-    assert state["seconds"] == {"select": 2.0, "exchange": 0.0}  # the saved state is not shared
+    assert state["seconds"] == {"score": 0.0, "select": 2.0, "exchange": 0.0}  # the saved state is not shared
 
 
 def test_metrics_before_any_time_has_passed_are_finite(clock):
@@ -110,7 +111,8 @@ def test_audit_is_that_of_numpy(seed, size, share_infinite):
     given_names = ("scores", "ages", "chosen", "chosen_before", "ever_chosen", "weights")
     arrays = (scores, ages, chosen, before, ever, weights)
     tensors = {name: torch.from_numpy(array) for name, array in zip(given_names, arrays, strict=True)}
-    assert audit(**tensors, sharding=ExampleSharding(size)) == pytest.approx(plain_audit(*arrays), rel=1e-6, abs=1e-9)
+    # Sums of scores are taken in 2^-15 of the largest.
+    assert audit(**tensors, sharding=ExampleSharding(size)) == pytest.approx(plain_audit(*arrays), rel=1e-3)
 
 
 def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
@@ -127,7 +129,7 @@ def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
         sharding=ExampleSharding(359),
     )
     assert result["teacher/importance_p99"] == -3.0
-    assert result["teacher/importance_mean"] == pytest.approx(-150.5)
+    assert result["teacher/importance_mean"] == pytest.approx(-150.5, rel=1e-4)
     assert result["teacher/never_selected"] == 1.0 and result["teacher/overlap"] == 0.0
     assert list(itertools.compress(result, [value == 0.0 for value in result.values()])) == [
         "teacher/loss_age",

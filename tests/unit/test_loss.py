@@ -1,11 +1,17 @@
-"""loss.py against float64 loops over tokens."""
+"""loss.py against float64 loops over tokens, and the functional gradient against autograd."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from titan_attent.loss import IGNORE_INDEX, build_weighted_loss, per_example_cross_entropy, weighted_cross_entropy
+from titan_attent.loss import (
+    IGNORE_INDEX,
+    build_weighted_loss,
+    per_example_cross_entropy,
+    per_example_loss_and_gradient,
+    weighted_cross_entropy,
+)
 
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
 
@@ -51,7 +57,8 @@ def test_extreme_logits_stay_finite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weighted_and_unweighted_sums_and_means(dtype):
     logits_BLV, labels_BL = batch(dtype=dtype)
-    weighted, unweighted, mean_B = weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)
+    weighted, unweighted, mean_B, norms_B = weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)
+    assert norms_B is None
     rows = plain_token_losses(logits_BLV, labels_BL)
     sums = np.array([sum(row) for row in rows])
     np.testing.assert_allclose(weighted.item(), (sums * WEIGHTS_B.numpy()).sum(), rtol=2e-6)
@@ -62,7 +69,7 @@ def test_weighted_and_unweighted_sums_and_means(dtype):
 
 def test_weights_of_one_leave_torchs_sum():
     logits_BLV, labels_BL = batch()
-    ours, logged, _ = weighted_cross_entropy(logits_BLV, labels_BL, torch.ones(4))
+    ours, logged, _, _ = weighted_cross_entropy(logits_BLV, labels_BL, torch.ones(4))
     torchs = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="sum", ignore_index=-100)
     torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=0)
     torch.testing.assert_close(logged, torchs, rtol=1e-6, atol=0)
@@ -82,20 +89,35 @@ def test_gradient_is_weight_times_softmax_minus_onehot():
     np.testing.assert_allclose(logits_BLV.grad.numpy(), expected, atol=2e-6)
 
 
-def test_build_without_compilation_is_the_plain_function():
-    assert build_weighted_loss(compile_loss=False) is weighted_cross_entropy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_functional_gradient_is_the_norm_of_autograds_gradient(dtype):
+    logits_BLV, labels_BL = batch(dtype=dtype)
+    leaf = logits_BLV.double().requires_grad_()
+    F.cross_entropy(leaf.flatten(0, 1), labels_BL.flatten(), reduction="sum", ignore_index=-100).backward()
+    counts = np.array([9, 5, 1, 1])  # the row without a valid token has no gradient either
+    expected = np.sqrt(leaf.grad.square().sum(dim=(1, 2)).numpy() / counts)
+    sums_B, counts_B, norms_B = per_example_loss_and_gradient(logits_BLV.requires_grad_(), labels_BL)
+    np.testing.assert_allclose(norms_B.numpy(), expected, rtol=2e-6)
+    assert norms_B[2] == 0 and norms_B.max() <= 2**0.5 and not norms_B.requires_grad
+    plain_sums_B, plain_counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
+    torch.testing.assert_close((sums_B, counts_B), (plain_sums_B, plain_counts_B), rtol=2e-6, atol=0)
+    weighted, _, _, same_norms_B = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, with_gradient=True)
+    assert torch.equal(same_norms_B, norms_B)
+    torch.testing.assert_close(weighted, (plain_sums_B * WEIGHTS_B).sum(), rtol=2e-6, atol=0)
 
 
-def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_values():
-    compiled = build_weighted_loss(compile_loss=True)
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_values(with_gradient):
     logits_BLV, labels_BL = batch()
     results = {}
-    for name, loss in (("plain", weighted_cross_entropy), ("compiled", compiled)):
+    for compile_loss in (False, True):
+        compiled = build_weighted_loss(compile_loss=compile_loss, with_gradient=with_gradient)
         leaf = logits_BLV.clone().requires_grad_()
-        outputs = loss(leaf, labels_BL, WEIGHTS_B)
+        outputs = compiled(leaf, labels_BL, WEIGHTS_B)
         outputs[0].backward()
-        results[name] = [*(output.detach() for output in outputs), leaf.grad]
-    torch.testing.assert_close(results["compiled"], results["plain"], rtol=2e-6, atol=2e-6)
+        assert (outputs[3] is not None) == with_gradient
+        results[compile_loss] = [*(output.detach() for output in outputs if output is not None), leaf.grad]
+    torch.testing.assert_close(results[True], results[False], rtol=2e-6, atol=2e-6)
 
     other_labels = labels_BL.flip(0)  # other places of the ignored labels: data, not shape
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -52,7 +52,7 @@ def test_everything_is_selected_without_a_bitmask_however_large():
 
 def test_a_full_pass_beyond_the_32_bit_ids():
     num_examples, batch = 10**10, 1000
-    full = Pass(SelectedIds(num_examples), seed=1, round=0, index=0, batch_size=batch, num_batches=10**7)
+    full = Pass(SelectedIds(num_examples), order=(1, 0, 0), batch_size=batch, num_batches=10**7)
     positions = list(range(batch)) + list(range(num_examples - batch, num_examples))
     ids = torch.cat((full.ids(0, 1), full.ids(10**7 - 1, 10**7)))
     assert ids.dtype == torch.int64 and len(ids.unique()) == 2 * batch
@@ -64,7 +64,7 @@ def test_a_full_pass_beyond_the_32_bit_ids():
 def some_pass(*, index: int = 0, round: int = 2, seed: int = 5) -> Pass:
     """11 batches of 12 out of 135 ids; the passes of odd index are weighted."""
     selected = selected_ids(np.arange(203) % 3 > 0)
-    return Pass(selected, seed=seed, round=round, index=index, batch_size=12, num_batches=11, weighted=index % 2 == 1)
+    return Pass(selected, order=(seed, round, index), batch_size=12, num_batches=11, weighted=index % 2 == 1)
 
 
 def plain_weights(ids: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titan_attent.teacher.schedule import interval_at, progress, ratio_at, selection_size
+from titan_attent.teacher.schedule import adaptive_ratio, interval_at, progress, ratio_at, selection_size
 
 SHARE = st.floats(0, 1)
 RATIO = st.floats(0.001, 1)
@@ -42,6 +42,12 @@ def test_ratio_between_the_ends():
     assert quarter["incremental"] == pytest.approx(0.35)
     assert quarter["cosine"] == pytest.approx(0.2 + 0.6 * (1 - math.sqrt(0.5)) / 2)
     assert ratio_at(0.5, schedule="cosine", initial=0.2, final=0.8) == pytest.approx(0.5)
+
+
+@given(SHARE, RATIO, RATIO)
+def test_the_adaptive_ratio_is_the_share_squared_within_its_ends(share, a, b):
+    lowest, highest = sorted((a, b))
+    assert adaptive_ratio(share, lowest=lowest, highest=highest) == sorted((lowest, share**2, highest))[1]
 
 
 @given(SHARE, st.integers(1, 5), st.integers(0, 5))

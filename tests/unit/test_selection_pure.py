@@ -1,4 +1,4 @@
-"""selection.py and importance.py in one process: keys, the law of the soft draw, its temperature and its floor."""
+"""selection.py in one process: keys, the law of the soft draw, its temperature and its floor."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from references import chi_square, chi_square_critical, plain_top_k, sequential_sampling_law
 
+from titan_attent.job_config import TeacherConfig
 from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
-from titan_attent.loss_buffer import LossBuffer
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.importance import importance
 from titan_attent.teacher.selection import (
     UNSEEN_KEY,
     floor_log_probabilities,
@@ -24,6 +23,7 @@ from titan_attent.teacher.selection import (
     soft_keys,
     with_unseen_first,
 )
+from titan_attent.teacher.strategies import STRATEGIES
 
 FLOATS = st.floats(width=32, allow_nan=False)
 LOSSES = torch.tensor([0.2, 3.0, 1.1, 2.2, 0.7, 1.6])
@@ -201,9 +201,18 @@ def test_floor_cannot_exceed_the_uniform_draw():
 
 
 def test_one_huge_loss_leaves_the_others_their_differences():
-    phi = wide_scores()
-    phi[7] = 1e7  # finite, so it may enter the buffer
-    np.testing.assert_allclose(floored(phi, 100, 0.05), plain_floor(phi, 100, 0.05), atol=0.1)
+    scores = np.random.default_rng(1).normal(3.0, 2.5, 300).astype(np.float32)
+    order, counts = np.argsort(scores), {}
+    for outlier in (scores.max(), 1e7):
+        scores[order[-1]] = outlier  # finite, so it may enter the buffer
+        draws = [
+            STRATEGIES["soft"](torch.from_numpy(scores), 100, TeacherConfig(), (5, i), ExampleSharding(300))[0]
+            for i in range(200)
+        ]
+        counts[outlier] = torch.stack(draws).float().mean(dim=0).numpy()
+    assert len(counts) == 2
+    for frequency in counts.values():
+        assert frequency[order[-50:]].mean() > 0.8 and frequency[order[:100]].mean() < 0.15
 
 
 def test_floor_leaves_what_it_need_not_touch():
@@ -262,13 +271,3 @@ def test_random_keys_draw_every_subset_equally_often():
     law = sequential_sampling_law(np.ones(6), 3)
     observed = np.array([subsets.count(subset) for subset in law])
     assert chi_square(observed, np.full(20, num_draws / 20)) < chi_square_critical(19)
-
-
-def test_importance_of_seen_unseen_and_broken_examples():
-    buffer = LossBuffer(5)
-    buffer.record(torch.tensor([0, 1, 3]), torch.tensor([2.0, float("nan"), 1.0]), step=1)
-    buffer.record(torch.tensor([0, 3]), torch.tensor([1.5, float("inf")]), step=2)
-    buffer.sync()
-    scores = importance(buffer, name="loss")
-    assert scores.dtype == torch.float32
-    assert scores.tolist() == [1.5, float("-inf"), float("inf"), 1.0, float("inf")]

@@ -88,6 +88,22 @@ def threshold(
 
 STRATEGIES: dict[str, Strategy] = {"random": random, "hard": hard, "soft": soft, "threshold": threshold}
 
+
+def choose(
+    scores: Tensor, *, k: int, config: TeacherConfig, seed: Seed, sharding: ExampleSharding, at_least: int
+) -> tuple[Tensor, Tensor, int]:
+    """Apply ``config.strategy``: chosen, weights (see ``Strategy``) and the number chosen on all ranks.
+
+    Everything is chosen, with equal weights, where fewer than ``at_least`` would be: "threshold" may leave less than a
+    batch, a pass without a step.
+    """
+    chosen, weights = STRATEGIES[config.strategy](scores, k, config, seed, sharding)
+    num_chosen = int(sharding.sum(chosen.sum()))
+    if num_chosen < at_least:
+        return torch.ones_like(chosen), torch.ones_like(weights), sharding.num_examples
+    return chosen, weights, num_chosen
+
+
 REDRAWN = ("soft", "threshold")
 """Strategies that draw anew for each pass of a round."""
 

@@ -28,7 +28,7 @@ from titan_attent.teacher import schedule
 from titan_attent.teacher.importance import clip_outliers, effective_share, importance
 from titan_attent.teacher.ledger import Ledger, audit
 from titan_attent.teacher.selection import gather_bitmask
-from titan_attent.teacher.strategies import REDRAWN, STRATEGIES, is_weighted
+from titan_attent.teacher.strategies import REDRAWN, choose, is_weighted
 
 
 class Teacher:
@@ -76,7 +76,7 @@ class Teacher:
         if config.importance == "excess_loss" and reference is None:
             raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
         self.warmup_steps = config.warmup_passes * (num_examples // batch_size)
-        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps)
+        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
         self.ledger = Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
 
         self.round = 0
@@ -198,10 +198,7 @@ class Teacher:
             share = effective_share(clip_outliers(scores, sharding=self.sharding), sharding=self.sharding)
             return schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
         return schedule.ratio_at(
-            self._progress(step),
-            schedule=config.ratio_schedule,
-            initial=config.initial_ratio,
-            final=config.final_ratio,
+            self._progress(step), schedule=config.ratio_schedule, initial=config.initial_ratio, final=config.final_ratio
         )
 
     def _draw(self, step: int, *, new_round: bool) -> None:
@@ -213,13 +210,13 @@ class Teacher:
             self.ratio = self._ratio(scores, step)
         k = schedule.selection_size(sharding.num_examples, ratio=self.ratio, batch_size=self.batch_size)
         seed = (config.seed, self.round, self.pass_index)
-        chosen, weights = STRATEGIES[config.strategy](scores, k, config, seed, sharding)
-
+        chosen, weights, self.num_selected = choose(
+            scores, k=k, config=config, seed=seed, sharding=sharding, at_least=self.batch_size
+        )
         chosen_before = self._chosen() if self.num_draws else torch.zeros_like(chosen)
         self.weights.copy_(weights)
         self.last_draw.masked_fill_(chosen, self.num_draws)
         self.num_draws += 1
-        self.num_selected = int(sharding.sum(chosen.sum()))
         known = self.buffer.step != NEVER
         self._audit = audit(
             scores=scores,

@@ -1,0 +1,189 @@
+"""Selection over 1, 2 and 3 processes against gathering everything and sorting it."""
+
+import numpy as np
+import pytest
+import torch
+from distributed.spawn import run_on_ranks
+from references import plain_inverse_weights, plain_top_k
+
+from titan_attent.data.sampler import SelectedIds
+from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.ledger import audit
+from titan_attent.teacher.selection import (
+    floor_log_probabilities,
+    gather_bitmask,
+    kth_largest_key,
+    log_probabilities,
+    ordered_keys,
+    random_keys,
+    score_of_key,
+    select_top_k,
+    soft_keys,
+    with_unseen_first,
+)
+from titan_attent.teacher.weights import inverse_probability_weights
+
+KINDS = ("normal", "few values", "all equal", "mostly -inf", "extreme", "keys")
+SIZES = (1, 2, 3, 5, 8, 9, 17, 65, 1023, 100_000)
+SOFT_SIZES = (2, 7, 101, 5000)
+
+
+def keys_of(kind: str, size: int) -> np.ndarray:
+    """int64 keys of all N examples."""
+    generator = np.random.default_rng(size)
+    if kind == "keys":  # neighbours that differ in one byte
+        return generator.integers(0, 2**32, size) & generator.choice([0xFF000000, 0xFFFF, 0xFF00FF00, 0xFFFFFFFF], size)
+    scores = {
+        "normal": lambda: generator.normal(3, 1, size),
+        "few values": lambda: generator.integers(0, 3, size),
+        "all equal": lambda: np.full(size, 2.5),
+        "mostly -inf": lambda: np.where(generator.random(size) < 0.9, -np.inf, generator.normal(0, 1, size)),
+        "extreme": lambda: generator.choice([3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0, np.inf, -np.inf], size),
+    }[kind]()
+    return ordered_keys(torch.from_numpy(scores.astype(np.float32))).numpy()
+
+
+def counts_to_choose(size: int) -> list[int]:
+    generator = np.random.default_rng(size)
+    return sorted({1, size, *generator.integers(1, size + 1, 2).tolist()})
+
+
+def cases() -> list[tuple[str, int, int]]:
+    return [(kind, size, k) for kind in KINDS for size in SIZES for k in counts_to_choose(size)]
+
+
+def select_everywhere(mesh) -> list[tuple]:
+    results = []
+    for kind, size, k in cases():
+        sharding = ExampleSharding(size, mesh=mesh)
+        keys = torch.from_numpy(keys_of(kind, size)[sharding.start : sharding.stop])
+        chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
+        bitmask = gather_bitmask(chosen, sharding=sharding)
+        kth_and_above = kth_largest_key(keys, k=k, sharding=sharding) if k % 4 == 1 else None
+        results.append((chosen.numpy(), threshold, kth_and_above, bitmask))
+    return results
+
+
+def soft_scores(size: int) -> np.ndarray:
+    generator = np.random.default_rng(size)
+    scores = generator.gamma(2, 2, size).astype(np.float32)
+    scores[generator.random(size) < 0.1] = np.inf
+    scores[generator.random(size) < 0.1] = -np.inf
+    return scores
+
+
+def soft_everywhere(mesh) -> list[dict]:
+    """Every step of a soft, hard and random draw: this rank's part of each."""
+    results = []
+    for size in SOFT_SIZES:
+        sharding = ExampleSharding(size, mesh=mesh)
+        all_scores = torch.from_numpy(soft_scores(size))
+        scores = all_scores[sharding.start : sharding.stop]
+        k = max(1, size * 2 // 5)
+        phi = log_probabilities(scores, temperature=0.7, normalization="softmax")
+        floored = floor_log_probabilities(phi, k=k, minimum=0.1, sharding=sharding)
+        keys = soft_keys(floored, sharding=sharding, seed=(1, 2, 3))
+        chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
+        weights = inverse_probability_weights(
+            floored, chosen=chosen, kappa=score_of_key(threshold), max_weight=3.0, sharding=sharding
+        )
+        hard = with_unseen_first(scores, scores == float("inf"), sharding=sharding, seed=(1, 2, 3))
+        random = random_keys(sharding=sharding, seed=(1, 2, 3), device="cpu")
+        ids = sharding.local_ids()
+        masks = {"chosen": chosen, "chosen_before": ids % 3 == 0, "ever_chosen": chosen | (ids % 2 == 0)}
+        ages = torch.where(torch.isfinite(scores), (ids % 50).int(), -1)
+        local = {
+            "phi": floored,
+            "keys": keys,
+            "weights": weights,
+            "hard": hard,
+            "random": random,
+            **masks,
+            "ages": ages,
+        }
+        statistics = audit(scores=scores, ages=ages, weights=weights, **masks, sharding=sharding)
+        results.append({name: x.numpy() for name, x in local.items()} | {"threshold": threshold, "audit": statistics})
+    return results
+
+
+def everything(mesh) -> tuple[list, list]:
+    return select_everywhere(mesh), soft_everywhere(mesh)
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[int, list]:
+    return {num_ranks: run_on_ranks(everything, num_ranks) for num_ranks in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
+    ranks = [selected for selected, _ in worlds[num_ranks]]
+    for case, (kind, size, k) in enumerate(cases()):
+        where = f"{kind}, N = {size}, k = {k}"
+        keys = keys_of(kind, size)
+        expected, expected_threshold = plain_top_k(keys, k)
+        kth = int(np.sort(keys)[-k])
+        np.testing.assert_array_equal(np.concatenate([rank[case][0] for rank in ranks]), expected, err_msg=where)
+        for rank in ranks:
+            _, threshold, kth_and_above, bitmask = rank[case]
+            assert threshold == expected_threshold, where
+            assert kth_and_above in (None, (kth, int((keys > kth).sum()))), where
+            np.testing.assert_array_equal(bitmask, np.packbits(expected, bitorder="little"), err_msg=where)
+        selected = SelectedIds(size, bitmask=ranks[0][case][3])
+        assert len(selected) == k
+        np.testing.assert_array_equal(selected.select(np.arange(k)), np.flatnonzero(expected), err_msg=where)
+
+
+LOCAL = ("phi", "keys", "weights", "hard", "random", "chosen", "ages")
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_keys_floor_and_weights_are_bit_for_bit_those_of_one_process(worlds, num_ranks):
+    (_, expected_cases), ranks = worlds[1][0], [soft for _, soft in worlds[num_ranks]]
+    for case, expected in enumerate(expected_cases):
+        for name in LOCAL:
+            whole = np.concatenate([rank[case][name] for rank in ranks])
+            assert whole.tobytes() == expected[name].tobytes(), (name, SOFT_SIZES[case])
+        for rank in ranks:
+            assert rank[case]["threshold"] == expected["threshold"]
+            assert rank[case]["audit"] == expected["audit"]
+
+
+def test_a_soft_draw_is_that_of_plain_arrays(worlds):
+    for size, result in zip(SOFT_SIZES, worlds[1][0][1], strict=True):
+        k = max(1, size * 2 // 5)
+        chosen, threshold = plain_top_k(result["keys"], k)
+        np.testing.assert_array_equal(result["chosen"], chosen)
+        assert result["threshold"] == threshold
+        kappa = score_of_key(threshold)
+        np.testing.assert_allclose(
+            result["weights"], plain_inverse_weights(result["phi"], chosen, kappa, 3.0), rtol=2e-6, err_msg=str(size)
+        )
+        scores = soft_scores(size)
+        unseen = np.isposinf(scores)
+        for keys in (result["keys"], result["hard"]):
+            assert not unseen.any() or keys[unseen].min() > keys[~unseen].max(initial=-1)
+        order = np.argsort(-result["hard"][~unseen], kind="stable")
+        np.testing.assert_array_equal(order, np.argsort(-scores[~unseen], kind="stable"))
+        assert len(set(result["random"].tolist())) == size
+
+
+def test_audit_of_several_ranks_is_that_of_numpy(worlds):
+    for num_ranks in (1, 2, 3):
+        for case, size in enumerate(SOFT_SIZES):
+            parts = [soft[case] for _, soft in worlds[num_ranks]]
+            names = ("ages", "chosen", "chosen_before", "ever_chosen", "weights")
+            ages, chosen, before, ever, weights = (np.concatenate([part[name] for part in parts]) for name in names)
+            finite = soft_scores(size)[np.isfinite(soft_scores(size))].astype(np.float64)
+            assert parts[-1]["audit"] == pytest.approx(
+                {
+                    "teacher/importance_mean": finite.mean(),
+                    "teacher/importance_p99": np.sort(finite)[-max(1, len(finite) // 100)],
+                    "teacher/effective_sample_size": finite.sum() ** 2 / (len(finite) * (finite**2).sum()),
+                    "teacher/loss_age": ages[ages >= 0].mean(),
+                    "teacher/never_selected": (~ever).mean(),
+                    "teacher/overlap": (chosen & before).sum() / chosen.sum(),
+                    "teacher/max_weight": weights.max(),
+                },
+                rel=1e-3,  # sums of scores are taken in 2^-15 of the largest
+            )
