@@ -21,7 +21,8 @@ The way of the data is the way of the modules:
     train.py              the command; preflight.py checks its input, compat.py mends torchtitan 0.2.2
     report.py             a table and curves of finished runs
 
-``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any PyTorch loop.
+``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any
+PyTorch loop.
 """
 
 from titan_attent.data.sampler import TeachingSampler
