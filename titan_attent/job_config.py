@@ -63,8 +63,15 @@ class TeacherConfig:
     """
     Where the scores come from.
     - "train": the losses seen in training; free, but as old as an example's last visit.
-    - "forward": a forward pass over the data before each round; about a third of a pass.
+    - "forward": a forward pass over the pool before each round; about a third of a training pass over it.
     - "forward_once": that before the first selected round only.
+    """
+
+    pool_size: int = 0
+    """
+    Candidates of a round: 0 for the whole data set, or the next so many examples of its shuffled order, from one global
+    batch on. For training that sees its data about once, with ``scoring = "forward"`` and ``warmup_passes = 0``; global
+    batch / ratio is a selection every step.
     """
 
     scoring_batch_size: int = 0
@@ -95,7 +102,10 @@ class TeacherConfig:
     """Passes over a selection at the end; not read by the fixed schedule."""
 
     temperature: float = 1.0
-    """Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random."""
+    """
+    Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random. Also
+    that of ``weighting = "loss"``.
+    """
 
     normalization: str = "softmax"
     """Losses to log-probabilities of the soft draw: "softmax" or "sigmoid" (flatter for large losses)."""
@@ -105,9 +115,13 @@ class TeacherConfig:
 
     weighting: str = "inverse_probability"
     """
-    Weights of the selected examples in the loss: "none", or "inverse_probability": 1/q of the soft draw, clipped to
-    ``max_weight``, mean 1. Other strategies have equal weights: random by symmetry, hard because examples dropped with
-    certainty cannot be corrected for.
+    Weights of the selected examples in the loss.
+    - "none": all equal.
+    - "inverse_probability": 1/q of the soft draw, clipped to ``max_weight``, mean 1. Other strategies have equal
+      weights: random by symmetry, hard because examples dropped with certainty cannot be corrected for.
+    - "loss": by the example's loss in the very step, small losses less, all above the middle alike, sharper with a
+      smaller ``temperature`` (Sow et al. 2025, loss_window.py). With ``strategy = "random"``, ratios of 1 and
+      ``warmup_passes = 0`` it is all that the teacher does.
     """
 
     max_weight: float = 4.0
@@ -115,6 +129,18 @@ class TeacherConfig:
 
     anneal_fraction: float = 0.125
     """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
+
+    quarantine_after: int = 8
+    """
+    Selections in a row that may take an example of the top 1% importances without bringing its loss down by 5%; then no
+    selection takes it again, and it is listed in <job.dump_folder>/teacher/quarantine.jsonl. 0 for no such guard.
+    """
+
+    min_effective_sample_size: float = 0.01
+    """
+    A pass trains its whole pool, and says so, when the effective sample size of the importances is a smaller share of
+    the pool than this: a handful of examples would rule it. In [0, 1).
+    """
 
     shadow: bool = False
     """Decide and log, but train on everything with equal weights: what the teacher would do, at no risk."""
@@ -133,7 +159,7 @@ class TeacherConfig:
         _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
         _one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
         _one_of("normalization", self.normalization, ("softmax", "sigmoid"))
-        _one_of("weighting", self.weighting, ("none", "inverse_probability"))
+        _one_of("weighting", self.weighting, ("none", "inverse_probability", "loss"))
         _number("initial_ratio", self.initial_ratio, above=0, at_most=1)
         _number("final_ratio", self.final_ratio, above=0, at_most=1)
         _number("temperature", self.temperature, above=0)
@@ -147,11 +173,29 @@ class TeacherConfig:
         )  # the fixed one does not read it
         _number("max_interval", self.max_interval, at_least=least, whole=True)
         _number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
+        _number("pool_size", self.pool_size, at_least=0, whole=True)
+        _number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
+        _number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
         _number("seed", self.seed, whole=True)
         if self.importance == "excess_loss" and not self.reference_path:
             raise ValueError(
                 '[teacher] importance = "excess_loss" needs reference_path: the folder of reference losses, written by '
                 "torchrun -m titan_attent.score"
+            )
+        if self.scoring == "forward_once" and self.pool_size:
+            raise ValueError(
+                f'[teacher] scoring = "forward_once" with pool_size = {self.pool_size}: each round has a pool of '
+                'its own; use scoring = "forward", or pool_size = 0'
+            )
+        if self.strategy == "uniform" and self.weighting == "loss":
+            raise ValueError(
+                '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
+                'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
+            )
+        if self.strategy == "threshold" and self.weighting == "loss":
+            raise ValueError(
+                '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
+                "another of the two"
             )
         if self.ratio_schedule == "adaptive" and self.initial_ratio > self.final_ratio:
             raise ValueError(

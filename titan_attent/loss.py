@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from titan_attent.loss_window import capped_linear_weights
+
 IGNORE_INDEX = -100
 """The label that counts nowhere; torch's and torchtitan's value."""
 
-WeightedLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
+WeightedLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
 
 
 def per_example_cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,14 +64,22 @@ def per_example_loss_and_gradient(logits_BLV: Tensor, labels_BL: Tensor) -> tupl
 
 
 def weighted_cross_entropy(
-    logits_BLV: Tensor, labels_BL: Tensor, weights_B: Tensor, with_gradient: bool = False
+    logits_BLV: Tensor,
+    labels_BL: Tensor,
+    weights_B: Tensor,
+    statistics: Tensor | None = None,
+    *,
+    with_gradient: bool = False,
+    temperature: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
 
     Args:
         logits_BLV, labels_BL: as in :func:`per_example_cross_entropy`.
         weights_B: fp32 [B], importance weights; ones leave the loss as torchtitan's.
+        statistics: fp32 [3] of :class:`LossWindow`; read with ``temperature`` only.
         with_gradient: also measure the functional gradient.
+        temperature: multiply the weights by those that follow from the loss itself (loss_window.py).
 
     Returns:
         (weighted sum, unweighted sum, mean_B, norms_B): two fp32 scalars in nats, summed over valid tokens; fp32 [B]
@@ -81,12 +91,21 @@ def weighted_cross_entropy(
         sums_B, counts_B, norms_B = per_example_loss_and_gradient(logits_BLV, labels_BL)
     else:
         sums_B, counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
-    weighted = (sums_B * weights_B).sum()
     detached_B = sums_B.detach()
-    return weighted, detached_B.sum(), detached_B / counts_B.clamp(min=1.0), norms_B
+    mean_B = detached_B / counts_B.clamp(min=1.0)
+    if temperature is not None:
+        assert statistics is not None
+        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
+    return (sums_B * weights_B).sum(), detached_B.sum(), mean_B, norms_B
 
 
-def build_weighted_loss(*, compile_loss: bool, with_gradient: bool = False, backend: str = "inductor") -> WeightedLoss:
-    """:func:`weighted_cross_entropy` of three arguments, compiled into one graph when ``compile_loss`` is set."""
-    loss = partial(weighted_cross_entropy, with_gradient=with_gradient)
+def build_weighted_loss(
+    *,
+    compile_loss: bool,
+    with_gradient: bool = False,
+    temperature: float | None = None,
+    backend: str = "inductor",
+) -> WeightedLoss:
+    """:func:`weighted_cross_entropy` of four arguments, compiled into one graph when ``compile_loss`` is set."""
+    loss = partial(weighted_cross_entropy, with_gradient=with_gradient, temperature=temperature)
     return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

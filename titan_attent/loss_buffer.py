@@ -1,26 +1,51 @@
 """The loss buffer: what is known of every example, sharded by example id over the ``batch`` mesh.
 
 The hot path is ``record``: it keeps the step's ids and losses on the device, without a collective or a host sync.
-Every ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it is waited for
-before the next one, and then every rank writes what belongs to its shard.
+At every multiple of ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it
+is waited for before the next one, and then every rank writes what belongs to its shard.
 
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
 
-Several records of one example take effect in (step, trained before scored, global row) order, so the result does not
+Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
 depend on the number of ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in
 ``num_nonfinite``.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from titan_attent.loss_window import FLUSH_EVERY, LossWindow
 from titan_attent.sharding import ExampleSharding
 
 NEVER = -1
 """Step of an example that has no loss yet."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is known of this rank's examples of ``sharding``: each a tensor [num_local], as in :class:`LossBuffer`.
+
+    ``gradient`` is None unless functional gradients are recorded.
+    """
+
+    sharding: ExampleSharding
+    loss: Tensor
+    step: Tensor
+    first_loss: Tensor
+    first_step: Tensor
+    visits: Tensor
+    gradient: Tensor | None = None
+
+    def moved(self, move: Callable[[list[Tensor]], list[Tensor]], sharding: ExampleSharding) -> "Records":
+        """The records after ``move`` took all of their tensors at once to another sharding."""
+        tensors = [self.loss, self.step, self.first_loss, self.first_step, self.visits]
+        return Records(sharding, *move(tensors + ([] if self.gradient is None else [self.gradient])))
 
 
 class LossBuffer:
@@ -32,6 +57,7 @@ class LossBuffer:
         device: where the shard lives: the training device.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
+        window: given every loss of training as it is exchanged, for weights that follow the loss.
 
     Attributes:
         loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
@@ -48,11 +74,13 @@ class LossBuffer:
         *,
         mesh: DeviceMesh | None = None,
         device: torch.device | str = "cpu",
-        flush_every: int = 16,
+        flush_every: int = FLUSH_EVERY,
         with_gradient: bool = False,
+        window: LossWindow | None = None,
     ):
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
+        assert window is None or window.flush_every == flush_every
         self.sharding = ExampleSharding(num_examples, mesh=mesh)
         self.device = torch.device(device)
         self.flush_every = flush_every
@@ -68,9 +96,17 @@ class LossBuffer:
         if with_gradient:
             self._state["gradient"] = torch.zeros(slots, dtype=torch.float32, device=self.device)
         self._num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.window = window
         self._pending: list[Tensor] = []
-        self._pending_steps: set[int] = set()
-        self._in_flight: tuple[Tensor, dist.Work | None] | None = None
+        self._pending_kind = (0, True)  # last step, and whether trained: one exchange holds one kind
+        self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool]] | None = None
+
+    def records(self) -> Records:
+        """All of the attributes, sharing memory with the buffer; current after :meth:`sync`."""
+        gradient = self.gradient if "gradient" in self._state else None
+        return Records(
+            self.sharding, self.loss, self.step, self.first_loss, self.first_step, self.visits, gradient=gradient
+        )
 
     @property
     def loss(self) -> Tensor:
@@ -118,7 +154,8 @@ class LossBuffer:
             losses: [B], mean nats a token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
             gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
-            trained: whether this counts as a visit; False for a score from a forward pass.
+            trained: whether this counts as a visit; False for a score from a forward pass. A collective where it
+                differs from the record before: what is pending is exchanged first.
         """
         if example_ids.shape != losses.shape or example_ids.ndim != 1:
             raise ValueError(
@@ -126,18 +163,20 @@ class LossBuffer:
                 "record one loss for each example of the batch"
             )
         ids = example_ids.to(self.device, torch.int64)
-        # int64 rows: id | trained, step | loss bits[, gradient bits]. Floats keep their exact fp32 bits.
-        rows = [ids << 1 | int(trained), _bits(losses, self.device) | (step << 32)]
+        # int64 rows: id, step | loss bits[, gradient bits]. Floats keep their exact fp32 bits.
+        rows = [ids, _bits(losses, self.device) | (step << 32)]
         if "gradient" in self._state:
             if gradients is None:
                 raise ValueError("this buffer keeps functional gradients: record them with gradients=")
             rows.append(_bits(gradients, self.device))
+        if self._pending and self._pending_kind[1] != trained:
+            self.flush()
         self._pending.append(torch.stack(rows))
-        self._pending_steps.add(step)
+        self._pending_kind = step, trained
 
     def step_done(self) -> None:
         """Call once after every training step, on all ranks: flushes when it is time."""
-        if len(self._pending_steps) >= self.flush_every:
+        if self._pending and self._pending_kind[0] % self.flush_every == 0:
             self.flush()
 
     def flush(self) -> None:
@@ -147,8 +186,7 @@ class LossBuffer:
         self._apply_in_flight()
         packed = torch.cat(self._pending, dim=1)
         self._pending.clear()
-        self._pending_steps.clear()
-        self._in_flight = self.sharding.gather(packed, async_op=True)
+        self._in_flight = *self.sharding.gather(packed, async_op=True), self._pending_kind
 
     def sync(self) -> None:
         """Flush and wait: afterwards the shard holds every loss recorded so far. A collective."""
@@ -158,21 +196,23 @@ class LossBuffer:
     def _apply_in_flight(self) -> None:
         if self._in_flight is None:
             return
-        gathered, work = self._in_flight
+        gathered, work, (step, trained) = self._in_flight
         self._in_flight = None
         if work is not None:
             work.wait()
-        self._write(gathered.transpose(0, 1).flatten(1))
+        rows = gathered.transpose(0, 1).flatten(1)
+        rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # (rank, time) -> (step, rank, row)
+        if trained and self.window is not None:
+            self.window.write(_floats(rows[1]), step=step)
+        self._write(rows, trained=trained)
 
-    def _write(self, rows: Tensor) -> None:
-        """Apply gathered records, int64 [2 or 3, n], laid out (rank, time); no shape depends on their values."""
-        # -> (step, trained before scored, rank, row). A score made after a step must not lose to the training loss of
-        # that step because another rank reports it.
-        rows = rows[:, torch.argsort(2 * (rows[1] >> 32) - (rows[0] & 1), stable=True)]
+    def _write(self, rows: Tensor, *, trained: bool) -> None:
+        """Apply gathered records, int64 [2 or 3, n], in the order of their steps; no shape depends on their values."""
         state, trash = self._state, self.sharding.num_local
-        ids, trained = rows[0] >> 1, (rows[0] & 1).to(torch.int32)
+        ids = rows[0]
         slot = self.sharding.local_index(ids, elsewhere=trash)
-        state["visits"].index_add_(0, slot, trained)
+        if trained:
+            state["visits"].index_add_(0, slot, torch.ones_like(slot, dtype=torch.int32))
 
         finite = torch.isfinite(_floats(rows[1:])).all(dim=0)
         self._num_nonfinite += (~finite & (ids < self.sharding.num_examples)).sum()

@@ -29,6 +29,7 @@ from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.job_config import closest
 from titan_attent.reference import ReferenceLosses
+from titan_attent.teacher.teacher import check_sizes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,6 +156,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
             f"[data] path = {data.path} holds {len(dataset)} examples of {training.seq_len} tokens, fewer than one "
             f"global batch of {batch_size}: write more data, or lower training.global_batch_size or training.seq_len"
         )
+    check_sizes(teacher, num_examples=len(dataset), batch_size=batch_size)
     if job_config.validation.enable:
         seq_len = job_config.validation.seq_len
         _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)

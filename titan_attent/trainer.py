@@ -20,8 +20,10 @@ from torchtitan.train import Trainer
 
 from titan_attent import preflight
 from titan_attent.data.loader import FixedLoader, TeachingLoader
+from titan_attent.data.order import Pool
 from titan_attent.loss import build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
@@ -41,6 +43,7 @@ class TeachingTrainer(Trainer):
             mesh=self.parallel_dims.get_optional_mesh("batch"),
             device=self.device,
             with_gradient=with_gradient,
+            window=self._loss_window(),
         )
         self.teacher = Teacher(
             self.buffer,
@@ -52,7 +55,12 @@ class TeachingTrainer(Trainer):
             reference=self._reference_losses(),
             score=self.score_examples,
             on_decision=lambda record: self.rounds.write(record) if self.rounds is not None else None,
+            on_quarantine=self._write_quarantined,
         )
+        ledger = self.teacher.ledger
+        self.checkpointer.save = ledger.charged("save", self.checkpointer.save)
+        if job_config.validation.enable:
+            self.validator.validate = ledger.charged("validate", self.validator.validate)
         loader.attach(self.teacher, before_decision=self.checkpointer.maybe_wait_for_staging)
         cast(TeachingMetricsProcessor, self.metrics_processor).teacher_metrics = self.teacher.metrics
         # Beside torchtitan's own states, so that stock keys stay stock.
@@ -62,10 +70,13 @@ class TeachingTrainer(Trainer):
         self.weighted_loss = build_weighted_loss(
             compile_loss=compile_config.enable and "loss" in compile_config.components,
             with_gradient=with_gradient,
+            temperature=teacher_config.temperature if teacher_config.weighting == "loss" else None,
             backend=compile_config.backend,
         )
+        # Of rank 0, from the first step on.
         self.trace: JsonLines | None = None
         self.rounds: JsonLines | None = None
+        self.quarantine: JsonLines | None = None
         self._log_plan()
 
     def init_distributed(self) -> ParallelDims:
@@ -85,10 +96,24 @@ class TeachingTrainer(Trainer):
         sharding = self.buffer.sharding
         return ReferenceLosses(config.reference_path).read(sharding.start, sharding.stop).to(self.device)
 
+    def _loss_window(self) -> LossWindow | None:
+        config = self.job_config.teacher
+        if config.weighting != "loss":
+            return None
+        batch_size = cast(TeachingLoader, self.dataloader).geometry["training.global_batch_size"]
+        return LossWindow(batch_size=batch_size, temperature=config.temperature, device=self.device)
+
+    def _write_quarantined(self, record: dict[str, Any]) -> None:
+        """One line of teacher/quarantine.jsonl: what was set aside, and where its tokens stand."""
+        if self.quarantine is not None:
+            shard, first = cast(TeachingLoader, self.dataloader).dataset.locate(record["example_id"])
+            place = {"shard": shard, "first_token": first, "num_tokens": self.job_config.training.seq_len + 1}
+            self.quarantine.write(record | place)
+
     def _log_plan(self) -> None:
         teacher, steps = self.teacher, self.job_config.training.steps
         logger.info(
-            f"Teacher: {teacher.config.strategy}, {teacher.sharding.num_examples:,} examples, warm-up "
+            f"Teacher: {teacher.config.strategy}, {teacher.num_examples:,} examples, warm-up "
             f"{teacher.warmup_steps} steps, full data again from step {teacher.anneal_start + 1} of {steps}"
         )
         if self.teaching and teacher.warmup_steps >= teacher.anneal_start:
@@ -97,6 +122,19 @@ class TeachingTrainer(Trainer):
                 f"{teacher.warmup_steps} steps and the last part on the full data starts at {teacher.anneal_start}. "
                 "Train for more steps, or lower teacher.warmup_passes or teacher.anneal_fraction"
             )
+        visits = steps * teacher.batch_size / teacher.num_examples
+        if self.teaching and visits <= 1 and teacher.config.strategy != "random":
+            if teacher.config.scoring == "train":
+                logger.warning(
+                    f"An example is trained {visits:.2g} times in this run: its loss of training comes too late to "
+                    'choose it by. Use teacher.scoring = "forward" with a teacher.pool_size and warmup_passes = 0, or '
+                    'weights alone (teacher.weighting = "loss")'
+                )
+            if teacher.config.importance == "learnability":
+                logger.warning(
+                    f"An example is trained {visits:.2g} times in this run: learnability needs two readings of its "
+                    "loss and falls back to the loss itself"
+                )
         if teacher.config.strategy == "hard" and teacher.config.weighting == "inverse_probability":
             logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
 
@@ -115,24 +153,26 @@ class TeachingTrainer(Trainer):
         with self.train_context():
             with self.maybe_enable_amp:
                 pred = model(inputs, **extra_inputs, **extra_kwargs)
-                weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights)
+                weighted_sum, loss_sum, losses, gradients = self.weighted_loss(
+                    pred, labels, weights, self.teacher.loss_statistics(self.step)
+                )
             del pred  # before the backward, whose peak it would raise
             (weighted_sum / global_valid_tokens).backward()
         self.buffer.record(example_ids, losses, step=self.step, gradients=gradients)
         return loss_sum / global_valid_tokens
 
     @torch.no_grad()
-    def score_examples(self, step: int) -> None:
-        """Record the loss of every example by a forward pass of the learner in eval mode; each rank takes its share.
+    def score_examples(self, step: int, pool: Pool) -> None:
+        """Record the loss of every example of ``pool`` by a forward pass in eval mode; each rank takes its share.
 
-        A collective, on all ranks; about a third of the compute of a training pass over the data.
+        A collective, on all ranks; about a third of the compute of a training pass over the pool.
         """
         loader = cast(TeachingLoader, self.dataloader)
         (model,) = self.model_parts
         model.eval()
         batches = FixedLoader(
             loader.dataset,
-            num_examples=len(loader.dataset),
+            pool,
             batch_size=self.job_config.teacher.scoring_batch_size or self.job_config.training.local_batch_size,
             dp_rank=loader.dp_rank,
             dp_world_size=loader.dp_world_size,
@@ -146,15 +186,17 @@ class TeachingTrainer(Trainer):
             )
             with self.train_context(), self.maybe_enable_amp:
                 pred = model(inputs, **extra_inputs, **extra_kwargs)
-                _, _, losses, gradients = self.weighted_loss(pred, labels, torch.ones_like(example_ids).float())
+                weights, neutral = torch.ones_like(example_ids).float(), neutral_statistics(self.device)
+                _, _, losses, gradients = self.weighted_loss(pred, labels, weights, neutral)
             self.buffer.record(example_ids, losses, step=step, gradients=gradients, trained=False)
             if (i + 1) % self.buffer.flush_every == 0:
                 self.buffer.flush()
         model.train()
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, Tensor], Tensor]]) -> None:
-        super().train_step(data_iterator)
-        self.teacher.step_done()
+        with self.teacher.ledger.charge("train"):
+            super().train_step(data_iterator)
+            self.teacher.step_done()
         if self.trace is not None:
             served = cast(TeachingLoader, self.dataloader).served
             assert served is not None
@@ -167,9 +209,16 @@ class TeachingTrainer(Trainer):
         if torch.distributed.get_rank() == 0:
             folder = Path(self.job_config.job.dump_folder) / "teacher"
             self.rounds = JsonLines(folder / "rounds.jsonl", step=self.step)
+            self.quarantine = JsonLines(folder / "quarantine.jsonl", step=self.step)
             if self.job_config.teacher.trace:
                 self.trace = JsonLines(folder / "trace.jsonl", step=self.step)
-        return super().batch_generator(data_iterable)
+        self.teacher.ledger.start()
+        return self._charged_batches(super().batch_generator(data_iterable))
+
+    def _charged_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        next_batch = self.teacher.ledger.charged("load", lambda: next(batches, None))
+        while (batch := next_batch()) is not None:
+            yield batch
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -179,7 +228,7 @@ class TeachingTrainer(Trainer):
         self.ntokens_seen = self.step * tokens_per_step // loader.dp_world_size
 
     def close(self) -> None:
-        for lines in (getattr(self, "trace", None), getattr(self, "rounds", None)):
-            if lines is not None:
+        for name in ("trace", "rounds", "quarantine"):
+            if (lines := getattr(self, name, None)) is not None:
                 lines.close()
         super().close()

@@ -20,6 +20,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
 
 from titan_attent.data.loader import FixedLoader
+from titan_attent.data.order import Pool
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
 
@@ -99,7 +100,7 @@ def build_shard_validator(
         job_config,
         loader=FixedLoader(
             dataset,
-            num_examples=num_examples,
+            Pool(len(dataset), size=num_examples),
             batch_size=validation.local_batch_size,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,

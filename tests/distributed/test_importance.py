@@ -7,9 +7,11 @@ import pytest
 import torch
 from distributed.spawn import run_on_ranks
 
+from titan_attent.data.order import Pool
 from titan_attent.job_config import TeacherConfig
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import (
     IMPORTANCES,
     clip_outliers,
@@ -86,11 +88,12 @@ def measure(mesh: Any) -> dict[str, Any]:
     buffer = filled_buffer(mesh)
     sharding = buffer.sharding
     reference = torch.from_numpy(history()["reference"])[sharding.start : sharding.stop]
-    scores = {name: importance(buffer, name=name, reference=reference) for name in IMPORTANCES}
+    scores = {name: importance(buffer.records(), name=name, reference=reference) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
+    everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
     drawn = {
-        seed: STRATEGIES["threshold"](loss, 0, TeacherConfig(strategy="threshold"), (0, seed, 0), sharding)
+        seed: STRATEGIES["threshold"](loss, 0, TeacherConfig(strategy="threshold"), (0, seed, 0), everything)
         for seed in range(3)
     }
     return {

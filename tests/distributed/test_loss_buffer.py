@@ -9,6 +9,7 @@ import torch.distributed.checkpoint as dcp
 from distributed.spawn import run_on_ranks
 
 from titan_attent.loss_buffer import NEVER, LossBuffer
+from titan_attent.loss_window import LossWindow
 
 FIELDS = ("loss", "step", "first_loss", "first_step", "visits", "gradient")
 SIZES = (1, 2, 5, 7, 103)
@@ -198,19 +199,42 @@ def test_a_checkpoint_of_three_ranks_goes_on_at_any_number(worlds, num_ranks):
             assert_whole_equals([part[sync] for part in parts], expected, f"{plan}, later sync {sync}")
 
 
-def test_exchanges_come_every_flush_every_steps_and_at_no_other_time(monkeypatch):
+def test_exchanges_come_at_multiples_of_flush_every_and_at_no_other_time(monkeypatch):
     buffer, exchanged = LossBuffer(50, flush_every=4), []
     gather = buffer.sharding.gather
     monkeypatch.setattr(buffer.sharding, "gather", lambda x, **more: exchanged.append(x.shape[1]) or gather(x, **more))
-    for step in range(10):
-        for _ in range(2):  # microbatches
-            buffer.record(torch.arange(3), torch.ones(3), step=step)
-        buffer.step_done()
-    assert exchanged == [24, 24]
+
+    def train(first: int, last: int) -> list[int]:
+        for step in range(first, last + 1):
+            for _ in range(2):  # microbatches
+                buffer.record(torch.arange(3), torch.ones(3), step=step)
+            buffer.step_done()
+        return exchanged
+
+    assert train(1, 10) == [24, 24]
     buffer.sync()
     buffer.sync()
     assert exchanged == [24, 24, 12]
-    assert buffer.visits.tolist() == [20] * 3 + [0] * 47
+    assert train(11, 12) == [24, 24, 12, 12]  # a checkpoint in between moves no later exchange
+    assert train(13, 16) == [24, 24, 12, 12, 24]
+    buffer.sync()
+    assert buffer.visits.tolist() == [32] * 3 + [0] * 47
+
+
+def test_an_exchange_holds_training_losses_or_scores_but_not_both():
+    window = LossWindow(flush_every=4, batch_size=3, temperature=1.0)
+    buffer = LossBuffer(50, flush_every=4, window=window)
+    for step in range(1, 9):
+        buffer.record(torch.arange(3), torch.tensor([1.0, 2.0, 3.0]) * step, step=step)
+        buffer.step_done()
+        if step == 2:
+            buffer.record(torch.arange(9), torch.full((9,), 100.0), step=step, trained=False)
+            buffer.sync()
+            assert buffer.loss[:9].tolist() == [100.0] * 9
+    buffer.sync()
+    assert buffer.visits.tolist() == [8] * 3 + [0] * 47
+    low, high, _ = window.statistics(9).tolist()
+    assert (low, high) == (1.0, 12.0)  # steps 1 to 4 of training
 
 
 def test_losses_are_detached_and_kept_as_fp32():

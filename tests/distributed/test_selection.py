@@ -6,9 +6,10 @@ import torch
 from distributed.spawn import run_on_ranks
 from references import plain_inverse_weights, plain_top_k
 
-from titan_attent.data.sampler import SelectedIds
+from titan_attent.data.order import SelectedPlaces
+from titan_attent.loss_buffer import NEVER, Records
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.ledger import audit
+from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
 from titan_attent.teacher.selection import (
     floor_log_probabilities,
     gather_bitmask,
@@ -82,26 +83,31 @@ def soft_everywhere(mesh) -> list[dict]:
         k = max(1, size * 2 // 5)
         phi = log_probabilities(scores, temperature=0.7, normalization="softmax")
         floored = floor_log_probabilities(phi, k=k, minimum=0.1, sharding=sharding)
-        keys = soft_keys(floored, sharding=sharding, seed=(1, 2, 3))
+        keys = soft_keys(floored, ids=sharding.local_ids(), seed=(1, 2, 3))
         chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
         weights = inverse_probability_weights(
             floored, chosen=chosen, kappa=score_of_key(threshold), max_weight=3.0, sharding=sharding
         )
-        hard = with_unseen_first(scores, scores == float("inf"), sharding=sharding, seed=(1, 2, 3))
-        random = random_keys(sharding=sharding, seed=(1, 2, 3), device="cpu")
+        hard = with_unseen_first(scores, scores == float("inf"), ids=sharding.local_ids(), seed=(1, 2, 3))
+        random = random_keys(sharding.local_ids(), seed=(1, 2, 3))
         ids = sharding.local_ids()
-        masks = {"chosen": chosen, "chosen_before": ids % 3 == 0, "ever_chosen": chosen | (ids % 2 == 0)}
-        ages = torch.where(torch.isfinite(scores), (ids % 50).int(), -1)
+        last_draw = (ids % 5 - 1).int()  # -1: never
+        steps = torch.where(torch.isfinite(scores), 60 - ids.int() % 50, NEVER)
         local = {
             "phi": floored,
             "keys": keys,
             "weights": weights,
             "hard": hard,
             "random": random,
-            **masks,
-            "ages": ages,
+            "chosen": chosen,
+            "last_draw": last_draw,
+            "steps": steps,
         }
-        statistics = audit(scores=scores, ages=ages, weights=weights, **masks, sharding=sharding)
+        records = Records(sharding, scores, steps, scores, steps, steps)
+        choice, num_newly = audit_choice(weights=weights, records=records, last_draw=last_draw, draw=4, step=60)
+        sources = [("web", 0), ("code", size // 3), ("web", size // 2)]
+        inclusion = audit_sources(sources, weights=weights, ids=ids, sharding=sharding)
+        statistics = audit_scores(scores, sharding=sharding) | choice | inclusion | {"newly": num_newly}
         results.append({name: x.numpy() for name, x in local.items()} | {"threshold": threshold, "audit": statistics})
     return results
 
@@ -129,12 +135,12 @@ def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
             assert threshold == expected_threshold, where
             assert kth_and_above in (None, (kth, int((keys > kth).sum()))), where
             np.testing.assert_array_equal(bitmask, np.packbits(expected, bitorder="little"), err_msg=where)
-        selected = SelectedIds(size, bitmask=ranks[0][case][3])
+        selected = SelectedPlaces(size, bitmask=ranks[0][case][3])
         assert len(selected) == k
         np.testing.assert_array_equal(selected.select(np.arange(k)), np.flatnonzero(expected), err_msg=where)
 
 
-LOCAL = ("phi", "keys", "weights", "hard", "random", "chosen", "ages")
+LOCAL = ("phi", "keys", "weights", "hard", "random", "chosen", "last_draw", "steps")
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -172,18 +178,21 @@ def test_audit_of_several_ranks_is_that_of_numpy(worlds):
     for num_ranks in (1, 2, 3):
         for case, size in enumerate(SOFT_SIZES):
             parts = [soft[case] for _, soft in worlds[num_ranks]]
-            names = ("ages", "chosen", "chosen_before", "ever_chosen", "weights")
-            ages, chosen, before, ever, weights = (np.concatenate([part[name] for part in parts]) for name in names)
+            names = ("steps", "chosen", "last_draw", "weights")
+            steps, chosen, last, weights = (np.concatenate([part[name] for part in parts]) for name in names)
+            code = (np.arange(size) >= size // 3) & (np.arange(size) < size // 2)
             finite = soft_scores(size)[np.isfinite(soft_scores(size))].astype(np.float64)
             assert parts[-1]["audit"] == pytest.approx(
                 {
                     "teacher/importance_mean": finite.mean(),
                     "teacher/importance_p99": np.sort(finite)[-max(1, len(finite) // 100)],
                     "teacher/effective_sample_size": finite.sum() ** 2 / (len(finite) * (finite**2).sum()),
-                    "teacher/loss_age": ages[ages >= 0].mean(),
-                    "teacher/never_selected": (~ever).mean(),
-                    "teacher/overlap": (chosen & before).sum() / chosen.sum(),
+                    "teacher/loss_age": (60 - steps[steps >= 0]).mean(),
+                    "teacher/overlap": (chosen & (last == 3)).sum() / chosen.sum(),
                     "teacher/max_weight": weights.max(),
-                },
+                    "teacher/inclusion/web": chosen[~code].mean(),
+                    "newly": (chosen & (last < 0)).sum(),
+                }
+                | ({"teacher/inclusion/code": chosen[code].mean()} if code.any() else {}),
                 rel=1e-3,  # sums of scores are taken in 2^-15 of the largest
             )

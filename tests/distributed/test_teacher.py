@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import plain_inverse_weights
 
+from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.job_config import TeacherConfig
 from titan_attent.keyed import STREAM_NOISE, STREAM_ORDER, STREAM_UNSEEN, fold_key, gumbel, hash_ids, permute
 from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_window import LossWindow
 from titan_attent.teacher.teacher import Teacher
 
 NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 60, 9
@@ -39,10 +41,16 @@ CASES = {
         scoring="forward_once", weighting="none", warmup_passes=2, min_inclusion_probability=0
     ),
     "soft from the start": TeacherConfig(min_inclusion_probability=0, warmup_passes=0, initial_ratio=0.15),
+    "pools": TeacherConfig(strategy="hard", scoring="forward", warmup_passes=0, pool_size=30, max_interval=1),
+    "soft pools": TeacherConfig(pool_size=47, min_inclusion_probability=0, anneal_fraction=0.3),
+    "pools, threshold": TeacherConfig(strategy="threshold", pool_size=40, initial_interval=2, quarantine_after=1),
+    "quarantine": TeacherConfig(strategy="hard", quarantine_after=1, max_interval=1),
+    "weights by loss": TeacherConfig(strategy="random", weighting="loss", quarantine_after=0),
+    "pools, shadow": TeacherConfig(strategy="hard", pool_size=30, shadow=True),
 }
 # In the warm-up, at its end; in a pass of a selection, at its end; where the anneal tail starts, in it.
 # And in the second pass over one selection.
-CUTS = {"soft": (3, 8, 10, 12, 53, 56), "hard": (14,)}
+CUTS = {"soft": (3, 8, 10, 12, 53, 56), "hard": (14,), "soft pools": (9, 21, 50), "quarantine": (30,)}
 # Every case runs on 1 and 3 ranks, these on 2 as well.
 ON_TWO = ("random", "hard", "soft", "threshold", "learnability")
 RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
@@ -66,19 +74,27 @@ def train(teacher: Teacher, sampler: TeachingSampler, *, stop: int = NUM_STEPS) 
         for part in ids:
             teacher.buffer.record(part, loss_of(part, step), step=step)
         teacher.step_done()
-        metrics = {name: value for name, value in teacher.metrics().items() if "second" not in name}
-        metrics.pop("ledger/overhead_percent")
-        yield {"ids": torch.cat(ids).numpy(), "weights": torch.cat(weights).numpy(), "metrics": metrics}
+        timed = ("second", "overhead", "break_even")
+        metrics = {name: x for name, x in teacher.metrics().items() if not any(word in name for word in timed)}
+        statistics = teacher.loss_statistics(step).numpy()
+        yield {
+            "ids": torch.cat(ids).numpy(),
+            "weights": torch.cat(weights).numpy(),
+            "statistics": statistics,
+            "metrics": metrics,
+        }
 
 
 def build(mesh, config: TeacherConfig, *, microbatches: int = 1) -> tuple[Teacher, TeachingSampler]:
-    buffer = LossBuffer(NUM_EXAMPLES, mesh=mesh, flush_every=3)
+    window = LossWindow(flush_every=3, batch_size=BATCH, temperature=1.0) if config.weighting == "loss" else None
+    buffer = LossBuffer(NUM_EXAMPLES, mesh=mesh, flush_every=3, window=window)
     sharding = buffer.sharding
 
-    def score(step: int) -> None:
-        """Blocks of five ids, rank after rank, padded at the end, as the trainer's forward pass."""
-        for start in range(0, NUM_EXAMPLES, 5 * sharding.size):
-            ids = start + 5 * sharding.rank + torch.arange(5)
+    def score(step: int, pool: Pool) -> None:
+        """Blocks of five places, rank after rank, padded at the end, as the trainer's forward pass."""
+        for start in range(0, pool.size, 5 * sharding.size):
+            places = start + 5 * sharding.rank + torch.arange(5)
+            ids = pool.ids(places.clamp(max=pool.size - 1)).masked_fill(places >= pool.size, NUM_EXAMPLES)
             buffer.record(ids, score_of(ids, step), step=step, trained=False)
 
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=NUM_STEPS, data_seed=DATA_SEED, score=score)
@@ -128,6 +144,7 @@ def assert_runs_equal(parts: list[list[dict]], expected: list[dict], where: str)
     assert joined(parts, "weights").tobytes() == joined([expected], "weights").tobytes(), where
     for part in parts:
         for step, (got, want) in enumerate(zip(part, expected, strict=True)):
+            np.testing.assert_array_equal(got["statistics"], want["statistics"], err_msg=f"{where}, step {step}")
             assert got["metrics"] == pytest.approx(want["metrics"], rel=1e-6), f"{where}, step {step}"
 
 
@@ -139,6 +156,11 @@ class PlainTeacher:
 
     def __init__(self, config: TeacherConfig):
         self.config, self.step = config, 0
+        self.size = config.pool_size or NUM_EXAMPLES
+        self.orders, self.left = itertools.count(), torch.zeros(0, dtype=torch.int64)
+        self.taken: np.ndarray = np.zeros(NUM_EXAMPLES, dtype=bool)
+        self.streaks: dict[int, tuple[int, float]] = {}
+        self.anneal_start = NUM_STEPS - int(config.anneal_fraction * NUM_STEPS)
         self.first: dict[int, tuple[float, int]] = {}
         self.last: dict[int, tuple[float, int]] = {}
         self.visited: set[int] = set()
@@ -150,25 +172,46 @@ class PlainTeacher:
                 self.last[i] = (loss, self.step)
 
     def run(self) -> Iterator[dict]:
-        ids = torch.arange(NUM_EXAMPLES)
-        everything, covered = np.full(NUM_EXAMPLES, True), 0.0
-        num_full = itertools.count()
+        covered = 0.0
         for round, index, draw in self.passes():
-            selected, weights = draw(round, index) if draw else (everything, np.ones(NUM_EXAMPLES))
-            size = int(selected.sum())
-            # Full passes are numbered through, whatever the round: every strategy has uniform's warm-up.
-            key = fold_key(STREAM_ORDER, DATA_SEED, *((round, index) if draw else (0, next(num_full))))
-            order = ids[selected][permute(torch.arange(size), size, key)]
+            if draw:
+                selected, weights = draw(round, index)
+            if draw and not self.config.shadow:
+                size, pool_size = int(selected.sum()), self.size
+                key = fold_key(STREAM_ORDER, DATA_SEED, round, index)
+                order = self.pool[selected][permute(torch.arange(size), size, key)]
+            else:  # everything, in the order of the stretch
+                order = self.pool if draw else self.stretch(None)
+                size = pool_size = len(order)
+                weights = np.ones(NUM_EXAMPLES)
             for batch in order[: size // BATCH * BATCH].view(-1, BATCH):
-                if self.step == NUM_STEPS or (self.step == ANNEAL_START and self.may_select and not self.annealing):
+                if self.step == NUM_STEPS or (
+                    self.step == self.anneal_start and self.may_select and not self.annealing
+                ):
                     break
                 self.step += 1
                 self.visited |= set(batch.tolist())
                 self.record(batch, loss_of(batch, self.step))
-                covered += BATCH * NUM_EXAMPLES / size if draw else BATCH
-                metrics = {"teacher/round": round, "teacher/ratio": size / NUM_EXAMPLES, "teacher/selected": size}
+                covered += BATCH * pool_size / size
+                chosen = int(selected.sum()) if draw else size
+                ratio = chosen / self.size if draw else 1.0
+                metrics = {"teacher/round": round, "teacher/ratio": ratio, "teacher/selected": chosen}
                 metrics |= {"ledger/examples_trained": BATCH * self.step, "ledger/examples_covered": covered}
+                if draw and self.config.quarantine_after:
+                    metrics["teacher/quarantined"] = len(self.set_aside())
                 yield {"ids": batch.numpy(), "weights": weights[batch.numpy()], "metrics": metrics}
+
+    def stretch(self, size: int | None) -> torch.Tensor:
+        """The next ids of the shuffled orders, which are numbered through; all that are left for None."""
+        if len(self.left) < (size or BATCH):
+            key = fold_key(STREAM_ORDER, DATA_SEED, 0, next(self.orders))
+            self.left = permute(torch.arange(NUM_EXAMPLES), NUM_EXAMPLES, key)
+        taken, self.left = self.left.split([size or len(self.left), len(self.left) - (size or len(self.left))])
+        return taken
+
+    def set_aside(self) -> set[int]:
+        after = self.config.quarantine_after
+        return {i for i, (streak, _) in self.streaks.items() if after and streak >= after}
 
     @property
     def may_select(self) -> bool:
@@ -179,13 +222,14 @@ class PlainTeacher:
         config, index = self.config, itertools.count()
         self.annealing = False
         warmup_steps = config.warmup_passes * (NUM_EXAMPLES // BATCH)
-        while self.step < NUM_STEPS and (not self.may_select or self.step < min(warmup_steps, ANNEAL_START)):
+        while self.step < NUM_STEPS and (not self.may_select or self.step < min(warmup_steps, self.anneal_start)):
             yield 0, next(index), None
         for round in itertools.count(1):
-            if self.step >= ANNEAL_START:
+            if self.step >= self.anneal_start:
                 break
+            self.pool = self.stretch(self.size) if config.pool_size else torch.arange(NUM_EXAMPLES)
             if config.scoring == "forward" or (config.scoring == "forward_once" and round == 1):
-                self.record(torch.arange(NUM_EXAMPLES), score_of(torch.arange(NUM_EXAMPLES), self.step))
+                self.record(self.pool, score_of(self.pool, self.step))
             progress = (self.step - warmup_steps) / (NUM_STEPS - warmup_steps)
             self.ratio = config.initial_ratio
             if config.ratio_schedule == "incremental":
@@ -197,8 +241,8 @@ class PlainTeacher:
             interval = config.initial_interval
             if config.interval_schedule == "incremental":
                 interval += round_half_even((config.max_interval - config.initial_interval) * progress)
-            for pass_index in range(interval):
-                if self.step < ANNEAL_START:
+            for pass_index in range(1 if config.shadow else interval):
+                if self.step < self.anneal_start:
                     yield round, pass_index, self.draw
         self.annealing = True
         for pass_index in itertools.count():
@@ -230,32 +274,56 @@ class PlainTeacher:
         return scores
 
     def draw_anew(self, round: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        config, ids = self.config, torch.arange(NUM_EXAMPLES)
-        k = max(BATCH, int(round_half_even(self.ratio * NUM_EXAMPLES) / BATCH) * BATCH)
+        """(chosen [pool], weights by id)."""
+        scores = self.scores().astype(np.float64)[self.pool]
+        excluded = np.isin(self.pool.numpy(), self.watch(scores))
+        scores[excluded] = -np.inf
+        chosen, weights = self.choose(scores, round, index)
+        chosen, by_id = chosen & ~excluded, np.zeros(NUM_EXAMPLES)
+        if chosen.sum() < BATCH:
+            chosen[:], weights[:] = True, 1.0
+        by_id[self.pool[chosen]] = weights[chosen] / weights[chosen].mean()
+        self.taken = by_id > 0
+        return chosen, by_id
+
+    def watch(self, scores: np.ndarray) -> list[int]:
+        """Streaks of useless selections; returns what is set aside."""
+        if self.config.quarantine_after and np.isfinite(scores).any():
+            finite = np.sort(scores[np.isfinite(scores)])[::-1]
+            lowest = finite[max(1, int(0.01 * len(finite))) - 1]
+            for i, score in zip(self.pool.tolist(), scores.tolist(), strict=True):
+                if not self.taken[i] or i in self.set_aside():
+                    continue
+                loss = self.last.get(i, (0.0, 0))[0]
+                streak, start = self.streaks.get(i, (0, 0.0))
+                goes_on = streak > 0 and loss > 0.95 * start
+                high = np.isfinite(score) and score >= lowest
+                self.streaks[i] = ((streak + 1, start) if goes_on else (1, loss)) if high else (0, start)
+        return sorted(self.set_aside())
+
+    def choose(self, scores: np.ndarray, round: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        config, ids, num = self.config, self.pool, self.size
+        k = max(BATCH, int(round_half_even(self.ratio * num) / BATCH) * BATCH)
         seed = (config.seed, round, index)
         unseen_order = (hash_ids(ids, fold_key(STREAM_UNSEEN, *seed)).numpy().view(np.uint64) >> 20) % 2**23
         coins = (hash_ids(ids, fold_key(STREAM_NOISE, *seed)).numpy().view(np.uint64) >> 32).astype(float)
-        scores = self.scores().astype(np.float64)
         if config.strategy == "threshold":
             below = scores < scores[np.isfinite(scores)].mean()
             chosen = ~below | (coins >= 2**31)
-            weights = np.where(below, 2.0, 1.0) * chosen
-            return chosen, weights / weights[chosen].mean()
+            return chosen, np.where(below, 2.0, 1.0)
         unseen = scores == np.inf
         if config.strategy == "random":
-            scores, unseen = coins, np.zeros(NUM_EXAMPLES, dtype=bool)
+            scores, unseen = coins, np.zeros(num, dtype=bool)
         if config.strategy == "soft":
             phi = (-np.logaddexp(0, -scores) if config.normalization == "sigmoid" else scores) / config.temperature
             phi[np.isinf(scores)] = scores[np.isinf(scores)]
             scores = (phi + gumbel(ids, fold_key(STREAM_NOISE, *seed)).numpy()).astype(np.float32)
-        # Unseen first in their random order, then by score, ties by id.
-        rank = sorted(
-            range(NUM_EXAMPLES), key=lambda i: (not unseen[i], -int(unseen_order[i]) if unseen[i] else -scores[i], i)
-        )
-        chosen = np.isin(np.arange(NUM_EXAMPLES), rank[:k])
-        weights = np.ones(NUM_EXAMPLES)
+        # Unseen first in their random order, then by score, ties by place.
+        rank = sorted(range(num), key=lambda i: (not unseen[i], -int(unseen_order[i]) if unseen[i] else -scores[i], i))
+        chosen = np.isin(np.arange(num), rank[:k])
+        weights = np.ones(num)
         if config.strategy == "soft" and config.weighting == "inverse_probability":
-            kappa = float(scores[rank[k]]) if k < NUM_EXAMPLES else -np.inf
+            kappa = float(scores[rank[k]]) if k < num else -np.inf
             if kappa < np.inf:  # else all that was drawn is unseen
                 weights = plain_inverse_weights(phi, chosen, kappa, config.max_weight)
         return chosen, weights
@@ -314,14 +382,21 @@ def test_the_runs_reach_every_phase(worlds):
     for name, config in CASES.items():
         steps, _ = worlds[1][0]["whole"][name]
         is_weighted = config.strategy == "threshold" or (config.strategy == "soft" and config.weighting != "none")
+        start = NUM_STEPS - int(config.anneal_fraction * NUM_STEPS)
         rounds = [step["metrics"]["teacher/round"] for step in steps]
         assert rounds == sorted(rounds)
         if config.strategy != "uniform":
-            assert len(set(rounds[:ANNEAL_START])) >= 4 and len(set(rounds[ANNEAL_START:])) == 1, name
-            assert rounds[ANNEAL_START] == rounds[ANNEAL_START - 1] + 1
+            assert len(set(rounds[:start])) >= 4 and len(set(rounds[start:])) == 1, name
+            assert rounds[start] == rounds[start - 1] + 1
         weighted = joined([steps], "weights").std(axis=1) > 0
-        assert weighted[WARMUP_END:ANNEAL_START].any() == is_weighted, name
-        assert not weighted[ANNEAL_START:].any()
+        assert weighted[WARMUP_END:start].any() == is_weighted, name
+        assert not weighted[start:].any()
+        if name in ("quarantine", "pools, threshold"):
+            assert steps[start - 1]["metrics"]["teacher/quarantined"] >= 2
+        if name == "weights by loss":
+            statistics = joined([steps], "statistics")
+            assert (statistics[:8] == (0, np.inf, 1)).all() and (statistics[start:] == (0, np.inf, 1)).all()
+            assert (statistics[WARMUP_END:start, 0] < statistics[WARMUP_END:start, 1]).all()
 
 
 # -- rounds and passes --------------------------------------------------------------------------------------------

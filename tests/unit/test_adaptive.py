@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent.data.order import Pool
 from titan_attent.teacher.schedule import adaptive_ratio
 
 NUM_EXAMPLES, BATCH = 96, 8
@@ -14,7 +15,8 @@ def make_teacher(losses: torch.Tensor, **config: object) -> tuple[Teacher, list[
     buffer = LossBuffer(NUM_EXAMPLES)
     scored: list[int] = []
 
-    def score(step: int) -> None:
+    def score(step: int, pool: Pool) -> None:
+        assert pool == Pool.whole(NUM_EXAMPLES)
         scored.append(step)
         buffer.record(torch.arange(NUM_EXAMPLES), losses, step=step, trained=False)
 
@@ -28,7 +30,7 @@ def train(teacher: Teacher, losses: torch.Tensor, *, steps: int) -> list[int]:
     for step, (ids, _) in zip(range(1, steps + 1), TeachingSampler(teacher), strict=False):
         teacher.buffer.record(ids, losses[ids], step=step)
         teacher.step_done()
-        sizes.append(teacher.num_selected)
+        sizes.append(len(teacher.current_pass().selected))
     return sizes
 
 
@@ -111,4 +113,4 @@ def test_shadow_decides_logs_and_trains_on_everything() -> None:
     for line in decisions[1:]:
         assert line["teacher/selected"] == 48 and line["teacher/ratio"] == 0.5
         assert line["teacher/importance_mean"] == pytest.approx(3.0, rel=1e-4)
-    assert int(teacher.last_draw[:48].min()) == 1 and int(teacher.last_draw[48:].max()) == -1
+    assert int(teacher.draws.last_draw[:48].min()) == 1 and int(teacher.draws.last_draw[48:].max()) == -1

@@ -41,7 +41,7 @@ CHOICES = {
     "interval_schedule": ["fixed", "incremental"],
     "scoring": ["train", "forward", "forward_once"],
     "normalization": ["softmax", "sigmoid"],
-    "weighting": ["none", "inverse_probability"],
+    "weighting": ["none", "inverse_probability", "loss"],
 }
 
 OUT_OF_RANGE = [
@@ -56,6 +56,9 @@ OUT_OF_RANGE = [
     ("initial_interval", [0, -1, 1.0, 1.5, NAN, True], "a whole number at least 1"),
     ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
     ("scoring_batch_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
+    ("pool_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
+    ("quarantine_after", [-1, 1.0, NAN, True], "a whole number at least 0"),
+    ("min_effective_sample_size", [-0.1, 1, NAN, True], "a number at least 0 and below 1"),
     ("seed", [0.0, 1.5, NAN, True, "0", None], "a whole number"),
 ]
 
@@ -70,6 +73,9 @@ GOOD = {
     "initial_interval": [1, 2],
     "max_interval": [1, 7],
     "scoring_batch_size": [0, 64],
+    "pool_size": [0, 64],
+    "quarantine_after": [0, 1],
+    "min_effective_sample_size": [0, 0.5],
     "seed": [-1, 0, 2**40],
     **CHOICES,
 }
@@ -142,3 +148,15 @@ def test_the_importances_are_those_that_validate_takes():
 def test_closest_names_only_a_near_miss():
     assert closest("sfot", ["soft", "hard"]) == '; did you mean "soft"?'
     assert closest("qqqq", ["soft", "hard"]) == ""
+
+
+@pytest.mark.parametrize(
+    "values, mend",
+    [
+        ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
+        ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
+        ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):
+    assert mend in refusal(**values)

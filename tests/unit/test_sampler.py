@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from titan_attent.data.sampler import Pass, SelectedIds, TeachingSampler
+from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.sampler import TeachingSampler
 from titan_attent.keyed import STREAM_ORDER, fold_key, permute
 
 
-def selected_ids(mask: np.ndarray) -> SelectedIds:
-    return SelectedIds(len(mask), bitmask=np.packbits(mask, bitorder="little"))
+def selected_ids(mask: np.ndarray) -> SelectedPlaces:
+    return SelectedPlaces(len(mask), bitmask=np.packbits(mask, bitorder="little"))
 
 
 @settings(deadline=None)
@@ -44,7 +45,7 @@ def test_select_skips_empty_blocks():
 
 
 def test_everything_is_selected_without_a_bitmask_however_large():
-    ids = SelectedIds(10**10)
+    ids = SelectedPlaces(10**10)
     places = np.array([0, 2**24 + 1, 2**32 + 1, 10**10 - 1])
     assert len(ids) == 10**10
     np.testing.assert_array_equal(ids.select(places), places)
@@ -52,7 +53,8 @@ def test_everything_is_selected_without_a_bitmask_however_large():
 
 def test_a_full_pass_beyond_the_32_bit_ids():
     num_examples, batch = 10**10, 1000
-    full = Pass(SelectedIds(num_examples), order=(1, 0, 0), batch_size=batch, num_batches=10**7)
+    everything = Pool(num_examples, order=(1, 0, 0), size=num_examples)
+    full = Pass(everything, SelectedPlaces(num_examples), order=None, batch_size=batch, num_batches=10**7)
     positions = list(range(batch)) + list(range(num_examples - batch, num_examples))
     ids = torch.cat((full.ids(0, 1), full.ids(10**7 - 1, 10**7)))
     assert ids.dtype == torch.int64 and len(ids.unique()) == 2 * batch
@@ -64,7 +66,9 @@ def test_a_full_pass_beyond_the_32_bit_ids():
 def some_pass(*, index: int = 0, round: int = 2, seed: int = 5) -> Pass:
     """11 batches of 12 out of 135 ids; the passes of odd index are weighted."""
     selected = selected_ids(np.arange(203) % 3 > 0)
-    return Pass(selected, order=(seed, round, index), batch_size=12, num_batches=11, weighted=index % 2 == 1)
+    return Pass(
+        Pool.whole(203), selected, order=(seed, round, index), batch_size=12, num_batches=11, weighted=index % 2 == 1
+    )
 
 
 def plain_weights(ids: torch.Tensor) -> torch.Tensor:
@@ -90,6 +94,36 @@ def test_seed_round_and_index_each_give_another_order(other):
     assert set(one.ids(0, 11).tolist()) != set(two.ids(0, 11).tolist())
 
 
+def plain_order(num_examples: int, number: int) -> list[int]:
+    return permute(torch.arange(num_examples), num_examples, fold_key(STREAM_ORDER, 5, 0, number)).tolist()
+
+
+@pytest.mark.parametrize(
+    "sizes", [(203,), (50, 50, 50, 50, 50), (50, 100, 60, 203, 1, 202), (100, None, 100, None, None)]
+)
+def test_stretches_follow_each_other_through_the_orders(sizes):
+    cursor, order, start = Cursor(203, 5), 0, 0
+    for size in sizes:
+        if 203 - start < (size or 12):
+            order, start = order + 1, 0
+        stop = start + size if size else 203
+        cursor.take(size, at_least=12)
+        pool = cursor.pool()
+        assert pool.ids(torch.arange(pool.size)).tolist() == plain_order(203, order)[start:stop]
+        start = stop
+
+
+def test_a_pass_over_a_pool_trains_the_chosen_places_of_the_stretch():
+    mask = np.arange(60) % 4 > 0
+    pool = Pool(203, order=(5, 0, 3), start=70, size=60)
+    one = Pass(pool, selected_ids(mask), order=(5, 2, 0), batch_size=12, num_batches=3)
+    stretch = plain_order(203, 3)[70:130]
+    places = one.places(0, 3)
+    assert len(set(places.tolist())) == 36 and mask[places].all()
+    assert one.ids(0, 3).tolist() == [stretch[place] for place in places]
+    assert places.tolist() != sorted(places.tolist())
+
+
 class PassList:
     """Stands for the teacher: hands out given passes, notes when it was asked, and weighs an example by its id."""
 
@@ -101,6 +135,7 @@ class PassList:
         self.current: Pass | None = None
         self.asked: list[int] = []
         self.weighed: list[int] = []
+        self.num_served = 0
 
     def current_pass(self) -> Pass | None:
         return self.current
@@ -111,9 +146,12 @@ class PassList:
         self.current = some_pass(index=self.pass_index)
         return self.current
 
-    def weights_of(self, example_ids: torch.Tensor) -> torch.Tensor:
-        self.weighed.append(len(example_ids))
-        return plain_weights(example_ids)
+    def weights_of(self, places: torch.Tensor) -> torch.Tensor:
+        self.weighed.append(len(places))
+        return plain_weights(places)
+
+    def batch_served(self) -> None:
+        self.num_served += 1
 
 
 def take(sampler: TeachingSampler, num: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +169,7 @@ def test_ranks_and_microbatches_cut_the_same_global_order(num_ranks, microbatche
         sampler = TeachingSampler(teacher, rank=rank, num_ranks=num_ranks, microbatches=microbatches)
         ids, weights = take(sampler, 22 * microbatches)
         assert ids.shape[1] == weights.shape[1] == 12 // num_ranks // microbatches
-        assert teacher.asked == [0, 11] and sampler.step == 22 and sampler.consumed == 11
+        assert teacher.asked == [0, 11] and sampler.step == 22 == teacher.num_served and sampler.consumed == 11
         # The first pass is not weighted; the weights of the second come in blocks of flush_every batches.
         first, second = ids.view(22, -1)[:11], ids.view(22, -1)[11:]
         assert torch.equal(weights.view(22, -1), torch.cat((torch.ones(first.shape), plain_weights(second))))

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from references import chi_square, chi_square_critical, plain_top_k, sequential_sampling_law
 
+from titan_attent.data.order import Pool
 from titan_attent.job_config import TeacherConfig
 from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.selection import (
     UNSEEN_KEY,
     floor_log_probabilities,
@@ -32,7 +34,7 @@ NUM_DRAWS = 20_000
 
 def soft_draw(phi: torch.Tensor, k: int, seed: tuple[int, ...]) -> np.ndarray:
     sharding = ExampleSharding(len(phi))
-    return select_top_k(soft_keys(phi, sharding=sharding, seed=seed), k=k, sharding=sharding)[0].numpy()
+    return select_top_k(soft_keys(phi, ids=sharding.local_ids(), seed=seed), k=k, sharding=sharding)[0].numpy()
 
 
 def many_soft_draws(phi: torch.Tensor, k: int, *, num_draws: int = NUM_DRAWS, check_every: int = 100) -> np.ndarray:
@@ -200,13 +202,18 @@ def test_floor_cannot_exceed_the_uniform_draw():
     assert statistic < chi_square_critical(299)
 
 
+def all_of(size: int) -> Candidates:
+    sharding = ExampleSharding(size)
+    return Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=torch.device("cpu"))
+
+
 def test_one_huge_loss_leaves_the_others_their_differences():
     scores = np.random.default_rng(1).normal(3.0, 2.5, 300).astype(np.float32)
     order, counts = np.argsort(scores), {}
     for outlier in (scores.max(), 1e7):
         scores[order[-1]] = outlier  # finite, so it may enter the buffer
         draws = [
-            STRATEGIES["soft"](torch.from_numpy(scores), 100, TeacherConfig(), (5, i), ExampleSharding(300))[0]
+            STRATEGIES["soft"](torch.from_numpy(scores), 100, TeacherConfig(), (5, i), all_of(300))[0]
             for i in range(200)
         ]
         counts[outlier] = torch.stack(draws).float().mean(dim=0).numpy()
@@ -243,8 +250,8 @@ def test_unseen_examples_come_before_any_loss():
     for seed in range(50):
         phi = log_probabilities(scores, temperature=1e-3, normalization="softmax")
         for keys in (
-            with_unseen_first(scores, scores == float("inf"), sharding=sharding, seed=(seed,)),
-            soft_keys(phi, sharding=sharding, seed=(seed,)),
+            with_unseen_first(scores, scores == float("inf"), ids=sharding.local_ids(), seed=(seed,)),
+            soft_keys(phi, ids=sharding.local_ids(), seed=(seed,)),
         ):
             order = keys.argsort(descending=True).tolist()
             assert set(order[:3]) == {1, 3, 5} and order[3:] == [0, 2, 6, 4]
@@ -253,19 +260,19 @@ def test_unseen_examples_come_before_any_loss():
 def test_unseen_examples_come_in_keyed_random_order():
     sharding, num_draws = ExampleSharding(8), 6000
     unseen = torch.arange(8) < 6
-    draws = [with_unseen_first(torch.zeros(8), unseen, sharding=sharding, seed=(3, i)) for i in range(num_draws)]
+    draws = [with_unseen_first(torch.zeros(8), unseen, ids=sharding.local_ids(), seed=(3, i)) for i in range(num_draws)]
     subsets = [tuple(keys.argsort(descending=True)[:2].sort().values.tolist()) for keys in draws]
     law = sequential_sampling_law(np.ones(6), 2)
     observed = np.array([subsets.count(subset) for subset in law])
     assert chi_square(observed, np.full(15, num_draws / 15)) < chi_square_critical(14)
-    again = with_unseen_first(torch.zeros(8), unseen, sharding=sharding, seed=(3, 0))
+    again = with_unseen_first(torch.zeros(8), unseen, ids=sharding.local_ids(), seed=(3, 0))
     assert torch.equal(again, draws[0])
 
 
 def test_random_keys_draw_every_subset_equally_often():
     sharding, num_draws = ExampleSharding(6), 10_000
     subsets = [
-        tuple(random_keys(sharding=sharding, seed=(i,), device="cpu").argsort()[:3].sort().values.tolist())
+        tuple(random_keys(sharding.local_ids(), seed=(i,)).argsort()[:3].sort().values.tolist())
         for i in range(num_draws)
     ]
     law = sequential_sampling_law(np.ones(6), 3)

@@ -27,7 +27,7 @@ def weights_of(phi: np.ndarray, chosen: np.ndarray, *, kappa: float, max_weight:
 
 def soft_draw(phi: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, float]:
     sharding = ExampleSharding(len(phi))
-    keys = soft_keys(torch.from_numpy(phi), sharding=sharding, seed=(seed,))
+    keys = soft_keys(torch.from_numpy(phi), ids=sharding.local_ids(), seed=(seed,))
     chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
     return chosen.numpy(), score_of_key(threshold)
 

@@ -25,7 +25,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
-from titan_attent.data.sampler import Pass, TeachingSampler
+from titan_attent.data.order import Pass, Pool
+from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
 from titan_attent.teacher.teacher import Teacher
@@ -58,7 +59,11 @@ def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
         "teacher.seed": job_config.teacher.seed,
-        "functional gradients recorded": job_config.teacher.importance == "functional_gradient",
+        "teacher.pool_size": job_config.teacher.pool_size,
+        # What the teacher keeps of every example: the keys of its state.
+        "functional gradients kept": job_config.teacher.importance == "functional_gradient",
+        "streaks for the quarantine kept": job_config.teacher.quarantine_after > 0,
+        "recent losses kept": job_config.teacher.weighting == "loss",
     }
 
 
@@ -71,8 +76,9 @@ def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: st
     ]
     if differing:
         raise ValueError(
-            f"{where} was written for another data set or batch: {'; '.join(differing)}. Example ids would change "
-            "their meaning. Resume with the same values, or start anew in another job.dump_folder"
+            f"{where} was written for another data set, batch or teacher state: {'; '.join(differing)}. Example ids or "
+            "what is known of them would change their meaning. Resume with the same values, or start anew in another "
+            "job.dump_folder"
         )
 
 
@@ -150,35 +156,37 @@ class TeachingLoader(BaseDataLoader):
 
 
 class FixedLoader:
-    """The first ``num_examples`` windows, the same at every iteration, every one exactly once over all ranks.
+    """The examples of ``pool``, the same at every iteration, every one exactly once over all ranks.
 
     For validation and scoring. All ranks get equally many batches (unequal counts would hang FSDP): rows that are
-    missing at the end are padding, with ignored labels and ids of ``num_examples`` and above.
+    missing at the end are padding, with ignored labels and the id N.
     """
 
     def __init__(
         self,
         dataset: TokenDataset,
+        pool: Pool,
         *,
-        num_examples: int,
         batch_size: int,
         dp_rank: int,
         dp_world_size: int,
         num_workers: int,
     ):
-        self.dataset, self.num_examples, self.batch_size = dataset, num_examples, batch_size
+        self.dataset, self.pool, self.batch_size = dataset, pool, batch_size
         self.dp_rank, self.dp_world_size, self.num_workers = dp_rank, dp_world_size, num_workers
-        self.num_batches = -(-num_examples // (batch_size * dp_world_size))
+        self.num_batches = -(-pool.size // (batch_size * dp_world_size))
 
-    def _read(self, ids: Tensor) -> Batch:
-        inputs, labels = self.dataset.batch(ids.clamp(max=self.num_examples - 1))
-        labels[ids >= self.num_examples] = IGNORE_INDEX
-        return {"input": inputs, "example_id": ids}, labels
+    def _read(self, places: Tensor) -> Batch:
+        padding = places >= self.pool.size
+        ids = self.pool.ids(places.clamp(max=self.pool.size - 1))
+        inputs, labels = self.dataset.batch(ids)
+        labels[padding] = IGNORE_INDEX
+        return {"input": inputs, "example_id": ids.masked_fill(padding, len(self.dataset))}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size
-        ids = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
-        return read_batches(self._read, ids, num_workers=self.num_workers, pin_memory=False)
+        places = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
+        return read_batches(self._read, places, num_workers=self.num_workers, pin_memory=False)
 
 
 def build_teaching_dataloader(

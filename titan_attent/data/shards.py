@@ -103,6 +103,11 @@ class TokenShards:
             out[filled : filled + len(piece)] = piece
             filled, shard = filled + len(piece), shard + 1
 
+    def locate(self, token: int) -> tuple[str, int]:
+        """The shard file that holds a token of the stream, and the token's place in it."""
+        shard = bisect_right(self._starts, token) - 1
+        return self.index.shards[shard].file, token - self._starts[shard]
+
     def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
         """Re-hash shards, given by number (all by default), at about 1 GB/s.
 
@@ -163,6 +168,10 @@ class TokenDataset(Dataset):
         ids = torch.tensor([i], dtype=torch.int64)
         inputs, labels = self.batch(ids)
         return {"input": inputs[0], "example_id": ids[0]}, labels[0]
+
+    def locate(self, i: int) -> tuple[str, int]:
+        """Where example i stands: the file of its first token, and that token's place in it."""
+        return self.shards.locate(i * self.seq_len)
 
     def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The examples of ``ids``, int64 [B]: inputs and labels, both int64 [B, L] and contiguous.

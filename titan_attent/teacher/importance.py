@@ -18,42 +18,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_attent.loss_buffer import NEVER, LossBuffer
+from titan_attent.loss_buffer import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.selection import kth_largest_key, ordered_keys, score_of_key
 
-Importance = Callable[[LossBuffer, Tensor | None], Tensor]
+Importance = Callable[[Records, Tensor | None], Tensor]
 
 
-def loss(buffer: LossBuffer, reference: Tensor | None) -> Tensor:
+def loss(records: Records, reference: Tensor | None) -> Tensor:
     """The last loss, mean nats a token."""
-    return buffer.loss
+    return records.loss
 
 
-def functional_gradient(buffer: LossBuffer, reference: Tensor | None) -> Tensor:
+def functional_gradient(records: Records, reference: Tensor | None) -> Tensor:
     """The norm of the functional gradient, recorded with the last loss (loss.py)."""
-    return buffer.gradient
+    assert records.gradient is not None
+    return records.gradient
 
 
-def excess_loss(buffer: LossBuffer, reference: Tensor | None) -> Tensor:
+def excess_loss(records: Records, reference: Tensor | None) -> Tensor:
     """The last loss above the reference's, in nats a token; may be negative."""
     assert reference is not None
-    return buffer.loss - reference
+    return records.loss - reference
 
 
-def learnability(buffer: LossBuffer, reference: Tensor | None) -> Tensor:
+def learnability(records: Records, reference: Tensor | None) -> Tensor:
     """loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step).
 
     d is the fall of the loss per log-step. The gate is 1 where an example has one reading only, and for all when the
     median does not fall: then nothing is known. A collective: the exact median by radix descent.
     """
-    two_readings = (buffer.first_step != NEVER) & (buffer.step > buffer.first_step)
-    span = torch.log(buffer.step.clamp(min=1).double()) - torch.log(buffer.first_step.clamp(min=1).double())
-    fall = (buffer.first_loss - buffer.loss) / torch.where(two_readings & (span > 0), span, 1.0).float()
-    median = kth_largest(fall, lambda n: n - (n - 1) // 2, where=two_readings, sharding=buffer.sharding)
+    two_readings = (records.first_step != NEVER) & (records.step > records.first_step)
+    span = torch.log(records.step.clamp(min=1).double()) - torch.log(records.first_step.clamp(min=1).double())
+    fall = (records.first_loss - records.loss) / torch.where(two_readings & (span > 0), span, 1.0).float()
+    median = kth_largest(fall, lambda n: n - (n - 1) // 2, where=two_readings, sharding=records.sharding)
     if median is None or median <= 0:
-        return buffer.loss
-    return buffer.loss * torch.where(two_readings, (fall / median).clamp(0.0, 1.0), 1.0)
+        return records.loss
+    return records.loss * torch.where(two_readings, (fall / median).clamp(0.0, 1.0), 1.0)
 
 
 IMPORTANCES: dict[str, Importance] = {
@@ -64,18 +65,19 @@ IMPORTANCES: dict[str, Importance] = {
 }
 
 
-def importance(buffer: LossBuffer, *, name: str, reference: Tensor | None = None) -> Tensor:
-    """Score this rank's examples: fp32 [num_local], +inf and -inf as above. A collective, on all ranks.
+def importance(records: Records, *, name: str, reference: Tensor | None = None) -> Tensor:
+    """Score this rank's candidates: fp32 [num_local], +inf and -inf as above. A collective, on all ranks.
 
     Args:
+        records: of the candidates.
         name: a key of ``IMPORTANCES``.
-        reference: fp32 [num_local] reference losses of this rank's examples, for excess_loss.
+        reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
     """
-    scored = IMPORTANCES[name](buffer, reference)
+    scored = IMPORTANCES[name](records, reference)
     unscored: dict[str, Any] = {"dtype": torch.float32, "device": scored.device}
     never = torch.tensor(float("inf"), **unscored)
     broken = torch.tensor(float("-inf"), **unscored)
-    return torch.where(buffer.step != NEVER, scored, torch.where(buffer.visits == 0, never, broken))
+    return torch.where(records.step != NEVER, scored, torch.where(records.visits == 0, never, broken))
 
 
 def kth_largest(values: Tensor, k: Callable[[int], int], *, where: Tensor, sharding: ExampleSharding) -> float | None:

@@ -2,7 +2,8 @@
 
 Every example has a 32-bit key whose unsigned order is the order of its score. The k-th largest key of all ranks is
 found by radix descent: 4 all-reduces of 256 counts, from the high byte to the low one. Ties at that key go to the
-smallest ids, which takes one all-gather of a count a rank. The chosen set travels as a bitmask.
+smallest places, which takes one all-gather of a count a rank. The chosen set travels as a bitmask. N is the size of the
+pool, and a place in a pool of all examples is the example's id.
 
 Cost a rank and selection: 8 KiB of counts, N/8 bytes of bitmask, 5 passes over the N / ranks local keys; no scores
 travel. Host syncs are allowed here: selection happens between rounds only. All sums are of integers, so the result is
@@ -60,10 +61,10 @@ def kth_largest_key(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple
 
 
 def select_top_k(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple[Tensor, int]:
-    """The k examples with the largest keys, ties by smallest id.
+    """The k examples with the largest keys, ties by smallest place.
 
     Args:
-        keys: int64 [num_local], this rank's keys in id order.
+        keys: int64 [num_local], this rank's keys in the order of its places.
         k: 1 to N.
 
     Returns:
@@ -151,33 +152,31 @@ def floor_log_probabilities(phi: Tensor, *, k: int, minimum: float, sharding: Ex
     return torch.where(finite, phi.clamp(min=lowest), phi)
 
 
-def soft_keys(phi: Tensor, *, sharding: ExampleSharding, seed: tuple[int, ...]) -> Tensor:
-    """Gumbel keys of this rank's examples, int64 [num_local]: rounding to fp32 makes them independent of SIMD tails."""
-    ids = sharding.local_ids(phi.device)
+def soft_keys(phi: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
+    """Gumbel keys of the examples ``ids``, int64 [n]: rounding to fp32 makes them independent of SIMD tails."""
     noisy = phi + gumbel(ids, fold_key(STREAM_NOISE, *seed))
-    return with_unseen_first(noisy.float(), phi == float("inf"), sharding=sharding, seed=seed)
+    return with_unseen_first(noisy.float(), phi == float("inf"), ids=ids, seed=seed)
 
 
-def with_unseen_first(scores: Tensor, unseen: Tensor, *, sharding: ExampleSharding, seed: tuple[int, ...]) -> Tensor:
+def with_unseen_first(scores: Tensor, unseen: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
     """Keys of ``scores``, and above them all the unseen examples in keyed random order (2^23 distinct places)."""
-    ids = sharding.local_ids(scores.device)
     order = (hash_ids(ids, fold_key(STREAM_UNSEEN, *seed)) >> 20) & 0x7FFFFF
     return torch.where(unseen, UNSEEN_KEY + order, ordered_keys(scores))
 
 
-def random_keys(*, sharding: ExampleSharding, seed: tuple[int, ...], device: torch.device | str) -> Tensor:
+def random_keys(ids: Tensor, *, seed: tuple[int, ...]) -> Tensor:
     """Keys that know nothing of the losses: the top k of them is a random subset of size k."""
-    return (hash_ids(sharding.local_ids(device), fold_key(STREAM_NOISE, *seed)) >> 32) & 0xFFFFFFFF
+    return (hash_ids(ids, fold_key(STREAM_NOISE, *seed)) >> 32) & 0xFFFFFFFF
 
 
 def gather_bitmask(chosen: Tensor, *, sharding: ExampleSharding) -> np.ndarray:
-    """Local choices -> the bitmask over all N ids, on every rank.
+    """Local choices -> the bitmask over all N places, on every rank.
 
     Args:
         chosen: bool [num_local].
 
     Returns:
-        uint8 [ceil(N / 8)], bit i % 8 (little) of byte i // 8 is example i. Moves and holds about N/8 bytes a rank.
+        uint8 [ceil(N / 8)], bit i % 8 (little) of byte i // 8 is place i. Moves and holds about N/8 bytes a rank.
     """
     segment = np.zeros(-(-sharding.chunk // 8), dtype=np.uint8)
     packed = np.packbits(chosen.cpu().numpy(), bitorder="little")

@@ -1,0 +1,74 @@
+"""audit.py against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from titan_attent.loss_buffer import NEVER, Records
+from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 2, 50, 1000]), st.floats(0, 1))
+def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
+    generator = np.random.default_rng(seed)
+    scores = generator.gamma(2.0, 1.5, size).astype(np.float32)
+    infinite = generator.random(size) < share_infinite
+    scores[infinite] = generator.choice([np.inf, -np.inf], infinite.sum())
+    finite = scores[~infinite].astype(np.float64)
+    squares = (finite**2).sum()
+    sharding = ExampleSharding(size)
+    assert audit_scores(torch.from_numpy(scores), sharding=sharding) == pytest.approx(
+        {
+            "teacher/importance_mean": finite.mean() if len(finite) else 0.0,
+            "teacher/importance_p99": np.sort(finite)[-max(1, len(finite) // 100)] if len(finite) else 0.0,
+            "teacher/effective_sample_size": finite.sum() ** 2 / (len(finite) * squares) if squares > 0 else 1.0,
+        },
+        rel=1e-3,  # sums of scores are taken in 2^-15 of the largest
+    )
+
+    steps = np.where(infinite, NEVER, generator.integers(0, 99, size)).astype(np.int32)
+    last_draw = generator.integers(-1, 4, size).astype(np.int32)
+    weights = (generator.random(size) * (generator.random(size) < 0.5)).astype(np.float32)
+    chosen, aged = weights > 0, 120 - steps[~infinite]
+    records = Records(sharding, *(torch.from_numpy(x) for x in (scores, steps, scores, steps, steps)))
+    result, num_newly = audit_choice(
+        weights=torch.from_numpy(weights),
+        records=records,
+        last_draw=torch.from_numpy(last_draw),
+        draw=4,
+        step=120,
+    )
+    assert num_newly == (chosen & (last_draw == NEVER)).sum()
+    assert result == pytest.approx(
+        {
+            "teacher/loss_age": aged.mean() if len(aged) else 0.0,
+            "teacher/overlap": (chosen & (last_draw == 3)).sum() / max(1, chosen.sum()),
+            "teacher/max_weight": weights.max(),
+        }
+    )
+
+
+def test_the_first_draw_overlaps_with_none():
+    records = Records(ExampleSharding(3), *([torch.zeros(3)] * 2), *([torch.zeros(3, dtype=torch.int32)] * 3))
+    never = torch.full((3,), NEVER, dtype=torch.int32)
+    result, num_newly = audit_choice(weights=torch.ones(3), records=records, last_draw=never, draw=0, step=1)
+    assert result["teacher/overlap"] == 0.0 and num_newly == 3
+
+
+def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
+    scores = torch.cat((torch.full((50,), float("inf")), -torch.arange(1.0, 301.0), torch.full((9,), float("-inf"))))
+    result = audit_scores(scores, sharding=ExampleSharding(359))
+    assert result["teacher/importance_p99"] == -3.0
+    assert result["teacher/importance_mean"] == pytest.approx(-150.5, rel=1e-4)
+
+
+def test_inclusion_by_source_merges_the_stretches_of_a_source():
+    sources = [("web", 0), ("code", 10), ("web", 14), ("books", 90)]  # no candidate is a book
+    ids = torch.tensor([13, 2, 14, 9, 10, 50, 0])
+    weights = torch.tensor([2.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0])
+    result = audit_sources(sources, weights=weights, ids=ids, sharding=ExampleSharding(7))
+    assert result == {"teacher/inclusion/web": 2 / 5, "teacher/inclusion/code": 1 / 2}

@@ -1,0 +1,109 @@
+"""Recent losses of the whole run, for weights that follow the loss inside the step (``weighting = "loss"``).
+
+The rule (Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining", ICLR 2025,
+arXiv 2502.06733, strategy LinUpper) maps an example's loss l to its place between the smallest and the largest loss,
+caps it at the middle and takes the exponential:
+
+    h = 2 (l - low) / (high - low) - 1        in [-1, 1]
+    w = exp(min(h + 1, 1) / temperature)      divided by its mean
+
+Losses below the middle count less, all above it count equally: what is learned fades out, outliers gain nothing. The
+paper takes low, high and the mean from the global batch of the step, which takes a collective and a host sync before
+the backward. Here they come from the last but one window of ``flush_every`` steps, whose losses the buffer has gathered
+anyway: no collective of their own, no sync, and equal on every rank and for every number of ranks. Windows are counted
+from step 0, so that neither a checkpoint nor a decision in between moves them.
+
+Cost: 12 bytes a trained example of a window, in memory and in the checkpoint; one pass over them a window.
+"""
+
+import torch
+from torch import Tensor
+
+FLUSH_EVERY = 16
+"""Steps between two exchanges of losses."""
+
+_WINDOWS = 3  # the one whose losses come in, the one in flight, the one in use
+
+
+def neutral_statistics(device: torch.device | str = "cpu") -> Tensor:
+    """fp32 [3]: statistics that give every loss a weight of 1."""
+    return torch.tensor([0.0, float("inf"), 1.0], device=device)
+
+
+def capped_linear_weights(losses: Tensor, statistics: Tensor, *, temperature: float) -> Tensor:
+    """The rule above for losses [B], fp32 -> [B]; statistics fp32 [3]: low, high, mean of the undivided weights."""
+    low, high, mean = statistics.unbind()
+    return torch.exp((2 * (losses - low) / (high - low)).clamp(0.0, 1.0) / temperature) / mean
+
+
+class LossWindow:
+    """The losses of the last windows of ``flush_every`` steps, on every rank, in global order.
+
+    Args:
+        batch_size: G, losses a step.
+        temperature: of the rule.
+        device: where the losses are.
+        flush_every: steps of a window, as the buffer has it.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        temperature: float,
+        device: torch.device | str = "cpu",
+        flush_every: int = FLUSH_EVERY,
+    ):
+        self.flush_every, self.temperature = flush_every, temperature
+        self._losses = torch.full((_WINDOWS, flush_every * batch_size), float("nan"), device=device)
+        self._numbers = [-1] * _WINDOWS
+        self._counts = [0] * _WINDOWS
+        self._cached: tuple[int, Tensor] | None = None
+
+    def _number(self, step: int) -> int:
+        return (step - 1) // self.flush_every
+
+    def write(self, losses: Tensor, *, step: int) -> None:
+        """Losses fp32 [n] in global order, of steps up to ``step`` that fall into one window. No host sync."""
+        number = self._number(step)
+        slot = number % _WINDOWS
+        if self._numbers[slot] != number:
+            self._numbers[slot], self._counts[slot] = number, 0
+            self._losses[slot].fill_(float("nan"))
+        start = self._counts[slot]
+        room = self._losses[slot][start : start + len(losses)]
+        room.copy_(losses[: len(room)])
+        self._counts[slot] = start + len(room)
+
+    def statistics(self, step: int) -> Tensor:
+        """fp32 [3] for :func:`capped_linear_weights` at ``step``; neutral in the first two windows. No host sync."""
+        number = self._number(step)
+        if self._cached is None or self._cached[0] != number:
+            slot = (number - 2) % _WINDOWS
+            known = number >= 2 and self._numbers[slot] == number - 2
+            values = self._measure(self._losses[slot]) if known else neutral_statistics(self._losses.device)
+            self._cached = number, values
+        return self._cached[1]
+
+    def _measure(self, losses: Tensor) -> Tensor:
+        counted = torch.isfinite(losses)  # neither places without a loss nor losses that are broken
+        low = torch.where(counted, losses, float("inf")).min()
+        high = torch.where(counted, losses, float("-inf")).max()
+        one = torch.ones_like(low)
+        weights = capped_linear_weights(losses, torch.stack((low, high, one)), temperature=self.temperature)
+        mean = torch.where(counted, weights, 0.0).sum() / counted.sum().clamp(min=1)
+        neutral = neutral_statistics(losses.device)
+        return torch.where(high > low, torch.stack((low, high, mean)), neutral)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"losses": self._losses, "positions": torch.tensor([self._numbers, self._counts])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state["losses"].shape != self._losses.shape:
+            raise ValueError(
+                f"the checkpoint's loss window holds {tuple(state['losses'].shape)}, this run needs "
+                f"{tuple(self._losses.shape)}: resume with the global batch that the checkpoint was written with"
+            )
+        self._losses.copy_(state["losses"])
+        self._numbers, self._counts = state["positions"].tolist()
+        self._cached = None
