@@ -10,11 +10,14 @@ The way of the data is the way of the modules:
 
     data/writer.py        documents -> tokens -> shards          data/tokenizer.py
     data/shards.py        example id -> tokens
-    data/sampler.py       (selection, seed, pass, consumed) -> ids
+    data/order.py         pools and passes: position -> example id
+    data/sampler.py       (pass, consumed) -> this rank's ids and weights
     data/loader.py        torchtitan's loader over them
     loss.py               logits, labels -> one loss an example
-    loss_buffer.py        the last loss of every example, sharded
-    teacher/              importance, strategies, selection, weights, rounds, ledger
+    loss_buffer.py        the last loss of every example, sharded; loss_window.py: the last losses of all
+    teacher/teacher.py    rounds: what the next pass trains
+    teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit
+    teacher/ledger.py     where the time went, what was trained and skipped
     reference.py          losses of a reference model, for excess_loss; written by score.py
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets

@@ -209,7 +209,8 @@ class TeachingTrainer(Trainer):
         if torch.distributed.get_rank() == 0:
             folder = Path(self.job_config.job.dump_folder) / "teacher"
             self.rounds = JsonLines(folder / "rounds.jsonl", step=self.step)
-            self.quarantine = JsonLines(folder / "quarantine.jsonl", step=self.step)
+            if self.job_config.teacher.quarantine_after:
+                self.quarantine = JsonLines(folder / "quarantine.jsonl", step=self.step)
             if self.job_config.teacher.trace:
                 self.trace = JsonLines(folder / "trace.jsonl", step=self.step)
         self.teacher.ledger.start()

@@ -1,11 +1,15 @@
-"""The teacher: buffer -> importance -> selection (ids, weights) -> passes, with a ledger of what it cost.
+"""The teacher: pool -> importance -> selection (places, weights) -> passes, with a ledger of what it cost.
 
-importance.py   buffer -> scores                        pure
+teacher.py      rounds and passes, state
+draws.py        a pool to the selection in force
+candidates.py   what the owners know, brought to the places of a pool
+importance.py   records -> scores
+guards.py       quarantine of what never improves
 schedule.py     progress -> ratio, interval             pure
-strategies.py   scores -> chosen examples, weights      one function a strategy
+strategies.py   scores -> weights                       one function a strategy
 selection.py    scores of all ranks -> exact top-k      collectives, no gather of N
 weights.py      inclusion probabilities -> weights      pure
-teacher.py      rounds and passes, state
-ledger.py       what teaching cost, what it chose
-trace.py        JSON lines: every decision; on request the ids of every step
+audit.py        what a selection looks like
+ledger.py       where the time went, what was trained and skipped
+trace.py        JSON lines: decisions, quarantine; on request the ids of every step
 """
