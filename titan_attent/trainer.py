@@ -111,15 +111,15 @@ class TeachingTrainer(Trainer):
             self.quarantine.write(record | place)
 
     def _log_plan(self) -> None:
-        teacher, steps = self.teacher, self.job_config.training.steps
+        teacher, plan, steps = self.teacher, self.teacher.plan, self.job_config.training.steps
         logger.info(
-            f"Teacher: {teacher.config.strategy}, {teacher.num_examples:,} examples, warm-up "
-            f"{teacher.warmup_steps} steps, full data again from step {teacher.anneal_start + 1} of {steps}"
+            f"Teacher: {teacher.config.strategy}, {teacher.num_examples:,} examples, warm-up {plan.warmup_steps} "
+            f"steps, full data again from step {plan.anneal_start + 1} of {steps}"
         )
-        if self.teaching and teacher.warmup_steps >= teacher.anneal_start:
+        if self.teaching and plan.warmup_steps >= plan.anneal_start:
             logger.warning(
                 f"The teacher never selects: its warm-up of {teacher.config.warmup_passes} full passes takes "
-                f"{teacher.warmup_steps} steps and the last part on the full data starts at {teacher.anneal_start}. "
+                f"{plan.warmup_steps} steps and the last part on the full data starts at {plan.anneal_start}. "
                 "Train for more steps, or lower teacher.warmup_passes or teacher.anneal_fraction"
             )
         visits = steps * teacher.batch_size / teacher.num_examples

@@ -463,7 +463,7 @@ def selections(config: TeacherConfig, *, losses: torch.Tensor, data_seed: int = 
     size = len(losses)
     teacher = Teacher(LossBuffer(size), config, batch_size=8, total_steps=1000, data_seed=data_seed)
     teacher.buffer.record(torch.arange(size), losses, step=1)
-    passes, step = [], teacher.warmup_steps
+    passes, step = [], teacher.plan.warmup_steps
     while len(passes) < 4:
         passes.append(teacher.next_pass(step=step))
         step += passes[-1].num_batches
@@ -498,7 +498,7 @@ def test_seeds():
 def test_weights_of_are_zero_for_what_was_left_out_and_one_on_average():
     teacher = Teacher(LossBuffer(80), TeacherConfig(**HALF), batch_size=8, total_steps=1000)
     teacher.buffer.record(torch.arange(80), RISING, step=1)
-    one = teacher.next_pass(step=teacher.warmup_steps)
+    one = teacher.next_pass(step=teacher.plan.warmup_steps)
     weights = teacher.weights_of(torch.arange(80)).numpy()
     assert one.weighted and set(np.flatnonzero(weights)) == set(one.ids(0, 5).tolist())
     assert weights[weights > 0].mean() == pytest.approx(1) and weights.max() <= 4
@@ -520,7 +520,7 @@ def test_the_threshold_leaves_out_some_below_the_mean_and_counts_the_others_twic
     assert one != two
     teacher = Teacher(LossBuffer(80), config, batch_size=8, total_steps=1000)
     teacher.buffer.record(torch.arange(80), RISING, step=1)
-    teacher.next_pass(step=teacher.warmup_steps)
+    teacher.next_pass(step=teacher.plan.warmup_steps)
     weights = teacher.weights_of(torch.arange(80)).numpy()
     assert (weights[40:] == weights[79]).all() and weights[79] > 0  # all above the mean are kept
     low = weights[:40][weights[:40] > 0]

@@ -90,7 +90,7 @@ def test_scoring_needs_a_forward_pass_and_excess_loss_a_reference() -> None:
 def test_anneal_boundary_of_infobatch(num_passes: int, full_from: float) -> None:
     """The last 12.5% of the passes are full: from 78.75 of 90 and 262.5 of 300, to the step."""
     teacher = Teacher(LossBuffer(64), TeacherConfig(strategy="threshold"), batch_size=8, total_steps=num_passes * 8)
-    assert teacher.anneal_start == full_from * 8
+    assert teacher.plan.anneal_start == full_from * 8
 
 
 def test_shadow_decides_logs_and_trains_on_everything() -> None:

@@ -68,7 +68,7 @@ def test_a_fall_of_five_percent_starts_the_row_anew():
 def test_full_passes_still_train_it():
     teacher, quarantined, _ = run(falling, steps=60, quarantine_after=2)
     assert quarantined
-    teacher.anneal_start = 60
+    teacher.plan.anneal_start = 60
     one = teacher.next_pass(step=60)
     assert set(STUBBORN) <= set(one.ids(0, one.num_batches).tolist())
 

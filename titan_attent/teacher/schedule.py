@@ -6,6 +6,8 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 
 import math
 
+from titan_attent.job_config import TeacherConfig
+
 
 def progress(step: int, *, warmup_steps: int, total_steps: int) -> float:
     """(step - warm-up) / (total - warm-up), clipped to [0, 1]."""
@@ -42,3 +44,39 @@ def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -
 def selection_size(num_examples: int, *, ratio: float, batch_size: int) -> int:
     """k = round(ratio x pool), down to a multiple of the global batch, at least one batch."""
     return max(batch_size, round(ratio * num_examples) // batch_size * batch_size)
+
+
+class Plan:
+    """The phases of a run and what its schedules say at a step.
+
+    Args:
+        config: schedules, warm-up, tail.
+        steps_of_full_pass: training steps of a pass over all examples.
+        total_steps: training steps of the run.
+
+    Attributes:
+        warmup_steps: steps before the first selection.
+        anneal_start: steps before the tail on the full data.
+    """
+
+    def __init__(self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int):
+        self.config, self.total_steps = config, total_steps
+        self.warmup_steps = config.warmup_passes * steps_of_full_pass
+        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
+
+    def _progress(self, step: int) -> float:
+        return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+
+    def ratio(self, step: int) -> float | None:
+        """The ratio of a round that starts after ``step`` steps; None for the adaptive one, which takes the scores."""
+        config = self.config
+        if config.ratio_schedule == "adaptive":
+            return None
+        initial, final = config.initial_ratio, config.final_ratio
+        return ratio_at(self._progress(step), schedule=config.ratio_schedule, initial=initial, final=final)
+
+    def interval(self, step: int) -> int:
+        """The passes of a round that starts after ``step`` steps."""
+        config = self.config
+        initial, maximum = config.initial_interval, config.max_interval
+        return interval_at(self._progress(step), schedule=config.interval_schedule, initial=initial, maximum=maximum)

@@ -72,7 +72,7 @@ class Teacher:
     ):
         config.validate()
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
-        self.batch_size, self.total_steps, self.data_seed = batch_size, total_steps, data_seed
+        self.batch_size, self.data_seed = batch_size, data_seed
         self.score, self.on_decision, self.on_quarantine = score, on_decision, on_quarantine
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
         if config.scoring != "train" and score is None:
@@ -83,8 +83,7 @@ class Teacher:
             raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
         self.draws = Draws(buffer, config, batch_size=batch_size, reference=reference, sources=sources)
         self.ledger = Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
-        self.warmup_steps = config.warmup_passes * (self.num_examples // batch_size)
-        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
+        self.plan = schedule.Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
 
         self.round = 0
         self.pass_index = 0
@@ -121,9 +120,9 @@ class Teacher:
 
     def _decide(self, step: int) -> None:
         uniform = self.config.strategy == "uniform"
-        anneal = not uniform and step >= self.anneal_start
+        anneal = not uniform and step >= self.plan.anneal_start
         self.pass_index += 1 if self.num_batches else 0
-        if uniform or anneal or step < self.warmup_steps:
+        if uniform or anneal or step < self.plan.warmup_steps:
             if anneal and not self.annealing:
                 self._start_round(interval=1)
             self.annealing, self.selecting = anneal, False
@@ -134,27 +133,20 @@ class Teacher:
         num_trained = self.draws.num_selected if self.selecting else self.cursor.size
         self.num_batches = num_trained // self.batch_size
         if not (uniform or anneal):
-            self.num_batches = min(self.num_batches, self.anneal_start - step)
+            self.num_batches = min(self.num_batches, self.plan.anneal_start - step)
 
     def _select(self, step: int) -> None:
         config = self.config
         new_round = not self.selecting or self.pass_index >= self.interval
         if new_round:
             self._warn_below_break_even()
-            self._start_round(
-                interval=schedule.interval_at(
-                    self._progress(step),
-                    schedule=config.interval_schedule,
-                    initial=config.initial_interval,
-                    maximum=config.max_interval,
-                )
-            )
+            self._start_round(interval=self.plan.interval(step))
             if config.pool_size:
                 self.cursor.take(config.pool_size)
             self._maybe_score(step)
         if new_round or config.strategy in REDRAWN:
             seed = (config.seed, self.round, self.pass_index)
-            ratio = self._scheduled_ratio(step) if new_round else self.ratio
+            ratio = self.plan.ratio(step) if new_round else self.ratio
             self.ratio, quarantined = self.draws.draw(self._pool(), step=step, seed=seed, ratio=ratio)
             for example_id, loss in quarantined:
                 if self.on_quarantine is not None:
@@ -162,17 +154,6 @@ class Teacher:
         self.selecting = not config.shadow
         if config.shadow and not config.pool_size:
             self.cursor.take(at_least=self.batch_size)
-
-    def _progress(self, step: int) -> float:
-        return schedule.progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
-
-    def _scheduled_ratio(self, step: int) -> float | None:
-        config = self.config
-        if config.ratio_schedule == "adaptive":
-            return None  # from the scores of the draw
-        return schedule.ratio_at(
-            self._progress(step), schedule=config.ratio_schedule, initial=config.initial_ratio, final=config.final_ratio
-        )
 
     def _start_round(self, *, interval: int) -> None:
         self.round += 1
