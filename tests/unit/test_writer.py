@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from titan_attent.data import format, writer
-from titan_attent.data.documents import START, Document, list_sources, read_documents
+from titan_attent.data.documents import START, Document, list_files, read_documents
 from titan_attent.data.shards import TokenShards
 from titan_attent.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from titan_attent.data.writer import Summary, main, write_dataset
@@ -232,19 +232,19 @@ def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_reading_goes_on_behind_every_document(source: Path) -> None:
-    sources = list_sources([source, source], extensions=["txt"])
-    documents = list(read_documents(sources, text_key="text"))
+    files = list_files([source, source], extensions=["txt"])
+    documents = list(read_documents(files, text_key="text"))
     assert [document.text for document in documents] == TEXTS * 2
     for i, document in enumerate(documents):
-        rest = read_documents(sources, text_key="text", start=document.cursor)
+        rest = read_documents(files, text_key="text", start=document.cursor)
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 
 def test_the_bar_ends_at_the_size_of_the_inputs(source: Path) -> None:
-    sources = list_sources([source], extensions=["txt"])
-    num_bytes = sum(document.num_bytes for document in read_documents(sources, text_key="text"))
+    files = list_files([source], extensions=["txt"])
+    num_bytes = sum(document.num_bytes for document in read_documents(files, text_key="text"))
     # A blank line at the end belongs to no document.
-    assert 0 <= sum(source.num_bytes for source in sources) - num_bytes <= 1
+    assert 0 <= sum(file.num_bytes for file in files) - num_bytes <= 1
 
 
 # Kill and resume.

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.documents import START, Cursor, Source
+from titan_attent.data.documents import START, Cursor, InputFile
 from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, ShardEntry, token_dtype, write_atomically
 
 
@@ -100,11 +100,11 @@ def resume(folder: Path, *, arguments: dict[str, Any]) -> Progress | None:
     return state
 
 
-def run_arguments(sources: Sequence[Source], *, tokenizer: str, **others: Any) -> dict[str, Any]:
+def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **others: Any) -> dict[str, Any]:
     """What decides the bytes of the data set, readable enough to tell a user what differs."""
-    files = [[str(source.path), *source[1:]] for source in sources]
-    digest = hashlib.sha256(json.dumps(files).encode("ascii")).hexdigest()[:16]
-    num_bytes = sum(source.num_bytes for source in sources)
+    described = [[str(file.path), *file[1:]] for file in files]
+    digest = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()[:16]
+    num_bytes = sum(file.num_bytes for file in files)
     arguments = {
         "inputs": f"{len(files)} files, {num_bytes} bytes, paths and modification times {digest}",
         "tokenizer": tokenizer,

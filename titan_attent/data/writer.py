@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_sources, read_documents
+from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_files, read_documents
 from titan_attent.data.format import PROGRESS_FILE, ShardWriter, token_dtype, write_index
 from titan_attent.data.progress import Progress, check_output, locked, resume, run_arguments
 from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
@@ -83,9 +83,9 @@ def write_dataset(
             raise ValueError(f"{name} is {value}; set it to 1 or more")
     folder = Path(output)
     check_output(folder, inputs=inputs)
-    sources = list_sources(inputs, extensions=extensions)
+    files = list_files(inputs, extensions=extensions)
     arguments = run_arguments(
-        sources, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
+        files, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -93,18 +93,18 @@ def write_dataset(
         if state:
             encoder = Tokenizer.from_info(state.tokenizer, folder)
         else:
-            texts = (document.text for document in read_documents(sources, text_key=text_key) if document.text)
+            texts = (document.text for document in read_documents(files, text_key=text_key) if document.text)
             encoder = make_tokenizer(tokenizer, texts=texts, max_training_bytes=max_training_bytes)
             encoder.save(folder)
             state = Progress(arguments, encoder.info())
             state.save(folder)
         started, num_tokens_before = time.perf_counter(), state.num_tokens
-        documents = read_documents(sources, text_key=text_key, start=state.cursor)
+        documents = read_documents(files, text_key=text_key, start=state.cursor)
         dtype = token_dtype(encoder.vocab_size)
-        sizes = [source.num_bytes for source in sources]
+        sizes = [file.num_bytes for file in files]
         bar = tqdm(
             total=sum(sizes),
-            initial=sum(sizes[: state.cursor.source]),
+            initial=sum(sizes[: state.cursor.file]),
             unit="B",
             unit_scale=True,
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
