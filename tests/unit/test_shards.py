@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_attent.data.format import ShardWriter, token_dtype
-from titan_attent.data.shards import TokenDataset, TokenShards, write_index
+from titan_attent.data.shards import ShardEntry, TokenDataset, TokenShards, write_index
 
 INFO = {"name": "none", "vocab_size": 60000, "eos_id": 0}
 
@@ -113,6 +113,64 @@ def test_examples_are_windows_of_the_stream(
         assert example["example_id"].dtype == torch.int64 and example["example_id"].shape == ()
         assert int(example["example_id"]) == i
         assert torch.equal(example["input"], inputs[row]) and torch.equal(label, labels[row])
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_sources_of_examples(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Against the source of every single token."""
+    shards = st.tuples(st.sampled_from(["web", "code", "books"]), st.integers(1, 30))
+    parts = data.draw(st.lists(shards, min_size=1, max_size=20).filter(lambda parts: sum(n for _, n in parts) > 1))
+    sources = [source for source, num_tokens in parts for _ in range(num_tokens)]
+    seq_len = data.draw(st.integers(1, len(sources) - 1))
+    dataset = TokenDataset(sparse(tmp_path_factory.mktemp("sources"), parts), seq_len=seq_len)
+    expected = [sources[i] for i in range(0, len(sources), seq_len)][: len(dataset)]
+    names, firsts = zip(*dataset.sources, strict=True)
+    stretches = torch.searchsorted(torch.tensor(firsts), torch.arange(len(dataset)), right=True) - 1
+    assert [names[stretch] for stretch in stretches.tolist()] == expected
+    # No stretch is empty, and none could be joined with the next.
+    assert set(stretches.tolist()) == set(range(len(names)))
+    assert all(a != b for a, b in zip(names, names[1:], strict=False))
+
+
+def sparse(folder: Path, parts: list[tuple[str, int]]) -> Path:
+    """A data set of zeros, written without fsync: source and number of tokens of every shard."""
+    entries = []
+    for i, (source, num_tokens) in enumerate(parts):
+        with open(folder / f"{i}.bin", "wb") as file:
+            file.truncate(2 * num_tokens)
+        entries.append(ShardEntry(f"{i}.bin", num_tokens, "0" * 64, source))
+    write_index(folder, dtype=np.dtype("<u2"), shards=entries, num_documents=1, max_token_id=0, tokenizer=INFO)
+    return folder
+
+
+def test_an_example_that_crosses_belongs_to_its_first_token(tmp_path: Path) -> None:
+    # Examples 0 to 5 begin at the tokens 0, 10, 20 (web), 30, 40 (code) and 50 (books).
+    parts = [("web", 11), ("tiny", 3), ("web", 7), ("code", 20), ("books", 10), ("late", 10)]
+    assert TokenDataset(sparse(tmp_path, parts), seq_len=10).sources == [("web", 0), ("code", 3), ("books", 5)]
+    # One token less, and example 5 has no last label.
+    parts[-1] = ("late", 9)
+    assert TokenDataset(sparse(tmp_path, parts), seq_len=10).sources == [("web", 0), ("code", 3)]
+    assert TokenDataset(tmp_path, seq_len=59).sources == [("web", 0)]
+
+
+def test_version_1_has_one_source(copy: Path) -> None:
+    before = TokenShards(copy).index
+    shards = [
+        {key: entry[key] for key in ("file", "num_tokens", "sha256")}
+        for entry in json.loads((copy / "index.json").read_text())["shards"]
+    ]
+    edit_index(copy, version=1, shards=shards)
+    assert TokenShards(copy).index == before
+    assert TokenDataset(copy, seq_len=5).sources == [("default", 0)]
+
+
+def test_a_source_may_be_renamed_in_the_index(copy: Path) -> None:
+    before = TokenShards(copy)
+    shards = json.loads((copy / "index.json").read_text())["shards"]
+    edit_index(copy, shards=[{**shards[0], "source": "web"}, *shards[1:]])
+    assert TokenShards(copy).fingerprint == before.fingerprint
+    assert TokenDataset(copy, seq_len=1).sources == [("web", 0), ("default", 1)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -266,10 +324,12 @@ def test_malformed_json(copy: Path, content: bytes) -> None:
     refused(copy, "index.json", "not valid JSON", "restore the file", "python -m titan_attent.data.writer")
 
 
-@pytest.mark.parametrize("change", [{"format": "other"}, {"version": 2}, {"version": None}])
+@pytest.mark.parametrize("change", [{"format": "other"}, {"version": 3}, {"version": None}])
 def test_unknown_format(copy: Path, change: dict) -> None:
     edit_index(copy, **change)
-    refused(copy, "index.json", repr(*change.values()), "reads 'titan_attent.tokens' version 1", "package version")
+    refused(
+        copy, "index.json", repr(*change.values()), "reads 'titan_attent.tokens' versions 1 and 2", "package version"
+    )
 
 
 def test_index_that_is_no_object(copy: Path) -> None:
@@ -287,6 +347,8 @@ def test_index_that_is_no_object(copy: Path) -> None:
         ({"shards": [{"file": "../x", "num_tokens": 1009, "sha256": ""}]}, "shard '../x'"),
         ({"shards": [{"file": "x", "num_tokens": "9", "sha256": ""}]}, "not supported"),
         ({"shards": [{"file": "x", "num_tokens": 0, "sha256": ""}]}, "0 tokens"),
+        ({"shards": [{"file": "x", "num_tokens": 1009, "sha256": "", "source": "a b"}]}, "source 'a b' of shard 'x'"),
+        ({"shards": [{"file": "x", "num_tokens": 1009, "sha256": "", "source": 3}]}, "expected string"),
         ({"num_tokens": 1010}, "num_tokens 1010 is not the sum"),
         ({"tokenizer": {"name": "x"}}, "tokenizer without eos_id, vocab_size"),
         ({"tokenizer": None}, "NoneType"),

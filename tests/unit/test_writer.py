@@ -21,8 +21,8 @@ import pyarrow.parquet
 import pytest
 
 from titan_attent.data import format, writer
-from titan_attent.data.documents import START, Document, list_sources, read_documents
-from titan_attent.data.shards import TokenShards
+from titan_attent.data.documents import START, Document, list_files, parse_inputs, read_documents
+from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from titan_attent.data.writer import Summary, main, write_dataset
 
@@ -91,7 +91,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return KINDS[request.param](tmp_path / request.param, TEXTS)
 
 
-def write(source: Path, output: Path, tokenizer: str, **options: object) -> Summary:
+def write(source: Path | str, output: Path, tokenizer: str, **options: object) -> Summary:
     return write_dataset([source], output=output, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
 
 
@@ -220,7 +220,7 @@ def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -
     def documents() -> Iterator[Document]:
         for _ in range(1000):
             next(taken)
-            yield Document("x" * 10, START, 0)
+            yield Document("default", "x" * 10, START, 0)
 
     encoded = writer._encode(documents(), tokenizer=load_tokenizer(ranks), num_threads=2)
     next(encoded)
@@ -228,23 +228,141 @@ def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -
     encoded.close()
 
 
+# Data sources.
+
+
+def sources_of(folder: Path) -> list[str]:
+    """The source of every token, read without the package."""
+    shards = json.loads((folder / "index.json").read_text())["shards"]
+    return [shard["source"] for shard in shards for _ in range(shard["num_tokens"])]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_token_knows_its_source(ranks: str, tmp_path: Path, seed: int) -> None:
+    """A random mix of formats, repeated and unnamed sources, against lists put together document by document."""
+    random = np.random.default_rng(seed)
+    inputs: list[str | Path] = []
+    tokens: list[int] = []
+    sources: list[str] = []
+    sizes: list[int] = []
+    shard_tokens, seq_len = int(random.integers(1, 300)), int(random.integers(1, 60))
+    names = random.choice(["web", "code", "books-2.0", "default"], 8)
+    for i, name in enumerate(names):
+        texts = list(random.choice(TEXTS, int(random.integers(0, 7)) + (i == 0)))
+        if random.integers(2):
+            path = write_jsonl(tmp_path / f"{i}.jsonl", texts)
+        else:
+            path = write_folder(tmp_path / f"{i}", [*texts, "\0"])  # the last is binary, hence skipped
+            (path / "00" / "empty.md").write_bytes(b"")
+            texts.append("")
+        # Without a name it is the default one, and that one may be named as well.
+        unnamed = name == "default" and bool(random.integers(2))
+        inputs.append(path if unnamed else f"{name}={path}")
+        for text in texts:
+            if sizes and sources[-1] == name and sizes[-1] < shard_tokens:
+                sizes[-1] += len(by_hand([text]))
+            else:
+                sizes.append(len(by_hand([text])))
+            tokens += by_hand([text])
+            sources += [name] * len(by_hand([text]))
+    output = tmp_path / "out"
+    summary = write_dataset(inputs, output=output, tokenizer=ranks, shard_tokens=shard_tokens)
+    assert (tokens_of(output), sources_of(output)) == (tokens, sources)
+    dataset = TokenDataset(output, seq_len=seq_len)
+    assert [shard.num_tokens for shard in dataset.shards.index.shards] == sizes
+    assert list(summary.source_tokens.items()) == [(name, sources.count(name)) for name in dict.fromkeys(names)]
+    stretches, starts = zip(*dataset.sources, strict=True)
+    found = [stretches[number] for number in np.searchsorted(starts, range(len(dataset)), side="right") - 1]
+    assert found == [sources[i * seq_len] for i in range(len(dataset))]
+
+
+def test_neighbours_of_one_source_share_a_shard(ranks: str, tmp_path: Path) -> None:
+    for name in "abcd":
+        write_jsonl(tmp_path / f"{name}.jsonl", [name])
+    inputs = [f"{source}={tmp_path}/{file}.jsonl" for source, file in zip("xxyx", "abcd", strict=True)]
+    summary = write_dataset(inputs, output=tmp_path / "out", tokenizer=ranks)
+    shards = [(shard.source, shard.num_tokens) for shard in TokenShards(tmp_path / "out").index.shards]
+    assert shards == [("x", 4), ("y", 2), ("x", 2)]
+    assert summary.source_tokens == {"x": 6, "y": 2}
+    assert TokenDataset(tmp_path / "out", seq_len=1).sources == [("x", 0), ("y", 4), ("x", 6)]
+
+
+def test_names_of_sources_change_no_token(ranks: str, tmp_path: Path) -> None:
+    first, second = write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", TEXTS[:9])
+    fingerprints = set()
+    for i, inputs in enumerate([[f"x={first}", f"y={second}"], [f"y={first}", second]]):
+        fingerprints.add(write_dataset(inputs, output=tmp_path / f"{i}", tokenizer=ranks).fingerprint)
+    assert len(fingerprints) == 1
+    assert tokens_of(tmp_path / "0") == by_hand(TEXTS + TEXTS[:9])
+
+
+def test_names_patterns_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "date=1/b.jsonl",
+        "date=1/a.jsonl",
+        "date=2/a.jsonl",
+        "date=2/.hidden.jsonl",
+        "date=2/deep/a.jsonl",
+        "web=code",
+        "code",
+        "[x]",
+        "x",  # what [x] would match as a pattern
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
+
+    def parsed(*inputs: str | Path) -> list[tuple[str, str]]:
+        return [(source, str(path)) for source, path in parse_inputs(inputs)]
+
+    assert parsed("web=date=1/a.jsonl", "web=date=2") == [("web", "date=1/a.jsonl"), ("web", "date=2")]
+    # What exists is a path.
+    assert parsed("date=1/a.jsonl", "web=code", "[x]") == [
+        ("default", p) for p in ("date=1/a.jsonl", "web=code", "[x]")
+    ]
+    assert parsed("web=./code", "web=web=code", "w=[x]") == [("web", "code"), ("web", "web=code"), ("w", "[x]")]
+    # A name has no slash.
+    assert parsed("./web=nowhere", f"{tmp_path}/a=b") == [("default", "web=nowhere"), ("default", f"{tmp_path}/a=b")]
+    assert parsed(Path("a=b"), Path("date=*")) == [("default", "a=b"), ("default", "date=*")]
+    assert parsed("web=date=1/*.jsonl", "./date=*/a*") == [
+        *(("web", f"date=1/{name}.jsonl") for name in "ab"),
+        *(("default", f"date={i}/a.jsonl") for i in (1, 2)),
+    ]
+    assert parsed("w=**/a.jsonl") == [("w", f"date={path}/a.jsonl") for path in ("1", "2", "2/deep")]
+    assert parsed("w=*.nothing", "no.jsonl") == [("w", "*.nothing"), ("default", "no.jsonl")]
+
+
+def test_command_with_sources(ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1", "0"):
+        write_jsonl(tmp_path / f"web-{name}.jsonl", ["ab" + name])
+    write_jsonl(tmp_path / "code.jsonl", ["c"])
+    write_jsonl(tmp_path / "empty.jsonl", [])
+    inputs = [f"web={tmp_path}/web-*.jsonl", f"code={tmp_path}/code.jsonl", f"books={tmp_path}/empty.jsonl"]
+    assert main([*inputs, "--output", str(tmp_path / "out"), "--tokenizer", ranks]) == 0
+    assert tokens_of(tmp_path / "out") == by_hand(["ab0", "ab1", "c"])
+    assert sources_of(tmp_path / "out") == ["web"] * 8 + ["code"] * 2
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines == ["  web: 8 tokens (80.0%)", "  code: 2 tokens (20.0%)", "  books: 0 tokens (0.0%)"]
+
+
 # Documents and cursors.
 
 
 def test_reading_goes_on_behind_every_document(source: Path) -> None:
-    sources = list_sources([source, source], extensions=["txt"])
-    documents = list(read_documents(sources, text_key="text"))
+    files = list_files(parse_inputs([source, source]), extensions=["txt"])
+    documents = list(read_documents(files, text_key="text"))
     assert [document.text for document in documents] == TEXTS * 2
     for i, document in enumerate(documents):
-        rest = read_documents(sources, text_key="text", start=document.cursor)
+        rest = read_documents(files, text_key="text", start=document.cursor)
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 
 def test_the_bar_ends_at_the_size_of_the_inputs(source: Path) -> None:
-    sources = list_sources([source], extensions=["txt"])
-    num_bytes = sum(document.num_bytes for document in read_documents(sources, text_key="text"))
+    files = list_files(parse_inputs([source]), extensions=["txt"])
+    num_bytes = sum(document.num_bytes for document in read_documents(files, text_key="text"))
     # A blank line at the end belongs to no document.
-    assert 0 <= sum(source.num_bytes for source in sources) - num_bytes <= 1
+    assert 0 <= sum(file.num_bytes for file in files) - num_bytes <= 1
 
 
 # Kill and resume.
@@ -290,6 +408,35 @@ def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
             write(source, output, **options)
         assert contents(output) == expected
         shutil.rmtree(output)
+
+
+def test_a_crash_among_sources_is_resumed_to_the_same_bytes(
+    ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash at every document; a source closes shards that are not full, and one holds no text at all."""
+    paths = [write_jsonl(tmp_path / f"{i}.jsonl", TEXTS[4 * i : 4 * i + 4]) for i in range(3)]
+    binary = write_folder(tmp_path / "binary", ["\0", "\0"])
+    named = [f"x={paths[0]}", f"x={binary}", f"z={binary}", f"x={paths[1]}", f"y={paths[2]}"]
+    options = {"tokenizer": ranks, "shard_tokens": 100, "num_threads": 1}
+    whole = write_dataset(named, output=tmp_path / "whole", **options)  # type: ignore[arg-type]
+    assert (whole.num_documents, whole.num_skipped) == (12, 4)
+    shards = [(shard.source, shard.num_tokens) for shard in TokenShards(whole.path).index.shards]
+    assert shards == [("x", 154), ("x", 179), ("x", 115), ("x", 13), ("y", 142), ("y", 82)]
+    append, calls = writer.ShardWriter.append, count()
+
+    def crashing(self: writer.ShardWriter, tokens: np.ndarray) -> None:
+        if next(calls) == crash_at:
+            raise Crash
+        append(self, tokens)
+
+    for crash_at in range(12):
+        output, calls = tmp_path / f"crash-{crash_at}", count()
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(writer.ShardWriter, "append", crashing)
+            write_dataset(named, output=output, **options)  # type: ignore[arg-type]
+        summary = write_dataset(named, output=output, **options)  # type: ignore[arg-type]
+        assert contents(output) == contents(tmp_path / "whole")
+        assert (summary.num_skipped, summary.source_tokens) == (4, whole.source_tokens)
 
 
 def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,6 +536,31 @@ def test_resume_with_other_inputs(interrupted: tuple[Path, Path], ranks: str, tm
     refused(options, source, output, *words)
 
 
+def test_resume_with_other_sources(interrupted: tuple[Path, Path], ranks: str, tmp_path: Path) -> None:
+    source, output = interrupted
+    options = {"shard_tokens": 700, "tokenizer": ranks}
+    before = contents(output)
+    words = (str(output), "sources was None and is 'web: 1 files'", "Use the same command", "delete the folder")
+    refused(options, f"web={source}", output, *words)
+    assert contents(output) == before
+    progress = json.loads(before["progress.json"])
+    progress["arguments"]["sources"] = "web: 1 files"
+    (output / "progress.json").write_text(json.dumps(progress))
+    refused(options, source, output, "sources was 'web: 1 files' and is None")
+    refused(options, f"code={source}", output, "sources was 'web: 1 files' and is 'code: 1 files'")
+
+
+def test_resume_of_a_writer_that_knew_no_sources(interrupted: tuple[Path, Path], ranks: str, tmp_path: Path) -> None:
+    source, output = interrupted
+    progress = json.loads((output / "progress.json").read_text())
+    for shard in progress["shards"]:
+        del shard["source"]
+    (output / "progress.json").write_text(json.dumps(progress))
+    write(source, output, ranks, shard_tokens=700)
+    write(source, tmp_path / "whole", ranks, shard_tokens=700)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
 def test_resume_with_another_rank_file_of_the_same_name(
     interrupted: tuple[Path, Path], ranks: str, tmp_path: Path
 ) -> None:
@@ -430,7 +602,7 @@ def test_a_mistake_before_the_first_shard_is_not_in_the_way(ranks: str, tmp_path
 # Every mistake: one message with what, where and the mend, and exit code 2.
 
 
-def refused(options: dict, source: Path, output: Path, *words: str) -> None:
+def refused(options: dict, source: Path | str, output: Path, *words: str) -> None:
     with pytest.raises(ValueError) as caught:
         write(source, output, **options)
     for word in words:
@@ -439,7 +611,7 @@ def refused(options: dict, source: Path, output: Path, *words: str) -> None:
 
 @pytest.fixture
 def command_fails(ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    def check(source: Path, *words: str, options: tuple[str, ...] = (), tokenizer: str = ranks) -> None:
+    def check(source: Path | str, *words: str, options: tuple[str, ...] = (), tokenizer: str = ranks) -> None:
         command = [str(source), "--output", str(tmp_path / "out"), "--tokenizer", tokenizer, *options]
         assert main(command) == 2
         output, errors = capsys.readouterr()
@@ -454,6 +626,24 @@ def command_fails(ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_missing_input(command_fails, tmp_path: Path) -> None:
     command_fails(tmp_path / "no.jsonl", str(tmp_path / "no.jsonl"), "no such file or folder", "correct the path")
+
+
+@pytest.mark.parametrize("name", ["", "web pages", "wéb", "a:b"])
+def test_bad_name_of_a_source(command_fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    words = (
+        f"{name}=a.jsonl: {name!r} is no name of a source",
+        "letters, digits, '_', '.' and '-'",
+        f"./{name}=a.jsonl",
+    )
+    command_fails(f"{name}=a.jsonl", *words)
+    assert not format.is_source_name("web\n")
+
+
+def test_missing_path_of_a_source(command_fails, tmp_path: Path) -> None:
+    command_fails("web=", "web=: no path", "NAME=PATH")
+    command_fails(f"web={tmp_path}/*.jsonl", f"{tmp_path}/*.jsonl: no such file or folder", "correct the path")
 
 
 @pytest.mark.parametrize("name", ["table.csv", "noextension"])

@@ -1,11 +1,13 @@
 """Documents out of files: one JSON line, one parquet row or one text file each, in a fixed order.
 
-Inputs are listed once (folders sorted by path), then read as a stream. Every document comes with the
+Inputs, of named sources (web, code, ...) or of the default one, are listed once (folders sorted by path), then read as
+a stream. Every document comes with the
 cursor behind it, from which reading goes on later without reading again what came before.
 
 Cost: one document in memory, for parquet 1024 rows of one column.
 """
 
+import glob
 import gzip
 import io
 import json
@@ -15,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from titan_attent.data.format import DEFAULT_SOURCE, is_source_name
+
 TEXT_EXTENSIONS = (
     *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
     *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "ts", "sh"),
@@ -23,9 +27,10 @@ RECORD_EXTENSIONS = ("jsonl", "jsonl.gz", "parquet")
 ROWS_PER_READ = 1024
 
 
-class Source(NamedTuple):
-    """A file to read; ``optional`` for one found in a folder, which is left out if it is not text."""
+class InputFile(NamedTuple):
+    """A file of ``source`` to read; ``optional`` for one found in a folder, which is left out if it is not text."""
 
+    source: str
     path: Path
     extension: str
     num_bytes: int
@@ -34,9 +39,9 @@ class Source(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where to read on: in source number ``source``, after ``row`` lines or rows and ``offset`` bytes."""
+    """Where to read on: in file number ``file``, after ``row`` lines or rows and ``offset`` bytes."""
 
-    source: int = 0
+    file: int = 0
     row: int = 0
     offset: int = 0
 
@@ -45,22 +50,57 @@ START = Cursor()
 
 
 class Document(NamedTuple):
-    """``text`` is None for an optional file that is not text; ``num_bytes`` are those of the source."""
+    """``text`` is None for an optional file that is not text; ``num_bytes`` are those of the file."""
 
+    source: str
     text: str | None
     cursor: Cursor
     num_bytes: int
 
 
-def list_sources(inputs: Sequence[str | Path], *, extensions: Sequence[str]) -> list[Source]:
+def parse_inputs(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """Source and path of every input, in order.
+
+    A string may be ``NAME=PATH``, and its path a pattern with ``*``, ``?``, ``[...]`` or ``**``, which a shell leaves
+    alone behind ``NAME=``. What exists as it is given, has a ``/`` before its ``=``, or is a ``Path``, is a path.
+
+    Raises:
+        ValueError: a name that is none, or no path behind it.
+    """
+    parsed: list[tuple[str, Path]] = []
+    for given in inputs:
+        source, path = DEFAULT_SOURCE, str(given)
+        if isinstance(given, Path) or os.path.exists(path):
+            parsed.append((source, Path(path)))
+            continue
+        before, equals, behind = path.partition("=")
+        if equals and "/" not in before:
+            source, path = before, behind
+            if not is_source_name(source):
+                raise ValueError(
+                    f"{given}: {source!r} is no name of a source; make it of letters, digits, '_', '.' and '-', or "
+                    f"write ./{given} if all of it is a path"
+                )
+            if not path:
+                raise ValueError(f"{given}: no path; give NAME=PATH")
+        # A pattern that matches nothing stays, and is refused as a missing file.
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True)) or [path]
+        parsed += [(source, Path(match)) for match in found]
+    return parsed
+
+
+def list_files(inputs: Sequence[tuple[str, Path]], *, extensions: Sequence[str]) -> list[InputFile]:
     """The files of ``inputs``; of a folder those with one of ``extensions`` (``txt``), outside hidden folders.
+
+    Args:
+        inputs: source and path of each, of :func:`parse_inputs`.
 
     Raises:
         ValueError: an input is missing or of unknown extension, or a folder has no such file.
     """
-    sources: list[Source] = []
+    files: list[InputFile] = []
     known = {*extensions, *RECORD_EXTENSIONS}
-    for path in map(Path, inputs):
+    for source, path in inputs:
         if path.is_dir():
             found = _list_folder(path, extensions=set(extensions))
             if not found:
@@ -68,30 +108,27 @@ def list_sources(inputs: Sequence[str | Path], *, extensions: Sequence[str]) -> 
                     f"{path}: this folder has no file with extension {', '.join(extensions)}; name those "
                     "to read with --extensions"
                 )
-            sources += found
+            files += [_input_file(file, source=source, optional=True) for file in found]
         elif not path.is_file():
             raise ValueError(f"{path}: no such file or folder; correct the path of this input")
         elif (extension := _extension(path)) in known:
-            sources.append(_source(path, extension=extension, optional=False))
+            files.append(_input_file(path, source=source, optional=False))
         else:
             raise ValueError(
                 f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "
                 f"it is text, read it as one document with --extensions {extension}"
             )
-    return sources
+    return files
 
 
-def _list_folder(folder: Path, *, extensions: set[str]) -> list[Source]:
+def _list_folder(folder: Path, *, extensions: set[str]) -> list[Path]:
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names]
     # Sorted as strings, whatever order the file system lists; is_file() leaves out pipes and dead links.
-    return [
-        _source(path, extension=extension, optional=True)
-        for path in sorted(paths, key=lambda path: path.as_posix())
-        if (extension := _extension(path)) in extensions and path.is_file()
-    ]
+    paths.sort(key=lambda path: path.as_posix())
+    return [path for path in paths if _extension(path) in extensions and path.is_file()]
 
 
 def _extension(path: Path) -> str:
@@ -99,14 +136,14 @@ def _extension(path: Path) -> str:
     return "jsonl.gz" if name.endswith(".jsonl.gz") else name.rpartition(".")[2] if "." in name else ""
 
 
-def _source(path: Path, *, extension: str, optional: bool) -> Source:
+def _input_file(path: Path, *, source: str, optional: bool) -> InputFile:
     stat = path.stat()
     # Absolute, so that a run may be resumed from another folder.
-    return Source(Path(os.path.abspath(path)), extension, stat.st_size, stat.st_mtime_ns, optional)
+    return InputFile(source, Path(os.path.abspath(path)), _extension(path), stat.st_size, stat.st_mtime_ns, optional)
 
 
-def read_documents(sources: Sequence[Source], *, text_key: str, start: Cursor = START) -> Iterator[Document]:
-    """The documents of ``sources`` in order, from ``start`` on.
+def read_documents(files: Sequence[InputFile], *, text_key: str, start: Cursor = START) -> Iterator[Document]:
+    """The documents of ``files`` in order, from ``start`` on.
 
     Args:
         text_key: the key of a JSON line, or the column of a parquet file, that holds the text.
@@ -114,46 +151,46 @@ def read_documents(sources: Sequence[Source], *, text_key: str, start: Cursor = 
     Raises:
         ValueError: a record or file that cannot be read; names the file and the line or row.
     """
-    for number in range(start.source, len(sources)):
-        at = start if number == start.source else Cursor(number)
-        source = sources[number]
-        if source.extension in ("jsonl", "jsonl.gz"):
-            yield from _read_jsonl(source, text_key=text_key, start=at)
-        elif source.extension == "parquet":
-            yield from _read_parquet(source, text_key=text_key, start=at)
+    for number in range(start.file, len(files)):
+        at = start if number == start.file else Cursor(number)
+        file = files[number]
+        if file.extension in ("jsonl", "jsonl.gz"):
+            yield from _read_jsonl(file, text_key=text_key, start=at)
+        elif file.extension == "parquet":
+            yield from _read_parquet(file, text_key=text_key, start=at)
         else:
-            yield Document(_read_text(source), Cursor(number + 1), source.num_bytes)
+            yield Document(file.source, _read_text(file), Cursor(number + 1), file.num_bytes)
 
 
-def _read_text(source: Source) -> str | None:
-    content = source.path.read_bytes()
-    if source.optional and b"\0" in content:
+def _read_text(file: InputFile) -> str | None:
+    content = file.path.read_bytes()
+    if file.optional and b"\0" in content:
         return None
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        if source.optional:
+        if file.optional:
             return None
-        raise ValueError(f"{source.path}: not UTF-8 ({error}); convert the file to UTF-8") from error
+        raise ValueError(f"{file.path}: not UTF-8 ({error}); convert the file to UTF-8") from error
 
 
-def _read_jsonl(source: Source, *, text_key: str, start: Cursor) -> Iterator[Document]:
+def _read_jsonl(file: InputFile, *, text_key: str, start: Cursor) -> Iterator[Document]:
     number, row, offset = start
-    with open(source.path, "rb") as raw:
-        lines: io.BufferedIOBase = gzip.open(raw) if source.extension == "jsonl.gz" else raw  # noqa: SIM115
+    with open(file.path, "rb") as raw:
+        lines: io.BufferedIOBase = gzip.open(raw) if file.extension == "jsonl.gz" else raw  # noqa: SIM115
         place = 0
         try:
             lines.seek(offset)
             for line in lines:
                 row, offset = row + 1, offset + len(line)
                 if line.strip():
-                    text = _text_of_line(line, text_key=text_key, where=f"{source.path}:{row}")
+                    text = _text_of_line(line, text_key=text_key, where=f"{file.path}:{row}")
                     # Of the file itself, compressed or not.
                     place, before = raw.tell(), place
-                    yield Document(text, Cursor(number, row, offset), place - before)
+                    yield Document(file.source, text, Cursor(number, row, offset), place - before)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"{source.path}: damaged gzip file after line {row} ({error}); download or compress it again"
+                f"{file.path}: damaged gzip file after line {row} ({error}); download or compress it again"
             ) from error
 
 
@@ -185,33 +222,31 @@ def _check_text(text: Any, *, text_key: str, where: str) -> str:
     return text
 
 
-def _read_parquet(source: Source, *, text_key: str, start: Cursor) -> Iterator[Document]:
+def _read_parquet(file: InputFile, *, text_key: str, start: Cursor) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    number, row, place = start.source, 0, 0
+    number, row, place = start.file, 0, 0
     try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            num_rows, names = file.metadata.num_rows, file.schema_arrow.names
+        with pyarrow.parquet.ParquetFile(file.path) as table:
+            num_rows, names = table.metadata.num_rows, table.schema_arrow.names
             if text_key not in names:
-                raise ValueError(f"{source.path}: no column {text_key!r}; {_choose(names)}")
-            for group in range(file.num_row_groups):
-                group_rows = file.metadata.row_group(group).num_rows
+                raise ValueError(f"{file.path}: no column {text_key!r}; {_choose(names)}")
+            for group in range(table.num_row_groups):
+                group_rows = table.metadata.row_group(group).num_rows
                 if row + group_rows <= start.row:
                     row += group_rows
                     continue
-                batches = file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=[text_key])
+                batches = table.iter_batches(ROWS_PER_READ, row_groups=[group], columns=[text_key])
                 for batch in batches:
                     for value in batch.column(0).to_pylist():
                         row += 1
                         if row <= start.row:
                             continue
-                        where = f"{source.path}: row {row}"
+                        where = f"{file.path}: row {row}"
                         text = _check_text(value, text_key=text_key, where=where)
-                        done = source.num_bytes * row // num_rows
-                        yield Document(text, Cursor(number, row), done - place)
+                        done = file.num_bytes * row // num_rows
+                        yield Document(file.source, text, Cursor(number, row), done - place)
                         place = done
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{source.path}: damaged or not a parquet file ({error}); download or write it again"
-        ) from error
+        raise ValueError(f"{file.path}: damaged or not a parquet file ({error}); download or write it again") from error

@@ -1,20 +1,24 @@
 """The data set on disk: what its files are, and how no crash leaves half of one.
 
-    DIR/index.json           dtype, counts, tokenizer, the shards with their hashes, the fingerprint
+    DIR/index.json           dtype, counts, tokenizer, the shards with their sources and hashes, the fingerprint
     DIR/tokenizer.tiktoken   the tokenizer's ranks (tokenizer.py)
     DIR/shard-00000.bin      raw little-endian token ids, uint16 or uint32, no header
     DIR/shard-00001.bin      ...
 
 Files are written under a temporary name, fsynced, then renamed. index.json comes last: only with it
 is the folder a data set. The fingerprint names the token stream: where it is equal, equal example ids
-hold equal tokens.
+hold equal tokens. The names of sources are not in it: they change no token, so that checkpoints and
+reference losses outlive a source's renaming in index.json.
 
-Cost: about 150 bytes of index a shard; one sha256 over the tokens while they are written.
+A shard holds tokens of one source (web, code, ...). Version 1 knew no sources: all of it is the default one.
+
+Cost: about 170 bytes of index a shard; one sha256 over the tokens while they are written.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +27,19 @@ from typing import Any
 import numpy as np
 
 FORMAT = "titan_attent.tokens"
-VERSION = 1
+VERSION = 2
+READ_VERSIONS = (1, 2)
 INDEX_FILE = "index.json"
 PROGRESS_FILE = "progress.json"
 """What writer.py keeps until the index is written; alone, it means an interrupted writer."""
+DEFAULT_SOURCE = "default"
+"""The source of what was given no name."""
 WRITER = "`python -m titan_attent.data.writer`"
+
+
+def is_source_name(name: str) -> bool:
+    """Letters, digits, ``_``, ``.`` and ``-``: what may be part of a TensorBoard tag."""
+    return re.fullmatch("[A-Za-z0-9_.-]+", name) is not None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -63,11 +75,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard in the index: its file name, number of tokens, and sha256 (hex) of the file."""
+    """One shard in the index: its file name, number of tokens, sha256 (hex) of the file, and the tokens' source."""
 
     file: str
     num_tokens: int
     sha256: str
+    source: str = DEFAULT_SOURCE
 
 
 class ShardWriter:
@@ -76,8 +89,8 @@ class ShardWriter:
     A context manager; leaving it without :meth:`finish` removes what was written.
     """
 
-    def __init__(self, path: Path, *, dtype: np.dtype):
-        self.path, self.dtype = path, dtype
+    def __init__(self, path: Path, *, dtype: np.dtype, source: str = DEFAULT_SOURCE):
+        self.path, self.dtype, self.source = path, dtype, source
         self.num_tokens, self.max_token_id = 0, -1
         self._file = open(_temporary(path), "wb", buffering=2**20)  # noqa: SIM115
         self._sha256 = hashlib.sha256()
@@ -112,7 +125,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         _publish(_temporary(self.path), self.path)
-        return ShardEntry(self.path.name, self.num_tokens, self._sha256.hexdigest())
+        return ShardEntry(self.path.name, self.num_tokens, self._sha256.hexdigest(), self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +142,7 @@ class Index:
 
 
 def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[str, Any]) -> str:
-    """sha256 (hex) over what defines the token stream; not over the names of its files."""
+    """sha256 (hex) over what defines the token stream; not over the names of its files and sources."""
     stream = {
         "dtype": dtype,
         "shards": [[shard.num_tokens, shard.sha256] for shard in shards],
@@ -178,10 +191,10 @@ def read_index(folder: Path) -> Index:
         raise ValueError(f"{path}: not valid JSON ({error}); {mend}") from error
     fields = dict(document) if isinstance(document, dict) else {}
     found = fields.pop("format", None), fields.pop("version", None)
-    if found != (FORMAT, VERSION):
+    if found[0] != FORMAT or found[1] not in READ_VERSIONS:
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but this package reads {FORMAT!r} "
-            f"version {VERSION}; use the package version that wrote it, or {mend}"
+            f"{path}: format {found[0]!r} version {found[1]!r}, but this package reads {FORMAT!r} versions "
+            f"{' and '.join(map(str, READ_VERSIONS))}; use the package version that wrote it, or {mend}"
         )
     try:
         fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
@@ -214,6 +227,8 @@ def _check_consistency(index: Index) -> None:
     for shard in index.shards:
         if Path(shard.file).name != shard.file or shard.num_tokens < 1:
             raise ValueError(f"shard {shard.file!r} of {shard.num_tokens} tokens")
+        if not is_source_name(shard.source):
+            raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
     if not 0 < index.num_tokens == sum(shard.num_tokens for shard in index.shards):
         raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
     if missing := {"name", "vocab_size", "eos_id"} - index.tokenizer.keys():

@@ -1,7 +1,7 @@
 """What an interrupted writer needs to go on: progress.json, and a folder that is its own.
 
-A run and the one that resumes it must be given the same: inputs, tokenizer and all else that decides the bytes of the
-data set is kept and compared. Files count as the same if their paths, sizes and modification times are.
+A run and the one that resumes it must be given the same: inputs, their sources, tokenizer and all else that decides the
+bytes of the data set is kept and compared. Files count as the same if their paths, sizes and modification times are.
 
 Cost: one small file a shard; on resume one stat an input file and a finished shard.
 """
@@ -10,14 +10,22 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.documents import START, Cursor, Source
-from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, ShardEntry, token_dtype, write_atomically
+from titan_attent.data.documents import START, Cursor, InputFile
+from titan_attent.data.format import (
+    DEFAULT_SOURCE,
+    INDEX_FILE,
+    PROGRESS_FILE,
+    ShardEntry,
+    token_dtype,
+    write_atomically,
+)
 
 
 @dataclass
@@ -53,13 +61,13 @@ class Progress:
             raise ValueError(f"{path}: malformed ({error}); delete {folder} to start anew") from error
 
 
-def check_output(folder: Path, *, inputs: Sequence[str | Path]) -> None:
+def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
     """ValueError if ``folder`` is not free for a new or an interrupted data set."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose a folder for --output")
     if (folder / INDEX_FILE).exists():
         raise ValueError(f"{folder}: holds a finished data set; choose another --output, or delete it first")
-    for path in map(Path, inputs):
+    for path in paths:
         if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{folder}: lies inside the input {path}; choose an --output outside of it")
     if not (folder / PROGRESS_FILE).exists() and (stray := sorted(folder.glob("shard-*.bin"))):
@@ -100,16 +108,19 @@ def resume(folder: Path, *, arguments: dict[str, Any]) -> Progress | None:
     return state
 
 
-def run_arguments(sources: Sequence[Source], *, tokenizer: str, **others: Any) -> dict[str, Any]:
+def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **others: Any) -> dict[str, Any]:
     """What decides the bytes of the data set, readable enough to tell a user what differs."""
-    files = [[str(source.path), *source[1:]] for source in sources]
-    digest = hashlib.sha256(json.dumps(files).encode("ascii")).hexdigest()[:16]
-    num_bytes = sum(source.num_bytes for source in sources)
+    described = [[str(file.path), *file[2:]] for file in files]
+    digest = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()[:16]
+    num_bytes = sum(file.num_bytes for file in files)
     arguments = {
         "inputs": f"{len(files)} files, {num_bytes} bytes, paths and modification times {digest}",
         "tokenizer": tokenizer,
         **others,
     }
+    if any(file.source != DEFAULT_SOURCE for file in files):
+        stretches = [(name, len(list(stretch))) for name, stretch in groupby(files, key=lambda file: file.source)]
+        arguments["sources"] = ", ".join(f"{name}: {num_files} files" for name, num_files in stretches)
     if (path := Path(tokenizer)).is_file():
         arguments["tokenizer file"] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()
     return arguments

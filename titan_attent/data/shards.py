@@ -5,6 +5,9 @@ with the eos id. Example ``i`` is the window of ``seq_len + 1`` tokens at ``i * 
 the first ``seq_len`` of them, its labels the last. Windows cross documents and shards; the tokens at the
 end that fill no window are left out.
 
+A shard holds one data source (web, code, ...). An example that crosses into another belongs to the
+source of its first token.
+
 Cost: opening is one stat a shard and reads no token. An example is one copy out of a memory map (the
 page cache), 2 or 4 bytes a token on disk and 8 in memory. Any number of threads may read at once.
 """
@@ -159,6 +162,29 @@ class TokenDataset(Dataset):
                 f"{where}: holds {self.shards.num_tokens} tokens, but one example of seq_len "
                 f"{seq_len} needs {seq_len + 1}; lower seq_len, or write more data"
             )
+
+    @property
+    def sources(self) -> list[tuple[str, int]]:
+        """Stretches of examples of one data source: its name and the first example id, from 0 on and rising.
+
+        A source may have several stretches, but no two neighbours have the same; one in which no example begins is
+        left out. Computed from the index, O(shards). The source of ids, int64 [B]::
+
+            names, firsts = zip(*dataset.sources)
+            stretches = torch.searchsorted(torch.tensor(firsts), ids, right=True) - 1  # [B], numbers into names
+        """
+        stretches: list[tuple[str, int]] = []
+        start = 0
+        for shard in self.shards.index.shards:
+            first = -(-start // self.seq_len)  # the first example that begins in this shard or behind it
+            if first >= self.num_examples:
+                break
+            if stretches and stretches[-1][1] == first:
+                stretches.pop()
+            if not stretches or stretches[-1][0] != shard.source:
+                stretches.append((shard.source, first))
+            start += shard.num_tokens
+        return stretches
 
     def __len__(self) -> int:
         return self.num_examples

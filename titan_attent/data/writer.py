@@ -1,11 +1,13 @@
 """Documents to token shards: from the command line or from Python, in parallel, and resumed after a kill.
 
-    python -m titan_attent.data.writer INPUT [INPUT ...] --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
+    python -m titan_attent.data.writer INPUT ... --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
+    python -m titan_attent.data.writer web=INPUT code=INPUT ... --output DIR --tokenizer ...
 
 One thread reads ahead and writes, ``num_threads`` others encode chunks of documents. The tokens, every document closed
 by the eos id, go to the shards in the order of the inputs, whatever the number of threads. A shard closes at the first
-end of a document at which it holds ``shard_tokens``. Then progress.json records what was consumed, so that a killed run
-loses one shard of work at most, and the same command ends in the same bytes as an uninterrupted run.
+end of a document at which it holds ``shard_tokens``, and before a document of another source. Then progress.json
+records what was consumed, so that a killed run loses one shard of work at most, and the same command ends in the same
+bytes as an uninterrupted run.
 
 Cost: memory for three chunks of documents a thread (or the longest documents); every token is hashed and written once.
 """
@@ -19,13 +21,14 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_sources, read_documents
-from titan_attent.data.format import PROGRESS_FILE, ShardWriter, token_dtype, write_index
+from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_files, parse_inputs, read_documents
+from titan_attent.data.format import DEFAULT_SOURCE, PROGRESS_FILE, ShardWriter, token_dtype, write_index
 from titan_attent.data.progress import Progress, check_output, locked, resume, run_arguments
 from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
 
@@ -37,13 +40,17 @@ Encoded = tuple[Document, np.ndarray | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the data set holds; ``num_skipped`` files were not text, ``tokens_per_second`` is of this run alone."""
+    """What the data set holds; ``num_skipped`` files were not text, ``tokens_per_second`` is of this run alone.
+
+    ``source_tokens`` has the tokens of every source of the inputs, in their order.
+    """
 
     path: Path
     num_documents: int
     num_tokens: int
     num_shards: int
     num_skipped: int
+    source_tokens: dict[str, int]
     tokens_per_second: float
     fingerprint: str
 
@@ -63,7 +70,9 @@ def write_dataset(
     """Write the documents of ``inputs`` as a data set, or finish one that was interrupted.
 
     Args:
-        inputs: .jsonl, .jsonl.gz, .parquet or text files, or folders of files with one of ``extensions``.
+        inputs: .jsonl, .jsonl.gz, .parquet or text files, or folders of files with one of ``extensions``; a string may
+            be a pattern, and name the data source in front, ``NAME=PATH`` (:func:`~.documents.parse_inputs`). Without a
+            name it is ``default``. Inputs stay in their order; neighbours of one name are one stretch of that source.
         output: the folder to write, made if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which learns one from the
             first ``max_training_bytes`` of the inputs' text.
@@ -82,10 +91,11 @@ def write_dataset(
         if value < 1:
             raise ValueError(f"{name} is {value}; set it to 1 or more")
     folder = Path(output)
-    check_output(folder, inputs=inputs)
-    sources = list_sources(inputs, extensions=extensions)
+    named_paths = parse_inputs(inputs)
+    check_output(folder, paths=[path for _, path in named_paths])
+    files = list_files(named_paths, extensions=extensions)
     arguments = run_arguments(
-        sources, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
+        files, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -93,18 +103,18 @@ def write_dataset(
         if state:
             encoder = Tokenizer.from_info(state.tokenizer, folder)
         else:
-            texts = (document.text for document in read_documents(sources, text_key=text_key) if document.text)
+            texts = (document.text for document in read_documents(files, text_key=text_key) if document.text)
             encoder = make_tokenizer(tokenizer, texts=texts, max_training_bytes=max_training_bytes)
             encoder.save(folder)
             state = Progress(arguments, encoder.info())
             state.save(folder)
         started, num_tokens_before = time.perf_counter(), state.num_tokens
-        documents = read_documents(sources, text_key=text_key, start=state.cursor)
+        documents = read_documents(files, text_key=text_key, start=state.cursor)
         dtype = token_dtype(encoder.vocab_size)
-        sizes = [source.num_bytes for source in sources]
+        sizes = [file.num_bytes for file in files]
         bar = tqdm(
             total=sum(sizes),
-            initial=sum(sizes[: state.cursor.source]),
+            initial=sum(sizes[: state.cursor.file]),
             unit="B",
             unit_scale=True,
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
@@ -121,12 +131,16 @@ def write_dataset(
         counts = {"num_documents": state.num_documents, "max_token_id": state.max_token_id}
         index = write_index(folder, dtype=dtype, shards=state.shards, tokenizer=state.tokenizer, **counts)
         (folder / PROGRESS_FILE).unlink()
+    source_tokens = dict.fromkeys((file.source for file in files), 0)
+    for shard in index.shards:
+        source_tokens[shard.source] += shard.num_tokens
     return Summary(
         path=folder,
         num_documents=state.num_documents,
         num_tokens=index.num_tokens,
         num_shards=len(state.shards),
         num_skipped=state.num_skipped,
+        source_tokens=source_tokens,
         tokens_per_second=(index.num_tokens - num_tokens_before) / (time.perf_counter() - started),
         fingerprint=index.fingerprint,
     )
@@ -172,23 +186,25 @@ def _write_shards(
     encoded: Iterator[Encoded], state: Progress, *, folder: Path, dtype: np.dtype, shard_tokens: int, bar: tqdm
 ) -> None:
     """Write all of ``encoded``; ``state`` is saved at the end of every shard, when it describes finished ones."""
-    while True:
-        with ShardWriter(folder / f"shard-{len(state.shards):05d}.bin", dtype=dtype) as shard:
-            for document, tokens in encoded:
-                if tokens is None:
-                    state.num_skipped += 1
-                else:
-                    state.num_documents += 1
-                    shard.append(tokens)
-                state.cursor = document.cursor
-                bar.update(document.num_bytes)
-                if shard.num_tokens >= shard_tokens:
-                    break
-            if not shard.num_tokens:
-                return
-            state.shards.append(shard.finish())
-        state.max_token_id = max(state.max_token_id, shard.max_token_id)
-        state.save(folder)
+    for source, stretch in groupby(encoded, key=lambda item: item[0].source):
+        while True:
+            path = folder / f"shard-{len(state.shards):05d}.bin"
+            with ShardWriter(path, dtype=dtype, source=source) as shard:
+                for document, tokens in stretch:
+                    if tokens is None:
+                        state.num_skipped += 1
+                    else:
+                        state.num_documents += 1
+                        shard.append(tokens)
+                    state.cursor = document.cursor
+                    bar.update(document.num_bytes)
+                    if shard.num_tokens >= shard_tokens:
+                        break
+                if not shard.num_tokens:
+                    break  # the stretch is at its end
+                state.shards.append(shard.finish())
+            state.max_token_id = max(state.max_token_id, shard.max_token_id)
+            state.save(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +213,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m titan_attent.data.writer",
         description="Write documents as token shards. A killed run is resumed by the same command.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=".jsonl(.gz), .parquet or text file, or a folder")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl(.gz), .parquet or text file, folder or pattern; SOURCE=INPUT names the data source it belongs to "
+        f"(default: {DEFAULT_SOURCE})",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--tokenizer",
@@ -238,6 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
         f"shards, {summary.tokens_per_second:,.0f} tokens/s"
     )
+    if len(summary.source_tokens) > 1:
+        for source, num_tokens in summary.source_tokens.items():
+            print(f"  {source}: {num_tokens:,} tokens ({num_tokens / summary.num_tokens:.1%})")
     return 0
 
 
