@@ -8,7 +8,7 @@ source "$(dirname "$0")/environment.sh"
 
 STDLIB=$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')
 if [ ! -f data/quickstart/train/index.json ]; then
-    python -m titan_attent.data.writer "$STDLIB"/{asyncio,email,logging} \
+    python -m titan_attent.data.writer asyncio="$STDLIB/asyncio" email="$STDLIB/email" logging="$STDLIB/logging" \
         --output data/quickstart/train --tokenizer train:4096
 fi
 if [ ! -f data/quickstart/validation/index.json ]; then
