@@ -10,6 +10,7 @@ import torch
 from launch import launch, read_checkpoint, read_scalars, read_trace, read_weights, run, write_config
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
+from titan_attent.data.order import Pool
 from titan_attent.data.shards import TokenShards
 from titan_attent.reference import ReferenceWriter, Scoring
 from titan_attent.train_spec import EXTRA_FLAVORS
@@ -97,3 +98,40 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
     result = launch(*args, "--training.seq_len", "128", "--job.dump_folder", str(tmp_path / "other"))
     assert result.returncode != 0
     assert "seq_len is 128 now and 256 there" in result.stderr and "titan_attent.score" in result.stderr
+
+
+def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assigned(
+    token_data: dict[str, Path], tmp_path: Path
+) -> None:
+    """One step a round: of the next 36 examples of the order the learner trains the 12 of largest loss."""
+    dump = tmp_path / "run"
+    config = write_config(tmp_path, data=token_data, dump=dump)
+    args = [
+        *("--job.config_file", str(config), "--training.global_batch_size", "12", "--training.local_batch_size", "2"),
+        *("--training.steps", "4", "--lr_scheduler.total_steps", "4", "--teacher.pool_size", "36"),
+        *("--teacher.strategy", "hard", "--teacher.scoring", "forward", "--teacher.scoring_batch_size", "5"),
+        *("--teacher.warmup_passes", "0", "--teacher.anneal_fraction", "0", "--teacher.max_interval", "1"),
+        *("--teacher.ratio_schedule", "constant", "--teacher.initial_ratio", "0.34"),
+        *("--checkpoint.enable", "--checkpoint.interval", "1"),
+    ]
+    run(*args)
+    num_examples = (TokenShards(token_data["train"]).num_tokens - 1) // SEQ_LEN
+    num_pools = num_examples // 36
+    trace = read_trace(dump)
+    for step in range(1, 4):  # the losses that round step + 1 chose by are those of the weights after step
+        losses, _ = plain_scores(read_weights(dump, step=step), token_data["train"])
+        order = Pool(num_examples, order=(0, 0, step // num_pools), start=36 * (step % num_pools), size=36)
+        ids = order.ids(torch.arange(36)).numpy()
+        buffer = read_checkpoint(dump, step=step + 1)["teacher"]["buffer"]
+        left_out = [i for i in ids.tolist() if i not in trace[step]["ids"]]
+        assert (buffer["step"][left_out] == step).all()
+        np.testing.assert_allclose(buffer["loss"].numpy()[left_out], losses[left_out], rtol=1e-4)
+        assert sorted(trace[step]["ids"]) == sorted(ids[np.argsort(-losses[ids])[:12]].tolist())
+    assert read_scalars(dump, "ledger/examples_scored")[4] == 4 * 36
+    assert read_scalars(dump, "ledger/examples_skipped")[4] == 4 * 24
+
+    for num_processes in (1, 3):
+        other = tmp_path / str(num_processes)  # from the same weights: another number of ranks draws others
+        shutil.copytree(dump / "checkpoint" / "step-1", other / "checkpoint" / "step-1")
+        run(*args, "--job.dump_folder", str(other), num_processes=num_processes)
+        assert read_trace(other) == trace[1:]
