@@ -117,6 +117,18 @@ RULES = {
             "final_ratio": 1.0,
         },
     ),
+    "attainment_adaptive": Rule(
+        about="the largest attainments, as many as their effective sample size says, scored once",
+        teacher=COMMON
+        | {
+            "strategy": "hard",
+            "importance": "attainment",
+            "scoring": "forward_once",
+            "ratio_schedule": "adaptive",
+            "initial_ratio": 0.1,
+            "final_ratio": 1.0,
+        },
+    ),
     "learnability_rescored": Rule(
         about="learnability, scored before each round",
         teacher=COMMON | {"strategy": "hard", "importance": "learnability", "scoring": "forward"},
@@ -126,7 +138,14 @@ RULES = {
         about="the half of largest loss above that of a model of trusted text",
         teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE},
     ),
-    "defaults": Rule(about="[teacher] left empty", teacher={}),
+    "excess_loss_pools": Rule(
+        about="every step the half of the next 64 rows with the largest loss above that model's, no warm-up",
+        teacher=COMMON
+        | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE}
+        | {"scoring": "forward", "pool_size": 2 * BATCH_SIZE, "warmup_passes": 0},
+        by_default=False,
+    ),
+    "defaults": Rule(about="[teacher] left empty", teacher={}, by_default=False),
 }
 
 REFERENCE_STEPS = 0.5

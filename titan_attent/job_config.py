@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+IMPORTANCES = ("loss", "functional_gradient", "excess_loss", "learnability", "attainment")
+
 
 @dataclass
 class DataConfig:
@@ -51,6 +53,8 @@ class TeacherConfig:
     - "functional_gradient": the norm of softmax - onehot over its tokens, AtteNT's own measure; bounded.
     - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed.
     - "learnability": loss x how fast it falls; needs no reference, and two readings: ``scoring = "forward_once"``.
+    - "attainment": loss x how far it has come from a blind guess, against the median; no reference, one fresh reading:
+      ``scoring = "forward"`` or "forward_once".
     """
 
     reference_path: str = ""
@@ -154,7 +158,7 @@ class TeacherConfig:
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
         _one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
-        _one_of("importance", self.importance, ("loss", "functional_gradient", "excess_loss", "learnability"))
+        _one_of("importance", self.importance, IMPORTANCES)
         _one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
         _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
         _one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))

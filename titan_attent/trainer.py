@@ -53,6 +53,7 @@ class TeachingTrainer(Trainer):
             data_seed=data_config.seed,
             tokens_per_example=job_config.training.seq_len,
             reference=self._reference_losses(),
+            vocab_size=loader.dataset.shards.index.tokenizer["vocab_size"],
             sources=loader.dataset.sources,
             score=self.score_examples,
             on_decision=lambda record: self.rounds.write(record) if self.rounds is not None else None,

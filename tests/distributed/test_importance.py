@@ -14,6 +14,7 @@ from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import (
     IMPORTANCES,
+    Known,
     clip_outliers,
     effective_share,
     fixed_point_sums,
@@ -23,6 +24,7 @@ from titan_attent.teacher.importance import (
 from titan_attent.teacher.strategies import STRATEGIES
 
 NUM_EXAMPLES = 331
+VOCAB_SIZE = 3000  # a blind guess costs 8.0 nats: below some of the losses
 NEVER, BROKEN = (5, 200), (17, 330)  # ids without a visit, and with non-finite losses only
 
 
@@ -70,6 +72,11 @@ def plain_importance(name: str) -> np.ndarray:
         "functional_gradient": h["gradient"],
         "excess_loss": h["last"] - h["reference"],
     }.get(name)
+    if name == "attainment":
+        median = sorted(h["last"][i] for i in range(NUM_EXAMPLES) if i not in (*NEVER, *BROKEN))[
+            (NUM_EXAMPLES - len((*NEVER, *BROKEN)) - 1) // 2
+        ]
+        score = h["last"] * np.clip((np.log(VOCAB_SIZE) - h["last"]) / (np.log(VOCAB_SIZE) - median), 0, 1) ** 2
     if score is None:
         falls = {
             i: (h["first"][i] - h["last"][i]) / (np.log(h["step"][i]) - np.log(h["first_step"][i]))
@@ -88,7 +95,8 @@ def measure(mesh: Any) -> dict[str, Any]:
     buffer = filled_buffer(mesh)
     sharding = buffer.sharding
     reference = torch.from_numpy(history()["reference"])[sharding.start : sharding.stop]
-    scores = {name: importance(buffer.records(), name=name, reference=reference) for name in IMPORTANCES}
+    known = Known(reference=reference, vocab_size=VOCAB_SIZE)
+    scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
     everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
@@ -184,3 +192,14 @@ def test_a_score_is_no_visit() -> None:
 def test_gradients_must_be_recorded_where_they_are_kept() -> None:
     with pytest.raises(ValueError, match="keeps functional gradients: record them with gradients="):
         LossBuffer(4, with_gradient=True).record(torch.tensor([1]), torch.tensor([1.0]), step=1)
+
+
+def test_attainment_is_the_loss_until_the_median_example_has_come_any_way() -> None:
+    buffer = LossBuffer(5)
+    losses = torch.tensor([5.0, 6.0, 4.5, 3.0, 7.0])
+    buffer.record(torch.arange(5), losses, step=1)
+    buffer.sync()
+    known = Known(vocab_size=100)  # ln 100 = 4.6, the median is 5
+    assert torch.equal(importance(buffer.records(), name="attainment", known=known), losses)
+    scores = importance(buffer.records(), name="attainment", known=Known(vocab_size=10_000))
+    assert scores.tolist() == pytest.approx([5.0 * 1, 6 * (3.21034 / 4.21034) ** 2, 4.5, 3.0, 7 * 0.275603], rel=1e-4)

@@ -20,7 +20,7 @@ from titan_attent.teacher import schedule
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores, audit_sources
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.guards import Quarantine, Quarantined
-from titan_attent.teacher.importance import clip_outliers, effective_share, importance
+from titan_attent.teacher.importance import Known, clip_outliers, effective_share, importance
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.strategies import Seed, choose
 
@@ -35,6 +35,7 @@ class Draws:
         config: strategy, importance, guards.
         batch_size: G, the least that a selection holds.
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
+        vocab_size: V, for "attainment".
         sources: where in the data set each source's examples stand; empty for no audit by source.
 
     Attributes:
@@ -51,10 +52,12 @@ class Draws:
         *,
         batch_size: int,
         reference: Tensor | None = None,
+        vocab_size: int | None = None,
         sources: Sources = (),
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.reference, self.sources, self.owners = reference, sources, buffer.sharding
+        self.reference, self.vocab_size, self.sources = reference, vocab_size, sources
+        self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
         self.num_draws = 0
@@ -84,7 +87,8 @@ class Draws:
         records = self.buffer.records().moved(candidates.fetch, sharding)
         (last_draw,) = candidates.fetch([self.last_draw])
         reference = None if self.reference is None else candidates.fetch([self.reference])[0]
-        scores = importance(records, name=config.importance, reference=reference)
+        known = Known(reference=reference, vocab_size=self.vocab_size)
+        scores = importance(records, name=config.importance, known=known)
         excluded: Tensor | None = None
         newly: Quarantined = []
         if self.quarantine is not None:

@@ -7,12 +7,15 @@ functional gradient is largest; for a convex loss its norm grows with the deviat
     functional_gradient  sqrt(mean ||softmax(z) - onehot(y)||^2) over the tokens: the norm itself, bounded by sqrt(2)
     excess_loss          loss - reference loss: without the part that no learner can remove, an estimate of KL(f* || f)
     learnability         loss x how fast it falls: noise never falls, copies have fallen; needs no reference
+    attainment           loss x how far it has come from a blind guess: noise never comes far; needs one reading only
 
 Every score is fp32 [num_local]. +inf: never trained, comes first. -inf: trained, but its loss was never finite, comes
 last, so that a broken example is not taught again and again.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,27 +25,41 @@ from titan_attent.loss_buffer import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.selection import kth_largest_key, ordered_keys, score_of_key
 
-Importance = Callable[[Records, Tensor | None], Tensor]
+
+@dataclass(frozen=True)
+class Known:
+    """What an importance may read beside the records of the candidates.
+
+    Attributes:
+        reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
+        vocab_size: V, for attainment: a blind guess costs ln V nats a token.
+    """
+
+    reference: Tensor | None = None
+    vocab_size: int | None = None
 
 
-def loss(records: Records, reference: Tensor | None) -> Tensor:
+Importance = Callable[[Records, Known], Tensor]
+
+
+def loss(records: Records, known: Known) -> Tensor:
     """The last loss, mean nats a token."""
     return records.loss
 
 
-def functional_gradient(records: Records, reference: Tensor | None) -> Tensor:
+def functional_gradient(records: Records, known: Known) -> Tensor:
     """The norm of the functional gradient, recorded with the last loss (loss.py)."""
     assert records.gradient is not None
     return records.gradient
 
 
-def excess_loss(records: Records, reference: Tensor | None) -> Tensor:
+def excess_loss(records: Records, known: Known) -> Tensor:
     """The last loss above the reference's, in nats a token; may be negative."""
-    assert reference is not None
-    return records.loss - reference
+    assert known.reference is not None
+    return records.loss - known.reference
 
 
-def learnability(records: Records, reference: Tensor | None) -> Tensor:
+def learnability(records: Records, known: Known) -> Tensor:
     """loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step).
 
     d is the fall of the loss per log-step. The gate is 1 where an example has one reading only, and for all when the
@@ -57,23 +74,40 @@ def learnability(records: Records, reference: Tensor | None) -> Tensor:
     return records.loss * torch.where(two_readings, (fall / median).clamp(0.0, 1.0), 1.0)
 
 
+def attainment(records: Records, known: Known) -> Tensor:
+    """loss x clip((ln V - loss) / (ln V - median loss), 0, 1)^2.
+
+    The gate is how far the learner has come with an example, from a blind guess among V tokens, measured by how far it
+    has come with the median one. What it cannot predict better than by guessing counts nothing however high its loss;
+    what it has learned has a small loss. Nothing is known, and the gate is 1 for all, before the median example has
+    come any way. A collective: the exact median by radix descent.
+    """
+    assert known.vocab_size is not None
+    guess, read = math.log(known.vocab_size), records.step != NEVER
+    median = kth_largest(records.loss, lambda n: n - (n - 1) // 2, where=read, sharding=records.sharding)
+    if median is None or median >= guess:
+        return records.loss
+    return records.loss * ((guess - records.loss) / (guess - median)).clamp(0.0, 1.0).square()
+
+
 IMPORTANCES: dict[str, Importance] = {
     "loss": loss,
     "functional_gradient": functional_gradient,
     "excess_loss": excess_loss,
     "learnability": learnability,
+    "attainment": attainment,
 }
 
 
-def importance(records: Records, *, name: str, reference: Tensor | None = None) -> Tensor:
+def importance(records: Records, *, name: str, known: Known | None = None) -> Tensor:
     """Score this rank's candidates: fp32 [num_local], +inf and -inf as above. A collective, on all ranks.
 
     Args:
         records: of the candidates.
         name: a key of ``IMPORTANCES``.
-        reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
+        known: what it reads beside them.
     """
-    scored = IMPORTANCES[name](records, reference)
+    scored = IMPORTANCES[name](records, known or Known())
     unscored: dict[str, Any] = {"dtype": torch.float32, "device": scored.device}
     never = torch.tensor(float("inf"), **unscored)
     broken = torch.tensor(float("-inf"), **unscored)

@@ -47,6 +47,7 @@ class Teacher:
         data_seed: seed of the order within a pass.
         tokens_per_example: for the ledger's token rate.
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
+        vocab_size: V, for importance "attainment".
         sources: (name, first example id) of each stretch of the data set, for the audit by source.
         score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
             pass (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
@@ -65,6 +66,7 @@ class Teacher:
         data_seed: int = 0,
         tokens_per_example: int = 1,
         reference: Tensor | None = None,
+        vocab_size: int | None = None,
         sources: Sources = (),
         score: Callable[[int, Pool], None] | None = None,
         on_decision: Callable[[Record], None] | None = None,
@@ -79,9 +81,13 @@ class Teacher:
             raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
         if config.importance == "excess_loss" and reference is None:
             raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
+        if config.importance == "attainment" and vocab_size is None:
+            raise ValueError('importance = "attainment" compares with a blind guess: give `vocab_size`')
         if config.weighting == "loss" and buffer.window is None:
             raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
-        self.draws = Draws(buffer, config, batch_size=batch_size, reference=reference, sources=sources)
+        self.draws = Draws(
+            buffer, config, batch_size=batch_size, reference=reference, vocab_size=vocab_size, sources=sources
+        )
         self.ledger = Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = schedule.Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
 
