@@ -5,7 +5,8 @@
 
     runs.py       TensorBoard events and rounds.jsonl -> scalars, tokens, seconds of a run
     saving.py     what a run needed to reach the first run's final validation loss
-    summary.py    the table            picture.py    the curves
+    summary.py    the table
+    picture.py    the picture, from losses.py and teaching.py; style.py has what they share
 
 A run is a ``job.dump_folder``; a live one can be reported, too. The picture takes a few seconds.
 """
