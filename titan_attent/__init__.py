@@ -22,7 +22,7 @@ The way of the data is the way of the modules:
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets
     train.py              the command; preflight.py checks its input, compat.py mends torchtitan 0.2.2
-    report.py             a table and curves of finished runs
+    report/               a table and curves of runs, and what one saved against another
 
 ``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any
 PyTorch loop.

@@ -1,0 +1,49 @@
+"""The picture: the losses, then what the teacher chose and what it cost, as far as a run logged it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from titan_attent.report import style
+from titan_attent.report.losses import draw_losses, num_rows
+from titan_attent.report.runs import RunScalars
+from titan_attent.report.teaching import draw_panel, panels_of
+
+
+def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
+    """Write the panels as a PNG, whole or not at all; OSError if it cannot be written."""
+    names, panels, num_losses = run_names(runs), panels_of(runs), num_rows(runs)
+    rows = num_losses - (-len(panels) // 3)
+    with matplotlib.rc_context(style.settings(len(runs))):
+        figure = Figure(figsize=(17, 4.3 * rows + 0.6), dpi=110, layout="constrained")
+        cells = [figure.add_subplot(rows, 3, 1 + i) for i in range(3 * num_losses + len(panels))]
+        draw_losses([cells[3 * row : 3 * row + 3] for row in range(num_losses)], runs)
+        for axes, name in zip(cells[3 * num_losses :], panels, strict=True):
+            draw_panel(axes, name, runs, names)
+        if len(runs) == 1:
+            figure.suptitle(names[0], fontsize=16)
+        else:  # the title is the legend
+            lines = [Line2D([], [], color=f"C{i}", linewidth=3, label=name) for i, name in enumerate(names)]
+            columns = max(1, 130 // (8 + max(map(len, names))))
+            figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=14)
+        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        try:
+            figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.2)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def run_names(runs: Sequence[RunScalars]) -> list[str]:
+    """Of one run the path; of several the part of their folders' paths that tells them apart."""
+    if len(runs) == 1:
+        return [str(runs[0].path)]
+    parts = [Path(os.path.abspath(run.path)).parts for run in runs]
+    while len(set(parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    depth = next(n for n in range(1, 1000) if len({part[-n:] for part in parts}) == len(set(parts)))
+    return ["/".join(part[-depth:]) for part in parts]

@@ -1,0 +1,150 @@
+"""The table: one line a fact, one column a run; and what a comparison of several runs says of the teacher's saving."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from titan_attent.report.runs import INCLUSION, SPEED, TEACHING_PREFIXES, TRAIN, VALIDATION, WALL, Axis, RunScalars
+from titan_attent.report.saving import reach, saved_percent, target_loss
+
+ACCOUNTS = tuple(
+    f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange")
+)
+# The order of the table; further teacher/* and ledger/* tags come after them.
+ORDER = (
+    *("teacher/round", "teacher/ratio", "teacher/selected", "teacher/importance_mean", "teacher/importance_p99"),
+    *("teacher/effective_sample_size", "teacher/never_selected", "teacher/overlap", "teacher/max_weight"),
+    *("teacher/loss_age", "teacher/quarantined", "teacher/nonfinite", "teacher/fallback"),
+    *("ledger/examples_trained", "ledger/examples_covered", "ledger/examples_scored", "ledger/examples_skipped"),
+    *("ledger/skipped_share", "ledger/break_even_share", "ledger/tokens_covered_per_second"),
+    *("ledger/overhead_percent", *ACCOUNTS, WALL),
+)
+# In the table with or without a value.
+ALWAYS = {
+    *(*ORDER[:9], "ledger/select_seconds", "ledger/exchange_seconds", "ledger/overhead_percent"),
+    *("ledger/examples_trained", "ledger/examples_covered", "ledger/tokens_covered_per_second"),
+}
+TARGET, BETWEEN = "first run's final validation loss", "between validations at"
+REACHED = ("reached at step", "reached after tokens", "reached after seconds")
+AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
+SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
+SHOWN_SOURCES = 8
+
+
+def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str]:
+    """The table's column of one run: fact -> text, "-" where the run did not log it; files relative to the run.
+
+    ``runs``: all that are compared, the first being what the others are measured by.
+    """
+
+    def last(tag: str, form: str = "") -> str:
+        steps, values = run.series(tag)
+        if not len(steps):
+            return "-"
+        text = form.format(values[-1]) if form else with_unit(tag, values[-1])
+        if tag in ACCOUNTS and WALL in run.scalars and (wall := run.series(WALL)[1][-1]) > 0:
+            text += f" ({100 * values[-1] / wall:.1f}%)"
+        return text + ("" if steps[-1] >= run.last_step else f" at step {steps[-1]:,}")
+
+    validated = [(value, step) for step, value in run.scalars.get(VALIDATION, {}).items() if value == value]  # no nan
+    speeds = run.series(SPEED)[1]
+    resumes = len(run.session_starts) - 1
+    minutes, seconds = divmod(round(run.wall_seconds), 60)
+    logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(TEACHING_PREFIXES)}
+    logged -= {tag for tag in logged if tag.startswith(INCLUSION)}
+    tags = [*(tag for tag in ORDER if tag in logged | ALWAYS), *sorted(logged.difference(ORDER))]
+    checkpoints = [file.parent.name for file in run.path.glob("checkpoint/step-*/.metadata")]
+    newest = max((name for name in checkpoints if name[5:].isdecimal()), key=lambda name: int(name[5:]), default=None)
+    return {
+        "run": str(run.path),
+        "steps": f"{run.last_step:,}" + (f" ({resumes} resume{'s' * (resumes > 1)})" if resumes else ""),
+        "tokens": f"{run.last_step * run.tokens_per_step:,.0f}" if run.tokens_per_step else "-",
+        "train loss": last(TRAIN, "{:.4f}"),
+        "validation loss": last(VALIDATION, "{:.4f}"),
+        "best validation loss": "{:.4f} at step {:,}".format(*min(validated)) if validated else "-",
+        "tokens/s/device": f"{np.median(speeds):,.0f}" if len(speeds) else "-",
+        "wall time": f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s",
+        **(_saving(run, runs[0]) if len(runs) > 1 else {}),
+        **{tag: last(tag) for tag in tags},
+        **_inclusion(run, runs or [run]),
+        "checkpoint": f"checkpoint/{newest}" if newest else "-",
+        "tensorboard": "tb",
+        "trace": "teacher/trace.jsonl" if (run.path / "teacher" / "trace.jsonl").is_file() else "-",
+    }
+
+
+def with_unit(tag: str, value: float) -> str:
+    """A scalar as its tag means it: seconds, percent, a share of the data, steps, or a plain number."""
+    name = tag.split("/")[1]
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if name.endswith("_seconds"):
+        return f"{number} s" if value >= 1e-3 or value == 0 else "under 1 ms"
+    if name.endswith("_percent"):
+        return f"{value:.3g}%"
+    if name in SHARES or name.endswith("_share") or tag.startswith(INCLUSION):
+        return f"{100 * value:.2f}%"
+    return number + (" steps" if name == "loss_age" else "")
+
+
+def _saving(run: RunScalars, first: RunScalars) -> dict[str, str]:
+    """The lines on the first run's final validation loss; see saving.py."""
+    target, axes = target_loss(first), dict(zip(REACHED, AXES, strict=True))
+    facts = {TARGET: "-"} | dict.fromkeys((*axes, BETWEEN), "-")
+    if target is None:
+        return facts | {TARGET: "-: it has no validation loss"}
+    own, base = reach(run, target), reach(first, target)
+    if base is None:
+        return facts | {TARGET: f"-: it is {target}"}
+    facts[TARGET] = f"{target:.4f}"
+    if own is None:
+        return facts | ({REACHED[0]: "not reached"} if VALIDATION in run.scalars else {})
+    for fact, axis in axes.items():
+        cost, saved = own.cost(axis), saved_percent(own, base, axis)
+        if cost is not None:
+            facts[fact] = ("" if own.between else "at most ") + f"{cost:,.{1 - (axis == 'tokens')}f}".removesuffix(".0")
+            if run is not first and saved is not None:
+                facts[fact] += f" ({'' if own.between else 'at least '}{saving_text(saved)})"
+    facts[BETWEEN] = "{:,} and {:,}".format(*own.between) if own.between else f"the first at {own.step:,.0f}"
+    return facts
+
+
+def saving_text(saved: float) -> str:
+    return f"{saved:.1f}% saved" if saved > -0.05 else f"{-saved:.1f}% more"
+
+
+def shown_sources(runs: Sequence[RunScalars]) -> tuple[list[str], list[str]]:
+    """The data sources to show, the most chosen first, and the rest: of many those chosen most and least."""
+    shares: dict[str, list[float]] = {}
+    for run in runs:
+        for source, share in run.mean_inclusion().items():
+            shares.setdefault(source, []).append(share)
+    ranked = sorted(shares, key=lambda source: (-sum(shares[source]) / len(shares[source]), source))
+    if len(ranked) <= SHOWN_SOURCES:
+        return ranked, []
+    half = SHOWN_SOURCES // 2
+    return ranked[:half] + ranked[-half:], ranked[half:-half]
+
+
+def _inclusion(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
+    shown, rest = shown_sources(runs)
+    shares = run.mean_inclusion()
+    facts = {INCLUSION + source: f"{100 * shares[source]:.2f}%" if source in shares else "-" for source in shown}
+    others = [shares[source] for source in rest if source in shares]
+    if rest:
+        mean = f"{100 * sum(others) / len(others):.2f}%" if others else "-"
+        facts[f"{INCLUSION}* ({len(rest)} others)"] = mean
+    return facts
+
+
+def table(columns: Sequence[dict[str, str]]) -> str:
+    """One line a fact, one column a run; a fact that one run alone has stands where that run has it."""
+    facts: list[str] = []
+    for column in columns:
+        at = 0
+        for fact in column:
+            if fact not in facts:
+                facts.insert(at, fact)
+            at = facts.index(fact) + 1
+    cells = [facts, *([column.get(fact, "-") for fact in facts] for column in columns)]
+    widths = [max(map(len, column)) for column in cells]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*cells, strict=True))
