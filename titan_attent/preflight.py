@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,10 +39,20 @@ else:
 
 
 def fail(error: ValueError) -> NoReturn:
-    """End this process with exit code 2; all ranks have found the same error, the first one says so."""
-    if os.environ.get("RANK", "0") == "0":
+    """End this process with exit code 2; rank 0 says why, or a node's first rank where rank 0 found nothing wrong."""
+    let_first_rank_speak()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def let_first_rank_speak() -> None:
+    """Call before another rank than 0 exits for a mistake: torchrun ends all ranks at the first exit, rank 0 unheard.
+
+    A rank outlives the wait only where rank 0 goes on, as when a file is missing on one node.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)
 
 
 def check_toml(path: str) -> None:

@@ -50,7 +50,12 @@ def parse(argv: list[str]) -> "JobConfig":
     # tyro reports a bad command line itself and exits; one rank's report is enough.
     first = os.environ["RANK"] == "0"
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
-        return ConfigManager().parse_args(argv)
+        try:
+            return ConfigManager().parse_args(argv)
+        except SystemExit as end:
+            if end.code:  # not --help
+                preflight.let_first_rank_speak()
+            raise
 
 
 def main() -> None:

@@ -1,17 +1,24 @@
-"""Run the real command in a subprocess, as a user would, and read what it leaves behind."""
+"""Run the real command as a user would, and read what it leaves behind."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from workers import OUTPUTS, Workers
+
+TIMEOUT = 240.0
+"""Seconds that a launch may take, on a machine that does much else."""
 
 CONFIG = """
 [job]
@@ -57,59 +64,95 @@ def write_config(folder: Path, *, data: dict[str, Path], dump: Path) -> Path:
     return path
 
 
-def torchrun(*args: str, num_processes: int = 2, module: str = "titan_attent.train") -> list[str]:
-    # A file rendezvous: tests that run side by side need no free port.
-    store = tempfile.mkdtemp(prefix="rendezvous")
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={num_processes}",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        f"--rdzv_id={Path(store).name}",
-        "-m",
-        module,
-        *args,
-    ]
-
-
 def environment(**extra: str) -> dict[str, str]:
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | extra
 
 
-def run(*args: str, num_processes: int = 2, module: str = "titan_attent.train", **env: str) -> str:
+def start(
+    *args: str,
+    num_processes: int = 2,
+    module: str = "titan_attent.train",
+    prepare: Callable[[], None] | None = None,
+    **env: str,
+) -> Workers:
+    """The command in the background, on forked workers; ``prepare`` runs in each of them first."""
+    output = Path(tempfile.mkdtemp(prefix="launch"))
+    variables = environment(**env)
+    return Workers(
+        module, list(args), num_processes=num_processes, environment=variables, output=output, prepare=prepare
+    )
+
+
+def launch(
+    *args: str,
+    num_processes: int = 2,
+    module: str = "titan_attent.train",
+    launcher: Literal["fork", "torchrun"] = "fork",
+    prepare: Callable[[], None] | None = None,
+    **env: str,
+) -> subprocess.CompletedProcess[str]:
+    """The command until its end.
+
+    ``launcher="torchrun"`` is what a user types, and 7 seconds slower than forked workers (workers.py): for tests of
+    what torchrun decides, such as the exit code, and of the command as a whole.
+    """
+    if launcher == "torchrun":
+        command = torchrun(*args, num_processes=num_processes, module=module)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(**env))
+    workers = start(*args, num_processes=num_processes, module=module, prepare=prepare, **env)
+    return finish(workers)
+
+
+def finish(workers: Workers) -> subprocess.CompletedProcess[str]:
+    """Wait for workers; their return code and output."""
+    code = workers.wait(TIMEOUT)
+    stdout, stderr = ((workers.output / name).read_text() for name in OUTPUTS)
+    shutil.rmtree(workers.output)
+    return subprocess.CompletedProcess(workers.module, code, stdout, stderr)
+
+
+def torchrun(*args: str, num_processes: int, module: str) -> list[str]:
+    # An own rendezvous at a port that the system picks: tests that run side by side need no free port.
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"--rdzv_id={uuid.uuid4()}"),
+        *("-m", module, *args),
+    ]
+
+
+def run(
+    *args: str,
+    num_processes: int = 2,
+    module: str = "titan_attent.train",
+    launcher: Literal["fork", "torchrun"] = "fork",
+    **env: str,
+) -> str:
     """The command's output; an AssertionError with it when the command fails."""
-    result = launch(*args, num_processes=num_processes, module=module, **env)
+    result = launch(*args, num_processes=num_processes, module=module, launcher=launcher, **env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
-def launch(
-    *args: str, num_processes: int = 2, module: str = "titan_attent.train", **env: str
-) -> subprocess.CompletedProcess[str]:
-    command = torchrun(*args, num_processes=num_processes, module=module)
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(**env))
+def kill_when(reached: Callable[[], bool], workers: Workers) -> None:
+    """SIGKILL all ranks as soon as ``reached()``."""
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not reached():
+            assert workers.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run did not get there in time"
+            time.sleep(0.002)
+    finally:
+        workers.kill()
+        shutil.rmtree(workers.output)
 
 
-def run_until_killed(*args: str, trace: Path, step: int, num_processes: int = 2, timeout: int = 240) -> None:
+def run_until_killed(*args: str, trace: Path, step: int, num_processes: int = 2) -> None:
     """Start the command and SIGKILL all its processes once ``step`` has been traced and the next is under way."""
-    command = torchrun(*args, num_processes=num_processes)
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
+    kill_when(
+        lambda: trace.exists() and trace.read_text().count("\n") >= step, start(*args, num_processes=num_processes)
     )
-    deadline = time.monotonic() + timeout
-    while not (trace.exists() and trace.read_text().count("\n") >= step):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not reach the step in time"
-        time.sleep(0.002)
-    # torchrun starts each worker in a session of its own: kill the children first, then the agent.
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for pid in [*children, str(process.pid)]:
-        subprocess.run(["kill", "-KILL", pid])
-    process.wait()
 
 
 def read_checkpoint(dump: Path, *, step: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Every mistake a user can make gets one message: what, where, and the mend; before any process group exists."""
 
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,11 +182,30 @@ def test_unread_data_settings_are_named(config: Path, caplog: pytest.LogCaptureF
 
 
 def test_command_line_reports_once_and_fails(config: Path) -> None:
-    result = launch("--job.config_file", str(config), "--teacher.strategy", "sofd")
+    result = launch("--job.config_file", str(config), "--teacher.strategy", "sofd", launcher="torchrun")
     assert result.returncode != 0
     assert (result.stdout + result.stderr).count("titan_attent: error: ") == 1
     assert "[teacher] strategy = 'sofd' is unknown: use one of" in result.stderr
     assert "titan_attent/train.py" not in result.stderr, "a traceback of ours"
+
+
+def late_first_rank() -> None:
+    """Rank 0 finds the mistake a second after the others, as where its imports are slow."""
+    time.sleep(os.environ["RANK"] == "0")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--teacher.strategy", "sofd"), "titan_attent: error: "),
+        (("--teacher.stratgy", "soft"), "Unrecognized options:"),
+    ],
+)
+def test_the_first_rank_reports_however_late_it_is(config: Path, args: tuple[str, ...], message: str) -> None:
+    """torchrun ends all ranks once one has exited, and only rank 0 speaks."""
+    result = launch("--job.config_file", str(config), *args, prepare=late_first_rank)
+    assert result.returncode != 0
+    assert result.stderr.count(message) == 1
 
 
 def test_foreign_checkpoints_are_refused(config: Path, data: dict[str, Path], tmp_path: Path) -> None:

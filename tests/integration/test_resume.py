@@ -1,4 +1,7 @@
-"""A killed and resumed run is the uninterrupted run: same examples, same losses to the last digit."""
+"""A killed run, resumed under torchrun, is the uninterrupted run: same examples, same losses to the last digit.
+
+test_kills.py kills in every phase, test_elastic.py resumes on other numbers of ranks; neither does so under torchrun.
+"""
 
 from pathlib import Path
 
@@ -16,7 +19,7 @@ def test_kill_and_resume_equals_uninterrupted(token_data: dict[str, Path], tmp_p
     args = ("--job.config_file", config, "--job.dump_folder", str(killed), *CHECKPOINTS)
     run_until_killed(*args, trace=killed / "teacher" / "trace.jsonl", step=11)
     assert not (killed / "checkpoint" / "step-20").exists()
-    output = run(*args)
+    output = run(*args, launcher="torchrun")
 
     assert "Training starts at step 11" in output
     assert len(read_trace(straight)) == 20

@@ -4,12 +4,8 @@ As a module, ``torchrun -m test_score``, this is the real command with parts of 
 would all be one part.
 """
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import titan_attent.compat  # noqa: F401
@@ -17,7 +13,7 @@ import titan_attent.compat  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from launch import environment, launch, read_weights, run, torchrun, write_config
+from launch import kill_when, launch, read_weights, run, start, write_config
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
@@ -55,6 +51,7 @@ def straight(folder: Path) -> Path:
         *arguments(folder, "straight"),
         *("--checkpoint.enable", "--validation.enable", "--teacher.importance", "excess_loss"),
         module="titan_attent.score",
+        launcher="torchrun",
     )
     assert re.search(r"78/78 .* examples/s", output)
     assert files_of(folder / "run") == before, "scoring wrote into the run's folder"
@@ -87,8 +84,8 @@ def plain_losses(folder: Path, data: Path, *, step: int) -> torch.Tensor:
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in sorted(data.glob("shard-*.bin"))])
     losses = []
-    for start in range(0, len(tokens) - SEQ_LEN, SEQ_LEN):
-        window = torch.from_numpy(tokens[start : start + SEQ_LEN + 1].astype(np.int64))
+    for first in range(0, len(tokens) - SEQ_LEN, SEQ_LEN):
+        window = torch.from_numpy(tokens[first : first + SEQ_LEN + 1].astype(np.int64))
         log_p = model(window[None, :-1])[0].double().log_softmax(dim=-1)
         losses.append(-log_p[torch.arange(SEQ_LEN), window[1:]].mean())
     return torch.stack(losses)
@@ -121,22 +118,8 @@ def test_one_rank_finds_the_same_losses(folder: Path, straight: Path) -> None:
 def killed(folder: Path) -> Path:
     """A scoring on two ranks that SIGKILL ended half-way; "killed" is its reference_path."""
     parts = folder / "killed" / "parts"
-    process = subprocess.Popen(
-        torchrun(*arguments(folder, "killed"), module="test_score"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
-    deadline = time.monotonic() + 240
-    while not (parts / "part-00002.bin").exists():
-        assert process.poll() is None, "the scoring ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    # torchrun starts each worker in a session of its own.
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for pid in [*map(int, children), process.pid]:
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
+    workers = start(*arguments(folder, "killed"), module="test_score")
+    kill_when((parts / "part-00002.bin").exists, workers)
     assert 3 <= len(list(parts.glob("part-*.bin"))) < 8
     return folder / "killed"
 

@@ -1,0 +1,16 @@
+"""What the server of forked processes has imported, for this tier and for tests/distributed.
+
+Not the commands themselves, which run as ``__main__``, and nothing that keeps state of a run.
+"""
+
+import titan_attent.compat  # noqa: F401
+
+import hypothesis  # noqa: F401
+import pytest  # noqa: F401
+import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.tensor  # noqa: F401
+import torchtitan.train  # noqa: F401
+
+import titan_attent.preflight  # noqa: F401
+import titan_attent.train_spec  # noqa: F401
+import titan_attent.trainer  # noqa: F401
