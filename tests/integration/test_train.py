@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from launch import read_scalars, read_trace, run, write_config
 
+from titan_attent.teacher.ledger import ACCOUNTS
+
 LOSS = "loss_metrics/global_avg_loss"
 
 
@@ -44,8 +46,18 @@ def test_every_phase_is_logged_with_the_tags_of_the_design(baseline: Path) -> No
         *("ledger/examples_trained", "ledger/examples_covered", "ledger/tokens_covered_per_second"),
     ):
         assert step in read_scalars(baseline / "run", tag), tag
-    assert read_scalars(baseline / "run", "ledger/examples_trained")[24] == 23 * 8  # logged before the step is closed
+    assert read_scalars(baseline / "run", "ledger/examples_trained")[24] == 24 * 8
     assert sorted(read_scalars(baseline / "run", "validation_metrics/loss")) == [1, 12, 24]
+
+
+def test_the_accounts_of_the_ledger_are_the_wall_time(baseline: Path) -> None:
+    """Every second is in one account at most, and what no account has is under 5%."""
+    wall = read_scalars(baseline / "run", "ledger/wall_seconds")
+    accounts = {name: read_scalars(baseline / "run", f"ledger/{name}_seconds") for name in ACCOUNTS}
+    for step in (12, 24):
+        charged = sum(seconds[step] for seconds in accounts.values())
+        assert 0.95 * wall[step] < charged <= wall[step], step
+    assert all(accounts[name][24] > 0 for name in ("load", "train", "select", "exchange", "save", "validate"))
 
 
 def test_accumulation_trains_the_same_examples(baseline: Path) -> None:
