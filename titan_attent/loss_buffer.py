@@ -2,7 +2,9 @@
 
 The hot path is ``record``: it keeps the step's ids and losses on the device, without a collective or a host sync.
 Every ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it is waited for
-before the next one, and then every rank writes what belongs to its shard.
+before the next one, and then every rank writes what belongs to its shard. Tensor, pipeline and context parallel peers
+hold equal copies of a shard: before the exchange the records of one of them, along each such mesh dimension, replace
+the others'. That brings the losses of the last pipeline stage to all, and no rounding can make decisions differ.
 
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
@@ -11,6 +13,8 @@ Several records of one example take effect in (step, trained before scored, glob
 depend on the number of ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in
 ``num_nonfinite``.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -32,6 +36,8 @@ class LossBuffer:
         device: where the shard lives: the training device.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
+        copies: (mesh, rank) of each further mesh dimension along which ranks record the same examples, one-dimensional,
+            and the local rank on it whose records count; the last stage's on a pipeline's.
 
     Attributes:
         loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
@@ -50,12 +56,14 @@ class LossBuffer:
         device: torch.device | str = "cpu",
         flush_every: int = 16,
         with_gradient: bool = False,
+        copies: Sequence[tuple[DeviceMesh, int]] = (),
     ):
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
         self.sharding = ExampleSharding(num_examples, mesh=mesh)
         self.device = torch.device(device)
         self.flush_every = flush_every
+        self.copies = tuple(copies)
         # One slot more than the shard: writes for other ranks' ids land there, so that no shape depends on the data.
         slots = self.sharding.num_local + 1
         self._state = {
@@ -148,6 +156,8 @@ class LossBuffer:
         packed = torch.cat(self._pending, dim=1)
         self._pending.clear()
         self._pending_steps.clear()
+        for mesh, rank in self.copies:
+            dist.broadcast(packed, group=mesh.get_group(), group_src=rank)
         self._in_flight = self.sharding.gather(packed, async_op=True)
 
     def sync(self) -> None:
