@@ -13,12 +13,13 @@ The way of the data is the way of the modules:
     data/sampler.py       (selection, seed, pass, consumed) -> ids
     data/loader.py        torchtitan's loader over them
     loss.py               logits, labels -> one loss an example
+    loss_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
     loss_buffer.py        the last loss of every example, sharded
     teacher/              importance, strategies, selection, weights, rounds, ledger
     reference.py          losses of a reference model, for excess_loss; written by score.py
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets
-    train.py              the command; preflight.py checks its input, compat.py mends torchtitan 0.2.2
+    train.py              the command; preflight.py and parallelism.py check its input, compat.py mends torchtitan 0.2.2
     report.py             a table and curves of finished runs
 
 ``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any

@@ -1,7 +1,8 @@
 """The bill of materials: which parts a model gets when its name ends in ``_attent``.
 
-The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own. Replaced: the data loader
-and tokenizer (token shards), the validator (the same shards each time), the metrics (teacher and ledger beside).
+The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own; under a pipeline the loss
+is wrapped. Replaced: the data loader and tokenizer (token shards), the validator (the same shards each time), the
+metrics (teacher and ledger beside).
 """
 
 import copy
@@ -31,7 +32,7 @@ from titan_attent.validate import build_shard_validator
 SUFFIX = "_attent"
 
 TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""torchtitan's text models. llama3 and qwen3 are tested here; the others share the same TrainSpec interface."""
+"""torchtitan's text models, each trained by tests/distributed/test_parallelism.py."""
 
 EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """Those with mixture-of-experts flavors."""

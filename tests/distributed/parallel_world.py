@@ -184,6 +184,15 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         if config.validation.enable:
             trainer.validator.validate(trainer.model_parts, trainer.step)
             result["validation"] = logged[-1]["validation_metrics/loss"]
+        if config.teacher.scoring != "train":
+            trainer.score_examples(trainer.step)
+        # The optimizer's hook zeroes them in every step, so what was not trained is seen.
+        result["tokens_counted"] = sum(
+            tensor.abs().sum().item()
+            for part in trainer.model_parts
+            for name, tensor in part.named_buffers()
+            if name.endswith("tokens_per_expert")
+        )
         return result
     finally:
         trainer.close()
