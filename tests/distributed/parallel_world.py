@@ -181,21 +181,21 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
                 if name.endswith("expert_bias")
             },
         }
+        counted = expert_counts(trainer)
         if config.validation.enable:
             trainer.validator.validate(trainer.model_parts, trainer.step)
             result["validation"] = logged[-1]["validation_metrics/loss"]
         if config.teacher.scoring != "train":
             trainer.score_examples(trainer.step)
-        # The optimizer's hook zeroes them in every step, so what was not trained is seen.
-        result["tokens_counted"] = sum(
-            tensor.abs().sum().item()
-            for part in trainer.model_parts
-            for name, tensor in part.named_buffers()
-            if name.endswith("tokens_per_expert")
-        )
+        assert expert_counts(trainer) == counted, "tokens that were not trained"
         return result
     finally:
         trainer.close()
+
+
+def expert_counts(trainer: TeachingTrainer) -> list[list[float]]:
+    buffers = (buffer for part in trainer.model_parts for buffer in part.named_buffers())
+    return [tensor.tolist() for name, tensor in buffers if name.endswith("tokens_per_expert")]
 
 
 def plain_name(name: str) -> str:

@@ -184,7 +184,6 @@ def test_parallel_training_is_plain_training(measured: Measured, size: int, name
             np.testing.assert_allclose(rank["buffer"][key], value, rtol=1e-4, atol=1e-6, err_msg=key)
         for key, value in rank["experts"].items():
             np.testing.assert_allclose(value, expected["experts"][key], atol=1e-7, err_msg=key)
-        assert rank["tokens_counted"] == 0
         if "validation" in rank:
             assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
     for step in ranks[0]["steps"]:
