@@ -14,6 +14,7 @@ The way of the data is the way of the modules:
     data/sampler.py       (pass, consumed) -> this rank's ids and weights
     data/loader.py        torchtitan's loader over them
     loss.py               logits, labels -> one loss an example
+    loss_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
     loss_buffer.py        the last loss of every example, sharded; loss_window.py: the last losses of all
     teacher/teacher.py    rounds: what the next pass trains
     teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit
@@ -21,7 +22,7 @@ The way of the data is the way of the modules:
     reference.py          losses of a reference model, for excess_loss; written by score.py
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets
-    train.py              the command; preflight.py checks its input, compat.py mends torchtitan 0.2.2
+    train.py              the command; preflight.py and parallelism.py check its input, compat.py mends torchtitan 0.2.2
     report/               a table and curves of runs, and what one saved against another
 
 ``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any

@@ -1,91 +1,41 @@
 """Mends for torchtitan 0.2.2 and torch 2.11 to 2.13, each with the reason and the day it can go.
 
-Import this module before anything of torchtitan: several of its modules copy the device type by name at import.
-With an accelerator present only the last two mends are in force.
+Import this module before anything of torchtitan. Without an accelerator it also puts those of compat_cpu.py in force.
 
-1. CPU: without an accelerator torchtitan takes "cuda" and fails in ``set_device``. Its device type and device module
-   are "cpu" and a CPU twin here. Goes when torchtitan supports CPU.
-2. gloo has no PREMUL_SUM, which FSDP2 asks for once a gradient divide factor is set; on CPU every such FSDP module is
-   told to use plain sums. Goes when FSDP2 asks the backend.
-3. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
+1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
    A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
-4. Tied embeddings (small qwen3): torch 2.13 refuses a weight in two FSDP groups, as 0.2.2 makes them (torchtitan #2495,
+2. Tied embeddings (small qwen3): torch 2.13 refuses a weight in two FSDP groups, as 0.2.2 makes them (torchtitan #2495,
    mended there by #2522). Embedding, norm and output become one group. Goes with torchtitan 0.3.
+3. Mixture of experts: a layer counts its tokens in eval mode too, so that validation and scoring would move the bias by
+   which the experts are balanced. Their counts are put back. Goes when torchtitan counts in training only.
+4. Mixture of experts under tensor parallelism: the router's gradient is a share on each rank that nothing sums, so that
+   its copies drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with torchtitan 0.3.
+5. torch 2.13's pipeline schedules learn shapes by running the stages on memory that was never written; the experts'
+   counts of such tokens are put back. Goes when torch uses meta tensors for it.
+
+Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
+parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
+metrics.py, the validation loss under context parallelism (#3257) in validate.py.
 """
 
+import importlib
 import os
-import platform
 import re
-import sys
-from types import SimpleNamespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as collectives
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining import PipelineStage
+
+from titan_attent import compat_cpu
 
 IS_CPU = not torch.accelerator.is_available()
-
-
-class CpuDeviceModule:
-    """What torchtitan calls on ``torch.cuda``, for the CPU: the process's memory stands for the device's."""
-
-    @staticmethod
-    def set_device(device: torch.device | int | None) -> None:
-        """One CPU: nothing to choose."""
-
-    @staticmethod
-    def current_device() -> int:
-        """An index as on an accelerator; ``torch.cpu`` answers with a string, which ``barrier`` refuses."""
-        return 0
-
-    @staticmethod
-    def synchronize(device: torch.device | int | None = None) -> None:
-        """CPU work is synchronous."""
-
-    @staticmethod
-    def get_device_name(device: torch.device | int | None = None) -> str:
-        return platform.processor() or platform.machine()
-
-    @staticmethod
-    def get_device_properties(device: torch.device | int | None = None) -> SimpleNamespace:
-        return SimpleNamespace(total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-    @staticmethod
-    def memory_stats(device: torch.device | int | None = None) -> dict[str, int]:
-        """Peak resident memory of this process in bytes, under the names of the CUDA allocator."""
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak, "num_alloc_retries": 0, "num_ooms": 0}
-
-    @staticmethod
-    def reset_peak_memory_stats(device: torch.device | int | None = None) -> None:
-        """The kernel's peak cannot be reset without privileges: the peak is the run's."""
-
-    @staticmethod
-    def empty_cache() -> None:
-        """There is no cache."""
-
-
-def _mend_cpu() -> None:
-    # torchtitan asks torch for the device once, while its modules import each other.
-    if "torchtitan" in sys.modules:
-        raise ImportError("torchtitan was imported before titan_attent.compat: import titan_attent.compat first")
-    with (
-        patch("torch._utils._get_available_device_type", lambda: "cpu"),
-        patch("torch._utils._get_device_module", lambda device_type: CpuDeviceModule),
-    ):
-        import torchtitan.tools.utils  # noqa: F401
-
-    set_factor = FSDPModule.set_gradient_divide_factor
-
-    def set_factor_with_sums(self: FSDPModule, factor: float) -> None:
-        set_factor(self, factor)
-        self.set_force_sum_reduction_for_comms(True)
-
-    FSDPModule.set_gradient_divide_factor = set_factor_with_sums  # type: ignore[method-assign]
 
 
 _STAMP = re.compile(r"\d{8}-\d{4}")
@@ -154,5 +104,64 @@ def mend_tied_embeddings() -> None:
     qwen3.apply_fsdp = apply_fsdp
 
 
+@contextmanager
+def expert_counts_kept(model_parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Run forward passes that are not trained on without counting their tokens toward the balance of the experts."""
+    counts = [
+        buffer for part in model_parts for name, buffer in part.named_buffers() if name.endswith("tokens_per_expert")
+    ]
+    before = [count.clone() for count in counts]
+    try:
+        yield
+    finally:
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
+
+
+class _SumGradient(torch.autograd.Function):
+    """The identity, whose gradient is summed over a process group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return collectives.wait_tensor(collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
+
+
+def mend_router_gradients(model: str) -> None:
+    """Sum the gradients of expert scores over tensor parallel ranks; call before the model is parallelised."""
+    # qwen3 and deepseek_v3 have copied llama4's function by name.
+    module: Any = importlib.import_module(f"torchtitan.models.{model}.infra.parallelize")
+    stock = module.apply_moe_ep_tp
+
+    def apply_moe_ep_tp(model: Any, *, tp_mesh: DeviceMesh | None, **kwargs: Any) -> None:
+        stock(model, tp_mesh=tp_mesh, **kwargs)
+        if tp_mesh is None:
+            return
+        group = tp_mesh.get_group()
+        for block in model.layers.values():
+            # Scores that are applied to the experts' output meet a rank's own share of it.
+            if block.moe_enabled and not block.moe.score_before_experts:
+                block.moe.router.gate.register_forward_hook(
+                    lambda gate, args, scores: _SumGradient.apply(scores, group)
+                )
+
+    module.apply_moe_ep_tp = apply_moe_ep_tp
+
+
+def _mend_pipeline_trial() -> None:
+    stock = PipelineStage._prepare_forward_infra
+
+    def prepare(self: PipelineStage, *args: Any, **kwargs: Any) -> Any:
+        with expert_counts_kept([self.submod]):
+            return stock(self, *args, **kwargs)
+
+    PipelineStage._prepare_forward_infra = prepare  # type: ignore[method-assign]
+
+
+_mend_pipeline_trial()
 if IS_CPU:
-    _mend_cpu()
+    compat_cpu.mend()

@@ -21,7 +21,11 @@ from titan_attent.loss_window import capped_linear_weights
 IGNORE_INDEX = -100
 """The label that counts nowhere; torch's and torchtitan's value."""
 
-WeightedLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
+ExampleLosses = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""What :func:`weighted_cross_entropy` returns."""
+
+WeightedLoss = Callable[[Tensor, Tensor, Tensor, Tensor], ExampleLosses]
+"""Of logits, labels, weights and statistics."""
 
 
 def per_example_cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,10 @@
 
 The hot path is ``record``: it keeps the step's ids and losses on the device, without a collective or a host sync.
 At every multiple of ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it
-is waited for before the next one, and then every rank writes what belongs to its shard.
+is waited for before the next one, and then every rank writes what belongs to its shard. Tensor, pipeline and context
+parallel peers hold equal copies of a shard: before the exchange the records of one of them, along each such mesh
+dimension, replace the others'. That brings the losses of the last pipeline stage to all, and no rounding can make
+decisions differ.
 
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
@@ -12,7 +15,7 @@ depend on the number of ranks. A non-finite loss never enters: its visit counts,
 ``num_nonfinite``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +61,8 @@ class LossBuffer:
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
         window: given every loss of training as it is exchanged, for weights that follow the loss.
+        copies: (mesh, rank) of each further mesh dimension along which ranks record the same examples, one-dimensional,
+            and the local rank on it whose records count; the last stage's on a pipeline's.
 
     Attributes:
         loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
@@ -77,6 +82,7 @@ class LossBuffer:
         flush_every: int = FLUSH_EVERY,
         with_gradient: bool = False,
         window: LossWindow | None = None,
+        copies: Sequence[tuple[DeviceMesh, int]] = (),
     ):
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
@@ -84,6 +90,7 @@ class LossBuffer:
         self.sharding = ExampleSharding(num_examples, mesh=mesh)
         self.device = torch.device(device)
         self.flush_every = flush_every
+        self.copies = tuple(copies)
         # One slot more than the shard: writes for other ranks' ids land there, so that no shape depends on the data.
         slots = self.sharding.num_local + 1
         self._state = {
@@ -186,6 +193,8 @@ class LossBuffer:
         self._apply_in_flight()
         packed = torch.cat(self._pending, dim=1)
         self._pending.clear()
+        for mesh, rank in self.copies:
+            dist.broadcast(packed, group=mesh.get_group(), group_src=rank)
         self._in_flight = *self.sharding.gather(packed, async_op=True), self._pending_kind
 
     def sync(self) -> None:

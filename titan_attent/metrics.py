@@ -27,6 +27,8 @@ class TeachingMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
+        # torchtitan divides the loss of a part of the sequences by the tokens of the whole ones (#3111).
+        global_max_loss *= self.parallel_dims.cp
         teaching = self.teacher_metrics() if self.teacher_metrics is not None else {}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | teaching)
 

@@ -29,6 +29,7 @@ from titan_attent.data.loader import check_geometry, geometry_of
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.job_config import closest
+from titan_attent.parallelism import check_parallelism
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import check_sizes
 
@@ -80,32 +81,6 @@ def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str)
             if not isinstance(value, dict):
                 raise ValueError(f"{path}: {name} is a section: write [{name}] and its keys below it")
             _check_keys(value, kind, where=name, path=path)
-
-
-def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
-    """Refuse what is not supported yet; returns the data-parallel degree."""
-    parallelism = job_config.parallelism
-    for name in ("tensor", "pipeline", "context", "expert"):
-        degree = getattr(parallelism, f"{name}_parallel_degree")
-        if degree > 1:
-            raise ValueError(
-                f"[parallelism] {name}_parallel_degree = {degree}: this version teaches under data parallelism only "
-                "(FSDP2 and HSDP). Set it to 1"
-            )
-    replicate, shard = parallelism.data_parallel_replicate_degree, parallelism.data_parallel_shard_degree
-    shard = world_size // replicate if shard == -1 else shard
-    if replicate * shard != world_size:
-        raise ValueError(
-            f"[parallelism] data_parallel_replicate_degree {replicate} x data_parallel_shard_degree {shard} must be "
-            f"the number of processes, {world_size}: change one of them or --nproc_per_node"
-        )
-    if replicate > 1 and shard == 1:
-        raise ValueError(
-            f"[parallelism] data_parallel_replicate_degree = {replicate} without sharding is DDP, whose gradients "
-            "torchtitan 0.2.2 divides twice (its thread #2323). Use data_parallel_shard_degree = -1 (FSDP2) or both "
-            "above 1 (HSDP)"
-        )
-    return world_size
 
 
 def global_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:

@@ -66,6 +66,11 @@ def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) ->
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
     check_checkpoint(job_config.checkpoint.initial_load_path)
     preflight.check_run(job_config, spec, world_size=world_size)
+    if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
+        raise ValueError(
+            "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
+            "--parallelism.tensor_parallel_degree 1, and so on for pipeline and context"
+        )
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
     dataset = TokenDataset(job_config.data.path, seq_len=job_config.training.seq_len)

@@ -1,32 +1,41 @@
 """The bill of materials: which parts a model gets when its name ends in ``_attent``.
 
-The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own. Replaced: the data loader
-and tokenizer (token shards), the validator (the same shards each time), the metrics (teacher and ledger beside).
+The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own; under a pipeline the loss
+is wrapped. Replaced: the data loader and tokenizer (token shards), the validator (the same shards each time), the
+metrics (teacher and ledger beside).
 """
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import titan_attent.compat
 
+from torchtitan.components.loss import LossFunction
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
-from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
+from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
 from titan_attent.data.loader import build_teaching_dataloader
 from titan_attent.data.shards import TokenShards
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.job_config import closest
 from titan_attent.metrics import build_teaching_metrics_processor
+from titan_attent.pipeline import PipelineLoss
 from titan_attent.validate import build_shard_validator
 
 SUFFIX = "_attent"
 
 TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""torchtitan's text models. llama3 and qwen3 are tested here; the others share the same TrainSpec interface."""
+"""torchtitan's text models, each trained by tests/distributed/test_parallelism.py."""
+
+EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
+"""Those with mixture-of-experts flavors."""
 
 EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     "llama3": {
@@ -67,6 +76,14 @@ def build_shard_tokenizer(job_config: JobConfig) -> ShardTokenizer:
     return ShardTokenizer(Tokenizer.from_info(TokenShards(path).tokenizer_info, path))
 
 
+def build_loss(
+    build_stock_loss: LossFunctionBuilder, job_config: JobConfig, *, parallel_dims: ParallelDims, **kwargs: Any
+) -> LossFunction:
+    """torchtitan's ``build_loss_fn``: the stock loss; under a pipeline, in the wrapper that examples go through."""
+    loss = build_stock_loss(job_config, parallel_dims=parallel_dims, **kwargs)
+    return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
+
+
 def attent_spec(name: str) -> TrainSpec:
     """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name."""
     names = [model + SUFFIX for model in TEXT_MODELS]
@@ -76,6 +93,8 @@ def attent_spec(name: str) -> TrainSpec:
     model = name.removesuffix(SUFFIX)
     if model == "qwen3":
         titan_attent.compat.mend_tied_embeddings()
+    if model in EXPERT_MODELS:
+        titan_attent.compat.mend_router_gradients(model)
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
@@ -86,4 +105,5 @@ def attent_spec(name: str) -> TrainSpec:
         build_tokenizer_fn=build_shard_tokenizer,
         build_validator_fn=build_shard_validator,
         build_metrics_processor_fn=build_teaching_metrics_processor,
+        build_loss_fn=partial(build_loss, stock.build_loss_fn),
     )

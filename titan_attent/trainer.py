@@ -9,22 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.compat
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_attent import preflight
-from titan_attent.data.loader import FixedLoader, TeachingLoader
+from titan_attent.data.loader import Batch, FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
 from titan_attent.loss import build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
 from titan_attent.loss_window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
+from titan_attent.pipeline import PipelineLoss, pack_target
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.teacher.trace import JsonLines
@@ -44,6 +48,7 @@ class TeachingTrainer(Trainer):
             device=self.device,
             with_gradient=with_gradient,
             window=self._loss_window(),
+            copies=self._copies(),
         )
         self.teacher = Teacher(
             self.buffer,
@@ -69,7 +74,8 @@ class TeachingTrainer(Trainer):
         self.checkpointer.states["teacher"] = self.teacher
         self.teaching = teacher_config.strategy != "uniform"
         compile_config = job_config.compile
-        self.weighted_loss = build_weighted_loss(
+        vocabulary_is_cut = self.parallel_dims.tp_enabled and not job_config.parallelism.disable_loss_parallel
+        self.weighted_loss = (build_vocab_parallel_loss if vocabulary_is_cut else build_weighted_loss)(
             compile_loss=compile_config.enable and "loss" in compile_config.components,
             with_gradient=with_gradient,
             temperature=teacher_config.temperature if teacher_config.weighting == "loss" else None,
@@ -112,6 +118,16 @@ class TeachingTrainer(Trainer):
             place = {"shard": shard, "first_token": first, "num_tokens": self.job_config.training.seq_len + 1}
             self.quarantine.write(record | place)
 
+    def _copies(self) -> list[tuple[DeviceMesh, int]]:
+        """The mesh dimensions beside ``batch``, and the rank on each whose losses count."""
+        sources = {"pp": 0, "cp": 0, "tp": 0}
+        if self.parallel_dims.pp_enabled:
+            # The schedules in the shape of a V end where they began.
+            ends_on_first = isinstance(self.pp_schedule, (ScheduleZBVZeroBubble, ScheduleDualPipeV))
+            sources["pp"] = 0 if ends_on_first else self.parallel_dims.pp - 1
+        meshes = {name: self.parallel_dims.get_optional_mesh(name) for name in sources}
+        return [(mesh, sources[name]) for name, mesh in meshes.items() if mesh is not None]
+
     def _log_plan(self) -> None:
         teacher, plan, steps = self.teacher, self.teacher.plan, self.job_config.training.steps
         logger.info(
@@ -146,9 +162,16 @@ class TeachingTrainer(Trainer):
         """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
         example_ids = input_dict.pop("example_id")  # before it becomes an argument of the model's forward
         weights = input_dict.pop("weight")
+        dims = self.parallel_dims
+        # DDP averages gradients that were divided already (torchtitan #2323); FSDP sums them.
+        ddp_ranks = 1 if dims.fsdp_enabled else dims.dp_replicate
+        divisor = global_valid_tokens / ddp_ranks
+        if dims.pp_enabled:
+            return self._pipeline_step(input_dict, labels, example_ids, weights, divisor=divisor)
         if not self.teaching:
-            return super().forward_backward_step(
-                input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+            return (
+                super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
+                / ddp_ranks
             )
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         (model,) = self.model_parts
@@ -159,9 +182,75 @@ class TeachingTrainer(Trainer):
                     pred, labels, weights, self.teacher.loss_statistics(self.step)
                 )
             del pred  # before the backward, whose peak it would raise
-            (weighted_sum / global_valid_tokens).backward()
-        self.buffer.record(example_ids, losses, step=self.step, gradients=gradients)
+            (weighted_sum / divisor).backward()
+        self._record(example_ids, losses, gradients, valid_counts(labels), step=self.step)
         return loss_sum / global_valid_tokens
+
+    def _record(
+        self,
+        example_ids: Tensor,
+        losses: Tensor,
+        gradients: Tensor | None,
+        counts: Tensor,
+        *,
+        step: int,
+        trained: bool = True,
+    ) -> None:
+        """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
+        mesh = self.parallel_dims.get_optional_mesh("cp")
+        if mesh is not None:
+            losses, gradients = whole_example_means(losses, gradients, counts, group=mesh.get_group())
+        self.buffer.record(example_ids, losses, step=step, gradients=gradients, trained=trained)
+
+    def _pipeline_step(
+        self,
+        input_dict: dict[str, Tensor],
+        labels: Tensor,
+        example_ids: Tensor,
+        weights: Tensor,
+        *,
+        divisor: Tensor,
+        scored_at: int | None = None,
+    ) -> Tensor:
+        """:meth:`forward_backward_step` through the pipeline; only the forward, at a step, with ``scored_at``.
+
+        Returns -1 where the last stage is not, as torchtitan does.
+        """
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+        run = self.pp_schedule.step if scored_at is None else self.pp_schedule.eval
+        first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
+        statistics = self.teacher.loss_statistics(self.step) if scored_at is None else neutral_statistics(self.device)
+
+        def weighted_loss(
+            logits: Tensor, labels: Tensor, weights: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            return self.weighted_loss(logits, labels, weights, statistics)
+
+        target = pack_target(labels, example_ids, weights) if self.teaching else labels
+        loss_fn, config = cast(PipelineLoss, self.loss_fn), self.job_config
+        num_microbatches = config.training.local_batch_size // config.parallelism.pipeline_parallel_microbatch_size
+        with (
+            self.train_context(),
+            loss_fn.step(
+                num_microbatches=num_microbatches, divisor=divisor, weighted=weighted_loss if self.teaching else None
+            ) as seen,
+        ):
+            run(
+                *first[0],
+                **first[1],
+                **extra_kwargs,
+                target=target if self.pp_has_last_stage else None,
+                return_outputs=False,
+            )
+        if self.teaching:
+            if self.pp_has_last_stage:
+                example_ids, losses, gradients, counts = seen.examples()
+            else:  # the buffer's exchange brings them
+                losses = counts = torch.zeros_like(weights)
+                gradients = losses if self.teacher.config.importance == "functional_gradient" else None
+            step, trained = (self.step, True) if scored_at is None else (scored_at, False)
+            self._record(example_ids, losses, gradients, counts, step=step, trained=trained)
+        return seen.loss_sum() / divisor if self.pp_has_last_stage else torch.tensor([-1.0], device=self.device)
 
     @torch.no_grad()
     def score_examples(self, step: int, pool: Pool) -> None:
@@ -170,8 +259,8 @@ class TeachingTrainer(Trainer):
         A collective, on all ranks; about a third of the compute of a training pass over the pool.
         """
         loader = cast(TeachingLoader, self.dataloader)
-        (model,) = self.model_parts
-        model.eval()
+        for part in self.model_parts:
+            part.eval()
         batches = FixedLoader(
             loader.dataset,
             pool,
@@ -180,20 +269,25 @@ class TeachingTrainer(Trainer):
             dp_world_size=loader.dp_world_size,
             num_workers=loader.num_workers,
         )
-        for i, (input_dict, labels) in enumerate(batches):
-            input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
-            example_ids = input_dict.pop("example_id")
-            inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
-                input_dict, labels.to(self.device)
-            )
-            with self.train_context(), self.maybe_enable_amp:
-                pred = model(inputs, **extra_inputs, **extra_kwargs)
-                weights, neutral = torch.ones_like(example_ids).float(), neutral_statistics(self.device)
-                _, _, losses, gradients = self.weighted_loss(pred, labels, weights, neutral)
-            self.buffer.record(example_ids, losses, step=step, gradients=gradients, trained=False)
-            if (i + 1) % self.buffer.flush_every == 0:
-                self.buffer.flush()
-        model.train()
+        with titan_attent.compat.expert_counts_kept(self.model_parts):
+            for i, (input_dict, labels) in enumerate(batches):
+                input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
+                labels, example_ids = labels.to(self.device), input_dict.pop("example_id")
+                weights, neutral = torch.ones_like(example_ids, dtype=torch.float32), neutral_statistics(self.device)
+                if self.parallel_dims.pp_enabled:
+                    one = torch.ones_like(weights[0])
+                    self._pipeline_step(input_dict, labels, example_ids, weights, divisor=one, scored_at=step)
+                else:
+                    (model,) = self.model_parts
+                    inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+                    with self.train_context(), self.maybe_enable_amp:
+                        pred = model(inputs, **extra_inputs, **extra_kwargs)
+                        _, _, losses, gradients = self.weighted_loss(pred, labels, weights, neutral)
+                    self._record(example_ids, losses, gradients, valid_counts(labels), step=step, trained=False)
+                if (i + 1) % self.buffer.flush_every == 0:
+                    self.buffer.flush()
+        for part in self.model_parts:
+            part.train()
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, Tensor], Tensor]]) -> None:
         with self.teacher.ledger.charge("train"):
@@ -218,9 +312,12 @@ class TeachingTrainer(Trainer):
         self.teacher.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))
 
-    def _charged_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _charged_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         next_batch = self.teacher.ledger.charged("load", lambda: next(batches, None))
         while (batch := next_batch()) is not None:
+            # torchtitan counts whole sequences on every context parallel rank, then adds the ranks up (#2990).
+            num_tokens = batch[1].numel()
+            self.ntokens_seen -= num_tokens - num_tokens // self.parallel_dims.cp
             yield batch
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -228,7 +325,7 @@ class TeachingTrainer(Trainer):
         # torchtitan counts a rank's own tokens; at another number of ranks a rank's share is another.
         loader = cast(TeachingLoader, self.dataloader)
         tokens_per_step = loader.geometry["training.global_batch_size"] * self.job_config.training.seq_len
-        self.ntokens_seen = self.step * tokens_per_step // loader.dp_world_size
+        self.ntokens_seen = self.step * tokens_per_step // (loader.dp_world_size * self.parallel_dims.cp)
 
     def close(self) -> None:
         for name in ("trace", "rounds", "quarantine"):

@@ -2,21 +2,26 @@
 
 The stock validator hardwires the Hugging Face text loader, goes on where the last validation stopped (torchtitan
 thread #2791) and averages step averages. This one reads ``data.validation_path`` from its start, and its result does
-not depend on the batch size or, with ``validation.steps = -1`` (the whole set), on the number of ranks.
+not depend on the batch size or, with ``validation.steps = -1`` (the whole set), on the number of ranks and what they
+share out.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.compat as compat
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.pipelining.schedules import _PipelineSchedule
+from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import LossFunction
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.components.validate import ValidationContext, Validator
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.context_parallel import prepare_context_parallel_input
 from torchtitan.tools import utils
 
 from titan_attent.data.loader import FixedLoader
@@ -26,7 +31,7 @@ from titan_attent.loss import IGNORE_INDEX
 
 
 class ShardValidator(Validator):
-    """torchtitan's Validator over a :class:`FixedLoader`; data parallelism only, as the trainer's check grants."""
+    """torchtitan's Validator over a :class:`FixedLoader`, under every parallelism that the trainer's check grants."""
 
     def __init__(
         self,
@@ -39,6 +44,9 @@ class ShardValidator(Validator):
         validation_context: ValidationContext,
         maybe_enable_amp: AbstractContextManager[None],
         metrics_processor: MetricsProcessor,
+        pp_schedule: _PipelineSchedule | None,
+        pp_has_first_stage: bool | None,
+        pp_has_last_stage: bool | None,
     ):
         # Not super().__init__: it would build the text loader.
         self.job_config = job_config
@@ -49,31 +57,82 @@ class ShardValidator(Validator):
         self.validation_context = validation_context
         self.maybe_enable_amp = maybe_enable_amp
         self.metrics_processor = metrics_processor
+        self.pp_schedule = pp_schedule
+        self.pp_has_first_stage, self.pp_has_last_stage = pp_has_first_stage, pp_has_last_stage
+
+    def post_dataloading_process(
+        self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
+        """As the trainer's; torchtitan's own validator asks some models for masks that their attention refuses."""
+        inputs = input_dict.pop("input")
+        extra_kwargs: dict[str, Any] = {}
+        model: Any = model_parts[0]
+        if getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
+            extra_kwargs["attention_masks"] = model.get_attention_masks(
+                input_batch=inputs, tokenizer=self.tokenizer, extra_inputs=input_dict
+            )
+        mesh = self.parallel_dims.get_optional_mesh("cp")
+        if mesh is not None:
+            balancer = self.job_config.parallelism.context_parallel_load_balancer
+            inputs, labels, extra_kwargs = prepare_context_parallel_input(
+                inputs, labels, extra_kwargs, mesh, inputs.device, balancer
+            )
+        return inputs, labels, input_dict, extra_kwargs
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         """Log ``validation_metrics/loss``: nats a token over the validation set. A collective, on all ranks."""
-        (model,) = model_parts
-        model.eval()
+        for part in model_parts:
+            part.eval()
         device = torch.device(utils.device_type)
         # float64: thousands of batch sums, whose order must not show.
         totals = torch.zeros(2, dtype=torch.float64, device=device)
-        for input_dict, labels in self.loader:
-            self.metrics_processor.ntokens_since_last_log += labels.numel()
-            input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
-            del input_dict["example_id"]
-            inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
-                input_dict, labels.to(device), model_parts
-            )
-            with self.validation_context(), self.maybe_enable_amp:
-                loss_sum = self.loss_fn(model(inputs, **extra_inputs, **extra_kwargs), labels)
-            totals += torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
-        mesh = self.parallel_dims.get_optional_mesh("batch")
-        if mesh is not None:
-            torch.distributed.all_reduce(totals, group=mesh.get_group())
+        with compat.expert_counts_kept(model_parts):
+            for input_dict, labels in self.loader:
+                self.metrics_processor.ntokens_since_last_log += labels.numel()
+                input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
+                del input_dict["example_id"]
+                inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
+                    input_dict, labels.to(device), model_parts
+                )
+                with self.validation_context():
+                    if self.pp_schedule is not None:
+                        loss_sum = self._pipeline_loss(inputs, labels, extra_inputs, extra_kwargs)
+                    else:
+                        with self.maybe_enable_amp:
+                            loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
+                if loss_sum is None:
+                    continue  # an earlier pipeline stage
+                if isinstance(loss_sum, DTensor):
+                    loss_sum = loss_sum.full_tensor()
+                totals += torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
+        # Sums over all parts of the sequence, which torchtitan's own validator multiplies by their number (#3257); from
+        # the last pipeline stage to all.
+        for name in ("loss", "pp"):
+            mesh = self.parallel_dims.get_optional_mesh(name)
+            if mesh is not None:
+                torch.distributed.all_reduce(totals, group=mesh.get_group())
         loss_sum, num_tokens = totals.tolist()
         self.metrics_processor.log_validation(loss=loss_sum / num_tokens, step=step)
-        model.train()
+        for part in model_parts:
+            part.train()
+
+    def _pipeline_loss(
+        self, inputs: Tensor, labels: Tensor, extra_inputs: dict[str, Tensor], extra_kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """The loss sum of a batch on the last stage, None on the others."""
+        assert self.pp_schedule is not None
+        losses: list[Tensor] = []
+        first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
+        self.pp_schedule.eval(
+            *first[0],
+            **first[1],
+            **extra_kwargs,
+            target=labels if self.pp_has_last_stage else None,
+            losses=losses if self.pp_has_last_stage else None,
+            return_outputs=False,
+        )
+        return torch.stack(losses).sum() if self.pp_has_last_stage else None
 
 
 def build_shard_validator(
@@ -86,7 +145,7 @@ def build_shard_validator(
     validation_context: ValidationContext,
     maybe_enable_amp: AbstractContextManager[None],
     metrics_processor: MetricsProcessor,
-    pp_schedule: object = None,
+    pp_schedule: _PipelineSchedule | None = None,
     pp_has_first_stage: bool | None = None,
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
@@ -112,4 +171,7 @@ def build_shard_validator(
         validation_context=validation_context,
         maybe_enable_amp=maybe_enable_amp,
         metrics_processor=metrics_processor,
+        pp_schedule=pp_schedule,
+        pp_has_first_stage=pp_has_first_stage,
+        pp_has_last_stage=pp_has_last_stage,
     )

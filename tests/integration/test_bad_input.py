@@ -161,16 +161,9 @@ def test_batch_that_does_not_split(config: Path) -> None:
         check(config, world_size=3)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "pipeline", "context", "expert"])
-def test_unsupported_parallelism(config: Path, kind: str) -> None:
-    with refuses(rf"\[parallelism\] {kind}_parallel_degree = 2", "FSDP2 and HSDP", "Set it to 1"):
-        check(config, f"--parallelism.{kind}_parallel_degree", "2")
-
-
-def test_plain_ddp_is_refused(config: Path) -> None:
-    args = ("--parallelism.data_parallel_replicate_degree", "2", "--parallelism.data_parallel_shard_degree", "1")
-    with refuses("DDP", "#2323", "Use data_parallel_shard_degree = -1"):
-        check(config, *args)
+def test_degrees_that_do_not_make_the_processes(config: Path) -> None:
+    with refuses(r"\[parallelism\]", "tensor_parallel_degree 4", "the number of processes, 2", "--nproc_per_node"):
+        check(config, "--parallelism.tensor_parallel_degree", "4")
 
 
 def test_unread_data_settings_are_named(config: Path, caplog: pytest.LogCaptureFixture) -> None:

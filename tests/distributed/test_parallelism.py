@@ -1,0 +1,196 @@
+"""Every parallelism of torchtitan against one plain process: same examples, weights, losses, gradients and decisions.
+
+A cell runs the real trainer for a few steps in a world of 2 or 4 processes; the reference is ``train_plainly``. Worlds
+are started once.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed.parallel_world import STEPS, Settings, train_cells, train_plainly
+from distributed.spawn import run_on_ranks
+
+from titan_attent.data.writer import write_dataset
+
+
+def degrees(**degrees: int) -> Settings:
+    return {f"parallelism.{name}_degree": degree for name, degree in degrees.items()}
+
+
+def batch(size: int) -> Settings:
+    return {"training.local_batch_size": size, "validation.local_batch_size": size}
+
+
+def schedule(name: str) -> Settings:
+    return {"parallelism.pipeline_parallel_schedule": name}
+
+
+def model(name: str, flavor: str = "cell") -> Settings:
+    return {"model.name": f"{name}_attent", "model.flavor": flavor}
+
+
+UNIFORM: Settings = {"teacher.strategy": "uniform"}
+SCORED: Settings = {"teacher.scoring": "forward_once", "teacher.warmup_passes": 0}
+VALIDATED: Settings = {"validation.enable": True}
+DDP = degrees(data_parallel_replicate=2, data_parallel_shard=1)
+TP, PP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "pipeline", "context", "expert"))
+NO_LOSS_PARALLEL: Settings = {"parallelism.disable_loss_parallel": True}
+FULL_AC: Settings = {"activation_checkpoint.mode": "full"}
+SELECTIVE_AC: Settings = {"activation_checkpoint.mode": "selective"}
+
+CELLS: dict[int, dict[str, Settings]] = {
+    2: {
+        "FSDP": batch(4) | SCORED | VALIDATED,
+        "FSDP, accumulated, selective AC": batch(2) | SELECTIVE_AC,
+        "FSDP, full AC": batch(4) | FULL_AC,
+        "DDP, accumulated": batch(2) | DDP,
+        "DDP, uniform": batch(4) | DDP | UNIFORM,
+        "TP": batch(8) | TP | SCORED | VALIDATED,
+        "TP, accumulated, whole logits": batch(4) | TP | NO_LOSS_PARALLEL | VALIDATED,
+        "TP, uniform": batch(8) | TP | UNIFORM,
+        "PP 1F1B, accumulated": batch(4) | PP | SCORED | VALIDATED,
+        "PP Interleaved1F1B": batch(8) | PP | schedule("Interleaved1F1B") | VALIDATED,
+        "PP GPipe, microbatches of 2": batch(8)
+        | PP
+        | schedule("GPipe")
+        | {"parallelism.pipeline_parallel_microbatch_size": 2},
+        "PP ZBVZeroBubble": batch(8) | PP | schedule("ZBVZeroBubble"),
+        "PP DualPipeV": batch(8)
+        | PP
+        | schedule("DualPipeV")
+        | {"parallelism.pipeline_parallel_expert_parallel_overlap": False},
+        "PP, uniform": batch(8) | PP | UNIFORM,
+        "CP": batch(8) | CP | SCORED | VALIDATED,
+        "CP, accumulated, not balanced": batch(4) | CP | {"parallelism.context_parallel_load_balancer": None},
+        "CP, uniform": batch(8) | CP | UNIFORM,
+        "llama4, FSDP": batch(4) | model("llama4") | SCORED | VALIDATED,
+        "EP without experts": batch(4) | EP,
+        "llama4, EP": batch(4) | model("llama4") | EP,
+        "llama4, TP": batch(8) | model("llama4") | TP,
+        "llama4, PP": batch(8) | model("llama4") | PP | SCORED,
+        "llama4, CP": batch(8) | model("llama4") | CP,
+        "deepseek_v3, EP": batch(4) | model("deepseek_v3") | EP,
+        "deepseek_v3, TP": batch(8) | model("deepseek_v3") | TP,
+        "deepseek_v3, PP": batch(8) | model("deepseek_v3") | PP,
+        "deepseek_v3, CP": batch(8) | model("deepseek_v3") | CP,
+        "gpt_oss, FSDP": batch(4) | model("gpt_oss"),
+        "gpt_oss, EP": batch(4) | model("gpt_oss") | EP,
+        "qwen3, TP": batch(8) | model("qwen3") | TP,
+        "qwen3, CP": batch(8) | model("qwen3") | CP,
+        "qwen3 tied, FSDP": batch(4) | model("qwen3", "tied"),
+        "qwen3 tied, TP": batch(8) | model("qwen3", "tied") | TP,
+        "qwen3 experts, FSDP": batch(4) | model("qwen3", "moe"),
+        "qwen3 experts, EP": batch(4) | model("qwen3", "moe") | EP,
+    },
+    4: {
+        "HSDP": batch(2) | degrees(data_parallel_replicate=2, data_parallel_shard=2),
+        "FSDP + PP": batch(4) | PP | {"checkpoint.enable": True},
+        "FSDP + TP, resumed from FSDP + PP": batch(4) | TP | {"checkpoint.enable": True, "folder": "FSDP + PP"},
+        "HSDP + CP": batch(4) | CP | VALIDATED | degrees(data_parallel_replicate=2, data_parallel_shard=1),
+        "TP + PP": batch(8) | TP | PP | SCORED | VALIDATED,
+        "TP + CP": batch(8) | TP | CP | SCORED | VALIDATED,
+        "PP + CP": batch(8) | PP | CP | SCORED | VALIDATED,
+        "llama4, HSDP + EP": batch(2)
+        | model("llama4")
+        | EP
+        | degrees(data_parallel_replicate=2, data_parallel_shard=2),
+        "deepseek_v3, FSDP + TP + EP + ETP": batch(4)
+        | model("deepseek_v3")
+        | TP
+        | EP
+        | degrees(expert_tensor_parallel=2),
+        "qwen3 experts, FSDP + TP": batch(4) | model("qwen3", "moe") | TP,
+        "llama4, FSDP + PP + EP": batch(4) | model("llama4") | PP | EP,
+    },
+}
+
+
+def taught(settings: Settings) -> Settings:
+    """What of a cell's settings decides its result; the rest decides where it is computed."""
+    return {key: value for key, value in settings.items() if key.startswith(("teacher.", "model."))}
+
+
+class Measured:
+    """The worlds' results and the references, each computed when first asked for."""
+
+    def __init__(self, folder: Path, tokenizer: Path):
+        self.folder, self.data = folder, folder / "data"
+        # 21 windows: two batches of 8, and a rest.
+        source = Path(json.__file__).parent / "scanner.py"
+        write_dataset([source], output=self.data, tokenizer=str(tokenizer))
+        self.worlds: dict[int, list[dict]] = {}
+        self.references: dict[str, dict] = {}
+
+    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
+        if size not in self.worlds:
+            args = (CELLS[size], str(self.data), str(self.folder))
+            self.worlds[size] = run_on_ranks(train_cells, size, *args, timeout=400.0)
+        return [rank[name] for rank in self.worlds[size]]
+
+    def reference(self, settings: Settings) -> dict[str, Any]:
+        settings = taught(settings)
+        key = repr(sorted(settings.items()))
+        if key not in self.references:
+            self.references[key] = train_plainly(settings, data=str(self.data))
+        return self.references[key]
+
+
+@pytest.fixture(scope="module")
+def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    return Measured(tmp_path_factory.mktemp("parallelism"), token_data["train"] / "tokenizer.tiktoken")
+
+
+def largest_loss(losses: np.ndarray, *, dp: int, cp: int, balanced: bool) -> float:
+    """The largest mean over the tokens of one rank, from the losses [G, L] of a batch."""
+    pieces = np.split(losses, 2 * cp, axis=1)
+    parts = [
+        np.concatenate((pieces[r], pieces[-1 - r]) if balanced else pieces[2 * r : 2 * r + 2], axis=1)
+        for r in range(cp)
+    ]
+    return max(rows.mean() for part in parts for rows in np.split(part, dp))
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+def test_parallel_training_is_plain_training(measured: Measured, size: int, name: str) -> None:
+    settings = CELLS[size][name]
+    ranks, expected = measured.cell(size, name), measured.reference(settings)
+    by_place = {rank["place"][0]: rank for rank in ranks}
+    assert sorted(by_place) == list(range(ranks[0]["place"][1]))
+    balanced = settings.get("parallelism.context_parallel_load_balancer", "headtail") is not None
+    for rank in ranks:
+        assert rank["steps"].keys() == ranks[0]["steps"].keys() and STEPS in rank["steps"]
+        peer = by_place[rank["place"][0]]
+        for step, seen in rank["steps"].items():
+            # Peers along other dimensions get equal batches.
+            assert np.array_equal(seen["ids"], peer["steps"][step]["ids"])
+            assert np.array_equal(seen["weights"], peer["steps"][step]["weights"])
+            want, metrics = expected["steps"][step], seen["metrics"]
+            assert metrics["grad_norm"] == pytest.approx(want["norm"], rel=1e-4), step
+            assert metrics["n_tokens_seen"] == step * want["losses"].size
+            if rank["has_loss"]:
+                assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(want["losses"].mean(), rel=1e-5), step
+                _, dp, cp = rank["place"]
+                if settings["training.local_batch_size"] * dp == 8:  # not accumulated, whose ranks mix rows
+                    largest = largest_loss(want["losses"], dp=dp, cp=cp, balanced=balanced)
+                    assert metrics["loss_metrics/global_max_loss"] == pytest.approx(largest, rel=1e-5), step
+            for parameter, gradient in seen["gradients"].items():
+                reference = want["gradients"][parameter]
+                error = np.abs(gradient - reference).max() / np.abs(reference).max()
+                assert error < 1e-4, f"step {step}, {parameter}"
+        for key, value in expected["buffer"].items():
+            np.testing.assert_allclose(rank["buffer"][key], value, rtol=1e-4, atol=1e-6, err_msg=key)
+        for key, value in rank["experts"].items():
+            np.testing.assert_allclose(value, expected["experts"][key], atol=1e-7, err_msg=key)
+        if "validation" in rank:
+            assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
+    for step in ranks[0]["steps"]:
+        want = expected["steps"][step]
+        for key, exact in (("ids", True), ("weights", False)):
+            whole = np.concatenate([by_place[place]["steps"][step][key] for place in sorted(by_place)])
+            np.testing.assert_allclose(whole, want[key], rtol=0 if exact else 1e-4, err_msg=f"step {step}, {key}")
+    names = set().union(*(rank["steps"][STEPS]["gradients"] for rank in ranks))
+    assert names == expected["steps"][STEPS]["gradients"].keys()
+    assert set().union(*(rank["experts"] for rank in ranks)) == expected["experts"].keys()
