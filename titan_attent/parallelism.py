@@ -42,7 +42,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
     if training.seq_len % (tp * 2 * cp):
         raise ValueError(
             f"[training] seq_len = {training.seq_len} must be a multiple of tensor_parallel_degree x 2 x "
-            f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: sequence and context parallelism cut it evenly"
+            f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
         )
     if training.enable_cpu_offload and titan_attent.compat.IS_CPU:
         raise ValueError(

@@ -35,7 +35,7 @@ from titan_attent.teacher.teacher import Teacher
 from titan_attent.train_spec import attent_spec
 from titan_attent.trainer import TeachingTrainer
 
-STEPS, SAVED = 4, 2
+STEPS, SAVED = 4, 3
 """Steps of a run; the one after which a cell with checkpoints saves."""
 SETTINGS: dict[str, Any] = {
     "model.name": "llama3_attent",

@@ -93,8 +93,8 @@ def test_token_beyond_the_vocabulary(config: Path) -> None:
 
 
 def test_seq_len_longer_than_the_data(config: Path) -> None:
-    with refuses(r"\[data\] path", "seq_len 999999 needs 1000000", "lower seq_len"):
-        check(config, "--training.seq_len", "999999")
+    with refuses(r"\[data\] path", "seq_len 999998 needs 999999", "lower seq_len"):
+        check(config, "--training.seq_len", "999998")
 
 
 def test_fewer_examples_than_a_global_batch(config: Path) -> None:
