@@ -48,6 +48,12 @@ def test_adaptive_ratio_keeps_its_bounds() -> None:
     assert adaptive_ratio(1.0, lowest=0.3, highest=0.6) == 0.6
 
 
+def test_what_would_leave_out_less_than_a_twentieth_leaves_out_nothing() -> None:
+    assert adaptive_ratio(0.975, lowest=0.1, highest=1.0) == 1.0  # 0.951
+    assert adaptive_ratio(0.974, lowest=0.1, highest=1.0) == 0.974**2  # 0.949
+    assert adaptive_ratio(0.975, lowest=0.1, highest=0.9) == 0.9
+
+
 @pytest.mark.parametrize("scoring, expected", [("train", []), ("forward_once", [12]), ("forward", [12, 18, 24])])
 def test_when_the_learner_scores(scoring: str, expected: list[int]) -> None:
     losses = torch.rand(NUM_EXAMPLES)

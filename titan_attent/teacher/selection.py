@@ -5,7 +5,7 @@ found by radix descent: 4 all-reduces of 256 counts, from the high byte to the l
 smallest places, which takes one all-gather of a count a rank. The chosen set travels as a bitmask. N is the size of the
 pool, and a place in a pool of all examples is the example's id.
 
-Cost a rank and selection: 8 KiB of counts, N/8 bytes of bitmask, 5 passes over the N / ranks local keys; no scores
+Cost a rank and selection: 8 KiB of counts, N/8 bytes of bitmask, 2 passes over the N / ranks local keys; no scores
 travel. Host syncs are allowed here: selection happens between rounds only. All sums are of integers, so the result is
 the same for every number of ranks.
 
@@ -13,6 +13,8 @@ Soft selection (Gumbel-top-k; Kool et al. 2019, "Stochastic Beams and Where to F
 independent Gumbel noise to log-probabilities and taking the k largest keys draws k examples without replacement,
 exactly as k sequential draws in proportion to the probabilities would.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -47,16 +49,17 @@ def kth_largest_key(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple
         k: 1 to N.
     """
     assert 1 <= k <= sharding.num_examples
-    prefix, above = 0, 0
-    for shift in (24, 16, 8, 0):
-        candidates = keys[(keys >> (shift + 8)) == prefix]
-        counts = torch.bincount((candidates >> shift) & 0xFF, minlength=256)
-        totals = sharding.sum(counts).tolist()
+    candidates, prefix, above = keys, 0, 0
+    for place in (3, 2, 1, 0):
+        # One byte of every little-endian int64, without temporaries of 8 bytes a key.
+        digits = candidates.view(torch.uint8)[place::8].contiguous()
+        totals = sharding.sum(torch.bincount(digits, minlength=256)).tolist()
         byte = 255
         while above + totals[byte] < k:
             above += totals[byte]
             byte -= 1
         prefix = prefix << 8 | byte
+        candidates = candidates[digits == byte]
     return prefix, above
 
 
@@ -71,17 +74,17 @@ def select_top_k(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple[Te
         (chosen, threshold): bool [num_local], and the (k+1)-th largest key, -1 when everything is chosen.
     """
     kth, num_above = kth_largest_key(keys, k=k, sharding=sharding)
-    tied = keys == kth
-    counts, _ = sharding.gather(tied.sum()[None])
+    tied = (keys == kth).nonzero().flatten()
+    counts, _ = sharding.gather(torch.tensor([len(tied)], device=keys.device))
     num_tied = counts.flatten().tolist()
     taken_before = sum(num_tied[: sharding.rank])
     take_here = max(0, min(num_tied[sharding.rank], k - num_above - taken_before))
-    chosen = (keys > kth) | (tied & (tied.cumsum(0) <= take_here))
+    chosen = keys > kth
+    chosen[tied[:take_here]] = True
     if num_above + sum(num_tied) > k:
         return chosen, kth
-    below = keys[keys < kth]
-    next_key = below.max() if below.numel() else torch.tensor(-1, device=keys.device)
-    return chosen, int(sharding.max(next_key.clone()))
+    next_key = torch.where(keys < kth, keys, -1).max() if len(keys) else torch.tensor(-1, device=keys.device)
+    return chosen, int(sharding.max(next_key))
 
 
 def log_probabilities(scores: Tensor, *, temperature: float, normalization: str) -> Tensor:
@@ -126,17 +129,21 @@ def floor_log_probabilities(phi: Tensor, *, k: int, minimum: float, sharding: Ex
         return phi
     budget = k - num_first
     bounds = phi.new_full((2,), float("-inf"))
-    if bool(finite.any()):
-        bounds = torch.stack((phi[finite].max(), -phi[finite].min()))
+    known = phi[finite]
+    if len(known):
+        bounds = torch.stack((known.max(), -known.min()))
     high, low = (v * s for v, s in zip(sharding.max(bounds).tolist(), (1, -1), strict=True))
     if high == low:
         return phi
 
     width = (high - low) / _FLOOR_BINS
-    bins = ((phi[finite] - low) / width).long().clamp(0, _FLOOR_BINS - 1)
-    counts = sharding.sum(torch.bincount(bins, minlength=_FLOOR_BINS)).cpu().numpy()
-    used = counts.nonzero()[0]
-    counts, centres = counts[used].astype(np.float64), low + (used + 0.5) * width
+    histogram = torch.zeros(_FLOOR_BINS, dtype=torch.int64, device=phi.device)
+    for block in _blocks(known):
+        bins = ((known[block] - low) / width).long().clamp(0, _FLOOR_BINS - 1)
+        histogram += torch.bincount(bins, minlength=_FLOOR_BINS)
+    totals = sharding.sum(histogram).cpu().numpy()
+    used = totals.nonzero()[0]
+    counts, centres = totals[used].astype(np.float64), low + (used + 0.5) * width
     floor = min(minimum, budget / num_finite)
 
     def expected(kappa: float) -> float:
@@ -154,8 +161,17 @@ def floor_log_probabilities(phi: Tensor, *, k: int, minimum: float, sharding: Ex
 
 def soft_keys(phi: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
     """Gumbel keys of the examples ``ids``, int64 [n]: rounding to fp32 makes them independent of SIMD tails."""
-    noisy = phi + gumbel(ids, fold_key(STREAM_NOISE, *seed))
-    return with_unseen_first(noisy.float(), phi == float("inf"), ids=ids, seed=seed)
+    noise_key, keys = fold_key(STREAM_NOISE, *seed), torch.empty_like(ids)
+    for block in _blocks(ids):
+        noisy = phi[block] + gumbel(ids[block], noise_key)
+        keys[block] = with_unseen_first(noisy.float(), phi[block] == float("inf"), ids=ids[block], seed=seed)
+    return keys
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Cut elementwise work so that its temporaries stay in a CPU's cache, and are bounded on a GPU."""
+    size = 1 << 16 if x.device.type == "cpu" else 1 << 26
+    return (slice(start, start + size) for start in range(0, len(x), size))
 
 
 def with_unseen_first(scores: Tensor, unseen: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
