@@ -131,7 +131,7 @@ def world(mesh, folder: str) -> dict:
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     folder = str(tmp_path_factory.mktemp("teacher"))
-    return {num_ranks: run_on_ranks(world, num_ranks, folder) for num_ranks in (3, 2, 1)}
+    return {num_ranks: run_on_ranks(world, num_ranks, folder, timeout=300) for num_ranks in (3, 2, 1)}
 
 
 def joined(parts: list[list[dict]], name: str) -> np.ndarray:

@@ -191,7 +191,10 @@ def test_bad_arguments(folder: Path) -> None:
         (("--checkpoint.initial_load_path", str(folder / "run")), r"give one of them, such as .*/checkpoint/step-6"),
         (("--checkpoint.initial_load_path", str(folder / "run" / "tb")), "is no DCP checkpoint, or was never finished"),
         (("--validation.local_batch_size", "0"), "local_batch_size = 0: it must be at least 1"),
-        (("--parallelism.tensor_parallel_degree", "2"), "tensor_parallel_degree = 2"),
+        (
+            ("--parallelism.tensor_parallel_degree", "2"),
+            "data parallelism only.* give --parallelism.tensor_parallel_degree 1",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             check(folder, *good, *args)

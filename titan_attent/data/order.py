@@ -144,13 +144,14 @@ class Pass:
     weighted: bool = False
     strategy: str = "uniform"
 
-    def places(self, start: int, stop: int) -> Tensor:
-        """The places in the pool of global batches [start, stop): int64 [(stop - start) G], in global order."""
-        ranks = torch.arange(start * self.batch_size, stop * self.batch_size)
+    def places(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
+        """The places in the pool of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""
+        ranks = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
+        ranks = ranks[:, rows].flatten()
         if self.order is not None:
             ranks = permute(ranks, len(self.selected), fold_key(STREAM_ORDER, *self.order))
         return torch.from_numpy(self.selected.select(ranks.numpy()))
 
-    def ids(self, start: int, stop: int) -> Tensor:
-        """The examples of global batches [start, stop): int64 [(stop - start) G], in global order."""
-        return self.pool.ids(self.places(start, stop))
+    def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
+        """The examples there, int64 [n]; all G rows of a batch are its examples in global order."""
+        return self.pool.ids(self.places(start, stop, rows))

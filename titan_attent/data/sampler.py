@@ -56,17 +56,15 @@ class TeachingSampler:
         self.consumed += 1
         self.teacher.batch_served()
 
-    def local_rows(self, microbatch: int) -> slice:
-        """Where this rank's microbatch lies in the global batch."""
-        start = (self.rank * self.microbatches + microbatch) * self.batch_size
-        return slice(start, start + self.batch_size)
+    def local_rows(self) -> slice:
+        """Where this rank's microbatches, one after the other, lie in the global batch."""
+        size = self.microbatches * self.batch_size
+        return slice(self.rank * size, (self.rank + 1) * size)
 
     def local_batches(self, current: Pass, *, start: int) -> Iterator[Tensor]:
         """int64 [batch_size] for every microbatch of the pass from global batch ``start`` on. Pure."""
         for batch in range(start, current.num_batches):
-            ids = current.ids(batch, batch + 1)
-            for microbatch in range(self.microbatches):
-                yield ids[self.local_rows(microbatch)]
+            yield from current.ids(batch, batch + 1, self.local_rows()).view(self.microbatches, -1)
 
     def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
         """fp32 [batch_size] weights beside :meth:`local_batches`; ones where the pass is not weighted.
@@ -77,12 +75,10 @@ class TeachingSampler:
         block = self.teacher.buffer.flush_every
         for first in range(start, current.num_batches, block):
             last = min(first + block, current.num_batches)
-            weights = torch.ones((last - first) * current.batch_size)
+            weights = torch.ones((last - first) * self.microbatches * self.batch_size)
             if current.weighted:
-                weights = self.teacher.weights_of(current.places(first, last))
-            for weights_G in weights.view(last - first, -1):
-                for microbatch in range(self.microbatches):
-                    yield weights_G[self.local_rows(microbatch)]
+                weights = self.teacher.weights_of(current.places(first, last, self.local_rows()))
+            yield from weights.view(-1, self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""

@@ -144,11 +144,12 @@ class Draws:
         return SelectedPlaces(self.size, bitmask=gather_bitmask(self.weights > 0, sharding=self.sharding))
 
     def weights_of(self, places: Tensor) -> Tensor:
-        """int64 [n] places on any device, the same on every rank -> fp32 [n]. A collective without a host sync."""
-        places = places.to(self.buffer.device, non_blocking=True)
+        """This rank's places, int64 [n] on any device -> their weights, fp32 [n]. A collective without a host sync."""
+        asked, _ = self.sharding.gather(places.to(self.buffer.device, non_blocking=True))
         # Each place has one owner; the others add zeros, so the sum is exact.
         padded = torch.cat((self.weights, self.weights.new_zeros(1)))
-        return self.sharding.sum(padded[self.sharding.local_index(places, elsewhere=self.sharding.num_local)])
+        answers = padded[self.sharding.local_index(asked, elsewhere=self.sharding.num_local)]
+        return self.sharding.sum(answers)[self.sharding.rank]
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {

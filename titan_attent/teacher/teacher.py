@@ -10,8 +10,8 @@ what is left of that order. With `shadow` a round is decided before every pass o
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
 integers, and what draws.py keeps. A pass that was under way when a checkpoint was written is rebuilt from them.
 
-Cost: a selection every pass (draws.py); for weighted passes one all-reduce of 4 bytes a trained example, in blocks of
-``flush_every`` steps; scoring passes only where asked for.
+Cost: a selection every pass (draws.py); for weighted passes an all-gather of 8 bytes and an all-reduce of 4 bytes a
+trained example, in blocks of ``flush_every`` steps; scoring passes only where asked for.
 """
 
 import json
@@ -207,8 +207,7 @@ class Teacher:
         """The weights of places in the pool of the current pass. A collective without a host sync.
 
         Args:
-            places: int64 [n] on any device; the same in the same order on every rank: those of global batches, not a
-                rank's own (:class:`TeachingSampler` hands out a rank's own weights).
+            places: int64 [n] on any device, those that this rank asks for; equally many on every rank.
 
         Returns:
             fp32 [n] on the buffer's device; 0 for what the selection in force left out.
