@@ -15,6 +15,7 @@ The way of the data is the way of the modules:
     data/loader.py        torchtitan's loader over them
     loss.py               logits, labels -> one loss an example
     loss_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
+    loss_chunked.py       the same without a second copy of the logits; loss_head.py: without the logits
     loss_buffer.py        the last loss of every example, sharded; loss_window.py: the last losses of all
     teacher/teacher.py    rounds: what the next pass trains
     teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit

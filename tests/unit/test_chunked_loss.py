@@ -1,4 +1,4 @@
-"""chunked_loss.py against loss.py's plain functions and against float64 autograd."""
+"""loss_chunked.py and loss_head.py against loss.py's plain functions and against float64 autograd."""
 
 import pytest
 import torch
@@ -8,14 +8,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from titan_attent import chunked_loss
-from titan_attent.chunked_loss import (
-    build_chunked_loss,
-    chunked_linear_cross_entropy,
-    chunked_weighted_cross_entropy,
-    loss_in_head,
-)
+from titan_attent import loss_head
 from titan_attent.loss import weighted_cross_entropy
+from titan_attent.loss_chunked import build_chunked_loss, chunked_weighted_cross_entropy
+from titan_attent.loss_head import chunked_linear_cross_entropy, loss_in_head
 
 # A gradient in bf16 is rounded once on each way: half a unit in the last of 8 bits.
 GRADIENT_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -53,7 +49,7 @@ def test_of_logits_it_is_the_plain_loss(dtype, num_chunks, with_gradient, overwr
                 logits, labels_BL, WEIGHTS_B, num_chunks=num_chunks, with_gradient=with_gradient, overwrite=overwrite
             )
         else:
-            outputs = weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, with_gradient)
+            outputs = weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, with_gradient=with_gradient)
         (outputs[0] / 7).backward()
         results.append((outputs, leaf.grad))
     (expected, expected_grad), (actual, grad) = results
@@ -62,12 +58,25 @@ def test_of_logits_it_is_the_plain_loss(dtype, num_chunks, with_gradient, overwr
     assert grad[2].count_nonzero() == grad[1, 3:7].count_nonzero() == 0  # ignored labels
 
 
+def test_weights_that_follow_the_loss():
+    logits_BLV, labels_BL = batch()
+    statistics = torch.tensor([1.0, 9.0, 1.7])
+    results = []
+    for loss, options in ((weighted_cross_entropy, {}), (chunked_weighted_cross_entropy, {"num_chunks": 3})):
+        leaf = logits_BLV.clone().requires_grad_()
+        outputs = loss(leaf, labels_BL, WEIGHTS_B, statistics, temperature=0.5, **options)
+        outputs[0].backward()
+        results.append((outputs, leaf.grad))
+    assert_same_losses(results[1][0], results[0][0])
+    assert relative(results[1][1], results[0][1]) < 1e-6
+
+
 def test_extreme_logits_stay_finite_and_exact():
     logits_BLV, labels_BL = batch(scale=3000.0)
     leaf = logits_BLV.clone().requires_grad_()
     plain = logits_BLV.clone().requires_grad_()
     actual = chunked_weighted_cross_entropy(leaf, labels_BL, WEIGHTS_B, num_chunks=3, with_gradient=True)
-    expected = weighted_cross_entropy(plain, labels_BL, WEIGHTS_B, True)
+    expected = weighted_cross_entropy(plain, labels_BL, WEIGHTS_B, with_gradient=True)
     assert_same_losses(actual, expected)
     actual[0].backward()
     expected[0].backward()
@@ -151,7 +160,7 @@ def test_of_hidden_states_it_is_the_plain_loss_of_their_logits(dtype, num_chunks
                 hidden, weight, labels_BL, WEIGHTS_B, num_chunks=num_chunks, with_gradient=with_gradient
             )
         else:
-            outputs = weighted_cross_entropy(hidden @ weight.t(), labels_BL, WEIGHTS_B, with_gradient)
+            outputs = weighted_cross_entropy(hidden @ weight.t(), labels_BL, WEIGHTS_B, with_gradient=with_gradient)
         (outputs[0] / 7).backward()
         results.append((outputs, hidden.grad, weight.grad))
     (expected, *expected_grads), (actual, *grads) = results
@@ -185,7 +194,7 @@ def test_frozen_parts_get_no_gradient_and_none_is_made_without_grad_mode(monkeyp
         trained.requires_grad_(False)
     assert hidden.grad is not None and weight.grad is not None
     weight.requires_grad_()
-    monkeypatch.setattr(chunked_loss, "_gradient_", None)  # whoever calls it fails
+    monkeypatch.setattr(loss_head, "gradient_", None)  # whoever calls it fails
     with torch.no_grad():
         outputs = chunked_linear_cross_entropy(hidden, weight, labels_BL, WEIGHTS_B, num_chunks=2)
     assert not outputs[0].requires_grad
@@ -223,7 +232,7 @@ def test_in_the_head_of_a_model(precision, tmp_path):
             fully_shard(model, mesh=mesh, mp_policy=policy)
     try:
         with torch.autocast("cpu", dtype=dtype, enabled=precision == "autocast"):
-            expected = weighted_cross_entropy(models[0](tokens), labels_BL, WEIGHTS_B, True)
+            expected = weighted_cross_entropy(models[0](tokens), labels_BL, WEIGHTS_B, with_gradient=True)
             with loss_in_head(models[1].output, labels_BL, WEIGHTS_B, num_chunks=5, with_gradient=True):
                 actual = models[1](tokens)
         for outputs in (expected, actual):
