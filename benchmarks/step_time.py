@@ -1,0 +1,254 @@
+"""A whole training step: torchtitan's own trainer against the teaching one.
+
+    python benchmarks/step_time.py [--processes 2] [--output step_time.json]
+    python benchmarks/step_time.py --forbid-sync            # GPU: no host sync inside a teaching step
+
+Both trainers are the real classes with the same model, optimizer, data and parallelism (FSDP2 over the processes), in
+one process group. They take turns, block after block of steps; a block's time ends when its device work is done. A
+variant is compared with stock blocks taken between its own. Stock reads batches from the same token shards, in order.
+
+    uniform              the control: torchtitan's loss; teacher and ledger beside it
+    soft                 ratio 1: per-example weighted loss, buffer, weights of a draw; everything is trained
+    soft, gradient       the same, with the functional gradient measured
+    threshold            InfoBatch's weights
+
+Steps inside a pass are timed: what a new pass costs is benchmarks/selection.py's. CPU: torchtitan's "debugmodel", fp32,
+not compiled. GPU: "1B" (below), bf16, compiled.
+"""
+
+import argparse
+import copy
+import dataclasses
+import gc
+import json
+import logging
+import os
+import statistics
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import titan_attent.compat  # noqa: F401
+
+import measure
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.config import ConfigManager
+from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
+from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+from torchtitan.train import Trainer
+
+from titan_attent.data.shards import TokenDataset
+from titan_attent.data.writer import write_dataset
+from titan_attent.train_spec import attent_spec
+from titan_attent.trainer import TeachingTrainer
+
+FLAVORS = {
+    "debugmodel": llama3_args["debugmodel"],
+    # 1.01 billion parameters: half of them in the vocabulary of Llama 3, where the loss works.
+    "1B": TransformerModelArgs(
+        dim=2048, n_layers=8, n_heads=32, n_kv_heads=8, ffn_dim_multiplier=1.5, multiple_of=256, rope_theta=500000
+    ),
+}
+
+TEACHING = ["--teacher.warmup_passes", "0", "--teacher.anneal_fraction", "0"]
+RATIO_1 = ["--teacher.ratio_schedule", "constant", "--teacher.initial_ratio", "1"]
+VARIANTS = {
+    "uniform": ["--teacher.strategy", "uniform"],
+    "soft": ["--teacher.strategy", "soft", *RATIO_1, *TEACHING],
+    "soft, gradient": [
+        *("--teacher.strategy", "soft", *RATIO_1, *TEACHING),
+        *("--teacher.importance", "functional_gradient"),
+    ],
+    "threshold": ["--teacher.strategy", "threshold", *TEACHING],
+}
+
+
+class PlainLoader(BaseDataLoader):
+    """Batches of the token shards in order, read in the training thread; no teacher, no extra tensors."""
+
+    def __init__(self, *, dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: Any):
+        self.dataset = TokenDataset(job_config.data.path, seq_len=job_config.training.seq_len)
+        self.rank, self.size, self.batch = dp_rank, dp_world_size, job_config.training.local_batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        first = self.rank * self.batch
+        while True:
+            ids = (torch.arange(self.batch) + first) % len(self.dataset)
+            inputs, labels = self.dataset.batch(ids)
+            yield {"input": inputs}, labels
+            first += self.size * self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the benchmark never resumes."""
+
+
+def write_data(folder: Path, *, num_tokens: int) -> Path:
+    """A token data set of at least ``num_tokens`` tokens: sources of the standard library, over and over."""
+    sources = sorted((Path(sysconfig.get_paths()["stdlib"]) / "json").glob("*.py"))
+    text = [source.read_text(encoding="utf-8") for source in sources]
+    repeats = -(-num_tokens * 4 // sum(map(len, text)))  # fewer than 4 characters a token
+    with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": document}) + "\n" for document in text * repeats)
+    write_dataset([folder / "text.jsonl"], output=folder / "tokens", tokenizer="train:512")
+    return folder / "tokens"
+
+
+class Runner:
+    """A trainer and its batches; ``run`` trains the next steps as ``Trainer.train`` does."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        assert trainer.dataloader is not None
+        self.batches = trainer.batch_generator(trainer.dataloader)
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.trainer.step += 1
+            self.trainer.gc_handler.run(self.trainer.step)
+            self.trainer.train_step(self.batches)
+
+
+def build(args: argparse.Namespace, data: str, dump: str, variant: str | None) -> Runner:
+    """A trainer of ``variant``, or stock torchtitan's."""
+    precision = "bfloat16" if args.device == "cuda" else "float32"
+    name = "llama3_stock" if variant is None else "llama3_attent"
+    command = [
+        *("--job.custom_config_module", "titan_attent.job_config", "--job.dump_folder", dump),
+        *("--model.name", name, "--model.flavor", args.flavor, "--data.path", data),
+        *("--training.local_batch_size", str(args.batch), "--training.seq_len", str(args.seq_len)),
+        *("--training.steps", "1000000", "--training.mixed_precision_param", precision),
+        *("--metrics.log_freq", "1000000", "--activation_checkpoint.mode", "none", "--debug.seed", "0"),
+        *(["--compile.enable"] if args.compile else []),
+        *([] if variant is None else VARIANTS[variant]),
+    ]
+    config = ConfigManager().parse_args(command)
+    return Runner((Trainer if variant is None else TeachingTrainer)(config))
+
+
+def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> Any:
+    """One rank."""
+    rank = str(mesh.get_local_rank())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(mesh.size())}
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # torchtitan's and torch's about random numbers on CPU meshes
+    flavor = {args.flavor: FLAVORS[args.flavor]}
+    stock, ours = get_train_spec("llama3"), attent_spec("llama3_attent")
+    register_train_spec(
+        "llama3_stock",
+        dataclasses.replace(
+            stock, model_args=copy.deepcopy(flavor), build_dataloader_fn=PlainLoader, build_tokenizer_fn=None
+        ),
+    )
+    register_train_spec("llama3_attent", dataclasses.replace(ours, model_args=copy.deepcopy(flavor)))
+    if args.forbid_sync:
+        return [forbid_sync(build(args, data, dump, variant), args.block, variant) for variant in args.variants]
+
+    control = build(args, data, dump, None)
+    control.run(args.warmup)
+    rows = []
+    for variant in args.variants:
+        teaching = build(args, data, dump, variant)
+        teaching.run(args.warmup)
+        runners = {"stock": control, variant: teaching}
+        steps: dict[str, Callable[[], None]] = {k: (lambda r=r: r.run(args.block)) for k, r in runners.items()}
+        times = measure.interleave(steps, rounds=args.rounds, device=args.device, before=dist.barrier, warmup=1)
+        ratios = [ours / theirs for ours, theirs in zip(times[variant], times["stock"], strict=True)]
+        for name in runners:
+            rows.append({"compared": variant, "trainer": name, "steps": args.block, **measure.summary(times[name])})
+        rows[-1] |= {"ratio": rows[-1]["seconds"] / rows[-2]["seconds"], "median_of_ratios": statistics.median(ratios)}
+        teaching.trainer.close()
+        del teaching, runners, steps
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def forbid_sync(runner: Runner, steps: int, variant: str) -> dict[str, Any]:
+    """Train ``steps`` and 16 more with every host sync inside the teaching step an error.
+
+    Guarded are forward, loss, backward and record of each microbatch, and the exchange after the step: what this
+    package adds. torchtitan's own copies of a batch to the device and its count of tokens are outside.
+    """
+    trainer = runner.trainer
+    runner.run(20)  # compiles, and exchanges once
+
+    def guarded(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return call
+
+    try:
+        guarded(lambda: torch.ones(1, device="cuda").item())()
+        raise AssertionError("a host sync went unnoticed: the check is worth nothing here")
+    except RuntimeError:
+        pass
+    trainer.forward_backward_step = guarded(trainer.forward_backward_step)  # type: ignore[method-assign]
+    trainer.teacher.step_done = guarded(trainer.teacher.step_done)  # type: ignore[attr-defined]
+    runner.run(steps + 16)
+    trainer.close()
+    return {"variant": variant, "steps without a host sync": steps + 16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="torchtitan's training step against the teaching one.")
+    parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
+    parser.add_argument("--processes", type=int, help="default: 1 on a GPU, 2 on CPU")
+    parser.add_argument("--flavor", choices=FLAVORS, help="default: 1B on a GPU, debugmodel on CPU")
+    parser.add_argument("--batch", type=int, default=4, help="sequences of a process and step")
+    parser.add_argument("--seq-len", type=int, help="default 2048 on a GPU, 128 on CPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--block", type=int, default=4, help="steps of a turn")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each")
+    parser.add_argument("--warmup", type=int, default=20, help="steps of each before its first turn")
+    parser.add_argument("--forbid-sync", action="store_true", help="check for host syncs in teaching steps; GPU only")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    gpu = args.device == "cuda"
+    if args.forbid_sync and not gpu:
+        parser.error("--forbid-sync needs a GPU: on CPU every operation is synchronous")
+    args.processes = args.processes or (1 if gpu else 2)
+    args.flavor = args.flavor or ("1B" if gpu else "debugmodel")
+    args.seq_len = args.seq_len or (2048 if gpu else 128)
+    args.compile = gpu if args.compile is None else args.compile
+
+    header = measure.header()
+    steps = args.warmup + (args.rounds + 1) * args.block + 40
+    with tempfile.TemporaryDirectory() as folder:
+        num_tokens = (steps * args.batch * args.processes + 1) * args.seq_len
+        data = str(write_data(Path(folder), num_tokens=num_tokens))
+        rows = measure.run_ranks(work, args, data, folder, num_ranks=args.processes, device=args.device)
+    settings = {key: value for key, value in vars(args).items() if key != "output"}
+    shown = rows
+    if not args.forbid_sync:
+        shown = [
+            {
+                "compared": row["compared"],
+                "trainer": row["trainer"],
+                "ms/step": 1e3 * row["seconds"] / row["steps"],
+                "spread": f"{row['spread']:.0%}",
+                "ratio": f"{row['ratio']:.3f}" if "ratio" in row else "",
+                "median of ratios": f"{row['median_of_ratios']:.3f}" if "ratio" in row else "",
+            }
+            for row in rows
+        ]
+    measure.publish(args.output, header | {"settings": settings, "rows": rows}, shown)
+
+
+if __name__ == "__main__":
+    main()
