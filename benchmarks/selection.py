@@ -10,7 +10,7 @@ N scores are sharded over the processes; both ways draw the same keys (Gumbel no
 "received" counts the payload that reaches a rank in ring algorithms: 2 (W - 1) / W of an all-reduce, (W - 1) / W of
 what an all-gather returns. "MiB" is the growth of a rank's resident memory (CPU) or of its CUDA allocations at the peak
 of a stage over what it held when the stage began. The choices are compared; where they differ, ties at the threshold
-apart, the benchmark fails. Sizes above 3 * 10^7 run a third of the rounds; 10^8 on two CPU processes needs about 6 GiB.
+apart, the benchmark fails. Sizes above 3 * 10^7 run a third of the rounds; 10^8 on two CPU processes needs 8 GiB.
 """
 
 import argparse
