@@ -131,6 +131,13 @@ class TeacherConfig:
     max_weight: float = 4.0
     """Largest inverse-probability weight, at least 1."""
 
+    loss_chunks: int = 1
+    """
+    Cut the tokens of a microbatch into so many chunks for the loss: fp32 logits of one chunk at a time, and the
+    gradient in the logits' own memory, at equal results (loss_chunked.py). 1 for one pass. Chunks of a thousand tokens
+    cost least. Not where tensor parallelism cuts the vocabulary, nor with ``strategy = "uniform"``.
+    """
+
     anneal_fraction: float = 0.125
     """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
 
@@ -178,6 +185,7 @@ class TeacherConfig:
         _number("max_interval", self.max_interval, at_least=least, whole=True)
         _number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
         _number("pool_size", self.pool_size, at_least=0, whole=True)
+        _number("loss_chunks", self.loss_chunks, at_least=1, whole=True)
         _number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
         _number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
         _number("seed", self.seed, whole=True)
@@ -195,6 +203,11 @@ class TeacherConfig:
             raise ValueError(
                 '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
                 'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
+            )
+        if self.strategy == "uniform" and self.loss_chunks > 1:
+            raise ValueError(
+                f'[teacher] loss_chunks = {self.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
+                "loss: set it to 1, or choose another strategy"
             )
         if self.strategy == "threshold" and self.weighting == "loss":
             raise ValueError(

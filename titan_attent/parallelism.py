@@ -54,6 +54,11 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
             f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
             'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
         )
+    if tp > 1 and not parallelism.disable_loss_parallel and teacher is not None and teacher.loss_chunks > 1:
+        raise ValueError(
+            f"[teacher] loss_chunks = {teacher.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
+            "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
+        )
     ep, etp = degree["expert_parallel"], degree["expert_tensor_parallel"]
     _check_experts(ep, etp, shard=shard, cp=cp, tp=tp)
     if pp > 1:

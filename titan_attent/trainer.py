@@ -5,7 +5,8 @@ torchtitan's own loss and step untouched), the losses go to the buffer, and afte
 asynchronous exchange. No host sync is added between forward and optimizer step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,9 @@ from torchtitan.train import Trainer
 from titan_attent import preflight
 from titan_attent.data.loader import Batch, FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
-from titan_attent.loss import build_weighted_loss
+from titan_attent.loss import WeightedLoss, build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_chunked import build_chunked_loss
 from titan_attent.loss_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
 from titan_attent.loss_window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
@@ -75,7 +77,12 @@ class TeachingTrainer(Trainer):
         self.teaching = teacher_config.strategy != "uniform"
         compile_config = job_config.compile
         vocabulary_is_cut = self.parallel_dims.tp_enabled and not job_config.parallelism.disable_loss_parallel
-        self.weighted_loss = (build_vocab_parallel_loss if vocabulary_is_cut else build_weighted_loss)(
+        build_loss: Callable[..., WeightedLoss] = build_weighted_loss
+        if vocabulary_is_cut:
+            build_loss = build_vocab_parallel_loss
+        elif teacher_config.loss_chunks > 1:
+            build_loss = partial(build_chunked_loss, num_chunks=teacher_config.loss_chunks)
+        self.weighted_loss = build_loss(
             compile_loss=compile_config.enable and "loss" in compile_config.components,
             with_gradient=with_gradient,
             temperature=teacher_config.temperature if teacher_config.weighting == "loss" else None,

@@ -31,6 +31,7 @@ from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_chunked import chunked_weighted_cross_entropy
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.train_spec import attent_spec
 from titan_attent.trainer import TeachingTrainer
@@ -145,6 +146,8 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
     preflight.check_run(config, spec_of(config.model.name), world_size=dist.get_world_size())
     trainer = Observed(config)
     try:
+        chunked = getattr(trainer.weighted_loss, "func", None) is chunked_weighted_cross_entropy
+        assert chunked == (config.teacher.loss_chunks > 1)
         logged: list[dict[str, float]] = []
         trainer.metrics_processor.logger.log = lambda metrics, step: logged.append(metrics)
         if not trainer.checkpointer.load():

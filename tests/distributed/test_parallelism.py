@@ -38,6 +38,7 @@ VALIDATED: Settings = {"validation.enable": True}
 DDP = degrees(data_parallel_replicate=2, data_parallel_shard=1)
 TP, PP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "pipeline", "context", "expert"))
 NO_LOSS_PARALLEL: Settings = {"parallelism.disable_loss_parallel": True}
+CHUNKED: Settings = {"teacher.loss_chunks": 3}
 FULL_AC: Settings = {"activation_checkpoint.mode": "full"}
 SELECTIVE_AC: Settings = {"activation_checkpoint.mode": "selective"}
 
@@ -45,15 +46,16 @@ CELLS: dict[int, dict[str, Settings]] = {
     2: {
         "FSDP": batch(4) | SCORED | VALIDATED,
         "FSDP, accumulated, selective AC": batch(2) | SELECTIVE_AC,
-        "FSDP, full AC": batch(4) | FULL_AC,
+        "FSDP, full AC, loss in chunks": batch(4) | FULL_AC | CHUNKED,
         "DDP, accumulated": batch(2) | DDP,
         "DDP, uniform": batch(4) | DDP | UNIFORM,
         "TP": batch(8) | TP | SCORED | VALIDATED,
-        "TP, accumulated, whole logits": batch(4) | TP | NO_LOSS_PARALLEL | VALIDATED,
+        "TP, accumulated, whole logits in chunks": batch(4) | TP | NO_LOSS_PARALLEL | CHUNKED | VALIDATED,
         "TP, uniform": batch(8) | TP | UNIFORM,
         "PP 1F1B, accumulated": batch(4) | PP | SCORED | VALIDATED,
         "PP Interleaved1F1B": batch(8) | PP | schedule("Interleaved1F1B") | VALIDATED,
-        "PP GPipe, microbatches of 2": batch(8)
+        "PP GPipe, microbatches of 2, loss in chunks": batch(8)
+        | CHUNKED
         | PP
         | schedule("GPipe")
         | {"parallelism.pipeline_parallel_microbatch_size": 2},
@@ -64,7 +66,10 @@ CELLS: dict[int, dict[str, Settings]] = {
         | {"parallelism.pipeline_parallel_expert_parallel_overlap": False},
         "PP, uniform": batch(8) | PP | UNIFORM,
         "CP": batch(8) | CP | SCORED | VALIDATED,
-        "CP, accumulated, not balanced": batch(4) | CP | {"parallelism.context_parallel_load_balancer": None},
+        "CP, accumulated, not balanced, loss in chunks": batch(4)
+        | CP
+        | CHUNKED
+        | {"parallelism.context_parallel_load_balancer": None},
         "CP, uniform": batch(8) | CP | UNIFORM,
         "llama4, FSDP": batch(4) | model("llama4") | SCORED | VALIDATED,
         "EP without experts": batch(4) | EP,
@@ -110,7 +115,9 @@ CELLS: dict[int, dict[str, Settings]] = {
 
 def taught(settings: Settings) -> Settings:
     """What of a cell's settings decides its result; the rest decides where it is computed."""
-    return {key: value for key, value in settings.items() if key.startswith(("teacher.", "model."))}
+    return {
+        key: value for key, value in settings.items() if key.startswith(("teacher.", "model.")) and key not in CHUNKED
+    }
 
 
 class Measured:

@@ -57,6 +57,7 @@ OUT_OF_RANGE = [
     ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
     ("scoring_batch_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
     ("pool_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
+    ("loss_chunks", [0, -1, 2.0, NAN, True], "a whole number at least 1"),
     ("quarantine_after", [-1, 1.0, NAN, True], "a whole number at least 0"),
     ("min_effective_sample_size", [-0.1, 1, NAN, True], "a number at least 0 and below 1"),
     ("seed", [0.0, 1.5, NAN, True, "0", None], "a whole number"),
@@ -74,6 +75,7 @@ GOOD = {
     "max_interval": [1, 7],
     "scoring_batch_size": [0, 64],
     "pool_size": [0, 64],
+    "loss_chunks": [1, 8],
     "quarantine_after": [0, 1],
     "min_effective_sample_size": [0, 0.5],
     "seed": [-1, 0, 2**40],
@@ -155,6 +157,7 @@ def test_closest_names_only_a_near_miss():
     [
         ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
+        ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
         ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
     ],
 )

@@ -53,6 +53,11 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
     "sequence": (4, {"context_parallel": 4, "training__seq_len": 100}, "seq_len = 100 must be a multiple of .* = 8"),
     "no accelerator": (2, {"training__enable_cpu_offload": True}, "there is no accelerator to offload from"),
+    "loss in chunks": (
+        2,
+        {"tensor_parallel": 2, "teacher__loss_chunks": 4},
+        "loss_chunks = 4 with tensor_parallel_degree = 2, which cuts .* Set it to 1, or .*disable_loss_parallel",
+    ),
     "experts and TP": (
         4,
         {"tensor_parallel": 2, "expert_parallel": 2},
