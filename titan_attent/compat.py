@@ -12,6 +12,9 @@ Import this module before anything of torchtitan. Without an accelerator it also
    its copies drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with torchtitan 0.3.
 5. torch 2.13's pipeline schedules learn shapes by running the stages on memory that was never written; the experts'
    counts of such tokens are put back. Goes when torch uses meta tensors for it.
+6. Compiled blocks under tensor parallelism: the embedding hands the first one a sum that is still on its way (torch's
+   AsyncCollectiveTensor), whose gradient torch 2.13 then takes for a plain tensor and fails ("no attribute
+   '_local_tensor'"; torchtitan's own trainer alike). It is waited for on the stream. Goes when torch mends it.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
 parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
@@ -21,7 +24,7 @@ metrics.py, the validation loss under context parallelism (#3257) in validate.py
 import importlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -32,6 +35,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import RowwiseParallel
 
 from titan_attent import compat_cpu
 
@@ -150,6 +155,20 @@ def mend_router_gradients(model: str) -> None:
                 )
 
     module.apply_moe_ep_tp = apply_moe_ep_tp
+
+
+def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """torchtitan's ``parallelize_fn``, so that no block gets a tensor that a collective still works on."""
+    stock = RowwiseParallel._prepare_output_fn
+
+    def prepare_output(layouts: Any, local: bool, module: nn.Module, outputs: DTensor, mesh: DeviceMesh) -> Tensor:
+        return stock(layouts, local, module, outputs.redistribute(placements=layouts), mesh)
+
+    def mended(*args: Any, **kwargs: Any) -> nn.Module:
+        with patch.object(RowwiseParallel, "_prepare_output_fn", staticmethod(prepare_output)):
+            return parallelize(*args, **kwargs)
+
+    return mended
 
 
 def _mend_pipeline_trial() -> None:

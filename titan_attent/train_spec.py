@@ -101,6 +101,7 @@ def attent_spec(name: str) -> TrainSpec:
     return replace(
         stock,
         model_args=flavors,
+        parallelize_fn=titan_attent.compat.mended_parallelize(stock.parallelize_fn),
         build_dataloader_fn=build_teaching_dataloader,
         build_tokenizer_fn=build_shard_tokenizer,
         build_validator_fn=build_shard_validator,

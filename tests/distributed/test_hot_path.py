@@ -1,0 +1,276 @@
+"""What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
+
+The real trainer on two ranks, 50 steps over 25 selections and three exchanges, and torchtitan's own beside it.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import titan_attent.compat  # noqa: F401
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed.parallel_world import Settings, config_of, spec_of
+from distributed.spawn import run_on_ranks
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+from torchtitan.train import Trainer
+
+from titan_attent.data.writer import write_dataset
+from titan_attent.trainer import TeachingTrainer
+
+STEPS = 50
+SYNCED_STEPS = 34
+"""Two exchanges, and the second one applied."""
+COMMON: Settings = {
+    "training.local_batch_size": 4,
+    "training.steps": STEPS,
+    "metrics.log_freq": 1000,
+    "teacher.initial_ratio": 0.5,
+}
+TP: Settings = {"parallelism.tensor_parallel_degree": 2, "training.local_batch_size": 8}
+CASES: dict[str, Settings] = {
+    "soft, functional gradient": {"teacher.strategy": "soft", "teacher.importance": "functional_gradient"},
+    "threshold, loss": {"teacher.strategy": "threshold", "teacher.importance": "loss"},
+    "weights by loss, in chunks": {
+        "teacher.strategy": "hard",
+        "teacher.importance": "loss",
+        "teacher.weighting": "loss",
+        "teacher.loss_chunks": 3,
+    },
+    "loss parallel": {"teacher.strategy": "soft", "teacher.importance": "functional_gradient", **TP},
+}
+
+
+class Observed:
+    """Counts the steps that weigh examples unequally, and the selections."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.weights, self.ids = trainer, set[tuple[float, ...]](), set[tuple[int, ...]]()
+        self.batches = self._watched(trainer.batch_generator(trainer.dataloader))
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if "weight" in batch[0]:
+                self.weights.add(tuple(batch[0]["weight"].tolist()))
+                self.ids.add(tuple(batch[0]["example_id"].tolist()))
+            yield batch
+
+    def step(self) -> None:
+        self.trainer.step += 1
+        self.trainer.train_step(self.batches)
+
+
+def environment() -> None:
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
+    os.environ["WORLD_SIZE"] = str(dist.get_world_size())
+    spec_of("llama3_attent")
+
+
+def compiled_steps(mesh: Any, settings: Settings, data: str, folder: str) -> dict[str, Any]:
+    environment()
+    counters.clear()
+    torch.compiler.reset()
+    compiled: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
+    trainer = TeachingTrainer(config_of(COMMON | compiled | settings, data=data, folder=folder))
+    try:
+        observed = Observed(trainer)
+        observed.step()
+        graphs = counters["stats"]["unique_graphs"]
+        with torch.compiler.set_stance("fail_on_recompile"):
+            while trainer.step < STEPS:
+                observed.step()
+        return {
+            "breaks": dict(counters["graph_break"]),
+            "graphs": (graphs, counters["stats"]["unique_graphs"]),
+            "weights": len(observed.weights),
+            "ids": len(observed.ids),
+        }
+    finally:
+        trainer.close()
+
+
+SYNCS = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
+"""Methods of a tensor that wait for its device."""
+SYNCING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim")
+"""Operators that do, whoever calls them: the size or the branch after them depends on values."""
+
+
+class CountSyncs(TorchDispatchMode):
+    """While active, counts what on an accelerator would make the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+        self._patches = [mock.patch.object(torch.Tensor, name, self._counted(name)) for name in SYNCS]
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        method = getattr(torch.Tensor, name)
+
+        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.seen[name] += 1
+            return method(tensor, *args, **kwargs)
+
+        return call
+
+    def __enter__(self) -> "CountSyncs":
+        for patch in self._patches:
+            patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for patch in self._patches:
+            patch.stop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in SYNCING_OPS:
+            self.seen[name] += 1
+        if name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self.seen["index by mask"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[None]:
+    """``syncs`` is active from the first microbatch's forward to the optimizer's step, and in what follows a step."""
+    forward, optimize = trainer.forward_backward_step, trainer.optimizers.step
+    after = trainer.teacher.step_done if isinstance(trainer, TeachingTrainer) else None
+    active = False
+
+    def first(**kwargs: Any) -> Any:
+        nonlocal active
+        if not active:
+            syncs.__enter__()
+        active = True
+        return forward(**kwargs)
+
+    def last() -> None:
+        nonlocal active
+        syncs.__exit__(None, None, None)
+        active = False
+        optimize()
+
+    def watched_after() -> None:
+        assert after is not None
+        with syncs:
+            after()
+
+    with (
+        mock.patch.object(trainer, "forward_backward_step", first),
+        mock.patch.object(trainer.optimizers, "step", last),
+    ):
+        if after is None:
+            yield
+        else:
+            with mock.patch.object(trainer.teacher, "step_done", watched_after):
+                yield
+
+
+class RandomLoader(BaseDataLoader):
+    """Batches for the stock trainer."""
+
+    def __init__(self, *, dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: Any):
+        self.shape = (job_config.training.local_batch_size, job_config.training.seq_len)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield {"input": torch.randint(512, self.shape)}, torch.randint(512, self.shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def synced_steps(mesh: Any, settings: Settings | None, data: str, folder: str) -> Counter[str]:
+    """What waited in ``SYNCED_STEPS`` steps of two microbatches; of torchtitan's own trainer without ``settings``."""
+    environment()
+    config = config_of(COMMON | {"training.local_batch_size": 2} | (settings or {}), data=data, folder=folder)
+    if settings is None:
+        stock = dataclasses.replace(
+            get_train_spec("llama3"),
+            model_args=spec_of("llama3_attent").model_args,
+            build_dataloader_fn=RandomLoader,
+            build_tokenizer_fn=None,
+        )
+        register_train_spec("stock", stock)
+        config.model.name = "stock"
+    trainer = Trainer(config) if settings is None else TeachingTrainer(config)
+    try:
+        observed, syncs = Observed(trainer), CountSyncs()
+        with from_forward_to_optimizer(trainer, syncs):
+            while trainer.step < SYNCED_STEPS:
+                observed.step()
+        return syncs.seen
+    finally:
+        trainer.close()
+
+
+@pytest.fixture(scope="module")
+def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("hot_path")
+    source = Path(json.__file__).parent / "scanner.py"  # 21 windows: passes of two steps, of one when half is selected
+    write_dataset([source], output=folder, tokenizer=str(token_data["train"] / "tokenizer.tiktoken"))
+    return str(folder)
+
+
+def all_compiled_steps(mesh: Any, data: str, folder: str) -> dict[str, dict[str, Any]]:
+    return {name: compiled_steps(mesh, settings, data, f"{folder}/{name}") for name, settings in CASES.items()}
+
+
+def all_synced_steps(mesh: Any, data: str, folder: str) -> dict[str, Counter[str]]:
+    cases: dict[str, Settings | None] = {"stock": None, **CASES}
+    return {name: synced_steps(mesh, settings, data, f"{folder}/{name}") for name, settings in cases.items()}
+
+
+def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Path) -> None:
+    for rank in run_on_ranks(all_compiled_steps, 2, data, str(tmp_path), timeout=300.0):
+        for name, seen in rank.items():
+            assert seen["breaks"] == {}, name
+            assert seen["graphs"][0] == seen["graphs"][1] > 1, f"{name}: compiled again"
+            assert seen["ids"] > 20, f"{name}: the same selection all the time"
+            assert seen["weights"] > 5 or "hard" in CASES[name].values(), f"{name}: the same weights all the time"
+
+
+def test_no_more_host_syncs_than_stock_torchtitan(data: str, tmp_path: Path) -> None:
+    for rank in run_on_ranks(all_synced_steps, 2, data, str(tmp_path), timeout=300.0):
+        stock = rank.pop("stock")
+        assert rank == dict.fromkeys(CASES, stock)
+
+
+def test_the_double_notices_what_would_wait() -> None:
+    x = torch.arange(4.0)
+    waits: dict[str, Callable[[], Any]] = {
+        "item": lambda: x[0].item(),
+        "tolist": lambda: x.tolist(),
+        "cpu": lambda: x.cpu(),
+        "__bool__": lambda: bool(x.max() > 1),
+        "__int__": lambda: int(x[1]),
+        "__float__": lambda: float(x[1]),
+        "numpy": lambda: x.numpy(),
+        "index by mask": lambda: x[x > 1],
+        "nonzero": lambda: x.nonzero(),
+        "masked_select": lambda: x.masked_select(x > 1),
+        "equal": lambda: torch.equal(x, x),
+        "_local_scalar_dense": lambda: x[:1].sum().item(),
+    }
+    for name, wait in waits.items():
+        with CountSyncs() as syncs:
+            wait()
+        assert syncs.seen[name] == 1, name
+    with CountSyncs() as syncs:
+        x.mul(2).sum().sqrt()
+    assert not syncs.seen
