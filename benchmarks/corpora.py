@@ -6,15 +6,16 @@
     junk        40% of these rows replaced by junk: half by their own tokens shuffled, half by uniform random tokens
     copies      50% replaced by copies of 64 of the rows that stay, as many of each
     mixture     30% replaced by junk, 30% by copies of 64 of the rows that stay
-    validation  512 clean rows of other files, the same for all four
-    trusted     4,096 clean rows of yet other files, for a reference model
+    validation  512 other rows of the same files, the same for all four
+    trusted     4,096 yet other rows, for a reference model
 
 Each is a token data set of the package. A row is an example at ``seq_len`` 96: windows step by ``seq_len``, so the
 label of a row's last position is the first token of the next row, whatever its kind. After the last row stands one eos.
 ``row_kinds.npy`` beside the tokens (uint8 [N]) tells what a row is, an index into ``KINDS``: for audits, not for runs.
 
-A file belongs to one of training, trusted and validation text, counts with its first 32,768 characters, and is used
-once if its content stands in several places. The byte-level BPE of 1,024 tokens is learned from the training text.
+Rows are dealt at random: held-out text is of the kind of the training text, as that of a web crawl would be. A file
+counts with its first 32,768 characters; files and rows that stand in several places are used once. The byte-level BPE
+of 1,024 tokens is learned from all files.
 
 Deterministic: equal seeds, Python sources and sizes give equal bytes. Another Python has other sources, hence another
 text: ``manifest.json`` holds its version and the fingerprints. Cost: 4 seconds, 5 MB.
@@ -43,9 +44,6 @@ KINDS = ("clean", "shuffled", "random", "copy")
 CLEAN, SHUFFLED, RANDOM, COPY = range(4)
 KINDS_FILE = "row_kinds.npy"
 MANIFEST_FILE = "manifest.json"
-
-FILE_SHARES = {"validation": 0.1, "trusted": 0.3, "train": 0.6}
-"""Of the text; each part has about twice what it needs, whatever the tokenizer makes of it."""
 
 CHARACTERS_PER_FILE = 32_768
 LEFT_OUT = {"__pycache__", "encodings", "idle_test", "pydoc_data", "site-packages", "dist-packages", "test", "tests"}
@@ -83,17 +81,14 @@ def build_corpora(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) ->
             )
         return manifest
 
-    files = split_files(list_sources(), seed=seed)
-    texts = {part: list(contents.values()) for part, contents in files.items()}
-    tokenizer = train_tokenizer(texts["train"], vocab_size=sizes.vocab_size)
-    rows = {
-        part: make_rows(texts[part], tokenizer=tokenizer, num_rows=num_rows, seq_len=sizes.seq_len, part=part)
-        for part, num_rows in (
-            ("train", sizes.num_rows),
-            ("validation", sizes.num_validation),
-            ("trusted", sizes.num_trusted),
-        )
-    }
+    texts = list(list_sources().values())
+    rng = np.random.default_rng([seed, len(CORPORA)])
+    texts = [texts[i] for i in rng.permutation(len(texts))]
+    tokenizer = train_tokenizer(texts, vocab_size=sizes.vocab_size)
+    parts = {"train": sizes.num_rows, "validation": sizes.num_validation, "trusted": sizes.num_trusted}
+    everything = make_rows(texts, tokenizer=tokenizer, num_rows=sum(parts.values()), seq_len=sizes.seq_len)
+    bounds = np.cumsum(list(parts.values()))[:-1].tolist()
+    rows = dict(zip(parts, np.split(rng.permutation(everything), bounds), strict=True))
     fingerprints = {}
     for part in ("validation", "trusted"):
         fingerprints[part] = write_rows(folder / part, rows[part], tokenizer=tokenizer)
@@ -109,10 +104,7 @@ def build_corpora(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) ->
         )
         fingerprints[name] = write_rows(folder / name, dirty, tokenizer=tokenizer)
         np.save(folder / name / KINDS_FILE, kinds)
-    manifest = wanted | {
-        "fingerprints": fingerprints,
-        "files": {part: sorted(contents) for part, contents in files.items()},
-    }
+    manifest = wanted | {"fingerprints": fingerprints}
     write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())  # last: only with it the corpora are there
     return manifest
 
@@ -135,31 +127,22 @@ def list_sources() -> dict[str, str]:
     return {name: text for name, text in sources.items() if first[text] == name}
 
 
-def split_files(sources: dict[str, str], *, seed: int) -> dict[str, dict[str, str]]:
-    """Deal the files, in an order shuffled by ``seed``, to the parts of ``FILE_SHARES`` by length; no file to two."""
-    names = list(sources)
-    order = np.random.default_rng([seed, len(CORPORA)]).permutation(len(names))
-    total = sum(map(len, sources.values()))
-    parts: dict[str, dict[str, str]] = {part: {} for part in FILE_SHARES}
-    bounds = (np.cumsum(list(FILE_SHARES.values())) * total).tolist()
-    dealt = 0
-    for name in (names[i] for i in order):
-        part = next((p for p, bound in zip(parts, bounds, strict=True) if dealt < bound), "train")
-        parts[part][name] = sources[name]
-        dealt += len(sources[name])
-    return parts
+def make_rows(texts: Sequence[str], *, tokenizer: Tokenizer, num_rows: int, seq_len: int) -> np.ndarray:
+    """The first ``num_rows`` different rows of the texts, one text after the other with eos between.
 
-
-def make_rows(texts: Sequence[str], *, tokenizer: Tokenizer, num_rows: int, seq_len: int, part: str) -> np.ndarray:
-    """The first ``num_rows`` rows of the texts, one after the other with eos between: uint32 [num_rows, seq_len]."""
+    Returns:
+        uint32 [num_rows, seq_len].
+    """
     documents = [np.append(tokenizer.encode_to_array(text), np.uint32(tokenizer.eos_id)) for text in texts]
     stream = np.concatenate(documents)
-    if len(stream) < num_rows * seq_len:
+    rows = stream[: len(stream) // seq_len * seq_len].reshape(-1, seq_len)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    if len(first) < num_rows:
         raise ValueError(
-            f"the {part} files of {sysconfig.get_paths()['stdlib']} give {len(stream):,} tokens, {num_rows:,} rows of "
-            f"{seq_len} need {num_rows * seq_len:,}: use a Python with its whole standard library"
+            f"the files of {sysconfig.get_paths()['stdlib']} give {len(first):,} rows of {seq_len} tokens, where "
+            f"{num_rows:,} are needed: use a Python with its whole standard library"
         )
-    return stream[: num_rows * seq_len].reshape(num_rows, seq_len)
+    return rows[np.sort(first)[:num_rows]]
 
 
 def soil(
