@@ -31,7 +31,7 @@ from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.job_config import closest
 from titan_attent.parallelism import check_parallelism
 from titan_attent.reference import ReferenceLosses
-from titan_attent.teacher.teacher import check_sizes
+from titan_attent.teacher.advice import check_sizes
 
 if sys.version_info >= (3, 11):
     import tomllib

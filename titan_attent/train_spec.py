@@ -6,6 +6,7 @@ metrics (teacher and ledger beside).
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ from titan_attent.data.loader import build_teaching_dataloader
 from titan_attent.data.shards import TokenShards
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.job_config import closest
+from titan_attent.loss import WeightedLoss, build_weighted_loss
+from titan_attent.loss_chunked import build_chunked_loss
+from titan_attent.loss_parallel import build_vocab_parallel_loss
 from titan_attent.metrics import build_teaching_metrics_processor
 from titan_attent.pipeline import PipelineLoss
 from titan_attent.validate import build_shard_validator
@@ -82,6 +86,22 @@ def build_loss(
     """torchtitan's ``build_loss_fn``: the stock loss; under a pipeline, in the wrapper that examples go through."""
     loss = build_stock_loss(job_config, parallel_dims=parallel_dims, **kwargs)
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
+
+
+def build_example_loss(job_config: JobConfig, *, parallel_dims: ParallelDims) -> WeightedLoss:
+    """The weighted loss of every example, for logits as the parallelism leaves them; compiled as the run asks."""
+    compiled, config = job_config.compile, job_config.teacher
+    build: Callable[..., WeightedLoss] = build_weighted_loss
+    if parallel_dims.tp_enabled and not job_config.parallelism.disable_loss_parallel:
+        build = build_vocab_parallel_loss
+    elif config.loss_chunks > 1:
+        build = partial(build_chunked_loss, num_chunks=config.loss_chunks)
+    return build(
+        compile_loss=compiled.enable and "loss" in compiled.components,
+        with_gradient=config.importance == "functional_gradient",
+        temperature=config.temperature if config.weighting == "loss" else None,
+        backend=compiled.backend,
+    )
 
 
 def attent_spec(name: str) -> TrainSpec:

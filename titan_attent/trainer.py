@@ -5,8 +5,7 @@ torchtitan's own loss and step untouched), the losses go to the buffer, and afte
 asynchronous exchange. No host sync is added between forward and optimizer step.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,22 +17,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_attent import preflight
 from titan_attent.data.loader import Batch, FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
-from titan_attent.loss import WeightedLoss, build_weighted_loss
 from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_chunked import build_chunked_loss
-from titan_attent.loss_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
+from titan_attent.loss_parallel import valid_counts, whole_example_means
 from titan_attent.loss_window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
 from titan_attent.pipeline import PipelineLoss, pack_target
 from titan_attent.reference import ReferenceLosses
+from titan_attent.teacher.advice import log_plan
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.teacher.trace import JsonLines
+from titan_attent.train_spec import build_example_loss
 
 
 class TeachingTrainer(Trainer):
@@ -43,12 +41,11 @@ class TeachingTrainer(Trainer):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
         teacher_config, data_config = job_config.teacher, job_config.data
-        with_gradient = teacher_config.importance == "functional_gradient"
         self.buffer = LossBuffer(
             len(loader.dataset),
             mesh=self.parallel_dims.get_optional_mesh("batch"),
             device=self.device,
-            with_gradient=with_gradient,
+            with_gradient=teacher_config.importance == "functional_gradient",
             window=self._loss_window(),
             copies=self._copies(),
         )
@@ -75,24 +72,12 @@ class TeachingTrainer(Trainer):
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states["teacher"] = self.teacher
         self.teaching = teacher_config.strategy != "uniform"
-        compile_config = job_config.compile
-        vocabulary_is_cut = self.parallel_dims.tp_enabled and not job_config.parallelism.disable_loss_parallel
-        build_loss: Callable[..., WeightedLoss] = build_weighted_loss
-        if vocabulary_is_cut:
-            build_loss = build_vocab_parallel_loss
-        elif teacher_config.loss_chunks > 1:
-            build_loss = partial(build_chunked_loss, num_chunks=teacher_config.loss_chunks)
-        self.weighted_loss = build_loss(
-            compile_loss=compile_config.enable and "loss" in compile_config.components,
-            with_gradient=with_gradient,
-            temperature=teacher_config.temperature if teacher_config.weighting == "loss" else None,
-            backend=compile_config.backend,
-        )
+        self.weighted_loss = build_example_loss(job_config, parallel_dims=self.parallel_dims)
         # Of rank 0, from the first step on.
         self.trace: JsonLines | None = None
         self.rounds: JsonLines | None = None
         self.quarantine: JsonLines | None = None
-        self._log_plan()
+        log_plan(self.teacher, total_steps=job_config.training.steps)
 
     def init_distributed(self) -> ParallelDims:
         parallel_dims = super().init_distributed()
@@ -134,34 +119,6 @@ class TeachingTrainer(Trainer):
             sources["pp"] = 0 if ends_on_first else self.parallel_dims.pp - 1
         meshes = {name: self.parallel_dims.get_optional_mesh(name) for name in sources}
         return [(mesh, sources[name]) for name, mesh in meshes.items() if mesh is not None]
-
-    def _log_plan(self) -> None:
-        teacher, plan, steps = self.teacher, self.teacher.plan, self.job_config.training.steps
-        logger.info(
-            f"Teacher: {teacher.config.strategy}, {teacher.num_examples:,} examples, warm-up {plan.warmup_steps} "
-            f"steps, full data again from step {plan.anneal_start + 1} of {steps}"
-        )
-        if self.teaching and plan.warmup_steps >= plan.anneal_start:
-            logger.warning(
-                f"The teacher never selects: its warm-up of {teacher.config.warmup_passes} full passes takes "
-                f"{plan.warmup_steps} steps and the last part on the full data starts at {plan.anneal_start}. "
-                "Train for more steps, or lower teacher.warmup_passes or teacher.anneal_fraction"
-            )
-        visits = steps * teacher.batch_size / teacher.num_examples
-        if self.teaching and visits <= 1 and teacher.config.strategy != "random":
-            if teacher.config.scoring == "train":
-                logger.warning(
-                    f"An example is trained {visits:.2g} times in this run: its loss of training comes too late to "
-                    'choose it by. Use teacher.scoring = "forward" with a teacher.pool_size and warmup_passes = 0, or '
-                    'weights alone (teacher.weighting = "loss")'
-                )
-            if teacher.config.importance == "learnability":
-                logger.warning(
-                    f"An example is trained {visits:.2g} times in this run: learnability needs two readings of its "
-                    "loss and falls back to the loss itself"
-                )
-        if teacher.config.strategy == "hard" and teacher.config.weighting == "inverse_probability":
-            logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor

@@ -5,6 +5,7 @@ draws.py        a pool to the selection in force
 candidates.py   what the owners know, brought to the places of a pool
 importance.py   records -> scores
 guards.py       quarantine of what never improves
+advice.py       what a user is told: sizes that do not fit, plans that cannot teach
 schedule.py     progress -> ratio, interval             pure
 strategies.py   scores -> weights                       one function a strategy
 selection.py    scores of all ranks -> exact top-k      collectives, no gather of N

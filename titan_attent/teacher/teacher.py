@@ -15,7 +15,6 @@ trained example, in blocks of ``flush_every`` steps; scoring passes only where a
 """
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +25,11 @@ from titan_attent.job_config import TeacherConfig
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.loss_window import neutral_statistics
 from titan_attent.teacher import schedule
+from titan_attent.teacher.advice import check_sizes, warn_below_break_even
 from titan_attent.teacher.audit import Sources
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.ledger import Ledger
 from titan_attent.teacher.strategies import REDRAWN, is_weighted
-
-logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -145,7 +143,8 @@ class Teacher:
         config = self.config
         new_round = not self.selecting or self.pass_index >= self.interval
         if new_round:
-            self._warn_below_break_even()
+            if not self._warned and self.draws.num_draws > 1:
+                self._warned = warn_below_break_even(self.ledger)
             self._start_round(interval=self.plan.interval(step))
             if config.pool_size:
                 self.cursor.take(config.pool_size)
@@ -242,17 +241,6 @@ class Teacher:
         }
         return position | self.draws.audit | self.ledger.metrics()
 
-    def _warn_below_break_even(self) -> None:
-        ledger = self.ledger
-        if not self._warned and self.draws.num_draws > 1 and ledger.break_even_share > ledger.skipped_share + 0.01:
-            self._warned = True
-            logger.warning(
-                f"Teaching costs more compute than it saves: {ledger.skipped_share:.1%} of the examples were skipped, "
-                f"{ledger.break_even_share:.1%} pay for scoring, selecting and exchanging. Lower the ratios, score "
-                'less often (teacher.scoring = "forward_once" or "train", a longer interval), or take it as the price '
-                "of better examples"
-            )
-
     # -- checkpoint -----------------------------------------------------------------------------------------------
 
     _POSITION = ("round", "pass_index", "ratio", "interval", "annealing", "num_batches", "selecting")
@@ -283,17 +271,3 @@ class Teacher:
         if self.buffer.window is not None:
             self.buffer.window.load_state_dict(state["window"])
         self._pass = None
-
-
-def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
-    """Refuse a batch that the data set, or a pool that either of them does not fit."""
-    if batch_size > num_examples:
-        raise ValueError(
-            f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
-            "write more data, or lower training.global_batch_size or training.seq_len"
-        )
-    if config.pool_size and not batch_size <= config.pool_size <= num_examples:
-        raise ValueError(
-            f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
-            f"set ({num_examples} examples), or 0 for the whole of it"
-        )

@@ -1,0 +1,71 @@
+"""What a user is told: sizes that do not fit, plans that cannot teach, teaching that costs more than it saves."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from titan_attent.job_config import TeacherConfig
+from titan_attent.teacher.ledger import Ledger
+
+if TYPE_CHECKING:
+    from titan_attent.teacher.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
+    """Refuse a batch that the data set, or a pool that either of them does not fit."""
+    if batch_size > num_examples:
+        raise ValueError(
+            f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
+            "write more data, or lower training.global_batch_size or training.seq_len"
+        )
+    if config.pool_size and not batch_size <= config.pool_size <= num_examples:
+        raise ValueError(
+            f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
+            f"set ({num_examples} examples), or 0 for the whole of it"
+        )
+
+
+def log_plan(teacher: "Teacher", *, total_steps: int) -> None:
+    """Log what a run of ``total_steps`` will do, and warn where it will not teach."""
+    config, plan = teacher.config, teacher.plan
+    logger.info(
+        f"Teacher: {config.strategy}, {teacher.num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
+        f"again from step {plan.anneal_start + 1} of {total_steps}"
+    )
+    if config.strategy == "uniform":
+        return
+    if plan.warmup_steps >= plan.anneal_start:
+        logger.warning(
+            f"The teacher never selects: its warm-up of {config.warmup_passes} full passes takes {plan.warmup_steps} "
+            f"steps and the last part on the full data starts at {plan.anneal_start}. Train for more steps, or lower "
+            "teacher.warmup_passes or teacher.anneal_fraction"
+        )
+    visits = total_steps * teacher.batch_size / teacher.num_examples
+    if visits <= 1 and config.strategy != "random":
+        if config.scoring == "train":
+            logger.warning(
+                f"An example is trained {visits:.2g} times in this run: its loss of training comes too late to choose "
+                'it by. Use teacher.scoring = "forward" with a teacher.pool_size and warmup_passes = 0, or weights '
+                'alone (teacher.weighting = "loss")'
+            )
+        if config.importance == "learnability":
+            logger.warning(
+                f"An example is trained {visits:.2g} times in this run: learnability needs two readings of its loss "
+                "and falls back to the loss itself"
+            )
+    if config.strategy == "hard" and config.weighting == "inverse_probability":
+        logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
+
+
+def warn_below_break_even(ledger: Ledger) -> bool:
+    """Warn, and return True, if what was skipped so far does not pay for the teacher."""
+    below = ledger.break_even_share > ledger.skipped_share + 0.01
+    if below:
+        logger.warning(
+            f"Teaching costs more compute than it saves: {ledger.skipped_share:.1%} of the examples were skipped, "
+            f"{ledger.break_even_share:.1%} pay for scoring, selecting and exchanging. Lower the ratios, score less "
+            'often (teacher.scoring = "forward_once" or "train", a longer interval), or take it as the price of better '
+            "examples"
+        )
+    return below
