@@ -27,7 +27,7 @@ part() { # NAME SECONDS ARGUMENTS...: one benchmark with a limit of its own
 
 part loss 120 loss.py
 part exchange 60 exchange.py
-part sync 120 step_time.py --forbid-sync --variants soft threshold
-part step_time 230 step_time.py --variants uniform soft threshold
+part sync 120 step_time.py --forbid-sync --variants "soft, gradient" reweighting
+part step_time 230 step_time.py --rounds 15 --variants uniform soft reweighting
 part selection 60 selection.py
 exit $failed

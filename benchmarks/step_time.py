@@ -11,6 +11,7 @@ from the same token shards, in order.
     uniform              the control: torchtitan's loss; teacher and ledger beside it
     soft                 ratio 1: per-example weighted loss, buffer, weights of a draw; everything is trained
     soft, gradient       the same, with the functional gradient measured
+    reweighting          everything is trained, with weights by the loss within the step (Sow et al.)
     threshold            InfoBatch's weights
 
 Steps inside a pass are timed: what a new pass costs is benchmarks/selection.py's. CPU: torchtitan's "debugmodel", fp32,
@@ -67,6 +68,7 @@ VARIANTS = {
         *("--teacher.strategy", "soft", *RATIO_1, *TEACHING),
         *("--teacher.importance", "functional_gradient"),
     ],
+    "reweighting": ["--teacher.strategy", "random", "--teacher.weighting", "loss", *RATIO_1, *TEACHING],
     "threshold": ["--teacher.strategy", "threshold", *TEACHING],
 }
 
@@ -220,9 +222,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="sequences of a process and step")
     parser.add_argument("--seq-len", type=int, help="default 2048 on a GPU, 128 on CPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=["uniform", "soft", "soft, gradient", "reweighting"]
+    )
     parser.add_argument("--block", type=int, default=4, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=25, help="turns of each")
     parser.add_argument("--warmup", type=int, default=20, help="steps of each before its first turn")
     parser.add_argument("--forbid-sync", action="store_true", help="check for host syncs in teaching steps; GPU only")
     parser.add_argument("--output", type=Path, help="JSON file")
