@@ -91,13 +91,13 @@ CELLS: dict[int, dict[str, Settings]] = {
         "qwen3 experts, EP": batch(4) | model("qwen3", "moe") | EP,
     },
     4: {
-        "HSDP": batch(2) | degrees(data_parallel_replicate=2, data_parallel_shard=2),
+        "HSDP, selective AC": batch(2) | SELECTIVE_AC | degrees(data_parallel_replicate=2, data_parallel_shard=2),
         "FSDP + PP": batch(4) | PP | {"checkpoint.enable": True},
         "FSDP + TP, resumed from FSDP + PP": batch(4) | TP | {"checkpoint.enable": True, "folder": "FSDP + PP"},
         "HSDP + CP": batch(4) | CP | VALIDATED | degrees(data_parallel_replicate=2, data_parallel_shard=1),
-        "TP + PP": batch(8) | TP | PP | SCORED | VALIDATED,
-        "TP + CP": batch(8) | TP | CP | SCORED | VALIDATED,
-        "PP + CP": batch(8) | PP | CP | SCORED | VALIDATED,
+        "TP + PP, full AC": batch(8) | TP | PP | FULL_AC | SCORED | VALIDATED,
+        "TP + CP, selective AC": batch(8) | TP | CP | SELECTIVE_AC | SCORED | VALIDATED,
+        "PP + CP, full AC": batch(8) | PP | CP | FULL_AC | SCORED | VALIDATED,
         "llama4, HSDP + EP": batch(2)
         | model("llama4")
         | EP
