@@ -15,6 +15,7 @@ import torch
 
 from titan_attent.data.shards import TokenDataset
 from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.job_config import TeacherConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +24,9 @@ else:
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 corpora: Any = import_module("corpora")
-convergence: Any = import_module("convergence")
+rules: Any = import_module("convergence_rules")
+runs: Any = import_module("convergence_runs")
+table: Any = import_module("convergence_table")
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 N, L = 6144, 96
@@ -173,7 +176,7 @@ def test_the_table_pairs_seeds_with_the_control() -> None:
         *(result("hard", "clean", seed, loss) for seed, loss in ((0, 2.5), (2, 3.4))),
         result("excess_loss", "junk", 1, 3.3, step_equivalents=664.0, reference_step_equivalents=300),
     ]
-    header, _, *lines = convergence.make_table(results).split("\n")
+    header, _, *lines = table.make_table(results).split("\n")
     assert header == "| rule | clean | junk | step-equivalents | seconds | of them scoring |"
     control, spread = f"3.300 ± {statistics.stdev((3.0, 3.2, 3.7)):.3f}", f"{0.9 / math.sqrt(2):.3f}"
     assert lines == [
@@ -184,15 +187,31 @@ def test_the_table_pairs_seeds_with_the_control() -> None:
 
 
 def test_without_results_the_table_is_empty() -> None:
-    assert convergence.make_table([]).count("\n") == 1
+    assert table.make_table([]).count("\n") == 1
+    assert table.make_shares([]) == ""
 
 
-@pytest.mark.parametrize("name", convergence.RULES)
+def test_the_share_won_back_counts_the_seeds_that_all_have() -> None:
+    results = [
+        *(result("uniform", "clean", seed, loss) for seed, loss in enumerate((3.0, 3.2))),
+        *(result("uniform", "junk", seed, loss) for seed, loss in enumerate((3.5, 3.9, 9.0))),
+        *(result("hard", "junk", seed, loss) for seed, loss in enumerate((3.6, 3.8, 9.0))),
+        *(result("soft", "junk", seed, loss) for seed, loss in ((1, 3.55), (2, 1.0))),
+        result("random", "clean", 0, 3.0),
+    ]
+    header, _, *lines = table.make_shares(results).split("\n")
+    assert header == "| rule | junk |"
+    # (3.5 + 3.9 - 3.6 - 3.8) / (3.5 + 3.9 - 3.0 - 3.2); (3.9 - 3.55) / (3.9 - 3.2)
+    assert lines == ["| hard | 0% |", "| soft | 50% |"]
+
+
+@pytest.mark.parametrize("name", rules.RULES)
 def test_every_rule_validates_at_its_last_step(name: str) -> None:
     for steps in (600, 100, 20, 2):
-        task = convergence.rule_task("junk", name, 3, steps=steps, lr=1e-3)
-        config = tomllib.loads(convergence.to_toml(task.config))
+        task = rules.rule_task("junk", name, 3, steps=steps, lr=1e-3)
+        config = tomllib.loads(runs.to_toml(task.config))
         assert config == task.config
+        TeacherConfig(**config["teacher"]).validate()
         assert task.steps % config["validation"]["freq"] == 0 and task.steps % config["metrics"]["log_freq"] == 0
         if steps >= 100:
             assert 50 <= config["validation"]["freq"] <= 100
@@ -200,45 +219,24 @@ def test_every_rule_validates_at_its_last_step(name: str) -> None:
         assert {config[section]["seed"] for section in ("data", "teacher", "debug")} == {3}
 
 
-def test_a_rule_that_the_package_lacks_is_named() -> None:
-    def why(**teacher: Any) -> str:
-        return convergence.why_not_available(convergence.Rule(about="", teacher=teacher))
-
-    assert why(strategy="hard") == why() == ""
-    assert why(strategy="hard", patience=3) == "[teacher] has no patience"
-    assert "'clairvoyant' is unknown" in why(strategy="clairvoyant")
-
-
 def test_a_finished_run_is_kept_and_another_is_refused(tmp_path: Path) -> None:
-    task = convergence.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
-    assert convergence.load_result(tmp_path, task) is None
+    task = rules.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
+    assert runs.load_result(tmp_path, task) is None
     path = tmp_path / "runs" / "junk" / "hard" / "seed-0" / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"config": task.config}))
-    assert convergence.run_tasks(tmp_path, [task], jobs=1) == []  # starts nothing
-    other = convergence.rule_task("junk", "hard", 0, steps=600, lr=2e-3)
+    assert runs.run_tasks(tmp_path, [task], jobs=1) == []  # starts nothing
+    other = rules.rule_task("junk", "hard", 0, steps=600, lr=2e-3)
     with pytest.raises(ValueError, match="{'optimizer.lr': 0.001}, where {'optimizer.lr': 0.002} is asked for"):
-        convergence.run_tasks(tmp_path, [other], jobs=1)
-
-
-def test_scoring_is_charged() -> None:
-    def scored(last: dict[str, float], **teacher: Any) -> int:
-        return convergence.num_scored(teacher, last, num_examples=100)
-
-    assert scored({"teacher/round": 4.0}) == 0
-    assert scored({"teacher/round": 4.0, "ledger/examples_scored": 250.0}) == 250
-    if not convergence.why_not_available(convergence.RULES["learnability"]):
-        assert scored({"teacher/round": 4.0}, scoring="forward") == 400
-        assert scored({"teacher/round": 4.0}, scoring="forward_once") == 100
-        assert scored({"teacher/round": 0.0}, scoring="forward_once") == 0
+        runs.run_tasks(tmp_path, [other], jobs=1)
 
 
 def test_the_kinds_that_were_trained_after_the_first_pass(tmp_path: Path) -> None:
-    task = convergence.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
+    task = rules.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
     kinds, trace = tmp_path / "corpora" / "junk", tmp_path / task.folder / "teacher"
     kinds.mkdir(parents=True)
     trace.mkdir(parents=True)
     np.save(kinds / "row_kinds.npy", np.array([0, 1, 2, 3, 0], np.uint8))
     steps = [[1, 1]] * (N // 32) + [[0, 4], [2, 0], [0, 3], [0, 0]]
     (trace / "trace.jsonl").write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in steps))
-    assert convergence.trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}
+    assert runs.trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}
