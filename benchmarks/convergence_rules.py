@@ -111,8 +111,8 @@ RULES = {
 }
 
 REFERENCE_STEPS = 1.0
-"""Of the reference model, as a multiple of ``--steps``. A reference of half as many steps is overtaken by the learner half
-way through; from then on clean rows and shuffled ones look alike to it, and junk comes back (docs/convergence.md)."""
+"""Of the reference model, as a multiple of ``--steps``. Where the learner overtakes it, clean and shuffled rows
+look alike to it, and junk comes back (docs/convergence.md)."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
