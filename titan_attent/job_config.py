@@ -5,9 +5,9 @@ imports neither torch nor torchtitan, so the plain-PyTorch parts use the same da
 ``from __future__ import annotations``: with string annotations ConfigManager replaces sections instead of merging them.
 """
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from titan_attent.config_checks import check_number, check_one_of
 
 IMPORTANCES = ("loss", "functional_gradient", "excess_loss", "learnability", "attainment")
 
@@ -164,31 +164,31 @@ class TeacherConfig:
 
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-        _one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
-        _one_of("importance", self.importance, IMPORTANCES)
-        _one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
-        _one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
-        _one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
-        _one_of("normalization", self.normalization, ("softmax", "sigmoid"))
-        _one_of("weighting", self.weighting, ("none", "inverse_probability", "loss"))
-        _number("initial_ratio", self.initial_ratio, above=0, at_most=1)
-        _number("final_ratio", self.final_ratio, above=0, at_most=1)
-        _number("temperature", self.temperature, above=0)
-        _number("min_inclusion_probability", self.min_inclusion_probability, at_least=0, below=1)
-        _number("max_weight", self.max_weight, at_least=1)
-        _number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
-        _number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
-        _number("initial_interval", self.initial_interval, at_least=1, whole=True)
+        check_one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
+        check_one_of("importance", self.importance, IMPORTANCES)
+        check_one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
+        check_one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
+        check_one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
+        check_one_of("normalization", self.normalization, ("softmax", "sigmoid"))
+        check_one_of("weighting", self.weighting, ("none", "inverse_probability", "loss"))
+        check_number("initial_ratio", self.initial_ratio, above=0, at_most=1)
+        check_number("final_ratio", self.final_ratio, above=0, at_most=1)
+        check_number("temperature", self.temperature, above=0)
+        check_number("min_inclusion_probability", self.min_inclusion_probability, at_least=0, below=1)
+        check_number("max_weight", self.max_weight, at_least=1)
+        check_number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
+        check_number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
+        check_number("initial_interval", self.initial_interval, at_least=1, whole=True)
         least = (
             self.initial_interval if self.interval_schedule == "incremental" else 1
         )  # the fixed one does not read it
-        _number("max_interval", self.max_interval, at_least=least, whole=True)
-        _number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
-        _number("pool_size", self.pool_size, at_least=0, whole=True)
-        _number("loss_chunks", self.loss_chunks, at_least=1, whole=True)
-        _number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
-        _number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
-        _number("seed", self.seed, whole=True)
+        check_number("max_interval", self.max_interval, at_least=least, whole=True)
+        check_number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
+        check_number("pool_size", self.pool_size, at_least=0, whole=True)
+        check_number("loss_chunks", self.loss_chunks, at_least=1, whole=True)
+        check_number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
+        check_number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
+        check_number("seed", self.seed, whole=True)
         if self.importance == "excess_loss" and not self.reference_path:
             raise ValueError(
                 '[teacher] importance = "excess_loss" needs reference_path: the folder of reference losses, written by '
@@ -227,45 +227,3 @@ class JobConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-
-
-def closest(word: str, choices: Iterable[str]) -> str:
-    """'; did you mean "x"?' when ``word`` looks like a slip of one of ``choices``, else an empty string."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""
-
-
-def _one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        listed = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"[teacher] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
-
-
-def _number(
-    key: str,
-    value: object,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-    whole: bool = False,
-) -> None:
-    kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
-    if good:
-        assert isinstance(value, (int, float))
-        good = (
-            (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
-        )
-    if not good:
-        bounds = [
-            f"{text} {bound}"
-            for text, bound in (("above", above), ("at least", at_least), ("below", below), ("at most", at_most))
-            if bound is not None
-        ]
-        kind = "a whole number" if whole else "a number"
-        raise ValueError(f"[teacher] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}")

@@ -15,40 +15,16 @@ depend on the number of ranks. A non-finite loss never enters: its visit counts,
 ``num_nonfinite``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from titan_attent.loss_records import NEVER, Records, bits_of, floats_of
 from titan_attent.loss_window import FLUSH_EVERY, LossWindow
 from titan_attent.sharding import ExampleSharding
-
-NEVER = -1
-"""Step of an example that has no loss yet."""
-
-
-@dataclass(frozen=True)
-class Records:
-    """What is known of this rank's examples of ``sharding``: each a tensor [num_local], as in :class:`LossBuffer`.
-
-    ``gradient`` is None unless functional gradients are recorded.
-    """
-
-    sharding: ExampleSharding
-    loss: Tensor
-    step: Tensor
-    first_loss: Tensor
-    first_step: Tensor
-    visits: Tensor
-    gradient: Tensor | None = None
-
-    def moved(self, move: Callable[[list[Tensor]], list[Tensor]], sharding: ExampleSharding) -> "Records":
-        """The records after ``move`` took all of their tensors at once to another sharding."""
-        tensors = [self.loss, self.step, self.first_loss, self.first_step, self.visits]
-        return Records(sharding, *move(tensors + ([] if self.gradient is None else [self.gradient])))
 
 
 class LossBuffer:
@@ -171,11 +147,11 @@ class LossBuffer:
             )
         ids = example_ids.to(self.device, torch.int64)
         # int64 rows: id, step | loss bits[, gradient bits]. Floats keep their exact fp32 bits.
-        rows = [ids, _bits(losses, self.device) | (step << 32)]
+        rows = [ids, bits_of(losses, self.device) | (step << 32)]
         if "gradient" in self._state:
             if gradients is None:
                 raise ValueError("this buffer keeps functional gradients: record them with gradients=")
-            rows.append(_bits(gradients, self.device))
+            rows.append(bits_of(gradients, self.device))
         if self._pending and self._pending_kind[1] != trained:
             self.flush()
         self._pending.append(torch.stack(rows))
@@ -212,7 +188,7 @@ class LossBuffer:
         rows = gathered.transpose(0, 1).flatten(1)
         rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # (rank, time) -> (step, rank, row)
         if trained and self.window is not None:
-            self.window.write(_floats(rows[1]), step=step)
+            self.window.write(floats_of(rows[1]), step=step)
         self._write(rows, trained=trained)
 
     def _write(self, rows: Tensor, *, trained: bool) -> None:
@@ -223,11 +199,11 @@ class LossBuffer:
         if trained:
             state["visits"].index_add_(0, slot, torch.ones_like(slot, dtype=torch.int32))
 
-        finite = torch.isfinite(_floats(rows[1:])).all(dim=0)
+        finite = torch.isfinite(floats_of(rows[1:])).all(dim=0)
         self._num_nonfinite += (~finite & (ids < self.sharding.num_examples)).sum()
         slot, order = torch.sort(torch.where(finite, slot, trash), stable=True)
         rows = rows[:, order]
-        steps, losses = (rows[1] >> 32).to(torch.int32), _floats(rows[1])
+        steps, losses = (rows[1] >> 32).to(torch.int32), floats_of(rows[1])
         # Equal slots are neighbours now: the first and the last of each run are the only writers, so no two writes
         # of one index_copy meet except in the trash slot.
         starts = torch.ones_like(finite)
@@ -242,7 +218,7 @@ class LossBuffer:
         state["loss"].index_copy_(0, last, losses)
         state["step"].index_copy_(0, last, steps)
         if "gradient" in state:
-            state["gradient"].index_copy_(0, last, _floats(rows[2]))
+            state["gradient"].index_copy_(0, last, floats_of(rows[2]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shards as ``Shard(0)`` DTensors over N (plain tensors without a mesh), sharing memory with the buffer.
@@ -263,13 +239,3 @@ class LossBuffer:
                     f"{tuple(tensor.shape)}: resume with the data and seq_len that the checkpoint was written with"
                 )
             tensor.copy_(source)
-
-
-def _bits(values: Tensor, device: torch.device) -> Tensor:
-    """fp32 bits of ``values`` in the low half of an int64: a copy, as the next step may overwrite the source."""
-    return values.detach().to(device, torch.float32).view(torch.int32).long() & 0xFFFFFFFF
-
-
-def _floats(packed: Tensor) -> Tensor:
-    """The fp32 values whose bits are the low halves of ``packed``."""
-    return packed.to(torch.int32).view(torch.float32)

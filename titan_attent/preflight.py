@@ -25,10 +25,10 @@ from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
+from titan_attent.config_checks import closest
 from titan_attent.data.loader import check_geometry, geometry_of
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.job_config import closest
 from titan_attent.parallelism import check_parallelism
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.advice import check_sizes

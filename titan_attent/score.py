@@ -12,125 +12,32 @@ equal padded batches of ``validation.local_batch_size`` rows, so that every rank
 Cost: a forward pass over the data; one gather of a part's losses (4 bytes an example) and one host sync a part.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, cast
 
 import titan_attent.compat  # noqa: F401
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.checkpoint import MODEL
 from torchtitan.config import JobConfig
-from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
+from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 from tqdm import tqdm
 
 from titan_attent import preflight
 from titan_attent.data.loader import Batch, TeachingLoader, read_batches
-from titan_attent.data.shards import TokenDataset
-from titan_attent.job_config import TeacherConfig
 from titan_attent.loss import per_example_cross_entropy
-from titan_attent.reference import PART_SIZE, ReferenceWriter, Scoring
+from titan_attent.reference_writer import PART_SIZE, ReferenceWriter
+from titan_attent.score_checks import check_scoring, check_weights, scoring_config, scoring_of
 from titan_attent.sharding import ExampleSharding
 from titan_attent.train import arguments, parse
 from titan_attent.train_spec import attent_spec
-
-
-def scoring_config(job_config: JobConfig) -> JobConfig:
-    """The same object, without what a run is for: its teacher, batch, checkpoints and logs."""
-    # The importance may well be excess_loss already, whose reference does not exist yet.
-    job_config.teacher = TeacherConfig(reference_path=job_config.teacher.reference_path)
-    job_config.training.local_batch_size, job_config.training.global_batch_size = 1, -1
-    job_config.validation.enable = False
-    # The manager would load the run's own latest checkpoint instead of the one it is told; it holds the model only.
-    job_config.checkpoint.enable = False
-    job_config.metrics.enable_tensorboard = job_config.metrics.enable_wandb = False
-    job_config.activation_checkpoint.mode = "none"  # there is no backward
-    job_config.job.save_config_file = None
-    job_config.comm.trace_buf_size = 0  # else a folder for traces is made in the run's
-    return job_config
-
-
-def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> None:
-    """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
-    folder = job_config.teacher.reference_path
-    if not folder:
-        raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
-    check_checkpoint(job_config.checkpoint.initial_load_path)
-    preflight.check_run(job_config, spec, world_size=world_size)
-    if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
-        raise ValueError(
-            "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
-            "--parallelism.tensor_parallel_degree 1, and so on for pipeline and context"
-        )
-    if (batch_size := job_config.validation.local_batch_size) < 1:
-        raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
-    dataset = TokenDataset(job_config.data.path, seq_len=job_config.training.seq_len)
-    ReferenceWriter(folder, scoring=scoring_of(job_config, dataset), part_size=PART_SIZE)
-
-
-def check_checkpoint(path: str | None) -> None:
-    """Refuse what is not a finished DCP checkpoint."""
-    if not path:
-        raise ValueError(
-            "[checkpoint] initial_load_path is empty: give the step folder of the checkpoint that scores, such as "
-            "outputs/checkpoint/step-1000"
-        )
-    folder = Path(path)
-    if (folder / ".metadata").is_file():
-        return
-    steps = [*folder.glob("step-*/.metadata"), *folder.glob("*/step-*/.metadata")]
-    if steps:
-        latest = max((file.parent for file in steps), key=lambda step: (len(step.name), step.name))
-        what = f"holds checkpoints but is none: give one of them, such as {latest}"
-    elif not folder.is_dir():
-        what = "does not exist: check the path"
-    elif any(folder.glob("*.safetensors*")):
-        what = "is in safetensors format: load it into torchtitan and save it there, and give that step folder"
-    else:
-        what = "is no DCP checkpoint, or was never finished (no .metadata in it): give a step folder of torchtitan's"
-    raise ValueError(f"[checkpoint] initial_load_path = {path} {what}")
-
-
-def check_weights(weights: dict[str, Tensor], path: str) -> None:
-    """Refuse a checkpoint of another model than has ``weights``: other names, more layers, or other shapes."""
-    metadata: dict[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
-    here = {name: list(weight.shape) for name, weight in weights.items()}
-    modules = {name.partition(".")[0] for name in here}
-    # Beside the model's, a full checkpoint holds the optimizer's and others', each under a name of its own.
-    there = {name: list(meta.size) for name, meta in metadata.items() if name.partition(".")[0] in modules}
-    differing = [
-        f"{name} is {here.get(name, 'absent')} here and {there.get(name, 'absent')} there"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"the checkpoint {path} is of another model: {'; '.join(differing[:3])} (of {len(differing)} differences). "
-            "Set [model] name and flavor to what it was trained with"
-        )
-
-
-def scoring_of(job_config: JobConfig, dataset: TokenDataset) -> Scoring:
-    """What decides the losses; the reference keeps it."""
-    path = Path(job_config.checkpoint.initial_load_path).resolve()
-    return Scoring(
-        data_fingerprint=dataset.shards.fingerprint,
-        seq_len=dataset.seq_len,
-        num_examples=len(dataset),
-        model=f"{job_config.model.name} {job_config.model.flavor}",
-        precision=job_config.training.mixed_precision_param,
-        checkpoint=str(path),
-        checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),
-    )
 
 
 class ReferenceScorer(Trainer):

@@ -22,10 +22,10 @@ from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
+from titan_attent.config_checks import closest
 from titan_attent.data.loader import build_teaching_dataloader
 from titan_attent.data.shards import TokenShards
 from titan_attent.data.tokenizer import Tokenizer
-from titan_attent.job_config import closest
 from titan_attent.loss import WeightedLoss, build_weighted_loss
 from titan_attent.loss_chunked import build_chunked_loss
 from titan_attent.loss_parallel import build_vocab_parallel_loss

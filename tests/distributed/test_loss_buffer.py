@@ -8,7 +8,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from distributed.spawn import run_on_ranks
 
-from titan_attent.loss_buffer import NEVER, LossBuffer
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_records import NEVER
 from titan_attent.loss_window import LossWindow
 
 FIELDS = ("loss", "step", "first_loss", "first_step", "visits", "gradient")

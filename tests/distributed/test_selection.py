@@ -7,7 +7,7 @@ from distributed.spawn import run_on_ranks
 from references import plain_inverse_weights, plain_top_k
 
 from titan_attent.data.order import SelectedPlaces
-from titan_attent.loss_buffer import NEVER, Records
+from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
 from titan_attent.teacher.selection import (

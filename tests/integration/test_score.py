@@ -17,7 +17,7 @@ from launch import kill_when, launch, read_weights, run, start, write_config
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent import score
+from titan_attent import score, score_checks
 from titan_attent.data.shards import TokenDataset
 from titan_attent.reference import ReferenceLosses
 from titan_attent.train_spec import attent_spec
@@ -217,5 +217,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    score.PART_SIZE = PART_SIZE
+    score.PART_SIZE = score_checks.PART_SIZE = PART_SIZE
     score.main()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_attent.loss_buffer import NEVER, Records
+from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from titan_attent.job_config import TeacherConfig, closest
+from titan_attent.config_checks import closest
+from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.importance import IMPORTANCES
 
 NAN, INF = float("nan"), float("inf")

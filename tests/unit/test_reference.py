@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from titan_attent import reference
-from titan_attent.reference import ReferenceLosses, ReferenceWriter, Scoring
+from titan_attent import reference_writer
+from titan_attent.reference import ReferenceLosses, Scoring
+from titan_attent.reference_writer import ReferenceWriter
 
 SCORING = Scoring(
     data_fingerprint="f00d",
@@ -278,9 +279,9 @@ def test_a_crash_at_any_write_leaves_no_half_reference(
         return step
 
     with monkeypatch.context() as patched:
-        patched.setattr(reference, "write_atomically", dying(reference.write_atomically))
-        patched.setattr(reference.os, "fsync", dying(reference.os.fsync))
-        patched.setattr(reference.shutil, "rmtree", dying(reference.shutil.rmtree))
+        patched.setattr(reference_writer, "write_atomically", dying(reference_writer.write_atomically))
+        patched.setattr(reference_writer.os, "fsync", dying(reference_writer.os.fsync))
+        patched.setattr(reference_writer.shutil, "rmtree", dying(reference_writer.shutil.rmtree))
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, part_size=12)
     if (tmp_path / "reference.json").exists():

@@ -20,8 +20,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import format, writer
-from titan_attent.data.documents import START, Document, list_files, parse_inputs, read_documents
+from titan_attent.data import encode, format, writer
+from titan_attent.data.documents import START, Document, read_documents
+from titan_attent.data.inputs import list_files, parse_inputs
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from titan_attent.data.writer import Summary, main, write_dataset
@@ -130,7 +131,7 @@ def test_neither_threads_nor_chunks_change_a_byte(
     source: Path, ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(source, tmp_path / "one", ranks, shard_tokens=500, num_threads=1)
-    monkeypatch.setattr(writer, "CHUNK_CHARACTERS", 40)
+    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 40)
     write(source, tmp_path / "many", ranks, shard_tokens=500, num_threads=7)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
@@ -214,7 +215,7 @@ def test_training_reads_the_first_bytes(tmp_path: Path) -> None:
 
 
 def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 10)
     taken = count()
 
     def documents() -> Iterator[Document]:
@@ -222,7 +223,7 @@ def test_reading_ahead_is_bounded(ranks: str, monkeypatch: pytest.MonkeyPatch) -
             next(taken)
             yield Document("default", "x" * 10, START, 0)
 
-    encoded = writer._encode(documents(), tokenizer=load_tokenizer(ranks), num_threads=2)
+    encoded = encode.encode_documents(documents(), tokenizer=load_tokenizer(ranks), num_threads=2)
     next(encoded)
     assert next(taken) <= 6
     encoded.close()

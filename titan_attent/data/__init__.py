@@ -1,8 +1,11 @@
 """The way of the data, from documents to the ids of a step.
 
+    inputs.py      NAME=PATH -> files              of named data sources
+         |
     documents.py   files -> documents              one JSON line, parquet row or text file each
          |
     tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (ranks.py)
+         |                                         encode.py: many documents at a time
          |
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py)
          |

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.documents import START, Cursor, InputFile
+from titan_attent.data.documents import START, Cursor
 from titan_attent.data.format import (
     DEFAULT_SOURCE,
     INDEX_FILE,
@@ -26,6 +26,7 @@ from titan_attent.data.format import (
     token_dtype,
     write_atomically,
 )
+from titan_attent.data.inputs import InputFile
 
 
 @dataclass

@@ -9,16 +9,14 @@ end of a document at which it holds ``shard_tokens``, and before a document of a
 records what was consumed, so that a killed run loses one shard of work at most, and the same command ends in the same
 bytes as an uninterrupted run.
 
-Cost: memory for three chunks of documents a thread (or the longest documents); every token is hashed and written once.
+Cost: the memory of encode.py; every token is hashed and written once.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,15 +25,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from titan_attent.data.documents import TEXT_EXTENSIONS, Document, list_files, parse_inputs, read_documents
+from titan_attent.data.documents import read_documents
+from titan_attent.data.encode import Encoded, encode_documents
 from titan_attent.data.format import DEFAULT_SOURCE, PROGRESS_FILE, ShardWriter, token_dtype, write_index
+from titan_attent.data.inputs import TEXT_EXTENSIONS, list_files, parse_inputs
 from titan_attent.data.progress import Progress, check_output, locked, resume, run_arguments
 from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
-
-CHUNK_CHARACTERS = 2**18
-"""What a thread encodes at a time: some 20 ms of work, against microseconds to hand it over."""
-
-Encoded = tuple[Document, np.ndarray | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +66,7 @@ def write_dataset(
 
     Args:
         inputs: .jsonl, .jsonl.gz, .parquet or text files, or folders of files with one of ``extensions``; a string may
-            be a pattern, and name the data source in front, ``NAME=PATH`` (:func:`~.documents.parse_inputs`). Without a
+            be a pattern, and name the data source in front, ``NAME=PATH`` (:func:`~.inputs.parse_inputs`). Without a
             name it is ``default``. Inputs stay in their order; neighbours of one name are one stretch of that source.
         output: the folder to write, made if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which learns one from the
@@ -120,7 +115,7 @@ def write_dataset(
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
             disable=not progress,
         )
-        with bar, closing(_encode(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
+        with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
             _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar)
         if not state.num_documents:
             (folder / PROGRESS_FILE).unlink()
@@ -144,42 +139,6 @@ def write_dataset(
         tokens_per_second=(index.num_tokens - num_tokens_before) / (time.perf_counter() - started),
         fingerprint=index.fingerprint,
     )
-
-
-def _encode(documents: Iterable[Document], *, tokenizer: Tokenizer, num_threads: int) -> Generator[Encoded]:
-    """Every document with its ids and eos, uint32 [T] (None if it is not text), in order."""
-    eos = np.array([tokenizer.eos_id], dtype=np.uint32)
-
-    def encode(chunk: list[Document]) -> list[Encoded]:
-        return [
-            (document, None if document.text is None else np.append(tokenizer.encode_to_array(document.text), eos))
-            for document in chunk
-        ]
-
-    pool = ThreadPoolExecutor(num_threads)
-    pending: deque[Future[list[Encoded]]] = deque()
-    try:
-        for chunk in _chunks(documents):
-            pending.append(pool.submit(encode, chunk))
-            if len(pending) > 2 * num_threads:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    num_characters = 0
-    for document in documents:
-        chunk.append(document)
-        num_characters += len(document.text or "")
-        if num_characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, num_characters = [], 0
-    if chunk:
-        yield chunk
 
 
 def _write_shards(

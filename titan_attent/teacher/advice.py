@@ -1,4 +1,4 @@
-"""What a user is told: sizes that do not fit, plans that cannot teach, teaching that costs more than it saves."""
+"""What a user is told: sizes and parts that do not fit, plans that cannot teach, teaching that does not pay."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -24,6 +24,18 @@ def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) ->
             f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
             f"set ({num_examples} examples), or 0 for the whole of it"
         )
+
+
+def check_parts(config: TeacherConfig, *, score: object, reference: object, vocab_size: object, window: object) -> None:
+    """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
+    if config.scoring != "train" and score is None:
+        raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
+    if config.importance == "excess_loss" and reference is None:
+        raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
+    if config.importance == "attainment" and vocab_size is None:
+        raise ValueError('importance = "attainment" compares with a blind guess: give `vocab_size`')
+    if config.weighting == "loss" and window is None:
+        raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
 
 
 def log_plan(teacher: "Teacher", *, total_steps: int) -> None:

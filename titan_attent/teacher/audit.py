@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from titan_attent.loss_buffer import NEVER, Records
+from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.importance import effective_share, fixed_point_sums, kth_largest
 

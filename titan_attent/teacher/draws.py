@@ -14,7 +14,8 @@ from torch import Tensor
 
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import NEVER, LossBuffer
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.loss_records import NEVER
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher import schedule
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores, audit_sources

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_attent.loss_buffer import Records
+from titan_attent.loss_records import Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import kth_largest

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_attent.loss_buffer import NEVER, Records
+from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.selection import kth_largest_key, ordered_keys, score_of_key
 

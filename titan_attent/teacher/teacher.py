@@ -25,7 +25,7 @@ from titan_attent.job_config import TeacherConfig
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.loss_window import neutral_statistics
 from titan_attent.teacher import schedule
-from titan_attent.teacher.advice import check_sizes, warn_below_break_even
+from titan_attent.teacher.advice import check_parts, check_sizes, warn_below_break_even
 from titan_attent.teacher.audit import Sources
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.ledger import Ledger
@@ -75,14 +75,7 @@ class Teacher:
         self.batch_size, self.data_seed = batch_size, data_seed
         self.score, self.on_decision, self.on_quarantine = score, on_decision, on_quarantine
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
-        if config.scoring != "train" and score is None:
-            raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
-        if config.importance == "excess_loss" and reference is None:
-            raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
-        if config.importance == "attainment" and vocab_size is None:
-            raise ValueError('importance = "attainment" compares with a blind guess: give `vocab_size`')
-        if config.weighting == "loss" and buffer.window is None:
-            raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
+        check_parts(config, score=score, reference=reference, vocab_size=vocab_size, window=buffer.window)
         self.draws = Draws(
             buffer, config, batch_size=batch_size, reference=reference, vocab_size=vocab_size, sources=sources
         )

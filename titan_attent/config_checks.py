@@ -1,0 +1,46 @@
+"""One clear error for a value that a key cannot have."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """'; did you mean "x"?' when ``word`` looks like a slip of one of ``choices``, else an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def check_one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"[teacher] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
+
+
+def check_number(
+    key: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    whole: bool = False,
+) -> None:
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+    if good:
+        assert isinstance(value, (int, float))
+        good = (
+            (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (below is None or value < below)
+            and (at_most is None or value <= at_most)
+        )
+    if not good:
+        bounds = [
+            f"{text} {bound}"
+            for text, bound in (("above", above), ("at least", at_least), ("below", below), ("at most", at_most))
+            if bound is not None
+        ]
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"[teacher] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}")

@@ -1,0 +1,43 @@
+"""What is known of examples: the buffer's tensors of a shard or of a pool, and losses as bits on the wire."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from titan_attent.sharding import ExampleSharding
+
+NEVER = -1
+"""Step of an example that has no loss yet."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is known of this rank's examples of ``sharding``: each a tensor [num_local], as in :class:`LossBuffer`.
+
+    ``gradient`` is None unless functional gradients are recorded.
+    """
+
+    sharding: ExampleSharding
+    loss: Tensor
+    step: Tensor
+    first_loss: Tensor
+    first_step: Tensor
+    visits: Tensor
+    gradient: Tensor | None = None
+
+    def moved(self, move: Callable[[list[Tensor]], list[Tensor]], sharding: ExampleSharding) -> "Records":
+        """The records after ``move`` took all of their tensors at once to another sharding."""
+        tensors = [self.loss, self.step, self.first_loss, self.first_step, self.visits]
+        return Records(sharding, *move(tensors + ([] if self.gradient is None else [self.gradient])))
+
+
+def bits_of(values: Tensor, device: torch.device) -> Tensor:
+    """fp32 bits of ``values`` in the low half of an int64: a copy, as the next step may overwrite the source."""
+    return values.detach().to(device, torch.float32).view(torch.int32).long() & 0xFFFFFFFF
+
+
+def floats_of(packed: Tensor) -> Tensor:
+    """The fp32 values whose bits are the low halves of ``packed``."""
+    return packed.to(torch.int32).view(torch.float32)
