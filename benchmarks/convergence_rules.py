@@ -102,10 +102,10 @@ RULES = {
         teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE},
     ),
     "excess_loss_pools": Rule(
-        about="every step the half of the next 64 rows with the largest loss above that model's, no warm-up",
+        about="every 8 steps the 256 of the next 640 rows with the largest loss above that model's, no warm-up",
         teacher=COMMON
         | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE}
-        | {"scoring": "forward", "pool_size": 2 * BATCH_SIZE, "warmup_passes": 0},
+        | {"scoring": "forward", "pool_size": 20 * BATCH_SIZE, "initial_ratio": 0.4, "warmup_passes": 0},
     ),
     "defaults": Rule(about="[teacher] left empty", teacher={}, by_default=False),
 }
