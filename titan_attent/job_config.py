@@ -150,7 +150,7 @@ class TeacherConfig:
     min_effective_sample_size: float = 0.01
     """
     A pass trains its whole pool, and says so, when the effective sample size of the importances is a smaller share of
-    the pool than this: a handful of examples would rule it. In [0, 1).
+    the pool than this: a handful of examples would rule it. Negative ones count from the lowest. In [0, 1).
     """
 
     shadow: bool = False

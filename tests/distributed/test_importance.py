@@ -15,6 +15,7 @@ from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import (
     IMPORTANCES,
     Known,
+    above_lowest,
     clip_outliers,
     effective_share,
     fixed_point_sums,
@@ -109,6 +110,8 @@ def measure(mesh: Any) -> dict[str, Any]:
         "third": kth_largest(loss, lambda n: 3, where=where, sharding=sharding),
         "none": kth_largest(loss, lambda n: 1, where=torch.zeros_like(where), sharding=sharding),
         "clipped": clip_outliers(loss, sharding=sharding).numpy(),
+        "above": above_lowest(scores["excess_loss"], sharding=sharding).numpy(),
+        "above_positive": above_lowest(loss, sharding=sharding).numpy(),
         "share": effective_share(loss, sharding=sharding),
         "sums": fixed_point_sums(torch.where(where, loss, 0.0), where, sharding=sharding),
         "threshold": {seed: (chosen.numpy(), weights.numpy()) for seed, (chosen, weights) in drawn.items()},
@@ -149,6 +152,16 @@ def test_shares_and_sums_do_not_depend_on_the_ranks(measured: list[dict[str, Any
         )
         assert rank["sums"] == alone["sums"]
         np.testing.assert_allclose(rank["sums"], (known.sum(), (known**2).sum(), len(known)), rtol=1e-4)
+
+
+def test_negative_importances_count_from_the_lowest(measured: list[dict[str, Any]]) -> None:
+    excess = plain_importance("excess_loss").astype(np.float32)
+    lowest = excess[np.isfinite(excess)].min()
+    assert lowest < 0
+    above = np.concatenate([rank["above"] for rank in measured])
+    np.testing.assert_allclose(above, np.where(np.isfinite(excess), excess - lowest, excess), rtol=1e-5, atol=1e-5)
+    for rank in measured:
+        np.testing.assert_array_equal(rank["above_positive"], rank["scores"]["loss"])
 
 
 def test_threshold_leaves_out_half_of_those_below_the_mean(measured: list[dict[str, Any]]) -> None:

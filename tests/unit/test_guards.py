@@ -12,7 +12,7 @@ NUM_EXAMPLES, BATCH = 200, 10
 STUBBORN = (7, 150)  # the two of the top 1%
 
 
-def run(losses_at, *, steps: int, **config) -> tuple[Teacher, list[dict], list[set[int]]]:
+def run(losses_at, *, steps: int, reference=None, **config) -> tuple[Teacher, list[dict], list[set[int]]]:
     """``losses_at(step)``: fp32 [N]. Returns the teacher, what was set aside, and the ids of each selected pass."""
     settings = {"strategy": "hard", "ratio_schedule": "constant", "initial_ratio": 0.5, "max_interval": 1}
     quarantined: list[dict] = []
@@ -21,6 +21,7 @@ def run(losses_at, *, steps: int, **config) -> tuple[Teacher, list[dict], list[s
         TeacherConfig(**settings | {"anneal_fraction": 0.0} | config),
         batch_size=BATCH,
         total_steps=1000,
+        reference=reference,
         on_quarantine=quarantined.append,
     )
     passes: list[set[int]] = []
@@ -94,6 +95,15 @@ def test_a_round_that_a_handful_would_rule_trains_the_whole_pool_and_says_so(cap
     assert "2.00% of the pool, under teacher.min_effective_sample_size = 0.05" in caplog.text
     teacher, _, passes = run(one_rules, steps=30, min_effective_sample_size=0.01)
     assert len(passes[0]) == 100 and teacher.metrics()["teacher/fallback"] == 0.0
+
+
+def test_a_reference_that_was_overtaken_is_no_handful_that_rules():
+    """All but four of 200 excess losses are negative, and differ little: nobody rules the selection of the largest."""
+    losses = torch.linspace(1.0, 1.5, NUM_EXAMPLES)
+    excess = torch.where(torch.arange(NUM_EXAMPLES) < 4, 0.1, -torch.linspace(0.5, 1.0, NUM_EXAMPLES))
+    settings = {"importance": "excess_loss", "reference_path": "given", "min_effective_sample_size": 0.05}
+    teacher, _, passes = run(lambda step: losses, steps=30, reference=losses - excess, **settings)
+    assert passes[0] == set(range(100)) and teacher.metrics()["teacher/fallback"] == 0.0
 
 
 def test_random_subsets_have_no_effective_sample_size_to_fall_under():

@@ -21,7 +21,7 @@ from titan_attent.teacher import schedule
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores, audit_sources
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.guards import Quarantine, Quarantined
-from titan_attent.teacher.importance import Known, clip_outliers, effective_share, importance
+from titan_attent.teacher.importance import Known, above_lowest, clip_outliers, effective_share, importance
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.strategies import Seed, choose
 
@@ -98,9 +98,11 @@ class Draws:
                 scores, records=records, taken_before=taken_before, candidates=candidates
             )
 
-        share = effective_share(clip_outliers(scores, sharding=sharding), sharding=sharding)
+        clipped = clip_outliers(scores, sharding=sharding)
         if ratio is None:
+            share = effective_share(clipped, sharding=sharding)
             ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+        share = effective_share(above_lowest(clipped, sharding=sharding), sharding=sharding)
         falls_back = config.strategy != "random" and share < config.min_effective_sample_size
         if falls_back:
             logger.warning(

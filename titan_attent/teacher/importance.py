@@ -142,6 +142,18 @@ def clip_outliers(scores: Tensor, *, sharding: ExampleSharding) -> Tensor:
     return torch.where(finite, scores.clamp(low, high), scores)
 
 
+def above_lowest(scores: Tensor, *, sharding: ExampleSharding) -> Tensor:
+    """The scores counted from the lowest finite one of all ranks, where that is negative. A collective.
+
+    An excess loss below 0 says that the learner has overtaken the reference there, not that the example counts for
+    nothing: where most are, what is left above 0 is no measure of how many examples would rule a selection.
+    """
+    finite = torch.isfinite(scores)
+    depth = torch.where(finite, -scores, 0.0)
+    deepest = depth.max() if depth.numel() else depth.new_zeros(())
+    return torch.where(finite, scores + sharding.max(deepest.clone().clamp(min=0.0)), scores)
+
+
 def fixed_point_sums(values: Tensor, where: Tensor, *, sharding: ExampleSharding) -> tuple[float, float, int]:
     """Sum, sum of squares and number of the values that count, equal for every number of ranks. A collective.
 
