@@ -51,7 +51,8 @@ class TeacherConfig:
     What makes an example worth teaching (teacher/importance.py).
     - "loss": its last loss. Noise has the highest for ever: for clean or redundant data.
     - "functional_gradient": the norm of softmax - onehot over its tokens, AtteNT's own measure; bounded.
-    - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed.
+    - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed, as long as the
+      learner has not overtaken the reference (``teacher/importance_p99`` below 0).
     - "learnability": loss x how fast it falls; needs no reference, and two readings: ``scoring = "forward_once"``.
     - "attainment": loss x how far it has come from a blind guess, against the median; no reference, one fresh reading:
       ``scoring = "forward"`` or "forward_once".
@@ -75,7 +76,7 @@ class TeacherConfig:
     """
     Candidates of a round: 0 for the whole data set, or the next so many examples of its shuffled order, from one global
     batch on. For training that sees its data about once, with ``scoring = "forward"`` and ``warmup_passes = 0``; global
-    batch / ratio is a selection every step.
+    batch / ratio is a selection every step; a multiple of it chooses better, from scores a few steps old.
     """
 
     scoring_batch_size: int = 0
