@@ -15,6 +15,11 @@ Import this module before anything of torchtitan. Without an accelerator it also
 6. Compiled blocks under tensor parallelism: the embedding hands the first one a sum that is still on its way (torch's
    AsyncCollectiveTensor), whose gradient torch 2.13 then takes for a plain tensor and fails ("no attribute
    '_local_tensor'"; torchtitan's own trainer alike). It is waited for on the stream. Goes when torch mends it.
+7. Pipeline stages of torch 2.11 make their receive buffers at the first call, without gradients if that is a scoring or
+   validation pass, and every training step after it fails ("expecting to send gradients"). They are always made with
+   gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
+8. torch 2.11 clips gradients with an operator that leaves a DTensor as it is, without a word, where ranks hold shares of
+   a sum: those of the norms' weights under tensor parallelism without FSDP. They are summed before. Goes with 7.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
 parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
@@ -22,10 +27,11 @@ metrics.py, the validation loss under context parallelism (#3257) in validate.py
 """
 
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -35,7 +41,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import RowwiseParallel
 
 from titan_attent import compat_cpu
@@ -171,16 +177,42 @@ def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., n
     return mended
 
 
-def _mend_pipeline_trial() -> None:
+def mend_clipping() -> None:
+    """Sum what ranks hold shares of before torchtitan clips it; call before the first step."""
+    import torchtitan.distributed.utils as utils
+
+    stock = utils.clip_grad_norm_
+
+    def clip_grad_norm_(parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        parameters = list(parameters)
+        sum_gradients(parameters)
+        return stock(parameters, *args, **kwargs)
+
+    if torch.__version__ < "2.13":
+        utils.clip_grad_norm_ = clip_grad_norm_
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient that is a ``Partial`` DTensor by its sum, equal on the ranks. A collective."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(grad, DTensor) and any(placement.is_partial() for placement in grad.placements):
+            whole = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
+            parameter.grad = grad.redistribute(placements=whole)
+
+
+def _mend_pipeline_start() -> None:
     stock = PipelineStage._prepare_forward_infra
+    is_told = "has_backward" in inspect.signature(stock).parameters  # torch 2.13, of every call
 
     def prepare(self: PipelineStage, *args: Any, **kwargs: Any) -> Any:
-        with expert_counts_kept([self.submod]):
+        with_gradients = nullcontext() if is_told else patch.object(self, "_has_backward", True)
+        with expert_counts_kept([self.submod]), with_gradients:
             return stock(self, *args, **kwargs)
 
     PipelineStage._prepare_forward_infra = prepare  # type: ignore[method-assign]
 
 
-_mend_pipeline_trial()
+_mend_pipeline_start()
 if IS_CPU:
     compat_cpu.mend()

@@ -115,6 +115,7 @@ def attent_spec(name: str) -> TrainSpec:
         titan_attent.compat.mend_tied_embeddings()
     if model in EXPERT_MODELS:
         titan_attent.compat.mend_router_gradients(model)
+    titan_attent.compat.mend_clipping()
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
