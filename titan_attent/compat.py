@@ -18,8 +18,8 @@ Import this module before anything of torchtitan. Without an accelerator it also
 7. Pipeline stages of torch 2.11 make their receive buffers at the first call, without gradients if that is a scoring or
    validation pass, and every training step after it fails ("expecting to send gradients"). They are always made with
    gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
-8. torch 2.11 clips gradients with an operator that leaves a DTensor as it is, without a word, where ranks hold shares of
-   a sum: those of the norms' weights under tensor parallelism without FSDP. They are summed before. Goes with 7.
+8. torch 2.11 clips gradients with an operator that skips, without a word, a DTensor whose ranks hold shares of a sum:
+   that of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
 parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
