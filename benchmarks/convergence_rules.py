@@ -81,7 +81,7 @@ RULES = {
         },
     ),
     "attainment_adaptive": Rule(
-        about="the largest attainments, as many as their effective sample size says, scored once",
+        about="the largest attainments, as many as their effective sample size says, from a tenth to all, scored once",
         teacher=COMMON
         | {
             "strategy": "hard",
@@ -89,6 +89,18 @@ RULES = {
             "scoring": "forward_once",
             "ratio_schedule": "adaptive",
             "initial_ratio": 0.1,
+            "final_ratio": 1.0,
+        },
+    ),
+    "attainment_from_half": Rule(
+        about="the same, but never less than half",
+        teacher=COMMON
+        | {
+            "strategy": "hard",
+            "importance": "attainment",
+            "scoring": "forward_once",
+            "ratio_schedule": "adaptive",
+            "initial_ratio": 0.5,
             "final_ratio": 1.0,
         },
     ),
