@@ -33,8 +33,7 @@ from tqdm import tqdm
 from titan_attent import preflight
 from titan_attent.data.loader import Batch, TeachingLoader, read_batches
 from titan_attent.loss import per_example_cross_entropy
-from titan_attent.reference_writer import PART_SIZE, ReferenceWriter
-from titan_attent.score_checks import check_scoring, check_weights, scoring_config, scoring_of
+from titan_attent.score_checks import check_scoring, check_weights, scoring_config, writer_of
 from titan_attent.sharding import ExampleSharding
 from titan_attent.train import arguments, parse
 from titan_attent.train_spec import attent_spec
@@ -58,9 +57,7 @@ class ReferenceScorer(Trainer):
         compile_config = job_config.compile
         if compile_config.enable and "loss" in compile_config.components:
             self.example_loss = torch.compile(self.example_loss, backend=compile_config.backend, fullgraph=True)
-        self.writer = ReferenceWriter(
-            job_config.teacher.reference_path, scoring=scoring_of(job_config, self.dataset), part_size=PART_SIZE
-        )
+        self.writer = writer_of(job_config, self.dataset)
 
     @record
     def train(self) -> None:

@@ -35,8 +35,7 @@ def scoring_config(job_config: JobConfig) -> JobConfig:
 
 def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> None:
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
-    folder = job_config.teacher.reference_path
-    if not folder:
+    if not job_config.teacher.reference_path:
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
     check_checkpoint(job_config.checkpoint.initial_load_path)
     preflight.check_run(job_config, spec, world_size=world_size)
@@ -48,7 +47,7 @@ def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) ->
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
     dataset = TokenDataset(job_config.data.path, seq_len=job_config.training.seq_len)
-    ReferenceWriter(folder, scoring=scoring_of(job_config, dataset), part_size=PART_SIZE)
+    writer_of(job_config, dataset)
 
 
 def check_checkpoint(path: str | None) -> None:
@@ -91,6 +90,12 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
             f"the checkpoint {path} is of another model: {'; '.join(differing[:3])} (of {len(differing)} differences). "
             "Set [model] name and flavor to what it was trained with"
         )
+
+
+def writer_of(job_config: JobConfig, dataset: TokenDataset) -> ReferenceWriter:
+    """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
+    scoring = scoring_of(job_config, dataset)
+    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring, part_size=PART_SIZE)
 
 
 def scoring_of(job_config: JobConfig, dataset: TokenDataset) -> Scoring:

@@ -137,7 +137,7 @@ def test_only_the_same_scoring_resumes(
     same = arguments(folder, "killed")
     with pytest.raises(ValueError, match="killed: .*part_size was 10 and is 4096"):
         check(folder, *same)
-    monkeypatch.setattr(score, "PART_SIZE", PART_SIZE)
+    monkeypatch.setattr(score_checks, "PART_SIZE", PART_SIZE)
     check(folder, *same)
     with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start anew"):
         check(folder, *same, "--data.path", str(token_data["validation"]))
@@ -217,5 +217,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    score.PART_SIZE = score_checks.PART_SIZE = PART_SIZE
+    score_checks.PART_SIZE = PART_SIZE
     score.main()
