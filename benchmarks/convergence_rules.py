@@ -22,6 +22,15 @@ COMMON: dict[str, Any] = {
 }
 """The teacher of every rule but ``defaults``, as in the measurements that this benchmark repeats."""
 
+ADAPTIVE: dict[str, Any] = COMMON | {
+    "strategy": "hard",
+    "scoring": "forward_once",
+    "ratio_schedule": "adaptive",
+    "initial_ratio": 0.1,
+    "final_ratio": 1.0,
+}
+"""Scored once, and then as many as the effective sample size says, from a tenth to all."""
+
 REFERENCE = "<reference>"
 """Stands for the losses of this seed's reference model on this corpus."""
 
@@ -70,39 +79,15 @@ RULES = {
     ),
     "learnability_adaptive": Rule(
         about="the same with a share of the data that adapts",
-        teacher=COMMON
-        | {
-            "strategy": "hard",
-            "importance": "learnability",
-            "scoring": "forward_once",
-            "ratio_schedule": "adaptive",
-            "initial_ratio": 0.1,
-            "final_ratio": 1.0,
-        },
+        teacher=ADAPTIVE | {"importance": "learnability"},
     ),
     "attainment_adaptive": Rule(
         about="the largest attainments, as many as their effective sample size says, from a tenth to all, scored once",
-        teacher=COMMON
-        | {
-            "strategy": "hard",
-            "importance": "attainment",
-            "scoring": "forward_once",
-            "ratio_schedule": "adaptive",
-            "initial_ratio": 0.1,
-            "final_ratio": 1.0,
-        },
+        teacher=ADAPTIVE | {"importance": "attainment"},
     ),
     "attainment_from_half": Rule(
         about="the same, but never less than half",
-        teacher=COMMON
-        | {
-            "strategy": "hard",
-            "importance": "attainment",
-            "scoring": "forward_once",
-            "ratio_schedule": "adaptive",
-            "initial_ratio": 0.5,
-            "final_ratio": 1.0,
-        },
+        teacher=ADAPTIVE | {"importance": "attainment", "initial_ratio": 0.5},
     ),
     "learnability_rescored": Rule(
         about="learnability, scored before each round",

@@ -2,25 +2,24 @@
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from convergence_rules import BATCH_SIZE, FORWARD_COST, Task
 from corpora import KINDS, KINDS_FILE, Sizes
+from measure import ROOT, cpu_model, versions
 
+import titan_attent
 from titan_attent.data.format import write_atomically
 from titan_attent.report import VALIDATION, read_run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_result(output: Path, task: Task) -> dict[str, Any] | None:
@@ -110,7 +109,12 @@ def finish(output: Path, task: Task, *, code: int, seconds: float) -> str:
         result = measure(output, task) if task.module == "titan_attent.train" else {}
     except ValueError as error:
         return f"{error}, see {folder / 'log.txt'}"
-    about = {"config": task.config, "process_seconds": seconds, "machine": machine(), "versions": versions()}
+    about = {
+        "config": task.config,
+        "process_seconds": seconds,
+        "machine": machine(),
+        "versions": {"titan_attent": titan_attent.__version__} | versions(),
+    }
     write_atomically(folder / "result.json", (json.dumps(task.labels | result | about, indent=1) + "\n").encode())
     return ""
 
@@ -161,18 +165,5 @@ def to_toml(config: dict[str, dict[str, Any]]) -> str:
 
 
 def machine() -> str:
-    import torch
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    name = f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
+    name = f"{os.cpu_count()} x {cpu_model()}"
     return f"{torch.cuda.get_device_name()}, {name}" if torch.cuda.is_available() else name
-
-
-def versions() -> dict[str, str]:
-    import titan_attent
-
-    git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    own = {"titan_attent": titan_attent.__version__, "commit": git.stdout.strip(), "python": platform.python_version()}
-    return own | {name: metadata.version(name) for name in ("torch", "torchtitan", "numpy")}

@@ -166,13 +166,17 @@ def _work(
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
+def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     load = os.getloadavg()[0]
-    return {"cpus": os.cpu_count(), "cpu": model or platform.machine(), "gpu": gpu, "load_at_start": load}
+    return {"cpus": os.cpu_count(), "cpu": cpu_model(), "gpu": gpu, "load_at_start": load}
 
 
 def versions() -> dict[str, str]:

@@ -149,9 +149,9 @@ def above_lowest(scores: Tensor, *, sharding: ExampleSharding) -> Tensor:
     nothing: where most are, what is left above 0 is no measure of how many examples would rule a selection.
     """
     finite = torch.isfinite(scores)
-    depth = torch.where(finite, -scores, 0.0)
+    depth = torch.where(finite, -scores, 0.0).clamp(min=0.0)
     deepest = depth.max() if depth.numel() else depth.new_zeros(())
-    return torch.where(finite, scores + sharding.max(deepest.clone().clamp(min=0.0)), scores)
+    return torch.where(finite, scores + sharding.max(deepest), scores)
 
 
 def fixed_point_sums(values: Tensor, where: Tensor, *, sharding: ExampleSharding) -> tuple[float, float, int]:
