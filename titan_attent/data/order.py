@@ -119,6 +119,12 @@ class Cursor:
         """The stretch."""
         return Pool(self.num_examples, order=(self.seed, 0, self.order), start=self.start, size=self.size)
 
+    def state_dict(self) -> dict[str, int]:
+        return {"order": self.order, "start": self.start, "size": self.size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order, self.start, self.size = state["order"], state["start"], state["size"]
+
 
 @dataclass(frozen=True)
 class Pass:

@@ -16,6 +16,7 @@ trained example, in blocks of ``flush_every`` steps; scoring passes only where a
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -172,26 +173,12 @@ class Teacher:
         return self.cursor.pool() if self.config.pool_size else Pool.whole(self.num_examples)
 
     def _build_pass(self) -> Pass:
+        build = partial(Pass, batch_size=self.batch_size, num_batches=self.num_batches, round=self.round)
         if not self.selecting:
             stretch = self.cursor.pool()  # shuffled already
-            return Pass(
-                stretch,
-                SelectedPlaces(stretch.size),
-                order=None,
-                batch_size=self.batch_size,
-                num_batches=self.num_batches,
-                round=self.round,
-            )
-        return Pass(
-            self._pool(),
-            self.draws.selected(),
-            order=(self.data_seed, self.round, self.pass_index),
-            batch_size=self.batch_size,
-            num_batches=self.num_batches,
-            round=self.round,
-            weighted=is_weighted(self.config),
-            strategy=self.config.strategy,
-        )
+            return build(stretch, SelectedPlaces(stretch.size), order=None)
+        order, weighted = (self.data_seed, self.round, self.pass_index), is_weighted(self.config)
+        return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -227,17 +214,12 @@ class Teacher:
         selected, pool = (
             (self.draws.num_selected, self.draws.size) if self.selecting else (self.cursor.size, self.cursor.size)
         )
-        position = {
-            "teacher/round": float(self.round),
-            "teacher/ratio": selected / max(1, pool),
-            "teacher/selected": float(selected),
-        }
-        return position | self.draws.audit | self.ledger.metrics()
+        position = {"teacher/round": self.round, "teacher/ratio": selected / max(1, pool), "teacher/selected": selected}
+        return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 
     _POSITION = ("round", "pass_index", "ratio", "interval", "annealing", "num_batches", "selecting")
-    _CURSOR = ("order", "start", "size")
 
     def state_dict(self) -> Record:
         """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first)."""
@@ -245,7 +227,7 @@ class Teacher:
             "buffer": self.buffer.state_dict(),
             "draws": self.draws.state_dict(),
             "position": {name: getattr(self, name) for name in self._POSITION},
-            "cursor": {name: getattr(self.cursor, name) for name in self._CURSOR},
+            "cursor": self.cursor.state_dict(),
             # One leaf: DCP loads the keys that are there before loading, and this dictionary starts empty.
             "audit": json.dumps(self.draws.audit),
             "ledger": self.ledger.state_dict(),
@@ -257,8 +239,7 @@ class Teacher:
         self.draws.load_state_dict(state["draws"])
         for name in self._POSITION:
             setattr(self, name, state["position"][name])
-        for name in self._CURSOR:
-            setattr(self.cursor, name, state["cursor"][name])
+        self.cursor.load_state_dict(state["cursor"])
         self.draws.audit = json.loads(state["audit"])
         self.ledger.load_state_dict(state["ledger"])
         if self.buffer.window is not None:
