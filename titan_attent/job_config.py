@@ -180,9 +180,8 @@ class TeacherConfig:
         check_number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
         check_number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
         check_number("initial_interval", self.initial_interval, at_least=1, whole=True)
-        least = (
-            self.initial_interval if self.interval_schedule == "incremental" else 1
-        )  # the fixed one does not read it
+        incremental = self.interval_schedule == "incremental"  # the fixed one does not read max_interval
+        least = self.initial_interval if incremental else 1
         check_number("max_interval", self.max_interval, at_least=least, whole=True)
         check_number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
         check_number("pool_size", self.pool_size, at_least=0, whole=True)
