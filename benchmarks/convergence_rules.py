@@ -63,6 +63,18 @@ RULES = {
         steps=1.68,
         by_default=False,
     ),
+    "uniform_pools": Rule(
+        about="the control with the compute of excess_loss_pools",
+        teacher={"strategy": "uniform"},
+        steps=1.94,
+        by_default=False,
+    ),
+    "uniform_reference": Rule(
+        about="the control with the compute of excess_loss_pools and its reference",
+        teacher={"strategy": "uniform"},
+        steps=2.94,
+        by_default=False,
+    ),
     "random": Rule(about="a random half, anew each round", teacher=COMMON | {"strategy": "random"}),
     "hard": Rule(about="the half of largest loss", teacher=COMMON | {"strategy": "hard"}),
     "soft": Rule(about="a weighted draw of half by loss", teacher=COMMON | {"strategy": "soft"}),
