@@ -88,6 +88,25 @@ def make_shares(results: Sequence[dict[str, Any]]) -> str:
     return markdown(lines) if len(lines) > 2 else ""
 
 
+def make_kinds(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the share of clean rows, neither junk nor copies, in what was trained after the first full pass.
+
+    The mean over a rule's seeds; empty without dirty corpora.
+    """
+    dirty = [corpus for corpus in CORPORA if corpus != "clean"]
+    kept = [result for result in results if result["corpus"] in dirty and result["trained_kinds"]]
+    dirty = [corpus for corpus in dirty if any(result["corpus"] == corpus for result in kept)]
+    lines = [["rule", *dirty], ["---"] * (1 + len(dirty))]
+    for rule in RULES:
+        shares = [
+            [r["trained_kinds"]["clean"] for r in kept if r["rule"] == rule and r["corpus"] == corpus]
+            for corpus in dirty
+        ]
+        if any(shares):
+            lines.append([rule, *(f"{mean(share):.1%}" if share else "-" for share in shares)])
+    return markdown(lines) if len(lines) > 2 else ""
+
+
 def by_cell(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
     """(rule, corpus) -> seed -> final validation loss."""
     losses: dict[tuple[str, str], dict[int, float]] = {}
@@ -120,7 +139,10 @@ def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> 
     """Write results.json and table.md; returns the text of the latter."""
     seeds = sorted({result["seed"] for result in results})
     machines = sorted({result["machine"] for result in results})
-    shares = make_shares(results)
+    tables = {
+        "Won back of what the dirt costs uniform (its loss against that on clean text):": make_shares(results),
+        "Clean rows, neither junk nor copies, of what was trained after the first full pass:": make_kinds(results),
+    }
     code = {json.dumps(result["versions"], sort_keys=True): result["versions"] for result in results}
     lines = [
         make_table(results),
@@ -129,11 +151,7 @@ def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> 
         f"{', '.join(map(str, seeds))}, and the difference to uniform over the same seeds. Seconds are those of a run "
         "with its validations, beside others.",
         "",
-        *(
-            ["Won back of what the dirt costs uniform (its loss against that on clean text):", "", shares, ""]
-            if shares
-            else []
-        ),
+        *(line for title, table in tables.items() if table for line in (title, "", table, "")),
         *(f"- {rule}: {RULES[rule].about}" for rule in RULES if any(rule == result["rule"] for result in results)),
         "",
         f"- {len(results)} runs; command: `{command}`",

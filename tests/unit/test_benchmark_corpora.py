@@ -188,7 +188,21 @@ def test_the_table_pairs_seeds_with_the_control() -> None:
 
 def test_without_results_the_table_is_empty() -> None:
     assert table.make_table([]).count("\n") == 1
-    assert table.make_shares([]) == ""
+    assert table.make_shares([]) == "" and table.make_kinds([]) == ""
+
+
+def test_the_clean_share_of_what_was_trained_is_a_mean_over_seeds() -> None:
+    kinds = {"clean": 0.0, "shuffled": 0.0, "random": 0.0, "copy": 0.0}
+    results = [
+        result("uniform", "clean", 0, 3.0, trained_kinds=kinds | {"clean": 1.0}),
+        result("hard", "junk", 0, 3.5, trained_kinds=kinds | {"clean": 0.25, "random": 0.75}),
+        result("hard", "junk", 1, 3.6, trained_kinds=kinds | {"clean": 0.75, "shuffled": 0.25}),
+        result("hard", "mixture", 0, 3.6, trained_kinds={}),  # ended within the first pass
+        result("soft", "mixture", 0, 3.6, trained_kinds=kinds | {"clean": 0.125, "copy": 0.875}),
+    ]
+    header, _, *lines = table.make_kinds(results).split("\n")
+    assert header == "| rule | junk | mixture |"
+    assert lines == ["| hard | 50.0% | - |", "| soft | - | 12.5% |"]
 
 
 def test_the_share_won_back_counts_the_seeds_that_all_have() -> None:
