@@ -11,6 +11,8 @@ from convergence_runs import load_result
 from corpora import CORPORA, Sizes
 
 from titan_attent.data.format import write_atomically
+from titan_attent.report.runs import VALIDATION, RunScalars
+from titan_attent.report.saving import reach, target_loss
 
 
 def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
@@ -88,6 +90,31 @@ def make_shares(results: Sequence[dict[str, Any]]) -> str:
     return markdown(lines) if len(lines) > 2 else ""
 
 
+def make_savings(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the steps after which uniform's final loss was reached, counted as the report does; empty without it.
+
+    The mean over the seeds that both have; "-" where one of them never was there.
+    """
+    curves: dict[tuple[str, str], dict[int, RunScalars]] = {}
+    for result in results:
+        losses = {int(step): loss for step, loss in result["validation_loss"].items()}
+        scalars, seconds = {VALIDATION: losses}, {VALIDATION: dict.fromkeys(losses, 0.0)}
+        seeds = curves.setdefault((result["rule"], result["corpus"]), {})
+        seeds[result["seed"]] = RunScalars(Path(), scalars=scalars, seconds=seconds)
+    corpora = [corpus for corpus in CORPORA if ("uniform", corpus) in curves]
+    lines = [["rule", *corpora], ["---"] * (1 + len(corpora))]
+    for rule in RULES:
+        cells = []
+        for corpus in corpora:
+            control, own = curves["uniform", corpus], curves.get((rule, corpus), {})
+            reached = [reach(own[seed], target_loss(control[seed])) for seed in sorted(own.keys() & control.keys())]
+            steps = [at.step for at in reached if at is not None]
+            cells.append(f"{mean(steps):.0f}" if steps and len(steps) == len(reached) else "-")
+        if rule != "uniform" and any((rule, corpus) in curves for corpus in corpora):
+            lines.append([rule, *cells])
+    return markdown(lines) if len(lines) > 2 else ""
+
+
 def make_kinds(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: the share of clean rows, neither junk nor copies, in what was trained after the first full pass.
 
@@ -141,6 +168,7 @@ def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> 
     machines = sorted({result["machine"] for result in results})
     tables = {
         "Won back of what the dirt costs uniform (its loss against that on clean text):": make_shares(results),
+        "Steps to uniform's final loss, at a learning rate that still falls:": make_savings(results),
         "Clean rows, neither junk nor copies, of what was trained after the first full pass:": make_kinds(results),
     }
     code = {json.dumps(result["versions"], sort_keys=True): result["versions"] for result in results}

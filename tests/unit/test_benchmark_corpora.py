@@ -188,7 +188,22 @@ def test_the_table_pairs_seeds_with_the_control() -> None:
 
 def test_without_results_the_table_is_empty() -> None:
     assert table.make_table([]).count("\n") == 1
-    assert table.make_shares([]) == "" and table.make_kinds([]) == ""
+    assert table.make_shares([]) == "" and table.make_kinds([]) == "" and table.make_savings([]) == ""
+
+
+def test_the_steps_to_the_final_loss_of_the_control() -> None:
+    def curve(*losses: float) -> dict[str, float]:
+        return {str(100 * (i + 1)): loss for i, loss in enumerate(losses)}
+
+    results = [
+        *(result("uniform", "junk", seed, 3.0, validation_loss=curve(5.0, 4.0, 3.0 + seed)) for seed in (0, 1)),
+        *(result("hard", "junk", seed, 2.0, validation_loss=curve(5.0, 4.0, 2.0)) for seed in (0, 1, 2)),
+        result("soft", "junk", 0, 2.0, validation_loss=curve(5.0, 4.0, 2.0)),
+        result("soft", "junk", 1, 5.0, validation_loss=curve(5.0, 5.0, 5.0)),
+        result("random", "clean", 0, 2.0, validation_loss=curve(2.0)),
+    ]
+    # To 3.0: half way from step 200; to 4.0: at step 200.
+    assert table.make_savings(results).split("\n")[2:] == ["| hard | 225 |", "| soft | - |"]
 
 
 def test_the_clean_share_of_what_was_trained_is_a_mean_over_seeds() -> None:
