@@ -1,10 +1,19 @@
-"""The README's plain-PyTorch loop runs as printed, on other data and for fewer steps."""
+"""The README's plain-PyTorch loop runs as printed, on other data and for fewer steps; its sections are valid."""
 
 import re
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from titan_attent.job_config import DataConfig, TeacherConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,3 +35,12 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
     assert teacher.round >= 2 and teacher.annealing
     buffer.sync()
     assert int(buffer.visits.sum()) == 40 * 32
+
+
+def test_sections() -> None:
+    blocks = re.findall(r"^ *```toml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S | re.M)
+    assert len(blocks) == 4
+    for block in blocks:
+        sections = tomllib.loads(textwrap.dedent(block))
+        TeacherConfig(**sections["teacher"]).validate()
+        DataConfig(**sections.get("data", {}))
