@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from corpora import CORPORA, Sizes
 from titan_attent.data.format import write_atomically
 from titan_attent.report.runs import VALIDATION, RunScalars
 from titan_attent.report.saving import reach, target_loss
+
+RIVALS = [rule for rule in RULES if rule != "uniform"]
 
 
 def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
@@ -76,18 +78,15 @@ def make_shares(results: Sequence[dict[str, Any]]) -> str:
     """
     losses = by_cell(results)
     clean = losses.get(("uniform", "clean"), {})
+
+    def won_back(rule: str, corpus: str) -> str:
+        control, own = losses["uniform", corpus], losses.get((rule, corpus), {})
+        seeds = control.keys() & own.keys() & clean.keys()
+        won, cost = (sum(control[seed] - other[seed] for seed in seeds) for other in (own, clean))
+        return f"{won / cost:.0%}" if seeds else ""
+
     dirty = [corpus for corpus in CORPORA if corpus != "clean" and ("uniform", corpus) in losses]
-    lines = [["rule", *dirty], ["---"] * (1 + len(dirty))]
-    for rule in RULES:
-        cells = []
-        for corpus in dirty:
-            control, own = losses["uniform", corpus], losses.get((rule, corpus), {})
-            seeds = control.keys() & own.keys() & clean.keys()
-            won, cost = (sum(control[seed] - other[seed] for seed in seeds) for other in (own, clean))
-            cells.append(f"{won / cost:.0%}" if seeds else "-")
-        if rule != "uniform" and set(cells) - {"-"}:
-            lines.append([rule, *cells])
-    return markdown(lines) if len(lines) > 2 else ""
+    return by_rule(RIVALS, dirty, won_back)
 
 
 def make_savings(results: Sequence[dict[str, Any]]) -> str:
@@ -95,24 +94,22 @@ def make_savings(results: Sequence[dict[str, Any]]) -> str:
 
     The mean over the seeds that both have; "-" where one of them never was there.
     """
-    curves: dict[tuple[str, str], dict[int, RunScalars]] = {}
-    for result in results:
+
+    def curve(result: dict[str, Any]) -> RunScalars:
         losses = {int(step): loss for step, loss in result["validation_loss"].items()}
-        scalars, seconds = {VALIDATION: losses}, {VALIDATION: dict.fromkeys(losses, 0.0)}
-        seeds = curves.setdefault((result["rule"], result["corpus"]), {})
-        seeds[result["seed"]] = RunScalars(Path(), scalars=scalars, seconds=seconds)
-    corpora = [corpus for corpus in CORPORA if ("uniform", corpus) in curves]
-    lines = [["rule", *corpora], ["---"] * (1 + len(corpora))]
-    for rule in RULES:
-        cells = []
-        for corpus in corpora:
-            control, own = curves["uniform", corpus], curves.get((rule, corpus), {})
-            reached = [reach(own[seed], target_loss(control[seed])) for seed in sorted(own.keys() & control.keys())]
-            steps = [at.step for at in reached if at is not None]
-            cells.append(f"{mean(steps):.0f}" if steps and len(steps) == len(reached) else "-")
-        if rule != "uniform" and any((rule, corpus) in curves for corpus in corpora):
-            lines.append([rule, *cells])
-    return markdown(lines) if len(lines) > 2 else ""
+        return RunScalars(Path(), {VALIDATION: losses}, {VALIDATION: dict.fromkeys(losses, 0.0)})
+
+    curves = by_cell(results, curve)
+
+    def steps(rule: str, corpus: str) -> str:
+        control, own = curves["uniform", corpus], curves.get((rule, corpus), {})
+        reached = [reach(own[seed], target_loss(control[seed])) for seed in sorted(own.keys() & control.keys())]
+        needed = [at.step for at in reached if at is not None]
+        if not reached:
+            return ""
+        return f"{mean(needed):.0f}" if len(needed) == len(reached) else "-"
+
+    return by_rule(RIVALS, [corpus for corpus in CORPORA if ("uniform", corpus) in curves], steps)
 
 
 def make_kinds(results: Sequence[dict[str, Any]]) -> str:
@@ -120,27 +117,32 @@ def make_kinds(results: Sequence[dict[str, Any]]) -> str:
 
     The mean over a rule's seeds; empty without dirty corpora.
     """
-    dirty = [corpus for corpus in CORPORA if corpus != "clean"]
-    kept = [result for result in results if result["corpus"] in dirty and result["trained_kinds"]]
-    dirty = [corpus for corpus in dirty if any(result["corpus"] == corpus for result in kept)]
-    lines = [["rule", *dirty], ["---"] * (1 + len(dirty))]
-    for rule in RULES:
-        shares = [
-            [r["trained_kinds"]["clean"] for r in kept if r["rule"] == rule and r["corpus"] == corpus]
-            for corpus in dirty
-        ]
-        if any(shares):
-            lines.append([rule, *(f"{mean(share):.1%}" if share else "-" for share in shares)])
-    return markdown(lines) if len(lines) > 2 else ""
+    shares = by_cell([r for r in results if r["trained_kinds"]], lambda result: result["trained_kinds"]["clean"])
+
+    def share(rule: str, corpus: str) -> str:
+        seeds = shares.get((rule, corpus), {})
+        return f"{mean(seeds.values()):.1%}" if seeds else ""
+
+    dirty = [corpus for corpus in CORPORA if corpus != "clean" and any(corpus == key[1] for key in shares)]
+    return by_rule(RULES, dirty, share)
 
 
-def by_cell(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
-    """(rule, corpus) -> seed -> final validation loss."""
-    losses: dict[tuple[str, str], dict[int, float]] = {}
+def by_rule(rules: Iterable[str], corpora: Sequence[str], cell: Callable[[str, str], str]) -> str:
+    """Markdown: rules by corpora. A cell is "" where nothing was run; a rule of such cells alone is left out."""
+    rows = [[rule, *(cell(rule, corpus) for corpus in corpora)] for rule in rules]
+    lines = [[text or "-" for text in row] for row in rows if any(row[1:])]
+    return markdown([["rule", *corpora], ["---"] * (1 + len(corpora)), *lines]) if lines else ""
+
+
+def by_cell(
+    results: Sequence[dict[str, Any]],
+    value: Callable[[dict[str, Any]], Any] = lambda result: result["final_validation_loss"],
+) -> dict[tuple[str, str], dict[int, Any]]:
+    """(rule, corpus) -> seed -> what ``value`` makes of the result, its final validation loss unless told."""
+    cells: dict[tuple[str, str], dict[int, Any]] = {}
     for result in results:
-        seeds = losses.setdefault((result["rule"], result["corpus"]), {})
-        seeds[result["seed"]] = result["final_validation_loss"]
-    return losses
+        cells.setdefault((result["rule"], result["corpus"]), {})[result["seed"]] = value(result)
+    return cells
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
