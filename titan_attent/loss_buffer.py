@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from titan_attent.agreement import Agreement, Decision
 from titan_attent.loss_records import NEVER, Records, bits_of, floats_of
 from titan_attent.loss_window import FLUSH_EVERY, LossWindow
 from titan_attent.sharding import ExampleSharding
@@ -33,7 +34,7 @@ class LossBuffer:
     Args:
         num_examples: N.
         mesh: the one-dimensional mesh that shares the examples; None for one process.
-        device: where the shard lives: the training device.
+        device: where the shard lives: the training device; by default the mesh's, or the CPU without a mesh.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
         window: given every loss of training as it is exchanged, for weights that follow the loss.
@@ -41,6 +42,7 @@ class LossBuffer:
             and the local rank on it whose records count; the last stage's on a pipeline's.
 
     Attributes:
+        agreement: whether all ranks follow the same decision; its hash rides on every exchange.
         loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
         step, first_step: int32 [num_local], training step of that loss, or ``NEVER``.
         visits: int32 [num_local], times trained, non-finite losses included.
@@ -54,7 +56,7 @@ class LossBuffer:
         num_examples: int,
         *,
         mesh: DeviceMesh | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         flush_every: int = FLUSH_EVERY,
         with_gradient: bool = False,
         window: LossWindow | None = None,
@@ -64,7 +66,7 @@ class LossBuffer:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
         assert window is None or window.flush_every == flush_every
         self.sharding = ExampleSharding(num_examples, mesh=mesh)
-        self.device = torch.device(device)
+        self.device = torch.device(device or ("cpu" if mesh is None else mesh.device_type))
         self.flush_every = flush_every
         self.copies = tuple(copies)
         # One slot more than the shard: writes for other ranks' ids land there, so that no shape depends on the data.
@@ -82,7 +84,8 @@ class LossBuffer:
         self.window = window
         self._pending: list[Tensor] = []
         self._pending_kind = (0, True)  # last step, and whether trained: one exchange holds one kind
-        self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool]] | None = None
+        self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool], Decision | None] | None = None
+        self.agreement = Agreement(self.device)
 
     def records(self) -> Records:
         """All of the attributes, sharing memory with the buffer; current after :meth:`sync`."""
@@ -167,11 +170,11 @@ class LossBuffer:
         if not self._pending:
             return
         self._apply_in_flight()
-        packed = torch.cat(self._pending, dim=1)
+        packed = torch.cat(self._pending + self.agreement.columns(len(self._pending[0])), dim=1)
         self._pending.clear()
         for mesh, rank in self.copies:
             dist.broadcast(packed, group=mesh.get_group(), group_src=rank)
-        self._in_flight = *self.sharding.gather(packed, async_op=True), self._pending_kind
+        self._in_flight = *self.sharding.gather(packed, async_op=True), self._pending_kind, self.agreement.decision
 
     def sync(self) -> None:
         """Flush and wait: afterwards the shard holds every loss recorded so far. A collective."""
@@ -181,11 +184,11 @@ class LossBuffer:
     def _apply_in_flight(self) -> None:
         if self._in_flight is None:
             return
-        gathered, work, (step, trained) = self._in_flight
+        gathered, work, (step, trained), decision = self._in_flight
         self._in_flight = None
         if work is not None:
             work.wait()
-        rows = gathered.transpose(0, 1).flatten(1)
+        rows = self.agreement.compare(gathered, decision).transpose(0, 1).flatten(1)
         rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # (rank, time) -> (step, rank, row)
         if trained and self.window is not None:
             self.window.write(floats_of(rows[1]), step=step)
@@ -223,9 +226,12 @@ class LossBuffer:
     def state_dict(self) -> dict[str, Tensor]:
         """The shards as ``Shard(0)`` DTensors over N (plain tensors without a mesh), sharing memory with the buffer.
 
-        A collective: what is pending is exchanged first.
+        A collective: what is pending is exchanged first. Waits for the device: a stager may copy the shards on another
+        stream (torchtitan's async_with_pinned_mem), which knows nothing of writes that are still queued on this one.
         """
         self.sync()
+        if self.device.type != "cpu":
+            torch.accelerator.current_stream(self.device).synchronize()
         state = {name: self.sharding.as_global(tensor[:-1]) for name, tensor in self._state.items()}
         return state | {"num_nonfinite": self._num_nonfinite}
 

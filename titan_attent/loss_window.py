@@ -26,7 +26,10 @@ _WINDOWS = 3  # the one whose losses come in, the one in flight, the one in use
 
 
 def neutral_statistics(device: torch.device | str = "cpu") -> Tensor:
-    """fp32 [3]: statistics that give every loss a weight of 1."""
+    """fp32 [3]: statistics that give every loss a weight of 1.
+
+    Made of host numbers, which an accelerator waits for: make it once, outside of the step.
+    """
     return torch.tensor([0.0, float("inf"), 1.0], device=device)
 
 
@@ -56,6 +59,7 @@ class LossWindow:
     ):
         self.flush_every, self.temperature = flush_every, temperature
         self._losses = torch.full((_WINDOWS, flush_every * batch_size), float("nan"), device=device)
+        self._neutral = neutral_statistics(device)
         self._numbers = [-1] * _WINDOWS
         self._counts = [0] * _WINDOWS
         self._cached: tuple[int, Tensor] | None = None
@@ -81,7 +85,7 @@ class LossWindow:
         if self._cached is None or self._cached[0] != number:
             slot = (number - 2) % _WINDOWS
             known = number >= 2 and self._numbers[slot] == number - 2
-            values = self._measure(self._losses[slot]) if known else neutral_statistics(self._losses.device)
+            values = self._measure(self._losses[slot]) if known else self._neutral
             self._cached = number, values
         return self._cached[1]
 
@@ -92,8 +96,7 @@ class LossWindow:
         one = torch.ones_like(low)
         weights = capped_linear_weights(losses, torch.stack((low, high, one)), temperature=self.temperature)
         mean = torch.where(counted, weights, 0.0).sum() / counted.sum().clamp(min=1)
-        neutral = neutral_statistics(losses.device)
-        return torch.where(high > low, torch.stack((low, high, mean)), neutral)
+        return torch.where(high > low, torch.stack((low, high, mean)), self._neutral)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"losses": self._losses, "positions": torch.tensor([self._numbers, self._counts])}

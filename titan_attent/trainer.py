@@ -72,6 +72,9 @@ class TeachingTrainer(Trainer):
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states["teacher"] = self.teacher
         self.teaching = teacher_config.strategy != "uniform"
+        # Made of host numbers, which a step must not copy to the device.
+        self.neutral_statistics = neutral_statistics(self.device)
+        self.no_loss = torch.tensor([-1.0], device=self.device)
         self.weighted_loss = build_example_loss(job_config, parallel_dims=self.parallel_dims)
         # Of rank 0, from the first step on.
         self.trace: JsonLines | None = None
@@ -183,7 +186,7 @@ class TeachingTrainer(Trainer):
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         run = self.pp_schedule.step if scored_at is None else self.pp_schedule.eval
         first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
-        statistics = self.teacher.loss_statistics(self.step) if scored_at is None else neutral_statistics(self.device)
+        statistics = self.teacher.loss_statistics(self.step) if scored_at is None else self.neutral_statistics
 
         def weighted_loss(
             logits: Tensor, labels: Tensor, weights: Tensor
@@ -214,7 +217,7 @@ class TeachingTrainer(Trainer):
                 gradients = losses if self.teacher.config.importance == "functional_gradient" else None
             step, trained = (self.step, True) if scored_at is None else (scored_at, False)
             self._record(example_ids, losses, gradients, counts, step=step, trained=trained)
-        return seen.loss_sum() / divisor if self.pp_has_last_stage else torch.tensor([-1.0], device=self.device)
+        return seen.loss_sum() / divisor if self.pp_has_last_stage else self.no_loss
 
     @torch.no_grad()
     def score_examples(self, step: int, pool: Pool) -> None:
@@ -237,7 +240,7 @@ class TeachingTrainer(Trainer):
             for i, (input_dict, labels) in enumerate(batches):
                 input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
                 labels, example_ids = labels.to(self.device), input_dict.pop("example_id")
-                weights, neutral = torch.ones_like(example_ids, dtype=torch.float32), neutral_statistics(self.device)
+                weights = torch.ones_like(example_ids, dtype=torch.float32)
                 if self.parallel_dims.pp_enabled:
                     one = torch.ones_like(weights[0])
                     self._pipeline_step(input_dict, labels, example_ids, weights, divisor=one, scored_at=step)
@@ -246,7 +249,7 @@ class TeachingTrainer(Trainer):
                     inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
                     with self.train_context(), self.maybe_enable_amp:
                         pred = model(inputs, **extra_inputs, **extra_kwargs)
-                        _, _, losses, gradients = self.weighted_loss(pred, labels, weights, neutral)
+                        _, _, losses, gradients = self.weighted_loss(pred, labels, weights, self.neutral_statistics)
                     self._record(example_ids, losses, gradients, valid_counts(labels), step=step, trained=False)
                 if (i + 1) % self.buffer.flush_every == 0:
                     self.buffer.flush()

@@ -23,7 +23,7 @@ from distributed.spawn import run_on_ranks
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.components.dataloader import BaseDataLoader
-from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+from torchtitan.protocols.train_spec import _extra_train_specs, get_train_spec, register_train_spec
 from torchtitan.train import Trainer
 
 from titan_attent.data.writer import write_dataset
@@ -102,8 +102,12 @@ def compiled_steps(mesh: Any, settings: Settings, data: str, folder: str) -> dic
 
 SYNCS = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
 """Methods of a tensor that wait for its device."""
-SYNCING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim")
-"""Operators that do, whoever calls them: the size or the branch after them depends on values."""
+SYNCING_OPS = (
+    *("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"),
+    "lift_fresh",
+)
+"""Operators that do, whoever calls them: the size or the branch after them depends on values, or a tensor is made of
+host numbers (``torch.tensor(...)``, an index in a list), whose copy to the device the host waits for."""
 
 
 class CountSyncs(TorchDispatchMode):
@@ -195,20 +199,21 @@ class RandomLoader(BaseDataLoader):
         pass
 
 
-def synced_steps(mesh: Any, settings: Settings | None, data: str, folder: str) -> Counter[str]:
-    """What waited in ``SYNCED_STEPS`` steps of two microbatches; of torchtitan's own trainer without ``settings``."""
+def synced_steps(mesh: Any, settings: Settings, data: str, folder: str, *, stock: bool) -> Counter[str]:
+    """What waited in ``SYNCED_STEPS`` steps of two microbatches, of torchtitan's own trainer or of ours."""
     environment()
-    config = config_of(COMMON | {"training.local_batch_size": 2} | (settings or {}), data=data, folder=folder)
-    if settings is None:
-        stock = dataclasses.replace(
+    config = config_of(COMMON | {"training.local_batch_size": 2} | settings, data=data, folder=folder)
+    if stock:
+        spec = dataclasses.replace(
             get_train_spec("llama3"),
             model_args=spec_of("llama3_attent").model_args,
             build_dataloader_fn=RandomLoader,
             build_tokenizer_fn=None,
         )
-        register_train_spec("stock", stock)
+        if "stock" not in _extra_train_specs:
+            register_train_spec("stock", spec)
         config.model.name = "stock"
-    trainer = Trainer(config) if settings is None else TeachingTrainer(config)
+    trainer = Trainer(config) if stock else TeachingTrainer(config)
     try:
         observed, syncs = Observed(trainer), CountSyncs()
         with from_forward_to_optimizer(trainer, syncs):
@@ -232,8 +237,10 @@ def all_compiled_steps(mesh: Any, data: str, folder: str) -> dict[str, dict[str,
 
 
 def all_synced_steps(mesh: Any, data: str, folder: str) -> dict[str, Counter[str]]:
-    cases: dict[str, Settings | None] = {"stock": None, **CASES}
-    return {name: synced_steps(mesh, settings, data, f"{folder}/{name}") for name, settings in cases.items()}
+    own = {name: synced_steps(mesh, settings, data, f"{folder}/{name}", stock=False) for name, settings in CASES.items()}
+    # torch's own cut embedding makes a tensor of a host number.
+    stock = {"stock": {}, "stock, tensor parallel": TP}
+    return own | {name: synced_steps(mesh, parts, data, f"{folder}/{name}", stock=True) for name, parts in stock.items()}
 
 
 def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Path) -> None:
@@ -247,8 +254,8 @@ def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Pat
 
 def test_no_more_host_syncs_than_stock_torchtitan(data: str, tmp_path: Path) -> None:
     for rank in run_on_ranks(all_synced_steps, 2, data, str(tmp_path), timeout=300.0):
-        stock = rank.pop("stock")
-        assert rank == dict.fromkeys(CASES, stock)
+        stock, cut = rank.pop("stock"), rank.pop("stock, tensor parallel")
+        assert rank == dict.fromkeys(CASES, stock) | {"loss parallel": cut}
 
 
 def test_the_double_notices_what_would_wait() -> None:
@@ -266,11 +273,12 @@ def test_the_double_notices_what_would_wait() -> None:
         "masked_select": lambda: x.masked_select(x > 1),
         "equal": lambda: torch.equal(x, x),
         "_local_scalar_dense": lambda: x[:1].sum().item(),
+        "lift_fresh": lambda: torch.tensor([0.0, 1.0], device=x.device),
     }
     for name, wait in waits.items():
         with CountSyncs() as syncs:
             wait()
         assert syncs.seen[name] == 1, name
     with CountSyncs() as syncs:
-        x.mul(2).sum().sqrt()
+        torch.where(x > 1, x.mul(2), 0.0).sum().sqrt() + torch.full((3,), 2.0)
     assert not syncs.seen

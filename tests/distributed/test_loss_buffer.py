@@ -1,6 +1,7 @@
 """LossBuffer over 1, 2 and 3 processes against a plain dictionary; its checkpoint loads at every number of ranks."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,22 @@ def test_the_state_is_a_copy_free_view_of_all_examples():
     assert set(state) == {*FIELDS[:-1], "num_nonfinite"}
     assert state["visits"].tolist() == [0, 1, 0] and state["step"].tolist() == [NEVER, 4, NEVER]
     assert all(state[name].data_ptr() == getattr(buffer, name).data_ptr() for name in FIELDS[:-1])
+
+
+def test_a_state_is_complete_before_another_stream_may_copy_it(monkeypatch):
+    # torchtitan's async_with_pinned_mem copies on a stream of its own, in a thread, as soon as it has the state.
+    events = []
+
+    def stream_of(device):
+        return SimpleNamespace(synchronize=lambda: events.append(f"waited for {device}"))
+
+    monkeypatch.setattr(torch.accelerator, "current_stream", stream_of)
+    buffer = LossBuffer(3, device="meta")
+    monkeypatch.setattr(buffer, "sync", lambda: events.append("writes are queued"))
+    buffer.state_dict()
+    assert events == ["writes are queued", "waited for meta"]
+    LossBuffer(3).state_dict()  # a CPU has done what it was told
+    assert len(events) == 2
 
 
 def test_bad_arguments_are_refused():

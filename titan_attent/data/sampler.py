@@ -41,9 +41,13 @@ class TeachingSampler:
         self.batch_size = teacher.batch_size // (num_ranks * microbatches)
         self.step = 0  # global batches served in all passes
         self.consumed = 0  # of them, in the current pass
+        self._resumed = False
 
     def current_pass(self) -> Pass:
         """The pass in progress, the next one when it is used up. A collective when the teacher has to choose."""
+        if self._resumed:  # the teacher, too, by now
+            self.teacher.follow_plan(step=self.step, consumed=self.consumed)
+            self._resumed = False
         current = self.teacher.current_pass()
         if current is None or self.consumed >= current.num_batches:
             current = self.teacher.next_pass(step=self.step)
@@ -98,3 +102,4 @@ class TeachingSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.consumed = state["step"], state["consumed"]
+        self._resumed = True

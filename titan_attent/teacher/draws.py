@@ -62,6 +62,7 @@ class Draws:
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
         self.num_draws = 0
+        self.digest = 0
         self.num_ever_chosen = 0
         self.num_selected = self.size
         self.weights = torch.zeros(self.sharding.num_local, dtype=torch.float32, device=buffer.device)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
 from titan_attent.job_config import TeacherConfig
+from titan_attent.keyed import fold_key, signed
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.loss_window import neutral_statistics
 from titan_attent.teacher import schedule
@@ -93,6 +94,7 @@ class Teacher:
         self.cursor = Cursor(self.num_examples, data_seed)  # the stretch that a full pass or a pool took last
         self._pass: Pass | None = None
         self._warned = False
+        self._neutral_statistics = neutral_statistics(buffer.device)
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
@@ -108,8 +110,11 @@ class Teacher:
         Never on the hot path: host syncs, a selection and perhaps a scoring pass happen in here.
         """
         with self.ledger.charge("select"):
+            self.buffer.sync()  # brings the peers' hashes of the decision before
+            self.buffer.agreement.check()
             self._decide(step)
             self._pass = self._build_pass()
+            self.buffer.agreement.announce(self._digest(), round=self.round)
         if self.on_decision is not None:
             self.on_decision(
                 {"step": step + 1, "pass": self.pass_index, "num_steps": self.num_batches} | self.metrics()
@@ -128,13 +133,42 @@ class Teacher:
             self.cursor.take(at_least=self.batch_size)
         else:
             self._select(step)
-        num_trained = self.draws.num_selected if self.selecting else self.cursor.size
-        self.num_batches = num_trained // self.batch_size
+        self.num_batches = self._num_trained() // self.batch_size
         if not (uniform or anneal):
             self.num_batches = min(self.num_batches, self.plan.anneal_start - step)
 
+    def _digest(self) -> int:
+        """A signed 64-bit hash of the decision in force, equal on all ranks that agree."""
+        position = (self.round, self.pass_index, self.num_batches, int(self.annealing), int(self.selecting))
+        cursor = (self.cursor.order, self.cursor.start, self.cursor.size)
+        return signed(fold_key(*position, *cursor, self.draws.digest if self.selecting else 0))
+
+    def follow_plan(self, *, step: int, consumed: int) -> None:
+        """Fit the pass under way to this run's plan: the checkpoint may be of a run with other ``total_steps``.
+
+        A tail on the full data ends where this run is not that far; any other pass ends where this run's tail starts.
+
+        Args:
+            step: training steps done.
+            consumed: of them, in the pass under way.
+        """
+        if self.config.strategy == "uniform":
+            return
+        if self.annealing:
+            if step < self.plan.anneal_start:
+                self.num_batches = consumed
+        else:
+            until_tail = self.plan.anneal_start - (step - consumed)
+            self.num_batches = max(consumed, min(self._num_trained() // self.batch_size, until_tail))
+        self._pass = None
+
+    def _num_trained(self) -> int:
+        """Examples of the pass in progress, where nothing cuts it."""
+        return self.draws.num_selected if self.selecting else self.cursor.size
+
     def _select(self, step: int) -> None:
         config = self.config
+        self.annealing = False  # a resumed run may be longer than the one that was in its tail
         new_round = not self.selecting or self.pass_index >= self.interval
         if new_round:
             if not self._warned and self.draws.num_draws > 1:
@@ -197,7 +231,7 @@ class Teacher:
     def loss_statistics(self, step: int) -> Tensor:
         """fp32 [3] on the buffer's device, for the weights of ``weighting = "loss"`` in training step ``step``."""
         if self.buffer.window is None or not self.selecting:
-            return neutral_statistics(self.buffer.device)
+            return self._neutral_statistics
         return self.buffer.window.statistics(step)
 
     def batch_served(self) -> None:
@@ -211,9 +245,7 @@ class Teacher:
 
     def metrics(self) -> dict[str, float]:
         """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
-        selected, pool = (
-            (self.draws.num_selected, self.draws.size) if self.selecting else (self.cursor.size, self.cursor.size)
-        )
+        selected, pool = self._num_trained(), self.draws.size if self.selecting else self.cursor.size
         position = {"teacher/round": self.round, "teacher/ratio": selected / max(1, pool), "teacher/selected": selected}
         return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
 
@@ -222,9 +254,14 @@ class Teacher:
     _POSITION = ("round", "pass_index", "ratio", "interval", "annealing", "num_batches", "selecting")
 
     def state_dict(self) -> Record:
-        """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first)."""
+        """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first).
+
+        A RuntimeError if that exchange shows that the ranks have decided differently: no such state is worth keeping.
+        """
+        buffer = self.buffer.state_dict()
+        self.buffer.agreement.check()
         state = {
-            "buffer": self.buffer.state_dict(),
+            "buffer": buffer,
             "draws": self.draws.state_dict(),
             "position": {name: getattr(self, name) for name in self._POSITION},
             "cursor": self.cursor.state_dict(),
