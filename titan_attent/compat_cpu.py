@@ -7,14 +7,19 @@ imported: several of its modules copy the device type by name at import.
    Goes when torchtitan supports CPU.
 2. gloo has no PREMUL_SUM, which FSDP2 asks for once a gradient divide factor is set; every such FSDP module is told to
    use plain sums. Goes when FSDP2 asks the backend.
-3. DTensor and torch's context parallelism know the attention kernels of GPUs only: heads cut by tensor parallelism are
-   attended to as plain tensors, and the keys and values of cut sequences are gathered. Goes when they know the CPU's.
-4. Flex attention has no backward on CPU: it is computed over the whole mask, which need not be compiled then. Goes when
-   torch has it.
-5. Mixture of experts: ``torch.histc`` refuses integers on CPU, and the token order of expert parallelism comes from a
+3. DTensor and torch's context parallelism know the attention kernels of GPUs only, and flex attention has no backward
+   on CPU: compat_cpu_attention.py has twins. Goes when they know the CPU's.
+4. Mixture of experts: ``torch.histc`` refuses integers on CPU, and the token order of expert parallelism comes from a
    Triton kernel; torchtitan's own CPU twin of that kernel is used. Go when torch and torchtitan do so.
+5. torchtitan computes in bfloat16 unless told otherwise, which costs 60 to 100 times fp32's time on a CPU that has no
+   instructions for it: fp32 is the default there (:func:`default_precision`). Goes when torchtitan asks the device.
+6. DTensor draws random numbers shard by shard on CPU, so that a model's first weights depended on the number of ranks:
+   whole tensors are drawn (:func:`drawn_whole`). Goes when DTensor's random operators support the CPU.
+7. No peak of operations a second is known of a CPU: torchtitan would look for a GPU and take an A100's.
 """
 
+import logging
+import math
 import os
 import platform
 import sys
@@ -26,13 +31,82 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as collectives
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.experimental import _attention
-from torch.distributed.tensor.experimental._attention import _ContextParallel
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.attention.flex_attention import create_block_mask
+
+from titan_attent.compat_cpu_attention import CpuContextParallel, dense_attention, on_local_heads
+
+logger = logging.getLogger(__name__)
+
+ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN, torch's matrix library, leaves bfloat16's instructions unused."""
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16, and torch uses them.
+
+    On x86 that is AVX512_BF16, which every CPU with AMX has too. AVX-512 without it is not native: torch's own answer
+    is yes there, for oneDNN emulates it, at a third to a quarter of fp32's speed. Elsewhere torch's answer counts.
+    ``ONEDNN_MAX_CPU_ISA=AVX2`` hides the instructions from oneDNN, and so from here.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ISA_WITHOUT_BFLOAT16:
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def default_precision(precision: str, *, written: bool) -> str:
+    """The ``training.mixed_precision_param`` to run with, of its value and whether the user has written that.
+
+    The same on all ranks: rank 0 decides, and the others learn it from the store that torchrun keeps.
+    """
+    if precision != "bfloat16" or _answer_of_first_rank(has_native_bfloat16):
+        return precision
+    is_first = os.environ.get("RANK", "0") == "0"
+    if written:
+        if is_first:
+            logger.warning(
+                'training.mixed_precision_param = "bfloat16" is slow here: this CPU has no instructions for it. '
+                'Without the key it is "float32"'
+            )
+        return precision
+    if is_first:
+        logger.info(
+            'training.mixed_precision_param = "float32": this CPU has no instructions for bfloat16, torchtitan\'s '
+            "default. To have that nevertheless, write the key in the TOML or on the command line"
+        )
+    return "float32"
+
+
+def _answer_of_first_rank(question: Callable[[], bool]) -> bool:
+    """Rank 0's answer, on every rank that torchrun started; each rank's own under another launcher."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return question()
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    key = f"titan_attent/{question.__name__}"
+    if os.environ["RANK"] == "0":
+        store.set(key, str(question()))
+    return store.get(key) == b"True"
+
+
+def drawn_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``fill(x, ...)``, which fills ``x`` with random numbers, also for a DTensor: as if one process held all of it.
+
+    Every rank draws the whole tensor from its generator, equal on the ranks of the tensor's mesh, and keeps its part.
+    Cost: the whole tensor in memory, one at a time, and every rank the time of a single process.
+    """
+
+    def filled(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(x, DTensor):
+            return fill(x, *args, **kwargs)
+        whole = fill(torch.empty(x.shape, dtype=x.dtype, device=x.device), *args, **kwargs)
+        mesh = x.device_mesh
+        return x.copy_(DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False))
+
+    return filled
 
 
 class CpuDeviceModule:
@@ -76,67 +150,6 @@ class CpuDeviceModule:
         """There is no cache."""
 
 
-def on_local_heads(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``attention(q, k, v, ...)`` also for DTensors that are cut along the heads, each rank its own."""
-
-    def local(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-        if not isinstance(q, DTensor):
-            return attention(q, k, v, **kwargs)
-        assert q.placements == (Shard(1),)
-        out = attention(*(x.to_local() for x in (q, k, v) if isinstance(x, DTensor)), **kwargs)
-        return DTensor.from_local(out, q.device_mesh, q.placements, run_check=False)
-
-    return local
-
-
-class CpuContextParallel(_ContextParallel):
-    """Context parallelism of ``scaled_dot_product_attention`` on CPU: this rank's queries, everyone's keys and values.
-
-    One all-gather and a mask instead of a ring.
-    """
-
-    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        if self.attention_type != self.AttentionType.SDPA:
-            return super()._apply(module, mesh)
-        ranks, rank, group = mesh.size(), mesh.get_local_rank(), mesh.get_group()
-
-        def forward(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = True, **kwargs: Any) -> Tensor:
-            k, v = (collectives.all_gather_tensor_autograd(x.contiguous(), self.seq_dim, group) for x in (k, v))
-            place = torch.arange(k.shape[self.seq_dim]).view(ranks, -1)
-            if _attention._cp_options.enable_load_balance:  # rank r holds pieces r and 2 ranks - 1 - r
-                pieces = place.view(2 * ranks, -1)
-                place = torch.cat((pieces[:ranks], pieces[ranks:].flip(0)), dim=1)
-            mask = place[rank][:, None] >= place.flatten() if is_causal else None
-            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **kwargs)
-
-        module.forward = on_local_heads(forward)
-        return module
-
-
-def dense_attention(
-    module: nn.Module,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    block_mask: BlockMask,
-    score_mod: None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
-    enable_gqa: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """torchtitan's ``FlexAttentionWrapper.forward`` without its kernel: the whole [L, L] scores of every head."""
-    assert score_mod is None, "torchtitan 0.2.2 gives none"
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    batch, heads, length, width = q.shape
-    mask = create_mask(block_mask.mask_mod, batch, heads, length, k.shape[2], device=q.device)
-    scores = q @ k.transpose(-2, -1) * (width**-0.5 if scale is None else scale)
-    scores = scores.masked_fill(~mask, float("-inf"))
-    out = scores.softmax(dim=-1) @ v
-    return (out, scores.logsumexp(dim=-1)) if return_lse else out
-
-
 def mend() -> None:
     """Put all of it in force."""
     # torchtitan asks torch for the device once, while its modules import each other.
@@ -146,7 +159,15 @@ def mend() -> None:
         patch("torch._utils._get_available_device_type", lambda: "cpu"),
         patch("torch._utils._get_device_module", lambda device_type: CpuDeviceModule),
     ):
-        import torchtitan.tools.utils  # noqa: F401
+        import torchtitan.tools.utils
+
+    torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # so that the use of it reads 0%
+
+    DTensor.normal_ = drawn_whole(Tensor.normal_)  # type: ignore[method-assign]
+    DTensor.uniform_ = drawn_whole(Tensor.uniform_)  # type: ignore[method-assign]
+    # Draws again what falls outside, as often as this rank's part needs it.
+    init: Any = nn.init
+    init._no_grad_trunc_normal_ = drawn_whole(init._no_grad_trunc_normal_)
 
     set_factor = FSDPModule.set_gradient_divide_factor
 

@@ -10,10 +10,10 @@ def closest(word: str, choices: Iterable[str]) -> str:
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
-def check_one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+def check_one_of(key: str, value: object, choices: tuple[str, ...], *, section: str = "teacher") -> None:
     if value not in choices:
         listed = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"[teacher] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
+        raise ValueError(f"[{section}] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
 
 
 def check_number(
@@ -25,9 +25,12 @@ def check_number(
     below: float | None = None,
     at_most: float | None = None,
     whole: bool = False,
+    finite: bool = True,
+    section: str = "teacher",
 ) -> None:
     kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    good = good and (not finite or abs(value) != float("inf"))  # type: ignore[arg-type]
     if good:
         assert isinstance(value, (int, float))
         good = (
@@ -43,4 +46,6 @@ def check_number(
             if bound is not None
         ]
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"[teacher] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}")
+        raise ValueError(
+            f"[{section}] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}"
+        )

@@ -4,10 +4,14 @@ All checks read the configuration only. What is granted here is compared with pl
 tests/distributed/test_parallelism.py, or stands in the README's table as not tested.
 """
 
+from typing import Any, cast
+
 import titan_attent.compat
 
-from torch.distributed.pipelining.schedules import get_schedule_class
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 from torchtitan.config import JobConfig
+from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part
+from torchtitan.protocols import BaseModelArgs
 
 
 def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
@@ -39,11 +43,15 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
             "0.2.2 does not combine with tensor or pipeline parallelism. Set data_parallel_shard_degree above 1 (HSDP) "
             "or data_parallel_replicate_degree to 1 (FSDP2)"
         )
-    if training.seq_len % (tp * 2 * cp):
-        raise ValueError(
-            f"[training] seq_len = {training.seq_len} must be a multiple of tensor_parallel_degree x 2 x "
-            f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
-        )
+    seq_lens = {"training": training.seq_len}
+    if job_config.validation.enable and tp * cp > 1:
+        seq_lens["validation"] = job_config.validation.seq_len
+    for section, seq_len in seq_lens.items():
+        if seq_len % (tp * 2 * cp):
+            raise ValueError(
+                f"[{section}] seq_len = {seq_len} must be a multiple of tensor_parallel_degree x 2 x "
+                f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
+            )
     if training.enable_cpu_offload and titan_attent.compat.IS_CPU:
         raise ValueError(
             "[training] enable_cpu_offload = true: there is no accelerator to offload from. Set it to false"
@@ -68,15 +76,15 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
 
 
 def _check_experts(ep: int, etp: int, *, shard: int, cp: int, tp: int) -> None:
-    if ep == 1:
-        return  # torchtitan does not read expert_tensor_parallel_degree then
-    if tp > 1 and etp != tp:
+    if ep == 1 and etp in (1, tp):
+        return
+    if ep > 1 and tp > 1 and etp != tp:
         raise ValueError(
             f"[parallelism] expert_parallel_degree = {ep} with tensor_parallel_degree = {tp} and "
             f"expert_tensor_parallel_degree = {etp}: torchtitan 0.2.2 loses gradients below the experts there (its "
             f"threads #2387, #2416). Set expert_tensor_parallel_degree = {tp}"
         )
-    if tp == 1 and etp != 1:
+    if etp not in (1, tp):
         raise ValueError(
             f"[parallelism] expert_tensor_parallel_degree = {etp} must be 1 or tensor_parallel_degree, {tp}"
         )
@@ -85,6 +93,34 @@ def _check_experts(ep: int, etp: int, *, shard: int, cp: int, tp: int) -> None:
             f"[parallelism] expert_parallel_degree = {ep} must divide data_parallel_shard_degree x "
             f"context_parallel_degree = {shard} x {cp} and be a multiple of the latter: experts are spread over these"
         )
+
+
+def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
+    """Refuse more tensor parallel ranks than heads share out evenly, and more pipeline stages than layers."""
+    config, flavor = job_config.parallelism, job_config.model.flavor
+    for name in ("n_heads", "n_kv_heads"):
+        heads = getattr(model_args, name, None)
+        if heads and heads % config.tensor_parallel_degree:
+            raise ValueError(
+                f"[parallelism] tensor_parallel_degree = {config.tensor_parallel_degree} must divide {name} = {heads} "
+                f"of flavor {flavor}: choose a divisor, or another flavor"
+            )
+    if config.pipeline_parallel_degree == 1 or config.module_fqns_per_model_part is not None:
+        return
+    weights = (config.pipeline_parallel_first_stage_less_layers, config.pipeline_parallel_last_stage_less_layers)
+    num_layers = cast(Any, model_args).n_layers
+    if (per_stage := config.pipeline_parallel_layers_per_stage) is None:
+        is_single = issubclass(get_schedule_class(config.pipeline_parallel_schedule), PipelineScheduleSingle)
+        num_stages = config.pipeline_parallel_degree * (1 if is_single else 2)
+    else:
+        num_stages = -(-(num_layers + sum(weights)) // max(1, per_stage))
+    try:
+        generate_llm_fqn_per_model_part(num_stages, num_layers, *weights)
+    except ValueError as error:
+        raise ValueError(
+            f"[parallelism] pipeline_parallel_degree = {config.pipeline_parallel_degree} with the {num_layers} layers "
+            f"of flavor {flavor}: {error}"
+        ) from None
 
 
 def _check_model(name: str, *, tp: int, pp: int, cp: int) -> None:

@@ -29,9 +29,10 @@ from titan_attent.config_checks import closest
 from titan_attent.data.loader import check_geometry, geometry_of
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.parallelism import check_parallelism
+from titan_attent.parallelism import check_parallelism, check_split
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.advice import check_sizes
+from titan_attent.value_checks import check_fit, check_values
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,8 +57,8 @@ def let_first_rank_speak() -> None:
         time.sleep(10)
 
 
-def check_toml(path: str) -> None:
-    """Refuse a missing or malformed TOML file and keys that no section has, with the nearest key as a hint."""
+def check_toml(path: str) -> dict[str, Any]:
+    """The values of a TOML file; refuses a missing or malformed one and keys that no section has, with a hint."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -65,6 +66,7 @@ def check_toml(path: str) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     _check_keys(values, ConfigManager._merge_configs(JobConfig, OurSections), where="", path=path)
+    return values
 
 
 def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str) -> None:
@@ -126,6 +128,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
     """All checks of a parsed configuration against its files but for the checksums."""
     data, teacher, training = job_config.data, job_config.teacher, job_config.training
     teacher.validate()
+    check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     batch_size = global_batch_size(job_config, dp_degree=dp_degree)
     flavor = job_config.model.flavor
@@ -134,6 +137,8 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
             f'[model] flavor = "{flavor}" is unknown to {job_config.model.name}{closest(flavor, spec.model_args)} '
             f"Known: {', '.join(spec.model_args)}"
         )
+    check_fit(job_config, spec.model_args[flavor])
+    check_split(job_config, spec.model_args[flavor])
     vocab_size: int = spec.model_args[flavor].vocab_size
     model = f"{job_config.model.name} {flavor}"
     dataset = _open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)

@@ -1,7 +1,8 @@
 """The command: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
 
-Parses the configuration, runs every check of preflight.py, registers the model's ``_attent`` twin and hands over to
-torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one message, from rank 0.
+Parses the configuration, settles what depends on the machine, runs every check of preflight.py, registers the model's
+``_attent`` twin and hands over to torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
+message, from rank 0.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import io
 import os
 import sys
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -37,33 +39,46 @@ def arguments(module: str) -> list[str]:
 
 
 def parse(argv: list[str]) -> "JobConfig":
-    """The job configuration; a ValueError for a mistake in the TOML. A bad command line ends the process."""
-    import titan_attent.compat  # noqa: F401
+    """The job configuration; a ValueError for a mistake in the TOML. A bad command line ends the process.
+
+    What is logged from here on looks like torchtitan's lines, without those that mean nothing on a CPU.
+    """
+    import titan_attent.compat as compat
 
     from torchtitan.config import ConfigManager
+    from torchtitan.tools.logging import init_logger
 
-    from titan_attent import preflight
+    from titan_attent import compat_cpu, preflight, quiet
 
+    init_logger()
+    if compat.IS_CPU:
+        quiet.install()
     config_file = _option(argv, "job.config_file")
-    if config_file is not None:
-        preflight.check_toml(config_file)
+    toml = preflight.check_toml(config_file) if config_file is not None else {}
     # tyro reports a bad command line itself and exits; one rank's report is enough.
     first = os.environ["RANK"] == "0"
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
         try:
-            return ConfigManager().parse_args(argv)
+            job_config = ConfigManager().parse_args(argv)
+        except AssertionError as error:  # torchtitan's own checks of a section
+            raise ValueError(str(error)) from None
         except SystemExit as end:
             if end.code:  # not --help
                 preflight.let_first_rank_speak()
             raise
+    if compat.IS_CPU:
+        training, key = job_config.training, "mixed_precision_param"
+        written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None
+        training.mixed_precision_param = compat_cpu.default_precision(training.mixed_precision_param, written=written)
+    return job_config
 
 
 def main() -> None:
-    # Before torchtitan's import, which copies sys.argv into a default.
-    sys.argv[1:] = argv = arguments("titan_attent.train")
+    argv = arguments("titan_attent.train")
 
     import titan_attent.compat as compat
 
+    from torchtitan.config import ConfigManager
     from torchtitan.protocols.train_spec import register_train_spec
     from torchtitan.train import main as torchtitan_main
 
@@ -79,7 +94,9 @@ def main() -> None:
         preflight.fail(error)
     register_train_spec(job_config.model.name, spec)
     compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
-    torchtitan_main(TeachingTrainer)
+    # torchtitan parses the command line again, and would miss what was decided here.
+    with patch.object(ConfigManager, "parse_args", lambda manager: job_config):
+        torchtitan_main(TeachingTrainer)
 
 
 if __name__ == "__main__":
