@@ -2,9 +2,10 @@
 
 Everything a run reads is looked at once: the configuration, the token shards, the fit of data, batch and model, and the
 checkpoint that it would resume from. Each failure is a ValueError that says what is wrong, where, and how to mend it.
-Every rank runs the same checks on the same files; checksums, which take time, are shared out over the ranks.
+Every rank runs the same checks on the same small files; what there is a lot of, the shards, is shared out over the
+ranks as soon as they can talk to each other.
 
-Cost: one stat a shard, two small files, and the metadata of one checkpoint.
+Cost: two small files and the metadata of one checkpoint a rank; one stat a shard over all ranks together.
 """
 
 import json
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,10 +26,12 @@ from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import device_type
 
 from titan_attent.config_checks import closest
-from titan_attent.data.loader import check_geometry, geometry_of
-from titan_attent.data.shards import TokenDataset, TokenShards
+from titan_attent.data.loader import check_geometry, geometry_of, global_batch_size
+from titan_attent.data.opened import DataSets
+from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.parallelism import check_parallelism, check_split
 from titan_attent.reference import ReferenceLosses
@@ -85,11 +89,11 @@ def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str)
             _check_keys(value, kind, where=name, path=path)
 
 
-def global_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
+def _check_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
     """Examples of a training step; refuses one that does not split evenly."""
     training = job_config.training
     local = training.local_batch_size * dp_degree
-    batch_size = training.global_batch_size if training.global_batch_size > 0 else local
+    batch_size = global_batch_size(job_config, dp_world_size=dp_degree)
     if batch_size % local:
         raise ValueError(
             f"[training] global_batch_size = {batch_size} must be a multiple of local_batch_size x data-parallel ranks "
@@ -98,13 +102,13 @@ def global_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
     return batch_size
 
 
-def _open(path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> TokenDataset:
+def _open(datasets: DataSets, path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> TokenDataset:
     if not path:
         raise ValueError(
             f"[data] {key} is empty: give the folder of a token data set, written by python -m titan_attent.data.writer"
         )
     try:
-        dataset = TokenDataset(path, seq_len=seq_len)
+        dataset = datasets.dataset(path, seq_len=seq_len)
     except (ValueError, OSError) as error:
         raise ValueError(f"[data] {key}: {error}") from None
     if dataset.shards.max_token_id >= vocab_size:
@@ -124,13 +128,14 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
                 logger.warning(f"[{section}] {key} is not read: titan_attent reads its data as [data] says")
 
 
-def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> None:
-    """All checks of a parsed configuration against its files but for the checksums."""
+def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
+    """All checks of a parsed configuration but those of the shards (:func:`check_files`); opens ``datasets``."""
+    datasets = datasets or DataSets()
     data, teacher, training = job_config.data, job_config.teacher, job_config.training
     teacher.validate()
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
-    batch_size = global_batch_size(job_config, dp_degree=dp_degree)
+    batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
     flavor = job_config.model.flavor
     if flavor not in spec.model_args:
         raise ValueError(
@@ -141,7 +146,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
     check_split(job_config, spec.model_args[flavor])
     vocab_size: int = spec.model_args[flavor].vocab_size
     model = f"{job_config.model.name} {flavor}"
-    dataset = _open(data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)
+    dataset = _open(datasets, data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)
     if len(dataset) < batch_size:
         raise ValueError(
             f"[data] path = {data.path} holds {len(dataset)} examples of {training.seq_len} tokens, fewer than one "
@@ -150,7 +155,9 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
     check_sizes(teacher, num_examples=len(dataset), batch_size=batch_size)
     if job_config.validation.enable:
         seq_len = job_config.validation.seq_len
-        _open(data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model)
+        _open(
+            datasets, data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model
+        )
     if teacher.importance == "excess_loss":
         reference = ReferenceLosses(teacher.reference_path)
         reference.check(fingerprint=dataset.shards.fingerprint, seq_len=training.seq_len, num_examples=len(dataset))
@@ -160,25 +167,56 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> Non
     check_checkpoint(job_config, geometry_of(job_config, dataset, batch_size=batch_size))
 
 
-def check_checksums(job_config: JobConfig) -> None:
-    """Re-hash all shards and the reference, each rank its part; raise the same ValueError on all ranks if one differs.
+def check_files(job_config: JobConfig, datasets: DataSets) -> None:
+    """Compare the sizes of all shards with their index, each rank its part, and their checksums if the run asks for it.
 
     The only check that needs the process group: a damaged shard is known to one rank, and must end them all.
+
+    Raises:
+        ValueError: the same on all ranks, that of the first rank that found something or could not look.
     """
     paths = [job_config.data.path] + [job_config.data.validation_path] * job_config.validation.enable
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    damage = ""
-    try:
-        for shards in map(TokenShards, paths):
-            shards.verify_checksums(range(rank, len(shards.index.shards), world_size))
-        if job_config.teacher.importance == "excess_loss" and rank == 0:
+    rank, world_size = 0, 1
+    if torch.distributed.is_initialized():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def look() -> None:
+        for shards in map(datasets.shards, paths):
+            mine = range(rank, len(shards.index.shards), world_size)
+            shards.check_sizes(mine)
+            if job_config.data.verify_checksums:
+                shards.verify_checksums(mine)
+        if job_config.data.verify_checksums and job_config.teacher.importance == "excess_loss" and rank == 0:
             ReferenceLosses(job_config.teacher.reference_path).verify_checksum()
+
+    on_all_ranks(look)
+
+
+def on_all_ranks(look: Callable[[], None]) -> None:
+    """Run ``look`` here; if it raises on any rank, raise a ValueError with the first such rank's message on all ranks.
+
+    A collective of 8 bytes, and one more where something failed. Any exception counts: a rank that left without a word
+    would keep the others waiting.
+    """
+    message = ""
+    try:
+        look()
     except ValueError as error:
-        damage = str(error)
-    found: list[str] = [""] * world_size
-    torch.distributed.all_gather_object(found, damage)
-    for message in filter(None, found):
-        raise ValueError(message)
+        message = str(error)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    if not torch.distributed.is_initialized():
+        failed = [message]
+    else:
+        world_size = torch.distributed.get_world_size()
+        mine = torch.distributed.get_rank() if message else world_size
+        first = torch.tensor(mine, device=device_type)
+        torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
+        failed = [message]
+        if (source := int(first)) < world_size:
+            torch.distributed.broadcast_object_list(failed, src=source)
+    if failed[0]:
+        raise ValueError(failed[0])
 
 
 def checkpoint_to_load(job_config: JobConfig) -> Path | None:

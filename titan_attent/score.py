@@ -31,7 +31,9 @@ from torchtitan.train import Trainer
 from tqdm import tqdm
 
 from titan_attent import preflight
-from titan_attent.data.loader import Batch, TeachingLoader, read_batches
+from titan_attent.data.loader import TeachingLoader
+from titan_attent.data.opened import DataSets
+from titan_attent.data.reader import Batch
 from titan_attent.loss import per_example_cross_entropy
 from titan_attent.score_checks import check_scoring, check_weights, scoring_config, writer_of
 from titan_attent.sharding import ExampleSharding
@@ -49,7 +51,7 @@ class ReferenceScorer(Trainer):
     def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
-        self.dataset, self.num_workers, self.pin_memory = loader.dataset, loader.num_workers, loader.pin_memory
+        self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
         self.sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
         self.batch_size = job_config.validation.local_batch_size
         self.checkpoint_path = job_config.checkpoint.initial_load_path
@@ -64,8 +66,6 @@ class ReferenceScorer(Trainer):
         """Load, score what is missing, and finish the reference. A collective, on all ranks."""
         weights = self.checkpointer.states[MODEL].state_dict()
         try:
-            if self.job_config.data.verify_checksums:
-                preflight.check_checksums(self.job_config)
             check_weights(weights, self.checkpoint_path)
         except ValueError as error:
             preflight.fail(error)
@@ -108,7 +108,7 @@ class ReferenceScorer(Trainer):
         (model,) = self.model_parts
         model.eval()
         ids = self._id_batches(parts)
-        batches = read_batches(self._read, ids, num_workers=self.num_workers, pin_memory=self.pin_memory)
+        batches = self.reader.read(self._read, ids, pin_memory=self.pin_memory)
         rows, num_batches = self.batch_size * self.sharding.size, 0
         for part in parts:
             start, stop = self.writer.range_of(part)
@@ -147,8 +147,9 @@ def main() -> None:
     argv = arguments("titan_attent.score")
     try:
         job_config = scoring_config(parse(argv))
-        spec = attent_spec(job_config.model.name)
-        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]))
+        datasets = DataSets()
+        spec = attent_spec(job_config.model.name, datasets)
+        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         preflight.fail(error)
     register_train_spec(job_config.model.name, spec)

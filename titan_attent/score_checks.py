@@ -12,6 +12,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent import preflight
+from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import TeacherConfig
 from titan_attent.reference import Scoring
@@ -33,12 +34,13 @@ def scoring_config(job_config: JobConfig) -> JobConfig:
     return job_config
 
 
-def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) -> None:
+def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
     if not job_config.teacher.reference_path:
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
     check_checkpoint(job_config.checkpoint.initial_load_path)
-    preflight.check_run(job_config, spec, world_size=world_size)
+    datasets = datasets or DataSets()
+    preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets)
     if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
         raise ValueError(
             "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
@@ -46,7 +48,7 @@ def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int) ->
         )
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
-    dataset = TokenDataset(job_config.data.path, seq_len=job_config.training.seq_len)
+    dataset = datasets.dataset(job_config.data.path, seq_len=job_config.training.seq_len)
     writer_of(job_config, dataset)
 
 

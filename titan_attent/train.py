@@ -83,13 +83,15 @@ def main() -> None:
     from torchtitan.train import main as torchtitan_main
 
     from titan_attent import preflight
+    from titan_attent.data.opened import DataSets
     from titan_attent.train_spec import attent_spec
     from titan_attent.trainer import TeachingTrainer
 
     try:
         job_config = parse(argv)
-        spec = attent_spec(job_config.model.name)
-        preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]))
+        datasets = DataSets()
+        spec = attent_spec(job_config.model.name, datasets)
+        preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         preflight.fail(error)
     register_train_spec(job_config.model.name, spec)

@@ -22,16 +22,17 @@ from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
+from titan_attent import preflight
 from titan_attent.config_checks import closest
-from titan_attent.data.loader import build_teaching_dataloader
-from titan_attent.data.shards import TokenShards
+from titan_attent.data.loader import TeachingLoader, build_loader
+from titan_attent.data.opened import DataSets
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.loss import WeightedLoss, build_weighted_loss
 from titan_attent.loss_chunked import build_chunked_loss
 from titan_attent.loss_parallel import build_vocab_parallel_loss
 from titan_attent.metrics import build_teaching_metrics_processor
 from titan_attent.pipeline import PipelineLoss
-from titan_attent.validate import build_shard_validator
+from titan_attent.validate import build_validator
 
 SUFFIX = "_attent"
 
@@ -74,10 +75,25 @@ class ShardTokenizer(BaseTokenizer):
         return self.tokenizer.vocab_size
 
 
-def build_shard_tokenizer(job_config: JobConfig) -> ShardTokenizer:
+def build_tokenizer(datasets: DataSets, job_config: JobConfig) -> ShardTokenizer:
     """torchtitan's ``build_tokenizer_fn``: the tokenizer of ``data.path``."""
     path = Path(job_config.data.path)
-    return ShardTokenizer(Tokenizer.from_info(TokenShards(path).tokenizer_info, path))
+    return ShardTokenizer(Tokenizer.from_info(datasets.shards(path).tokenizer_info, path))
+
+
+def build_dataloader(
+    datasets: DataSets, dp_world_size: int, dp_rank: int, tokenizer: BaseTokenizer | None, job_config: JobConfig
+) -> TeachingLoader:
+    """torchtitan's ``build_dataloader_fn``, the first part it asks for once the ranks can talk: checks the shards."""
+    del tokenizer  # the data set is tokens already
+    try:
+        preflight.check_files(job_config, datasets)
+    except ValueError as error:
+        preflight.fail(error)
+    data = job_config.data
+    dataset = datasets.dataset(data.path, seq_len=job_config.training.seq_len)
+    reader = datasets.reader(data.num_workers)
+    return build_loader(job_config, dataset, reader, dp_rank=dp_rank, dp_world_size=dp_world_size)
 
 
 def build_loss(
@@ -104,8 +120,12 @@ def build_example_loss(job_config: JobConfig, *, parallel_dims: ParallelDims) ->
     )
 
 
-def attent_spec(name: str) -> TrainSpec:
-    """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name."""
+def attent_spec(name: str, datasets: DataSets | None = None) -> TrainSpec:
+    """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name.
+
+    ``datasets``: the run's, which the checks before it may have opened already.
+    """
+    datasets = datasets or DataSets()
     names = [model + SUFFIX for model in TEXT_MODELS]
     if name not in names:
         known = ", ".join(names)
@@ -123,9 +143,9 @@ def attent_spec(name: str) -> TrainSpec:
         stock,
         model_args=flavors,
         parallelize_fn=titan_attent.compat.mended_parallelize(stock.parallelize_fn),
-        build_dataloader_fn=build_teaching_dataloader,
-        build_tokenizer_fn=build_shard_tokenizer,
-        build_validator_fn=build_shard_validator,
+        build_dataloader_fn=partial(build_dataloader, datasets),
+        build_tokenizer_fn=partial(build_tokenizer, datasets),
+        build_validator_fn=partial(build_validator, datasets),
         build_metrics_processor_fn=build_teaching_metrics_processor,
         build_loss_fn=partial(build_loss, stock.build_loss_fn),
     )

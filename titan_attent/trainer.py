@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.config import JobConfig
-from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
-from titan_attent import preflight
-from titan_attent.data.loader import Batch, FixedLoader, TeachingLoader
+from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
+from titan_attent.data.reader import Batch
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.loss_parallel import valid_counts, whole_example_means
 from titan_attent.loss_window import LossWindow, neutral_statistics
@@ -81,15 +80,6 @@ class TeachingTrainer(Trainer):
         self.rounds: JsonLines | None = None
         self.quarantine: JsonLines | None = None
         log_plan(self.teacher, total_steps=job_config.training.steps)
-
-    def init_distributed(self) -> ParallelDims:
-        parallel_dims = super().init_distributed()
-        if self.job_config.data.verify_checksums:
-            try:
-                preflight.check_checksums(self.job_config)
-            except ValueError as error:
-                preflight.fail(error)
-        return parallel_dims
 
     def _reference_losses(self) -> Tensor | None:
         """fp32 [num_local], those of the examples that this rank owns; None unless the importance reads them."""
@@ -234,7 +224,7 @@ class TeachingTrainer(Trainer):
             batch_size=self.job_config.teacher.scoring_batch_size or self.job_config.training.local_batch_size,
             dp_rank=loader.dp_rank,
             dp_world_size=loader.dp_world_size,
-            num_workers=loader.num_workers,
+            reader=loader.reader,
         )
         with titan_attent.compat.expert_counts_kept(self.model_parts):
             for i, (input_dict, labels) in enumerate(batches):
@@ -298,4 +288,5 @@ class TeachingTrainer(Trainer):
         for name in ("trace", "rounds", "quarantine"):
             if (lines := getattr(self, name, None)) is not None:
                 lines.close()
+        cast(TeachingLoader, self.dataloader).close()
         super().close()

@@ -2,8 +2,8 @@
 
 The stock validator hardwires the Hugging Face text loader, goes on where the last validation stopped (torchtitan
 thread #2791) and averages step averages. This one reads ``data.validation_path`` from its start, and its result does
-not depend on the batch size or, with ``validation.steps = -1`` (the whole set), on the number of ranks and what they
-share out.
+not depend on the batch size or on the number of ranks. With ``validation.steps`` above 0 it reads a sample of steps x
+global batch examples, drawn once and for all: the same in every run on that data, of all its sources.
 """
 
 from contextlib import AbstractContextManager
@@ -23,11 +23,16 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.context_parallel import prepare_context_parallel_input
 from torchtitan.tools import utils
+from torchtitan.tools.logging import logger
 
-from titan_attent.data.loader import FixedLoader
-from titan_attent.data.order import Pool
+from titan_attent.data.loader import FixedLoader, global_batch_size
+from titan_attent.data.opened import DataSets
+from titan_attent.data.order import Key, Pool
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
+
+SAMPLE_ORDER: Key = (0, 0, 0)
+"""Key of the order whose first examples are the sample: no run's seed, so that runs compare."""
 
 
 class ShardValidator(Validator):
@@ -135,7 +140,15 @@ class ShardValidator(Validator):
         return torch.stack(losses).sum() if self.pp_has_last_stage else None
 
 
-def build_shard_validator(
+def sample(dataset: TokenDataset, *, num_examples: int) -> Pool:
+    """So many examples of ``dataset`` in a fixed random order; all of it where it has no more."""
+    if num_examples >= len(dataset):
+        return Pool.whole(len(dataset))
+    return Pool(len(dataset), order=SAMPLE_ORDER, size=num_examples)
+
+
+def build_validator(
+    datasets: DataSets,
     job_config: JobConfig,
     dp_world_size: int,
     dp_rank: int,
@@ -151,19 +164,21 @@ def build_shard_validator(
 ) -> ShardValidator:
     """torchtitan's ``build_validator_fn``."""
     validation, data = job_config.validation, job_config.data
-    dataset = TokenDataset(data.validation_path, seq_len=validation.seq_len)
+    dataset = datasets.dataset(data.validation_path, seq_len=validation.seq_len)
     num_examples = len(dataset)
     if validation.steps > 0:
-        num_examples = min(num_examples, validation.steps * validation.local_batch_size * dp_world_size)
+        num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
+    pool = sample(dataset, num_examples=num_examples)
+    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, always the same")
     return ShardValidator(
         job_config,
         loader=FixedLoader(
             dataset,
-            Pool(len(dataset), size=num_examples),
+            pool,
             batch_size=validation.local_batch_size,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
-            num_workers=data.num_workers,
+            reader=datasets.reader(data.num_workers),
         ),
         tokenizer=tokenizer,
         parallel_dims=parallel_dims,

@@ -14,6 +14,7 @@ from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
 from titan_attent import preflight
+from titan_attent.data.opened import DataSets
 from titan_attent.train_spec import attent_spec
 
 CLI = ["--job.custom_config_module", "titan_attent.job_config"]
@@ -34,7 +35,10 @@ def check(config: Path, *args: str, world_size: int = 2) -> None:
     """What titan_attent.train does before it starts training."""
     preflight.check_toml(str(config))
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI, *args])
-    preflight.check_run(job_config, attent_spec(job_config.model.name), world_size=world_size)
+    datasets = DataSets()
+    spec = attent_spec(job_config.model.name, datasets)
+    preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets)
+    preflight.check_files(job_config, datasets)  # with one rank here, all of them
 
 
 def refuses(*words: str) -> Iterator[None]:

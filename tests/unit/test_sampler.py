@@ -140,6 +140,9 @@ class PassList:
     def current_pass(self) -> Pass | None:
         return self.current
 
+    def follow_plan(self, *, step: int, consumed: int) -> None:
+        """The plan is the same."""
+
     def next_pass(self, *, step: int) -> Pass:
         self.pass_index = len(self.asked)
         self.asked.append(step)

@@ -229,9 +229,9 @@ def test_pickle_carries_no_data(folder: Path) -> None:
     dataset = TokenDataset(folder, seq_len=50)
     expected = dataset.batch(torch.arange(20))
     data = pickle.dumps(dataset)
-    assert len(data) < 3000 and dataset.shards._maps
+    assert len(data) < 3000 and len(dataset.shards._files)
     restored = pickle.loads(data)
-    assert not restored.shards._maps
+    assert not len(restored.shards._files)
     assert all(torch.equal(a, b) for a, b in zip(restored.batch(torch.arange(20)), expected, strict=True))
 
 
@@ -345,6 +345,7 @@ def test_index_that_is_no_object(copy: Path) -> None:
         ({"shards": 3}, "not iterable"),
         ({"shards": [{"file": "x"}]}, "num_tokens"),
         ({"shards": [{"file": "../x", "num_tokens": 1009, "sha256": ""}]}, "shard '../x'"),
+        ({"shards": [{"file": "..", "num_tokens": 1009, "sha256": ""}]}, "shard '..' is not the name of a file"),
         ({"shards": [{"file": "x", "num_tokens": "9", "sha256": ""}]}, "not supported"),
         ({"shards": [{"file": "x", "num_tokens": 0, "sha256": ""}]}, "0 tokens"),
         ({"shards": [{"file": "x", "num_tokens": 1009, "sha256": "", "source": "a b"}]}, "source 'a b' of shard 'x'"),
@@ -352,6 +353,10 @@ def test_index_that_is_no_object(copy: Path) -> None:
         ({"num_tokens": 1010}, "num_tokens 1010 is not the sum"),
         ({"tokenizer": {"name": "x"}}, "tokenizer without eos_id, vocab_size"),
         ({"tokenizer": None}, "NoneType"),
+        ({"tokenizer": {**INFO, "file": "../secret"}}, "tokenizer file '../secret' is not the name of a file"),
+        ({"tokenizer": {**INFO, "file": "/etc/passwd"}}, "tokenizer file '/etc/passwd' is not the name of a file"),
+        ({"tokenizer": {**INFO, "file": ".."}}, "tokenizer file '..' is not the name of a file"),
+        ({"tokenizer": {**INFO, "file": 3}}, "tokenizer file 3 is not the name of a file"),
         ({"max_token_id": 60000}, "max_token_id 60000"),
         ({"surplus": 1}, "surplus"),
     ],

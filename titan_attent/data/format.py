@@ -42,6 +42,12 @@ def is_source_name(name: str) -> bool:
     return re.fullmatch("[A-Za-z0-9_.-]+", name) is not None
 
 
+def check_file_name(name: object, *, of: str) -> None:
+    """ValueError if ``name``, found in a data set, is more than a name: nothing outside of its folder is read."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
+        raise ValueError(f"{of} {name!r} is not the name of a file in the folder")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: after a crash the file is the old or the new one, whole."""
     temporary = _temporary(path)
@@ -81,6 +87,9 @@ class ShardEntry:
     num_tokens: int
     sha256: str
     source: str = DEFAULT_SOURCE
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file, of="shard")
 
 
 class ShardWriter:
@@ -225,7 +234,7 @@ def _check_consistency(index: Index) -> None:
     if index.dtype not in ("uint16", "uint32"):
         raise ValueError(f"dtype {index.dtype!r} is neither uint16 nor uint32")
     for shard in index.shards:
-        if Path(shard.file).name != shard.file or shard.num_tokens < 1:
+        if shard.num_tokens < 1:
             raise ValueError(f"shard {shard.file!r} of {shard.num_tokens} tokens")
         if not is_source_name(shard.source):
             raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
@@ -233,5 +242,7 @@ def _check_consistency(index: Index) -> None:
         raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
     if missing := {"name", "vocab_size", "eos_id"} - index.tokenizer.keys():
         raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
+    if "file" in index.tokenizer:
+        check_file_name(index.tokenizer["file"], of="tokenizer file")
     if not 0 <= index.max_token_id < index.tokenizer["vocab_size"]:
         raise ValueError(f"max_token_id {index.max_token_id} is outside the tokenizer's vocabulary")

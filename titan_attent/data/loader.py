@@ -1,53 +1,34 @@
 """The loader: torchtitan's BaseDataLoader over token shards, in the order that the teacher decides.
 
-    sampler (ids of a pass) -> reader threads (torchdata.nodes) -> {"input", "example_id", "weight"}, labels
+    sampler (places of a pass) -> reader threads (reader.py) -> {"input", "example_id", "weight"}, labels
 
 The threads run ahead inside a pass only: at its end the loader asks the teacher, in the training thread, for the next
-one, on all ranks at the same batch. Tokens are read through memory maps, which lets threads share one page cache and
-release the interpreter while they wait, so no worker processes are needed and none holds a stale teacher.
+one, on all ranks at the same batch. They evaluate the order of the pass, too, which takes some microseconds an id.
 
 The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
 loader cannot (its threads #811, #816).
 
-Cost: ``num_workers`` + 2 batches of memory ahead of the step.
+Cost: that of reader.py.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import titan_attent.compat
 
 import torch
 from torch import Tensor
-from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory, Prefetcher
 from torchtitan.components.dataloader import BaseDataLoader
-from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
 from titan_attent.data.order import Pass, Pool
+from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
 from titan_attent.teacher.teacher import Teacher
-
-Batch = tuple[dict[str, Tensor], Tensor]
-
-
-def read_batches(
-    read: Callable[[Tensor], Batch], id_batches: Iterable[Tensor], *, num_workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    """``read`` over ``id_batches`` in order, ``num_workers`` threads ahead of the consumer; 0 reads on demand."""
-    if num_workers == 0:
-        return map(read, id_batches)
-    node: BaseNode = ParallelMapper(
-        IterableWrapper(id_batches), map_fn=read, num_workers=num_workers, in_order=True, method="thread"
-    )
-    if pin_memory:
-        node = PinMemory(node)
-    node = Prefetcher(node, prefetch_factor=2)
-    node.reset()
-    return iter(node)
 
 
 def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int) -> dict[str, Any]:
@@ -90,7 +71,7 @@ class TeachingLoader(BaseDataLoader):
         geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
         dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
         microbatches: gradient accumulation steps.
-        num_workers: reader threads.
+        reader: the threads that read; shared with scoring and validation.
         pin_memory: copy batches to page-locked memory, for asynchronous transfer to a GPU.
     """
 
@@ -102,12 +83,12 @@ class TeachingLoader(BaseDataLoader):
         dp_rank: int,
         dp_world_size: int,
         microbatches: int,
-        num_workers: int,
+        reader: Reader,
         pin_memory: bool,
     ):
         self.dataset, self.geometry = dataset, geometry
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
         self.served: tuple[Pass, int] | None = None
         """The pass and the global batch in it that was handed out last."""
@@ -122,7 +103,7 @@ class TeachingLoader(BaseDataLoader):
 
     def _read(self, ids: Tensor) -> Batch:
         inputs, labels = self.dataset.batch(ids)
-        return {"input": inputs, "example_id": ids.clone()}, labels
+        return {"input": inputs, "example_id": ids}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         sampler = self.sampler
@@ -131,10 +112,10 @@ class TeachingLoader(BaseDataLoader):
             self._before_decision()
             current = sampler.current_pass()
             start = sampler.consumed
-            batches = read_batches(
-                self._read,
-                sampler.local_batches(current, start=start),
-                num_workers=self.num_workers,
+            ids_of = partial(sampler.local_ids, current)
+            batches = self.reader.read(
+                lambda place, ids_of=ids_of: self._read(ids_of(*place)),
+                sampler.local_places(current, start=start),
                 pin_memory=self.pin_memory,
             )
             weights = sampler.local_weights(current, start=start)
@@ -154,6 +135,10 @@ class TeachingLoader(BaseDataLoader):
         check_geometry(json.loads(state_dict["geometry"]), self.geometry, where="the checkpoint")
         self.sampler.load_state_dict(state_dict["sampler"])
 
+    def close(self) -> None:
+        """End the reader threads."""
+        self.reader.close()
+
 
 class FixedLoader:
     """The examples of ``pool``, the same at every iteration, every one exactly once over all ranks.
@@ -170,10 +155,10 @@ class FixedLoader:
         batch_size: int,
         dp_rank: int,
         dp_world_size: int,
-        num_workers: int,
+        reader: Reader,
     ):
         self.dataset, self.pool, self.batch_size = dataset, pool, batch_size
-        self.dp_rank, self.dp_world_size, self.num_workers = dp_rank, dp_world_size, num_workers
+        self.dp_rank, self.dp_world_size, self.reader = dp_rank, dp_world_size, reader
         self.num_batches = -(-pool.size // (batch_size * dp_world_size))
 
     def _read(self, places: Tensor) -> Batch:
@@ -186,24 +171,26 @@ class FixedLoader:
     def __iter__(self) -> Iterator[Batch]:
         rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size
         places = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
-        return read_batches(self._read, places, num_workers=self.num_workers, pin_memory=False)
+        return self.reader.read(self._read, places)
 
 
-def build_teaching_dataloader(
-    dp_world_size: int, dp_rank: int, tokenizer: BaseTokenizer | None, job_config: JobConfig
+def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
+    """Examples of a training step."""
+    training = job_config.training
+    return training.global_batch_size if training.global_batch_size > 0 else training.local_batch_size * dp_world_size
+
+
+def build_loader(
+    job_config: JobConfig, dataset: TokenDataset, reader: Reader, *, dp_rank: int, dp_world_size: int
 ) -> TeachingLoader:
-    """torchtitan's ``build_dataloader_fn``; the teacher is attached by the trainer once the meshes exist."""
-    del tokenizer  # the data set is tokens already
-    data, training = job_config.data, job_config.training
-    dataset = TokenDataset(data.path, seq_len=training.seq_len)
-    local_batch = training.local_batch_size * dp_world_size
-    batch_size = training.global_batch_size if training.global_batch_size > 0 else local_batch
+    """The loader of a run; the teacher is attached by the trainer once the meshes exist."""
+    batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)
     return TeachingLoader(
         dataset,
         geometry=geometry_of(job_config, dataset, batch_size=batch_size),
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
-        microbatches=batch_size // local_batch,
-        num_workers=data.num_workers,
-        pin_memory=not titan_attent.compat.IS_CPU and data.num_workers > 0,
+        microbatches=batch_size // (job_config.training.local_batch_size * dp_world_size),
+        reader=reader,
+        pin_memory=not titan_attent.compat.IS_CPU and reader.num_workers > 0,
     )

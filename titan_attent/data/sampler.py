@@ -6,6 +6,7 @@ the state is a number of batches.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,13 +66,17 @@ class TeachingSampler:
         size = self.microbatches * self.batch_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def local_batches(self, current: Pass, *, start: int) -> Iterator[Tensor]:
-        """int64 [batch_size] for every microbatch of the pass from global batch ``start`` on. Pure."""
-        for batch in range(start, current.num_batches):
-            yield from current.ids(batch, batch + 1, self.local_rows()).view(self.microbatches, -1)
+    def local_places(self, current: Pass, *, start: int) -> Iterator[tuple[int, int]]:
+        """(global batch, microbatch) of every microbatch of the pass from global batch ``start`` on. Pure."""
+        return product(range(start, current.num_batches), range(self.microbatches))
+
+    def local_ids(self, current: Pass, batch: int, microbatch: int) -> Tensor:
+        """int64 [batch_size], this rank's ids of a microbatch; some microseconds an id. Pure, from any thread."""
+        first = self.local_rows().start + microbatch * self.batch_size
+        return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
 
     def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
-        """fp32 [batch_size] weights beside :meth:`local_batches`; ones where the pass is not weighted.
+        """fp32 [batch_size] weights beside :meth:`local_places`; ones where the pass is not weighted.
 
         A collective for every ``flush_every`` global batches of a weighted pass, when the first of them is asked for:
         consume it in step on all ranks.
@@ -88,13 +93,12 @@ class TeachingSampler:
         """(example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""
         while True:
             current, start = self.current_pass(), self.consumed
-            ids_and_weights = zip(
-                self.local_batches(current, start=start), self.local_weights(current, start=start), strict=True
-            )
-            for i, (ids, weights) in enumerate(ids_and_weights):
-                if (i + 1) % self.microbatches == 0:
+            places, weights = self.local_places(current, start=start), self.local_weights(current, start=start)
+            for (batch, microbatch), weight in zip(places, weights, strict=True):
+                ids = self.local_ids(current, batch, microbatch)
+                if microbatch == self.microbatches - 1:
                     self.batch_consumed()
-                yield ids, weights
+                yield ids, weight
 
     def state_dict(self) -> dict[str, Any]:
         teacher = self.teacher

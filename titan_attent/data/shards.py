@@ -8,8 +8,9 @@ end that fill no window are left out.
 A shard holds one data source (web, code, ...). An example that crosses into another belongs to the
 source of its first token.
 
-Cost: opening is one stat a shard and reads no token. An example is one copy out of a memory map (the
-page cache), 2 or 4 bytes a token on disk and 8 in memory. Any number of threads may read at once.
+Cost: opening is one stat a shard and reads no token; a run on many ranks shares the stats out. An
+example is one positioned read (files.py), 2 or 4 bytes a token on disk and 8 in memory; few files are
+open at a time, however many there are. Any number of threads may read at once.
 """
 
 import hashlib
@@ -18,7 +19,6 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from titan_attent.data.files import OpenFiles
 from titan_attent.data.format import INDEX_FILE, WRITER, Index, ShardEntry, read_index, write_index
 
 __all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
@@ -39,13 +40,14 @@ class TokenShards:
 
     Args:
         path: the folder.
+        check_sizes: look at every shard's size; without it, :meth:`check_sizes` is left to the caller.
 
     Raises:
         ValueError: the folder, its index or a shard is missing, malformed, of another format,
             edited or truncated.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, check_sizes: bool = True):
         self.path = Path(path)
         self.index: Index = read_index(self.path)
         self.num_tokens = self.index.num_tokens
@@ -55,9 +57,20 @@ class TokenShards:
         self.dtype = np.dtype(self.index.dtype).newbyteorder("<")
         # Python integers, which do not wrap however long the stream is.
         self._starts = [0, *accumulate(shard.num_tokens for shard in self.index.shards)]
-        self._maps: dict[int, np.ndarray] = {}
-        for shard in self.index.shards:
-            self._check_size(shard)
+        self._files = OpenFiles(self.path)
+        if check_sizes:
+            self.check_sizes()
+
+    def check_sizes(self, shards: Iterable[int] | None = None) -> None:
+        """Compare shards' sizes, given by number (all by default), with the index: one stat each.
+
+        Ranks share the work with ``range(rank, len(index.shards), world_size)``.
+
+        Raises:
+            ValueError: a shard is missing, truncated or replaced; names the file.
+        """
+        for number in range(len(self.index.shards)) if shards is None else shards:
+            self._check_size(self.index.shards[number])
 
     def _check_size(self, shard: ShardEntry) -> None:
         path, expected = self.path / shard.file, shard.num_tokens * self.dtype.itemsize
@@ -70,17 +83,6 @@ class TokenShards:
             raise ValueError(
                 f"{path}: has {actual} bytes where {INDEX_FILE} says {expected}: truncated or replaced; {mend}"
             )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the data itself; the other process maps the files anew.
-        return {**self.__dict__, "_maps": {}}
-
-    def _map(self, shard: int) -> np.ndarray:
-        # Two threads may both map a shard at first; one map stays, and both are right.
-        if shard not in self._maps:
-            path = self.path / self.index.shards[shard].file
-            self._maps[shard] = np.memmap(path, dtype=self.dtype, mode="r")
-        return self._maps[shard]
 
     def shard_of(self, token_index: int) -> tuple[str, int]:
         """The file that holds a token, and the offset in it, in tokens; IndexError outside."""
@@ -101,10 +103,13 @@ class TokenShards:
         """Fill ``out``, int64 [T], from token ``start`` on; the caller has checked the bounds."""
         filled, shard = 0, bisect_right(self._starts, start) - 1
         while filled < len(out):
-            offset = start + filled - self._starts[shard]
-            piece = self._map(shard)[offset : offset + len(out) - filled]
-            out[filled : filled + len(piece)] = piece
-            filled, shard = filled + len(piece), shard + 1
+            token = start + filled
+            count = min(len(out) - filled, self._starts[shard + 1] - token)
+            piece = np.empty(count, dtype=self.dtype)
+            offset = (token - self._starts[shard]) * self.dtype.itemsize
+            self._files.read_into(memoryview(piece).cast("B"), name=self.index.shards[shard].file, offset=offset)
+            out[filled : filled + count] = piece
+            filled, shard = filled + count, shard + 1
 
     def locate(self, token: int) -> tuple[str, int]:
         """The shard file that holds a token of the stream, and the token's place in it."""

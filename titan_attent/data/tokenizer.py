@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from titan_attent.data.format import WRITER, write_atomically
+from titan_attent.data.format import WRITER, check_file_name, write_atomically
 from titan_attent.data.ranks import format_ranks, parse_ranks, train_ranks
 
 EOS = "<|endoftext|>"
@@ -124,6 +124,7 @@ class Tokenizer:
                 f"{folder}: its index names no tokenizer file, so that its tokens have no text; write "
                 f"the data set with {WRITER}, which keeps the tokenizer"
             )
+        check_file_name(info["file"], of=f"{folder}: its tokenizer file")
         path = Path(folder) / info["file"]
         mend = "copy it again from where the data set was written"
         if not path.is_file():

@@ -1,0 +1,128 @@
+"""What the ranks of a run share out and tell each other before the first step, and what they validate on."""
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import titan_attent.compat  # noqa: F401
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from distributed.parallel_world import config_of
+from distributed.spawn import run_on_ranks
+
+from titan_attent import preflight
+from titan_attent.data.loader import FixedLoader
+from titan_attent.data.opened import DataSets
+from titan_attent.data.reader import Reader
+from titan_attent.data.shards import TokenDataset, TokenShards
+from titan_attent.validate import sample
+
+
+def looked(mesh: Any, errors: dict[int, Exception]) -> str:
+    def look() -> None:
+        if (error := errors.get(dist.get_rank())) is not None:
+            raise error
+
+    try:
+        preflight.on_all_ranks(look)
+        return ""
+    except ValueError as error:
+        return str(error)
+
+
+def looked_often(mesh: Any, cases: list[dict[int, Exception]]) -> list[str]:
+    return [looked(mesh, errors) for errors in cases]
+
+
+def test_any_failure_of_any_rank_is_told_to_all() -> None:
+    cases: list[dict[int, Exception]] = [
+        {},
+        {1: ValueError("shard 7 is damaged")},
+        {2: OSError(5, "Input/output error", "/data/shard-00007.bin")},
+        {1: MemoryError("too much"), 2: ValueError("shard 7 is damaged")},
+        {0: ValueError("first"), 1: ValueError("second")},
+        {},
+    ]
+    expected = [
+        "",
+        "shard 7 is damaged",
+        "OSError: [Errno 5] Input/output error: '/data/shard-00007.bin'",
+        "MemoryError: too much",
+        "first",
+        "",
+    ]
+    assert run_on_ranks(looked_often, 3, cases, timeout=60.0) == [expected] * 3
+
+
+def checked(mesh: Any, data: str, folder: str) -> tuple[str, list[str]]:
+    """What the check of the files says, and the shards whose size this rank asked for."""
+    config = config_of({"data.verify_checksums": True}, data=data, folder=folder)
+    config.data.validation_path = data
+    seen: list[str] = []
+    stock = TokenShards._check_size
+    with mock.patch.object(
+        TokenShards, "_check_size", lambda self, shard: seen.append(shard.file) or stock(self, shard)
+    ):
+        try:
+            preflight.check_files(config, DataSets())
+            return "", seen
+        except ValueError as error:
+            return str(error), seen
+
+
+def test_the_ranks_share_the_shards_and_one_finds_the_damage_for_all(
+    token_data: dict[str, Path], tmp_path: Path
+) -> None:
+    files = sorted(path.name for path in token_data["train"].glob("shard-*.bin"))
+    assert len(files) == 2
+    ranks = run_on_ranks(checked, 2, str(token_data["train"]), str(tmp_path))
+    assert [said for said, _ in ranks] == ["", ""]
+    assert sorted(ranks[0][1] + ranks[1][1]) == files and ranks[0][1] != ranks[1][1]
+
+
+def ids_of(dataset: TokenDataset, pool: Any, *, batch_size: int, ranks: int) -> list[int]:
+    ids = []
+    for rank in range(ranks):
+        loader = FixedLoader(dataset, pool, batch_size=batch_size, dp_rank=rank, dp_world_size=ranks, reader=Reader(0))
+        ids += [i for inputs, _ in loader for i in inputs["example_id"].tolist()]
+    return sorted(i for i in ids if i < len(dataset))
+
+
+def test_a_sample_for_validation_is_the_same_for_all_and_of_all_sources(tmp_path: Path) -> None:
+    from titan_attent.data.format import ShardWriter, write_index
+
+    dtype, entries = np.dtype("<u2"), []
+    for source in ("code", "prose"):
+        with ShardWriter(tmp_path / f"{source}.bin", dtype=dtype, source=source) as shard:
+            shard.append(np.arange(2000) % 500)
+            entries.append(shard.finish())
+    info = {"name": "none", "vocab_size": 500, "eos_id": 499}
+    write_index(tmp_path, dtype=dtype, shards=entries, num_documents=2, max_token_id=499, tokenizer=info)
+    dataset = TokenDataset(tmp_path, seq_len=10)
+    pool = sample(dataset, num_examples=48)
+    expected = ids_of(dataset, pool, batch_size=48, ranks=1)
+    assert len(expected) == 48 == len(set(expected))
+    for batch_size, ranks in ((7, 1), (8, 2), (5, 3), (16, 4)):
+        assert ids_of(dataset, pool, batch_size=batch_size, ranks=ranks) == expected
+    second = dict(dataset.sources)["prose"]
+    assert 12 <= sum(i < second for i in expected) <= 36  # of both, and not one end of the file
+    everything = ids_of(dataset, sample(dataset, num_examples=10_000), batch_size=9, ranks=2)
+    assert everything == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize(("ranks", "local", "accumulated"), [(1, 8, 1), (2, 4, 1), (2, 2, 2), (4, 2, 1)])
+def test_validation_steps_are_global_batches_whatever_their_cut(
+    token_data: dict[str, Path], tmp_path: Path, ranks: int, local: int, accumulated: int
+) -> None:
+    from titan_attent.validate import build_validator
+
+    settings = {"training.local_batch_size": local, "training.global_batch_size": 8, "validation.steps": 3}
+    config = config_of(
+        settings | {"validation.local_batch_size": 5}, data=str(token_data["train"]), folder=str(tmp_path)
+    )
+    config.data.validation_path = str(token_data["validation"])
+    validator = build_validator(DataSets(), config, ranks, 0, None, *(mock.MagicMock() for _ in range(5)))
+    dataset, pool = validator.loader.dataset, validator.loader.pool
+    assert pool == sample(dataset, num_examples=24) and pool.size == 24 < len(dataset)

@@ -1,0 +1,80 @@
+"""Positioned reads from many files of a folder, of which few are open at a time.
+
+Cost: a system call a read, and one open where the file is not among the ``limit`` used last. Nothing is mapped: a file
+that shrinks or a disk that fails ends in an error that names the file, not in a signal, and neither the number of open
+files nor that of maps grows with the data set. Any number of threads may read at once.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+MAX_OPEN = 128
+"""Files kept open: an eighth of the usual limit of a process, 1,024."""
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody holds it any more: not before a reader in another thread is done."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class OpenFiles:
+    """Reads from the files of ``folder``, the ``limit`` used last kept open. Picklable: a copy opens its own."""
+
+    def __init__(self, folder: Path, *, limit: int = MAX_OPEN):
+        assert limit >= 1
+        self.folder, self.limit = folder, limit
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return _remade, (self.folder, self.limit)
+
+    def __len__(self) -> int:
+        """Files open now."""
+        return len(self._files)
+
+    def read_into(self, buffer: memoryview, *, name: str, offset: int) -> None:
+        """Fill ``buffer``, bytes, from byte ``offset`` of the file ``name`` on.
+
+        Raises:
+            ValueError: the file ends before.
+            OSError: it is missing or cannot be read; names it.
+        """
+        file, done = self._get(name), 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(file.descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.folder / name)) from None
+            if count == 0:
+                raise ValueError(
+                    f"{self.folder / name}: ends at byte {offset + done}, before byte {offset + len(buffer)} that is "
+                    "to be read: it was truncated or replaced; copy the data set again"
+                )
+            done += count
+
+    def _get(self, name: str) -> _OpenFile:
+        with self._lock:
+            file = self._files.get(name)
+            if file is not None:
+                self._files.move_to_end(name)
+                return file
+        file = _OpenFile(self.folder / name)  # without the lock: on a network file system it takes its time
+        with self._lock:
+            # Two threads may both have opened it; one stays, and the other goes when its reader is done.
+            self._files[name] = file
+            while len(self._files) > self.limit:
+                self._files.popitem(last=False)
+        return file
+
+
+def _remade(folder: Path, limit: int) -> OpenFiles:
+    return OpenFiles(folder, limit=limit)

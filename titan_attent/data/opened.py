@@ -1,0 +1,33 @@
+"""The data sets of a run, each opened once a rank, and the reader threads that they share.
+
+Cost: one small file a data set and rank. No shard is looked at: sizes are compared once over all ranks
+(preflight.check_files), and a shard is opened when an example of it is read.
+"""
+
+from pathlib import Path
+
+from titan_attent.data.reader import Reader
+from titan_attent.data.shards import TokenDataset, TokenShards
+
+
+class DataSets:
+    """Opens each folder when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Path, TokenShards] = {}
+        self._readers: dict[int, Reader] = {}
+
+    def shards(self, path: str | Path) -> TokenShards:
+        """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, but for what shards are like."""
+        key = Path(path)
+        if key not in self._shards:
+            self._shards[key] = TokenShards(key, check_sizes=False)
+        return self._shards[key]
+
+    def dataset(self, path: str | Path, *, seq_len: int) -> TokenDataset:
+        """Its examples of ``seq_len`` tokens; ValueError if there is none."""
+        return TokenDataset(self.shards(path), seq_len=seq_len)
+
+    def reader(self, num_workers: int) -> Reader:
+        """The reader of so many threads; all who ask share it."""
+        return self._readers.setdefault(num_workers, Reader(num_workers))

@@ -1,0 +1,87 @@
+"""Reads batches ahead of the step, on threads that live as long as the run.
+
+A pass, a scoring pool and a validation each read their own batches in order; the threads serve one after the other.
+Tokens are read with system calls (files.py), which release the interpreter while they wait, so that no worker processes
+are needed and none holds a stale teacher. torchdata's nodes start threads anew for every pass, a tenth of a second
+each time, and cannot outlive it, since their source is fixed when they start; hence the standard library's executor.
+
+Cost: ``num_workers`` threads, made with the first batch; ``num_workers`` + 2 batches of memory ahead of the consumer.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Batch = tuple[dict[str, Tensor], Tensor]
+"""({"input": [B, L], ...}, labels [B, L])."""
+Request = TypeVar("Request")
+
+
+class Reader:
+    """Reader threads.
+
+    Args:
+        num_workers: threads; 0 reads in the consumer's thread, on demand.
+    """
+
+    def __init__(self, num_workers: int):
+        self.num_workers = num_workers
+        self._threads: ThreadPoolExecutor | None = None
+
+    def read(
+        self, fn: Callable[[Request], Batch], requests: Iterable[Request], *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """``fn`` of every request, in order; what it raises is raised here, in its turn.
+
+        Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead of it: what is dear belongs into ``fn``.
+        An iterator that is dropped half-way leaves nothing behind but the calls under way.
+
+        Args:
+            fn: called in the reader threads.
+            requests: what to call it with.
+            pin_memory: copy batches to page-locked memory, for asynchronous transfer to an accelerator.
+        """
+        if self.num_workers == 0:
+            yield from map(fn, requests)
+            return
+        call = (lambda request: _pinned(fn(request))) if pin_memory else fn
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for request in requests:
+                pending.append(self._executor().submit(call, request))
+                if len(pending) > self.num_workers + 2:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the threads once their calls under way are done; does not wait for them."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+            self._threads = ThreadPoolExecutor(
+                self.num_workers, thread_name_prefix="titan_attent-reader", initializer=_use_device, initargs=(device,)
+            )
+        return self._threads
+
+
+def _use_device(device: int | None) -> None:
+    # A new thread would pin memory for the first device, of which every rank would then hold a context.
+    if device is not None:
+        torch.accelerator.set_device_index(device)
+
+
+def _pinned(batch: Batch) -> Batch:
+    inputs, labels = batch
+    return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
