@@ -6,12 +6,15 @@ files nor that of maps grows with the data set. Any number of threads may read a
 """
 
 import os
+import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
-MAX_OPEN = 128
-"""Files kept open: an eighth of the usual limit of a process, 1,024."""
+
+def open_file_limit() -> int:
+    """Files that are kept open: a quarter of what the process may have (``ulimit -n``), 16 to 16,384."""
+    return max(16, min(16_384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 class _OpenFile:
@@ -26,11 +29,15 @@ class _OpenFile:
 
 
 class OpenFiles:
-    """Reads from the files of ``folder``, the ``limit`` used last kept open. Picklable: a copy opens its own."""
+    """Reads from the files of ``folder``, the ``limit`` used last kept open. Picklable: a copy opens its own.
 
-    def __init__(self, folder: Path, *, limit: int = MAX_OPEN):
-        assert limit >= 1
-        self.folder, self.limit = folder, limit
+    Args:
+        folder: of all files.
+        limit: by default :func:`open_file_limit`.
+    """
+
+    def __init__(self, folder: Path, *, limit: int | None = None):
+        self.folder, self.limit = folder, limit or open_file_limit()
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -51,7 +58,7 @@ class OpenFiles:
         file, done = self._get(name), 0
         while done < len(buffer):
             try:
-                count = os.preadv(file.descriptor, [buffer[done:]], offset + done)
+                count = os.preadv(file.descriptor, [buffer[done:] if done else buffer], offset + done)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.folder / name)) from None
             if count == 0:
@@ -63,10 +70,9 @@ class OpenFiles:
 
     def _get(self, name: str) -> _OpenFile:
         with self._lock:
-            file = self._files.get(name)
-            if file is not None:
+            if name in self._files:
                 self._files.move_to_end(name)
-                return file
+                return self._files[name]
         file = _OpenFile(self.folder / name)  # without the lock: on a network file system it takes its time
         with self._lock:
             # Two threads may both have opened it; one stays, and the other goes when its reader is done.

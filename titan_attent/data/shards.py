@@ -16,7 +16,7 @@ open at a time, however many there are. Any number of threads may read at once.
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -95,21 +95,24 @@ class TokenShards:
         """The tokens [start, stop) of the stream, int64 [T]; IndexError if not all are there."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"{self.path}: tokens [{start}, {stop}) are outside [0, {self.num_tokens})")
-        tokens = np.empty(stop - start, dtype=np.int64)
-        self.read_into(tokens, start=start)
-        return tokens
+        return self.read_windows([start], length=stop - start)[0]
 
-    def read_into(self, out: np.ndarray, *, start: int) -> None:
-        """Fill ``out``, int64 [T], from token ``start`` on; the caller has checked the bounds."""
-        filled, shard = 0, bisect_right(self._starts, start) - 1
-        while filled < len(out):
-            token = start + filled
-            count = min(len(out) - filled, self._starts[shard + 1] - token)
-            piece = np.empty(count, dtype=self.dtype)
-            offset = (token - self._starts[shard]) * self.dtype.itemsize
-            self._files.read_into(memoryview(piece).cast("B"), name=self.index.shards[shard].file, offset=offset)
-            out[filled : filled + count] = piece
-            filled, shard = filled + count, shard + 1
+    def read_windows(self, starts: Sequence[int], *, length: int) -> np.ndarray:
+        """The ``length`` tokens from each of ``starts`` on, int64 [B, T]; the caller has checked the bounds."""
+        itemsize, width = self.dtype.itemsize, length * self.dtype.itemsize
+        windows = np.empty((len(starts), length), dtype=self.dtype)
+        # As bytes: a cast of an empty one is not possible.
+        room = memoryview(windows.reshape(-1).view(np.uint8))
+        for row, start in enumerate(starts):
+            first, last = row * width, (row + 1) * width
+            shard = bisect_right(self._starts, start) - 1
+            offset = (start - self._starts[shard]) * itemsize
+            while first < last:
+                left = (self._starts[shard + 1] - self._starts[shard]) * itemsize - offset
+                here = min(last, first + left)
+                self._files.read_into(room[first:here], name=self.index.shards[shard].file, offset=offset)
+                first, shard, offset = here, shard + 1, 0
+        return windows.astype(np.int64)
 
     def locate(self, token: int) -> tuple[str, int]:
         """The shard file that holds a token of the stream, and the token's place in it."""
@@ -214,9 +217,8 @@ class TokenDataset(Dataset):
         for i in numbers:
             if not 0 <= i < self.num_examples:
                 raise IndexError(f"{self.shards.path}: example id {i} is outside [0, {self.num_examples})")
-        windows = torch.empty((len(numbers), self.seq_len + 1), dtype=torch.int64)
-        for window, i in zip(windows.numpy(), numbers, strict=True):
-            self.shards.read_into(window, start=i * self.seq_len)
+        starts = [i * self.seq_len for i in numbers]
+        windows = torch.from_numpy(self.shards.read_windows(starts, length=self.seq_len + 1))
         # clone, not contiguous(): for B = 1 the latter would return views that share memory.
         dense = torch.contiguous_format
         return windows[:, :-1].clone(memory_format=dense), windows[:, 1:].clone(memory_format=dense)
