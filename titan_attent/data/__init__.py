@@ -11,11 +11,13 @@
          |
     format.py      shards and index.json           hashes, fingerprint, atomic files
          |
-    shards.py      example id -> tokens            memory maps
-         |
+    shards.py      example id -> tokens            files.py: positioned reads, few files open
+         |                                         opened.py: each data set of a run opened once
     sampler.py     (selection, seed, pass, consumed) -> the ids of this rank
          |
-    loader.py      ids -> batches                  torchtitan's loader, with a state that names no rank
+    reader.py      ids -> batches                  threads that live as long as the run
+         |
+    loader.py      batches of the run              torchtitan's loader, with a state that names no rank
 
 All but loader.py work without torchtitan.
 """
