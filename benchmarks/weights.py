@@ -18,6 +18,7 @@ from titan_attent.data.order import Pool
 from titan_attent.job_config import TeacherConfig
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.strategies import choose
 
 CEILINGS = (1.0, 2.0, 4.0, 8.0, 1e9)
@@ -34,7 +35,8 @@ def estimates(
     config = TeacherConfig(max_weight=max_weight, min_inclusion_probability=floor)
     losses, results = torch.from_numpy(scores.astype(np.float32)), []
     for draw in range(num_draws):
-        weights, _ = choose(losses, k=k, config=config, seed=(0, draw, 0), candidates=candidates, at_least=1)
+        known = Scores(losses, sharding=sharding)
+        weights, _ = choose(known, k=k, config=config, seed=(0, draw, 0), candidates=candidates, at_least=1)
         w = weights.double().numpy()
         results.append((w @ x) / w.sum())
     return np.array(results)

@@ -16,6 +16,11 @@ from torch.distributed.tensor import DTensor, Shard
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one of the run that speaks for all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 class ExampleSharding:
     """The cut of [0, num_examples) over the ranks of ``mesh``.
 
@@ -64,6 +69,14 @@ class ExampleSharding:
         if self.group is not None:
             dist.all_reduce(x, op=dist.ReduceOp.SUM, group=self.group)
         return x
+
+    def total(self, x: Tensor) -> list[int]:
+        """int64 [n] of this rank -> the exact sums over all ranks, however large. A collective and a host sync.
+
+        Both halves of a number travel: sums of 31 bits have room for 2^32 ranks.
+        """
+        halves = self.sum(torch.stack((x >> 31, x & 0x7FFFFFFF))).tolist()
+        return [(high << 31) + low for high, low in zip(*halves, strict=True)]
 
     def max(self, x: Tensor) -> Tensor:
         """In-place all-reduce MAX."""

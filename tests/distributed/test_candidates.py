@@ -30,10 +30,11 @@ def move(mesh: Any) -> list[dict[str, np.ndarray]]:
         own = slice(owners.start, owners.stop)
         floats, ints = candidates.fetch([torch.from_numpy(FLOATS[own].copy()), torch.from_numpy(INTS[own].copy())])
         targets = [torch.from_numpy(FLOATS[own].copy()), torch.from_numpy(INTS[own].copy())]
-        candidates.store(targets, [candidates.ids.float() * 2, (candidates.ids + 1000).int()])
+        ids = candidates.ids_at(slice(0, sharding.num_local))
+        candidates.store(targets, [ids.float() * 2, (ids + 1000).int()])
         results.append(
             {
-                "ids": candidates.ids.numpy(),
+                "ids": ids.numpy(),
                 "floats": floats.numpy(),
                 "ints": ints.numpy(),
                 "stored": targets[0].numpy(),

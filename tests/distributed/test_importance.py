@@ -12,16 +12,9 @@ from titan_attent.job_config import TeacherConfig
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.importance import (
-    IMPORTANCES,
-    Known,
-    above_lowest,
-    clip_outliers,
-    effective_share,
-    fixed_point_sums,
-    importance,
-    kth_largest,
-)
+from titan_attent.teacher.importance import IMPORTANCES, Known, finite_median, importance
+from titan_attent.teacher.radix import largest_keys, ordered_keys, score_of_key
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.strategies import STRATEGIES
 
 NUM_EXAMPLES = 331
@@ -101,20 +94,23 @@ def measure(mesh: Any) -> dict[str, Any]:
     loss = scores["loss"]
     where = torch.isfinite(loss)
     everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
+    known_of = {name: Scores(score, sharding=sharding) for name, score in scores.items()}
     drawn = {
-        seed: STRATEGIES["threshold"](loss, 0, TeacherConfig(strategy="threshold"), (0, seed, 0), everything)
+        seed: STRATEGIES["threshold"](
+            known_of["loss"], 0, TeacherConfig(strategy="threshold"), (0, seed, 0), everything
+        )
         for seed in range(3)
     }
+    keys = ordered_keys(torch.where(where, loss, -torch.inf))
+    (third,) = largest_keys(lambda block: keys[block], lambda *_: [3], sharding=sharding, device=loss.device)
+    nothing = torch.full_like(loss, torch.inf)
     return {
         "scores": {name: score.numpy() for name, score in scores.items()},
-        "third": kth_largest(loss, lambda n: 3, where=where, sharding=sharding),
-        "none": kth_largest(loss, lambda n: 1, where=torch.zeros_like(where), sharding=sharding),
-        "clipped": clip_outliers(loss, sharding=sharding).numpy(),
-        "above": above_lowest(scores["excess_loss"], sharding=sharding).numpy(),
-        "above_positive": above_lowest(loss, sharding=sharding).numpy(),
-        "share": effective_share(loss, sharding=sharding),
-        "sums": fixed_point_sums(torch.where(where, loss, 0.0), where, sharding=sharding),
-        "threshold": {seed: (chosen.numpy(), weights.numpy()) for seed, (chosen, weights) in drawn.items()},
+        "third": score_of_key(third.key),
+        "none": finite_median(lambda block: nothing[block], sharding=sharding, device=loss.device),
+        "clipped": known_of["loss"].summary.clipped(loss).numpy(),
+        "known": {name: (known.summary, known.measures) for name, known in known_of.items()},
+        "threshold": {seed: (weights.numpy(), num_chosen) for seed, (weights, num_chosen) in drawn.items()},
         "visits": buffer.visits.numpy(),
     }
 
@@ -122,6 +118,11 @@ def measure(mesh: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def measured(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_on_ranks(measure, request.param)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return measure(None)
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)
@@ -142,53 +143,61 @@ def test_quantiles_and_clipping(measured: list[dict[str, Any]]) -> None:
     assert (expected != loss).sum() == 2 * (len(ordered) // 100) == 6
 
 
-def test_shares_and_sums_do_not_depend_on_the_ranks(measured: list[dict[str, Any]]) -> None:
-    loss = plain_importance("loss")
-    known = loss[np.isfinite(loss)]
-    (alone,) = run_on_ranks(measure, 1)
+def plain_share(scores: np.ndarray) -> float:
+    scores = scores.clip(min=0)
+    return scores.sum() ** 2 / len(scores) / (scores**2).sum()
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_what_is_known_of_the_scores_is_that_of_a_sort_for_any_number_of_ranks(
+    measured: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    scores = np.concatenate([rank["scores"][name] for rank in measured]).astype(np.float64)
+    finite = np.sort(scores[np.isfinite(scores)])
+    clipped = finite.clip(finite[3], finite[-4])  # 1% of 327 at each end
     for rank in measured:
-        assert (
-            rank["share"] == alone["share"] == pytest.approx(known.sum() ** 2 / len(known) / (known**2).sum(), rel=1e-4)
-        )
-        assert rank["sums"] == alone["sums"]
-        np.testing.assert_allclose(rank["sums"], (known.sum(), (known**2).sum(), len(known)), rtol=1e-4)
+        assert rank["known"][name] == alone["known"][name]
+        summary, measures = rank["known"][name]
+        assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), 2, 2)
+        places = [summary.largest, summary.high, summary.watched, summary.p99, summary.low, summary.smallest]
+        assert places == finite[[-1, -4, -3, -3, 3, 0]].tolist()
+        lowest = min(0.0, clipped[0])
+        expected = (finite.mean(), plain_share(finite), plain_share(clipped), plain_share(clipped - lowest))
+        found = (measures.mean, measures.share, measures.clipped_share, measures.ruling_share)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert (finite[3] < 0) == (name == "excess_loss")
 
 
-def test_negative_importances_count_from_the_lowest(measured: list[dict[str, Any]]) -> None:
-    excess = plain_importance("excess_loss").astype(np.float32)
-    lowest = excess[np.isfinite(excess)].min()
-    assert lowest < 0
-    above = np.concatenate([rank["above"] for rank in measured])
-    np.testing.assert_allclose(above, np.where(np.isfinite(excess), excess - lowest, excess), rtol=1e-5, atol=1e-5)
-    for rank in measured:
-        np.testing.assert_array_equal(rank["above_positive"], rank["scores"]["loss"])
-
-
-def test_threshold_leaves_out_half_of_those_below_the_mean(measured: list[dict[str, Any]]) -> None:
+def test_threshold_leaves_out_half_of_those_below_the_mean(
+    measured: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
     """InfoBatch's rule, example by example: kept above the mean with weight w, below it half are kept with 2 w."""
     loss = plain_importance("loss")
     mean = loss[np.isfinite(loss)].mean()
     below = loss < mean  # -inf too
-    (alone,) = run_on_ranks(measure, 1)
     for seed in range(3):
-        chosen, weights = (np.concatenate([rank["threshold"][seed][i] for rank in measured]) for i in (0, 1))
-        assert all(np.array_equal(a, b) for a, b in zip((chosen, weights), alone["threshold"][seed], strict=True))
+        weights = np.concatenate([rank["threshold"][seed][0] for rank in measured])
+        assert np.array_equal(weights, alone["threshold"][seed][0])
+        chosen = weights > 0
+        assert all(rank["threshold"][seed][1] == chosen.sum() for rank in measured)
         assert chosen[~below].all()
         kept, num_below = chosen[below].sum(), below.sum()
         assert abs(kept - num_below / 2) < 4 * (num_below / 4) ** 0.5
         assert weights[chosen].mean() == pytest.approx(1.0, abs=1e-5)
         np.testing.assert_allclose(weights[chosen & below] / weights[~below][0], 2.0, rtol=1e-6)
         assert (weights[~chosen] == 0).all()
-    assert not np.array_equal(*(np.concatenate([r["threshold"][seed][0] for r in measured]) for seed in (0, 1)))
+    assert not np.array_equal(*(np.concatenate([r["threshold"][seed][0] for r in measured]) > 0 for seed in (0, 1)))
 
 
 def test_share_of_equal_and_of_few() -> None:
-    sharding = ExampleSharding(8)
-    assert effective_share(torch.full((8,), 3.0), sharding=sharding) == pytest.approx(1.0)
+    def share(scores: torch.Tensor) -> float:
+        return Scores(scores, sharding=ExampleSharding(8)).measures.share
+
+    assert share(torch.full((8,), 3.0)) == pytest.approx(1.0)
     few = torch.tensor([2.0, 2.0, 0, 0, 0, 0, -1.0, 0])
-    assert effective_share(few, sharding=sharding) == pytest.approx(2 / 8)
-    assert effective_share(torch.full((8,), float("inf")), sharding=sharding) == 1.0
-    assert effective_share(torch.zeros(8), sharding=sharding) == 1.0
+    assert share(few) == pytest.approx(2 / 8)
+    assert share(torch.full((8,), float("inf"))) == 1.0
+    assert share(torch.zeros(8)) == 1.0
 
 
 def test_a_score_is_no_visit() -> None:

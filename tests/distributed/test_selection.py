@@ -1,36 +1,39 @@
 """Selection over 1, 2 and 3 processes against gathering everything and sorting it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from distributed.spawn import run_on_ranks
 from references import plain_inverse_weights, plain_top_k
 
-from titan_attent.data.order import SelectedPlaces
+from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
+from titan_attent.teacher.audit import audit_choice, audit_scores
+from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
-    floor_log_probabilities,
     gather_bitmask,
-    kth_largest_key,
     log_probabilities,
-    ordered_keys,
+    lowest_log_probability,
     random_keys,
-    score_of_key,
     select_top_k,
     soft_keys,
-    with_unseen_first,
+    unseen_first,
 )
 from titan_attent.teacher.weights import inverse_probability_weights
 
 KINDS = ("normal", "few values", "all equal", "mostly -inf", "extreme", "keys")
 SIZES = (1, 2, 3, 5, 8, 9, 17, 65, 1023, 100_000)
 SOFT_SIZES = (2, 7, 101, 5000)
+CPU = torch.device("cpu")
 
 
 def keys_of(kind: str, size: int) -> np.ndarray:
-    """int64 keys of all N examples."""
+    """Keys of all N examples, as int64 in [0, 2^32)."""
     generator = np.random.default_rng(size)
     if kind == "keys":  # neighbours that differ in one byte
         return generator.integers(0, 2**32, size) & generator.choice([0xFF000000, 0xFFFF, 0xFF00FF00, 0xFFFFFFFF], size)
@@ -41,7 +44,12 @@ def keys_of(kind: str, size: int) -> np.ndarray:
         "mostly -inf": lambda: np.where(generator.random(size) < 0.9, -np.inf, generator.normal(0, 1, size)),
         "extreme": lambda: generator.choice([3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0, np.inf, -np.inf], size),
     }[kind]()
-    return ordered_keys(torch.from_numpy(scores.astype(np.float32))).numpy()
+    return plain_keys(ordered_keys(torch.from_numpy(scores.astype(np.float32))))
+
+
+def plain_keys(keys: torch.Tensor) -> np.ndarray:
+    """int32 keys as they are kept -> the numbers they stand for, int64."""
+    return keys.numpy().astype(np.int64) + KEY_OFFSET
 
 
 def counts_to_choose(size: int) -> list[int]:
@@ -53,15 +61,22 @@ def cases() -> list[tuple[str, int, int]]:
     return [(kind, size, k) for kind in KINDS for size in SIZES for k in counts_to_choose(size)]
 
 
+def given(ks: list[int], num_unseen: int, num_broken: int) -> list[int]:
+    return ks
+
+
 def select_everywhere(mesh) -> list[tuple]:
     results = []
     for kind, size, k in cases():
         sharding = ExampleSharding(size, mesh=mesh)
-        keys = torch.from_numpy(keys_of(kind, size)[sharding.start : sharding.stop])
+        keys = torch.from_numpy((keys_of(kind, size) - KEY_OFFSET).astype(np.int32))[sharding.start : sharding.stop]
         chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
         bitmask = gather_bitmask(chosen, sharding=sharding)
-        kth_and_above = kth_largest_key(keys, k=k, sharding=sharding) if k % 4 == 1 else None
-        results.append((chosen.numpy(), threshold, kth_and_above, bitmask))
+        found = None
+        if k % 4 == 1:  # several at once, some of them equal
+            ranks = partial(given, [k, 1, size, k])
+            found = largest_keys(keys.__getitem__, ranks, sharding=sharding, device=CPU)
+        results.append((chosen.numpy(), threshold, found, bitmask))
     return results
 
 
@@ -73,6 +88,23 @@ def soft_scores(size: int) -> np.ndarray:
     return scores
 
 
+def floor_log_probabilities(
+    phi: torch.Tensor, everywhere: torch.Tensor, *, k: int, minimum: float, sharding: ExampleSharding
+) -> torch.Tensor:
+    """``phi`` of this rank raised to the floor, given those of all ranks."""
+    finite = everywhere[torch.isfinite(everywhere)].double()
+    lowest = lowest_log_probability(
+        lambda block: phi[block],
+        ends=(float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0),
+        num_infinite=(int((everywhere == np.inf).sum()), int((everywhere == -np.inf).sum())),
+        k=k,
+        minimum=minimum,
+        sharding=sharding,
+        device=CPU,
+    )
+    return torch.where(phi == -np.inf, phi, phi.clamp(min=lowest))
+
+
 def soft_everywhere(mesh) -> list[dict]:
     """Every step of a soft, hard and random draw: this rank's part of each."""
     results = []
@@ -82,33 +114,47 @@ def soft_everywhere(mesh) -> list[dict]:
         scores = all_scores[sharding.start : sharding.stop]
         k = max(1, size * 2 // 5)
         phi = log_probabilities(scores, temperature=0.7, normalization="softmax")
-        floored = floor_log_probabilities(phi, k=k, minimum=0.1, sharding=sharding)
-        keys = soft_keys(floored, ids=sharding.local_ids(), seed=(1, 2, 3))
+        floored = floor_log_probabilities(phi, all_scores.double() / 0.7, k=k, minimum=0.1, sharding=sharding)
+        unseen, ids = scores == float("inf"), sharding.local_ids()
+        keys = unseen_first(soft_keys(floored, ids=ids, seed=(1, 2, 3)), unseen, ids=ids, seed=(1, 2, 3))
         chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
         weights = inverse_probability_weights(
-            floored, chosen=chosen, kappa=score_of_key(threshold), max_weight=3.0, sharding=sharding
+            lambda block, phi=floored: phi[block],
+            chosen=chosen,
+            kappa=score_of_key(threshold),
+            max_weight=3.0,
+            sharding=sharding,
         )
-        hard = with_unseen_first(scores, scores == float("inf"), ids=sharding.local_ids(), seed=(1, 2, 3))
-        random = random_keys(sharding.local_ids(), seed=(1, 2, 3))
-        ids = sharding.local_ids()
+        hard = unseen_first(ordered_keys(scores), unseen, ids=ids, seed=(1, 2, 3))
+        random = random_keys(ids, seed=(1, 2, 3))
         last_draw = (ids % 5 - 1).int()  # -1: never
         steps = torch.where(torch.isfinite(scores), 60 - ids.int() % 50, NEVER)
         local = {
             "phi": floored,
-            "keys": keys,
+            "keys": plain_keys(keys),
             "weights": weights,
-            "hard": hard,
-            "random": random,
+            "hard": plain_keys(hard),
+            "random": plain_keys(random),
             "chosen": chosen,
             "last_draw": last_draw,
             "steps": steps,
         }
         records = Records(sharding, scores, steps, scores, steps, steps)
-        choice, num_newly = audit_choice(weights=weights, records=records, last_draw=last_draw, draw=4, step=60)
-        sources = [("web", 0), ("code", size // 3), ("web", size // 2)]
-        inclusion = audit_sources(sources, weights=weights, ids=ids, sharding=sharding)
-        statistics = audit_scores(scores, sharding=sharding) | choice | inclusion | {"newly": num_newly}
-        results.append({name: x.numpy() for name, x in local.items()} | {"threshold": threshold, "audit": statistics})
+        candidates = Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=CPU)
+        choice = audit_choice(
+            candidates,
+            weights=weights,
+            records=records,
+            last_draw=last_draw,
+            draw=4,
+            step=60,
+            sources=[("web", 0), ("code", size // 3), ("web", size // 2)],
+        )
+        statistics = audit_scores(Scores(scores, sharding=sharding)) | choice.audit | {"newly": choice.num_newly}
+        results.append(
+            {name: np.asarray(x) for name, x in local.items()}
+            | {"threshold": threshold, "audit": statistics, "digest": choice.digest}
+        )
     return results
 
 
@@ -128,12 +174,13 @@ def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
         where = f"{kind}, N = {size}, k = {k}"
         keys = keys_of(kind, size)
         expected, expected_threshold = plain_top_k(keys, k)
-        kth = int(np.sort(keys)[-k])
+        at_ends = [int(np.sort(keys)[-place]) for place in (k, 1, size, k)]
         np.testing.assert_array_equal(np.concatenate([rank[case][0] for rank in ranks]), expected, err_msg=where)
         for rank in ranks:
-            _, threshold, kth_and_above, bitmask = rank[case]
+            _, threshold, found, bitmask = rank[case]
             assert threshold == expected_threshold, where
-            assert kth_and_above in (None, (kth, int((keys > kth).sum()))), where
+            expected_found = [(key, int((keys > key).sum()), int((keys == key).sum())) for key in at_ends]
+            assert found in (None, expected_found), where
             np.testing.assert_array_equal(bitmask, np.packbits(expected, bitorder="little"), err_msg=where)
         selected = SelectedPlaces(size, bitmask=ranks[0][case][3])
         assert len(selected) == k
@@ -153,6 +200,7 @@ def test_keys_floor_and_weights_are_bit_for_bit_those_of_one_process(worlds, num
         for rank in ranks:
             assert rank[case]["threshold"] == expected["threshold"]
             assert rank[case]["audit"] == expected["audit"]
+            assert rank[case]["digest"] == expected["digest"]
 
 
 def test_a_soft_draw_is_that_of_plain_arrays(worlds):

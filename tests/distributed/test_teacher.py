@@ -283,7 +283,7 @@ class PlainTeacher:
         if chosen.sum() < BATCH:
             chosen[:], weights[:] = True, 1.0
         by_id[self.pool[chosen]] = weights[chosen] / weights[chosen].mean()
-        self.taken = by_id > 0
+        self.taken[self.pool] = by_id[self.pool] > 0
         return chosen, by_id
 
     def watch(self, scores: np.ndarray) -> list[int]:

@@ -80,8 +80,8 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
         **{"data_fingerprint": shards.fingerprint, "seq_len": SEQ_LEN, "num_examples": num_examples},
         **{"model": "made up", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
     )
-    with ReferenceWriter(tmp_path / "reference", scoring=scoring, part_size=num_examples) as writer:
-        writer.write_part(0, torch.from_numpy(reference))
+    with ReferenceWriter(tmp_path / "reference", scoring=scoring) as writer:
+        writer.append(torch.from_numpy(reference))
         writer.finish()
     config = write_config(tmp_path, data=token_data, dump=tmp_path / "run")
     args = [

@@ -6,9 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from titan_attent.data.order import Pool
 from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.audit import audit_choice, audit_scores, audit_sources
+from titan_attent.teacher.audit import Choice, Sources, audit_choice, audit_scores
+from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.scores import Scores
+
+
+def everything(size: int) -> Candidates:
+    sharding = ExampleSharding(size)
+    return Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=torch.device("cpu"))
 
 
 @settings(deadline=None)
@@ -21,7 +29,7 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
     finite = scores[~infinite].astype(np.float64)
     squares = (finite**2).sum()
     sharding = ExampleSharding(size)
-    assert audit_scores(torch.from_numpy(scores), sharding=sharding) == pytest.approx(
+    assert audit_scores(Scores(torch.from_numpy(scores), sharding=sharding)) == pytest.approx(
         {
             "teacher/importance_mean": finite.mean() if len(finite) else 0.0,
             "teacher/importance_p99": np.sort(finite)[-max(1, len(finite) // 100)] if len(finite) else 0.0,
@@ -35,15 +43,16 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
     weights = (generator.random(size) * (generator.random(size) < 0.5)).astype(np.float32)
     chosen, aged = weights > 0, 120 - steps[~infinite]
     records = Records(sharding, *(torch.from_numpy(x) for x in (scores, steps, scores, steps, steps)))
-    result, num_newly = audit_choice(
+    choice = audit_choice(
+        everything(size),
         weights=torch.from_numpy(weights),
         records=records,
         last_draw=torch.from_numpy(last_draw),
         draw=4,
         step=120,
     )
-    assert num_newly == (chosen & (last_draw == NEVER)).sum()
-    assert result == pytest.approx(
+    assert choice.num_newly == (chosen & (last_draw == NEVER)).sum()
+    assert choice.audit == pytest.approx(
         {
             "teacher/loss_age": aged.mean() if len(aged) else 0.0,
             "teacher/overlap": (chosen & (last_draw == 3)).sum() / max(1, chosen.sum()),
@@ -53,22 +62,50 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
 
 
 def test_the_first_draw_overlaps_with_none():
-    records = Records(ExampleSharding(3), *([torch.zeros(3)] * 2), *([torch.zeros(3, dtype=torch.int32)] * 3))
+    records = Records(ExampleSharding(3), torch.zeros(3), *[torch.zeros(3, dtype=torch.int32)] * 4)
     never = torch.full((3,), NEVER, dtype=torch.int32)
-    result, num_newly = audit_choice(weights=torch.ones(3), records=records, last_draw=never, draw=0, step=1)
-    assert result["teacher/overlap"] == 0.0 and num_newly == 3
+    choice = audit_choice(everything(3), weights=torch.ones(3), records=records, last_draw=never, draw=0, step=1)
+    assert choice.audit["teacher/overlap"] == 0.0 and choice.num_newly == 3
 
 
 def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
     scores = torch.cat((torch.full((50,), float("inf")), -torch.arange(1.0, 301.0), torch.full((9,), float("-inf"))))
-    result = audit_scores(scores, sharding=ExampleSharding(359))
+    result = audit_scores(Scores(scores, sharding=ExampleSharding(359)))
     assert result["teacher/importance_p99"] == -3.0
     assert result["teacher/importance_mean"] == pytest.approx(-150.5, rel=1e-4)
 
 
+def choose(weights: torch.Tensor, *, sources: Sources = ()) -> Choice:
+    never = torch.full((len(weights),), NEVER, dtype=torch.int32)
+    records = Records(ExampleSharding(len(weights)), weights, *[never] * 4)
+    kept = {"weights": weights, "records": records, "last_draw": never, "draw": 0, "step": 1}
+    return audit_choice(everything(len(weights)), **kept, sources=sources)
+
+
 def test_inclusion_by_source_merges_the_stretches_of_a_source():
     sources = [("web", 0), ("code", 10), ("web", 14), ("books", 90)]  # no candidate is a book
-    ids = torch.tensor([13, 2, 14, 9, 10, 50, 0])
-    weights = torch.tensor([2.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0])
-    result = audit_sources(sources, weights=weights, ids=ids, sharding=ExampleSharding(7))
-    assert result == {"teacher/inclusion/web": 2 / 5, "teacher/inclusion/code": 1 / 2}
+    weights = torch.zeros(50)
+    weights[[0, 9, 11, 14, 49]] = torch.tensor([2.0, 0.5, 1.0, 1.0, 0.1])
+    audit = choose(weights, sources=sources).audit
+    assert {name: share for name, share in audit.items() if "inclusion" in name} == {
+        "teacher/inclusion/web": 4 / 46,
+        "teacher/inclusion/code": 1 / 4,
+    }
+    assert not any("inclusion" in name for name in choose(weights, sources=[("web", 0), ("web", 9)]).audit)
+
+
+def test_the_digest_differs_where_one_choice_or_one_bit_of_one_weight_does():
+    generator = torch.Generator().manual_seed(0)
+    for weights in (torch.ones(200), torch.rand(200, generator=generator)):
+        weights[::3] = 0.0
+        seen = [choose(weights).digest]
+        assert choose(weights.clone()).digest == seen[0] and -(2**63) <= seen[0] < 2**63
+        for place in range(200):
+            for bit in (0, 1, 22, 23, 30):
+                other = weights.clone()
+                other.view(torch.int32)[place] ^= 1 << bit
+                seen.append(choose(other.nan_to_num(posinf=3e38)).digest)
+        exchanged = weights.clone()
+        exchanged[[0, 1]] = weights[[1, 0]]  # one for another
+        seen.append(choose(exchanged).digest)
+        assert len(set(seen)) == len(seen)

@@ -13,17 +13,15 @@ from titan_attent.job_config import TeacherConfig
 from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, largest_keys, ordered_keys, score_of_key
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
-    UNSEEN_KEY,
-    floor_log_probabilities,
-    kth_largest_key,
     log_probabilities,
-    ordered_keys,
+    lowest_log_probability,
     random_keys,
-    score_of_key,
     select_top_k,
     soft_keys,
-    with_unseen_first,
+    unseen_first,
 )
 from titan_attent.teacher.strategies import STRATEGIES
 
@@ -54,9 +52,14 @@ def many_soft_draws(phi: torch.Tensor, k: int, *, num_draws: int = NUM_DRAWS, ch
 
 @given(hnp.arrays(np.float32, st.integers(1, 20), elements=FLOATS))
 def test_keys_have_the_order_of_the_scores(scores):
-    keys = ordered_keys(torch.from_numpy(scores)).numpy()
+    keys = plain_keys(ordered_keys(torch.from_numpy(scores)))
     assert keys.min() >= 0 and keys.max() <= UNSEEN_KEY < 2**32
     np.testing.assert_array_equal(np.sign(keys[:, None] - keys), np.sign(np.subtract.outer(*[rank(scores)] * 2)))
+
+
+def plain_keys(keys: torch.Tensor) -> np.ndarray:
+    """int32 keys as they are kept -> the numbers they stand for, int64."""
+    return keys.numpy().astype(np.int64) + KEY_OFFSET
 
 
 def rank(scores: np.ndarray) -> np.ndarray:
@@ -65,12 +68,14 @@ def rank(scores: np.ndarray) -> np.ndarray:
 
 @given(FLOATS)
 def test_score_of_key_inverts(score):
-    assert score_of_key(int(ordered_keys(torch.tensor([score], dtype=torch.float32)))) == np.float32(score)
+    (key,) = plain_keys(ordered_keys(torch.tensor([score], dtype=torch.float32)))
+    assert score_of_key(int(key)) == np.float32(score)
 
 
 def test_keys_at_the_ends():
     largest = torch.finfo(torch.float32).max
-    keys = ordered_keys(torch.tensor([float("-inf"), -largest, -0.0, 0.0, 1e-45, largest, float("inf")])).tolist()
+    scores = torch.tensor([float("-inf"), -largest, -0.0, 0.0, 1e-45, largest, float("inf")])
+    keys = plain_keys(ordered_keys(scores)).tolist()
     assert keys == sorted(keys) and keys[2] == keys[3] == 1 << 31 and keys[-1] == UNSEEN_KEY
     assert len(set(keys)) == 6
 
@@ -86,12 +91,14 @@ def test_keys_at_the_ends():
 def test_top_k_is_that_of_a_sort(keys, random):
     k = random.randint(1, len(keys))
     sharding = ExampleSharding(len(keys))
-    chosen, threshold = select_top_k(torch.from_numpy(keys), k=k, sharding=sharding)
+    kept = torch.from_numpy((keys - KEY_OFFSET).astype(np.int32))
+    chosen, threshold = select_top_k(kept, k=k, sharding=sharding)
     expected, expected_threshold = plain_top_k(keys, k)
     np.testing.assert_array_equal(chosen.numpy(), expected)
     assert threshold == expected_threshold
     kth = int(np.sort(keys)[-k])
-    assert kth_largest_key(torch.from_numpy(keys), k=k, sharding=sharding) == (kth, int((keys > kth).sum()))
+    (found,) = largest_keys(lambda block: kept[block], lambda *_: [k], sharding=sharding, device=kept.device)
+    assert found == (kth, int((keys > kth).sum()), int((keys == kth).sum()))
 
 
 # -- the law of the soft draw -------------------------------------------------------------------------------------
@@ -155,7 +162,17 @@ def plain_floor(phi: np.ndarray, k: int, floor: float) -> np.ndarray:
 
 def floored(phi: np.ndarray, k: int, minimum: float) -> np.ndarray:
     sharding = ExampleSharding(len(phi))
-    return floor_log_probabilities(torch.from_numpy(phi), k=k, minimum=minimum, sharding=sharding).numpy()
+    finite = phi[np.isfinite(phi)]
+    lowest = lowest_log_probability(
+        lambda block: torch.from_numpy(phi)[block],
+        ends=(float(finite.min()), float(finite.max())),
+        num_infinite=(int((phi == np.inf).sum()), int((phi == -np.inf).sum())),
+        k=k,
+        minimum=minimum,
+        sharding=sharding,
+        device=torch.device("cpu"),
+    )
+    return np.where(phi == -np.inf, phi, phi.clip(lowest))
 
 
 def wide_scores(*, size: int = 300) -> np.ndarray:
@@ -207,14 +224,17 @@ def all_of(size: int) -> Candidates:
     return Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=torch.device("cpu"))
 
 
+def scored(scores: np.ndarray) -> Scores:
+    return Scores(torch.from_numpy(scores), sharding=ExampleSharding(len(scores)))
+
+
 def test_one_huge_loss_leaves_the_others_their_differences():
     scores = np.random.default_rng(1).normal(3.0, 2.5, 300).astype(np.float32)
     order, counts = np.argsort(scores), {}
     for outlier in (scores.max(), 1e7):
         scores[order[-1]] = outlier  # finite, so it may enter the buffer
         draws = [
-            STRATEGIES["soft"](torch.from_numpy(scores), 100, TeacherConfig(), (5, i), all_of(300))[0]
-            for i in range(200)
+            STRATEGIES["soft"](scored(scores), 100, TeacherConfig(), (5, i), all_of(300))[0] > 0 for i in range(200)
         ]
         counts[outlier] = torch.stack(draws).float().mean(dim=0).numpy()
     assert len(counts) == 2
@@ -246,26 +266,24 @@ def test_unseen_and_broken_examples_take_no_part_in_the_floor():
 def test_unseen_examples_come_before_any_loss():
     largest = torch.finfo(torch.float32).max
     scores = torch.tensor([largest, float("inf"), 5.0, float("inf"), float("-inf"), float("inf"), 4.0])
-    sharding = ExampleSharding(7)
+    ids = torch.arange(7)
     for seed in range(50):
         phi = log_probabilities(scores, temperature=1e-3, normalization="softmax")
-        for keys in (
-            with_unseen_first(scores, scores == float("inf"), ids=sharding.local_ids(), seed=(seed,)),
-            soft_keys(phi, ids=sharding.local_ids(), seed=(seed,)),
-        ):
+        for keys in (ordered_keys(scores), soft_keys(phi, ids=ids, seed=(seed,))):
+            keys = unseen_first(keys, scores == float("inf"), ids=ids, seed=(seed,))
             order = keys.argsort(descending=True).tolist()
             assert set(order[:3]) == {1, 3, 5} and order[3:] == [0, 2, 6, 4]
 
 
 def test_unseen_examples_come_in_keyed_random_order():
-    sharding, num_draws = ExampleSharding(8), 6000
-    unseen = torch.arange(8) < 6
-    draws = [with_unseen_first(torch.zeros(8), unseen, ids=sharding.local_ids(), seed=(3, i)) for i in range(num_draws)]
+    ids, num_draws = torch.arange(8), 6000
+    unseen, keys = torch.arange(8) < 6, ordered_keys(torch.zeros(8))
+    draws = [unseen_first(keys, unseen, ids=ids, seed=(3, i)) for i in range(num_draws)]
     subsets = [tuple(keys.argsort(descending=True)[:2].sort().values.tolist()) for keys in draws]
     law = sequential_sampling_law(np.ones(6), 2)
     observed = np.array([subsets.count(subset) for subset in law])
     assert chi_square(observed, np.full(15, num_draws / 15)) < chi_square_critical(14)
-    again = with_unseen_first(torch.zeros(8), unseen, ids=sharding.local_ids(), seed=(3, 0))
+    again = unseen_first(keys, unseen, ids=ids, seed=(3, 0))
     assert torch.equal(again, draws[0])
 
 

@@ -9,7 +9,8 @@ from references import plain_inverse_weights
 
 from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.selection import score_of_key, select_top_k, soft_keys
+from titan_attent.teacher.radix import score_of_key
+from titan_attent.teacher.selection import select_top_k, soft_keys
 from titan_attent.teacher.weights import inclusion_probabilities, inverse_probability_weights
 
 INF = float("inf")
@@ -17,7 +18,7 @@ INF = float("inf")
 
 def weights_of(phi: np.ndarray, chosen: np.ndarray, *, kappa: float, max_weight: float) -> np.ndarray:
     return inverse_probability_weights(
-        torch.from_numpy(phi),
+        lambda block: torch.from_numpy(phi)[block],
         chosen=torch.from_numpy(chosen),
         kappa=kappa,
         max_weight=max_weight,

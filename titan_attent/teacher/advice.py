@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from titan_attent.job_config import TeacherConfig
+from titan_attent.sharding import is_first_rank
 from titan_attent.teacher.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def check_parts(config: TeacherConfig, *, score: object, reference: object, voca
 
 
 def log_plan(teacher: "Teacher", *, total_steps: int) -> None:
-    """Log what a run of ``total_steps`` will do, and warn where it will not teach."""
+    """Log on the first rank what a run of ``total_steps`` will do, and warn where it will not teach."""
+    if not is_first_rank():
+        return
     config, plan = teacher.config, teacher.plan
     logger.info(
         f"Teacher: {config.strategy}, {teacher.num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
@@ -71,9 +74,9 @@ def log_plan(teacher: "Teacher", *, total_steps: int) -> None:
 
 
 def warn_below_break_even(ledger: Ledger) -> bool:
-    """Warn, and return True, if what was skipped so far does not pay for the teacher."""
+    """Warn on the first rank, and return True, if what was skipped so far does not pay for the teacher."""
     below = ledger.break_even_share > ledger.skipped_share + 0.01
-    if below:
+    if below and is_first_rank():
         logger.warning(
             f"Teaching costs more compute than it saves: {ledger.skipped_share:.1%} of the examples were skipped, "
             f"{ledger.break_even_share:.1%} pay for scoring, selecting and exchanging. Lower the ratios, score less "

@@ -4,8 +4,9 @@ What is kept of an example is sharded by its id. A pool of all examples is cut t
 that is a stretch of the shuffled order is cut by place, so that every rank decides on an equal part of it; ``fetch``
 brings what the owners know to the places, ``store`` brings what was decided back.
 
-Cost of a stretch of P places: 4 bytes a value and place on the wire in either direction, in blocks that bound the
-memory; every rank evaluates the order at all P places. Nothing here depends on N.
+Cost of a stretch of P places: 4 bytes a value and place on the wire in either direction, in blocks of as many places
+for any number of ranks, which bound the memory; every rank evaluates the order at all P places once, and keeps 24 bytes
+a place / ranks. Nothing here depends on N.
 """
 
 from collections.abc import Iterator
@@ -26,31 +27,52 @@ class Candidates:
         pool: the candidates.
         owners: who keeps which example.
         sharding: the cut of the places: ``owners`` for all examples, else one of ``pool.size`` over the same mesh.
-
-    Attributes:
-        ids: int64 [num_local], the examples at this rank's places.
     """
 
     def __init__(self, pool: Pool, *, owners: ExampleSharding, sharding: ExampleSharding, device: torch.device):
         assert sharding.num_examples == pool.size
         self.pool, self.owners, self.sharding, self.device = pool, owners, sharding, device
-        self.ids = pool.ids(sharding.local_ids(device))
+        if pool.order is None:
+            return
+        # The places in each block whose examples this rank owns, and where it keeps them; the ids at its own places.
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        ids_here = []
+        for first, last in _blocks(pool.size, _BLOCK):
+            ids = pool.ids(torch.arange(first, last, dtype=torch.int64, device=device))
+            places = ((ids >= owners.start) & (ids < owners.stop)).nonzero().flatten()
+            self._kept.append((places, ids[places] - owners.start))
+            ids_here.append(ids[max(0, sharding.start - first) : max(0, sharding.stop - first)].clone())
+        self._ids = torch.cat(ids_here)
+
+    def ids_at(self, block: slice) -> Tensor:
+        """int64 [n], the examples at a stretch of this rank's places."""
+        if self.pool.order is not None:
+            return self._ids[block]
+        start, stop, _ = block.indices(self.sharding.num_local)
+        first = self.sharding.start
+        return torch.arange(first + start, first + stop, dtype=torch.int64, device=self.device)
+
+    def ids_of(self, places: Tensor) -> Tensor:
+        """int64 [n], each in [0, sharding.num_local) -> int64 [n], the examples there."""
+        return places + self.sharding.start if self.pool.order is None else self._ids[places]
 
     def fetch(self, values: list[Tensor]) -> list[Tensor]:
-        """Tensors of 4 bytes an element, each [owners.num_local] -> the same of this rank's places. A collective."""
+        """Tensors of 4 bytes an element, each [owners.num_local] -> the same of this rank's places. A collective.
+
+        Those of all examples are not copied.
+        """
         if self.pool.order is None:
             return values
-        # Bits: one owner has them and the others add zeros, so the sum is exact.
-        kept = torch.stack([torch.cat((value, value.new_zeros(1))).view(torch.int32) for value in values])
-        here = []
-        for first, last in self._blocks(self.pool.size):
-            index = self.owners.local_index(self._ids(first, last), elsewhere=self.owners.num_local)
-            bits = self.owners.sum(kept[:, index])
-            start, stop = max(first, self.sharding.start), min(last, self.sharding.stop)
-            if start < stop:
-                here.append(bits[:, start - first : stop - first])
-        fetched = torch.cat(here, dim=1) if here else kept[:, :0]
-        return [bits.contiguous().view(value.dtype) for bits, value in zip(fetched, values, strict=True)]
+        here: list[Tensor] = []
+        for (first, last), (places, kept) in zip(_blocks(self.pool.size, _BLOCK), self._kept, strict=True):
+            # Bits: one owner has them and the others add zeros, so the sum is exact.
+            bits = torch.zeros(len(values), last - first, dtype=torch.int32, device=self.device)
+            for row, value in zip(bits, values, strict=True):
+                row[places] = value.view(torch.int32)[kept]
+            start, stop = max(0, self.sharding.start - first), max(0, self.sharding.stop - first)
+            here.append(self.owners.sum(bits)[:, start:stop].clone())
+        fetched = torch.cat(here, dim=1)
+        return [bits.view(value.dtype) for bits, value in zip(fetched, values, strict=True)]
 
     def store(self, targets: list[Tensor], values: list[Tensor]) -> None:
         """The reverse: write this rank's values of its places into the owners' ``targets``. A collective."""
@@ -58,21 +80,20 @@ class Candidates:
             for target, value in zip(targets, values, strict=True):
                 target.copy_(value)
             return
-        chunk = self.sharding.chunk
+        chunk, num_ranks = self.sharding.chunk, self.owners.size
+        places = torch.cat([places + i * _BLOCK for i, (places, _) in enumerate(self._kept)])
+        kept = torch.cat([kept for _, kept in self._kept])
+        rank, place = places // chunk, places % chunk
         bits = torch.zeros(len(values), chunk, dtype=torch.int32, device=self.device)
-        bits[:, : self.sharding.num_local] = torch.stack([value.view(torch.int32) for value in values])
-        for first, last in self._blocks(chunk):
+        for row, value in zip(bits, values, strict=True):
+            row[: self.sharding.num_local] = value.view(torch.int32)
+        for first, last in _blocks(chunk, max(1, _BLOCK // num_ranks)):
             gathered, _ = self.owners.gather(bits[:, first:last].contiguous())
-            for rank in range(self.owners.size):
-                start, stop = self.sharding.range_of(rank)
-                ids = self._ids(min(start + first, stop), min(start + last, stop))
-                mine = (ids >= self.owners.start) & (ids < self.owners.stop)
-                for target, part in zip(targets, gathered[rank], strict=True):
-                    target[ids[mine] - self.owners.start] = part[: len(ids)][mine].view(target.dtype)
+            mine = ((place >= first) & (place < last)).nonzero().flatten()
+            picked = gathered[rank[mine], :, place[mine] - first]  # [n, values]
+            for target, column in zip(targets, picked.unbind(dim=1), strict=True):
+                target[kept[mine]] = column.contiguous().view(target.dtype)
 
-    def _ids(self, first: int, last: int) -> Tensor:
-        return self.pool.ids(torch.arange(first, last, dtype=torch.int64, device=self.device))
 
-    @staticmethod
-    def _blocks(size: int) -> Iterator[tuple[int, int]]:
-        return ((first, min(first + _BLOCK, size)) for first in range(0, size, _BLOCK))
+def _blocks(size: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + step, size)) for first in range(0, size, step))

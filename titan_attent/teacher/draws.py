@@ -1,12 +1,15 @@
 """Draws: from a pool and what the buffer knows of it to a selection with weights. One at a time is in force.
 
-    records of the candidates -> importance -> guards -> ratio -> strategy -> weights, bitmask, audit
+    records of the candidates -> importance -> scores -> guards -> ratio -> strategy -> weights, bitmask, audit
 
-Cost: 4 bytes an example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight; a selection
-a draw (selection.py), and what travels to and from a pool that is a stretch of the order (candidates.py).
+Cost: 4 bytes an example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw: 17
+bytes a local candidate while it runs, and at most 24 small collectives, of which one carries 512 KiB and the others a
+few KiB, for any number of ranks; and what travels to and from a pool that is a stretch of the order (candidates.py).
 """
 
 import logging
+import struct
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,18 +17,32 @@ from torch import Tensor
 
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.job_config import TeacherConfig
+from titan_attent.keyed import fold_key, signed
 from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_records import NEVER
-from titan_attent.sharding import ExampleSharding
+from titan_attent.loss_records import NEVER, Records
+from titan_attent.sharding import ExampleSharding, is_first_rank
 from titan_attent.teacher import schedule
-from titan_attent.teacher.audit import Sources, audit_choice, audit_scores, audit_sources
+from titan_attent.teacher.audit import Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.guards import Quarantine, Quarantined
-from titan_attent.teacher.importance import Known, above_lowest, clip_outliers, effective_share, importance
+from titan_attent.teacher.importance import Known, importance
+from titan_attent.teacher.radix import blocks, positive, replace_bits
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.strategies import Seed, choose
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the owners know of this rank's candidates, [num_local] each."""
+
+    records: Records
+    last_draw: Tensor
+    reference: Tensor | None = None
+    streak: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Draws:
@@ -43,6 +60,8 @@ class Draws:
         size: P, candidates of a pool.
         num_selected: examples of the selection in force.
         weights: fp32 [places of this rank], 0 where not chosen.
+        digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: their choices with the
+            weights, the draw's number, its size and ratio. Equal for every number of ranks.
         audit: the ``teacher/*`` scalars of the last draw.
     """
 
@@ -71,6 +90,7 @@ class Draws:
         if config.quarantine_after:
             self.quarantine = Quarantine(after=config.quarantine_after, owners=self.owners, device=buffer.device)
         self.audit: dict[str, float] = {}
+        self._warned = False
 
     def draw(self, pool: Pool, *, step: int, seed: Seed, ratio: float | None) -> tuple[float, Quarantined]:
         """Choose from ``pool``, from the losses known now. A collective, with host syncs.
@@ -83,37 +103,24 @@ class Draws:
         Returns:
             (ratio, examples that are set aside from now on).
         """
-        config, sharding = self.config, self.sharding
+        config = self.config
         self.buffer.sync()
-        candidates = Candidates(pool, owners=self.owners, sharding=sharding, device=self.buffer.device)
-        records = self.buffer.records().moved(candidates.fetch, sharding)
-        (last_draw,) = candidates.fetch([self.last_draw])
-        reference = None if self.reference is None else candidates.fetch([self.reference])[0]
-        known = Known(reference=reference, vocab_size=self.vocab_size)
-        scores = importance(records, name=config.importance, known=known)
-        excluded: Tensor | None = None
-        newly: Quarantined = []
-        if self.quarantine is not None:
-            taken_before = (last_draw == self.num_draws - 1) & (last_draw != NEVER)
-            excluded, newly = self.quarantine.update(
-                scores, records=records, taken_before=taken_before, candidates=candidates
-            )
-
-        clipped = clip_outliers(scores, sharding=sharding)
+        candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
+        seen = self._fetch(candidates)
+        known = Known(reference=seen.reference, vocab_size=self.vocab_size)
+        scores = Scores(importance(seen.records, name=config.importance, known=known), sharding=self.sharding)
+        newly, excluded = self._measure(scores, seen, candidates)
+        measures, audit = scores.measures, audit_scores(scores)
         if ratio is None:
-            share = effective_share(clipped, sharding=sharding)
+            share = measures.clipped_share
             ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
-        share = effective_share(above_lowest(clipped, sharding=sharding), sharding=sharding)
-        falls_back = config.strategy != "random" and share < config.min_effective_sample_size
+        falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
         if falls_back:
-            logger.warning(
-                f"The pass after step {step} trains its whole pool: the effective sample size of the importances is "
-                f"{share:.2%} of the pool, under teacher.min_effective_sample_size = {config.min_effective_sample_size}"
-            )
+            self._warn_once(step, share=measures.ruling_share)
             weights, self.num_selected = torch.ones_like(self.weights), self.size
         else:
             weights, self.num_selected = choose(
-                scores,
+                scores if excluded is None else scores.without(excluded),
                 k=schedule.selection_size(self.size, ratio=ratio, batch_size=self.batch_size),
                 config=config,
                 seed=seed,
@@ -121,27 +128,95 @@ class Draws:
                 excluded=excluded,
                 at_least=self.batch_size,
             )
-        choice, num_newly = audit_choice(
-            weights=weights, records=records, last_draw=last_draw, draw=self.num_draws, step=step
+        choice = audit_choice(
+            candidates,
+            weights=weights,
+            records=seen.records,
+            last_draw=seen.last_draw,
+            draw=self.num_draws,
+            step=step,
+            sources=self.sources,
         )
-        candidates.store([self.last_draw], [torch.where(weights > 0, self.num_draws, last_draw)])
-        self.weights.copy_(weights)
+        self.weights = weights
+        self._remember(seen, candidates)
+        self.digest = self._digest(choice.digest, ratio)
         self.num_draws += 1
-        self.num_ever_chosen += num_newly
+        self.num_ever_chosen += choice.num_newly
         self.audit = {
             "teacher/ratio": self.num_selected / self.size,
             "teacher/selected": float(self.num_selected),
-            **audit_scores(scores, sharding=sharding),
-            **choice,
+            **audit,
+            **choice.audit,
             "teacher/never_selected": 1 - self.num_ever_chosen / self.owners.num_examples,
             "teacher/nonfinite": float(self.buffer.num_nonfinite),
             "teacher/fallback": float(falls_back),
         }
         if self.quarantine is not None:
             self.audit["teacher/quarantined"] = float(self.quarantine.count)
-        if len({name for name, _ in self.sources}) > 1:
-            self.audit |= audit_sources(self.sources, weights=weights, ids=candidates.ids, sharding=sharding)
         return ratio, newly
+
+    def _fetch(self, candidates: Candidates) -> "_Seen":
+        kept = {"last_draw": self.last_draw}
+        if self.reference is not None:
+            kept["reference"] = self.reference
+        if self.quarantine is not None:
+            kept |= {"streak": self.quarantine.streak, "start": self.quarantine.loss_at_start}
+        here: list[Tensor] = []
+
+        def fetch(tensors: list[Tensor]) -> list[Tensor]:
+            fetched = candidates.fetch(tensors + list(kept.values()))
+            here.extend(fetched[len(tensors) :])
+            return fetched[: len(tensors)]
+
+        records = self.buffer.records().moved(fetch, self.sharding)
+        return _Seen(records, **dict(zip(kept, here, strict=True)))
+
+    def _measure(self, scores: Scores, seen: "_Seen", candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
+        """Measure the scores, and count what the last selections brought.
+
+        Returns:
+            (examples newly set aside; bool [num_local], all candidates that are, or None where nothing is).
+        """
+        guard, losses = self.quarantine, seen.records.loss
+        if guard is None or seen.streak is None or seen.start is None:
+            return [], None
+        places = torch.zeros(0, dtype=torch.int64, device=losses.device)
+        if scores.summary.num_finite:
+            places = guard.update(
+                seen.streak, seen.start, scores=scores.values, losses=losses, watched=scores.summary.watched
+            )
+        _, (num_newly,) = scores.measure(torch.tensor([len(places)], device=losses.device))
+        newly: Quarantined = []
+        if num_newly:
+            newly = guard.listed(candidates.ids_of(places), losses[places])
+            guard.count += num_newly
+        return newly, guard.set_aside(seen.streak) if guard.count else None
+
+    def _remember(self, seen: "_Seen", candidates: Candidates) -> None:
+        """Bring what this draw decided to the owners."""
+        targets, values = [self.last_draw], [seen.last_draw]
+        for block in blocks(len(self.weights), device=self.weights.device):
+            replace_bits(seen.last_draw[block], self.num_draws, where=positive(self.weights[block]).neg_())
+        guard = self.quarantine
+        if guard is not None and seen.streak is not None and seen.start is not None:
+            guard.mark(seen.streak, weights=self.weights)
+            targets += [guard.streak, guard.loss_at_start]
+            values += [seen.streak, seen.start]
+        candidates.store(targets, values)
+
+    def _digest(self, choice: int, ratio: float) -> int:
+        (bits,) = struct.unpack("<q", struct.pack("<d", ratio))
+        return signed(fold_key(self.num_draws, self.num_selected, bits, choice))
+
+    def _warn_once(self, step: int, *, share: float) -> None:
+        if not self._warned and is_first_rank():
+            least = self.config.min_effective_sample_size
+            logger.warning(
+                f"The pass after step {step} trains its whole pool: the effective sample size of the importances is "
+                f"{share:.2%} of the pool, under teacher.min_effective_sample_size = {least}. Said once: the metric "
+                "teacher/fallback is 1 for every such pass"
+            )
+        self._warned = True
 
     def selected(self) -> SelectedPlaces:
         """The places in force, on every rank. A collective."""

@@ -16,14 +16,13 @@ last, so that a broken example is not taught again and again.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from titan_attent.loss_records import NEVER, Records
 from titan_attent.sharding import ExampleSharding
-from titan_attent.teacher.selection import kth_largest_key, ordered_keys, score_of_key
+from titan_attent.teacher.radix import Stretches, blocks, largest_keys, ordered_keys, replace_bits, score_of_key
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,18 @@ class Known:
 
 
 Importance = Callable[[Records, Known], Tensor]
+"""-> fp32 [num_local], a tensor of its own; whatever where nothing is known yet."""
 
 
 def loss(records: Records, known: Known) -> Tensor:
     """The last loss, mean nats a token."""
-    return records.loss
+    return records.loss.clone()
 
 
 def functional_gradient(records: Records, known: Known) -> Tensor:
     """The norm of the functional gradient, recorded with the last loss (loss.py)."""
     assert records.gradient is not None
-    return records.gradient
+    return records.gradient.clone()
 
 
 def excess_loss(records: Records, known: Known) -> Tensor:
@@ -65,13 +65,19 @@ def learnability(records: Records, known: Known) -> Tensor:
     d is the fall of the loss per log-step. The gate is 1 where an example has one reading only, and for all when the
     median does not fall: then nothing is known. A collective: the exact median by radix descent.
     """
-    two_readings = (records.first_step != NEVER) & (records.step > records.first_step)
-    span = torch.log(records.step.clamp(min=1).double()) - torch.log(records.first_step.clamp(min=1).double())
-    fall = (records.first_loss - records.loss) / torch.where(two_readings & (span > 0), span, 1.0).float()
-    median = kth_largest(fall, lambda n: n - (n - 1) // 2, where=two_readings, sharding=records.sharding)
+    fall = torch.empty_like(records.loss)
+    for block in blocks(len(fall), device=fall.device):
+        last, first = records.step[block], records.first_step[block]
+        span = last.clamp(min=1).double().log_().sub_(first.clamp(min=1).double().log_())
+        span.masked_fill_(span <= 0, 1.0)
+        part = (records.first_loss[block] - records.loss[block]).div_(span.float())
+        fall[block] = part.masked_fill_((first == NEVER) | (last <= first), float("inf"))  # one reading
+    median = finite_median(lambda block: fall[block], sharding=records.sharding, device=fall.device)
     if median is None or median <= 0:
-        return records.loss
-    return records.loss * torch.where(two_readings, (fall / median).clamp(0.0, 1.0), 1.0)
+        return fall.copy_(records.loss)
+    for block in blocks(len(fall), device=fall.device):
+        fall[block].div_(median).clamp_(0.0, 1.0).mul_(records.loss[block])
+    return fall
 
 
 def attainment(records: Records, known: Known) -> Tensor:
@@ -83,11 +89,19 @@ def attainment(records: Records, known: Known) -> Tensor:
     come any way. A collective: the exact median by radix descent.
     """
     assert known.vocab_size is not None
-    guess, read = math.log(known.vocab_size), records.step != NEVER
-    median = kth_largest(records.loss, lambda n: n - (n - 1) // 2, where=read, sharding=records.sharding)
+    guess, losses = math.log(known.vocab_size), records.loss
+    median = finite_median(
+        lambda block: losses[block].masked_fill(records.step[block] == NEVER, float("inf")),
+        sharding=records.sharding,
+        device=losses.device,
+    )
     if median is None or median >= guess:
-        return records.loss
-    return records.loss * ((guess - records.loss) / (guess - median)).clamp(0.0, 1.0).square()
+        return losses.clone()
+    scores = torch.empty_like(losses)
+    for block in blocks(len(losses), device=losses.device):
+        gate = (guess - losses[block]).div_(guess - median).clamp_(0.0, 1.0).square_()
+        scores[block] = gate.mul_(losses[block])
+    return scores
 
 
 IMPORTANCES: dict[str, Importance] = {
@@ -107,78 +121,24 @@ def importance(records: Records, *, name: str, known: Known | None = None) -> Te
         name: a key of ``IMPORTANCES``.
         known: what it reads beside them.
     """
-    scored = IMPORTANCES[name](records, known or Known())
-    unscored: dict[str, Any] = {"dtype": torch.float32, "device": scored.device}
-    never = torch.tensor(float("inf"), **unscored)
-    broken = torch.tensor(float("-inf"), **unscored)
-    return torch.where(records.step != NEVER, scored, torch.where(records.visits == 0, never, broken))
+    scores = IMPORTANCES[name](records, known or Known())
+    for block in blocks(len(scores), device=scores.device):
+        # In bits: the sign of the step tells whether nothing is known, that of -visits which infinity it is.
+        infinities = (-records.visits[block]).bitwise_and_(-(1 << 31)).bitwise_or_(0x7F800000)
+        replace_bits(scores[block].view(torch.int32), infinities, where=records.step[block] >> 31)
+    return scores
 
 
-def kth_largest(values: Tensor, k: Callable[[int], int], *, where: Tensor, sharding: ExampleSharding) -> float | None:
-    """The exact k-th largest of all ranks' values that count; None when none does. A collective.
-
-    Args:
-        values: fp32 [num_local], finite where ``where`` is set.
-        k: from the number of values that count to the place from the top, 1 to that number.
-        where: bool [num_local], the values that count.
-    """
-    count = int(sharding.sum(where.sum()))
-    if count == 0:
-        return None
-    keys = torch.where(where, ordered_keys(torch.where(where, values, 0.0)), 0)  # 0: below every finite value's key
-    return score_of_key(kth_largest_key(keys, k=k(count), sharding=sharding)[0])
-
-
-def clip_outliers(scores: Tensor, *, sharding: ExampleSharding) -> Tensor:
-    """Clip 1% of the finite scores of all ranks at each end, so that one outlier does not set the scale.
-
-    Fewer than 100 scores stay as they are, and infinities keep their meaning. A collective.
-    """
-    finite = torch.isfinite(scores)
-    high = kth_largest(scores, lambda n: 1 + n // 100, where=finite, sharding=sharding)
-    low = kth_largest(scores, lambda n: n - n // 100, where=finite, sharding=sharding)
-    if high is None or low is None:
-        return scores
-    return torch.where(finite, scores.clamp(low, high), scores)
-
-
-def above_lowest(scores: Tensor, *, sharding: ExampleSharding) -> Tensor:
-    """The scores counted from the lowest finite one of all ranks, where that is negative. A collective.
-
-    An excess loss below 0 says that the learner has overtaken the reference there, not that the example counts for
-    nothing: where most are, what is left above 0 is no measure of how many examples would rule a selection.
-    """
-    finite = torch.isfinite(scores)
-    depth = torch.where(finite, -scores, 0.0).clamp(min=0.0)
-    deepest = depth.max() if depth.numel() else depth.new_zeros(())
-    return torch.where(finite, scores + sharding.max(deepest), scores)
-
-
-def fixed_point_sums(values: Tensor, where: Tensor, *, sharding: ExampleSharding) -> tuple[float, float, int]:
-    """Sum, sum of squares and number of the values that count, equal for every number of ranks. A collective.
-
-    Sums of floats depend on their order, hence on the number of ranks; these are of integers, the values in 2^-15 of
-    the largest absolute one. Exact enough for a mean or a share, and free of overflow below 10^9 values.
+def finite_median(values: Stretches, *, sharding: ExampleSharding, device: torch.device) -> float | None:
+    """The exact median of all ranks' finite values, the lower of two; None when none is finite. A collective.
 
     Args:
-        values: fp32 [num_local], finite.
-        where: bool [num_local].
+        values: fp32, without NaN.
     """
-    values = torch.where(where, values, 0.0).double()
-    largest = values.abs().max() if values.numel() else values.new_zeros(())
-    scale = float(sharding.max(largest.clone())) / (1 << 15)
-    if scale == 0.0:
-        return 0.0, 0.0, int(sharding.sum(where.sum()))
-    units = (values / scale).round().long()
-    totals = sharding.sum(torch.stack((units.sum(), units.square().sum(), where.sum()))).tolist()
-    return totals[0] * scale, totals[1] * scale * scale, totals[2]
 
+    def place(num_above: int, num_below: int) -> list[int]:
+        n = sharding.num_examples - num_above - num_below
+        return [num_above + n - (n - 1) // 2] if n else []
 
-def effective_share(scores: Tensor, *, sharding: ExampleSharding) -> float:
-    """(sum s)^2 / (N sum s^2) over the N finite scores, negative ones as 0: the effective sample size as a share of N.
-
-    1 when all are equal (and when none is known), m / N when m are equal and the others 0. A collective.
-    """
-    finite = torch.isfinite(scores)
-    total, squares, count = fixed_point_sums(scores.clamp(min=0.0).nan_to_num(posinf=0.0), finite, sharding=sharding)
-    return total * total / (count * squares) if squares > 0 else 1.0
+    found = largest_keys(lambda block: ordered_keys(values(block)), place, sharding=sharding, device=device)
+    return score_of_key(found[0].key) if found else None

@@ -15,82 +15,117 @@ from torch import Tensor
 
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.importance import clip_outliers, fixed_point_sums
+from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, score_of_key
+from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
-    UNSEEN_KEY,
-    floor_log_probabilities,
     log_probabilities,
+    lowest_log_probability,
     random_keys,
-    score_of_key,
     select_top_k,
     soft_keys,
-    with_unseen_first,
+    unseen_first,
 )
 from titan_attent.teacher.weights import inverse_probability_weights, mean_one
 
 Seed = tuple[int, ...]
-Strategy = Callable[[Tensor, int, TeacherConfig, Seed, Candidates], tuple[Tensor, Tensor]]
-"""(scores fp32 [num_local], k, config, seed, candidates) -> (chosen bool [num_local], weights fp32 [num_local]).
+Strategy = Callable[[Scores, int, TeacherConfig, Seed, Candidates], tuple[Tensor, int]]
+"""(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number chosen of all ranks).
 
-The weights are 0 where not chosen and average 1 over the chosen examples of all ranks.
+The weights are 0 where not chosen, above 0 elsewhere, and average 1 over the chosen examples of all ranks.
 """
 
 THRESHOLD_DROP = 0.5
 """InfoBatch's pruning probability r; the published default."""
 
 
-def random(scores: Tensor, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, Tensor]:
+def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """A random subset of size k."""
-    chosen, _ = select_top_k(random_keys(candidates.ids, seed=seed), k=k, sharding=candidates.sharding)
-    return chosen, chosen.float()
+    keys = _keys(lambda block: random_keys(candidates.ids_at(block), seed=seed), candidates)
+    return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
 
 
-def hard(scores: Tensor, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, Tensor]:
+def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """The k largest scores, the never-seen first."""
-    keys = with_unseen_first(scores, scores == float("inf"), ids=candidates.ids, seed=seed)
-    chosen, _ = select_top_k(keys, k=k, sharding=candidates.sharding)
-    return chosen, chosen.float()
+    keys = _keys_of_seen(lambda block: ordered_keys(scores.values[block]), scores, seed, candidates)
+    return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
 
 
-def soft(scores: Tensor, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, Tensor]:
+def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """A draw without replacement; weighted by the inverse inclusion probability if the config says so."""
-    sharding = candidates.sharding
-    scores = clip_outliers(scores, sharding=sharding)
-    phi = log_probabilities(scores, temperature=config.temperature, normalization=config.normalization)
-    phi = floor_log_probabilities(phi, k=k, minimum=config.min_inclusion_probability, sharding=sharding)
-    chosen, threshold = select_top_k(soft_keys(phi, ids=candidates.ids, seed=seed), k=k, sharding=sharding)
+    sharding, summary, device = candidates.sharding, scores.summary, candidates.device
+
+    def unfloored(clipped: Tensor) -> Tensor:
+        return log_probabilities(clipped, temperature=config.temperature, normalization=config.normalization)
+
+    low, high = unfloored(torch.tensor([summary.low, summary.high], device=device)).tolist()
+    lowest = lowest_log_probability(
+        lambda block: unfloored(summary.clipped(scores.values[block])),
+        ends=(low, high),
+        num_infinite=(summary.num_unseen, summary.num_broken),
+        k=k,
+        minimum=config.min_inclusion_probability,
+        sharding=sharding,
+        device=device,
+    )
+
+    def phi(block: slice) -> Tensor:
+        raw = unfloored(summary.clipped(scores.values[block]))
+        floored = raw.clamp(min=lowest)
+        return torch.where(raw == float("-inf"), raw, floored) if summary.num_broken else floored
+
+    keys = _keys_of_seen(
+        lambda block: soft_keys(phi(block), ids=candidates.ids_at(block), seed=seed), scores, seed, candidates
+    )
+    chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
+    del keys
     # With a threshold among the unseen, all that was drawn is equal.
     if config.weighting != "inverse_probability" or threshold >= UNSEEN_KEY:
-        return chosen, chosen.float()
+        return chosen.float(), k
     kappa = score_of_key(threshold) if threshold >= 0 else float("-inf")
-    weights = inverse_probability_weights(
+    return inverse_probability_weights(
         phi, chosen=chosen, kappa=kappa, max_weight=config.max_weight, sharding=sharding
-    )
-    return chosen, weights
+    ), k
 
 
-def threshold(
-    scores: Tensor, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates
-) -> tuple[Tensor, Tensor]:
+def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """Half of the scores below the mean are left out; the other half counts double. ``k`` is not read.
 
     InfoBatch sums the weighted losses; here the weights are divided by their mean (law 6 of the design), so that the
     learning rate keeps its meaning: the ratio of 2 to 1 is the published one. Examples never scored are kept.
     """
-    sharding, finite = candidates.sharding, torch.isfinite(scores)
-    total, _, count = fixed_point_sums(torch.where(finite, scores, 0.0), finite, sharding=sharding)
-    below = torch.where(finite, scores.double() < total / max(1, count), scores < 0)  # -inf, never finite: below
-    coin = random_keys(candidates.ids, seed=seed)
-    chosen = ~below | (coin >= THRESHOLD_DROP * 2**32)
-    weights = torch.where(below, 1.0 / (1.0 - THRESHOLD_DROP), 1.0) * chosen
-    return chosen, mean_one(weights.double(), chosen=chosen, sharding=sharding)
+    mean, weights = scores.measures.mean, torch.empty_like(scores.values)
+    for block in blocks(len(weights), device=weights.device):
+        below = scores.values[block].double() < mean  # -inf, never finite, too
+        heads = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
+        weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
+    return mean_one(weights, sharding=candidates.sharding)
 
 
 STRATEGIES: dict[str, Strategy] = {"random": random, "hard": hard, "soft": soft, "threshold": threshold}
 
 
+def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
+    """int32 [num_local], kept as they are looked at several times and cost much to make."""
+    kept = torch.empty(candidates.sharding.num_local, dtype=torch.int32, device=candidates.device)
+    for block in blocks(len(kept), device=kept.device):
+        kept[block] = keys(block)
+    return kept
+
+
+def _keys_of_seen(keys: Stretches, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
+    """The same, with the examples never scored above all."""
+    if not scores.has_unseen:
+        return _keys(keys, candidates)
+
+    def with_unseen(block: slice) -> Tensor:
+        unseen = scores.values[block] == float("inf")
+        return unseen_first(keys(block), unseen, ids=candidates.ids_at(block), seed=seed)
+
+    return _keys(with_unseen, candidates)
+
+
 def choose(
-    scores: Tensor,
+    scores: Scores,
     *,
     k: int,
     config: TeacherConfig,
@@ -102,8 +137,8 @@ def choose(
     """Apply ``config.strategy``; a collective.
 
     Args:
-        scores: fp32 [num_local], importances of the candidates.
-        excluded: bool [num_local], candidates that no strategy may take.
+        scores: importances of the candidates; -inf where ``excluded``.
+        excluded: bool [num_local], candidates that no strategy may take; None for none.
         at_least: everything is chosen, with equal weights, where fewer would be: "threshold" may leave less than a
             batch, a pass without a step.
 
@@ -111,13 +146,11 @@ def choose(
         (weights, number chosen): fp32 [num_local], 0 where not chosen and above 0 elsewhere, mean 1 over the chosen
         of all ranks; the number of these.
     """
+    weights, num_chosen = STRATEGIES[config.strategy](scores, k, config, seed, candidates)
     if excluded is not None:
-        scores = torch.where(excluded, float("-inf"), scores)
-    chosen, weights = STRATEGIES[config.strategy](scores, k, config, seed, candidates)
-    if excluded is not None:
-        chosen = chosen & ~excluded
-        weights = mean_one(weights.double() * chosen, chosen=chosen, sharding=candidates.sharding)
-    num_chosen = int(candidates.sharding.sum(chosen.sum()))
+        weights.masked_fill_(excluded, 0.0)
+    if excluded is not None or (config.quarantine_after and is_weighted(config)):
+        weights, num_chosen = mean_one(weights, sharding=candidates.sharding)
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size
     return weights, num_chosen

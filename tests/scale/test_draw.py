@@ -1,0 +1,125 @@
+"""A whole draw as one rank of up to 10^8: what it does and asks for does not grow with the number of ranks."""
+
+from fractions import Fraction
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from scale.made_up import MadeUpMesh, MadeUpRanks
+
+from titan_attent.data.order import Pool
+from titan_attent.job_config import TeacherConfig
+from titan_attent.loss_buffer import LossBuffer
+from titan_attent.teacher import candidates
+from titan_attent.teacher.draws import Draws
+
+LOCAL, STEP = 1000, 5000
+SOURCES = [("web", 0), ("code", 10_000)]
+POOL, POOL_EXAMPLES = 1 << 16, 1 << 18  # a power of 4: no walks in the permutation, which take syncs by chance
+CASES: dict[str, TeacherConfig] = {
+    "random": TeacherConfig(strategy="random", quarantine_after=0),
+    "hard": TeacherConfig(strategy="hard", importance="learnability", quarantine_after=1),
+    "soft": TeacherConfig(),
+    "soft, attainment": TeacherConfig(importance="attainment", normalization="sigmoid", quarantine_after=0),
+    "soft, excess loss": TeacherConfig(importance="excess_loss", reference_path="given"),
+    "threshold": TeacherConfig(strategy="threshold", ratio_schedule="adaptive"),
+    "random pools": TeacherConfig(strategy="random", pool_size=POOL, importance="attainment"),
+    "soft pools": TeacherConfig(pool_size=POOL),
+    "threshold pools": TeacherConfig(strategy="threshold", pool_size=POOL, quarantine_after=0),
+}
+COLLECTIVES = {"sum": 16, "max": 1, "gather": 3}
+"""At most, beside what travels to and from a pool; one gather is the bitmask, two are those newly set aside."""
+SYNCS, OPERATORS = 60, 400
+BLOCKS = 2
+
+
+def filled_buffer(num_examples: int, num_ranks: int) -> LossBuffer:
+    """Two readings of every example, the same on each rank."""
+    buffer = LossBuffer(num_examples, mesh=MadeUpMesh(num_ranks))
+    generator = torch.Generator().manual_seed(0)
+    buffer.first_loss.normal_(8.0, 0.5, generator=generator)
+    buffer.loss.normal_(3.0, 0.7, generator=generator).clamp_(min=0.5)
+    buffer.first_step.random_(1, 1000, generator=generator)
+    buffer.step.random_(1000, STEP, generator=generator)
+    buffer.visits.fill_(3)
+    return buffer
+
+
+def draws_of(config: TeacherConfig, *, num_examples: int, num_ranks: int) -> Draws:
+    buffer = filled_buffer(num_examples, num_ranks)
+    reference = buffer.loss * 0.9 + 0.5 if config.importance == "excess_loss" else None
+    return Draws(buffer, config, batch_size=num_ranks, reference=reference, vocab_size=3000, sources=SOURCES)
+
+
+def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:
+    """The counts of a draw that knows of one before it, and of bringing its choice to all ranks."""
+    draws = draws_of(config, num_examples=POOL_EXAMPLES if config.pool_size else LOCAL * num_ranks, num_ranks=num_ranks)
+    pool = Pool.whole(LOCAL * num_ranks)
+    if config.pool_size:
+        pool = Pool(POOL_EXAMPLES, order=(0, 0, 1), start=POOL, size=POOL)
+    ratio = None if config.ratio_schedule == "adaptive" else 0.5
+    # So small that a pool takes several blocks.
+    with mock.patch.object(candidates, "_BLOCK", POOL // BLOCKS):
+        with MadeUpRanks():
+            draws.draw(pool, step=STEP, seed=(0, 1, 0), ratio=ratio)
+        with MadeUpRanks() as counted:
+            draws.draw(pool, step=STEP + 10, seed=(0, 2, 0), ratio=ratio)
+            draws.selected()
+    return counted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_draw_does_as_much_on_4096_ranks_as_on_64(name: str) -> None:
+    config = CASES[name]
+    few, more, many = (second_draw(config, num_ranks) for num_ranks in (64, 512, 4096))
+    assert few.collectives == more.collectives == many.collectives
+    assert few.syncs == more.syncs == many.syncs
+    assert few.num_operators == more.num_operators == many.num_operators
+    assert many.ranks_asked_for == 0
+    travel = BLOCKS if config.pool_size else 0
+    assert many.collectives["max"] <= COLLECTIVES["max"]
+    assert many.collectives["sum"] <= COLLECTIVES["sum"] + travel
+    assert many.collectives["gather"] <= COLLECTIVES["gather"] + travel
+    assert sum(many.syncs.values()) <= SYNCS + 3 * travel
+    assert many.num_operators <= OPERATORS + 250 * travel  # the order is six rounds of a hash
+
+
+@pytest.mark.parametrize("num_ranks", [64, 4096])
+@pytest.mark.parametrize("name", ["random", "soft", "threshold", "soft pools"])
+def test_a_draw_brings_a_rank_the_bitmask_and_little_more(name: str, num_ranks: int) -> None:
+    config = CASES[name]
+    counted = second_draw(config, num_ranks)
+    size, values = (POOL, 12) if config.pool_size else (LOCAL * num_ranks, 0)
+    # The floor's histogram both ways; four bytes both ways for each value that travels to a place, and back.
+    assert counted.received <= size / 8 + num_ranks + 2 * (1 << 19) + 128_000 + 3 * 4 * values * size
+
+
+def exact_share(scores: torch.Tensor) -> tuple[Fraction, Fraction]:
+    """Mean and effective sample size of fp32 scores, in rational numbers."""
+    exact = [Fraction(score) for score in scores.tolist()]
+    total, squares = sum(exact), sum(score * score for score in exact)
+    return total / len(exact), total * total / (len(exact) * squares)
+
+
+@pytest.mark.parametrize("num_examples", [10**10, 10**11])
+def test_sums_are_exact_at_any_number_of_examples(num_examples: int) -> None:
+    """The means and shares of 10^11 examples, with losses of the latest possible step, are those of this rank's."""
+    num_ranks = num_examples // LOCAL
+    config = TeacherConfig(strategy="threshold", quarantine_after=0, ratio_schedule="adaptive", initial_ratio=0.01)
+    draws = draws_of(config, num_examples=num_examples, num_ranks=num_ranks)
+    draws.buffer.loss.copy_(torch.rand(LOCAL, generator=torch.Generator().manual_seed(1)) ** 4 * 9)
+    with MadeUpRanks():
+        ratio, _ = draws.draw(Pool.whole(num_examples), step=2_147_000_000, seed=(0, 1, 0), ratio=None)
+    mean, share = exact_share(draws.buffer.loss)
+    known: dict[str, Any] = draws.audit
+    assert known["teacher/importance_mean"] == pytest.approx(float(mean), rel=1e-4)
+    assert known["teacher/effective_sample_size"] == pytest.approx(float(share), rel=1e-3) and share < 0.5
+    assert ratio == pytest.approx(float(share) ** 2, rel=0.05)  # of the clipped scores
+    assert known["teacher/fallback"] == 0.0
+    assert known["teacher/loss_age"] == float(2_147_000_000 - Fraction(int(draws.buffer.step.sum()), LOCAL))
+    chosen = np.flatnonzero(draws.weights.numpy())
+    assert draws.num_selected == len(chosen) * num_ranks
+    assert draws.weights[chosen].mean(dtype=torch.float64) == pytest.approx(1.0, abs=1e-6)
+    assert known["teacher/never_selected"] == pytest.approx(1 - len(chosen) / LOCAL)
