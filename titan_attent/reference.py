@@ -4,15 +4,14 @@ The loss of a reference model estimates the part of an example's loss that no tr
 is then the part worth teaching. The losses are made once, by score.py with reference_writer.py, and read by every run
 on the same examples.
 
-    DIR/losses.bin             float32 little-endian [N]: mean nats a token of example i
-    DIR/reference.json         what was scored, by what, sha256 of losses.bin; written last: with it DIR is a reference
-    DIR/parts/progress.json    while unfinished: what is being scored, and the size of a part
-    DIR/parts/part-00000.bin   while unfinished: the losses of examples [0, part_size), and so on
+    DIR/losses.bin        float32 little-endian [N]: mean nats a token of example i; it grows in the order of the ids
+    DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
+    DIR/reference.json    what was scored, by what, sha256 of losses.bin; written last: with it DIR is a reference
 
-A part appears whole or not at all and knows nothing of ranks: a killed scoring loses the part under way, and any
-number of ranks can go on. Neither torchtitan nor a process group is needed here.
+What is scored is always a prefix and knows nothing of ranks: a killed scoring loses what is behind it, and any number
+of ranks can go on. Neither torchtitan nor a process group is needed here.
 
-Cost: 4 bytes an example on disk, written twice and hashed once; reading is a copy out of a memory map.
+Cost: 4 bytes an example on disk, written and hashed once; reading is a copy out of a memory map.
 Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 (https://arxiv.org/abs/2404.07965).
 """
 
@@ -27,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.data.format import PROGRESS_FILE
-
 FORMAT = "titan_attent.reference"
 VERSION = 1
 REFERENCE_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
+SCORING_FILE = "scoring.json"
 PARTS_FOLDER = "parts"
+"""Where earlier versions of this package kept an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"
 
 DTYPE = np.dtype("<f4")
@@ -139,8 +138,18 @@ class ReferenceLosses:
             )
 
 
+def old_scoring(folder: Path) -> str:
+    """Why an unfinished scoring of an earlier version of this package is of no use here, and the mend."""
+    return (
+        f"holds an interrupted scoring of an earlier version of this package, in {PARTS_FOLDER}; finish it with that "
+        f"version, or delete {folder / PARTS_FOLDER} and score anew with {SCORER}"
+    )
+
+
 def _why_no_reference(folder: Path) -> str:
-    if (folder / PARTS_FOLDER / PROGRESS_FILE).exists():
+    if (folder / PARTS_FOLDER).is_dir():
+        return old_scoring(folder)
+    if (folder / SCORING_FILE).exists():
         return f"its scoring was interrupted; run the same {SCORER} command again, which resumes it"
     what = f"no {REFERENCE_FILE} in it" if folder.is_dir() else "no such folder"
     return f"not a folder of reference losses, {what}; correct the path, or write one with {SCORER}"

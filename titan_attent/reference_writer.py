@@ -1,13 +1,20 @@
-"""Writes the reference losses of reference.py: part by part, resumable, finished by one small file.
+"""Writes the reference losses of reference.py: one file that grows in order, resumable, finished by one small file.
 
-Cost: 4 bytes an example on disk, written twice and hashed once.
+A thread of its own writes, so that whoever computes losses does not wait for a disk. What was handed over together is
+fsynced, and then scoring.json, replaced in one step, counts it: after a crash the count names a prefix of the losses,
+and what lies behind it is cut off.
+
+Cost: 4 bytes an example on disk, written and hashed once; of each piece handed over 3 opens, 3 fsyncs and one rename,
+and its bytes in memory until then. Resuming reads the prefix once, in the thread. Finishing is one small file.
 """
 
 import hashlib
 import json
 import os
-import shutil
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,137 +22,207 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from titan_attent.data.format import PROGRESS_FILE, write_atomically
+from titan_attent.data.format import write_atomically
 from titan_attent.data.progress import locked
 from titan_attent.reference import (
     DTYPE,
     FORMAT,
+    HASH_BLOCK,
     LOSSES_FILE,
     PARTS_FOLDER,
     REFERENCE_FILE,
+    SCORING_FILE,
     VERSION,
     Scoring,
+    old_scoring,
     read_json,
 )
 
-PART_SIZE = 4096
-"""Examples of a part: what a killed scoring loses, against one small file and one gather."""
+BACKLOG = 256
+"""Pieces that may wait to be written, 64 MiB of 2^16 losses each: enough to compute on while a prefix is read again."""
 
 
 class ReferenceWriter:
-    """Writes reference losses part by part, or goes on with those of a killed scoring.
+    """Writes reference losses in the order of the examples, or goes on with those of a killed scoring.
 
     Making one only looks, so that every rank may; it becomes the writer as a context manager, in one process:
 
-        writer = ReferenceWriter(folder, scoring=scoring)
-        with writer:
-            for part in writer.missing():
-                writer.write_part(part, losses)  # of the examples range(*writer.range_of(part))
+        with ReferenceWriter(folder, scoring=scoring) as writer:
+            while writer.num_scored < scoring.num_examples:
+                writer.append(losses)  # of the next examples, from id num_scored on
             writer.finish()
 
+    Attributes:
+        num_scored: losses that are there already, or have been handed over.
+
     Raises:
-        ValueError: the folder is finished, or was begun with another scoring or part size.
+        ValueError: the folder is finished, was begun with another scoring, is damaged, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, scoring: Scoring, part_size: int = PART_SIZE):
-        self.path, self.scoring, self.part_size = Path(path), scoring, part_size
-        self.num_parts = -(-scoring.num_examples // part_size)
-        self._parts = self.path / PARTS_FOLDER
+    def __init__(self, path: str | os.PathLike[str], *, scoring: Scoring):
+        self.path, self.scoring = Path(path), scoring
+        self._losses, self._scoring = self.path / LOSSES_FILE, self.path / SCORING_FILE
         self._stack = ExitStack()
-        self._check_free()
+        self._pending: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+        with self._file_errors():
+            self.num_scored = self._num_durable()
 
-    def _check_free(self) -> None:
+    def _num_durable(self) -> int:
+        """How many losses are there for good; ValueError if the folder is not free for this scoring."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; choose another folder for teacher.reference_path")
         if (self.path / REFERENCE_FILE).exists():
             raise ValueError(
                 f"{self.path}: holds a finished reference; choose another teacher.reference_path, or delete it first"
             )
-        if not any(self._parts.glob("part-*.bin")):
-            return  # A mistaken command that wrote nothing must not stand in the way of the right one.
-        stored = read_json(self._parts / PROGRESS_FILE, mend=f"delete {self._parts} to start anew")
+        if (self.path / PARTS_FOLDER).is_dir():
+            raise ValueError(f"{self.path}: {old_scoring(self.path)}")
+        if not self._losses.exists() or not (size := self._losses.stat().st_size):
+            return 0
+        mend = f"delete {self._losses} to start anew"
+        stored = read_json(self._scoring, mend=mend)
+        num_durable = stored.get("num_scored")
+        if num_durable == 0:
+            return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.
         differing = [
             f"{name} was {stored.get(name)!r} and is {now!r}"
-            for name, now in self._progress().items()
+            for name, now in asdict(self.scoring).items()
             if name != "checkpoint" and stored.get(name) != now
         ]
         if differing:
             raise ValueError(
                 f"{self.path}: holds an interrupted scoring of something else: {'; '.join(differing)}. Use the same "
-                f"data, model and checkpoint to resume it, or delete {self._parts} to start anew"
+                f"data, model and checkpoint to resume it, or {mend}"
             )
-
-    def _progress(self) -> dict[str, Any]:
-        return {**asdict(self.scoring), "part_size": self.part_size}
-
-    def _part(self, part: int) -> Path:
-        return self._parts / f"part-{part:05d}.bin"
+        if not isinstance(num_durable, int) or not 0 < num_durable <= self.scoring.num_examples:
+            raise ValueError(f"{self._scoring}: malformed, num_scored is {num_durable!r}; {mend}")
+        if size < num_durable * DTYPE.itemsize:
+            raise ValueError(
+                f"{self._losses}: has {size} bytes where {num_durable * DTYPE.itemsize} were written: truncated or "
+                f"replaced; {mend}"
+            )
+        return num_durable
 
     def __enter__(self) -> "ReferenceWriter":
-        self._parts.mkdir(parents=True, exist_ok=True)
-        try:
-            self._stack.enter_context(locked(self._parts))
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}: another scoring is at work there; wait for it, or choose another teacher.reference_path"
-            ) from error
-        self._check_free()  # again, now that nobody else can change it
-        write_atomically(self._parts / PROGRESS_FILE, _json(self._progress()))
+        with ExitStack() as stack, self._file_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(self.path))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path}: another scoring is at work there; wait for it, or choose another "
+                    "teacher.reference_path"
+                ) from error
+            self.num_scored = self._durable = self._num_durable()  # again, now that nobody else can change it
+            self._save_progress()
+            with open(self._losses, "ab") as file:
+                file.truncate(self._durable * DTYPE.itemsize)
+            self._sha256 = hashlib.sha256()
+            self._thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="titan_attent-writer"))
+            self._stack = stack.pop_all()
+        if self._durable:
+            self._later(self._read_prefix)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Waits until what was handed over is written, whatever ended the scoring."""
         self._stack.close()
 
-    def range_of(self, part: int) -> tuple[int, int]:
-        """The ids [start, stop) of a part; only the last is shorter than ``part_size``."""
-        start = part * self.part_size
-        return start, min(start + self.part_size, self.scoring.num_examples)
+    def check_finite(self, start: int, losses: Tensor) -> None:
+        """ValueError if a loss of the examples from id ``start`` on, a float tensor [n] on the CPU, is not finite.
 
-    def missing(self) -> list[int]:
-        """The parts still to be scored, in order; a damaged one among them."""
+        For every rank: those who have the same losses raise the same.
+        """
+        self._check_finite(start, losses.float().numpy().astype(DTYPE))
 
-        def scored(part: int) -> bool:
-            (start, stop), path = self.range_of(part), self._part(part)
-            return path.is_file() and path.stat().st_size == (stop - start) * DTYPE.itemsize
+    def append(self, losses: Tensor) -> None:
+        """Hand over the losses of the next examples, a float tensor [n] on the CPU; they are kept as fp32.
 
-        return [part for part in range(self.num_parts) if not scored(part)]
+        What writing them raises shows in :attr:`failed`, and is raised by :meth:`wait` and :meth:`finish`.
 
-    def write_part(self, part: int, losses: Tensor) -> None:
-        """Write the losses of a part, a float tensor [stop - start] on any device; whole or not at all."""
-        start, stop = self.range_of(part)
-        assert losses.shape == (stop - start,)
-        write_atomically(self._part(part), losses.cpu().numpy().astype(DTYPE).tobytes())
+        Raises:
+            ValueError: a loss is not finite; none of them is written.
+        """
+        array = losses.float().numpy().astype(DTYPE)
+        self._check_finite(self.num_scored, array)
+        self.num_scored += len(array)
+        assert self.num_scored <= self.scoring.num_examples
+        self._later(self._write, array)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written or read; nothing is written from then on."""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Until what was handed over is written; raises the ValueError of what could not be."""
+        wait(self._pending)
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> None:
-        """Join the parts to a reference; ValueError, and the parts stay, if a loss is not finite."""
-        assert not self.missing()
-        self._check_finite()
-        sha256 = hashlib.sha256()
-        # No rename: the file means nothing before reference.json, and starts anew when that is not reached.
-        with open(self.path / LOSSES_FILE, "wb") as file:
-            for part in range(self.num_parts):
-                data = self._part(part).read_bytes()
-                file.write(data)
-                sha256.update(data)
+        """Make it a reference, with one small file, once all losses are written."""
+        self.wait()
+        assert self._durable == self.scoring.num_examples
+        content = {**asdict(self.scoring), "sha256": self._sha256.hexdigest()}
+        with self._file_errors():
+            write_atomically(self.path / REFERENCE_FILE, _json(content))
+            self._scoring.unlink()
+
+    def _later(self, action: Callable[..., None], *args: Any) -> None:
+        """Call it in the thread, after all that came before and if none of that failed."""
+        while self._pending and (self._pending[0].done() or len(self._pending) >= BACKLOG):
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._unless_failed, action, *args))
+
+    def _unless_failed(self, action: Callable[..., None], *args: Any) -> None:
+        if self._error is None:
+            try:
+                with self._file_errors():
+                    action(*args)
+            except BaseException as error:
+                self._error = error  # for wait()
+
+    def _write(self, losses: np.ndarray) -> None:
+        with open(self._losses, "ab") as file:
+            file.write(losses.data)
             file.flush()
             os.fsync(file.fileno())
-        write_atomically(self.path / REFERENCE_FILE, _json({**asdict(self.scoring), "sha256": sha256.hexdigest()}))
-        shutil.rmtree(self._parts)
+        self._sha256.update(losses.data)
+        self._durable += len(losses)
+        self._save_progress()
 
-    def _check_finite(self) -> None:
-        count = 0
-        first: list[int] = []
-        for part in range(self.num_parts):
-            bad = np.flatnonzero(~np.isfinite(np.fromfile(self._part(part), dtype=DTYPE)))
-            count += len(bad)
-            first += (bad[: 5 - len(first)] + self.range_of(part)[0]).tolist()
-        if count:
+    def _read_prefix(self) -> None:
+        """Hash what a killed scoring has written, which is then known to be sound."""
+        with open(self._losses, "rb") as file:
+            for start in range(0, self._durable, HASH_BLOCK // DTYPE.itemsize):
+                block = file.read(HASH_BLOCK)
+                self._sha256.update(block)
+                self._check_finite(start, np.frombuffer(block, dtype=DTYPE))
+
+    def _save_progress(self) -> None:
+        write_atomically(self._scoring, _json({**asdict(self.scoring), "num_scored": self._durable}))
+
+    def _check_finite(self, start: int, losses: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
             raise ValueError(
-                f"{self.path}: {count} of {self.scoring.num_examples} losses are not finite, the first of examples "
-                f"{', '.join(map(str, first))}: the weights in {self.scoring.checkpoint} are broken, or overflow in "
-                f"this precision. Delete {self._parts} and score with another checkpoint, or with "
-                'training.mixed_precision_param = "float32"'
+                f"{self.path}: {len(bad)} of the {len(losses)} losses from example {start} on are not finite, the "
+                f"first of examples {', '.join(map(str, bad[:5] + start))}: the weights in {self.scoring.checkpoint} "
+                f"are broken, or overflow in this precision. Delete {self._losses} and score with another checkpoint, "
+                'or with training.mixed_precision_param = "float32"'
             )
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: the losses cannot be kept there ({error}); make room or set its permissions right and "
+                "run the same command again, which resumes, or choose another teacher.reference_path"
+            ) from error
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -6,17 +6,21 @@ go to the folder ``teacher.reference_path``. A killed scoring goes on where it w
 any number of ranks. The run's TOML serves as it is: what concerns training, saving and logging is not read, and nothing
 is written but the reference.
 
-torchtitan's Trainer builds, shards and loads the model. A part's examples are spread over the data-parallel ranks in
-equal padded batches of ``validation.local_batch_size`` rows, so that every rank runs the same forwards.
+torchtitan's Trainer builds, shards and loads the model. The examples are scored in order, in equal batches of
+``validation.local_batch_size`` rows of every data-parallel rank, so that all ranks run the same forwards; a stretch of
+batches is gathered at once. Rank 0 hands it to the thread that writes (reference_writer.py), and all ranks see for
+themselves what is wrong with it, so that none waits for the files of another.
 
-Cost: a forward pass over the data; one gather of a part's losses (4 bytes an example) and one host sync a part.
+Cost: a forward pass over the data, padded by less than one batch of all ranks; of a stretch one gather of its losses
+(4 bytes an example) and one host sync; one broadcast of a number at the start.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any, cast
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import cast
 
 import titan_attent.compat  # noqa: F401
 
@@ -36,9 +40,47 @@ from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Batch
 from titan_attent.loss import per_example_cross_entropy
 from titan_attent.score_checks import check_scoring, check_weights, scoring_config, writer_of
-from titan_attent.sharding import ExampleSharding
+from titan_attent.sharding import ExampleSharding, is_first_rank
 from titan_attent.train import arguments, parse
 from titan_attent.train_spec import attent_spec
+
+STRETCH_EXAMPLES = 2**16
+"""About what is gathered and written at once, and at least one batch of all ranks."""
+STRETCH_BATCHES = 256
+"""At most, where few ranks would take long for so many examples: a killed scoring loses the stretch under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretches:
+    """How the examples [start, num_examples) are cut into stretches, and those into batches of all ranks."""
+
+    start: int
+    num_examples: int
+    batch_size: int
+    """Rows of a rank."""
+    num_ranks: int
+
+    @property
+    def rows(self) -> int:
+        """Of a batch of all ranks."""
+        return self.batch_size * self.num_ranks
+
+    @property
+    def size(self) -> int:
+        """Examples of a stretch; only the last has fewer."""
+        return self.rows * min(max(STRETCH_EXAMPLES // self.rows, 1), STRETCH_BATCHES)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """The ids [start, stop) of every stretch, in order."""
+        for start in range(self.start, self.num_examples, self.size):
+            yield start, min(start + self.size, self.num_examples)
+
+    def ids(self, rank: int) -> Iterator[Tensor]:
+        """int64 [batch_size] of every batch of ``rank``; the last id of the data is the padding of the last batch."""
+        mine = rank * self.batch_size + torch.arange(self.batch_size)
+        for start, stop in self.ranges():
+            for first in range(start, stop, self.rows):
+                yield (first + mine).clamp(max=self.num_examples - 1)
 
 
 class ReferenceScorer(Trainer):
@@ -65,70 +107,74 @@ class ReferenceScorer(Trainer):
     def train(self) -> None:
         """Load, score what is missing, and finish the reference. A collective, on all ranks."""
         weights = self.checkpointer.states[MODEL].state_dict()
-        try:
+        with _fail_on_mistake():
             check_weights(weights, self.checkpoint_path)
-        except ValueError as error:
-            preflight.fail(error)
-        self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
-        logger.info(f"Scoring with the weights of {self.checkpoint_path}")
-        writes = torch.distributed.get_rank() == 0
         with ExitStack() as stack:
-            parts = self._on_first_rank(lambda: stack.enter_context(self.writer).missing())
-            num_missing = sum(stop - start for start, stop in map(self.writer.range_of, parts))
-            bar = tqdm(
-                total=len(self.dataset),
-                initial=len(self.dataset) - num_missing,
-                unit=" examples",
-                mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
-                disable=not writes,
-            )
-            with bar:
-                for part, losses in self._scored(parts, bar):
-                    if writes:
-                        self.writer.write_part(part, losses)
-            self._on_first_rank(self.writer.finish)
-        logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
+            start = self._on_first_rank(lambda: stack.enter_context(self.writer).num_scored)
+            self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
+            logger.info(f"Scoring with the weights of {self.checkpoint_path}")
+            self._write_reference(start)
 
-    def _on_first_rank(self, action: Callable[[], Any]) -> Any:
+    def _write_reference(self, start: int) -> None:
+        """Score the examples from id ``start`` on, and finish; ends all ranks if the losses are not to be kept."""
+        bar = tqdm(
+            total=len(self.dataset),
+            initial=start,
+            unit=" examples",
+            mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
+            disable=not is_first_rank(),
+        )
+        with bar:
+            for first, losses, written in self._scored(start, bar):
+                with _fail_on_mistake(bar):
+                    if not written:
+                        self.writer.wait()
+                        raise ValueError(f"{self.writer.path}: rank 0 could not write the losses, and says why")
+                    self.writer.check_finite(first, losses)
+                    if is_first_rank():
+                        self.writer.append(losses)
+        if is_first_rank():
+            with _fail_on_mistake():
+                self.writer.finish()
+            logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
+
+    def _on_first_rank(self, action: Callable[[], int]) -> int:
         """What ``action`` gives on rank 0, on all ranks; its ValueError ends them all with one message."""
-        result: list[Any] = [None, ""]
-        if torch.distributed.get_rank() == 0:
+        result: list[int | str] = [0]
+        if is_first_rank():
             try:
                 result[0] = action()
             except ValueError as error:
-                result[1] = str(error)
+                result[0] = str(error)
         torch.distributed.broadcast_object_list(result)
-        if result[1]:
-            preflight.fail(ValueError(result[1]))
+        if isinstance(result[0], str):
+            preflight.fail(ValueError(result[0]))
         return result[0]
 
     @torch.no_grad()
-    def _scored(self, parts: list[int], bar: tqdm) -> Iterator[tuple[int, Tensor]]:
-        """(part, its losses fp32 [part]) on every rank."""
+    def _scored(self, start: int, bar: tqdm) -> Iterator[tuple[int, Tensor, bool]]:
+        """Of every stretch from id ``start`` on, on every rank: first id, losses fp32 [n] on the CPU, and whether rank
+        0 could write so far."""
         (model,) = self.model_parts
         model.eval()
-        ids = self._id_batches(parts)
-        batches = self.reader.read(self._read, ids, pin_memory=self.pin_memory)
-        rows, num_batches = self.batch_size * self.sharding.size, 0
-        for part in parts:
-            start, stop = self.writer.range_of(part)
+        stretches = Stretches(
+            start=start, num_examples=len(self.dataset), batch_size=self.batch_size, num_ranks=self.sharding.size
+        )
+        batches = self.reader.read(self._read, stretches.ids(self.sharding.rank), pin_memory=self.pin_memory)
+        num_batches = 0
+        for first, stop in stretches.ranges():
             local = []
-            for first in range(start, stop, rows):
+            for done in range(first, stop, stretches.rows):
                 num_batches += 1
                 self.gc_handler.run(num_batches)
                 input_dict, labels = next(batches)
                 local.append(self._losses(model, input_dict, labels))
-                bar.update(min(rows, stop - first))
-            gathered, _ = self.sharding.gather(torch.stack(local))
-            yield part, gathered.transpose(0, 1).flatten()[: stop - start].cpu()  # [ranks, batches, rows] -> ids
-
-    def _id_batches(self, parts: list[int]) -> Iterator[Tensor]:
-        """This rank's B of each B x ranks ids of a part; its last id is the padding."""
-        rows = self.batch_size * self.sharding.size
-        mine = self.sharding.rank * self.batch_size + torch.arange(self.batch_size)
-        for start, stop in map(self.writer.range_of, parts):
-            for first in range(start, stop, rows):
-                yield (first + mine).clamp(max=stop - 1)
+                bar.update(min(stretches.rows, stop - done))
+            # Whether the writer failed travels along: all ranks end together, and none waits for one that is gone.
+            failed = local[0].new_full((1,), float(self.writer.failed))
+            gathered = self.sharding.gather(torch.cat([*local, failed]))[0].cpu()
+            by_rank = gathered[:, :-1].unflatten(1, (len(local), self.batch_size))  # [ranks, batches, rows]
+            yield first, by_rank.transpose(0, 1).flatten()[: stop - first], not gathered[:, -1].any()
 
     def _read(self, ids: Tensor) -> Batch:
         inputs, labels = self.dataset.batch(ids)
@@ -141,6 +187,17 @@ class ReferenceScorer(Trainer):
         with self.train_context(), self.maybe_enable_amp:
             sums, counts = self.example_loss(model(inputs, **extra_inputs, **extra_kwargs), labels)
         return sums / counts
+
+
+@contextmanager
+def _fail_on_mistake(bar: tqdm | None = None) -> Iterator[None]:
+    # Within the writer's own context, so as to say it before waiting for what is still to be written.
+    try:
+        yield
+    except ValueError as error:
+        if bar is not None:
+            bar.close()  # the message gets a line of its own
+        preflight.fail(error)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import TeacherConfig
 from titan_attent.reference import Scoring
-from titan_attent.reference_writer import PART_SIZE, ReferenceWriter
+from titan_attent.reference_writer import ReferenceWriter
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:
@@ -96,8 +96,7 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
 
 def writer_of(job_config: JobConfig, dataset: TokenDataset) -> ReferenceWriter:
     """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
-    scoring = scoring_of(job_config, dataset)
-    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring, part_size=PART_SIZE)
+    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset))
 
 
 def scoring_of(job_config: JobConfig, dataset: TokenDataset) -> Scoring:

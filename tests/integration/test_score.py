@@ -1,11 +1,13 @@
 """Scoring: the losses of a plain model on the same windows, on any number of ranks, and after a kill.
 
-As a module, ``torchrun -m test_score``, this is the real command with parts of ``PART_SIZE`` examples: the test data
-would all be one part.
+As a module, ``torchrun -m test_score``, this is the real command with a stretch of one batch: the test data would all
+be one stretch.
 """
 
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import titan_attent.compat  # noqa: F401
@@ -17,13 +19,11 @@ from launch import kill_when, launch, read_weights, run, start, write_config
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent import score, score_checks
+from titan_attent import score
 from titan_attent.data.shards import TokenDataset
 from titan_attent.reference import ReferenceLosses
 from titan_attent.train_spec import attent_spec
 
-PART_SIZE = 10
-"""Not a multiple of what ranks take at a time, so that every part ends with padding."""
 BATCH = ("--validation.local_batch_size", "4")
 SEQ_LEN = 256
 
@@ -114,13 +114,17 @@ def test_one_rank_finds_the_same_losses(folder: Path, straight: Path) -> None:
     torch.testing.assert_close(losses_in(folder / "one_rank"), losses_in(straight), rtol=1e-5, atol=0)
 
 
+def num_scored(reference: Path) -> int:
+    progress = reference / "scoring.json"
+    return json.loads(progress.read_text())["num_scored"] if progress.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
     """A scoring on two ranks that SIGKILL ended half-way; "killed" is its reference_path."""
-    parts = folder / "killed" / "parts"
     workers = start(*arguments(folder, "killed"), module="test_score")
-    kill_when((parts / "part-00002.bin").exists, workers)
-    assert 3 <= len(list(parts.glob("part-*.bin"))) < 8
+    kill_when(lambda: num_scored(folder / "killed") >= 24, workers)
+    assert 24 <= num_scored(folder / "killed") < 78
     return folder / "killed"
 
 
@@ -131,13 +135,8 @@ def check(folder: Path, *args: str) -> None:
     score.check_scoring(job_config, attent_spec(job_config.model.name), world_size=2)
 
 
-def test_only_the_same_scoring_resumes(
-    folder: Path, killed: Path, token_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
     same = arguments(folder, "killed")
-    with pytest.raises(ValueError, match="killed: .*part_size was 10 and is 4096"):
-        check(folder, *same)
-    monkeypatch.setattr(score_checks, "PART_SIZE", PART_SIZE)
     check(folder, *same)
     with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start anew"):
         check(folder, *same, "--data.path", str(token_data["validation"]))
@@ -149,29 +148,37 @@ def test_only_the_same_scoring_resumes(
         check(folder, *arguments(folder, "killed", step=6))
 
 
+def copy_of(killed: Path, name: str, *, change: Callable[[np.ndarray], None]) -> Path:
+    """Another reference_path of the same killed scoring, with ``change`` made to the losses that are there for good."""
+    copy = shutil.copytree(killed, killed.parent / name)
+    losses = np.fromfile(copy / "losses.bin", dtype="<f4", count=num_scored(copy))
+    change(losses)
+    losses.tofile(copy / "losses.bin")
+    return copy
+
+
 def test_losses_that_are_not_finite_end_every_rank(folder: Path, killed: Path) -> None:
-    shutil.copytree(killed, folder / "broken")
-    part = folder / "broken" / "parts" / "part-00001.bin"
-    losses = np.fromfile(part, dtype="<f4")
-    losses[3] = np.nan
-    losses.tofile(part)
+    broken = copy_of(killed, "broken", change=lambda losses: losses.__setitem__(13, np.nan))
     result = launch(*arguments(folder, "broken"), module="test_score")
     assert result.returncode != 0
     (message,) = re.findall("titan_attent: error: (.*)", result.stdout + result.stderr)
-    assert re.search("broken: 1 of 78 losses are not finite, the first of examples 13: .*Delete", message)
-    assert not (folder / "broken" / "reference.json").exists()
+    counted = f"broken: 1 of the {num_scored(broken)} losses from example 0 on are not finite, the first of examples 13"
+    assert re.search(counted + ": .*Delete", message)
+    assert not (broken / "reference.json").exists()
 
 
-def test_resume_on_another_number_of_ranks_equals_uninterrupted(folder: Path, straight: Path, killed: Path) -> None:
-    # A mark that only a part which is scored again would lose.
-    part = killed / "parts" / "part-00001.bin"
-    (-np.fromfile(part, dtype="<f4")).tofile(part)
-    run(*arguments(folder, "killed"), num_processes=1, module="test_score")
-    losses = losses_in(killed)
-    assert losses[10:20].max() < 0, "a finished part was scored again"
-    losses[10:20] *= -1
-    torch.testing.assert_close(losses, losses_in(straight), rtol=1e-5, atol=0)
-    assert not (killed / "parts").exists()
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_resumed_equals_uninterrupted(folder: Path, straight: Path, killed: Path, num_processes: int) -> None:
+    """On two ranks, those of the killed scoring, bit for bit."""
+    name = f"resumed_{num_processes}"
+    # A mark that only what is scored again would lose.
+    resumed = copy_of(killed, name, change=lambda losses: np.negative(losses, out=losses))
+    done = num_scored(resumed)
+    run(*arguments(folder, name), num_processes=num_processes, module="test_score")
+    losses = losses_in(resumed)
+    assert losses[:done].max() < 0 < losses[done:].min(), "what was there was scored again, or lost"
+    torch.testing.assert_close(losses.abs(), losses_in(straight), rtol=0 if num_processes == 2 else 1e-5, atol=0)
+    assert sorted(path.name for path in resumed.iterdir()) == ["losses.bin", "reference.json"]
 
 
 def test_a_finished_reference_is_not_overwritten(folder: Path, straight: Path) -> None:
@@ -217,5 +224,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    score_checks.PART_SIZE = PART_SIZE
+    score.STRETCH_EXAMPLES = 1
     score.main()

@@ -1,12 +1,16 @@
 """Reference losses on disk: whole or not there, bound to their examples, and every mistake told."""
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import re
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -28,22 +32,25 @@ SCORING = Scoring(
 LOSSES = torch.linspace(0.5, 9.0, 23)
 
 
-def write(folder: Path, losses: torch.Tensor = LOSSES, *, scoring: Scoring = SCORING, part_size: int = 5) -> None:
-    with ReferenceWriter(folder, scoring=scoring, part_size=part_size) as writer:
-        write_parts(writer, losses)
-        writer.finish()
+def write(
+    folder: Path, losses: torch.Tensor = LOSSES, *, scoring: Scoring = SCORING, size: int = 5, stop: int | None = None
+) -> None:
+    """Go on with the losses in ``folder``, ``size`` at a time; to the end, or to id ``stop`` as a killed writer."""
+    with ReferenceWriter(folder, scoring=scoring) as writer:
+        while writer.num_scored < (len(losses) if stop is None else stop):
+            writer.append(losses[writer.num_scored :][:size])
+        writer.wait()
+        if stop is None:
+            writer.finish()
 
 
-def write_parts(writer: ReferenceWriter, losses: torch.Tensor = LOSSES, *, stop: int | None = None) -> None:
-    for part in writer.missing()[:stop]:
-        writer.write_part(part, losses[slice(*writer.range_of(part))])
-
-
-def interrupt(folder: Path, *, num_parts: int = 2, scoring: Scoring = SCORING, part_size: int = 5) -> Path:
-    """What a killed writer leaves; returns the folder of its parts."""
-    with ReferenceWriter(folder, scoring=scoring, part_size=part_size) as writer:
-        write_parts(writer, stop=num_parts)
-    return folder / "parts"
+def interrupt(folder: Path, *, stop: int = 10, scoring: Scoring = SCORING) -> Path:
+    """What a killed writer leaves, in the midst of a write; returns the file of its losses."""
+    write(folder, scoring=scoring, stop=stop)
+    file = folder / "losses.bin"
+    file.write_bytes(file.read_bytes() + b"\0\0\xc0\x7f of a killed write")
+    (folder / "scoring.json.tmp").write_bytes(b"of a killed writer")
+    return file
 
 
 @pytest.fixture
@@ -74,9 +81,9 @@ def test_the_files_are_what_the_docstring_says(finished: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("part_size", [1, 5, 23, 4096])
-def test_what_is_written_is_read(tmp_path: Path, part_size: int) -> None:
-    write(tmp_path, part_size=part_size)
+@pytest.mark.parametrize("size", [1, 5, 23, 4096])
+def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
+    write(tmp_path, size=size)
     losses = pickle.loads(pickle.dumps(ReferenceLosses(tmp_path)))
     losses.verify_checksum()
     losses.check(fingerprint="f00d", seq_len=16, num_examples=23)
@@ -116,6 +123,7 @@ def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:
     interrupt(tmp_path / "killed")
     with pytest.raises(ValueError, match="killed: its scoring was interrupted; run the same .* command again"):
         ReferenceLosses(tmp_path / "killed")
+    assert not (finished / "scoring.json").exists()
     (finished / "losses.bin").unlink()
     with pytest.raises(ValueError, match="losses.bin: this file is missing; copy the folder again"):
         ReferenceLosses(finished)
@@ -181,40 +189,44 @@ def test_making_a_writer_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ref").exists()
 
 
-def test_resume_writes_only_what_is_missing(tmp_path: Path) -> None:
-    parts = interrupt(tmp_path, num_parts=3)
-    before = {path: path.stat().st_mtime_ns for path in parts.glob("part-*.bin")}
-    assert len(before) == 3
-    (parts / "part-00001.bin").unlink()
-    (parts / "part-00002.bin").write_bytes(b"cut")
-    (parts / "part-00004.bin.tmp").write_bytes(b"of a killed writer")
-    with ReferenceWriter(tmp_path, scoring=SCORING, part_size=5) as writer:
-        assert writer.missing() == [1, 2, 3, 4]
-        write_parts(writer)
-        first = parts / "part-00000.bin"
-        assert first.stat().st_mtime_ns == before[first]
-        writer.finish()
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+def test_what_a_finish_that_was_killed_leaves_behind_is_finished(finished: Path) -> None:
+    (finished / "scoring.json").write_text("of a killed writer")
+    ReferenceLosses(finished).verify_checksum()
+    with pytest.raises(ValueError, match="holds a finished reference"):
+        ReferenceWriter(finished, scoring=SCORING)
+
+
+@pytest.mark.parametrize("stop", [5, 20, 23])
+def test_resume_goes_on_behind_what_is_there_for_good(tmp_path: Path, stop: int) -> None:
+    file = interrupt(tmp_path, stop=stop)
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        assert writer.num_scored == min(stop, 23) and file.stat().st_size == 4 * min(stop, 23)
+    marked = torch.cat([-LOSSES[:5], LOSSES[5:]])  # what would be written again would lose its sign
+    file.write_bytes(marked[:stop].numpy().tobytes())
+    write(tmp_path, size=7)
+    losses = ReferenceLosses(tmp_path)
+    losses.verify_checksum()
+    assert torch.equal(losses.read(0, 23), marked)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         *({"data_fingerprint": "cafe"}, {"seq_len": 8}, {"num_examples": 24}, {"model": "llama3_attent 8B"}),
-        *({"precision": "bfloat16"}, {"checkpoint_sha256": "dead"}, {"part_size": 6}),
+        *({"precision": "bfloat16"}, {"checkpoint_sha256": "dead"}),
     ],
 )
 def test_a_resume_with_anything_different_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    parts = interrupt(tmp_path)
-    before = {path: path.read_bytes() for path in parts.iterdir()}
+    file = interrupt(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     ((name, value),) = change.items()
-    part_size = int(change.pop("part_size", 5))  # type: ignore[call-overload]
     with pytest.raises(ValueError) as error:
-        ReferenceWriter(tmp_path, scoring=replace(SCORING, **change), part_size=part_size)
-    stored = 5 if name == "part_size" else getattr(SCORING, name)
-    assert f"something else: {name} was {stored!r} and is {value!r}. Use the same" in str(error.value)
-    assert f"delete {parts} to start anew" in str(error.value)
-    assert {path: path.read_bytes() for path in parts.iterdir()} == before
+        ReferenceWriter(tmp_path, scoring=replace(SCORING, **change))  # type: ignore[arg-type]
+    assert f"something else: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(error.value)
+    assert f"delete {file} to start anew" in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    file.unlink()
+    write(tmp_path)
 
 
 def test_a_moved_checkpoint_is_the_same(tmp_path: Path) -> None:
@@ -224,19 +236,48 @@ def test_a_moved_checkpoint_is_the_same(tmp_path: Path) -> None:
 
 
 def test_a_mistake_that_scored_nothing_is_forgotten(tmp_path: Path) -> None:
-    interrupt(tmp_path, num_parts=0, scoring=replace(SCORING, seq_len=8))
+    interrupt(tmp_path, stop=0, scoring=replace(SCORING, seq_len=8))
     write(tmp_path)
     assert ReferenceLosses(tmp_path).scoring == SCORING
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
-def test_parts_of_unknown_origin(tmp_path: Path, content: str | None) -> None:
-    progress = interrupt(tmp_path) / "progress.json"
-    progress.unlink()
+def test_losses_of_unknown_origin(tmp_path: Path, content: str | None) -> None:
+    interrupt(tmp_path)
+    file = tmp_path / "scoring.json"
+    file.unlink()
     if content is not None:
-        progress.write_text(content)
-    with pytest.raises(ValueError, match="progress.json: .*delete .*parts to start anew"):
-        ReferenceWriter(tmp_path, scoring=SCORING, part_size=5)
+        file.write_text(content)
+    with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start anew"):
+        ReferenceWriter(tmp_path, scoring=SCORING)
+
+
+@pytest.mark.parametrize("count", [None, -1, 24, "10", 10.5])
+def test_a_count_that_cannot_be(tmp_path: Path, count: object) -> None:
+    interrupt(tmp_path)
+    file = tmp_path / "scoring.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_scored": count}))
+    with pytest.raises(ValueError, match="scoring.json: malformed, num_scored is .*; delete .*losses.bin to start"):
+        ReferenceWriter(tmp_path, scoring=SCORING)
+
+
+def test_a_truncated_prefix(tmp_path: Path) -> None:
+    file = interrupt(tmp_path)
+    os.truncate(file, 39)
+    with pytest.raises(ValueError, match="losses.bin: has 39 bytes where 40 were written: truncated .*; delete"):
+        ReferenceWriter(tmp_path, scoring=SCORING)
+
+
+def test_an_unfinished_scoring_of_before_is_refused(tmp_path: Path, finished: Path) -> None:
+    for folder in (tmp_path, finished):
+        (folder / "parts").mkdir()
+        (folder / "parts" / "progress.json").write_text("{}")
+        (folder / "parts" / "part-00000.bin").write_bytes(LOSSES.numpy().tobytes())
+    mend = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score anew"
+    for look in (lambda: ReferenceWriter(tmp_path, scoring=SCORING), lambda: ReferenceLosses(tmp_path)):
+        with pytest.raises(ValueError, match=mend):
+            look()
+    ReferenceLosses(finished).verify_checksum()  # it was killed behind its end
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -247,47 +288,133 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e39])
 def test_losses_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
-    losses = LOSSES.clone()
-    losses[[1, 4, 7, 11, 12, 13, 22]] = bad
+    losses = LOSSES.double()
+    losses[[5, 7, 11, 12, 13, 14, 22]] = bad
     with pytest.raises(ValueError) as error:
+        write(tmp_path, losses, size=20)
+    message = "6 of the 20 losses from example 0 on are not finite, the first of examples 5, 7, 11, 12, 13: the weights"
+    assert message in str(error.value)
+    assert "/run/checkpoint/step-3" in str(error.value) and f"Delete {tmp_path / 'losses.bin'}" in str(error.value)
+    with pytest.raises(ValueError, match="4 of the 7 losses from example 7 on .* of examples 7, 11, 12, 13: "):
+        ReferenceWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as ranks that do not write
+    with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first of examples 5, 7: "):
         write(tmp_path, losses)
-    assert "7 of 23 losses are not finite, the first of examples 1, 4, 7, 11, 12: the weights in" in str(error.value)
-    assert "/run/checkpoint/step-3" in str(error.value) and f"Delete {tmp_path / 'parts'}" in str(error.value)
     with pytest.raises(ValueError, match="its scoring was interrupted"):
         ReferenceLosses(tmp_path)
-    shutil.rmtree(tmp_path / "parts")
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        assert writer.num_scored == 5, "what was sound before is kept"
     write(tmp_path)
 
 
-@pytest.mark.parametrize("crash_at", range(14))
-def test_a_crash_at_any_write_leaves_no_half_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
-) -> None:
-    """Die at the n-th durable step: what is there is whole, or is not taken for a reference; the rest resumes."""
-    calls = 0
+def test_a_prefix_that_is_not_finite_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    file = interrupt(tmp_path)
+    losses = LOSSES[:10].clone()
+    losses[8:] = float("nan")
+    file.write_bytes(losses.numpy().tobytes())
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        writer.append(LOSSES[10:])
+        for raises in (writer.wait, writer.finish):
+            with pytest.raises(ValueError, match="2 of the 10 losses from example 0 on .* of examples 8, 9: .*Delete"):
+                raises()
+        assert writer.failed
+    assert file.stat().st_size == 40
+    assert not (tmp_path / "reference.json").exists()
 
-    def dying(do):  # noqa: ANN001, ANN202
+
+def fail_at(nth: int, error: BaseException, patched: pytest.MonkeyPatch) -> None:
+    """From the nth durable step on, of every thread, only ``error``."""
+    calls = count()
+
+    def failing(do: Callable[..., object]) -> Callable[..., object]:
         def step(*args: object, **kwargs: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls > crash_at:
-                raise KeyboardInterrupt
+            if next(calls) >= nth:
+                raise error
             return do(*args, **kwargs)
 
         return step
 
+    patched.setattr(reference_writer, "write_atomically", failing(reference_writer.write_atomically))
+    patched.setattr(reference_writer.os, "fsync", failing(os.fsync))
+    patched.setattr(Path, "unlink", failing(Path.unlink))
+
+
+@pytest.mark.parametrize("crash_at", range(15))
+def test_a_crash_at_any_write_leaves_no_half_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """Die at the n-th durable step: what is there is whole, or is not taken for a reference; the rest resumes."""
     with monkeypatch.context() as patched:
-        patched.setattr(reference_writer, "write_atomically", dying(reference_writer.write_atomically))
-        patched.setattr(reference_writer.os, "fsync", dying(reference_writer.os.fsync))
-        patched.setattr(reference_writer.shutil, "rmtree", dying(reference_writer.shutil.rmtree))
+        fail_at(crash_at, KeyboardInterrupt(), patched)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path, part_size=12)
+            write(tmp_path, size=12)
     if (tmp_path / "reference.json").exists():
         ReferenceLosses(tmp_path).verify_checksum()
     else:
         with pytest.raises(ValueError, match="interrupted|no reference.json"):
             ReferenceLosses(tmp_path)
-        write(tmp_path, part_size=12)
+        write(tmp_path, size=12)
+    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+
+
+@pytest.mark.parametrize("full_at", range(15))
+def test_a_full_disk_is_one_clear_error_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+) -> None:
+    with monkeypatch.context() as patched:
+        fail_at(full_at, OSError(errno.ENOSPC, "No space left on device"), patched)
+        with pytest.raises(ValueError, match=r"losses cannot be kept there \(.*No space left .*run the same command"):
+            write(tmp_path, size=12)
+    if not (tmp_path / "reference.json").exists():
+        write(tmp_path, size=12)
+    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+
+
+def test_nothing_is_written_behind_what_could_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is found again after one failure: the losses that it left out must not be closed over."""
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        with monkeypatch.context() as patched:
+            fail_at(0, OSError(errno.ENOSPC, "No space left on device"), patched)
+            writer.append(LOSSES[:5])
+            with pytest.raises(ValueError, match="No space left"):
+                writer.wait()
+        assert writer.failed
+        writer.append(LOSSES[5:])
+        for raises in (writer.wait, writer.finish):
+            with pytest.raises(ValueError, match="No space left"):
+                raises()
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        assert writer.num_scored == 0 and not writer.failed
+    write(tmp_path)
+    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    writer = ReferenceWriter(tmp_path / "file" / "ref", scoring=SCORING)
+    with pytest.raises(ValueError, match="ref: the losses cannot be kept there .*choose another"):
+        writer.__enter__()
+
+
+def test_a_slow_disk_keeps_nobody_waiting_but_for_a_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_writer, "BACKLOG", 4)
+    disk = Event()
+    stock = os.fsync
+    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        monkeypatch.setattr(reference_writer.os, "fsync", lambda file: (disk.wait(60), stock(file))[1])
+        try:
+            for i in range(4):
+                writer.append(LOSSES[i : i + 1])  # returns, while nothing is written
+            assert writer.num_scored == 4 and not writer.failed
+            assert json.loads((tmp_path / "scoring.json").read_text())["num_scored"] == 0
+            fifth = Thread(target=writer.append, args=(LOSSES[4:5],))
+            fifth.start()
+            fifth.join(0.05)
+            assert fifth.is_alive(), "the backlog has a bound"
+        finally:
+            disk.set()
+        fifth.join()
+        writer.append(LOSSES[5:])
+        writer.finish()
     assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)

@@ -101,7 +101,8 @@ class TeachingLoader(BaseDataLoader):
         )
         self._before_decision = before_decision
 
-    def _read(self, ids: Tensor) -> Batch:
+    def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> Batch:
+        ids = sampler.local_ids(current, *place)
         inputs, labels = self.dataset.batch(ids)
         return {"input": inputs, "example_id": ids}, labels
 
@@ -112,9 +113,8 @@ class TeachingLoader(BaseDataLoader):
             self._before_decision()
             current = sampler.current_pass()
             start = sampler.consumed
-            ids_of = partial(sampler.local_ids, current)
             batches = self.reader.read(
-                lambda place, ids_of=ids_of: self._read(ids_of(*place)),
+                partial(self._read, sampler, current),
                 sampler.local_places(current, start=start),
                 pin_memory=self.pin_memory,
             )

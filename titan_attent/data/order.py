@@ -43,6 +43,7 @@ class SelectedPlaces:
             return
         self._blocks = np.zeros((-(-bitmask.size // _BLOCK_BYTES), _BLOCK_BYTES), dtype=np.uint8)
         self._blocks.reshape(-1)[: bitmask.size] = bitmask
+        self.bitmask = self._blocks.reshape(-1)[: bitmask.size]  # one copy; the one given may go
         # _before[b]: selected places in the blocks before b.
         self._before = np.zeros(len(self._blocks) + 1, dtype=np.int64)
         np.cumsum(_POPCOUNT[self._blocks].sum(axis=1, dtype=np.int64), out=self._before[1:])

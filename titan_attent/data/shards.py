@@ -102,7 +102,7 @@ class TokenShards:
         itemsize, width = self.dtype.itemsize, length * self.dtype.itemsize
         windows = np.empty((len(starts), length), dtype=self.dtype)
         # As bytes: a cast of an empty one is not possible.
-        room = memoryview(windows.reshape(-1).view(np.uint8))
+        room = windows.reshape(-1).view(np.uint8).data
         for row, start in enumerate(starts):
             first, last = row * width, (row + 1) * width
             shard = bisect_right(self._starts, start) - 1

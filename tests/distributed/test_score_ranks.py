@@ -1,0 +1,178 @@
+"""The scorer's own loop on a gloo world, with a table instead of a model: what one rank owes the others."""
+
+import errno
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import titan_attent.compat  # noqa: F401
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed.spawn import run_on_ranks
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torchtitan.components.checkpoint import MODEL
+
+from titan_attent import preflight, score, sharding
+from titan_attent.data.reader import Reader
+from titan_attent.reference import ReferenceLosses, Scoring
+from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.score import ReferenceScorer
+from titan_attent.sharding import ExampleSharding
+
+NUM_EXAMPLES, BATCH_SIZE = 31, 3
+SCORING = Scoring(
+    **{"data_fingerprint": "f00d", "seq_len": 1, "num_examples": NUM_EXAMPLES, "model": "a table"},
+    **{"precision": "float32", "checkpoint": "/step-3", "checkpoint_sha256": "beef"},
+)
+LOSSES = torch.linspace(0.5, 9.0, NUM_EXAMPLES)
+
+
+class Examples:
+    def __len__(self) -> int:
+        return NUM_EXAMPLES
+
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return ids, ids
+
+
+def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
+    """All of it but the model: the loss of an example is looked up."""
+    scorer: Any = object.__new__(ReferenceScorer)
+    scorer.dataset, scorer.reader, scorer.pin_memory = Examples(), Reader(0), False
+    scorer.sharding, scorer.batch_size = ExampleSharding(NUM_EXAMPLES, mesh=mesh), BATCH_SIZE
+    scorer.model_parts, scorer.gc_handler = [torch.nn.Identity()], mock.MagicMock()
+    states = {MODEL: SimpleNamespace(state_dict=dict)}
+    scorer.checkpointer, scorer.checkpoint_path = SimpleNamespace(states=states, dcp_load=mock.MagicMock()), "/step-3"
+    scorer.writer = ReferenceWriter(folder, scoring=SCORING)
+    scorer._losses = lambda model, input_dict, ids: losses[ids]
+    return scorer
+
+
+@contextmanager
+def small_stretches() -> Iterator[None]:
+    """Of two batches of all of two ranks, 12 examples: three stretches."""
+    with (
+        mock.patch.object(score, "STRETCH_EXAMPLES", 12),
+        mock.patch.object(score, "check_weights"),
+        mock.patch.object(preflight, "let_first_rank_speak"),
+    ):
+        yield
+
+
+def counted(counts: Counter[str], name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counts[name] += 1
+        return fn(*args, **kwargs)
+
+    return call
+
+
+def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    with (
+        small_stretches(),
+        mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
+        mock.patch.object(dist, "broadcast_object_list", counted(counts, "start", dist.broadcast_object_list)),
+    ):
+        scorer_of(mesh, folder, LOSSES).train()
+    return counts
+
+
+def test_a_scoring_is_one_broadcast_and_a_gather_a_stretch(tmp_path: Path) -> None:
+    assert run_on_ranks(collectives, 2, str(tmp_path)) == [{"start": 1, "gather": 3}] * 2
+    losses = ReferenceLosses(tmp_path)
+    losses.verify_checksum()
+    assert torch.equal(losses.read(0, NUM_EXAMPLES), LOSSES)
+
+
+def with_a_slow_disk(mesh: DeviceMesh, folder: str) -> bool:
+    """Rank 0's disk stands still until rank 1 has done all its work; True on rank 1, whose work then had no end."""
+    done = Path(folder).with_name("rank 1 is done")
+    stock = os.fsync
+
+    def slow(file: int) -> None:
+        while Path(folder, "losses.bin").exists() and not done.exists():
+            time.sleep(0.001)
+        stock(file)
+
+    with small_stretches(), mock.patch("os.fsync", slow):
+        scorer_of(mesh, folder, LOSSES).train()
+    finished = Path(folder, "reference.json").exists()
+    if mesh.get_local_rank() == 1:
+        done.touch()
+    return finished
+
+
+def test_no_rank_waits_for_the_files_of_another(tmp_path: Path) -> None:
+    assert run_on_ranks(with_a_slow_disk, 2, str(tmp_path / "ref"), timeout=30.0) == [True, False]
+    assert torch.equal(ReferenceLosses(tmp_path / "ref").read(0, NUM_EXAMPLES), LOSSES)
+
+
+def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[int, str, int]:
+    """(exit code, message, number of gathers) of a rank, where a disk has room for ``free`` durable steps."""
+    said: list[str] = []
+    counts: Counter[str] = Counter()
+    steps = iter(range(free))
+    stock = os.fsync
+
+    def fsync(file: int) -> None:
+        if next(steps, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        stock(file)
+
+    def fail(error: ValueError) -> None:
+        said.append(str(error))
+        raise SystemExit(2)
+
+    with (
+        small_stretches(),
+        mock.patch("os.fsync", fsync),
+        mock.patch.object(preflight, "fail", fail),
+        mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
+        pytest.raises(SystemExit) as end,
+    ):
+        scorer = scorer_of(mesh, folder, losses)
+        if free < 10**6:  # so that the failure is known when the next stretch is gathered
+            stock_append = scorer.writer.append
+            scorer.writer.append = lambda losses: (stock_append(losses), wait(scorer.writer._pending))
+        scorer.train()
+    return int(str(end.value.code)), said[0], counts["gather"]
+
+
+def test_losses_that_are_not_finite_end_all_ranks_alike(tmp_path: Path) -> None:
+    losses = LOSSES.clone()
+    losses[[14, 16, 30]] = float("nan")  # 14 of rank 0, 16 of rank 1; 30 and its padding are never reached
+    one, two = run_on_ranks(failing, 2, str(tmp_path), losses, 10**6)
+    assert one == two and one[0] == 2 and one[2] == 2
+    assert "2 of the 12 losses from example 12 on are not finite, the first of examples 14, 16: " in one[1]
+    assert not (tmp_path / "reference.json").exists()
+    assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
+
+
+def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
+    # Two durable steps at the start and three of the first stretch; the second stretch finds no room.
+    one, two = run_on_ranks(failing, 2, str(tmp_path), LOSSES, 5)
+    assert one[0] == two[0] == 2 and one[2] == two[2] == 3
+    assert "the losses cannot be kept there ([Errno 28] No space left on device); make room" in one[1]
+    assert "rank 0 could not write the losses" in two[1]
+    assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
+    with small_stretches(), mock.patch.object(dist, "broadcast_object_list"):
+        scorer_of(None, str(tmp_path), LOSSES).train()
+    assert torch.equal(ReferenceLosses(tmp_path).read(0, NUM_EXAMPLES), LOSSES)
+
+
+def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    one, two = run_on_ranks(failing, 2, str(tmp_path / "file" / "ref"), LOSSES, 10**6)
+    assert one == two and one[0] == 2 and one[2] == 0
+    assert "ref: the losses cannot be kept there ([Errno 20] Not a directory" in one[1]

@@ -1,0 +1,188 @@
+"""Scoring 10^9 examples on 512 and 1,024 ranks: what is padded, gathered, and asked of the file system, counted."""
+
+import builtins
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+from unittest import mock
+
+import titan_attent.compat  # noqa: F401
+
+import pytest
+import torch
+
+from titan_attent.reference import ReferenceLosses, Scoring
+from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.score import Stretches
+
+NUM_EXAMPLES = 10**9
+WORLDS = [(512, 16), (1024, 32)]
+OF_A_STRETCH = {"open": 3, "fsync": 3, "replace": 1}
+"""The losses; scoring.json; its folder, where the name is made durable."""
+
+
+class Asked:
+    """What the file system is asked for below ``folder``, in the calling thread (0) and in others (1)."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.caller, self.listdir = str(folder), get_ident(), os.listdir
+        self.calls, self.read, self.written, self.most_files = Counter[str](), [0, 0], [0, 0], 0
+
+    def thread(self) -> int:
+        return int(get_ident() != self.caller)
+
+    def counted(self, name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, int) or os.fspath(path).startswith(self.folder):
+                self.calls[name] += 1
+            return stock(path, *args, **kwargs)
+
+        return call
+
+    def open(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        counted = self.counted("open", stock)
+
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            file = counted(path, *args, **kwargs)
+            inside = not isinstance(path, int) and os.fspath(path).startswith(self.folder)
+            return CountedFile(file, self) if inside else file
+
+        return call
+
+    def replace(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        counted = self.counted("replace", stock)
+
+        def call(*args: Any) -> None:
+            self.most_files = max(self.most_files, len(self.listdir(self.folder)))
+            counted(*args)
+
+        return call
+
+
+class CountedFile:
+    def __init__(self, file: Any, asked: Asked):
+        self.file, self.asked = file, asked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> "CountedFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def read(self, *args: Any) -> bytes:
+        data = self.file.read(*args)
+        self.asked.read[self.asked.thread()] += len(data)
+        return data
+
+    def write(self, data: Any) -> int:
+        self.asked.written[self.asked.thread()] += memoryview(data).nbytes
+        return self.file.write(data)
+
+
+@contextmanager
+def counting(folder: Path) -> Iterator[Asked]:
+    asked = Asked(folder)
+    names = ("fsync", "rename", "remove", "unlink", "rmdir", "listdir", "scandir", "truncate", "ftruncate", "link")
+    with (
+        mock.patch.object(builtins, "open", asked.open(builtins.open)),
+        mock.patch.object(io, "open", asked.open(io.open)),
+        mock.patch.object(os, "open", asked.counted("open", os.open)),
+        mock.patch.object(os, "replace", asked.replace(os.replace)),
+        mock.patch.multiple("os", **{name: asked.counted(name, getattr(os, name)) for name in names}),
+    ):
+        yield asked
+
+
+def scoring_of(num_examples: int) -> Scoring:
+    return Scoring(
+        **{"data_fingerprint": "f" * 64, "seq_len": 8192, "num_examples": num_examples, "model": "llama3_attent 8B"},
+        **{"precision": "bfloat16", "checkpoint": "/" + "c" * 100, "checkpoint_sha256": "c" * 64},
+    )
+
+
+@pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
+@pytest.mark.parametrize("start", [0, 65536 * 4711])
+def test_padding_and_gathers(num_ranks: int, batch_size: int, start: int) -> None:
+    stretches = Stretches(start=start, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
+    ranges = list(stretches.ranges())
+    rows = batch_size * num_ranks
+    padding = sum(-(stop - first) % rows for first, stop in ranges)
+    assert padding == -(NUM_EXAMPLES - start) % rows, "only the last batch of the data is padded"
+    assert padding < 1e-4 * (NUM_EXAMPLES - start)
+    assert len(ranges) == -(-(NUM_EXAMPLES - start) // 2**16)
+    assert ranges[0][0] == start and ranges[-1][1] == NUM_EXAMPLES
+    assert all(one[1] == other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+
+
+@pytest.mark.parametrize(("num_ranks", "batch_size"), [(1, 1), (1, 8), (2, 8), (3, 5), (512, 16), (4096, 64)])
+def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: int) -> None:
+    rows = batch_size * num_ranks
+    start, stop = 7, 7 + 5 * rows + rows // 2 + 1
+    stretches = Stretches(start=start, num_examples=stop, batch_size=batch_size, num_ranks=num_ranks)
+    # One batch of all ranks at least, and no rank runs more than 256 before something is kept.
+    assert rows <= stretches.size <= max(2**16, rows) and stretches.size <= 256 * rows and stretches.size % rows == 0
+    ids = torch.stack(
+        [torch.stack(list(stretches.ids(rank))) for rank in range(num_ranks)], dim=1
+    )  # [batch, rank, row]
+    expected = torch.arange(start, start + ids.numel()).clamp(max=stop - 1)
+    assert torch.equal(ids.flatten(), expected) and ids.numel() - (stop - start) < rows
+
+
+@pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
+def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks: int, batch_size: int) -> None:
+    """Three stretches counted; the others are like them."""
+    stretches = Stretches(start=0, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
+    losses = torch.rand(stretches.size)
+    with ReferenceWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as asked:
+        for _ in range(3):
+            writer.append(losses)
+        writer.wait()
+    assert asked.calls == {name: 3 * calls for name, calls in OF_A_STRETCH.items()}
+    assert asked.most_files <= 3, "losses.bin, scoring.json and the one that replaces it"
+    num_stretches = len(list(stretches.ranges()))
+    assert num_stretches * asked.calls.total() / 3 < 110_000
+    assert asked.read == [0, 0] and asked.written[0] == 0, "no file work in the thread that scores"
+    # 4 bytes an example and half a kilobyte a stretch.
+    assert asked.written[1] / 3 * num_stretches < 1.01 * 4 * num_stretches * stretches.size
+
+
+def finishing(folder: Path, num_examples: int) -> tuple[Asked, Asked]:
+    """What resuming, and then finishing, asks for where all losses are there already."""
+    with ReferenceWriter(folder, scoring=scoring_of(num_examples)) as writer:
+        writer.append(torch.rand(num_examples))
+        writer.wait()
+    with counting(folder) as start:
+        writer = ReferenceWriter(folder, scoring=scoring_of(num_examples)).__enter__()
+        writer.wait()
+    with counting(folder) as end:
+        writer.finish()
+    writer.__exit__()
+    ReferenceLosses(folder).verify_checksum()
+    return start, end
+
+
+def test_resuming_and_finishing_cost_the_same_however_much_is_there(tmp_path: Path) -> None:
+    few, many = 1_000, 5_000_000  # of 3 blocks that are hashed
+    (small_start, small_end), (start, end) = (finishing(tmp_path / str(n), n) for n in (few, many))
+    assert end.calls == small_end.calls == {"open": 2, "fsync": 2, "replace": 1, "unlink": 1}
+    assert end.read == [0, 0] and end.written[1] == 0 and end.written[0] < 1000
+    assert start.calls == small_start.calls and start.calls.total() < 20
+    # The prefix is read once, and not where the others wait for the number of losses in it.
+    assert start.read[1] == many * 4 and start.read[0] < 2000 and sum(start.written) < 1000
+
+
+def test_looking_is_one_small_file(tmp_path: Path) -> None:
+    """What each of the ranks does."""
+    with ReferenceWriter(tmp_path, scoring=scoring_of(10**6)) as writer:
+        writer.append(torch.rand(500_000))
+    with counting(tmp_path) as asked:
+        assert ReferenceWriter(tmp_path, scoring=scoring_of(10**6)).num_scored == 500_000
+    assert asked.calls == {"open": 1} and sum(asked.read) < 1000 and asked.written == [0, 0]
