@@ -109,5 +109,5 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
         for _ in range(_STEPS_BETWEEN_LOOKS):
             images = torch.where(images >= size, network(images), images)
         result[walking] = images
-        walking = walking[images >= size]
+        walking = walking[(images >= size).nonzero().flatten()]
     return result.view(positions.shape)

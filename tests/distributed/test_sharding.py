@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from titan_attent.data.order import SelectedPlaces
 from titan_attent.keyed import fold_key, permute
 from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher.selection import gather_bitmask
 
 SIZES = (1, 2, 3, 4, 5, 7, 100, 101)
 
@@ -66,6 +67,29 @@ def test_ids_beyond_24_and_32_bits():
     places = permute(torch.tensor(probes), num_examples, fold_key(1))
     ids = SelectedPlaces(num_examples).select(places.numpy())
     assert len(set(ids.tolist())) == len(probes) and ids.max() < num_examples
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(1, 700), st.integers(1, 70), st.integers(0, 2**32))
+def test_a_bitmask_of_any_number_of_ranks_is_that_of_all_choices_packed(num_examples, size, seed):
+    chosen = np.random.default_rng(seed).random(num_examples) < 0.5
+    shardings = [imagined(num_examples, rank=rank, size=size) for rank in range(size)]
+    parts = [torch.from_numpy(chosen[sharding.start : sharding.stop]) for sharding in shardings]
+    segments: list[torch.Tensor] = []
+    for sharding, part in zip(shardings, parts, strict=True):  # what each rank sends
+        sharding.gather = lambda x: (segments.append(x), (x.expand(size, -1), None))[1]
+        gather_bitmask(part, sharding=sharding)
+    for sharding, part in zip(shardings[:2], parts[:2], strict=True):
+        sharding.gather = lambda x: (torch.stack(segments), None)
+        mask = gather_bitmask(part, sharding=sharding)
+        np.testing.assert_array_equal(mask, np.packbits(chosen, bitorder="little"))
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), st.sampled_from([1, 2, 10**7, 2**31]))
+def test_totals_are_exact_where_64_bits_overflow(numbers, size):
+    sharding = imagined(10**10, rank=0, size=size)
+    sharding.sum = lambda x: x.mul_(size)  # as if every rank had the same
+    assert sharding.total(torch.tensor(numbers)) == [number * size for number in numbers]
 
 
 def test_bad_arguments_are_refused():

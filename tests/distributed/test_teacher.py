@@ -50,7 +50,14 @@ CASES = {
 }
 # In the warm-up, at its end; in a pass of a selection, at its end; where the anneal tail starts, in it.
 # And in the second pass over one selection.
-CUTS = {"soft": (3, 8, 10, 12, 53, 56), "hard": (14,), "soft pools": (9, 21, 50), "quarantine": (30,)}
+# And where pools have takings that are not counted yet.
+CUTS = {
+    "soft": (3, 8, 10, 12, 53, 56),
+    "hard": (14,),
+    "soft pools": (9, 21, 50),
+    "quarantine": (30,),
+    "pools, threshold": (29,),
+}
 # Every case runs on 1 and 3 ranks, these on 2 as well.
 ON_TWO = ("random", "hard", "soft", "threshold", "learnability")
 RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
@@ -82,6 +89,8 @@ def train(teacher: Teacher, sampler: TeachingSampler, *, stop: int = NUM_STEPS) 
             "weights": torch.cat(weights).numpy(),
             "statistics": statistics,
             "metrics": metrics,
+            "digest": teacher.draws.digest,
+            "draws": teacher.draws.num_draws,
         }
 
 
@@ -353,6 +362,9 @@ def test_the_run_is_that_of_a_plain_teacher(worlds, name):
 def test_any_number_of_ranks_trains_the_same_examples_in_the_same_order(worlds, name, num_ranks):
     (expected, buffer), ranks = worlds[1][0]["whole"][name], worlds[num_ranks]
     assert_runs_equal([rank["whole"][name][0] for rank in ranks], expected, f"{name} on {num_ranks} ranks")
+    digests = [step["digest"] for step in expected]
+    assert all([step["digest"] for step in rank["whole"][name][0]] == digests for rank in ranks)
+    assert len(set(digests) - {0}) == expected[-1]["draws"]  # 0 before the first
     for field, values in buffer.items():
         whole = np.concatenate([rank["whole"][name][1][field] for rank in ranks])
         np.testing.assert_array_equal(whole, values, err_msg=field)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import titan_attent.sharding
 from titan_attent.sharding import ExampleSharding
 
-_SYNCS = ("cpu", "tolist", "numpy")
+_SYNCS = ("cpu", "tolist")
 _SYNCING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh")
 
 _VIEWS = ("view", "slice", "select", "split", "unbind", "expand", "as_strided", "t", "transpose", "unsqueeze")

@@ -31,7 +31,7 @@ CASES: dict[str, TeacherConfig] = {
 }
 COLLECTIVES = {"sum": 16, "max": 1, "gather": 3}
 """At most, beside what travels to and from a pool; one gather is the bitmask, two are those newly set aside."""
-SYNCS, OPERATORS = 60, 400
+SYNCS, OPERATORS = 70, 450
 BLOCKS = 2
 
 

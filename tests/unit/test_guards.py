@@ -1,12 +1,17 @@
 """guards.py and the fallback of draws.py with losses made up for the purpose; draws of several ranks are in
 distributed/test_teacher.py."""
 
+import copy
 import logging
+from unittest import mock
 
 import pytest
 import torch
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent.sharding import ExampleSharding
+from titan_attent.teacher import advice
+from titan_attent.teacher.guards import Quarantine
 
 NUM_EXAMPLES, BATCH = 200, 10
 STUBBORN = (7, 150)  # the two of the top 1%
@@ -82,6 +87,79 @@ def test_no_strategy_takes_it(strategy):
     assert not any(150 in ids for ids in passes[-3:])
 
 
+def run_pools(*, steps: int, save_at: int = -1) -> tuple[list[dict], Teacher]:
+    """Pools of 50 of 200, half of each taken; what was set aside. ``save_at``: a new teacher goes on from there."""
+
+    def build() -> tuple[Teacher, TeachingSampler]:
+        config = TeacherConfig(
+            strategy="hard",
+            ratio_schedule="constant",
+            initial_ratio=0.5,
+            max_interval=1,
+            anneal_fraction=0.0,
+            pool_size=50,
+            quarantine_after=3,
+        )
+        teacher = Teacher(
+            LossBuffer(NUM_EXAMPLES), config, batch_size=5, total_steps=1000, on_quarantine=quarantined.append
+        )
+        return teacher, TeachingSampler(teacher)
+
+    quarantined: list[dict] = []
+    teacher, sampler = build()
+    stream = iter(sampler)
+    for step in range(1, steps + 1):
+        if step == save_at:
+            kept = copy.deepcopy((teacher.state_dict(), sampler.state_dict()))
+            teacher, sampler = build()
+            teacher.load_state_dict(kept[0])
+            sampler.load_state_dict(kept[1])
+            stream = iter(sampler)
+        ids, _ = next(stream)
+        teacher.buffer.record(ids, falling(step)[ids], step=step)
+        teacher.step_done()
+    return quarantined, teacher
+
+
+def test_with_pools_an_example_that_never_improves_is_set_aside_too():
+    # An order is four pools of five steps. Taken in the orders 1, 2, 3; the third taking is counted in the fourth.
+    quarantined, teacher = run_pools(steps=200)
+    assert {line["example_id"] for line in quarantined} == set(STUBBORN)
+    assert all(line["loss"] == 9.0 for line in quarantined)
+    first_possible = 40 + 3 * 20  # warm-up, and three orders
+    assert all(first_possible < line["step"] <= first_possible + 20 for line in quarantined)
+    after = max(line["step"] for line in quarantined)
+    assert teacher.buffer.step[list(STUBBORN)].max() < after < 180, "it was taken again"
+    assert teacher.metrics()["teacher/quarantined"] == 2.0
+
+
+def test_a_candidate_that_a_pool_leaves_out_keeps_its_row_and_is_not_counted():
+    """As on the whole set: passing by neither counts nor ends a row; a taking outside of the top 1% ends it."""
+    guard = Quarantine(after=3, owners=ExampleSharding(1), device=torch.device("cpu"))
+    nine = torch.tensor([9.0])
+
+    def candidate(*, watched: bool, taken: bool) -> int:
+        newly = guard.update(
+            guard.streak, guard.loss_at_start, scores=nine, losses=nine, watched=9.0 if watched else 10.0
+        )
+        guard.mark(guard.streak, weights=torch.tensor([float(taken)]))
+        return len(newly)
+
+    row = [(True, True), (True, True), (True, False), (True, False), (False, True)]
+    assert [candidate(watched=watched, taken=taken) for watched, taken in row] == [0] * 5
+    assert int(guard.streak) & 0xFF == 2  # the two takings that were followed by a look
+    assert candidate(watched=False, taken=True) == 0 and int(guard.streak) & 0xFF == 0
+    assert [candidate(watched=True, taken=True) for _ in range(3)] == [0, 0, 1]
+    assert guard.set_aside(guard.streak).tolist() == [True]
+    assert candidate(watched=True, taken=True) == 0  # a pass over everything takes it, and it is not counted again
+
+
+def test_takings_that_are_not_counted_yet_outlive_a_checkpoint():
+    whole, _ = run_pools(steps=130)
+    resumed, _ = run_pools(steps=130, save_at=72)
+    assert whole and resumed == whole
+
+
 def one_rules(step: int) -> torch.Tensor:
     """Four of 200 have a loss at all: an effective sample size of 2%."""
     return torch.where(torch.arange(NUM_EXAMPLES) < 4, 5.0, 0.0)
@@ -104,6 +182,25 @@ def test_a_reference_that_was_overtaken_is_no_handful_that_rules():
     settings = {"importance": "excess_loss", "reference_path": "given", "min_effective_sample_size": 0.05}
     teacher, _, passes = run(lambda step: losses, steps=30, reference=losses - excess, **settings)
     assert passes[0] == set(range(100)) and teacher.metrics()["teacher/fallback"] == 0.0
+
+
+def test_it_says_so_once_a_run_and_on_the_first_rank_alone(caplog):
+    with caplog.at_level(logging.INFO):
+        teacher, _, passes = run(one_rules, steps=79, min_effective_sample_size=0.05)
+    assert len(passes) == 3 and teacher.metrics()["teacher/fallback"] == 1.0
+    assert caplog.text.count("trains its whole pool") == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO), mock.patch.object(torch.distributed, "is_initialized", lambda: True):
+        with mock.patch.object(torch.distributed, "get_rank", lambda: 3):
+            run(one_rules, steps=40, min_effective_sample_size=0.05)
+            advice.log_plan(teacher, total_steps=10)
+            teacher.ledger.seconds = dict.fromkeys(teacher.ledger.seconds, 0.0) | {"train": 100.0, "score": 150.0}
+            assert advice.warn_below_break_even(teacher.ledger)
+        assert not caplog.records
+        with mock.patch.object(torch.distributed, "get_rank", lambda: 0):
+            advice.log_plan(teacher, total_steps=10)
+            assert advice.warn_below_break_even(teacher.ledger)
+        assert len(caplog.records) >= 3
 
 
 def test_random_subsets_have_no_effective_sample_size_to_fall_under():

@@ -1,6 +1,8 @@
 """keyed.py against splitmix64 and a Feistel network in plain Python integers, and against the laws of chance."""
 
 import math
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -149,6 +151,20 @@ def test_an_image_depends_on_its_position_alone():
     assert torch.equal(torch.cat([permute(part, size, key) for part in torch.arange(size).split(97)]), whole)
     assert permute(tensor(4321), size, key).item() == whole[4321].item()
     assert permute(tensor([]), size, key).shape == (0,)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 3 * 2**20])
+def test_a_permutation_looks_seldom_at_how_many_walk_on(size):
+    """A look is a host sync: the longest walk of 2^20 takes some 55 steps where three in four images are outside."""
+    looks: list[str] = []
+
+    def counted(name: str) -> Any:
+        stock = getattr(torch.Tensor, name)
+        return mock.patch.object(torch.Tensor, name, lambda x: looks.append(name) or stock(x))
+
+    with counted("nonzero"), counted("__bool__"):
+        permute(torch.arange(1 << 20), size, fold_key(3))
+    assert len(looks) <= (1 if size == 2**20 else 18)
 
 
 def test_permutations_of_different_keys_are_independent():

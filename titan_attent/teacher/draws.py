@@ -2,9 +2,10 @@
 
     records of the candidates -> importance -> scores -> guards -> ratio -> strategy -> weights, bitmask, audit
 
-Cost: 4 bytes an example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw: 17
-bytes a local candidate while it runs, and at most 24 small collectives, of which one carries 512 KiB and the others a
-few KiB, for any number of ranks; and what travels to and from a pool that is a stretch of the order (candidates.py).
+Cost: 4 bytes an example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw
+takes 17 bytes a local candidate while it runs and 14 collectives for any number of ranks (4 more for a median, up to 7
+more where something is set aside), a few KiB each but for the floor's 512 KiB; and what travels to and from a pool that
+is a stretch of the order (candidates.py).
 """
 
 import logging

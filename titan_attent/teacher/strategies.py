@@ -15,7 +15,7 @@ from torch import Tensor
 
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, score_of_key
+from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, positive, score_of_key
 from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
     log_probabilities,
@@ -94,11 +94,13 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
     learning rate keeps its meaning: the ratio of 2 to 1 is the published one. Examples never scored are kept.
     """
     mean, weights = scores.measures.mean, torch.empty_like(scores.values)
+    num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
     for block in blocks(len(weights), device=weights.device):
         below = scores.values[block].double() < mean  # -inf, never finite, too
         heads = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
         weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
-    return mean_one(weights, sharding=candidates.sharding)
+        num_chosen += positive(weights[block]).sum()
+    return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
 
 
 STRATEGIES: dict[str, Strategy] = {"random": random, "hard": hard, "soft": soft, "threshold": threshold}
@@ -150,7 +152,8 @@ def choose(
     if excluded is not None:
         weights.masked_fill_(excluded, 0.0)
     if excluded is not None or (config.quarantine_after and is_weighted(config)):
-        weights, num_chosen = mean_one(weights, sharding=candidates.sharding)
+        here = positive(weights).sum()
+        weights, num_chosen = mean_one(weights, num_chosen=here, sharding=candidates.sharding)
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size
     return weights, num_chosen

@@ -42,26 +42,27 @@ def inverse_probability_weights(
     for block in blocks(len(chosen), device=chosen.device):
         inverse = inclusion_probabilities(phi(block), kappa=kappa).reciprocal_().clamp_(max=max_weight)
         torch.mul(inverse, chosen[block].double(), out=weights[block])
-    return mean_one(weights, sharding=sharding)[0]
+    return mean_one(weights, num_chosen=torch.count_nonzero(chosen), sharding=sharding)[0]
 
 
-def mean_one(weights: Tensor, *, sharding: ExampleSharding) -> tuple[Tensor, int]:
-    """Weights, 0 where not chosen and above 0 elsewhere, divided by their mean over the chosen of all ranks.
+def mean_one(weights: Tensor, *, num_chosen: Tensor, sharding: ExampleSharding) -> tuple[Tensor, int]:
+    """Weights, 0 where not chosen, divided by their mean over the chosen of all ranks.
 
     The mean is taken in 2^-20 fixed point: integer sums are equal for every number of ranks.
 
     Args:
-        weights: fp32 or float64 [num_local].
+        weights: fp32 or float64 [num_local]; fp32 ones are divided in place.
+        num_chosen: int64 [], this rank's chosen.
 
     Returns:
         fp32 [num_local], and how many are chosen.
     """
-    counts = torch.zeros(2, dtype=torch.int64, device=weights.device)
+    fixed = torch.zeros_like(num_chosen)
     for block in blocks(len(weights), device=weights.device):
-        part = weights[block].double()
-        counts += torch.stack(((part * _FIXED_POINT).round_().long().sum(), torch.count_nonzero(part > 0)))
-    total, count = sharding.total(counts)
-    mean, result = total / _FIXED_POINT / max(1, count), torch.empty_like(weights, dtype=torch.float32)
+        fixed += (weights[block].double() * _FIXED_POINT).round_().long().sum()
+    total, count = sharding.total(torch.stack((fixed, num_chosen)))
+    mean = total / _FIXED_POINT / max(1, count)
+    result = weights if weights.dtype == torch.float32 else torch.empty_like(weights, dtype=torch.float32)
     for block in blocks(len(weights), device=weights.device):
         result[block] = weights[block].double() / mean
     return result, count
