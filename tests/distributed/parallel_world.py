@@ -136,7 +136,7 @@ class Observed(TeachingTrainer):
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         input_dict = kwargs["input_dict"]
-        self.served.append((input_dict["example_id"].numpy().copy(), input_dict["weight"].numpy().copy()))
+        self.served.append((full(input_dict["example_id"]), full(input_dict["weight"])))
         return super().forward_backward_step(**kwargs)
 
 
@@ -253,37 +253,40 @@ def token_losses(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Ten
     return loss, deviation.square().sum(-1).mean(dim=1).sqrt()
 
 
-def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
+def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict[str, Any]:
     """The README's loop over the same model class: one process, no torchtitan trainer, no mesh, no microbatches."""
     config = config_of(settings, data=data, folder="")
-    model = plain_model(settings)
+    model = plain_model(settings).to(device)
     optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
     dataset = TokenDataset(data, seq_len=config.training.seq_len)
     everything = torch.arange(len(dataset))
-    buffer = LossBuffer(len(dataset), with_gradient=True)
+    buffer = LossBuffer(len(dataset), device=torch.device(device), with_gradient=True)
+
+    def losses_of(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return token_losses(model, *(tensor.to(device) for tensor in dataset.batch(ids)))
 
     def score(step: int, pool: Pool) -> None:
         with expert_counts_kept([model]), torch.no_grad():
-            loss, norms = token_losses(model, *dataset.batch(everything))
-        buffer.record(everything, loss.mean(dim=1), step=step, gradients=norms, trained=False)
+            loss, norms = losses_of(everything)
+        buffer.record(everything.to(device), loss.mean(dim=1), step=step, gradients=norms, trained=False)
 
     teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score)
     steps = {}
     for step, (ids, weights) in zip(range(1, STEPS + 1), TeachingSampler(teacher), strict=False):
-        loss, norms = token_losses(model, *dataset.batch(ids))
+        loss, norms = losses_of(ids)
         optimizers.zero_grad()
-        (loss.mean(dim=1) * weights).mean().backward()
+        (loss.mean(dim=1) * weights.to(device)).mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_norm)
         gradients = {name: full(parameter.grad) for name, parameter in model.named_parameters()}
         seen = {"ids": ids, "weights": weights, "losses": loss.detach(), "norm": norm}
-        steps[step] = {name: tensor.numpy() for name, tensor in seen.items()} | {"gradients": gradients}
+        steps[step] = {name: full(tensor) for name, tensor in seen.items()} | {"gradients": gradients}
         optimizers.step()
         if config.teacher.strategy != "uniform":
-            buffer.record(ids, loss.detach().mean(dim=1), step=step, gradients=norms)
+            buffer.record(ids.to(device), loss.detach().mean(dim=1), step=step, gradients=norms)
         teacher.step_done()
     buffer.sync()
     with torch.no_grad():
-        validation = token_losses(model, *dataset.batch(everything))[0].mean().item()
+        validation = losses_of(everything)[0].mean().item()
     return {
         "steps": steps,
         "buffer": {name: full(tensor) for name, tensor in buffer.state_dict().items()},

@@ -237,10 +237,14 @@ def all_compiled_steps(mesh: Any, data: str, folder: str) -> dict[str, dict[str,
 
 
 def all_synced_steps(mesh: Any, data: str, folder: str) -> dict[str, Counter[str]]:
-    own = {name: synced_steps(mesh, settings, data, f"{folder}/{name}", stock=False) for name, settings in CASES.items()}
+    own = {
+        name: synced_steps(mesh, settings, data, f"{folder}/{name}", stock=False) for name, settings in CASES.items()
+    }
     # torch's own cut embedding makes a tensor of a host number.
     stock = {"stock": {}, "stock, tensor parallel": TP}
-    return own | {name: synced_steps(mesh, parts, data, f"{folder}/{name}", stock=True) for name, parts in stock.items()}
+    return own | {
+        name: synced_steps(mesh, parts, data, f"{folder}/{name}", stock=True) for name, parts in stock.items()
+    }
 
 
 def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Path) -> None:

@@ -160,10 +160,8 @@ def largest_loss(losses: np.ndarray, *, dp: int, cp: int, balanced: bool) -> flo
     return max(rows.mean() for part in parts for rows in np.split(part, dp))
 
 
-@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
-def test_parallel_training_is_plain_training(measured: Measured, size: int, name: str) -> None:
-    settings = CELLS[size][name]
-    ranks, expected = measured.cell(size, name), measured.reference(settings)
+def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """AssertionError unless what every rank of a cell saw is what ``train_plainly`` saw."""
     by_place = {rank["place"][0]: rank for rank in ranks}
     assert sorted(by_place) == list(range(ranks[0]["place"][1]))
     balanced = settings.get("parallelism.context_parallel_load_balancer", "headtail") is not None
@@ -201,3 +199,9 @@ def test_parallel_training_is_plain_training(measured: Measured, size: int, name
     names = set().union(*(rank["steps"][STEPS]["gradients"] for rank in ranks))
     assert names == expected["steps"][STEPS]["gradients"].keys()
     assert set().union(*(rank["experts"] for rank in ranks)) == expected["experts"].keys()
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+def test_parallel_training_is_plain_training(measured: Measured, size: int, name: str) -> None:
+    settings = CELLS[size][name]
+    check_cell(settings, measured.cell(size, name), measured.reference(settings))

@@ -1,25 +1,44 @@
-"""A killed run, resumed under torchrun, is the uninterrupted run: same examples, same losses to the last digit.
+"""A killed run, resumed, is the uninterrupted run: same examples, same losses to the last digit.
 
-test_kills.py kills in every phase, test_elastic.py resumes on other numbers of ranks; neither does so under torchrun.
+In each way to write checkpoints that a CPU has, and once under torchrun. test_kills.py kills in every phase,
+test_elastic.py resumes on other numbers of ranks; benchmarks/resume_check.py does the same on a GPU, in all three ways.
 """
 
 from pathlib import Path
+from typing import Literal
 
-from launch import read_scalars, read_trace, run, run_until_killed, write_config
+import pytest
+from launch import kill_when, read_scalars, read_trace, run, start, write_config
 
 LOSS = "loss_metrics/global_avg_loss"
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "10")
 
 
-def test_kill_and_resume_equals_uninterrupted(token_data: dict[str, Path], tmp_path: Path) -> None:
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    config = str(write_config(tmp_path, data=token_data, dump=straight))
+@pytest.fixture(scope="module")
+def straight(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run, without an asynchronous save; its config.toml stands beside."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = str(write_config(folder, data=token_data, dump=folder / "straight"))
     run("--job.config_file", config, *CHECKPOINTS)
+    return folder / "straight"
 
-    args = ("--job.config_file", config, "--job.dump_folder", str(killed), *CHECKPOINTS)
-    run_until_killed(*args, trace=killed / "teacher" / "trace.jsonl", step=11)
+
+@pytest.mark.parametrize(("async_mode", "launcher"), [("disabled", "fork"), ("async", "torchrun")])
+def test_kill_and_resume_equals_uninterrupted(
+    straight: Path, tmp_path: Path, async_mode: str, launcher: Literal["fork", "torchrun"]
+) -> None:
+    killed = tmp_path / "killed"
+    trace, complete = killed / "teacher" / "trace.jsonl", killed / "checkpoint" / "step-10" / ".metadata"
+    args = (
+        *("--job.config_file", str(straight.parent / "config.toml"), "--job.dump_folder", str(killed)),
+        *(*CHECKPOINTS, "--checkpoint.async_mode", async_mode),
+    )
+    kill_when(
+        lambda: complete.exists() and trace.exists() and trace.read_text().count("\n") >= 11,
+        start(*args),
+    )
     assert not (killed / "checkpoint" / "step-20").exists()
-    output = run(*args, launcher="torchrun")
+    output = run(*args, launcher=launcher)
 
     assert "Training starts at step 11" in output
     assert len(read_trace(straight)) == 20
