@@ -1,7 +1,6 @@
 """A whole training step: torchtitan's own trainer against the teaching one.
 
     python benchmarks/step_time.py [--processes 2] [--output step_time.json]
-    python benchmarks/step_time.py --forbid-sync            # GPU: no host sync inside a teaching step
 
 Both trainers are the real classes with the same model, optimizer, data and parallelism (FSDP2 over the processes), in
 one process group. They take turns, block after block of steps; a block's time ends when its device work is done. A
@@ -30,7 +29,7 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +124,10 @@ class Runner:
         self.cpu_seconds.append(time.process_time() - start)
 
 
-def build(args: argparse.Namespace, data: str, dump: str, variant: str | None) -> Runner:
-    """A trainer of ``variant``, or stock torchtitan's."""
+def build(args: argparse.Namespace, data: str, dump: str, teaching: Sequence[str] | None) -> Runner:
+    """A trainer with the settings ``teaching`` on top of the defaults, or stock torchtitan's."""
     precision = "bfloat16" if args.device == "cuda" else "float32"
-    name = "llama3_stock" if variant is None else "llama3_attent"
+    name = "llama3_stock" if teaching is None else "llama3_attent"
     command = [
         *("--job.custom_config_module", "titan_attent.job_config", "--job.dump_folder", dump),
         *("--model.name", name, "--model.flavor", args.flavor, "--data.path", data),
@@ -136,35 +135,37 @@ def build(args: argparse.Namespace, data: str, dump: str, variant: str | None) -
         *("--training.steps", "1000000", "--training.mixed_precision_param", precision),
         *("--metrics.log_freq", "1000000", "--activation_checkpoint.mode", "none", "--debug.seed", "0"),
         *(["--compile.enable"] if args.compile else []),
-        *([] if variant is None else VARIANTS[variant]),
+        *(teaching or []),
     ]
     config = ConfigManager().parse_args(command)
-    return Runner((Trainer if variant is None else TeachingTrainer)(config))
+    return Runner((Trainer if teaching is None else TeachingTrainer)(config))
 
 
-def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> Any:
-    """One rank."""
+def prepare(mesh: DeviceMesh, flavor: str) -> None:
+    """Make this rank a process as torchtitan expects it, with both trainers' models registered."""
     rank = str(mesh.get_local_rank())
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(mesh.size())}
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # torchtitan's and torch's about random numbers on CPU meshes
-    flavor = {args.flavor: FLAVORS[args.flavor]}
+    flavors = {flavor: FLAVORS[flavor]}
     stock, ours = get_train_spec("llama3"), attent_spec("llama3_attent")
     register_train_spec(
         "llama3_stock",
         dataclasses.replace(
-            stock, model_args=copy.deepcopy(flavor), build_dataloader_fn=PlainLoader, build_tokenizer_fn=None
+            stock, model_args=copy.deepcopy(flavors), build_dataloader_fn=PlainLoader, build_tokenizer_fn=None
         ),
     )
-    register_train_spec("llama3_attent", dataclasses.replace(ours, model_args=copy.deepcopy(flavor)))
-    if args.forbid_sync:
-        return [forbid_sync(build(args, data, dump, variant), args.block, variant) for variant in args.variants]
+    register_train_spec("llama3_attent", dataclasses.replace(ours, model_args=copy.deepcopy(flavors)))
 
+
+def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> Any:
+    """One rank."""
+    prepare(mesh, args.flavor)
     control = build(args, data, dump, None)
     control.run(args.warmup)
     rows = []
     for variant in args.variants:
-        teaching = build(args, data, dump, variant)
+        teaching = build(args, data, dump, VARIANTS[variant])
         teaching.run(args.warmup)
         runners = {"stock": control, variant: teaching}
         steps: dict[str, Callable[[], None]] = {k: (lambda r=r: r.run(args.block)) for k, r in runners.items()}
@@ -183,37 +184,6 @@ def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> An
     return rows
 
 
-def forbid_sync(runner: Runner, steps: int, variant: str) -> dict[str, Any]:
-    """Train ``steps`` and 16 more with every host sync inside the teaching step an error.
-
-    Guarded are forward, loss, backward and record of each microbatch, and the exchange after the step: what this
-    package adds. torchtitan's own copies of a batch to the device and its count of tokens are outside.
-    """
-    trainer = runner.trainer
-    runner.run(20)  # compiles, and exchanges once
-
-    def guarded(fn: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return fn(*args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        return call
-
-    try:
-        guarded(lambda: torch.ones(1, device="cuda").item())()
-        raise AssertionError("a host sync went unnoticed: the check is worth nothing here")
-    except RuntimeError:
-        pass
-    trainer.forward_backward_step = guarded(trainer.forward_backward_step)  # type: ignore[method-assign]
-    trainer.teacher.step_done = guarded(trainer.teacher.step_done)  # type: ignore[attr-defined]
-    runner.run(steps + 16)
-    trainer.close()
-    return {"variant": variant, "steps without a host sync": steps + 16}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="torchtitan's training step against the teaching one.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
@@ -228,12 +198,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=4, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=25, help="turns of each")
     parser.add_argument("--warmup", type=int, default=20, help="steps of each before its first turn")
-    parser.add_argument("--forbid-sync", action="store_true", help="check for host syncs in teaching steps; GPU only")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     gpu = args.device == "cuda"
-    if args.forbid_sync and not gpu:
-        parser.error("--forbid-sync needs a GPU: on CPU every operation is synchronous")
     args.processes = args.processes or (1 if gpu else 2)
     args.flavor = args.flavor or ("1B" if gpu else "debugmodel")
     args.seq_len = args.seq_len or (2048 if gpu else 128)
@@ -246,20 +213,18 @@ def main() -> None:
         data = str(write_data(Path(folder), num_tokens=num_tokens))
         rows = measure.run_ranks(work, args, data, folder, num_ranks=args.processes, device=args.device)
     settings = {key: value for key, value in vars(args).items() if key != "output"}
-    shown = rows
-    if not args.forbid_sync:
-        shown = [
-            {
-                "compared": row["compared"],
-                "trainer": row["trainer"],
-                "ms/step": 1e3 * row["seconds"] / row["steps"],
-                "spread": f"{row['spread']:.0%}",
-                "ratio": f"{row['ratio']:.3f}" if "ratio" in row else "",
-                "CPU ms/step": 1e3 * row["cpu_seconds"] / row["steps"],
-                "CPU ratio": f"{row['cpu_ratio']:.3f}" if "ratio" in row else "",
-            }
-            for row in rows
-        ]
+    shown = [
+        {
+            "compared": row["compared"],
+            "trainer": row["trainer"],
+            "ms/step": 1e3 * row["seconds"] / row["steps"],
+            "spread": f"{row['spread']:.0%}",
+            "ratio": f"{row['ratio']:.3f}" if "ratio" in row else "",
+            "CPU ms/step": 1e3 * row["cpu_seconds"] / row["steps"],
+            "CPU ratio": f"{row['cpu_ratio']:.3f}" if "ratio" in row else "",
+        }
+        for row in rows
+    ]
     measure.publish(args.output, header | {"settings": settings, "rows": rows}, shown)
 
 

@@ -64,13 +64,13 @@ def log_probabilities(scores: Tensor, *, temperature: float, normalization: str)
     Returns:
         float64 [n].
     """
-    phi = scores.double()
+    phi = scores.to(torch.float64, copy=True)
     if normalization == "sigmoid":
         finite = torch.isfinite(phi)
         phi = torch.where(finite, torch.nn.functional.logsigmoid(phi), phi)
     else:
         assert normalization == "softmax"
-    return phi / temperature
+    return phi if temperature == 1.0 else phi.div_(temperature)
 
 
 def lowest_log_probability(

@@ -70,8 +70,9 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
 
     def phi(block: slice) -> Tensor:
         raw = unfloored(summary.clipped(scores.values[block]))
-        floored = raw.clamp(min=lowest)
-        return torch.where(raw == float("-inf"), raw, floored) if summary.num_broken else floored
+        if not summary.num_broken:
+            return raw.clamp_(min=lowest)
+        return torch.where(raw == float("-inf"), raw, raw.clamp(min=lowest))
 
     keys = _keys_of_seen(
         lambda block: soft_keys(phi(block), ids=candidates.ids_at(block), seed=seed), scores, seed, candidates
