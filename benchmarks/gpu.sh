@@ -41,7 +41,11 @@ part() { # NAME SECONDS ARGUMENTS...: one script with a limit of its own
 }
 
 # What only a GPU can show comes first.
-part sync 130 sync_check.py
+if [ "$DEVICE" = cpu ]; then
+    part sync 240 sync_check.py --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
+else
+    part sync 130 sync_check.py
+fi
 part cells 90 cells.py
 part resume 140 resume_check.py
 if [ "$DEVICE" = cpu ]; then
