@@ -34,7 +34,6 @@ from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.parallelism import check_parallelism, check_split
-from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.advice import check_sizes
 from titan_attent.value_checks import check_fit, check_values
 
@@ -159,7 +158,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
             datasets, data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model
         )
     if teacher.importance == "excess_loss":
-        reference = ReferenceLosses(teacher.reference_path)
+        reference = datasets.reference(teacher.reference_path)
         reference.check(fingerprint=dataset.shards.fingerprint, seq_len=training.seq_len, num_examples=len(dataset))
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
@@ -187,7 +186,7 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
             if job_config.data.verify_checksums:
                 shards.verify_checksums(mine)
         if job_config.data.verify_checksums and job_config.teacher.importance == "excess_loss" and rank == 0:
-            ReferenceLosses(job_config.teacher.reference_path).verify_checksum()
+            datasets.reference(job_config.teacher.reference_path).verify_checksum()
 
     on_all_ranks(look)
 

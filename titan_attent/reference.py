@@ -11,7 +11,7 @@ on the same examples.
 What is scored is always a prefix and knows nothing of ranks: a killed scoring loses what is behind it, and any number
 of ranks can go on. Neither torchtitan nor a process group is needed here.
 
-Cost: 4 bytes an example on disk, written and hashed once; reading is a copy out of a memory map.
+Cost: 4 bytes an example on disk, written and hashed once; reading is a positioned read.
 Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 (https://arxiv.org/abs/2404.07965).
 """
 
@@ -118,12 +118,20 @@ class ReferenceLosses:
             )
 
     def read(self, start: int, stop: int) -> Tensor:
-        """The losses of examples [start, stop), fp32 [stop - start]; IndexError if not all are there."""
+        """The losses of examples [start, stop), fp32 [stop - start]; IndexError if there are no such examples.
+
+        Raises:
+            ValueError: the file was truncated since it was opened.
+        """
         if not 0 <= start <= stop <= self.num_examples:
             raise IndexError(f"{self.path}: examples [{start}, {stop}) are outside [0, {self.num_examples})")
-        # Mapped anew at each call: there is one call a run, and an object without a map can be pickled.
-        losses = np.memmap(self._losses, dtype=DTYPE, mode="r")
-        return torch.from_numpy(losses[start:stop].astype(np.float32))
+        losses = np.fromfile(self._losses, dtype=DTYPE, count=stop - start, offset=start * DTYPE.itemsize)
+        if len(losses) < stop - start:
+            raise ValueError(
+                f"{self._losses}: ends before example {stop} of {self.num_examples}: truncated or replaced; copy the "
+                f"folder again, or delete it and score again with {SCORER}"
+            )
+        return torch.from_numpy(losses.astype(np.float32))
 
     def verify_checksum(self) -> None:
         """Re-hash the losses, at about 1 GB/s; ValueError if they are not those that were written."""

@@ -139,13 +139,15 @@ class ReferenceScorer(Trainer):
             logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
 
     def _on_first_rank(self, action: Callable[[], int]) -> int:
-        """What ``action`` gives on rank 0, on all ranks; its ValueError ends them all with one message."""
+        """What ``action`` gives on rank 0, on all ranks; what it raises ends them all with one message."""
         result: list[int | str] = [0]
         if is_first_rank():
             try:
                 result[0] = action()
             except ValueError as error:
                 result[0] = str(error)
+            except Exception as error:  # of any kind, or the others would wait
+                result[0] = f"{type(error).__name__}: {error}"
         torch.distributed.broadcast_object_list(result)
         if isinstance(result[0], str):
             preflight.fail(ValueError(result[0]))

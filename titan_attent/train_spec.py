@@ -90,10 +90,7 @@ def build_dataloader(
         preflight.check_files(job_config, datasets)
     except ValueError as error:
         preflight.fail(error)
-    data = job_config.data
-    dataset = datasets.dataset(data.path, seq_len=job_config.training.seq_len)
-    reader = datasets.reader(data.num_workers)
-    return build_loader(job_config, dataset, reader, dp_rank=dp_rank, dp_world_size=dp_world_size)
+    return build_loader(job_config, datasets, dp_rank=dp_rank, dp_world_size=dp_world_size)
 
 
 def build_loss(

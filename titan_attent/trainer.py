@@ -26,7 +26,6 @@ from titan_attent.loss_parallel import valid_counts, whole_example_means
 from titan_attent.loss_window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
 from titan_attent.pipeline import PipelineLoss, pack_target
-from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.advice import log_plan
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.teacher.trace import JsonLines
@@ -83,11 +82,8 @@ class TeachingTrainer(Trainer):
 
     def _reference_losses(self) -> Tensor | None:
         """fp32 [num_local], those of the examples that this rank owns; None unless the importance reads them."""
-        config = self.job_config.teacher
-        if config.importance != "excess_loss":
-            return None
-        sharding = self.buffer.sharding
-        return ReferenceLosses(config.reference_path).read(sharding.start, sharding.stop).to(self.device)
+        reference, sharding = cast(TeachingLoader, self.dataloader).reference, self.buffer.sharding
+        return None if reference is None else reference.read(sharding.start, sharding.stop).to(self.device)
 
     def _loss_window(self) -> LossWindow | None:
         config = self.job_config.teacher

@@ -14,7 +14,8 @@ from pathlib import Path
 
 def open_file_limit() -> int:
     """Files that are kept open: a quarter of what the process may have (``ulimit -n``), 16 to 16,384."""
-    return max(16, min(16_384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 16_384 if soft == resource.RLIM_INFINITY else max(16, min(16_384, soft // 4))
 
 
 class _OpenFile:

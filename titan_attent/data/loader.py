@@ -23,11 +23,13 @@ from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
+from titan_attent.data.opened import DataSets
 from titan_attent.data.order import Pass, Pool
 from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.loss import IGNORE_INDEX
+from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
 
 
@@ -68,6 +70,7 @@ class TeachingLoader(BaseDataLoader):
 
     Args:
         dataset: example id -> tokens.
+        reference: the losses that a second model has on the same examples; None where the teacher reads none.
         geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
         dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
         microbatches: gradient accumulation steps.
@@ -79,6 +82,7 @@ class TeachingLoader(BaseDataLoader):
         self,
         dataset: TokenDataset,
         *,
+        reference: ReferenceLosses | None,
         geometry: dict[str, Any],
         dp_rank: int,
         dp_world_size: int,
@@ -86,7 +90,7 @@ class TeachingLoader(BaseDataLoader):
         reader: Reader,
         pin_memory: bool,
     ):
-        self.dataset, self.geometry = dataset, geometry
+        self.dataset, self.reference, self.geometry = dataset, reference, geometry
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
@@ -180,17 +184,18 @@ def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
     return training.global_batch_size if training.global_batch_size > 0 else training.local_batch_size * dp_world_size
 
 
-def build_loader(
-    job_config: JobConfig, dataset: TokenDataset, reader: Reader, *, dp_rank: int, dp_world_size: int
-) -> TeachingLoader:
+def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_world_size: int) -> TeachingLoader:
     """The loader of a run; the teacher is attached by the trainer once the meshes exist."""
+    data, teacher = job_config.data, job_config.teacher
+    dataset = datasets.dataset(data.path, seq_len=job_config.training.seq_len)
     batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)
     return TeachingLoader(
         dataset,
+        reference=datasets.reference(teacher.reference_path) if teacher.importance == "excess_loss" else None,
         geometry=geometry_of(job_config, dataset, batch_size=batch_size),
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         microbatches=batch_size // (job_config.training.local_batch_size * dp_world_size),
-        reader=reader,
-        pin_memory=not titan_attent.compat.IS_CPU and reader.num_workers > 0,
+        reader=datasets.reader(data.num_workers),
+        pin_memory=not titan_attent.compat.IS_CPU and data.num_workers > 0,
     )

@@ -1,6 +1,6 @@
-"""The data sets of a run, each opened once a rank, and the reader threads that they share.
+"""The data sets of a run and its reference losses, each opened once a rank, and the reader threads that they share.
 
-Cost: one small file a data set and rank. No shard is looked at: sizes are compared once over all ranks
+Cost: one file a data set and rank, its index. No shard is looked at: sizes are compared once over all ranks
 (preflight.check_files), and a shard is opened when an example of it is read.
 """
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
+from titan_attent.reference import ReferenceLosses
 
 
 class DataSets:
@@ -15,6 +16,7 @@ class DataSets:
 
     def __init__(self) -> None:
         self._shards: dict[Path, TokenShards] = {}
+        self._references: dict[Path, ReferenceLosses] = {}
         self._readers: dict[int, Reader] = {}
 
     def shards(self, path: str | Path) -> TokenShards:
@@ -27,6 +29,13 @@ class DataSets:
     def dataset(self, path: str | Path, *, seq_len: int) -> TokenDataset:
         """Its examples of ``seq_len`` tokens; ValueError if there is none."""
         return TokenDataset(self.shards(path), seq_len=seq_len)
+
+    def reference(self, path: str | Path) -> ReferenceLosses:
+        """The reference losses in the folder ``path``; ValueError as :class:`ReferenceLosses`."""
+        key = Path(path)
+        if key not in self._references:
+            self._references[key] = ReferenceLosses(key)
+        return self._references[key]
 
     def reader(self, num_workers: int) -> Reader:
         """The reader of so many threads; all who ask share it."""
