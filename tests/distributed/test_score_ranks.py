@@ -176,3 +176,14 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     one, two = run_on_ranks(failing, 2, str(tmp_path / "file" / "ref"), LOSSES, 10**6)
     assert one == two and one[0] == 2 and one[2] == 0
     assert "ref: the losses cannot be kept there ([Errno 20] Not a directory" in one[1]
+
+
+def refused(mesh: DeviceMesh, folder: str, losses: Tensor) -> tuple[int, str, int]:
+    """Rank 0 fails at the start with an error that nobody foresaw."""
+    with mock.patch.object(ReferenceWriter, "__enter__", mock.Mock(side_effect=MemoryError("out of everything"))):
+        return failing(mesh, folder, losses, 10**6)
+
+
+def test_whatever_goes_wrong_on_rank_0_at_the_start_ends_all_ranks(tmp_path: Path) -> None:
+    one, two = run_on_ranks(refused, 2, str(tmp_path), LOSSES, timeout=60.0)
+    assert one == two == (2, "MemoryError: out of everything", 0)

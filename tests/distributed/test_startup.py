@@ -1,5 +1,8 @@
 """What the ranks of a run share out and tell each other before the first step, and what they validate on."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -8,15 +11,19 @@ import titan_attent.compat  # noqa: F401
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
-from distributed.parallel_world import config_of
+from distributed.parallel_world import FLAVORS, config_of
 from distributed.spawn import run_on_ranks
 
-from titan_attent import preflight
+from titan_attent import preflight, reference
 from titan_attent.data.loader import FixedLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
+from titan_attent.reference import Scoring
+from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.train_spec import attent_spec
 from titan_attent.validate import sample
 
 
@@ -72,14 +79,68 @@ def checked(mesh: Any, data: str, folder: str) -> tuple[str, list[str]]:
             return str(error), seen
 
 
-def test_the_ranks_share_the_shards_and_one_finds_the_damage_for_all(
-    token_data: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_ranks_share_the_shards(token_data: dict[str, Path], tmp_path: Path) -> None:
     files = sorted(path.name for path in token_data["train"].glob("shard-*.bin"))
     assert len(files) == 2
     ranks = run_on_ranks(checked, 2, str(token_data["train"]), str(tmp_path))
     assert [said for said, _ in ranks] == ["", ""]
     assert sorted(ranks[0][1] + ranks[1][1]) == files and ranks[0][1] != ranks[1][1]
+
+
+def truncated(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size - 2)
+
+
+def altered(shard: Path) -> None:
+    shard.write_bytes(b"\0\0" + shard.read_bytes()[2:])
+
+
+def unreadable(shard: Path) -> None:
+    shard.unlink()
+    shard.symlink_to(shard)  # an OSError for everybody, root included
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncated, "/shard-00001.bin: has "),
+        (altered, "/shard-00001.bin: its sha256 is "),
+        (unreadable, "OSError: [Errno 40] Too many levels of symbolic links"),
+    ],
+)
+def test_what_one_rank_finds_is_told_by_all(
+    token_data: dict[str, Path], tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    """Rank 1 alone looks at the second shard."""
+    data = tmp_path / "data"
+    shutil.copytree(token_data["train"], data)
+    damage(data / "shard-00001.bin")
+    (one, seen), (other, _) = run_on_ranks(checked, 2, str(data), str(tmp_path), timeout=60.0)
+    assert said in one and one == other and "shard-00001.bin" not in seen
+
+
+def test_a_rank_opens_the_reference_once(token_data: dict[str, Path], tmp_path: Path) -> None:
+    """In preflight, in the check of the files, and where the teacher reads its losses."""
+    folder = tmp_path / "reference"
+    settings = {"teacher.importance": "excess_loss", "teacher.reference_path": str(folder)}
+    settings |= {"data.verify_checksums": True}
+    config = config_of(settings, data=str(token_data["train"]), folder=str(tmp_path))
+    data = TokenDataset(token_data["train"], seq_len=config.training.seq_len)
+    scoring = {"data_fingerprint": data.shards.fingerprint, "seq_len": data.seq_len, "num_examples": len(data)}
+    names = {name: "x" for name in ("model", "precision", "checkpoint", "checkpoint_sha256")}
+    with ReferenceWriter(folder, scoring=Scoring(**scoring, **names)) as writer:  # type: ignore[arg-type]
+        writer.append(torch.arange(len(data)) / 7)
+        writer.finish()
+    opened: list[Path] = []
+    stock = reference.read_json
+    with mock.patch.object(reference, "read_json", lambda path, **kwargs: opened.append(path) or stock(path, **kwargs)):
+        datasets = DataSets()
+        spec = attent_spec("llama3_attent", datasets)
+        spec.model_args.update(FLAVORS["llama3"])
+        preflight.check_run(config, spec, world_size=1, datasets=datasets)
+        loader: Any = spec.build_dataloader_fn(dp_world_size=1, dp_rank=0, tokenizer=None, job_config=config)
+        assert torch.equal(loader.reference.read(2, 9), torch.arange(2, 9) / 7)
+    assert opened == [folder / "reference.json"]
 
 
 def ids_of(dataset: TokenDataset, pool: Any, *, batch_size: int, ranks: int) -> list[int]:

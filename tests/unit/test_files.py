@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from titan_attent.data.files import OpenFiles
+from titan_attent.data.files import OpenFiles, open_file_limit
 
 NUM_FILES, SIZE = 30, 1000
 
@@ -91,6 +91,14 @@ def test_a_copy_opens_its_own(folder: Path) -> None:
     assert read(copy, 2, 5, 15) == content(2)[5:15]
 
 
+@pytest.mark.parametrize(
+    ("may", "keeps"), [(20, 16), (64, 16), (1024, 256), (10**6, 16_384), (resource.RLIM_INFINITY, 16_384)]
+)
+def test_a_quarter_of_what_the_process_may_open(monkeypatch: pytest.MonkeyPatch, may: int, keeps: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda of: (may, resource.RLIM_INFINITY))
+    assert open_file_limit() == keeps == OpenFiles(Path()).limit
+
+
 SHARDS = 1100
 MANY = f"""
 import sys, numpy as np, torch
@@ -118,7 +126,7 @@ print("read", len(ids))
 
 def test_more_shards_than_a_process_may_open(tmp_path: Path) -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
     command = [sys.executable, "-c", MANY, str(tmp_path)]
     result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)

@@ -268,6 +268,14 @@ def test_a_truncated_prefix(tmp_path: Path) -> None:
         ReferenceWriter(tmp_path, scoring=SCORING)
 
 
+def test_losses_that_are_cut_while_they_are_in_use(finished: Path) -> None:
+    losses = ReferenceLosses(finished)
+    os.truncate(finished / "losses.bin", 40)
+    assert torch.equal(losses.read(3, 10), LOSSES[3:10])
+    with pytest.raises(ValueError, match="losses.bin: ends before example 11 of 23: truncated or replaced; copy"):
+        losses.read(3, 11)
+
+
 def test_an_unfinished_scoring_of_before_is_refused(tmp_path: Path, finished: Path) -> None:
     for folder in (tmp_path, finished):
         (folder / "parts").mkdir()

@@ -358,5 +358,10 @@ def test_changed_or_missing_tokenizer_of_a_data_set(trained: Tokenizer, tmp_path
     refused(lambda: Tokenizer.from_info(info, tmp_path), str(path), "sha256", "copy it again")
     path.unlink()
     refused(lambda: Tokenizer.from_info(info, tmp_path), str(path), "missing", "copy it again")
+    for elsewhere in (f"../{tmp_path.name}/tokenizer.tiktoken", "/etc/hostname", "..", "", 3):
+        refused(
+            lambda name=elsewhere: Tokenizer.from_info({**info, "file": name}, tmp_path),
+            f"{tmp_path}: its tokenizer file {elsewhere!r} is not the name of a file in the folder",
+        )
     del info["file"]
     refused(lambda: Tokenizer.from_info(info, tmp_path), str(tmp_path), "no tokenizer file", "titan_attent.data.writer")

@@ -584,6 +584,20 @@ def test_resume_of_malformed_progress(interrupted: tuple[Path, Path], ranks: str
     refused(options, source, output, str(output / "progress.json"), "malformed", "delete", "start anew")
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", ""])
+def test_resume_reads_nothing_outside_of_the_folder(
+    interrupted: tuple[Path, Path], ranks: str, tmp_path: Path, name: str
+) -> None:
+    source, output = interrupted
+    (tmp_path / "secret").write_bytes((output / "shard-00000.bin").read_bytes())
+    progress = json.loads((output / "progress.json").read_text())
+    shards = [{**progress["shards"][0], "file": name}, *progress["shards"][1:]]
+    for change in ({"tokenizer": {**progress["tokenizer"], "file": name}}, {"shards": shards}):
+        (output / "progress.json").write_text(json.dumps(progress | change))
+        words = ("malformed", f"{name!r} is not the name of a file in the folder", "delete", "start anew")
+        refused({"shard_tokens": 700, "tokenizer": ranks}, source, output, str(output / "progress.json"), *words)
+
+
 @pytest.mark.parametrize("truncate", [True, False])
 def test_resume_with_a_damaged_shard(interrupted: tuple[Path, Path], ranks: str, truncate: bool) -> None:
     source, output = interrupted

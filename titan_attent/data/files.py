@@ -21,7 +21,9 @@ def open_file_limit() -> int:
 class _OpenFile:
     """A descriptor that is closed when nobody holds it any more: not before a reader in another thread is done."""
 
-    def __init__(self, path: Path):
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -39,6 +41,8 @@ class OpenFiles:
 
     def __init__(self, folder: Path, *, limit: int | None = None):
         self.folder, self.limit = folder, limit or open_file_limit()
+        # Paths are put together as strings: pathlib takes as long as the system does to open and close a file.
+        self._prefix = os.path.join(folder, "")
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -61,10 +65,10 @@ class OpenFiles:
             try:
                 count = os.preadv(file.descriptor, [buffer[done:] if done else buffer], offset + done)
             except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.folder / name)) from None
+                raise OSError(error.errno, error.strerror, self._prefix + name) from None
             if count == 0:
                 raise ValueError(
-                    f"{self.folder / name}: ends at byte {offset + done}, before byte {offset + len(buffer)} that is "
+                    f"{self._prefix}{name}: ends at byte {offset + done}, before byte {offset + len(buffer)} that is "
                     "to be read: it was truncated or replaced; copy the data set again"
                 )
             done += count
@@ -74,7 +78,7 @@ class OpenFiles:
             if name in self._files:
                 self._files.move_to_end(name)
                 return self._files[name]
-        file = _OpenFile(self.folder / name)  # without the lock: on a network file system it takes its time
+        file = _OpenFile(self._prefix + name)  # without the lock: on a network file system it takes its time
         with self._lock:
             # Two threads may both have opened it; one stays, and the other goes when its reader is done.
             self._files[name] = file

@@ -23,6 +23,7 @@ from titan_attent.data.format import (
     INDEX_FILE,
     PROGRESS_FILE,
     ShardEntry,
+    check_file_name,
     token_dtype,
     write_atomically,
 )
@@ -55,6 +56,7 @@ class Progress:
         path = folder / PROGRESS_FILE
         try:
             fields = json.loads(path.read_bytes())
+            check_file_name(fields["tokenizer"]["file"], of="tokenizer file")
             fields["cursor"] = Cursor(*fields["cursor"])
             fields["shards"] = [ShardEntry(**entry) for entry in fields["shards"]]
             return cls(**fields)
