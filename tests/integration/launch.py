@@ -127,10 +127,11 @@ def run(
     num_processes: int = 2,
     module: str = "titan_attent.train",
     launcher: Literal["fork", "torchrun"] = "fork",
+    prepare: Callable[[], None] | None = None,
     **env: str,
 ) -> str:
     """The command's output; an AssertionError with it when the command fails."""
-    result = launch(*args, num_processes=num_processes, module=module, launcher=launcher, **env)
+    result = launch(*args, num_processes=num_processes, module=module, launcher=launcher, prepare=prepare, **env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
