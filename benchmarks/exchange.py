@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-import titan_attent.sharding
+import titan_attent.foundations.sharding
 from titan_attent.loss_buffer import LossBuffer
 
 NUM_EXAMPLES = 1_000_000
@@ -38,7 +38,7 @@ def work(mesh: DeviceMesh, device: str, batch: int, size: int, products: int, ro
     factor = torch.randn(size, size, device=device)
     scores = np.zeros(NUM_EXAMPLES, dtype=np.float32)
     received = collectives = 0
-    all_gather = titan_attent.sharding._all_gather
+    all_gather = titan_attent.foundations.sharding._all_gather
 
     def counted(out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal received, collectives
@@ -46,7 +46,7 @@ def work(mesh: DeviceMesh, device: str, batch: int, size: int, products: int, ro
         collectives += 1
         return all_gather(out, x, *args, **kwargs)
 
-    titan_attent.sharding._all_gather = counted
+    titan_attent.foundations.sharding._all_gather = counted
 
     def losses() -> Tensor:
         product = factor

@@ -32,12 +32,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-import titan_attent.sharding
+import titan_attent.foundations.sharding
 from titan_attent.data.order import Pass, Pool, SelectedPlaces
+from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.loss_buffer import LossBuffer
-from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.importance import importance
 from titan_attent.teacher.radix import blocks
@@ -51,12 +51,12 @@ Numbers = dict[str, float]
 
 
 class Traffic:
-    """Counts the collectives of sharding.py, and what they bring to this rank in bytes."""
+    """Counts the collectives of foundations/sharding.py, and what they bring to this rank in bytes."""
 
     def __init__(self) -> None:
         self.received = self.calls = 0
         size = dist.get_world_size()
-        all_reduce, all_gather = dist.all_reduce, titan_attent.sharding._all_gather
+        all_reduce, all_gather = dist.all_reduce, titan_attent.foundations.sharding._all_gather
 
         def counted_reduce(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
@@ -69,7 +69,7 @@ class Traffic:
             return all_gather(out, x, *args, **kwargs)
 
         dist.all_reduce = counted_reduce
-        titan_attent.sharding._all_gather = counted_gather
+        titan_attent.foundations.sharding._all_gather = counted_gather
 
 
 class Stages:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from titan_attent.data.order import Pool
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.strategies import choose

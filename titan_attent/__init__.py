@@ -17,10 +17,10 @@ The way of the data is the way of the modules:
     loss_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
     loss_chunked.py       the same without a second copy of the logits; loss_head.py: without the logits
     loss_buffer.py        the last loss of every example, sharded (loss_records.py); loss_window.py: the last of all
-    agreement.py          do all ranks follow the same decision?
+    foundations/agreement.py          do all ranks follow the same decision?
     teacher/teacher.py    rounds: what the next pass trains
     teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit
-    teacher/ledger.py     where the time went, what was trained and skipped
+    foundations/ledger.py     where the time went, what was trained and skipped
     reference.py          losses of a reference model, for excess_loss; written by score.py with reference_writer.py
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets

@@ -7,7 +7,7 @@ imports neither torch nor torchtitan, so the plain-PyTorch parts use the same da
 
 from dataclasses import dataclass, field
 
-from titan_attent.config_checks import check_number, check_one_of
+from titan_attent.foundations.checks import check_number, check_one_of
 
 IMPORTANCES = ("loss", "functional_gradient", "excess_loss", "learnability", "attainment")
 

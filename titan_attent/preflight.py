@@ -28,10 +28,10 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_type
 
-from titan_attent.config_checks import closest
 from titan_attent.data.loader import check_geometry, geometry_of, global_batch_size
 from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
+from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.parallelism import check_parallelism, check_split
 from titan_attent.teacher.advice import check_sizes

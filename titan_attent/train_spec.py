@@ -23,10 +23,10 @@ from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
 from titan_attent import preflight
-from titan_attent.config_checks import closest
 from titan_attent.data.loader import TeachingLoader, build_loader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.foundations.checks import closest
 from titan_attent.loss import WeightedLoss, build_weighted_loss
 from titan_attent.loss_chunked import build_chunked_loss
 from titan_attent.loss_parallel import build_vocab_parallel_loss

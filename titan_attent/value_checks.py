@@ -20,7 +20,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
 
-from titan_attent.config_checks import check_number, check_one_of
+from titan_attent.foundations.checks import check_number, check_one_of
 
 RANGES: dict[str, dict[str, Any]] = {
     "training.steps": {"at_least": 0, "whole": True},

@@ -1,4 +1,4 @@
-"""agreement.py: ranks that decide differently are told so, with the round, by the exchange that is there anyway."""
+"""foundations/agreement.py: ranks that decide differently are told so, with the round, by the exchange that is there anyway."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 from distributed.spawn import run_on_ranks
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
-from titan_attent.agreement import Agreement
+from titan_attent.foundations.agreement import Agreement
 
 NUM_EXAMPLES, BATCH = 40, 4
 

@@ -8,7 +8,7 @@ import torch
 from distributed.spawn import run_on_ranks
 
 from titan_attent.data.order import Pool
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher import candidates as module
 from titan_attent.teacher.candidates import Candidates
 

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.checkpoint import MODEL
 
-from titan_attent import preflight, score, sharding
+from titan_attent import preflight, score
 from titan_attent.data.reader import Reader
+from titan_attent.foundations import sharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.reference import ReferenceLosses, Scoring
 from titan_attent.reference_writer import ReferenceWriter
 from titan_attent.score import ReferenceScorer
-from titan_attent.sharding import ExampleSharding
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(

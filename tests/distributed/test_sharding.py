@@ -1,4 +1,4 @@
-"""sharding.py: the cut is that of torch.chunk and DTensor; the collectives are those of numpy on all ranks' parts."""
+"""foundations/sharding.py: the cut is that of torch.chunk and DTensor; the collectives are those of numpy on all ranks' parts."""
 
 import time
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from titan_attent.data.order import SelectedPlaces
-from titan_attent.keyed import fold_key, permute
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.keyed import fold_key, permute
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.selection import gather_bitmask
 
 SIZES = (1, 2, 3, 4, 5, 7, 100, 101)

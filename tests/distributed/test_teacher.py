@@ -15,8 +15,16 @@ from references import plain_inverse_weights
 
 from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
+from titan_attent.foundations.keyed import (
+    STREAM_NOISE,
+    STREAM_ORDER,
+    STREAM_UNSEEN,
+    fold_key,
+    gumbel,
+    hash_ids,
+    permute,
+)
 from titan_attent.job_config import TeacherConfig
-from titan_attent.keyed import STREAM_NOISE, STREAM_ORDER, STREAM_UNSEEN, fold_key, gumbel, hash_ids, permute
 from titan_attent.loss_buffer import LossBuffer
 from titan_attent.loss_window import LossWindow
 from titan_attent.teacher.teacher import Teacher

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from launch import read_scalars, read_trace, run, write_config
 
-from titan_attent.teacher.ledger import ACCOUNTS
+from titan_attent.foundations.ledger import ACCOUNTS
 
 LOSS = "loss_metrics/global_avg_loss"
 

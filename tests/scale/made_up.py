@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import titan_attent.sharding
-from titan_attent.sharding import ExampleSharding
+import titan_attent.foundations.sharding
+from titan_attent.foundations.sharding import ExampleSharding
 
 _SYNCS = ("cpu", "tolist")
 _SYNCING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh")
@@ -65,7 +65,7 @@ class MadeUpRanks(TorchDispatchMode):
         self._patches = [mock.patch.object(Tensor, name, self._counted(name)) for name in _SYNCS]
         self._patches += [
             mock.patch.object(dist, "all_reduce", self._all_reduce),
-            mock.patch.object(titan_attent.sharding, "_all_gather", self._all_gather),
+            mock.patch.object(titan_attent.foundations.sharding, "_all_gather", self._all_gather),
             mock.patch.object(ExampleSharding, "range_of", self._range_of(ExampleSharding.range_of)),
         ]
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import titan_attent.data.order
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 
 RANKS = (64, 512, 4096)
 EXAMPLES_PER_RANK = 1000

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher import advice
 from titan_attent.teacher.guards import Quarantine
 

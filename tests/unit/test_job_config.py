@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from titan_attent.config_checks import closest
+from titan_attent.foundations.checks import closest
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.importance import IMPORTANCES
 

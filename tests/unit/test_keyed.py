@@ -1,4 +1,4 @@
-"""keyed.py against splitmix64 and a Feistel network in plain Python integers, and against the laws of chance."""
+"""foundations/keyed.py against splitmix64 and a Feistel network in plain Python integers, and against the laws of chance."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import chi_square, chi_square_critical
 
-from titan_attent.keyed import fold_key, gumbel, hash_ids, permute, uniform
+from titan_attent.foundations.keyed import fold_key, gumbel, hash_ids, permute, uniform
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from titan_attent.teacher.ledger import ACCOUNTS, Ledger
+from titan_attent.foundations.ledger import ACCOUNTS, Ledger
 
 
 class Clock:

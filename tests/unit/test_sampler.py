@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
 from titan_attent.data.sampler import TeachingSampler
-from titan_attent.keyed import STREAM_ORDER, fold_key, permute
+from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
 
 
 def selected_ids(mask: np.ndarray) -> SelectedPlaces:

@@ -9,9 +9,9 @@ from hypothesis.extra import numpy as hnp
 from references import chi_square, chi_square_critical, plain_top_k, sequential_sampling_law
 
 from titan_attent.data.order import Pool
+from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
-from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, largest_keys, ordered_keys, score_of_key
 from titan_attent.teacher.scores import Scores

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from titan_attent.teacher.trace import JsonLines
+from titan_attent.foundations.json_lines import JsonLines
 
 
 def entry(step: int, *, run: int = 0) -> dict:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import plain_inverse_weights
 
-from titan_attent.keyed import STREAM_NOISE, fold_key, gumbel
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import score_of_key
 from titan_attent.teacher.selection import select_top_k, soft_keys
 from titan_attent.teacher.weights import inclusion_probabilities, inverse_probability_weights

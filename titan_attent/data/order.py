@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.keyed import STREAM_ORDER, fold_key, permute
+from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
 
 Key = tuple[int, int, int]
 """Of an order: (seed, round, pass); round 0 for the orders of all examples, which are numbered through."""

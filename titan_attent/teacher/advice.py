@@ -3,9 +3,9 @@
 import logging
 from typing import TYPE_CHECKING
 
+from titan_attent.foundations.ledger import Ledger
+from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.job_config import TeacherConfig
-from titan_attent.sharding import is_first_rank
-from titan_attent.teacher.ledger import Ledger
 
 if TYPE_CHECKING:
     from titan_attent.teacher.teacher import Teacher

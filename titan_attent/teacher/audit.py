@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from titan_attent.keyed import signed
+from titan_attent.foundations.keyed import signed
 from titan_attent.loss_records import Records
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import blocks, positive

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.order import Pool
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 
 _BLOCK = 1 << 20
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import blocks, positive
 
 IMPROVEMENT = 0.05

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.loss_records import NEVER, Records
-from titan_attent.sharding import ExampleSharding
 from titan_attent.teacher.radix import Stretches, blocks, largest_keys, ordered_keys, replace_bits, score_of_key
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 
 UNSEEN_KEY = 0xFF800000
 """Key of +inf. NaN has no place among scores, so the 2^23 keys above it order the examples never scored."""

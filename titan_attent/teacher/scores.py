@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import blocks, largest_keys, ordered_keys, score_of_key
 
 QUANTILE = 0.01

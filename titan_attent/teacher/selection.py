@@ -19,8 +19,8 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from titan_attent.keyed import STREAM_NOISE, STREAM_UNSEEN, fold_key, gumbel, hash_ids
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.keyed import STREAM_NOISE, STREAM_UNSEEN, fold_key, gumbel, hash_ids
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, largest_keys, ordered_keys
 
 _FLOOR_BINS = 1 << 16

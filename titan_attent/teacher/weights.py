@@ -12,7 +12,7 @@ Cost: 8 bytes a local example while it runs.
 import torch
 from torch import Tensor
 
-from titan_attent.sharding import ExampleSharding
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import Stretches, blocks
 
 _FIXED_POINT = 1 << 20
