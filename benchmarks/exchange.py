@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 import titan_attent.foundations.sharding
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
 
 NUM_EXAMPLES = 1_000_000
 

@@ -52,7 +52,7 @@ if [ "$DEVICE" = cpu ]; then
     echo && echo "Skipped on CPU: the tables of speed and memory (README.md in this folder names them one by one)."
     exit $failed
 fi
-part loss 60 loss.py
+part loss 60 losses/cross_entropy.py
 part exchange 30 exchange.py
 part step_time 90 step_time.py --rounds 9 --variants uniform soft
 part selection 50 selection.py --sizes 1000000 10000000

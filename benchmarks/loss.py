@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchtitan.components.loss import cross_entropy_loss
 
-from titan_attent.loss import IGNORE_INDEX, build_weighted_loss
-from titan_attent.loss_chunked import build_chunked_loss
-from titan_attent.loss_head import chunked_linear_cross_entropy
+from titan_attent.losses.chunked import build_chunked_loss
+from titan_attent.losses.cross_entropy import IGNORE_INDEX, build_weighted_loss
+from titan_attent.losses.head import chunked_linear_cross_entropy
 
 BATCH = 4
 VARIANTS = {  # name -> (with_gradient, chunks or None, compiled)

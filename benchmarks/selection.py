@@ -37,7 +37,7 @@ from titan_attent.data.order import Pass, Pool, SelectedPlaces
 from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.importance import importance
 from titan_attent.teacher.radix import blocks

@@ -13,10 +13,10 @@ The way of the data is the way of the modules:
     data/order.py         pools and passes: position -> example id
     data/sampler.py       (pass, consumed) -> this rank's ids and weights
     data/loader.py        torchtitan's loader over them
-    loss.py               logits, labels -> one loss an example
-    loss_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
-    loss_chunked.py       the same without a second copy of the logits; loss_head.py: without the logits
-    loss_buffer.py        the last loss of every example, sharded (loss_records.py); loss_window.py: the last of all
+    losses/cross_entropy.py               logits, labels -> one loss an example
+    losses/vocab_parallel.py      the same where vocabulary or sequence are cut; pipeline.py: where the loss is stages away
+    losses/chunked.py       the same without a second copy of the logits; losses/head.py: without the logits
+    losses/buffer.py        the last loss of every example, sharded (losses/records.py); losses/window.py: the last of all
     foundations/agreement.py          do all ranks follow the same decision?
     teacher/teacher.py    rounds: what the next pass trains
     teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit
@@ -35,8 +35,8 @@ PyTorch loop.
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss import per_example_cross_entropy
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.cross_entropy import per_example_cross_entropy
 from titan_attent.teacher.teacher import Teacher
 
 __version__ = "0.1.0"

@@ -125,7 +125,7 @@ class TeacherConfig:
     - "inverse_probability": 1/q of the soft draw, clipped to ``max_weight``, mean 1. Other strategies have equal
       weights: random by symmetry, hard because examples dropped with certainty cannot be corrected for.
     - "loss": by the example's loss in the very step, small losses less, all above the middle alike, sharper with a
-      smaller ``temperature`` (Sow et al. 2025, loss_window.py). With ``strategy = "random"``, ratios of 1 and
+      smaller ``temperature`` (Sow et al. 2025, losses/window.py). With ``strategy = "random"``, ratios of 1 and
       ``warmup_passes = 0`` it is all that the teacher does.
     """
 
@@ -135,7 +135,7 @@ class TeacherConfig:
     loss_chunks: int = 1
     """
     Cut the tokens of a microbatch into so many chunks for the loss: fp32 logits of one chunk at a time, and the
-    gradient in the logits' own memory, at equal results (loss_chunked.py). 1 for one pass. Chunks of a thousand tokens
+    gradient in the logits' own memory, at equal results (losses/chunked.py). 1 for one pass. Chunks of a thousand tokens
     cost least. Not where tensor parallelism cuts the vocabulary, nor with ``strategy = "uniform"``.
     """
 

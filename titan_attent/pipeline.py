@@ -3,7 +3,7 @@
 torch's pipeline schedules call the loss on the last stage, once a microbatch, with that microbatch's rows of one target
 tensor, and differentiate what it returns. So the target carries two more columns, the example's id and the bits of its
 weight, and the losses of the examples are put aside here until the step has ended. On the other stages nothing is
-seen; the loss buffer's exchange brings them what the last stage has recorded (loss_buffer.py).
+seen; the loss buffer's exchange brings them what the last stage has recorded (losses/buffer.py).
 
 torchtitan 0.2.2 differentiates the SUM under a pipeline and divides by the number of valid tokens only what it logs, so
 gradients are too large by that number (its thread #2972). Here the sum is divided before.
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from titan_attent.loss import ExampleLosses
-from titan_attent.loss_parallel import valid_counts
+from titan_attent.losses.cross_entropy import ExampleLosses
+from titan_attent.losses.vocab_parallel import valid_counts
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
 ExampleLoss = Callable[[Tensor, Tensor, Tensor], ExampleLosses]

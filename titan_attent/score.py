@@ -39,7 +39,7 @@ from titan_attent.data.loader import TeachingLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
-from titan_attent.loss import per_example_cross_entropy
+from titan_attent.losses.cross_entropy import per_example_cross_entropy
 from titan_attent.score_checks import check_scoring, check_weights, scoring_config, writer_of
 from titan_attent.train import arguments, parse
 from titan_attent.train_spec import attent_spec

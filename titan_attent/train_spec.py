@@ -27,9 +27,9 @@ from titan_attent.data.loader import TeachingLoader, build_loader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
-from titan_attent.loss import WeightedLoss, build_weighted_loss
-from titan_attent.loss_chunked import build_chunked_loss
-from titan_attent.loss_parallel import build_vocab_parallel_loss
+from titan_attent.losses.chunked import build_chunked_loss
+from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
+from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss
 from titan_attent.metrics import build_teaching_metrics_processor
 from titan_attent.pipeline import PipelineLoss
 from titan_attent.validate import build_validator

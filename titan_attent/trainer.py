@@ -22,9 +22,9 @@ from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.json_lines import JsonLines
-from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_parallel import valid_counts, whole_example_means
-from titan_attent.loss_window import LossWindow, neutral_statistics
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
+from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.metrics import TeachingMetricsProcessor
 from titan_attent.pipeline import PipelineLoss, pack_target
 from titan_attent.teacher.advice import log_plan

@@ -29,7 +29,7 @@ from titan_attent.data.loader import FixedLoader, global_batch_size
 from titan_attent.data.opened import DataSets
 from titan_attent.data.order import Key, Pool
 from titan_attent.data.shards import TokenDataset
-from titan_attent.loss import IGNORE_INDEX
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 SAMPLE_ORDER: Key = (0, 0, 0)
 """Key of the order whose first examples are the sample: no run's seed, so that runs compare."""

@@ -30,8 +30,8 @@ from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_chunked import chunked_weighted_cross_entropy
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.chunked import chunked_weighted_cross_entropy
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.train_spec import attent_spec
 from titan_attent.trainer import TeachingTrainer

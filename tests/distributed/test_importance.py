@@ -10,7 +10,7 @@ from distributed.spawn import run_on_ranks
 from titan_attent.data.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import IMPORTANCES, Known, finite_median, importance
 from titan_attent.teacher.radix import largest_keys, ordered_keys, score_of_key

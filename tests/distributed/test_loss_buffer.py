@@ -9,9 +9,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from distributed.spawn import run_on_ranks
 
-from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_records import NEVER
-from titan_attent.loss_window import LossWindow
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.records import NEVER
+from titan_attent.losses.window import LossWindow
 
 FIELDS = ("loss", "step", "first_loss", "first_step", "visits", "gradient")
 SIZES = (1, 2, 5, 7, 103)

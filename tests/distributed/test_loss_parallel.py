@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn import functional as F
 
-from titan_attent.loss import IGNORE_INDEX, weighted_cross_entropy
-from titan_attent.loss_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
+from titan_attent.losses.cross_entropy import IGNORE_INDEX, weighted_cross_entropy
+from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
 
 V, L = 31, 12  # the vocabulary falls in parts of 11, 11 and 9
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])

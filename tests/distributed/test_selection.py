@@ -10,7 +10,7 @@ from references import plain_inverse_weights, plain_top_k
 
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.loss_records import NEVER, Records
+from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher.audit import audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key

@@ -25,8 +25,8 @@ from titan_attent.foundations.keyed import (
     permute,
 )
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_window import LossWindow
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.window import LossWindow
 from titan_attent.teacher.teacher import Teacher
 
 NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 60, 9

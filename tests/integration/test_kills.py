@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.train import Trainer
 
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.teacher import Teacher
 
 LOSS = "loss_metrics/global_avg_loss"

@@ -11,7 +11,7 @@ from scale.made_up import MadeUpMesh, MadeUpRanks
 
 from titan_attent.data.order import Pool
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import LossBuffer
+from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher import candidates
 from titan_attent.teacher.draws import Draws
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from titan_attent.data.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.loss_records import NEVER, Records
+from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher.audit import Choice, Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.scores import Scores

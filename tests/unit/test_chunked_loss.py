@@ -1,4 +1,4 @@
-"""loss_chunked.py and loss_head.py against loss.py's plain functions and against float64 autograd."""
+"""losses/chunked.py and losses/head.py against losses/cross_entropy.py's plain functions and against float64 autograd."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from titan_attent import loss_head
-from titan_attent.loss import weighted_cross_entropy
-from titan_attent.loss_chunked import build_chunked_loss, chunked_weighted_cross_entropy
-from titan_attent.loss_head import chunked_linear_cross_entropy, loss_in_head
+from titan_attent.losses import head as loss_head
+from titan_attent.losses.chunked import build_chunked_loss, chunked_weighted_cross_entropy
+from titan_attent.losses.cross_entropy import weighted_cross_entropy
+from titan_attent.losses.head import chunked_linear_cross_entropy, loss_in_head
 
 # A gradient in bf16 is rounded once on each way: half a unit in the last of 8 bits.
 GRADIENT_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}

@@ -1,11 +1,11 @@
-"""loss.py against float64 loops over tokens, and the functional gradient against autograd."""
+"""losses/cross_entropy.py against float64 loops over tokens, and the functional gradient against autograd."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from titan_attent.loss import (
+from titan_attent.losses.cross_entropy import (
     IGNORE_INDEX,
     build_weighted_loss,
     per_example_cross_entropy,

@@ -1,11 +1,11 @@
-"""loss_window.py: the rule of Sow et al. written out in numpy, and windows that nothing but steps can move."""
+"""losses/window.py: the rule of Sow et al. written out in numpy, and windows that nothing but steps can move."""
 
 import numpy as np
 import pytest
 import torch
 
-from titan_attent.loss import build_weighted_loss, per_example_cross_entropy, weighted_cross_entropy
-from titan_attent.loss_window import LossWindow, capped_linear_weights, neutral_statistics
+from titan_attent.losses.cross_entropy import build_weighted_loss, per_example_cross_entropy, weighted_cross_entropy
+from titan_attent.losses.window import LossWindow, capped_linear_weights, neutral_statistics
 
 FLUSH, BATCH, TEMPERATURE = 4, 6, 0.5
 

@@ -28,7 +28,7 @@ from titan_attent.data.order import Pass, Pool
 from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
-from titan_attent.loss import IGNORE_INDEX
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
 

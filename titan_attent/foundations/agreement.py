@@ -11,7 +11,7 @@ Cost: 8 bytes a row of the exchange and rank, no collective of its own, no host 
 import torch
 from torch import Tensor
 
-from titan_attent.loss_records import NEVER
+from titan_attent.losses.records import NEVER
 
 Decision = tuple[Tensor, int]
 """The hash, int64 [1], and its round."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.keyed import signed
-from titan_attent.loss_records import Records
+from titan_attent.losses.records import Records
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import blocks, positive
 from titan_attent.teacher.scores import Scores

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.loss_records import NEVER, Records
+from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher.radix import Stretches, blocks, largest_keys, ordered_keys, replace_bits, score_of_key
 
 
@@ -48,7 +48,7 @@ def loss(records: Records, known: Known) -> Tensor:
 
 
 def functional_gradient(records: Records, known: Known) -> Tensor:
-    """The norm of the functional gradient, recorded with the last loss (loss.py)."""
+    """The norm of the functional gradient, recorded with the last loss (losses/cross_entropy.py)."""
     assert records.gradient is not None
     return records.gradient.clone()
 

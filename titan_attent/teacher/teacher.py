@@ -25,8 +25,8 @@ from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.job_config import TeacherConfig
-from titan_attent.loss_buffer import LossBuffer
-from titan_attent.loss_window import neutral_statistics
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.window import neutral_statistics
 from titan_attent.teacher import schedule
 from titan_attent.teacher.advice import check_parts, check_sizes, warn_below_break_even
 from titan_attent.teacher.audit import Sources

@@ -11,7 +11,7 @@ the means of an example come from sums and counts of all its parts.
 Cost a microbatch: TP 4 to 16 bytes a token on the wire in two collectives, the backward recomputes the softmax instead
 of keeping it; CP one all-reduce of 8 or 12 bytes an example. No host sync.
 
-Shapes as in loss.py: B examples, L tokens, V vocabulary; N = B L; v: this rank's part of V.
+Shapes as in losses/cross_entropy.py: B examples, L tokens, V vocabulary; N = B L; v: this rank's part of V.
 """
 
 from functools import partial
@@ -23,8 +23,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives  # traceable, unlike torch.distributed's own
 from torch.distributed.tensor import DTensor, Shard
 
-from titan_attent.loss import IGNORE_INDEX, WeightedLoss
-from titan_attent.loss_window import capped_linear_weights
+from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
+from titan_attent.losses.window import capped_linear_weights
 
 
 def _all_reduce(x: Tensor, op: str, group: ProcessGroup) -> Tensor:
@@ -103,7 +103,7 @@ def build_vocab_parallel_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """:func:`titan_attent.loss.build_weighted_loss` for logits that are cut along the vocabulary.
+    """:func:`titan_attent.losses.cross_entropy.build_weighted_loss` for logits that are cut along the vocabulary.
 
     The result takes a DTensor [B, L, V] of one mesh dimension, placed ``Shard(-1)``, and plain labels and weights,
     equal on all ranks of it; it returns what ``weighted_cross_entropy`` does, as plain tensors, equal on all ranks. A

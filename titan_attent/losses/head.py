@@ -18,7 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titan_attent.loss_chunked import EAGER, Kernels, check, chunks, concatenated, gradient_, per_example, token_losses
+from titan_attent.losses.chunked import (
+    EAGER,
+    Kernels,
+    check,
+    chunks,
+    concatenated,
+    gradient_,
+    per_example,
+    token_losses,
+)
 
 
 class _LossesOfHidden(torch.autograd.Function):

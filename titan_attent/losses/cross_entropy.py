@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from titan_attent.loss_window import capped_linear_weights
+from titan_attent.losses.window import capped_linear_weights
 
 IGNORE_INDEX = -100
 """The label that counts nowhere; torch's and torchtitan's value."""
@@ -85,7 +85,7 @@ def weighted_cross_entropy(
         weights_B: fp32 [B], importance weights; ones leave the loss as torchtitan's.
         statistics: fp32 [3] of :class:`LossWindow`; read with ``temperature`` only.
         with_gradient: also measure the functional gradient.
-        temperature: multiply the weights by those that follow from the loss itself (loss_window.py).
+        temperature: multiply the weights by those that follow from the loss itself (losses/window.py).
 
     Returns:
         (weighted sum, unweighted sum, mean_B, norms_B): two fp32 scalars in nats, summed over valid tokens; fp32 [B]

@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.foundations.agreement import Agreement, Decision
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.loss_records import NEVER, Records, bits_of, floats_of
-from titan_attent.loss_window import FLUSH_EVERY, LossWindow
+from titan_attent.losses.records import NEVER, Records, bits_of, floats_of
+from titan_attent.losses.window import FLUSH_EVERY, LossWindow
 
 
 class LossBuffer:
