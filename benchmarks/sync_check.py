@@ -42,8 +42,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_attent.data.shards import TokenShards
-from titan_attent.reference import Scoring
-from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.scores.reference import Scoring
+from titan_attent.scores.writer import ReferenceWriter
 
 WARMUP, STEPS, PROFILED = 20, 48, 16
 """Steps before the watch (compilation, the first exchange), under it (exchanges at 32, 48 and 64), and profiled."""

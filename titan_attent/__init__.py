@@ -21,14 +21,14 @@ The way of the data is the way of the modules:
     teacher/teacher.py    rounds: what the next pass trains
     teacher/draws.py      pool -> importance -> guards -> strategy -> selection, weights, audit
     foundations/ledger.py     where the time went, what was trained and skipped
-    reference.py          losses of a reference model, for excess_loss; written by score.py with reference_writer.py
+    scores/reference.py          losses of a reference model, for excess_loss; written by score.py with scores/writer.py
     trainer.py            torchtitan's Trainer with the teacher beside it
     train_spec.py         which parts a model gets
     train.py              the command; preflight.py, parallelism.py and value_checks.py check its input
     compat.py             mends torchtitan 0.2.2; compat_cpu.py: on CPU, whose log quiet.py keeps free of GPUs
     report/               a table and curves of runs, and what one saved against another
 
-``data/`` (but for loader.py), ``loss*.py``, ``reference.py`` and ``teacher/`` need no torchtitan and work in any
+``data/`` (but for loader.py), ``loss*.py``, ``scores/reference.py`` and ``teacher/`` need no torchtitan and work in any
 PyTorch loop.
 """
 

@@ -1,5 +1,5 @@
 """The command that scores: ``torchrun ... -m titan_attent.score --job.config_file X.toml --checkpoint.initial_load_path
-DIR [--section.key value ...]`` writes the reference losses of ``[data] path`` (reference.py).
+DIR [--section.key value ...]`` writes the reference losses of ``[data] path`` (scores/reference.py).
 
 DIR is a step folder that torchtitan wrote (DCP), full or model-only, of the model and flavor in ``[model]``; the losses
 go to the folder ``teacher.reference_path``. A killed scoring goes on where it was when the same command runs again, on
@@ -8,7 +8,7 @@ is written but the reference.
 
 torchtitan's Trainer builds, shards and loads the model. The examples are scored in order, in equal batches of
 ``validation.local_batch_size`` rows of every data-parallel rank, so that all ranks run the same forwards; a stretch of
-batches is gathered at once. Rank 0 hands it to the thread that writes (reference_writer.py), and all ranks see for
+batches is gathered at once. Rank 0 hands it to the thread that writes (scores/writer.py), and all ranks see for
 themselves what is wrong with it, so that none waits for the files of another.
 
 Cost: a forward pass over the data, padded by less than one batch of all ranks; of a stretch one gather of its losses

@@ -15,8 +15,8 @@ from titan_attent import preflight
 from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import TeacherConfig
-from titan_attent.reference import Scoring
-from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.scores.reference import Scoring
+from titan_attent.scores.writer import ReferenceWriter
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:

@@ -26,9 +26,9 @@ from titan_attent import preflight, score
 from titan_attent.data.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.reference import ReferenceLosses, Scoring
-from titan_attent.reference_writer import ReferenceWriter
 from titan_attent.score import ReferenceScorer
+from titan_attent.scores.reference import ReferenceLosses, Scoring
+from titan_attent.scores.writer import ReferenceWriter
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(

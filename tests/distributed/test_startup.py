@@ -16,13 +16,14 @@ import torch.distributed as dist
 from distributed.parallel_world import FLAVORS, config_of
 from distributed.spawn import run_on_ranks
 
-from titan_attent import preflight, reference
+from titan_attent import preflight
 from titan_attent.data.loader import FixedLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
-from titan_attent.reference import Scoring
-from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.scores import reference
+from titan_attent.scores.reference import Scoring
+from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.train_spec import attent_spec
 from titan_attent.validate import sample
 

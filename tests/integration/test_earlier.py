@@ -10,7 +10,7 @@ from launch import read_scalars, read_trace, run, write_config
 from make_earlier import ARGUMENTS, SAVED_AT, STEPS, TRAIN_LOSS, add_flavor
 
 from titan_attent.data.shards import TokenDataset
-from titan_attent.reference import ReferenceLosses
+from titan_attent.scores.reference import ReferenceLosses
 
 EARLIER = Path(__file__).parent / "earlier"
 

@@ -21,7 +21,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent import score
 from titan_attent.data.shards import TokenDataset
-from titan_attent.reference import ReferenceLosses
+from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")

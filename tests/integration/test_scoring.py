@@ -12,8 +12,8 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.order import Pool
 from titan_attent.data.shards import TokenShards
-from titan_attent.reference import Scoring
-from titan_attent.reference_writer import ReferenceWriter
+from titan_attent.scores.reference import Scoring
+from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.train_spec import EXTRA_FLAVORS
 
 SEQ_LEN = 256

@@ -29,7 +29,7 @@ from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.reference import ReferenceLosses
+from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
 
 

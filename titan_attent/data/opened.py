@@ -8,7 +8,7 @@ from pathlib import Path
 
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
-from titan_attent.reference import ReferenceLosses
+from titan_attent.scores.reference import ReferenceLosses
 
 
 class DataSets:

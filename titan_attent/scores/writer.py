@@ -1,4 +1,4 @@
-"""Writes the reference losses of reference.py: one file that grows in order, resumable, finished by one small file.
+"""Writes the reference losses of scores/reference.py: one file that grows in order, resumable, finished by one small file.
 
 A thread of its own writes, so that whoever computes losses does not wait for a disk. What was handed over together is
 fsynced, and then scoring.json, replaced in one step, counts it: after a crash the count names a prefix of the losses,
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from titan_attent.data.format import write_atomically
 from titan_attent.data.progress import locked
-from titan_attent.reference import (
+from titan_attent.scores.reference import (
     DTYPE,
     FORMAT,
     HASH_BLOCK,
