@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import titan_attent.compat  # noqa: E402, F401
+import titan_attent.titan.compat  # noqa: E402, F401
 
 import measure  # noqa: E402
 import torch  # noqa: E402

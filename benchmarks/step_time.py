@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import measure
 import torch
@@ -47,8 +47,8 @@ from torchtitan.train import Trainer
 
 from titan_attent.data.shards import TokenDataset
 from titan_attent.data.writer import write_dataset
-from titan_attent.train_spec import attent_spec
-from titan_attent.trainer import TeachingTrainer
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.trainer import TeachingTrainer
 
 FLAVORS = {
     "debugmodel": llama3_args["debugmodel"],

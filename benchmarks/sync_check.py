@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import measure
 import step_time

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import torch
 from torch import Tensor
@@ -34,15 +34,15 @@ from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 from tqdm import tqdm
 
-from titan_attent import preflight
-from titan_attent.data.loader import TeachingLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.losses.cross_entropy import per_example_cross_entropy
-from titan_attent.score_checks import check_scoring, check_weights, scoring_config, writer_of
+from titan_attent.titan import preflight
+from titan_attent.titan.loader import TeachingLoader
+from titan_attent.titan.scoring_checks import check_scoring, check_weights, scoring_config, writer_of
+from titan_attent.titan.train_spec import attent_spec
 from titan_attent.train import arguments, parse
-from titan_attent.train_spec import attent_spec
 
 STRETCH_EXAMPLES = 2**16
 """About what is gathered and written at once, and at least one batch of all ranks."""

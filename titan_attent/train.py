@@ -1,6 +1,6 @@
 """The command: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
 
-Parses the configuration, settles what depends on the machine, runs every check of preflight.py, registers the model's
+Parses the configuration, settles what depends on the machine, runs every check of titan/preflight.py, registers the model's
 ``_attent`` twin and hands over to torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
 message, from rank 0.
 """
@@ -43,12 +43,12 @@ def parse(argv: list[str]) -> "JobConfig":
 
     What is logged from here on looks like torchtitan's lines, without those that mean nothing on a CPU.
     """
-    import titan_attent.compat as compat
+    import titan_attent.titan.compat as compat
 
     from torchtitan.config import ConfigManager
     from torchtitan.tools.logging import init_logger
 
-    from titan_attent import compat_cpu, preflight, quiet
+    from titan_attent.titan import compat_cpu, preflight, quiet
 
     init_logger()
     if compat.IS_CPU:
@@ -76,16 +76,16 @@ def parse(argv: list[str]) -> "JobConfig":
 def main() -> None:
     argv = arguments("titan_attent.train")
 
-    import titan_attent.compat as compat
+    import titan_attent.titan.compat as compat
 
     from torchtitan.config import ConfigManager
     from torchtitan.protocols.train_spec import register_train_spec
     from torchtitan.train import main as torchtitan_main
 
-    from titan_attent import preflight
     from titan_attent.data.opened import DataSets
-    from titan_attent.train_spec import attent_spec
-    from titan_attent.trainer import TeachingTrainer
+    from titan_attent.titan import preflight
+    from titan_attent.titan.train_spec import attent_spec
+    from titan_attent.titan.trainer import TeachingTrainer
 
     try:
         job_config = parse(argv)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titan_attent.compat import expert_counts_kept
+from titan_attent.titan.compat import expert_counts_kept
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from torchtitan.models.moe import MoEArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 
-from titan_attent import preflight
 from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
@@ -33,8 +32,9 @@ from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.chunked import chunked_weighted_cross_entropy
 from titan_attent.teacher.teacher import Teacher
-from titan_attent.train_spec import attent_spec
-from titan_attent.trainer import TeachingTrainer
+from titan_attent.titan import preflight
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.trainer import TeachingTrainer
 
 STEPS, SAVED = 4, 3
 """Steps of a run; the one after which a cell with checkpoints saves."""

@@ -20,7 +20,7 @@ _GRACE_SECONDS = 2.0
 # copy its threads in whatever state they are.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pytest", "hypothesis", "torch.distributed.checkpoint", "torch.distributed.tensor", "titan_attent.trainer"]
+    ["pytest", "hypothesis", "torch.distributed.checkpoint", "torch.distributed.tensor", "titan_attent.titan.trainer"]
 )
 
 

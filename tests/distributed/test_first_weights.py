@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import titan_attent.compat
+import titan_attent.titan.compat
 
 import pytest
 import torch
@@ -14,9 +14,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent.train_spec import EXTRA_FLAVORS
+from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
-pytestmark = pytest.mark.skipif(not titan_attent.compat.IS_CPU, reason="with an accelerator torch draws by itself")
+pytestmark = pytest.mark.skipif(
+    not titan_attent.titan.compat.IS_CPU, reason="with an accelerator torch draws by itself"
+)
 
 
 def first_weights(mesh: DeviceMesh | None) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from torchtitan.protocols.train_spec import _extra_train_specs, get_train_spec, 
 from torchtitan.train import Trainer
 
 from titan_attent.data.writer import write_dataset
-from titan_attent.trainer import TeachingTrainer
+from titan_attent.titan.trainer import TeachingTrainer
 
 STEPS = 50
 SYNCED_STEPS = 34

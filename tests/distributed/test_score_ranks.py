@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import pytest
 import torch
@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.checkpoint import MODEL
 
-from titan_attent import preflight, score
+from titan_attent import score
 from titan_attent.data.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.score import ReferenceScorer
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.titan import preflight
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(

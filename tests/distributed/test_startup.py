@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ import torch.distributed as dist
 from distributed.parallel_world import FLAVORS, config_of
 from distributed.spawn import run_on_ranks
 
-from titan_attent import preflight
-from titan_attent.data.loader import FixedLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.scores import reference
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.train_spec import attent_spec
-from titan_attent.validate import sample
+from titan_attent.titan import preflight
+from titan_attent.titan.loader import FixedLoader
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.validator import sample
 
 
 def looked(mesh: Any, errors: dict[int, Exception]) -> str:
@@ -178,7 +178,7 @@ def test_a_sample_for_validation_is_the_same_for_all_and_of_all_sources(tmp_path
 def test_validation_steps_are_global_batches_whatever_their_cut(
     token_data: dict[str, Path], tmp_path: Path, ranks: int, local: int, accumulated: int
 ) -> None:
-    from titan_attent.validate import build_validator
+    from titan_attent.titan.validator import build_validator
 
     settings = {"training.local_batch_size": local, "training.global_batch_size": 8, "validation.steps": 3}
     config = config_of(

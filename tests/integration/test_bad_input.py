@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import pytest
 from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
-from titan_attent import preflight
 from titan_attent.data.opened import DataSets
-from titan_attent.train_spec import attent_spec
+from titan_attent.titan import preflight
+from titan_attent.titan.train_spec import attent_spec
 
 CLI = ["--job.custom_config_module", "titan_attent.job_config"]
 

@@ -4,12 +4,12 @@ import json
 import re
 from pathlib import Path
 
-import titan_attent.compat as compat
+import titan_attent.titan.compat as compat
 
 import pytest
 from launch import launch, read_scalars, read_trace, run
 
-from titan_attent import compat_cpu
+from titan_attent.titan import compat_cpu
 
 pytestmark = pytest.mark.skipif(not compat.IS_CPU, reason="what is asked and said where there is no accelerator")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import torch
 from launch import TIMEOUT, finish, read_checkpoint, read_scalars, read_trace, run, start

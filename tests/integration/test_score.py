@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from titan_attent import score
 from titan_attent.data.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.train_spec import attent_spec
+from titan_attent.titan.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")
 SEQ_LEN = 256

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from titan_attent.data.order import Pool
 from titan_attent.data.shards import TokenShards
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.train_spec import EXTRA_FLAVORS
+from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
 SEQ_LEN = 256
 

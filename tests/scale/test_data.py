@@ -8,16 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import numpy as np
 import pytest
 import torch
 from distributed.parallel_world import FLAVORS, config_of
 
-from titan_attent import preflight, train_spec
 from titan_attent.data.format import ShardEntry, write_index
 from titan_attent.data.opened import DataSets
+from titan_attent.titan import preflight, train_spec
 
 NUM_SHARDS, SHARD_TOKENS, RANKS = 100_000, 150_000_000, 512
 SOURCES = ("code", "web")

@@ -11,7 +11,7 @@ from threading import get_ident
 from typing import Any
 from unittest import mock
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import pytest
 import torch

@@ -4,18 +4,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import numpy as np
 import pytest
 import torch
 
 from titan_attent.data.format import ShardWriter, write_index
-from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.data.opened import DataSets
 from titan_attent.data.order import Pass, Pool, SelectedPlaces
 from titan_attent.data.reader import Batch
 from titan_attent.data.shards import TokenDataset
+from titan_attent.titan.loader import FixedLoader, TeachingLoader
 
 SEQ_LEN, ROWS, BATCHES, PASSES = 6, 4, 5, 4
 

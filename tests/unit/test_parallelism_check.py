@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.parallelism import check_parallelism
+from titan_attent.titan.parallelism import check_parallelism
 
 
 def config_of(**values: Any) -> JobConfig:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from titan_attent import compat_cpu
+from titan_attent.titan import compat_cpu
 
 
 def native(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import titan_attent.compat as compat
+import titan_attent.titan.compat as compat
 
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent import preflight
-from titan_attent.train_spec import attent_spec
+from titan_attent.titan import preflight
+from titan_attent.titan.train_spec import attent_spec
 
 QUICKSTART = Path(__file__).parents[2] / "train_configs" / "quickstart.toml"
 INF, NAN = float("inf"), float("nan")

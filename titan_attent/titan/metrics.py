@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig

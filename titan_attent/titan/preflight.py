@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import titan_attent.compat  # noqa: F401
+import titan_attent.titan.compat  # noqa: F401
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,14 +28,14 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_type
 
-from titan_attent.data.loader import check_geometry, geometry_of, global_batch_size
 from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.parallelism import check_parallelism, check_split
 from titan_attent.teacher.advice import check_sizes
-from titan_attent.value_checks import check_fit, check_values
+from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_size
+from titan_attent.titan.parallelism import check_parallelism, check_split
+from titan_attent.titan.value_checks import check_fit, check_values
 
 if sys.version_info >= (3, 11):
     import tomllib

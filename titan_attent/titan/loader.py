@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import titan_attent.compat
+import titan_attent.titan.compat
 
 import torch
 from torch import Tensor
@@ -197,5 +197,5 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
         dp_world_size=dp_world_size,
         microbatches=batch_size // (job_config.training.local_batch_size * dp_world_size),
         reader=datasets.reader(data.num_workers),
-        pin_memory=not titan_attent.compat.IS_CPU and data.num_workers > 0,
+        pin_memory=not titan_attent.titan.compat.IS_CPU and data.num_workers > 0,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import titan_attent.compat
+import titan_attent.titan.compat
 
 import torch
 from torch import Tensor
@@ -18,18 +18,18 @@ from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZB
 from torchtitan.config import JobConfig
 from torchtitan.train import Trainer
 
-from titan_attent.data.loader import FixedLoader, TeachingLoader
 from titan_attent.data.order import Pool
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
-from titan_attent.metrics import TeachingMetricsProcessor
-from titan_attent.pipeline import PipelineLoss, pack_target
 from titan_attent.teacher.advice import log_plan
 from titan_attent.teacher.teacher import Teacher
-from titan_attent.train_spec import build_example_loss
+from titan_attent.titan.loader import FixedLoader, TeachingLoader
+from titan_attent.titan.metrics import TeachingMetricsProcessor
+from titan_attent.titan.pipeline import PipelineLoss, pack_target
+from titan_attent.titan.train_spec import build_example_loss
 
 
 class TeachingTrainer(Trainer):
@@ -222,7 +222,7 @@ class TeachingTrainer(Trainer):
             dp_world_size=loader.dp_world_size,
             reader=loader.reader,
         )
-        with titan_attent.compat.expert_counts_kept(self.model_parts):
+        with titan_attent.titan.compat.expert_counts_kept(self.model_parts):
             for i, (input_dict, labels) in enumerate(batches):
                 input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
                 labels, example_ids = labels.to(self.device), input_dict.pop("example_id")

@@ -2,7 +2,7 @@
 
 torchtitan checks the command line's types and choices, nothing in a TOML, and few ranges. Here every key is held
 against the type that its section declares, the keys that a user is likely to change against their range, and those
-that depend on each other or on the machine against that. What needs the number of processes is parallelism.py's.
+that depend on each other or on the machine against that. What needs the number of processes is titan/parallelism.py's.
 
 Cost: reads the configuration and the flavor's sizes; a directory or two of checkpoints.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import titan_attent.compat
+import titan_attent.titan.compat
 
 from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
@@ -109,7 +109,7 @@ def check_fit(job_config: JobConfig, model_args: BaseModelArgs) -> None:
             f"[validation] seq_len = {validation.seq_len} is above [training] seq_len = {training.seq_len}, the "
             f"length that the model is built for: give --validation.seq_len {training.seq_len}, or less"
         )
-    if getattr(model_args, "attn_type", "sdpa") == "varlen" and titan_attent.compat.IS_CPU:
+    if getattr(model_args, "attn_type", "sdpa") == "varlen" and titan_attent.titan.compat.IS_CPU:
         raise ValueError(
             f'[model] flavor = "{job_config.model.flavor}": its attention (varlen) runs on GPUs only. Choose a flavor '
             "without"
@@ -154,7 +154,7 @@ def _check_checkpoint(job_config: JobConfig) -> None:
             "[checkpoint] keep_latest_k = 1: the last one may be half-written when it is needed. Set it to 2 or more, "
             "or to 0 to keep all"
         )
-    if config.async_mode == "async_with_pinned_mem" and titan_attent.compat.IS_CPU:
+    if config.async_mode == "async_with_pinned_mem" and titan_attent.titan.compat.IS_CPU:
         raise ValueError(
             '[checkpoint] async_mode = "async_with_pinned_mem": there is no accelerator to copy from. Set it to "async"'
         )
@@ -217,7 +217,7 @@ def _check_activation_checkpoint(job_config: JobConfig) -> None:
 
 def _check_debugging(job_config: JobConfig) -> None:
     profiling = job_config.profiling
-    if titan_attent.compat.IS_CPU:
+    if titan_attent.titan.compat.IS_CPU:
         for key in ("enable_profiling", "enable_memory_snapshot"):
             if getattr(profiling, key):
                 raise ValueError(f"[profiling] {key} = true: torchtitan profiles accelerators only. Set it to false")

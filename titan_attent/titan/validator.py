@@ -9,7 +9,7 @@ global batch examples, drawn once and for all: the same in every run on that dat
 from contextlib import AbstractContextManager
 from typing import Any
 
-import titan_attent.compat as compat
+import titan_attent.titan.compat as compat
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ from torchtitan.distributed.context_parallel import prepare_context_parallel_inp
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
-from titan_attent.data.loader import FixedLoader, global_batch_size
 from titan_attent.data.opened import DataSets
 from titan_attent.data.order import Key, Pool
 from titan_attent.data.shards import TokenDataset
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.titan.loader import FixedLoader, global_batch_size
 
 SAMPLE_ORDER: Key = (0, 0, 0)
 """Key of the order whose first examples are the sample: no run's seed, so that runs compare."""
