@@ -41,8 +41,8 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.importance import importance
 from titan_attent.teacher.radix import blocks
-from titan_attent.teacher.scores import QUANTILE
 from titan_attent.teacher.selection import lowest_log_probability
+from titan_attent.teacher.statistics import QUANTILE
 from titan_attent.teacher.weights import inclusion_probabilities
 
 RATIO, BATCH, STEP = 0.5, 1024, 5000

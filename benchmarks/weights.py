@@ -18,7 +18,7 @@ from titan_attent.data.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.scores import Scores
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import choose
 
 CEILINGS = (1.0, 2.0, 4.0, 8.0, 1e9)

@@ -14,7 +14,7 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import IMPORTANCES, Known, finite_median, importance
 from titan_attent.teacher.radix import largest_keys, ordered_keys, score_of_key
-from titan_attent.teacher.scores import Scores
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import STRATEGIES
 
 NUM_EXAMPLES = 331

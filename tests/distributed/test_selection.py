@@ -14,7 +14,6 @@ from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher.audit import audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key
-from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
     gather_bitmask,
     log_probabilities,
@@ -24,6 +23,7 @@ from titan_attent.teacher.selection import (
     soft_keys,
     unseen_first,
 )
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.weights import inverse_probability_weights
 
 KINDS = ("normal", "few values", "all equal", "mostly -inf", "extreme", "keys")

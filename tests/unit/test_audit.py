@@ -11,7 +11,7 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher.audit import Choice, Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.scores import Scores
+from titan_attent.teacher.statistics import Scores
 
 
 def everything(size: int) -> Candidates:

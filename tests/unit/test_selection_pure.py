@@ -14,7 +14,6 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, largest_keys, ordered_keys, score_of_key
-from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
     log_probabilities,
     lowest_log_probability,
@@ -23,6 +22,7 @@ from titan_attent.teacher.selection import (
     soft_keys,
     unseen_first,
 )
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import STRATEGIES
 
 FLOATS = st.floats(width=32, allow_nan=False)

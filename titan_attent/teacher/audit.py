@@ -17,7 +17,7 @@ from titan_attent.foundations.keyed import signed
 from titan_attent.losses.records import Records
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import blocks, positive
-from titan_attent.teacher.scores import Scores
+from titan_attent.teacher.statistics import Scores
 
 Sources = Sequence[tuple[str, int]]
 """(name, first example id) of each stretch of the data set, in the order of the ids; a name may come again."""

@@ -28,8 +28,8 @@ from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.guards import Quarantine, Quarantined
 from titan_attent.teacher.importance import Known, importance
 from titan_attent.teacher.radix import blocks, positive, replace_bits
-from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import gather_bitmask
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import Seed, choose
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from torch import Tensor
 from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, positive, score_of_key
-from titan_attent.teacher.scores import Scores
 from titan_attent.teacher.selection import (
     log_probabilities,
     lowest_log_probability,
@@ -25,6 +24,7 @@ from titan_attent.teacher.selection import (
     soft_keys,
     unseen_first,
 )
+from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.weights import inverse_probability_weights, mean_one
 
 Seed = tuple[int, ...]
