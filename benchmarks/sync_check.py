@@ -12,7 +12,7 @@ the profiler counts, include them; they stand beside stock's in the table and ar
 two more tensors of a batch to the device (example ids and weights), each with a wait of its own.
 
 On CPU (--device cpu) nothing waits. A double notes the operators that would, in the same places but the next batch,
-whose tensors are the host's: a rehearsal of this script. tests/distributed/test_hot_path.py is the test on CPU.
+whose tensors are the host's: a rehearsal of this script. tests/distributed/titan/test_hot_path.py is the test on CPU.
 """
 
 import argparse

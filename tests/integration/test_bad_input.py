@@ -13,8 +13,8 @@ import pytest
 from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
-from titan_attent.data.opened import DataSets
 from titan_attent.titan import preflight
+from titan_attent.titan.opened import DataSets
 from titan_attent.titan.train_spec import attent_spec
 
 CLI = ["--job.custom_config_module", "titan_attent.job_config"]

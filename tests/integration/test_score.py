@@ -19,9 +19,9 @@ from launch import kill_when, launch, read_weights, run, start, write_config
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent import score
 from titan_attent.data.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.titan import scorer
 from titan_attent.titan.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")
@@ -131,8 +131,8 @@ def killed(folder: Path) -> Path:
 def check(folder: Path, *args: str) -> None:
     """What titan_attent.score does before it starts; the last of two equal arguments counts."""
     cli = ["--job.custom_config_module", "titan_attent.job_config"]
-    job_config = score.scoring_config(ConfigManager().parse_args([*cli, *args]))
-    score.check_scoring(job_config, attent_spec(job_config.model.name), world_size=2)
+    job_config = scorer.scoring_config(ConfigManager().parse_args([*cli, *args]))
+    scorer.check_scoring(job_config, attent_spec(job_config.model.name), world_size=2)
 
 
 def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
@@ -218,11 +218,11 @@ def test_bad_arguments(folder: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str, int], message: str) -> None:
     for step in (3, 6):
         path = str(folder / "run" / "checkpoint" / f"step-{step}")
-        score.check_weights(tiny().state_dict(), path)
+        scorer.check_weights(tiny().state_dict(), path)
         with pytest.raises(ValueError, match=message):
-            score.check_weights(tiny(**other).state_dict(), path)
+            scorer.check_weights(tiny(**other).state_dict(), path)
 
 
 if __name__ == "__main__":
-    score.STRETCH_EXAMPLES = 1
-    score.main()
+    scorer.STRETCH_EXAMPLES = 1
+    scorer.score()

@@ -16,8 +16,8 @@ import torch
 from distributed.parallel_world import FLAVORS, config_of
 
 from titan_attent.data.format import ShardEntry, write_index
-from titan_attent.data.opened import DataSets
 from titan_attent.titan import preflight, train_spec
+from titan_attent.titan.opened import DataSets
 
 NUM_SHARDS, SHARD_TOKENS, RANKS = 100_000, 150_000_000, 512
 SOURCES = ("code", "web")

@@ -16,9 +16,9 @@ import titan_attent.titan.compat  # noqa: F401
 import pytest
 import torch
 
-from titan_attent.score import Stretches
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.titan.scorer import Stretches
 
 NUM_EXAMPLES = 10**9
 WORLDS = [(512, 16), (1024, 32)]

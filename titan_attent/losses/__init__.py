@@ -1,0 +1,10 @@
+"""From logits and labels to one loss an example, and what is kept of it.
+
+cross_entropy.py    one loss an example and the weighted scalar, in one pass over the logits
+chunked.py          the same without a second copy of the logits
+head.py             the same without the logits: the output layer and its loss in one
+vocab_parallel.py   the same where tensor parallelism cuts the vocabulary, or context parallelism the sequence
+records.py          what is known of an example
+buffer.py           the records of all examples, sharded over the ranks; exchanged every few steps
+window.py           the last losses of all, for weights that follow the loss within the step
+"""

@@ -1,8 +1,8 @@
-"""losses/cross_entropy.py's weighted cross-entropy in chunks of tokens: no second copy of the logits.
+"""cross_entropy.py's weighted cross-entropy in chunks of tokens: no second copy of the logits.
 
 Only one chunk is ever upcast to fp32, and the gradient can take the logits' own memory: the peak is the logits
 themselves. torch's own way keeps the logits and a gradient of their size when compiled, and several fp32 copies beside
-them when not. losses/head.py goes further and never has the logits of more than one chunk.
+them when not. head.py goes further and never has the logits of more than one chunk.
 
 Cost, for N = B L tokens in chunks of C: 12 N bytes of row statistics beside the logits, and 4 C V bytes of scratch
 (eager) or none (compiled). The logits are read twice forward, and read and written once backward. No collective.
@@ -58,7 +58,7 @@ def token_losses(logits_CV: Tensor, labels_C: Tensor, *, squares: bool, kernels:
     label_logit_C = logits_CV.gather(1, labels_C.clamp(min=0)[:, None])[:, 0].float()
     loss_C = torch.where(labels_C != IGNORE_INDEX, total_C.log() - (label_logit_C - maximum_C), 0.0)
     squared_C = None
-    if total_squares_C is not None:  # sum_v p_v^2 - 2 p_y + 1, see losses/cross_entropy.py
+    if total_squares_C is not None:  # sum_v p_v^2 - 2 p_y + 1, see cross_entropy.py
         squared_C = total_squares_C / total_C.square() - 2 * (-loss_C).exp() + 1
     return TokenLosses(loss_C, maximum_C, total_C, squared_C)
 

@@ -85,7 +85,7 @@ def weighted_cross_entropy(
         weights_B: fp32 [B], importance weights; ones leave the loss as torchtitan's.
         statistics: fp32 [3] of :class:`LossWindow`; read with ``temperature`` only.
         with_gradient: also measure the functional gradient.
-        temperature: multiply the weights by those that follow from the loss itself (losses/window.py).
+        temperature: multiply the weights by those that follow from the loss itself (window.py).
 
     Returns:
         (weighted sum, unweighted sum, mean_B, norms_B): two fp32 scalars in nats, summed over valid tokens; fp32 [B]

@@ -11,7 +11,7 @@ the means of an example come from sums and counts of all its parts.
 Cost a microbatch: TP 4 to 16 bytes a token on the wire in two collectives, the backward recomputes the softmax instead
 of keeping it; CP one all-reduce of 8 or 12 bytes an example. No host sync.
 
-Shapes as in losses/cross_entropy.py: B examples, L tokens, V vocabulary; N = B L; v: this rank's part of V.
+Shapes as in cross_entropy.py: B examples, L tokens, V vocabulary; N = B L; v: this rank's part of V.
 """
 
 from functools import partial

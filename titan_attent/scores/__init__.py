@@ -1,0 +1,5 @@
+"""Numbers per example on disk, bound to the data that they are of.
+
+reference.py   the losses of a reference model: what the files are, reading them
+writer.py      writing them: one file that grows, resumable, finished by one small file
+"""

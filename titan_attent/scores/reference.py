@@ -1,7 +1,7 @@
 """Reference losses: what a second model finds hard in every example, for the importance "excess_loss".
 
 The loss of a reference model estimates the part of an example's loss that no training removes; loss - reference loss
-is then the part worth teaching. The losses are made once, by score.py with scores/writer.py, and read by every run
+is then the part worth teaching. The losses are made once, by score.py with writer.py, and read by every run
 on the same examples.
 
     DIR/losses.bin        float32 little-endian [N]: mean nats a token of example i; it grows in the order of the ids
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = "titan_attent.scores.reference"
+FORMAT = "titan_attent.reference"
 VERSION = 1
 REFERENCE_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"

@@ -1,4 +1,4 @@
-"""Writes the reference losses of scores/reference.py: one file that grows in order, resumable, finished by one small file.
+"""Writes the reference losses of reference.py: one file that grows in order, resumable, finished by one small file.
 
 A thread of its own writes, so that whoever computes losses does not wait for a disk. What was handed over together is
 fsynced, and then scoring.json, replaced in one step, counts it: after a crash the count names a prefix of the losses,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
-from titan_attent.job_config import TeacherConfig
+from titan_attent.teacher.config import TeacherConfig
 
 if TYPE_CHECKING:
     from titan_attent.teacher.teacher import Teacher

@@ -19,12 +19,12 @@ from torch import Tensor
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, signed
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
-from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher import schedule
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.guards import Quarantine, Quarantined
 from titan_attent.teacher.importance import Known, importance
 from titan_attent.teacher.radix import blocks, positive, replace_bits

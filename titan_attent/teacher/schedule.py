@@ -6,7 +6,7 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 
 import math
 
-from titan_attent.job_config import TeacherConfig
+from titan_attent.teacher.config import TeacherConfig
 
 
 def progress(step: int, *, warmup_steps: int, total_steps: int) -> float:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, positive, score_of_key
 from titan_attent.teacher.selection import (
     log_probabilities,

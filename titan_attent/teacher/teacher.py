@@ -24,12 +24,12 @@ from torch import Tensor
 from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, signed
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.teacher import schedule
 from titan_attent.teacher.advice import check_parts, check_sizes, warn_below_break_even
 from titan_attent.teacher.audit import Sources
+from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.strategies import REDRAWN, is_weighted
 

@@ -1,0 +1,18 @@
+"""Everything that touches torchtitan 0.2.2: the one room that may import it.
+
+    launch.py          the training command: configuration, checks, hand over to torchtitan
+    scorer.py          the scoring command; scoring_checks.py: its input
+    preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
+    train_spec.py      which parts a model gets
+    loader.py          torchtitan's loader over the token shards
+    trainer.py         torchtitan's Trainer with the teacher beside it
+    pipeline.py        the loss function of a pipeline schedule
+    validator.py       validation over the same shards each time
+    metrics.py         torchtitan's metrics with the teacher's beside them
+    compat.py          mends torchtitan 0.2.2; compat_cpu.py: on CPU, whose log quiet.py keeps free of GPUs
+
+Importing this package puts the mends in force before anything of torchtitan is imported, which copies the device type
+by name.
+"""
+
+from titan_attent.titan import compat as compat

@@ -1,6 +1,6 @@
 """Mends for torchtitan 0.2.2 and torch 2.11 to 2.13, each with the reason and the day it can go.
 
-Import this module before anything of torchtitan. Without an accelerator it also puts those of titan/compat_cpu.py in force.
+Import this module before anything of torchtitan. Without an accelerator it also puts those of compat_cpu.py in force.
 
 1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
    A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
@@ -22,8 +22,8 @@ Import this module before anything of torchtitan. Without an accelerator it also
    that of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
-parallelism (#2990) in titan/trainer.py, gradients under a pipeline (#2972) in titan/pipeline.py, ``global_max_loss`` (#3111) in
-titan/metrics.py, the validation loss under context parallelism (#3257) in titan/validator.py.
+parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
+metrics.py, the validation loss under context parallelism (#3257) in validator.py.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """What torchtitan 0.2.2 needs to train on CPU with gloo: for tests and small runs, not for speed.
 
-Part of titan/compat.py, which calls :func:`mend` where there is no accelerator, before anything else of torchtitan is
+Part of compat.py, which calls :func:`mend` where there is no accelerator, before anything else of torchtitan is
 imported: several of its modules copy the device type by name at import.
 
 1. torchtitan takes "cuda" and fails in ``set_device``. Its device type and device module are "cpu" and a twin here.
@@ -8,7 +8,7 @@ imported: several of its modules copy the device type by name at import.
 2. gloo has no PREMUL_SUM, which FSDP2 asks for once a gradient divide factor is set; every such FSDP module is told to
    use plain sums. Goes when FSDP2 asks the backend.
 3. DTensor and torch's context parallelism know the attention kernels of GPUs only, and flex attention has no backward
-   on CPU: titan/compat_cpu_attention.py has twins. Goes when they know the CPU's.
+   on CPU: compat_cpu_attention.py has twins. Goes when they know the CPU's.
 4. Mixture of experts: ``torch.histc`` refuses integers on CPU, and the token order of expert parallelism comes from a
    Triton kernel; torchtitan's own CPU twin of that kernel is used. Go when torch and torchtitan do so.
 5. torchtitan computes in bfloat16 unless told otherwise, which costs 60 to 100 times fp32's time on a CPU that has no

@@ -1,4 +1,4 @@
-"""Attention on CPU under parallelism and flex masks, where torch knows the kernels of GPUs only; part of titan/compat_cpu.py.
+"""Attention on CPU under parallelism and flex masks, where torch knows the kernels of GPUs only; part of compat_cpu.py.
 
 Heads that tensor parallelism has cut are attended to as plain tensors; the keys and values of sequences that context
 parallelism has cut are gathered; flex attention, which has no backward on CPU, is computed over the whole mask, which

@@ -16,21 +16,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import titan_attent.titan.compat
-
-import torch
-from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
-from titan_attent.data.opened import DataSets
-from titan_attent.data.order import Pass, Pool
+from titan_attent.data.order import Pass
 from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
-from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.teacher.teacher import Teacher
+from titan_attent.titan import compat
+from titan_attent.titan.opened import DataSets
 
 
 def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int) -> dict[str, Any]:
@@ -144,40 +140,6 @@ class TeachingLoader(BaseDataLoader):
         self.reader.close()
 
 
-class FixedLoader:
-    """The examples of ``pool``, the same at every iteration, every one exactly once over all ranks.
-
-    For validation and scoring. All ranks get equally many batches (unequal counts would hang FSDP): rows that are
-    missing at the end are padding, with ignored labels and the id N.
-    """
-
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        pool: Pool,
-        *,
-        batch_size: int,
-        dp_rank: int,
-        dp_world_size: int,
-        reader: Reader,
-    ):
-        self.dataset, self.pool, self.batch_size = dataset, pool, batch_size
-        self.dp_rank, self.dp_world_size, self.reader = dp_rank, dp_world_size, reader
-        self.num_batches = -(-pool.size // (batch_size * dp_world_size))
-
-    def _read(self, places: Tensor) -> Batch:
-        padding = places >= self.pool.size
-        ids = self.pool.ids(places.clamp(max=self.pool.size - 1))
-        inputs, labels = self.dataset.batch(ids)
-        labels[padding] = IGNORE_INDEX
-        return {"input": inputs, "example_id": ids.masked_fill(padding, len(self.dataset))}, labels
-
-    def __iter__(self) -> Iterator[Batch]:
-        rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size
-        places = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
-        return self.reader.read(self._read, places)
-
-
 def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
     """Examples of a training step."""
     training = job_config.training
@@ -197,5 +159,5 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
         dp_world_size=dp_world_size,
         microbatches=batch_size // (job_config.training.local_batch_size * dp_world_size),
         reader=datasets.reader(data.num_workers),
-        pin_memory=not titan_attent.titan.compat.IS_CPU and data.num_workers > 0,
+        pin_memory=not compat.IS_CPU and data.num_workers > 0,
     )

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
-
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims

@@ -1,17 +1,17 @@
 """Which parallelisms a run may combine: refusals of what torchtitan 0.2.2 cannot do, or would train wrongly.
 
 All checks read the configuration only. What is granted here is compared with plain training in
-tests/distributed/test_parallelism.py, or stands in the README's table as not tested.
+tests/distributed/titan/test_parallelism.py, or stands in the README's table as not tested.
 """
 
 from typing import Any, cast
-
-import titan_attent.titan.compat
 
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 from torchtitan.config import JobConfig
 from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part
 from torchtitan.protocols import BaseModelArgs
+
+from titan_attent.titan import compat
 
 
 def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
@@ -52,7 +52,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
                 f"[{section}] seq_len = {seq_len} must be a multiple of tensor_parallel_degree x 2 x "
                 f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
             )
-    if training.enable_cpu_offload and titan_attent.titan.compat.IS_CPU:
+    if training.enable_cpu_offload and compat.IS_CPU:
         raise ValueError(
             "[training] enable_cpu_offload = true: there is no accelerator to offload from. Set it to false"
         )
@@ -150,11 +150,7 @@ def _check_pipeline(job_config: JobConfig) -> None:
         get_schedule_class(name)
     except ValueError as error:
         raise ValueError(f'[parallelism] pipeline_parallel_schedule = "{name}" is unknown: {error}') from None
-    if (
-        name == "DualPipeV"
-        and parallelism.pipeline_parallel_expert_parallel_overlap
-        and titan_attent.titan.compat.IS_CPU
-    ):
+    if name == "DualPipeV" and parallelism.pipeline_parallel_expert_parallel_overlap and compat.IS_CPU:
         raise ValueError(
             '[parallelism] pipeline_parallel_schedule = "DualPipeV" overlaps work on the streams of an accelerator, '
             "and there is none. Set pipeline_parallel_expert_parallel_overlap = false"

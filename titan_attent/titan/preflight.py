@@ -18,8 +18,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import titan_attent.titan.compat  # noqa: F401
-
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
@@ -28,12 +26,12 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_type
 
-from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.teacher.advice import check_sizes
 from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_size
+from titan_attent.titan.opened import DataSets
 from titan_attent.titan.parallelism import check_parallelism, check_split
 from titan_attent.titan.value_checks import check_fit, check_values
 

@@ -17,7 +17,7 @@ LINES = (
 )
 
 WARNINGS = (
-    # titan/compat_cpu.py draws so that they do.
+    # compat_cpu.py draws so that they do.
     r"DTensor random operators may not have complete support on cpu",
     r"DTensor manual_seed\(\) may not have complete support on cpu",
     # torchtitan's groups of one rank, which never communicate; gloo's own timeout is set.

@@ -4,19 +4,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
-
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.data.opened import DataSets
 from titan_attent.data.shards import TokenDataset
-from titan_attent.job_config import TeacherConfig
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.teacher.config import TeacherConfig
 from titan_attent.titan import preflight
+from titan_attent.titan.opened import DataSets
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:
@@ -35,7 +33,7 @@ def scoring_config(job_config: JobConfig) -> JobConfig:
 
 
 def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
-    """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in titan/preflight.py."""
+    """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
     if not job_config.teacher.reference_path:
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
     check_checkpoint(job_config.checkpoint.initial_load_path)

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat
-
 from torchtitan.components.loss import LossFunction
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
@@ -22,22 +20,22 @@ from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
-from titan_attent.data.opened import DataSets
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
 from titan_attent.losses.chunked import build_chunked_loss
 from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
 from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss
-from titan_attent.titan import preflight
+from titan_attent.titan import compat, preflight
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
+from titan_attent.titan.opened import DataSets
 from titan_attent.titan.pipeline import PipelineLoss
 from titan_attent.titan.validator import build_validator
 
 SUFFIX = "_attent"
 
 TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""torchtitan's text models, each trained by tests/distributed/test_parallelism.py."""
+"""torchtitan's text models, each trained by tests/distributed/titan/test_parallelism.py."""
 
 EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """Those with mixture-of-experts flavors."""
@@ -129,17 +127,17 @@ def attent_spec(name: str, datasets: DataSets | None = None) -> TrainSpec:
         raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
     model = name.removesuffix(SUFFIX)
     if model == "qwen3":
-        titan_attent.titan.compat.mend_tied_embeddings()
+        compat.mend_tied_embeddings()
     if model in EXPERT_MODELS:
-        titan_attent.titan.compat.mend_router_gradients(model)
-    titan_attent.titan.compat.mend_clipping()
+        compat.mend_router_gradients(model)
+    compat.mend_clipping()
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
     return replace(
         stock,
         model_args=flavors,
-        parallelize_fn=titan_attent.titan.compat.mended_parallelize(stock.parallelize_fn),
+        parallelize_fn=compat.mended_parallelize(stock.parallelize_fn),
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=partial(build_tokenizer, datasets),
         build_validator_fn=partial(build_validator, datasets),

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import titan_attent.titan.compat
-
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,6 +16,7 @@ from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZB
 from torchtitan.config import JobConfig
 from torchtitan.train import Trainer
 
+from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.order import Pool
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.json_lines import JsonLines
@@ -26,7 +25,8 @@ from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.teacher.advice import log_plan
 from titan_attent.teacher.teacher import Teacher
-from titan_attent.titan.loader import FixedLoader, TeachingLoader
+from titan_attent.titan import compat
+from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.pipeline import PipelineLoss, pack_target
 from titan_attent.titan.train_spec import build_example_loss
@@ -222,7 +222,7 @@ class TeachingTrainer(Trainer):
             dp_world_size=loader.dp_world_size,
             reader=loader.reader,
         )
-        with titan_attent.titan.compat.expert_counts_kept(self.model_parts):
+        with compat.expert_counts_kept(self.model_parts):
             for i, (input_dict, labels) in enumerate(batches):
                 input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
                 labels, example_ids = labels.to(self.device), input_dict.pop("example_id")

@@ -9,8 +9,6 @@ global batch examples, drawn once and for all: the same in every run on that dat
 from contextlib import AbstractContextManager
 from typing import Any
 
-import titan_attent.titan.compat as compat
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import _PipelineSchedule
@@ -25,11 +23,13 @@ from torchtitan.distributed.context_parallel import prepare_context_parallel_inp
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
-from titan_attent.data.opened import DataSets
+from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.order import Key, Pool
 from titan_attent.data.shards import TokenDataset
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.titan.loader import FixedLoader, global_batch_size
+from titan_attent.titan import compat
+from titan_attent.titan.loader import global_batch_size
+from titan_attent.titan.opened import DataSets
 
 SAMPLE_ORDER: Key = (0, 0, 0)
 """Key of the order whose first examples are the sample: no run's seed, so that runs compare."""

@@ -2,7 +2,7 @@
 
 torchtitan checks the command line's types and choices, nothing in a TOML, and few ranges. Here every key is held
 against the type that its section declares, the keys that a user is likely to change against their range, and those
-that depend on each other or on the machine against that. What needs the number of processes is titan/parallelism.py's.
+that depend on each other or on the machine against that. What needs the number of processes is parallelism.py's.
 
 Cost: reads the configuration and the flavor's sizes; a directory or two of checkpoints.
 """
@@ -14,13 +14,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import titan_attent.titan.compat
-
 from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
 
 from titan_attent.foundations.checks import check_number, check_one_of
+from titan_attent.titan import compat
 
 RANGES: dict[str, dict[str, Any]] = {
     "training.steps": {"at_least": 0, "whole": True},
@@ -109,7 +108,7 @@ def check_fit(job_config: JobConfig, model_args: BaseModelArgs) -> None:
             f"[validation] seq_len = {validation.seq_len} is above [training] seq_len = {training.seq_len}, the "
             f"length that the model is built for: give --validation.seq_len {training.seq_len}, or less"
         )
-    if getattr(model_args, "attn_type", "sdpa") == "varlen" and titan_attent.titan.compat.IS_CPU:
+    if getattr(model_args, "attn_type", "sdpa") == "varlen" and compat.IS_CPU:
         raise ValueError(
             f'[model] flavor = "{job_config.model.flavor}": its attention (varlen) runs on GPUs only. Choose a flavor '
             "without"
@@ -154,7 +153,7 @@ def _check_checkpoint(job_config: JobConfig) -> None:
             "[checkpoint] keep_latest_k = 1: the last one may be half-written when it is needed. Set it to 2 or more, "
             "or to 0 to keep all"
         )
-    if config.async_mode == "async_with_pinned_mem" and titan_attent.titan.compat.IS_CPU:
+    if config.async_mode == "async_with_pinned_mem" and compat.IS_CPU:
         raise ValueError(
             '[checkpoint] async_mode = "async_with_pinned_mem": there is no accelerator to copy from. Set it to "async"'
         )
@@ -217,7 +216,7 @@ def _check_activation_checkpoint(job_config: JobConfig) -> None:
 
 def _check_debugging(job_config: JobConfig) -> None:
     profiling = job_config.profiling
-    if titan_attent.titan.compat.IS_CPU:
+    if compat.IS_CPU:
         for key in ("enable_profiling", "enable_memory_snapshot"):
             if getattr(profiling, key):
                 raise ValueError(f"[profiling] {key} = true: torchtitan profiles accelerators only. Set it to false")

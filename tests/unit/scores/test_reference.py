@@ -68,7 +68,7 @@ def test_the_files_are_what_the_docstring_says(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == ["losses.bin", "reference.json"]
     np.testing.assert_array_equal(np.fromfile(finished / "losses.bin", dtype="<f4"), LOSSES.numpy())
     assert json.loads((finished / "reference.json").read_text()) == {
-        "format": "titan_attent.scores.reference",
+        "format": "titan_attent.reference",
         "version": 1,
         "data_fingerprint": "f00d",
         "seq_len": 16,
@@ -139,9 +139,7 @@ def test_a_reference_that_is_no_json_object(finished: Path, content: str) -> Non
 @pytest.mark.parametrize("changes", [{"format": "titan_attent.tokens"}, {"version": 2}, {"version": None}])
 def test_another_format(finished: Path, changes: dict[str, object]) -> None:
     damage(finished, **changes)
-    with pytest.raises(
-        ValueError, match="this package reads 'titan_attent.scores.reference' version 1; use the package"
-    ):
+    with pytest.raises(ValueError, match="this package reads 'titan_attent.reference' version 1; use the package"):
         ReferenceLosses(finished)
 
 

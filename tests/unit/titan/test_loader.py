@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.format import ShardWriter, write_index
-from titan_attent.data.opened import DataSets
 from titan_attent.data.order import Pass, Pool, SelectedPlaces
 from titan_attent.data.reader import Batch
 from titan_attent.data.shards import TokenDataset
-from titan_attent.titan.loader import FixedLoader, TeachingLoader
+from titan_attent.titan.loader import TeachingLoader
+from titan_attent.titan.opened import DataSets
 
 SEQ_LEN, ROWS, BATCHES, PASSES = 6, 4, 5, 4
 

@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 corpora: Any = import_module("corpora")
 rules: Any = import_module("convergence_rules")
 runs: Any = import_module("convergence_runs")

@@ -1,4 +1,4 @@
-"""foundations/agreement.py: ranks that decide differently are told so, with the round, by the exchange that is there anyway."""
+"""foundations/agreement.py: ranks that decide differently are told so, with the round, by the exchange of losses."""
 
 from types import SimpleNamespace
 

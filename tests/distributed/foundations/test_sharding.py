@@ -1,4 +1,4 @@
-"""foundations/sharding.py: the cut is that of torch.chunk and DTensor; the collectives are those of numpy on all ranks' parts."""
+"""foundations/sharding.py: the cut of torch.chunk and DTensor; the collectives of numpy on the parts of all ranks."""
 
 import time
 from types import SimpleNamespace

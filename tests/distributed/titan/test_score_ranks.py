@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.checkpoint import MODEL
 
-from titan_attent import score
 from titan_attent.data.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.score import ReferenceScorer
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import preflight
+from titan_attent.titan import scorer as scorer_module
+from titan_attent.titan.scorer import ReferenceScorer
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(
@@ -64,8 +64,8 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
 def small_stretches() -> Iterator[None]:
     """Of two batches of all of two ranks, 12 examples: three stretches."""
     with (
-        mock.patch.object(score, "STRETCH_EXAMPLES", 12),
-        mock.patch.object(score, "check_weights"),
+        mock.patch.object(scorer_module, "STRETCH_EXAMPLES", 12),
+        mock.patch.object(scorer_module, "check_weights"),
         mock.patch.object(preflight, "let_first_rank_speak"),
     ):
         yield

@@ -13,7 +13,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from titan_attent.titan import preflight
 from titan_attent.titan.train_spec import attent_spec
 
-QUICKSTART = Path(__file__).parents[2] / "train_configs" / "quickstart.toml"
+QUICKSTART = Path(__file__).parents[3] / "train_configs" / "quickstart.toml"
 INF, NAN = float("inf"), float("nan")
 
 

@@ -1,4 +1,4 @@
-"""foundations/keyed.py against splitmix64 and a Feistel network in plain Python integers, and against the laws of chance."""
+"""foundations/keyed.py against splitmix64 and a Feistel network in plain Python integers, and the laws of chance."""
 
 import math
 from typing import Any

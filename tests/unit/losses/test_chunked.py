@@ -1,9 +1,9 @@
-"""losses/chunked.py and losses/head.py against losses/cross_entropy.py's plain functions and against float64 autograd."""
+"""losses/chunked.py and losses/head.py against the plain functions of losses/cross_entropy.py and float64 autograd."""
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_loss import WEIGHTS_B, batch
+from test_cross_entropy import WEIGHTS_B, batch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

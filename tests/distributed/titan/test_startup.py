@@ -16,14 +16,14 @@ import torch.distributed as dist
 from distributed.parallel_world import FLAVORS, config_of
 from distributed.spawn import run_on_ranks
 
-from titan_attent.data.opened import DataSets
+from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.scores import reference
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import preflight
-from titan_attent.titan.loader import FixedLoader
+from titan_attent.titan.opened import DataSets
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.validator import sample
 

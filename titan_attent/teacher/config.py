@@ -1,0 +1,199 @@
+"""The TOML section ``[teacher]``, which is also the configuration of a :class:`Teacher` in a loop of one's own.
+
+It must not use ``from __future__ import annotations``: with string annotations torchtitan's ConfigManager replaces
+sections instead of merging them.
+"""
+
+from dataclasses import dataclass
+
+from titan_attent.foundations.checks import check_number, check_one_of
+
+IMPORTANCES = ("loss", "functional_gradient", "excess_loss", "learnability", "attainment")
+
+
+@dataclass
+class TeacherConfig:
+    strategy: str = "soft"
+    """
+    Which examples a round trains on.
+    - "uniform": all, always: torchtitan's own loss, bit for bit. The control.
+    - "random": a random subset of the size the schedule asks for. The control at the same compute.
+    - "hard": the examples of largest importance.
+    - "soft": a draw without replacement in proportion to importance (Gumbel-top-k), anew for each pass.
+    - "threshold": InfoBatch: half of the examples below the mean importance are left out, anew for each pass, and the
+      other half counts double. Reads no ratio.
+    """
+
+    importance: str = "loss"
+    """
+    What makes an example worth teaching (importance.py).
+    - "loss": its last loss. Noise has the highest for ever: for clean or redundant data.
+    - "functional_gradient": the norm of softmax - onehot over its tokens, AtteNT's own measure; bounded.
+    - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed, as long as the
+      learner has not overtaken the reference (``teacher/importance_p99`` below 0).
+    - "learnability": loss x how fast it falls; needs no reference, and two readings: ``scoring = "forward_once"``.
+    - "attainment": loss x how far it has come from a blind guess, against the median; no reference, one fresh reading:
+      ``scoring = "forward"`` or "forward_once".
+    """
+
+    reference_path: str = ""
+    """
+    Folder of per-example reference losses, written by ``torchrun -m titan_attent.score``; read by the importance
+    "excess_loss".
+    """
+
+    scoring: str = "train"
+    """
+    Where the scores come from.
+    - "train": the losses seen in training; free, but as old as an example's last visit.
+    - "forward": a forward pass over the pool before each round; about a third of a training pass over it.
+    - "forward_once": that before the first selected round only.
+    """
+
+    pool_size: int = 0
+    """
+    Candidates of a round: 0 for the whole data set, or the next so many examples of its shuffled order, from one global
+    batch on. For training that sees its data about once, with ``scoring = "forward"`` and ``warmup_passes = 0``; global
+    batch / ratio is a selection every step; a multiple of it chooses better, from scores a few steps old.
+    """
+
+    scoring_batch_size: int = 0
+    """Examples of a rank's batch in a scoring pass; 0 for ``training.local_batch_size``."""
+
+    warmup_passes: int = 1
+    """Full passes before the first selection; the losses seen in them are the first scores."""
+
+    ratio_schedule: str = "incremental"
+    """
+    How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine",
+    or "adaptive": from the effective sample size of the round's importances, between the two.
+    """
+
+    initial_ratio: float = 0.5
+    """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
+
+    final_ratio: float = 0.8
+    """Share selected at the end, in (0, 1]; the largest of the adaptive schedule; not read by the constant one."""
+
+    interval_schedule: str = "incremental"
+    """How the passes over one selection move from ``initial_interval`` to ``max_interval``: "fixed", "incremental"."""
+
+    initial_interval: int = 1
+    """Passes over a selection at the start."""
+
+    max_interval: int = 2
+    """Passes over a selection at the end; not read by the fixed schedule."""
+
+    temperature: float = 1.0
+    """
+    Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random. Also
+    that of ``weighting = "loss"``.
+    """
+
+    normalization: str = "softmax"
+    """Losses to log-probabilities of the soft draw: "softmax" or "sigmoid" (flatter for large losses)."""
+
+    min_inclusion_probability: float = 0.05
+    """Floor on the probability with which the soft draw takes an example, in [0, 1); 0 for none."""
+
+    weighting: str = "inverse_probability"
+    """
+    Weights of the selected examples in the loss.
+    - "none": all equal.
+    - "inverse_probability": 1/q of the soft draw, clipped to ``max_weight``, mean 1. Other strategies have equal
+      weights: random by symmetry, hard because examples dropped with certainty cannot be corrected for.
+    - "loss": by the example's loss in the very step, small losses less, all above the middle alike, sharper with a
+      smaller ``temperature`` (Sow et al. 2025, losses/window.py). With ``strategy = "random"``, ratios of 1 and
+      ``warmup_passes = 0`` it is all that the teacher does.
+    """
+
+    max_weight: float = 4.0
+    """Largest inverse-probability weight, at least 1."""
+
+    loss_chunks: int = 1
+    """
+    Cut the tokens of a microbatch into so many chunks for the loss: fp32 logits of one chunk at a time, and the
+    gradient in the logits' own memory, at equal results (losses/chunked.py). 1 for one pass. Chunks of a thousand
+    tokens cost least. Not where tensor parallelism cuts the vocabulary, nor with ``strategy = "uniform"``.
+    """
+
+    anneal_fraction: float = 0.125
+    """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
+
+    quarantine_after: int = 8
+    """
+    Selections in a row that may take an example of the top 1% importances without bringing its loss down by 5%; then no
+    selection takes it again, and it is listed in <job.dump_folder>/teacher/quarantine.jsonl. 0 for no such guard.
+    """
+
+    min_effective_sample_size: float = 0.01
+    """
+    A pass trains its whole pool, and says so, when the effective sample size of the importances is a smaller share of
+    the pool than this: a handful of examples would rule it. Negative ones count from the lowest. In [0, 1).
+    """
+
+    shadow: bool = False
+    """Decide and log, but train on everything with equal weights: what the teacher would do, at no risk."""
+
+    trace: bool = False
+    """Append the example ids of every step to <job.dump_folder>/teacher/trace.jsonl (rank 0)."""
+
+    seed: int = 0
+    """Seed of the selections."""
+
+    def validate(self) -> None:
+        """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
+        check_one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
+        check_one_of("importance", self.importance, IMPORTANCES)
+        check_one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
+        check_one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
+        check_one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
+        check_one_of("normalization", self.normalization, ("softmax", "sigmoid"))
+        check_one_of("weighting", self.weighting, ("none", "inverse_probability", "loss"))
+        check_number("initial_ratio", self.initial_ratio, above=0, at_most=1)
+        check_number("final_ratio", self.final_ratio, above=0, at_most=1)
+        check_number("temperature", self.temperature, above=0)
+        check_number("min_inclusion_probability", self.min_inclusion_probability, at_least=0, below=1)
+        check_number("max_weight", self.max_weight, at_least=1)
+        check_number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
+        check_number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
+        check_number("initial_interval", self.initial_interval, at_least=1, whole=True)
+        incremental = self.interval_schedule == "incremental"  # the fixed one does not read max_interval
+        least = self.initial_interval if incremental else 1
+        check_number("max_interval", self.max_interval, at_least=least, whole=True)
+        check_number("scoring_batch_size", self.scoring_batch_size, at_least=0, whole=True)
+        check_number("pool_size", self.pool_size, at_least=0, whole=True)
+        check_number("loss_chunks", self.loss_chunks, at_least=1, whole=True)
+        check_number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
+        check_number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
+        check_number("seed", self.seed, whole=True)
+        if self.importance == "excess_loss" and not self.reference_path:
+            raise ValueError(
+                '[teacher] importance = "excess_loss" needs reference_path: the folder of reference losses, written by '
+                "torchrun -m titan_attent.score"
+            )
+        if self.scoring == "forward_once" and self.pool_size:
+            raise ValueError(
+                f'[teacher] scoring = "forward_once" with pool_size = {self.pool_size}: each round has a pool of '
+                'its own; use scoring = "forward", or pool_size = 0'
+            )
+        if self.strategy == "uniform" and self.weighting == "loss":
+            raise ValueError(
+                '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
+                'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
+            )
+        if self.strategy == "uniform" and self.loss_chunks > 1:
+            raise ValueError(
+                f'[teacher] loss_chunks = {self.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
+                "loss: set it to 1, or choose another strategy"
+            )
+        if self.strategy == "threshold" and self.weighting == "loss":
+            raise ValueError(
+                '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
+                "another of the two"
+            )
+        if self.ratio_schedule == "adaptive" and self.initial_ratio > self.final_ratio:
+            raise ValueError(
+                f"[teacher] initial_ratio = {self.initial_ratio} is above final_ratio = {self.final_ratio}: the "
+                "adaptive schedule moves between the two; swap them"
+            )

@@ -1,0 +1,90 @@
+"""From a command line to a run: what ``python -m titan_attent.train`` does, and what the scorer shares with it.
+
+Parses the configuration, settles what depends on the machine, runs every check of preflight.py, registers the model's
+``_attent`` twin and hands over to torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
+message, from rank 0.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from unittest.mock import patch
+
+from torchtitan.config import ConfigManager, JobConfig
+from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.tools.logging import init_logger
+from torchtitan.train import main as torchtitan_main
+
+from titan_attent.titan import compat, compat_cpu, preflight, quiet
+from titan_attent.titan.opened import DataSets
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.trainer import TeachingTrainer
+
+CUSTOM_CONFIG = "titan_attent.job_config"
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``."""
+    for i, arg in enumerate(argv):
+        key, equals, value = arg.partition("=")
+        if key.replace("-", "_") == f"__{name}":
+            return value if equals else "".join(argv[i + 1 : i + 2])
+    return None
+
+
+def arguments(module: str) -> list[str]:
+    """The command line, completed; ends a process that torchrun did not start."""
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {module} --job.config_file X.toml")
+    argv = sys.argv[1:]
+    # The TOML may leave out job.custom_config_module.
+    if _option(argv, "job.custom_config_module") is None:
+        argv += ["--job.custom_config_module", CUSTOM_CONFIG]
+    return argv
+
+
+def parse(argv: list[str]) -> JobConfig:
+    """The job configuration; a ValueError for a mistake in the TOML. A bad command line ends the process.
+
+    What is logged from here on looks like torchtitan's lines, without those that mean nothing on a CPU.
+    """
+    init_logger()
+    if compat.IS_CPU:
+        quiet.install()
+    config_file = _option(argv, "job.config_file")
+    toml = preflight.check_toml(config_file) if config_file is not None else {}
+    # tyro reports a bad command line itself and exits; one rank's report is enough.
+    first = os.environ["RANK"] == "0"
+    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+        try:
+            job_config = ConfigManager().parse_args(argv)
+        except AssertionError as error:  # torchtitan's own checks of a section
+            raise ValueError(str(error)) from None
+        except SystemExit as end:
+            if end.code:  # not --help
+                preflight.let_first_rank_speak()
+            raise
+    if compat.IS_CPU:
+        training, key = job_config.training, "mixed_precision_param"
+        written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None
+        training.mixed_precision_param = compat_cpu.default_precision(training.mixed_precision_param, written=written)
+    return job_config
+
+
+def train() -> None:
+    """The whole of the training command."""
+    argv = arguments("titan_attent.train")
+
+    try:
+        job_config = parse(argv)
+        datasets = DataSets()
+        spec = attent_spec(job_config.model.name, datasets)
+        preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
+    except ValueError as error:
+        preflight.fail(error)
+    register_train_spec(job_config.model.name, spec)
+    compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
+    # torchtitan parses the command line again, and would miss what was decided here.
+    with patch.object(ConfigManager, "parse_args", lambda manager: job_config):
+        torchtitan_main(TeachingTrainer)
