@@ -212,16 +212,17 @@ def observe(runner: Runner, device: str, *, teaching: bool) -> dict[str, Any]:
     with Watch(device) as watch:
         watch.check_itself(device)
         if teaching:
-            flush = trainer.buffer.flush
+            (teaching,) = trainer.systems
+            flush = teaching.buffer.flush
 
             def counted_flush(*args: Any, **kwargs: Any) -> Any:
                 nonlocal exchanges
                 exchanges += 1
                 return flush(*args, **kwargs)
 
-            trainer.buffer.flush = counted_flush
+            teaching.buffer.flush = counted_flush
             trainer.forward_backward_step = watch.forbidding(trainer.forward_backward_step)
-            trainer.teacher.step_done = watch.forbidding(trainer.teacher.step_done)
+            teaching.step_done = watch.forbidding(teaching.step_done)
             runner.batches = watch.batches(runner.batches)
         with watch.mode("warn"):
             runner.run(STEPS)

@@ -31,6 +31,7 @@ from titan_attent.data.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.chunked import chunked_weighted_cross_entropy
+from titan_attent.teacher.system import Teaching
 from titan_attent.teacher.teacher import Teacher
 from titan_attent.titan import preflight
 from titan_attent.titan.train_spec import attent_spec
@@ -145,8 +146,10 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
     config = config_of(settings, data=data, folder=folder)
     preflight.check_run(config, spec_of(config.model.name), world_size=dist.get_world_size())
     trainer = Observed(config)
+    (teaching,) = trainer.systems
+    assert isinstance(teaching, Teaching)
     try:
-        chunked = getattr(trainer.weighted_loss, "func", None) is chunked_weighted_cross_entropy
+        chunked = getattr(teaching.weighted_loss, "func", None) is chunked_weighted_cross_entropy
         assert chunked == (config.teacher.loss_chunks > 1)
         logged: list[dict[str, float]] = []
         trainer.metrics_processor.logger.log = lambda metrics, step: logged.append(metrics)
@@ -171,7 +174,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
             }
             steps[trainer.step] = step
             trainer.checkpointer.save(trainer.step)
-        buffer = trainer.buffer
+        buffer = teaching.buffer
         buffer.sync()
         result = {
             "steps": steps,
@@ -190,7 +193,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
             trainer.validator.validate(trainer.model_parts, trainer.step)
             result["validation"] = logged[-1]["validation_metrics/loss"]
         if config.teacher.scoring != "train":
-            trainer.score_examples(trainer.step, Pool.whole(len(trainer.dataloader.dataset)))
+            teaching.score_examples(trainer.step, Pool.whole(len(trainer.dataloader.dataset)))
         assert expert_counts(trainer) == counted, "tokens that were not trained"
         return result
     finally:

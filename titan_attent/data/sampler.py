@@ -7,15 +7,31 @@ the state is a number of batches.
 
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from titan_attent.data.order import Pass
 
-if TYPE_CHECKING:
-    from titan_attent.teacher.teacher import Teacher
+
+class Passes(Protocol):
+    """Who decides the passes: what :class:`TeachingSampler` asks of titan_attent.teacher.Teacher."""
+
+    batch_size: int
+    """Examples of a global batch."""
+    round: int
+    pass_index: int
+
+    @property
+    def weights_every(self) -> int:
+        """Global batches whose weights are asked for at once."""
+
+    def current_pass(self) -> Pass | None: ...
+    def next_pass(self, *, step: int) -> Pass: ...
+    def follow_plan(self, *, step: int, consumed: int) -> None: ...
+    def weights_of(self, places: Tensor) -> Tensor: ...
+    def batch_served(self) -> None: ...
 
 
 class TeachingSampler:
@@ -31,7 +47,7 @@ class TeachingSampler:
     ``state_dict`` is rank-free: it loads under any number of ranks with the same global batch.
     """
 
-    def __init__(self, teacher: "Teacher", *, rank: int = 0, num_ranks: int = 1, microbatches: int = 1):
+    def __init__(self, teacher: Passes, *, rank: int = 0, num_ranks: int = 1, microbatches: int = 1):
         if teacher.batch_size % (num_ranks * microbatches):
             raise ValueError(
                 f"the global batch of {teacher.batch_size} examples does not split into {num_ranks} ranks x "
@@ -81,7 +97,7 @@ class TeachingSampler:
         A collective for every ``flush_every`` global batches of a weighted pass, when the first of them is asked for:
         consume it in step on all ranks.
         """
-        block = self.teacher.buffer.flush_every
+        block = self.teacher.weights_every
         for first in range(start, current.num_batches, block):
             last = min(first + block, current.num_batches)
             weights = torch.ones((last - first) * self.microbatches * self.batch_size)

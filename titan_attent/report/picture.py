@@ -22,8 +22,8 @@ def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
         figure = Figure(figsize=(17, 4.3 * rows + 0.6), dpi=110, layout="constrained")
         cells = [figure.add_subplot(rows, 3, 1 + i) for i in range(3 * num_losses + len(panels))]
         draw_losses([cells[3 * row : 3 * row + 3] for row in range(num_losses)], runs)
-        for axes, name in zip(cells[3 * num_losses :], panels, strict=True):
-            draw_panel(axes, name, runs, names)
+        for axes, panel in zip(cells[3 * num_losses :], panels, strict=True):
+            draw_panel(axes, panel, runs, names)
         if len(runs) == 1:
             figure.suptitle(names[0], fontsize=16)
         else:  # the title is the legend

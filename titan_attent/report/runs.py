@@ -25,10 +25,13 @@ import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import SessionLog
 
+from titan_attent.systems import SYSTEMS
+
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
-WALL, COVERED_RATE, INCLUSION = "ledger/wall_seconds", "ledger/tokens_covered_per_second", "teacher/inclusion/"
-TEACHING_PREFIXES = ("teacher/", "ledger/")
+WALL, COVERED_RATE = "ledger/wall_seconds", "ledger/tokens_covered_per_second"
+PREFIXES = (*(f"{system.name}/" for system in SYSTEMS), "ledger/")
+"""How the tags begin that the systems of a run, and its ledger, log."""
 
 Scalars = dict[str, dict[int, float]]  # [tag][step]
 Axis = Literal["step", "tokens", "seconds"]
@@ -102,12 +105,12 @@ class RunScalars:
         whole = abs(batch - round(batch)) < 1e-3 * batch and abs(example - round(example)) < 1e-3 * example
         return float(round(batch) * round(example)) if whole else None
 
-    def mean_inclusion(self) -> dict[str, float]:
-        """Of each data source the share of its examples that a selection took, mean over the selections."""
-        tags = sorted(tag for tag in self.scalars.keys() | self.decided.keys() if tag.startswith(INCLUSION))
+    def family_means(self, family: str) -> dict[str, float]:
+        """Of each tag that begins with ``family`` the mean over the decisions; the rest of the tag -> the mean."""
+        tags = sorted(tag for tag in self.scalars.keys() | self.decided.keys() if tag.startswith(family))
         logged = {tag: (self.decided.get(tag) or self.scalars[tag]).values() for tag in tags}
-        shares = {tag: [value for value in values if math.isfinite(value)] for tag, values in logged.items()}
-        return {tag.removeprefix(INCLUSION): sum(values) / len(values) for tag, values in shares.items() if values}
+        finite = {tag: [value for value in values if math.isfinite(value)] for tag, values in logged.items()}
+        return {tag.removeprefix(family): sum(values) / len(values) for tag, values in finite.items() if values}
 
     def add_session(self, event_file: Path) -> None:
         start: int | None = None
@@ -173,7 +176,7 @@ def read_rounds(path: Path) -> Scalars:
             try:
                 record = json.loads(line)
                 step = int(record["step"])
-                values = {tag: float(value) for tag, value in record.items() if tag.startswith(TEACHING_PREFIXES)}
+                values = {tag: float(value) for tag, value in record.items() if tag.startswith(PREFIXES)}
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise ValueError(
                     f"{path}, line {number} is not a decision of the teacher: {line.strip()[:60]!r}. "

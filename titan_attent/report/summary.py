@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from titan_attent.report.runs import INCLUSION, SPEED, TEACHING_PREFIXES, TRAIN, VALIDATION, WALL, Axis, RunScalars
+from titan_attent.report.runs import PREFIXES, SPEED, TRAIN, VALIDATION, WALL, Axis, RunScalars
 from titan_attent.report.saving import reach, saved_percent, target_loss
+from titan_attent.systems import SYSTEMS
 
 ACCOUNTS = tuple(
     f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange")
@@ -28,7 +29,9 @@ TARGET, BETWEEN = "first run's final validation loss", "between validations at"
 REACHED = ("reached at step", "reached after tokens", "reached after seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
-SHOWN_SOURCES = 8
+FAMILIES = tuple(panel.family for system in SYSTEMS for panel in system.panels if panel.family)
+SHOWN_MEMBERS = 8
+"""Of a family of tags, one for each of many things such as data sources."""
 
 
 def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str]:
@@ -50,8 +53,8 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     speeds = run.series(SPEED)[1]
     resumes = len(run.session_starts) - 1
     minutes, seconds = divmod(round(run.wall_seconds), 60)
-    logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(TEACHING_PREFIXES)}
-    logged -= {tag for tag in logged if tag.startswith(INCLUSION)}
+    logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(PREFIXES)}
+    logged -= {tag for tag in logged if tag.startswith(FAMILIES)}
     tags = [*(tag for tag in ORDER if tag in logged | ALWAYS), *sorted(logged.difference(ORDER))]
     checkpoints = [file.parent.name for file in run.path.glob("checkpoint/step-*/.metadata")]
     newest = max((name for name in checkpoints if name[5:].isdecimal()), key=lambda name: int(name[5:]), default=None)
@@ -66,7 +69,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         "wall time": f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s",
         **(_saving(run, runs[0]) if len(runs) > 1 else {}),
         **{tag: last(tag) for tag in tags},
-        **_inclusion(run, runs or [run]),
+        **_family_facts(run, runs or [run]),
         "checkpoint": f"checkpoint/{newest}" if newest else "-",
         "tensorboard": "tb",
         "trace": "teacher/trace.jsonl" if (run.path / "teacher" / "trace.jsonl").is_file() else "-",
@@ -81,7 +84,7 @@ def with_unit(tag: str, value: float) -> str:
         return f"{number} s" if value >= 1e-3 or value == 0 else "under 1 ms"
     if name.endswith("_percent"):
         return f"{value:.3g}%"
-    if name in SHARES or name.endswith("_share") or tag.startswith(INCLUSION):
+    if name in SHARES or name.endswith("_share") or tag.startswith(FAMILIES):
         return f"{100 * value:.2f}%"
     return number + (" steps" if name == "loss_age" else "")
 
@@ -112,27 +115,30 @@ def saving_text(saved: float) -> str:
     return f"{saved:.1f}% saved" if saved > -0.05 else f"{-saved:.1f}% more"
 
 
-def shown_sources(runs: Sequence[RunScalars]) -> tuple[list[str], list[str]]:
-    """The data sources to show, the most chosen first, and the rest: of many those chosen most and least."""
-    shares: dict[str, list[float]] = {}
+def shown_members(runs: Sequence[RunScalars], family: str) -> tuple[list[str], list[str]]:
+    """Which tags of a family to show, that of the largest mean first, and the rest: of many the largest and the
+    smallest are shown."""
+    means: dict[str, list[float]] = {}
     for run in runs:
-        for source, share in run.mean_inclusion().items():
-            shares.setdefault(source, []).append(share)
-    ranked = sorted(shares, key=lambda source: (-sum(shares[source]) / len(shares[source]), source))
-    if len(ranked) <= SHOWN_SOURCES:
+        for member, mean in run.family_means(family).items():
+            means.setdefault(member, []).append(mean)
+    ranked = sorted(means, key=lambda member: (-sum(means[member]) / len(means[member]), member))
+    if len(ranked) <= SHOWN_MEMBERS:
         return ranked, []
-    half = SHOWN_SOURCES // 2
+    half = SHOWN_MEMBERS // 2
     return ranked[:half] + ranked[-half:], ranked[half:-half]
 
 
-def _inclusion(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
-    shown, rest = shown_sources(runs)
-    shares = run.mean_inclusion()
-    facts = {INCLUSION + source: f"{100 * shares[source]:.2f}%" if source in shares else "-" for source in shown}
-    others = [shares[source] for source in rest if source in shares]
-    if rest:
-        mean = f"{100 * sum(others) / len(others):.2f}%" if others else "-"
-        facts[f"{INCLUSION}* ({len(rest)} others)"] = mean
+def _family_facts(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for family in FAMILIES:
+        shown, rest = shown_members(runs, family)
+        means = run.family_means(family)
+        facts |= {family + member: f"{100 * means[member]:.2f}%" if member in means else "-" for member in shown}
+        others = [means[member] for member in rest if member in means]
+        if rest:
+            mean = f"{100 * sum(others) / len(others):.2f}%" if others else "-"
+            facts[f"{family}* ({len(rest)} others)"] = mean
     return facts
 
 

@@ -1,4 +1,7 @@
-"""The panels on teaching and speed. One run: a color a tag. Several: a color a run, a dash pattern a tag."""
+"""The panels of the systems, and those on time and speed.
+
+Of one run each tag has a color. Of several each run has a color, and each tag a dash pattern.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,88 +12,77 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from titan_attent.report.runs import INCLUSION, SPEED, WALL, RunScalars
+from titan_attent.foundations.system import Panel
+from titan_attent.report.runs import SPEED, WALL, RunScalars
 from titan_attent.report.style import LIGHT_COLORS, REST_COLOR, mark_resumes, smoothed, title, x_axis
-from titan_attent.report.summary import ACCOUNTS, shown_sources
+from titan_attent.report.summary import ACCOUNTS, shown_members
+from titan_attent.systems import SYSTEMS
 
-RATIO, ROUND, OVERHEAD, ESS = (
-    "teacher/ratio",
-    "teacher/round",
-    "ledger/overhead_percent",
-    "teacher/effective_sample_size",
+TIME = "where the time went"
+PANELS: tuple[Panel, ...] = (
+    *(panel for system in SYSTEMS for panel in system.panels),
+    Panel(TIME),
+    Panel("tokens/s/device, smoothed", (SPEED,), from_zero=True),
+    Panel("overhead of teaching, % of wall time", ("ledger/overhead_percent",), from_zero=True),
 )
-SKIPPED, BREAK_EVEN, QUARANTINED = "ledger/skipped_share", "ledger/break_even_share", "teacher/quarantined"
-SOURCES, TIME = "chosen of each data source, share", "where the time went"
-PANELS: dict[str, tuple[str, ...]] = {
-    "share of the pool in a pass, and round": (RATIO, ROUND),
-    "importance": ("teacher/importance_mean", "teacher/importance_p99"),
-    "selection, shares": (ESS, "teacher/never_selected", "teacher/overlap"),
-    SOURCES: (),
-    "examples skipped, and needed for teaching to pay": (SKIPPED, BREAK_EVEN),
-    "guards": (QUARANTINED, "teacher/nonfinite", "teacher/fallback"),
-    TIME: (),
-    "tokens/s/device, smoothed": (SPEED,),
-    "overhead of teaching, % of wall time": (OVERHEAD,),
-}
-UNIT_RANGE, FROM_ZERO = (RATIO, ESS), (SPEED, OVERHEAD, SKIPPED, QUARANTINED)
-LABELS = {RATIO: "share", ROUND: "round (right axis)", BREAK_EVEN: "share to break even"}
 STYLES: tuple[Any, ...] = ("-", "--", "-.")
 
 
-def panels_of(runs: Sequence[RunScalars]) -> list[str]:
-    """The titles of :data:`PANELS` for which a run has something to draw."""
+def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
+    """Those of :data:`PANELS` for which a run has something to draw."""
 
-    def shows(name: str, tags: Sequence[str]) -> bool:
-        if name == SOURCES:
-            return bool(shown_sources(runs)[0])
-        if name == TIME:
+    def shows(panel: Panel) -> bool:
+        if panel.family:
+            return bool(shown_members(runs, panel.family)[0])
+        if panel.title == TIME:
             return any(len(run.series(WALL)[0]) for run in runs)
-        values = np.concatenate([run.series(tag)[1] for run in runs for tag in tags])
-        # That no guard ever struck is said by the table.
-        return bool(np.any(np.isfinite(values) & ((values != 0) if QUARANTINED in tags else True)))
+        values = np.concatenate([run.series(tag)[1] for run in runs for tag in panel.tags])
+        return bool(np.any(np.isfinite(values) & ((values != 0) if panel.when_not_zero else True)))
 
-    return [name for name, tags in PANELS.items() if shows(name, tags)]
+    return [panel for panel in PANELS if shows(panel)]
 
 
-def draw_panel(axes: Axes, name: str, runs: Sequence[RunScalars], names: Sequence[str]) -> None:
+def draw_panel(axes: Axes, panel: Panel, runs: Sequence[RunScalars], names: Sequence[str]) -> None:
     """``names``: of the runs."""
-    if name == SOURCES:
-        _draw_sources(axes, runs)
-    elif name == TIME:
+    if panel.family:
+        _draw_family(axes, panel.title, panel.family, runs)
+    elif panel.title == TIME:
         _draw_time(axes, runs, names)
     else:
-        _draw_tags(axes, name, runs)
+        _draw_tags(axes, panel, runs)
 
 
-def _draw_tags(axes: Axes, name: str, runs: Sequence[RunScalars]) -> None:
-    """Tags against steps; the rounds on an axis of their own."""
-    tags, twin, entries = PANELS[name], axes, []
-    for j, tag in enumerate(tags):
+def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
+    """Tags against steps; one of them may have an axis of its own."""
+    labels, entries = dict(panel.labels), []
+    for j, tag in enumerate(panel.tags):
+        target = axes
         drawn = [(i, *run.series(tag)) for i, run in enumerate(runs) if len(run.series(tag)[0])]
-        if tag == ROUND and drawn:
-            twin = axes.twinx()
-            twin.spines["right"].set_visible(True)
-            twin.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        if tag == panel.right and drawn:
+            target = axes.twinx()
+            target.spines["right"].set_visible(True)
+            target.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         for i, steps, values in drawn:
             color, finite = f"C{j if len(runs) == 1 else i}", np.isfinite(values)
             steps, values = steps[finite], values[finite]
             if tag == SPEED:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
                 values = smoothed(values)
-            drawstyle, marker = "steps-post" if tag.startswith("teacher/") else "default", "o" if len(steps) < 3 else ""
-            target = twin if tag == ROUND else axes
+            # What a decision logs holds until the next one.
+            drawstyle = "default" if tag == SPEED or tag.startswith("ledger/") else "steps-post"
+            marker = "o" if len(steps) < 3 else ""
             target.plot(steps, values, color=color, linestyle=STYLES[j], marker=marker, ms=4, drawstyle=drawstyle)
-        if drawn and len(tags) > 1:
+        if drawn and len(panel.tags) > 1:
             color, label = f"C{j}" if len(runs) == 1 else "0.25", tag.split("/")[-1].replace("_", " ")
-            entries.append(Line2D([], [], color=color, linestyle=STYLES[j], label=LABELS.get(tag, label)))
+            entries.append(Line2D([], [], color=color, linestyle=STYLES[j], label=labels.get(tag, label)))
     _step_axis(axes, runs)
-    title(axes, name, entries)
-    if tags[0] in UNIT_RANGE:
+    title(axes, panel.title, entries)
+    if panel.shares:
         axes.set_ylim(-0.05, 1.05)
-    elif tags[0] in FROM_ZERO:
-        values = np.concatenate([run.series(tag)[1] for run in runs for tag in tags])
+    elif panel.from_zero:
+        values = np.concatenate([run.series(tag)[1] for run in runs for tag in panel.tags])
         axes.set_ylim(0, 1.08 * max(values[np.isfinite(values)]) or 1)
-    if tags[0] == QUARANTINED:
+    if panel.counts:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
@@ -101,15 +93,16 @@ def _step_axis(axes: Axes, runs: Sequence[RunScalars]) -> None:
     axes.set_xlim(-0.03 * last, 1.03 * last)
 
 
-def _draw_sources(axes: Axes, runs: Sequence[RunScalars]) -> None:
-    """One run: a line a source against steps. Several: a bar a run and source, the mean over the selections."""
-    shown, rest = shown_sources(runs)
+def _draw_family(axes: Axes, name: str, family: str, runs: Sequence[RunScalars]) -> None:
+    """One run: a line a member of the family against steps. Several: a bar a run and member, the mean over the
+    decisions."""
+    shown, rest = shown_members(runs, family)
     if len(runs) == 1:
-        series = {source: dict(zip(*runs[0].series(INCLUSION + source), strict=True)) for source in (*shown, *rest)}
-        lines = [(_short(source), list(series[source]), list(series[source].values())) for source in shown]
+        series = {member: dict(zip(*runs[0].series(family + member), strict=True)) for member in (*shown, *rest)}
+        lines = [(_short(member), list(series[member]), list(series[member].values())) for member in shown]
         if rest:
-            steps = sorted({step for source in rest for step in series[source]})
-            means = [np.mean([series[source][step] for source in rest if step in series[source]]) for step in steps]
+            steps = sorted({step for member in rest for step in series[member]})
+            means = [np.mean([series[member][step] for member in rest if step in series[member]]) for step in steps]
             lines.append((f"mean of {len(rest)} others", steps, means))
         entries = []
         for j, (label, x, y) in enumerate(lines):
@@ -117,24 +110,24 @@ def _draw_sources(axes: Axes, runs: Sequence[RunScalars]) -> None:
             entries += axes.plot(x, y, color=color, linestyle=line, drawstyle="steps-post", label=label)
         _step_axis(axes, runs)
         axes.set_ylim(-0.05, 1.05)
-        title(axes, SOURCES, entries)
+        title(axes, name, entries)
         return
     width = 0.8 / len(runs)
     for i, run in enumerate(runs):
-        shares = run.mean_inclusion()
-        heights = [shares.get(source, np.nan) for source in shown]
+        run_means = run.family_means(family)
+        heights = [run_means.get(member, np.nan) for member in shown]
         if rest:
-            heights.append(float(np.mean([shares[source] for source in rest if source in shares] or [np.nan])))
+            heights.append(float(np.mean([run_means[member] for member in rest if member in run_means] or [np.nan])))
         axes.bar(np.arange(len(heights)) + (i - (len(runs) - 1) / 2) * width, heights, width, color=f"C{i}")
     labels = [*map(_short, shown), *([f"{len(rest)} others"] if rest else [])]
     axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
     axes.grid(axis="y", alpha=0.25)
     axes.set_ylim(0, 1.05)
-    title(axes, f"{SOURCES}, mean over selections", [])
+    title(axes, f"{name}, mean over selections", [])
 
 
-def _short(source: str) -> str:
-    return source if len(source) <= 14 else f"{source[:7]}…{source[-6:]}"
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:7]}…{name[-6:]}"
 
 
 def _draw_time(axes: Axes, runs: Sequence[RunScalars], names: Sequence[str]) -> None:

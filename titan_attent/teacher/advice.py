@@ -1,51 +1,21 @@
-"""What a user is told: sizes and parts that do not fit, plans that cannot teach, teaching that does not pay."""
+"""What a user is told: plans that cannot teach, and teaching that does not pay."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.teacher.config import TeacherConfig
-
-if TYPE_CHECKING:
-    from titan_attent.teacher.teacher import Teacher
+from titan_attent.teacher.schedule import Plan
 
 logger = logging.getLogger(__name__)
 
 
-def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
-    """Refuse a batch that the data set, or a pool that either of them does not fit."""
-    if batch_size > num_examples:
-        raise ValueError(
-            f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
-            "write more data, or lower training.global_batch_size or training.seq_len"
-        )
-    if config.pool_size and not batch_size <= config.pool_size <= num_examples:
-        raise ValueError(
-            f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
-            f"set ({num_examples} examples), or 0 for the whole of it"
-        )
-
-
-def check_parts(config: TeacherConfig, *, score: object, reference: object, vocab_size: object, window: object) -> None:
-    """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
-    if config.scoring != "train" and score is None:
-        raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
-    if config.importance == "excess_loss" and reference is None:
-        raise ValueError('importance = "excess_loss" needs the examples\' reference losses: give `reference`')
-    if config.importance == "attainment" and vocab_size is None:
-        raise ValueError('importance = "attainment" compares with a blind guess: give `vocab_size`')
-    if config.weighting == "loss" and window is None:
-        raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
-
-
-def log_plan(teacher: "Teacher", *, total_steps: int) -> None:
+def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size: int, total_steps: int) -> None:
     """Log on the first rank what a run of ``total_steps`` will do, and warn where it will not teach."""
     if not is_first_rank():
         return
-    config, plan = teacher.config, teacher.plan
     logger.info(
-        f"Teacher: {config.strategy}, {teacher.num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
+        f"Teacher: {config.strategy}, {num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
         f"again from step {plan.anneal_start + 1} of {total_steps}"
     )
     if config.strategy == "uniform":
@@ -56,7 +26,7 @@ def log_plan(teacher: "Teacher", *, total_steps: int) -> None:
             f"steps and the last part on the full data starts at {plan.anneal_start}. Train for more steps, or lower "
             "teacher.warmup_passes or teacher.anneal_fraction"
         )
-    visits = total_steps * teacher.batch_size / teacher.num_examples
+    visits = total_steps * batch_size / num_examples
     if visits <= 1 and config.strategy != "random":
         if config.scoring == "train":
             logger.warning(

@@ -7,33 +7,22 @@ sections instead of merging them.
 from dataclasses import dataclass
 
 from titan_attent.foundations.checks import check_number, check_one_of
-
-IMPORTANCES = ("loss", "functional_gradient", "excess_loss", "learnability", "attainment")
+from titan_attent.teacher.importance import IMPORTANCES, reads
+from titan_attent.teacher.strategies import STRATEGIES
 
 
 @dataclass
 class TeacherConfig:
     strategy: str = "soft"
     """
-    Which examples a round trains on.
-    - "uniform": all, always: torchtitan's own loss, bit for bit. The control.
-    - "random": a random subset of the size the schedule asks for. The control at the same compute.
-    - "hard": the examples of largest importance.
-    - "soft": a draw without replacement in proportion to importance (Gumbel-top-k), anew for each pass.
-    - "threshold": InfoBatch: half of the examples below the mean importance are left out, anew for each pass, and the
-      other half counts double. Reads no ratio.
+    Which examples a round trains on: "uniform", all of them, always, with torchtitan's own loss, bit for bit; or a
+    function of teacher/strategies.py.
     """
 
     importance: str = "loss"
     """
-    What makes an example worth teaching (importance.py).
-    - "loss": its last loss. Noise has the highest for ever: for clean or redundant data.
-    - "functional_gradient": the norm of softmax - onehot over its tokens, AtteNT's own measure; bounded.
-    - "excess_loss": loss - reference loss (``reference_path``): what is left to learn, noise removed, as long as the
-      learner has not overtaken the reference (``teacher/importance_p99`` below 0).
-    - "learnability": loss x how fast it falls; needs no reference, and two readings: ``scoring = "forward_once"``.
-    - "attainment": loss x how far it has come from a blind guess, against the median; no reference, one fresh reading:
-      ``scoring = "forward"`` or "forward_once".
+    What makes an example worth teaching: a function of teacher/importance.py. The loss itself suits clean or redundant
+    data only: noise has the highest loss for ever.
     """
 
     reference_path: str = ""
@@ -143,8 +132,8 @@ class TeacherConfig:
 
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-        check_one_of("strategy", self.strategy, ("uniform", "random", "hard", "soft", "threshold"))
-        check_one_of("importance", self.importance, IMPORTANCES)
+        check_one_of("strategy", self.strategy, ("uniform", *STRATEGIES))
+        check_one_of("importance", self.importance, tuple(IMPORTANCES))
         check_one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
         check_one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
         check_one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
@@ -167,10 +156,10 @@ class TeacherConfig:
         check_number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
         check_number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
         check_number("seed", self.seed, whole=True)
-        if self.importance == "excess_loss" and not self.reference_path:
+        if "reference" in reads(self.importance) and not self.reference_path:
             raise ValueError(
-                '[teacher] importance = "excess_loss" needs reference_path: the folder of reference losses, written by '
-                "torchrun -m titan_attent.score"
+                f'[teacher] importance = "{self.importance}" needs reference_path: the folder of reference losses, '
+                "written by torchrun -m titan_attent.score"
             )
         if self.scoring == "forward_once" and self.pool_size:
             raise ValueError(

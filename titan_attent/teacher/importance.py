@@ -3,11 +3,9 @@
 AtteNT (Nonparametric Teaching of Attention Learners, ICLR 2026, arXiv 2602.20461, section 4) teaches the examples whose
 functional gradient is largest; for a convex loss its norm grows with the deviation from the target.
 
-    loss                 the last loss: the deviation, as long as labels are free of noise
-    functional_gradient  sqrt(mean ||softmax(z) - onehot(y)||^2) over the tokens: the norm itself, bounded by sqrt(2)
-    excess_loss          loss - reference loss: without the part that no learner can remove, an estimate of KL(f* || f)
-    learnability         loss x how fast it falls: noise never falls, copies have fallen; needs no reference
-    attainment           loss x how far it has come from a blind guess: noise never comes far; needs one reading only
+A new importance is one function here, with the decorator and a docstring, whose first paragraph goes into
+docs/reference.md; its name is then a value of ``[teacher] importance``. Its test, against numpy over all examples,
+belongs into tests/distributed/teacher/test_importance.py.
 
 Every score is fp32 [num_local]. +inf: never trained, comes first. -inf: trained, but its loss was never finite, comes
 last, so that a broken example is not taught again and again.
@@ -41,29 +39,65 @@ class Known:
 Importance = Callable[[Records, Known], Tensor]
 """-> fp32 [num_local], a tensor of its own; whatever where nothing is known yet."""
 
+IMPORTANCES: dict[str, Importance] = {}
+"""By name, as ``[teacher] importance`` has it."""
 
+_READS: dict[str, frozenset[str]] = {}
+
+
+def _importance(*reads: str) -> Callable[[Importance], Importance]:
+    """Make a function an importance of its name.
+
+    Args:
+        reads: what it needs beside losses and steps: "gradient", the functional gradients of ``Records``; "reference"
+            or "vocab_size" of :class:`Known`.
+    """
+
+    def add(function: Importance) -> Importance:
+        IMPORTANCES[function.__name__], _READS[function.__name__] = function, frozenset(reads)
+        return function
+
+    return add
+
+
+def reads(name: str) -> frozenset[str]:
+    """What the importance of that name needs beside losses and steps."""
+    return _READS[name]
+
+
+@_importance()
 def loss(records: Records, known: Known) -> Tensor:
-    """The last loss, mean nats a token."""
+    """The last loss, mean nats a token: the deviation, as long as labels are free of noise, which never falls."""
     return records.loss.clone()
 
 
+@_importance("gradient")
 def functional_gradient(records: Records, known: Known) -> Tensor:
-    """The norm of the functional gradient, recorded with the last loss (losses/cross_entropy.py)."""
+    """sqrt(mean over tokens of ||softmax(z) - onehot(y)||^2): AtteNT's own measure, at most sqrt(2).
+
+    It is recorded with the last loss, in the loss's own pass (losses/cross_entropy.py).
+    """
     assert records.gradient is not None
     return records.gradient.clone()
 
 
+@_importance("reference")
 def excess_loss(records: Records, known: Known) -> Tensor:
-    """The last loss above the reference's, in nats a token; may be negative."""
+    """loss - a reference model's loss, in nats a token: what is left to learn, without the part that nobody can.
+
+    An estimate of KL(f* || f), as long as the learner has not overtaken the reference; negative where it has.
+    """
     assert known.reference is not None
     return records.loss - known.reference
 
 
+@_importance()
 def learnability(records: Records, known: Known) -> Tensor:
-    """loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step).
+    """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no reference.
 
-    d is the fall of the loss per log-step. The gate is 1 where an example has one reading only, and for all when the
-    median does not fall: then nothing is known. A collective: the exact median by radix descent.
+    loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step). d is the fall of the
+    loss per log-step. The gate is 1 where an example has one reading only, and for all when the median does not fall:
+    then nothing is known. A collective: the exact median by radix descent.
     """
     fall = torch.empty_like(records.loss)
     for block in blocks(len(fall), device=fall.device):
@@ -80,13 +114,15 @@ def learnability(records: Records, known: Known) -> Tensor:
     return fall
 
 
+@_importance("vocab_size")
 def attainment(records: Records, known: Known) -> Tensor:
-    """loss x clip((ln V - loss) / (ln V - median loss), 0, 1)^2.
+    """loss x (how far it has come from a blind guess, against the median)^2. Needs no reference, and one reading.
 
-    The gate is how far the learner has come with an example, from a blind guess among V tokens, measured by how far it
-    has come with the median one. What it cannot predict better than by guessing counts nothing however high its loss;
-    what it has learned has a small loss. Nothing is known, and the gate is 1 for all, before the median example has
-    come any way. A collective: the exact median by radix descent.
+    loss x clip((ln V - loss) / (ln V - median loss), 0, 1)^2. The gate is how far the learner has come with an example,
+    from a blind guess among V tokens, measured by how far it has come with the median one. What it cannot predict
+    better than by guessing counts nothing however high its loss; what it has learned has a small loss. Nothing is
+    known, and the gate is 1 for all, before the median example has come any way. A collective: the exact median by
+    radix descent.
     """
     assert known.vocab_size is not None
     guess, losses = math.log(known.vocab_size), records.loss
@@ -102,15 +138,6 @@ def attainment(records: Records, known: Known) -> Tensor:
         gate = (guess - losses[block]).div_(guess - median).clamp_(0.0, 1.0).square_()
         scores[block] = gate.mul_(losses[block])
     return scores
-
-
-IMPORTANCES: dict[str, Importance] = {
-    "loss": loss,
-    "functional_gradient": functional_gradient,
-    "excess_loss": excess_loss,
-    "learnability": learnability,
-    "attainment": attainment,
-}
 
 
 def importance(records: Records, *, name: str, known: Known | None = None) -> Tensor:

@@ -1,20 +1,21 @@
 """Strategies: scores of all examples -> which are chosen, and with what weights. One function each.
 
-    random      keys that know nothing of the losses
-    hard        the k largest scores
-    soft        Gumbel-top-k: k draws without replacement in proportion to exp(score / T), with a floor for each
-    threshold   InfoBatch (Qin et al., ICLR 2024): below the mean score each example is left out with probability 1/2
+A new strategy is one function here, with the decorator and a docstring, whose first paragraph goes into
+docs/reference.md; its name is then a value of ``[teacher] strategy``. Its test, against a plain teacher in numpy,
+belongs into tests/distributed/teacher/test_teacher.py.
 
 All are collectives over integer sums, equal for every number of ranks; see selection.py for the cost.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, ordered_keys, positive, score_of_key
 from titan_attent.teacher.selection import (
     log_probabilities,
@@ -27,31 +28,75 @@ from titan_attent.teacher.selection import (
 from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.weights import inverse_probability_weights, mean_one
 
+if TYPE_CHECKING:
+    from titan_attent.teacher.config import TeacherConfig  # which asks for the names of the strategies
+
 Seed = tuple[int, ...]
-Strategy = Callable[[Scores, int, TeacherConfig, Seed, Candidates], tuple[Tensor, int]]
+Strategy = Callable[[Scores, int, "TeacherConfig", Seed, Candidates], tuple[Tensor, int]]
 """(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number chosen of all ranks).
 
 The weights are 0 where not chosen, above 0 elsewhere, and average 1 over the chosen examples of all ranks.
 """
 
+STRATEGIES: dict[str, Strategy] = {}
+"""By name, as ``[teacher] strategy`` has it."""
+
+REDRAWN: set[str] = set()
+"""Those that draw anew for each pass of a round."""
+
+_WEIGHTED_WHERE: dict[str, tuple[str, ...]] = {}
+
+
+def _strategy(*, redrawn: bool = False, weighted_where: tuple[str, ...] = ()) -> Callable[[Strategy], Strategy]:
+    """Make a function a strategy of its name.
+
+    Args:
+        redrawn: it draws anew for each pass of a round.
+        weighted_where: values of ``[teacher] weighting`` under which it gives other weights than 1.
+    """
+
+    def add(function: Strategy) -> Strategy:
+        name = function.__name__
+        STRATEGIES[name], _WEIGHTED_WHERE[name] = function, weighted_where
+        if redrawn:
+            REDRAWN.add(name)
+        return function
+
+    return add
+
+
+def is_weighted(config: TeacherConfig) -> bool:
+    """Whether selected examples may have other weights than 1 before their loss is known."""
+    return config.weighting in _WEIGHTED_WHERE.get(config.strategy, ())
+
+
 THRESHOLD_DROP = 0.5
 """InfoBatch's pruning probability r; the published default."""
 
 
+@_strategy()
 def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """A random subset of size k."""
+    """A random subset of the size that the schedule asks for: the control at equal compute. Equal weights."""
     keys = _keys(lambda block: random_keys(candidates.ids_at(block), seed=seed), candidates)
     return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
 
 
+@_strategy()
 def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """The k largest scores, the never-seen first."""
+    """The examples of largest importance, the never-seen first, exact over all ranks. Equal weights.
+
+    What is dropped with certainty cannot be corrected for by weights.
+    """
     keys = _keys_of_seen(lambda block: ordered_keys(scores.values[block]), scores, seed, candidates)
     return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
 
 
+@_strategy(redrawn=True, weighted_where=("inverse_probability",))
 def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """A draw without replacement; weighted by the inverse inclusion probability if the config says so."""
+    """A draw without replacement in proportion to exp(importance / temperature), with a floor for every example.
+
+    Gumbel-top-k, anew for each pass. Weights of 1 / inclusion probability, clipped, mean 1, if ``weighting`` says so.
+    """
     sharding, summary, device = candidates.sharding, scores.summary, candidates.device
 
     def unfloored(clipped: Tensor) -> Tensor:
@@ -88,11 +133,13 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
     ), k
 
 
+@_strategy(redrawn=True, weighted_where=("none", "inverse_probability"))
 def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """Half of the scores below the mean are left out; the other half counts double. ``k`` is not read.
+    """Half of the examples below the mean importance are left out, anew for each pass; the other half counts double.
 
-    InfoBatch sums the weighted losses; here the weights are divided by their mean (law 6 of the design), so that the
-    learning rate keeps its meaning: the ratio of 2 to 1 is the published one. Examples never scored are kept.
+    InfoBatch (Qin et al., ICLR 2024); ``k``, hence the ratio, is not read. InfoBatch sums the weighted losses; here the
+    weights are divided by their mean (law 6 of the design), so that the learning rate keeps its meaning: the ratio of 2
+    to 1 is the published one. Examples never scored are kept.
     """
     mean, weights = scores.measures.mean, torch.empty_like(scores.values)
     num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
@@ -102,9 +149,6 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
         weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
         num_chosen += positive(weights[block]).sum()
     return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
-
-
-STRATEGIES: dict[str, Strategy] = {"random": random, "hard": hard, "soft": soft, "threshold": threshold}
 
 
 def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
@@ -158,12 +202,3 @@ def choose(
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size
     return weights, num_chosen
-
-
-REDRAWN = ("soft", "threshold")
-"""Strategies that draw anew for each pass of a round."""
-
-
-def is_weighted(config: TeacherConfig) -> bool:
-    """Whether selected examples may have other weights than 1 before their loss is known."""
-    return config.strategy == "threshold" or (config.strategy == "soft" and config.weighting == "inverse_probability")

@@ -27,8 +27,9 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.teacher import schedule
-from titan_attent.teacher.advice import check_parts, check_sizes, warn_below_break_even
+from titan_attent.teacher.advice import warn_below_break_even
 from titan_attent.teacher.audit import Sources
+from titan_attent.teacher.checks import check_parts, check_sizes
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.strategies import REDRAWN, is_weighted
@@ -45,7 +46,8 @@ class Teacher:
         batch_size: G, examples of a global batch over all ranks and microbatches.
         total_steps: training steps of the whole run; schedules and the anneal tail are fractions of it.
         data_seed: seed of the order within a pass.
-        tokens_per_example: for the ledger's token rate.
+        tokens_per_example: for the token rate of a ledger of its own.
+        ledger: of the run, for what teaching costs; one of its own by default.
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
         vocab_size: V, for importance "attainment".
         sources: (name, first example id) of each stretch of the data set, for the audit by source.
@@ -65,6 +67,7 @@ class Teacher:
         total_steps: int,
         data_seed: int = 0,
         tokens_per_example: int = 1,
+        ledger: Ledger | None = None,
         reference: Tensor | None = None,
         vocab_size: int | None = None,
         sources: Sources = (),
@@ -81,7 +84,7 @@ class Teacher:
         self.draws = Draws(
             buffer, config, batch_size=batch_size, reference=reference, vocab_size=vocab_size, sources=sources
         )
-        self.ledger = Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
+        self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = schedule.Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
 
         self.round = 0
@@ -215,6 +218,11 @@ class Teacher:
         return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
 
     # -- steps ----------------------------------------------------------------------------------------------------
+
+    @property
+    def weights_every(self) -> int:
+        """Global batches whose weights are asked for at once (:class:`TeachingSampler` does)."""
+        return self.buffer.flush_every
 
     def weights_of(self, places: Tensor) -> Tensor:
         """The weights of places in the pool of the current pass. A collective without a host sync.

@@ -17,6 +17,7 @@ from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
 from titan_attent.titan import compat, compat_cpu, preflight, quiet
+from titan_attent.titan.mistakes import fail, let_first_rank_speak
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> JobConfig:
             raise ValueError(str(error)) from None
         except SystemExit as end:
             if end.code:  # not --help
-                preflight.let_first_rank_speak()
+                let_first_rank_speak()
             raise
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
@@ -82,7 +83,7 @@ def train() -> None:
         spec = attent_spec(job_config.model.name, datasets)
         preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
-        preflight.fail(error)
+        fail(error)
     register_train_spec(job_config.model.name, spec)
     compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
     # torchtitan parses the command line again, and would miss what was decided here.

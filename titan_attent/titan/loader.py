@@ -12,10 +12,11 @@ Cost: that of reader.py.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
@@ -23,27 +24,23 @@ from titan_attent.data.order import Pass
 from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
-from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.teacher.teacher import Teacher
+from titan_attent.systems import systems_on
 from titan_attent.titan import compat
 from titan_attent.titan.opened import DataSets
 
 
 def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int) -> dict[str, Any]:
-    """What a checkpoint and the run that resumes it must share for example ids to keep their meaning."""
-    return {
+    """What a checkpoint and the run that resumes it must share for example ids and states to keep their meaning."""
+    geometry = {
         "data fingerprint": dataset.shards.fingerprint,
         "num_examples": len(dataset),
         "training.seq_len": job_config.training.seq_len,
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
-        "teacher.seed": job_config.teacher.seed,
-        "teacher.pool_size": job_config.teacher.pool_size,
-        # What the teacher keeps of every example: the keys of its state.
-        "functional gradients kept": job_config.teacher.importance == "functional_gradient",
-        "streaks for the quarantine kept": job_config.teacher.quarantine_after > 0,
-        "recent losses kept": job_config.teacher.weighting == "loss",
     }
+    for system in systems_on(job_config):
+        geometry |= system.identity(job_config)
+    return geometry
 
 
 def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: str) -> None:
@@ -62,11 +59,11 @@ def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: st
 
 
 class TeachingLoader(BaseDataLoader):
-    """Endless microbatches of this data-parallel rank; ``attach`` a teacher before iterating.
+    """Endless microbatches of this data-parallel rank; ``follow`` a sampler before iterating.
 
     Args:
         dataset: example id -> tokens.
-        reference: the losses that a second model has on the same examples; None where the teacher reads none.
+        datasets: of the run, from which its systems read what they need.
         geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
         dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
         microbatches: gradient accumulation steps.
@@ -78,7 +75,7 @@ class TeachingLoader(BaseDataLoader):
         self,
         dataset: TokenDataset,
         *,
-        reference: ReferenceLosses | None,
+        datasets: DataSets,
         geometry: dict[str, Any],
         dp_rank: int,
         dp_world_size: int,
@@ -86,29 +83,39 @@ class TeachingLoader(BaseDataLoader):
         reader: Reader,
         pin_memory: bool,
     ):
-        self.dataset, self.reference, self.geometry = dataset, reference, geometry
+        self.dataset, self.datasets, self.geometry = dataset, datasets, geometry
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
         self.served: tuple[Pass, int] | None = None
         """The pass and the global batch in it that was handed out last."""
         self._before_decision: Callable[[], None] = lambda: None
+        self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
 
-    def attach(self, teacher: Teacher, *, before_decision: Callable[[], None] = lambda: None) -> None:
-        """Follow ``teacher``; ``before_decision`` runs before it changes state (wait for checkpoint staging)."""
-        self.sampler = TeachingSampler(
-            teacher, rank=self.dp_rank, num_ranks=self.dp_world_size, microbatches=self.microbatches
-        )
-        self._before_decision = before_decision
+    def follow(
+        self,
+        sampler: TeachingSampler,
+        *,
+        before_decision: Callable[[], None] = lambda: None,
+        reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
+    ) -> None:
+        """Serve what ``sampler`` decides.
+
+        Args:
+            before_decision: called before it may change its state (wait for checkpoint staging).
+            reads: example ids int64 [B] -> further columns of the batch; called in the reader threads.
+        """
+        self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
 
     def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> Batch:
         ids = sampler.local_ids(current, *place)
         inputs, labels = self.dataset.batch(ids)
-        return {"input": inputs, "example_id": ids}, labels
+        columns = {name: column for read in self._reads for name, column in read(ids).items()}
+        return {"input": inputs, "example_id": ids, **columns}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         sampler = self.sampler
-        assert sampler is not None, "attach a teacher before iterating"
+        assert sampler is not None, "follow a sampler before iterating"
         while True:
             self._before_decision()
             current = sampler.current_pass()
@@ -147,13 +154,13 @@ def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
 
 
 def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_world_size: int) -> TeachingLoader:
-    """The loader of a run; the teacher is attached by the trainer once the meshes exist."""
-    data, teacher = job_config.data, job_config.teacher
+    """The loader of a run; the trainer gives it a sampler once the meshes exist."""
+    data = job_config.data
     dataset = datasets.dataset(data.path, seq_len=job_config.training.seq_len)
     batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)
     return TeachingLoader(
         dataset,
-        reference=datasets.reference(teacher.reference_path) if teacher.importance == "excess_loss" else None,
+        datasets=datasets,
         geometry=geometry_of(job_config, dataset, batch_size=batch_size),
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,

@@ -1,4 +1,4 @@
-"""torchtitan's metrics with the teacher's beside them, under ``teacher/*`` and ``ledger/*``."""
+"""torchtitan's metrics with those of the systems beside them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ from torchtitan.protocols import BaseModelArgs
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
-    """Logs ``teacher_metrics()`` with every training step that torchtitan logs; the trainer sets it.
+    """Logs ``system_metrics()`` with every training step that torchtitan logs; the trainer sets it.
 
-    The numbers are host values that the teacher holds ready, so that logging adds no collective and no device sync.
+    The numbers are host values that the systems hold ready, so that logging adds no collective and no device sync.
     """
 
-    teacher_metrics: Callable[[], dict[str, float]] | None = None
+    system_metrics: Callable[[], dict[str, float]] | None = None
 
     def log(
         self,
@@ -27,8 +27,8 @@ class TeachingMetricsProcessor(MetricsProcessor):
     ) -> None:
         # torchtitan divides the loss of a part of the sequences by the tokens of the whole ones (#3111).
         global_max_loss *= self.parallel_dims.cp
-        teaching = self.teacher_metrics() if self.teacher_metrics is not None else {}
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | teaching)
+        ours = self.system_metrics() if self.system_metrics is not None else {}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | ours)
 
 
 def build_teaching_metrics_processor(

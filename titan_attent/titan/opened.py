@@ -37,6 +37,11 @@ class DataSets:
             self._references[key] = ReferenceLosses(key)
         return self._references[key]
 
+    def verify_references(self) -> None:
+        """Re-hash those that were opened; ValueError as :meth:`ReferenceLosses.verify_checksum`."""
+        for reference in self._references.values():
+            reference.verify_checksum()
+
     def reader(self, num_workers: int) -> Reader:
         """The reader of so many threads; all who ask share it."""
         return self._readers.setdefault(num_workers, Reader(num_workers))

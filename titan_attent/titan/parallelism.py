@@ -56,17 +56,6 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
         raise ValueError(
             "[training] enable_cpu_offload = true: there is no accelerator to offload from. Set it to false"
         )
-    teacher = getattr(job_config, "teacher", None)
-    if cp > 1 and teacher is not None and teacher.weighting == "loss":
-        raise ValueError(
-            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
-            'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
-        )
-    if tp > 1 and not parallelism.disable_loss_parallel and teacher is not None and teacher.loss_chunks > 1:
-        raise ValueError(
-            f"[teacher] loss_chunks = {teacher.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
-            "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
-        )
     ep, etp = degree["expert_parallel"], degree["expert_tensor_parallel"]
     _check_experts(ep, etp, shard=shard, cp=cp, tp=tp)
     if pp > 1:
@@ -162,19 +151,15 @@ def _check_pipeline(job_config: JobConfig) -> None:
             f"{batch}: change one of the two"
         )
     # The stages send each other tensors of one shape.
-    if name in ("ZBVZeroBubble", "DualPipeV") and (validation.enable or job_config.teacher.scoring != "train"):
+    if name in ("ZBVZeroBubble", "DualPipeV") and validation.enable:
         raise ValueError(
             f'[parallelism] pipeline_parallel_schedule = "{name}": torch cannot run it without a backward, as '
-            'validation and scoring do. Set validation.enable = false and teacher.scoring = "train", or use '
-            '"Interleaved1F1B"'
+            'validation does. Set validation.enable = false, or use "Interleaved1F1B"'
         )
     shapes = {}
     if validation.enable:
         shapes["[validation] local_batch_size"] = (validation.local_batch_size, batch, "training.local_batch_size")
         shapes["[validation] seq_len"] = (validation.seq_len, training.seq_len, "training.seq_len")
-    if job_config.teacher.scoring != "train" and job_config.teacher.scoring_batch_size:
-        scoring = job_config.teacher.scoring_batch_size
-        shapes["[teacher] scoring_batch_size"] = (scoring, batch, "training.local_batch_size")
     for key, (value, expected, other) in shapes.items():
         if value != expected:
             raise ValueError(

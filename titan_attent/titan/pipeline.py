@@ -1,9 +1,9 @@
-"""The loss function of a pipeline schedule: example ids and weights ride with the target.
+"""The loss function of a pipeline schedule: the columns of the examples ride with the target.
 
 torch's pipeline schedules call the loss on the last stage, once a microbatch, with that microbatch's rows of one target
-tensor, and differentiate what it returns. So the target carries two more columns, the example's id and the bits of its
-weight, and the losses of the examples are put aside here until the step has ended. On the other stages nothing is
-seen; the loss buffer's exchange brings them what the last stage has recorded (losses/buffer.py).
+tensor, and differentiate what it returns. So the target carries the columns of the examples, too (their ids, their
+weights, what systems add), and what was seen of the examples is put aside here until the step has ended. On the other
+stages nothing is seen; the loss buffer's exchange brings them what the last stage has recorded (losses/buffer.py).
 
 torchtitan 0.2.2 differentiates the SUM under a pipeline and divides by the number of valid tokens only what it logs, so
 gradients are too large by that number (its thread #2972). Here the sum is divided before.
@@ -17,45 +17,61 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from titan_attent.losses.cross_entropy import ExampleLosses
-from titan_attent.losses.vocab_parallel import valid_counts
+from titan_attent.foundations.system import Columns, LossFunction, Seen
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
-ExampleLoss = Callable[[Tensor, Tensor, Tensor], ExampleLosses]
-"""``weighted_cross_entropy`` of logits, labels and weights."""
 
 
-def pack_target(labels_BL: Tensor, example_ids: Tensor, weights_B: Tensor) -> Tensor:
-    """int64 [B, L + 2]: the labels, the id, and the fp32 weight's bits."""
-    bits_B = weights_B.float().view(torch.int32).long()
-    return torch.cat((labels_BL, example_ids[:, None], bits_B[:, None]), dim=1)
+def pack_target(labels_BL: Tensor, columns: Columns) -> Tensor:
+    """int64 [B, L + number of columns]: the labels, then each column; fp32 ones as their bits."""
+    packed = [
+        column.view(torch.int32).long() if column.dtype == torch.float32 else column for column in columns.values()
+    ]
+    return torch.cat((labels_BL, *(column[:, None] for column in packed)), dim=1)
 
 
-def unpack_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, ids and weights of :func:`pack_target`."""
-    return target[:, :-2], target[:, -2], target[:, -1].to(torch.int32).view(torch.float32)
+def unpack_target(target: Tensor, dtypes: dict[str, torch.dtype]) -> tuple[Tensor, Columns]:
+    """Labels and columns of :func:`pack_target`; ``dtypes``: of the columns, in their order."""
+    num_labels = target.shape[1] - len(dtypes)
+    columns = {}
+    for i, (name, dtype) in enumerate(dtypes.items()):
+        column = target[:, num_labels + i]
+        columns[name] = column.to(torch.int32).view(torch.float32) if dtype == torch.float32 else column
+    return target[:, :num_labels], columns
 
 
-class Seen:
+class PipelineStep:
     """What the loss saw of the ``num_microbatches`` of one step, on the last stage; nothing on the others.
 
     torch 2.13's schedules call the loss once more before the first training step, on memory that was never written, to
     learn the shapes of gradients. That call comes first, so only the last ones count.
     """
 
-    def __init__(self, num_microbatches: int) -> None:
-        self.num_microbatches = num_microbatches
-        self.loss_sums: list[Tensor] = []
-        self.rows: list[tuple[Tensor, Tensor, Tensor | None, Tensor]] = []  # ids, mean losses, norms, valid counts
+    def __init__(self, loss: LossFunction, columns: Columns, *, num_microbatches: int, divisor: Tensor | float) -> None:
+        self.loss, self.columns = loss, columns
+        self.num_microbatches, self.divisor = num_microbatches, divisor
+        self._logged: list[Tensor] = []
+        self._seen: list[Seen] = []
+
+    def target(self, labels_BL: Tensor) -> Tensor:
+        """What the schedule is given as its target."""
+        return pack_target(labels_BL, self.columns)
+
+    def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
+        labels, columns = unpack_target(target, {name: column.dtype for name, column in self.columns.items()})
+        loss = self.loss(pred, labels, columns)
+        self._logged.append(loss.logged)
+        self._seen.append(loss.seen)
+        return loss.to_differentiate / self.divisor
 
     def loss_sum(self) -> Tensor:
         """fp32 scalar: unweighted nats over all valid tokens of the step's microbatches."""
-        return torch.stack(self.loss_sums[-self.num_microbatches :]).sum()
+        return torch.stack(self._logged[-self.num_microbatches :]).sum()
 
-    def examples(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """(ids, mean losses, norms or None, valid counts) of all microbatches, each [B]."""
-        ids, losses, norms, counts = zip(*self.rows[-self.num_microbatches :], strict=True)
-        return torch.cat(ids), torch.cat(losses), None if norms[0] is None else torch.cat(norms), torch.cat(counts)
+    def seen(self) -> Seen:
+        """Of all microbatches, each [B]."""
+        parts = self._seen[-self.num_microbatches :]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class PipelineLoss:
@@ -63,35 +79,24 @@ class PipelineLoss:
 
     def __init__(self, stock: StockLoss):
         self.stock = stock
-        self._seen: Seen | None = None
-        self._weighted: ExampleLoss | None = None
-        self._divisor: Tensor | float = 1.0
+        self._step: PipelineStep | None = None
 
     @contextmanager
     def step(
-        self, *, num_microbatches: int, divisor: Tensor | float, weighted: ExampleLoss | None = None
-    ) -> Iterator[Seen]:
-        """Divide by ``divisor`` what is differentiated, and put the step's losses aside.
+        self, loss: LossFunction, columns: Columns, *, num_microbatches: int, divisor: Tensor | float
+    ) -> Iterator[PipelineStep]:
+        """Let the schedule call ``loss``, whose targets are those of :meth:`PipelineStep.target`.
 
         Args:
+            columns: of the examples of the step.
             num_microbatches: of the schedule.
-            divisor: valid tokens of the global batch.
-            weighted: the per-example loss, whose target is that of :func:`pack_target`; None for the stock one.
+            divisor: valid tokens of the global batch; what is differentiated is divided by it.
         """
-        self._seen, self._weighted, self._divisor = Seen(num_microbatches), weighted, divisor
+        self._step = PipelineStep(loss, columns, num_microbatches=num_microbatches, divisor=divisor)
         try:
-            yield self._seen
+            yield self._step
         finally:
-            self._seen, self._weighted, self._divisor = None, None, 1.0
+            self._step = None
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
-        if self._seen is None:
-            return self.stock(pred, target)
-        if self._weighted is None:
-            to_differentiate = loss_sum = self.stock(pred, target)
-        else:
-            labels_BL, example_ids, weights_B = unpack_target(target)
-            to_differentiate, loss_sum, losses_B, norms_B = self._weighted(pred, labels_BL, weights_B)
-            self._seen.rows.append((example_ids, losses_B, norms_B, valid_counts(labels_BL)))
-        self._seen.loss_sums.append(loss_sum.detach())
-        return to_differentiate / self._divisor
+        return self.stock(pred, target) if self._step is None else self._step(pred, target)

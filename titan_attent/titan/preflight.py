@@ -12,11 +12,9 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,13 +22,14 @@ from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
-from torchtitan.tools.utils import device_type
 
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.checks import closest
+from titan_attent.foundations.system import Facts
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.teacher.advice import check_sizes
+from titan_attent.systems import systems_on
 from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_size
+from titan_attent.titan.mistakes import on_all_ranks
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.parallelism import check_parallelism, check_split
 from titan_attent.titan.value_checks import check_fit, check_values
@@ -39,23 +38,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-def fail(error: ValueError) -> NoReturn:
-    """End this process with exit code 2; rank 0 says why, or a node's first rank where rank 0 found nothing wrong."""
-    let_first_rank_speak()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
-def let_first_rank_speak() -> None:
-    """Call before another rank than 0 exits for a mistake: torchrun ends all ranks at the first exit, rank 0 unheard.
-
-    A rank outlives the wait only where rank 0 goes on, as when a file is missing on one node.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(10)
 
 
 def check_toml(path: str) -> dict[str, Any]:
@@ -128,10 +110,12 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
 def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
     """All checks of a parsed configuration but those of the shards (:func:`check_files`); opens ``datasets``."""
     datasets = datasets or DataSets()
-    data, teacher, training = job_config.data, job_config.teacher, job_config.training
-    teacher.validate()
+    data, training = job_config.data, job_config.training
+    systems = systems_on(job_config)
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
+    for system in systems:
+        system.check(job_config)
     batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
     flavor = job_config.model.flavor
     if flavor not in spec.model_args:
@@ -149,15 +133,14 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
             f"[data] path = {data.path} holds {len(dataset)} examples of {training.seq_len} tokens, fewer than one "
             f"global batch of {batch_size}: write more data, or lower training.global_batch_size or training.seq_len"
         )
-    check_sizes(teacher, num_examples=len(dataset), batch_size=batch_size)
+    facts = Facts(dataset=dataset, batch_size=batch_size, open_reference=datasets.reference)
+    for system in systems:
+        system.check_data(job_config, facts)
     if job_config.validation.enable:
         seq_len = job_config.validation.seq_len
         _open(
             datasets, data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model
         )
-    if teacher.importance == "excess_loss":
-        reference = datasets.reference(teacher.reference_path)
-        reference.check(fingerprint=dataset.shards.fingerprint, seq_len=training.seq_len, num_examples=len(dataset))
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
     warn_of_unread_keys(job_config)
@@ -183,37 +166,10 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
             shards.check_sizes(mine)
             if job_config.data.verify_checksums:
                 shards.verify_checksums(mine)
-        if job_config.data.verify_checksums and job_config.teacher.importance == "excess_loss" and rank == 0:
-            datasets.reference(job_config.teacher.reference_path).verify_checksum()
+        if job_config.data.verify_checksums and rank == 0:
+            datasets.verify_references()
 
     on_all_ranks(look)
-
-
-def on_all_ranks(look: Callable[[], None]) -> None:
-    """Run ``look`` here; if it raises on any rank, raise a ValueError with the first such rank's message on all ranks.
-
-    A collective of 8 bytes, and one more where something failed. Any exception counts: a rank that left without a word
-    would keep the others waiting.
-    """
-    message = ""
-    try:
-        look()
-    except ValueError as error:
-        message = str(error)
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-    if not torch.distributed.is_initialized():
-        failed = [message]
-    else:
-        world_size = torch.distributed.get_world_size()
-        mine = torch.distributed.get_rank() if message else world_size
-        first = torch.tensor(mine, device=device_type)
-        torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
-        failed = [message]
-        if (source := int(first)) < world_size:
-            torch.distributed.broadcast_object_list(failed, src=source)
-    if failed[0]:
-        raise ValueError(failed[0])
 
 
 def checkpoint_to_load(job_config: JobConfig) -> Path | None:
@@ -241,7 +197,8 @@ def check_checkpoint(job_config: JobConfig, geometry: dict[str, Any]) -> None:
         raise ValueError(f"the checkpoint {path} does not exist or was never finished: check checkpoint.load_step")
     excluded = set(job_config.checkpoint.exclude_from_loading)
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
-    for state in {"teacher", "dataloader"} - excluded:
+    kept = {system.name for system in systems_on(job_config) if system.keeps_state}
+    for state in {"dataloader", *kept} - excluded:
         if not any(key.startswith(f"{state}.") for key in keys):
             raise ValueError(
                 f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only) or"

@@ -34,9 +34,9 @@ from tqdm import tqdm
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.losses.cross_entropy import per_example_cross_entropy
-from titan_attent.titan import preflight
 from titan_attent.titan.launch import arguments, parse
 from titan_attent.titan.loader import TeachingLoader
+from titan_attent.titan.mistakes import fail
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.scoring_checks import check_scoring, check_weights, scoring_config, writer_of
 from titan_attent.titan.train_spec import attent_spec
@@ -147,7 +147,7 @@ class ReferenceScorer(Trainer):
                 result[0] = f"{type(error).__name__}: {error}"
         torch.distributed.broadcast_object_list(result)
         if isinstance(result[0], str):
-            preflight.fail(ValueError(result[0]))
+            fail(ValueError(result[0]))
         return result[0]
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ def _fail_on_mistake(bar: tqdm | None = None) -> Iterator[None]:
     except ValueError as error:
         if bar is not None:
             bar.close()  # the message gets a line of its own
-        preflight.fail(error)
+        fail(error)
 
 
 def score() -> None:
@@ -208,7 +208,7 @@ def score() -> None:
         spec = attent_spec(job_config.model.name, datasets)
         check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
-        preflight.fail(error)
+        fail(error)
     register_train_spec(job_config.model.name, spec)
     init_logger()
     scorer = ReferenceScorer(job_config)

@@ -6,7 +6,6 @@ metrics (teacher and ledger beside).
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,10 @@ from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_
 
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
-from titan_attent.losses.chunked import build_chunked_loss
-from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
-from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss
 from titan_attent.titan import compat, preflight
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
+from titan_attent.titan.mistakes import fail
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.pipeline import PipelineLoss
 from titan_attent.titan.validator import build_validator
@@ -87,7 +84,7 @@ def build_dataloader(
     try:
         preflight.check_files(job_config, datasets)
     except ValueError as error:
-        preflight.fail(error)
+        fail(error)
     return build_loader(job_config, datasets, dp_rank=dp_rank, dp_world_size=dp_world_size)
 
 
@@ -97,22 +94,6 @@ def build_loss(
     """torchtitan's ``build_loss_fn``: the stock loss; under a pipeline, in the wrapper that examples go through."""
     loss = build_stock_loss(job_config, parallel_dims=parallel_dims, **kwargs)
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
-
-
-def build_example_loss(job_config: JobConfig, *, parallel_dims: ParallelDims) -> WeightedLoss:
-    """The weighted loss of every example, for logits as the parallelism leaves them; compiled as the run asks."""
-    compiled, config = job_config.compile, job_config.teacher
-    build: Callable[..., WeightedLoss] = build_weighted_loss
-    if parallel_dims.tp_enabled and not job_config.parallelism.disable_loss_parallel:
-        build = build_vocab_parallel_loss
-    elif config.loss_chunks > 1:
-        build = partial(build_chunked_loss, num_chunks=config.loss_chunks)
-    return build(
-        compile_loss=compiled.enable and "loss" in compiled.components,
-        with_gradient=config.importance == "functional_gradient",
-        temperature=config.temperature if config.weighting == "loss" else None,
-        backend=compiled.backend,
-    )
 
 
 def attent_spec(name: str, datasets: DataSets | None = None) -> TrainSpec:

@@ -150,7 +150,8 @@ class CountSyncs(TorchDispatchMode):
 def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[None]:
     """``syncs`` is active from the first microbatch's forward to the optimizer's step, and in what follows a step."""
     forward, optimize = trainer.forward_backward_step, trainer.optimizers.step
-    after = trainer.teacher.step_done if isinstance(trainer, TeachingTrainer) else None
+    teaching = trainer.systems[0] if isinstance(trainer, TeachingTrainer) else None
+    after = None if teaching is None else teaching.step_done
     active = False
 
     def first(**kwargs: Any) -> Any:
@@ -178,7 +179,7 @@ def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[N
         if after is None:
             yield
         else:
-            with mock.patch.object(trainer.teacher, "step_done", watched_after):
+            with mock.patch.object(teaching, "step_done", watched_after):
                 yield
 
 

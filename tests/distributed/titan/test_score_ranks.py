@@ -27,7 +27,7 @@ from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan import preflight
+from titan_attent.titan import mistakes
 from titan_attent.titan import scorer as scorer_module
 from titan_attent.titan.scorer import ReferenceScorer
 
@@ -66,7 +66,7 @@ def small_stretches() -> Iterator[None]:
     with (
         mock.patch.object(scorer_module, "STRETCH_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
-        mock.patch.object(preflight, "let_first_rank_speak"),
+        mock.patch.object(mistakes, "let_first_rank_speak"),
     ):
         yield
 
@@ -139,7 +139,7 @@ def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[i
     with (
         small_stretches(),
         mock.patch("os.fsync", fsync),
-        mock.patch.object(preflight, "fail", fail),
+        mock.patch.object(scorer_module, "fail", fail),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
         pytest.raises(SystemExit) as end,
     ):

@@ -23,6 +23,7 @@ from titan_attent.scores import reference
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import preflight
+from titan_attent.titan.mistakes import on_all_ranks
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.validator import sample
@@ -34,7 +35,7 @@ def looked(mesh: Any, errors: dict[int, Exception]) -> str:
             raise error
 
     try:
-        preflight.on_all_ranks(look)
+        on_all_ranks(look)
         return ""
     except ValueError as error:
         return str(error)
@@ -140,7 +141,7 @@ def test_a_rank_opens_the_reference_once(token_data: dict[str, Path], tmp_path: 
         spec.model_args.update(FLAVORS["llama3"])
         preflight.check_run(config, spec, world_size=1, datasets=datasets)
         loader: Any = spec.build_dataloader_fn(dp_world_size=1, dp_rank=0, tokenizer=None, job_config=config)
-        assert torch.equal(loader.reference.read(2, 9), torch.arange(2, 9) / 7)
+        assert torch.equal(loader.datasets.reference(folder).read(2, 9), torch.arange(2, 9) / 7)
     assert opened == [folder / "reference.json"]
 
 

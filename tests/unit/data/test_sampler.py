@@ -130,7 +130,7 @@ class PassList:
     batch_size = 12
 
     def __init__(self):
-        self.buffer = SimpleNamespace(flush_every=4)
+        self.weights_every = 4
         self.round, self.pass_index = 2, 0
         self.current: Pass | None = None
         self.asked: list[int] = []
@@ -173,7 +173,7 @@ def test_ranks_and_microbatches_cut_the_same_global_order(num_ranks, microbatche
         ids, weights = take(sampler, 22 * microbatches)
         assert ids.shape[1] == weights.shape[1] == 12 // num_ranks // microbatches
         assert teacher.asked == [0, 11] and sampler.step == 22 == teacher.num_served and sampler.consumed == 11
-        # The first pass is not weighted; the weights of the second come in blocks of flush_every batches.
+        # The first pass is not weighted; the weights of the second come in blocks of weights_every batches.
         first, second = ids.view(22, -1)[:11], ids.view(22, -1)[11:]
         assert torch.equal(weights.view(22, -1), torch.cat((torch.ones(first.shape), plain_weights(second))))
         assert [n * num_ranks for n in teacher.weighed] == [4 * 12, 4 * 12, 3 * 12]

@@ -193,12 +193,12 @@ def test_it_says_so_once_a_run_and_on_the_first_rank_alone(caplog):
     with caplog.at_level(logging.INFO), mock.patch.object(torch.distributed, "is_initialized", lambda: True):
         with mock.patch.object(torch.distributed, "get_rank", lambda: 3):
             run(one_rules, steps=40, min_effective_sample_size=0.05)
-            advice.log_plan(teacher, total_steps=10)
+            advice.log_plan(teacher.config, teacher.plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=10)
             teacher.ledger.seconds = dict.fromkeys(teacher.ledger.seconds, 0.0) | {"train": 100.0, "score": 150.0}
             assert advice.warn_below_break_even(teacher.ledger)
         assert not caplog.records
         with mock.patch.object(torch.distributed, "get_rank", lambda: 0):
-            advice.log_plan(teacher, total_steps=10)
+            advice.log_plan(teacher.config, teacher.plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=10)
             assert advice.warn_below_break_even(teacher.ledger)
         assert len(caplog.records) >= 3
 

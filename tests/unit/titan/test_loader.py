@@ -14,6 +14,7 @@ from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.format import ShardWriter, write_index
 from titan_attent.data.order import Pass, Pool, SelectedPlaces
 from titan_attent.data.reader import Batch
+from titan_attent.data.sampler import TeachingSampler
 from titan_attent.data.shards import TokenDataset
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.opened import DataSets
@@ -40,7 +41,7 @@ class Scoring:
 
     def __init__(self, num_examples: int):
         self.num_examples, self.round, self.pass_index = num_examples, 0, -1
-        self.buffer: Any = type("Buffer", (), {"flush_every": 2})
+        self.weights_every = 2
         self.current: Pass | None = None
         self.score: Any = None
 
@@ -94,7 +95,7 @@ def test_a_run_starts_its_threads_once_and_reads_the_same_with_any_number(
     teacher.score = read_pool
     loader = TeachingLoader(
         dataset,
-        reference=None,
+        datasets=DataSets(),
         geometry={},
         dp_rank=0,
         dp_world_size=1,
@@ -103,7 +104,7 @@ def test_a_run_starts_its_threads_once_and_reads_the_same_with_any_number(
         pin_memory=False,
     )
     teaching: Any = teacher
-    loader.attach(teaching)
+    loader.follow(TeachingSampler(teaching))
     batches = iter(loader)
     for step in range(PASSES * BATCHES):
         batch = next(batches)

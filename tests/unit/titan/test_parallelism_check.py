@@ -8,6 +8,7 @@ import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.job_config import JobConfig as OurSections
+from titan_attent.systems import systems_on
 from titan_attent.titan.parallelism import check_parallelism
 
 
@@ -19,6 +20,14 @@ def config_of(**values: Any) -> JobConfig:
         section, _, name = key.rpartition("__")
         setattr(getattr(config, section or "parallelism"), name if section else f"{name}_degree", value)
     return config
+
+
+def check(config: Any, *, world_size: int) -> int:
+    """As preflight.check_run does: torchtitan's own, then those of the systems."""
+    degree = check_parallelism(config, world_size=world_size)
+    for system in systems_on(config):
+        system.check(config)
+    return degree
 
 
 GRANTED: list[tuple[int, int, dict[str, Any]]] = [
@@ -37,7 +46,7 @@ GRANTED: list[tuple[int, int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("world_size", "dp_degree", "values"), GRANTED)
 def test_granted(world_size: int, dp_degree: int, values: dict[str, Any]) -> None:
-    assert check_parallelism(config_of(**values), world_size=world_size) == dp_degree
+    assert check(config_of(**values), world_size=world_size) == dp_degree
 
 
 ZBV = {"pipeline_parallel": 2, "parallelism__pipeline_parallel_schedule": "ZBVZeroBubble"}
@@ -100,4 +109,4 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
 def test_refused(name: str) -> None:
     world_size, values, message = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^(?=\[).*{message}"):
-        check_parallelism(config_of(**values), world_size=world_size)
+        check(config_of(**values), world_size=world_size)

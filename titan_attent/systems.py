@@ -1,0 +1,18 @@
+"""The systems that may take part in a run's steps, in the order in which they do (foundations/system.py).
+
+A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/.
+"""
+
+from typing import Any
+
+from titan_attent.foundations.system import System
+from titan_attent.teacher.system import Teaching
+
+SYSTEMS: tuple[type[System], ...] = (
+    Teaching,  # [teacher]: which examples are trained, and with what weights
+)
+
+
+def systems_on(job_config: Any) -> list[type[System]]:
+    """Those that ``job_config`` turns on, in order."""
+    return [system for system in SYSTEMS if hasattr(job_config, system.name) and system.is_on(job_config)]

@@ -1,0 +1,78 @@
+"""What the teacher refuses before the run: values, parallelisms and data that it cannot work with.
+
+Each check raises a ValueError that says what is wrong, where, and how to mend it. TeacherConfig.validate has those of
+the section alone.
+"""
+
+from typing import Any
+
+from titan_attent.foundations.system import Facts
+from titan_attent.teacher.config import TeacherConfig
+from titan_attent.teacher.importance import reads
+
+WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
+"""Pipeline schedules that torch cannot run without a backward."""
+
+
+def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
+    """Refuse what a parallelism of the run cannot do for the teacher."""
+    parallelism, batch = job_config.parallelism, job_config.training.local_batch_size
+    cp, tp = parallelism.context_parallel_degree, parallelism.tensor_parallel_degree
+    if cp > 1 and config.weighting == "loss":
+        raise ValueError(
+            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
+            'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
+        )
+    if tp > 1 and not parallelism.disable_loss_parallel and config.loss_chunks > 1:
+        raise ValueError(
+            f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
+            "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
+        )
+    if parallelism.pipeline_parallel_degree == 1 or config.scoring == "train":
+        return
+    if (schedule := parallelism.pipeline_parallel_schedule) in WITHOUT_FORWARD:
+        raise ValueError(
+            f'[teacher] scoring = "{config.scoring}" with pipeline_parallel_schedule = "{schedule}": torch cannot run '
+            'it without a backward, as scoring does. Set teacher.scoring = "train", or use "Interleaved1F1B"'
+        )
+    if config.scoring_batch_size not in (0, batch):
+        raise ValueError(
+            f"[teacher] scoring_batch_size = {config.scoring_batch_size} differs from training.local_batch_size = "
+            f"{batch}: pipeline stages exchange tensors of one shape. Make the two equal"
+        )
+
+
+def check_data(config: TeacherConfig, facts: Facts, *, seq_len: int) -> None:
+    """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
+    dataset = facts.dataset
+    check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
+    if "reference" in reads(config.importance):
+        reference = facts.open_reference(config.reference_path)
+        reference.check(fingerprint=dataset.shards.fingerprint, seq_len=seq_len, num_examples=len(dataset))
+
+
+def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
+    """Refuse a data set that is smaller than a batch, and a pool that does not lie between the two."""
+    if batch_size > num_examples:
+        raise ValueError(
+            f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
+            "write more data, or lower training.global_batch_size or training.seq_len"
+        )
+    if config.pool_size and not batch_size <= config.pool_size <= num_examples:
+        raise ValueError(
+            f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
+            f"set ({num_examples} examples), or 0 for the whole of it"
+        )
+
+
+def check_parts(config: TeacherConfig, *, score: object, reference: object, vocab_size: object, window: object) -> None:
+    """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
+    needed = reads(config.importance)
+    if config.scoring != "train" and score is None:
+        raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
+    if "reference" in needed and reference is None:
+        raise ValueError(f'importance = "{config.importance}" needs the examples\' reference losses: give `reference`')
+    if "vocab_size" in needed and vocab_size is None:
+        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `vocab_size`')
+    if config.weighting == "loss" and window is None:
+        raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
