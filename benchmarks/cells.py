@@ -2,7 +2,7 @@
 
     python benchmarks/cells.py [--device cuda] [--output cells.json]
 
-The comparison is that of tests/distributed/titan/test_parallelism.py: same examples, weights, decisions and buffer; losses
+The comparison is that of tests/distributed/titan/test_parallelism.py: same examples, weights, decisions, buffer; losses
 and gradients to fp32 rounding. The cells follow the number of GPUs: FSDP2, FSDP2 + TP, FSDP2 + PP on four or more;
 FSDP2, TP, PP on two. One GPU has no peer to talk to: there FSDP2 and the exchange of losses run on process groups of
 one rank (one_gpu.py), plain, with accumulation, and with recomputation. They run over NCCL; that ranks agree is not

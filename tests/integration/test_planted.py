@@ -42,7 +42,7 @@ def copies_selected(strategy: str, corpus: tuple[torch.Tensor, torch.Tensor]) ->
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=240)
     num_copies = num_selected = 0
     for step, (ids, weights) in zip(range(1, 241), TeachingSampler(teacher), strict=False):
-        if teacher.selecting:
+        if teacher.rounds.selecting:
             num_copies, num_selected = num_copies + int(is_copy[ids].sum()), num_selected + len(ids)
         sums, counts = per_example_cross_entropy(model(rows[ids, :-1]), rows[ids, 1:])
         (weights @ sums / counts.sum()).backward()

@@ -20,8 +20,14 @@ class Passes(Protocol):
 
     batch_size: int
     """Examples of a global batch."""
-    round: int
-    pass_index: int
+
+    @property
+    def round(self) -> int:
+        """Of the pass in progress."""
+
+    @property
+    def pass_index(self) -> int:
+        """Of the pass in progress, within its round."""
 
     @property
     def weights_every(self) -> int:

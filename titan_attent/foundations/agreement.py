@@ -11,7 +11,7 @@ Cost: 8 bytes a row of the exchange and rank, no collective of its own, no host 
 import torch
 from torch import Tensor
 
-from titan_attent.losses.records import NEVER
+_NO_ROUND = -1
 
 Decision = tuple[Tensor, int]
 """The hash, int64 [1], and its round."""
@@ -26,7 +26,7 @@ class Agreement:
 
     def __init__(self, device: torch.device):
         self.decision: Decision | None = None
-        self._differed_in = torch.full((), NEVER, dtype=torch.int64, device=device)
+        self._differed_in = torch.full((), _NO_ROUND, dtype=torch.int64, device=device)
 
     def announce(self, decision: int, *, round: int) -> None:
         """Compare ``decision``, a signed 64-bit hash, from now on. Copied to the device: not in the step."""
@@ -50,14 +50,14 @@ class Agreement:
         if decision is None:
             return gathered
         own, round = decision
-        first = (gathered[:, :, -1] != own).any() & (self._differed_in == NEVER)
+        first = (gathered[:, :, -1] != own).any() & (self._differed_in == _NO_ROUND)
         self._differed_in = torch.where(first, round, self._differed_in)
         return gathered[:, :, :-1]
 
     def check(self) -> None:
         """Raise a RuntimeError that names the round if ranks were seen to differ. A host sync: not in the step."""
         differed_in = int(self._differed_in)
-        if differed_in != NEVER:
+        if differed_in != _NO_ROUND:
             raise RuntimeError(
                 f"the ranks decided differently in round {differed_in}: this rank's selection is not that of its peers "
                 "in the data, tensor, pipeline or context parallel mesh, so that they train different examples as one "

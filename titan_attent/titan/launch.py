@@ -22,8 +22,6 @@ from titan_attent.titan.opened import DataSets
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
-CUSTOM_CONFIG = "titan_attent.job_config"
-
 
 def _option(argv: list[str], name: str) -> str | None:
     """The value of ``--name value`` or ``--name=value``."""
@@ -35,14 +33,10 @@ def _option(argv: list[str], name: str) -> str | None:
 
 
 def arguments(module: str) -> list[str]:
-    """The command line, completed; ends a process that torchrun did not start."""
+    """The command line; ends a process that torchrun did not start."""
     if "LOCAL_RANK" not in os.environ:
         sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {module} --job.config_file X.toml")
-    argv = sys.argv[1:]
-    # The TOML may leave out job.custom_config_module.
-    if _option(argv, "job.custom_config_module") is None:
-        argv += ["--job.custom_config_module", CUSTOM_CONFIG]
-    return argv
+    return sys.argv[1:]
 
 
 def parse(argv: list[str]) -> JobConfig:
@@ -53,8 +47,10 @@ def parse(argv: list[str]) -> JobConfig:
     init_logger()
     if compat.IS_CPU:
         quiet.install()
-    config_file = _option(argv, "job.config_file")
-    toml = preflight.check_toml(config_file) if config_file is not None else {}
+    config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
+    toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
+    if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out
+        argv = [*argv, "--job.custom_config_module", preflight.CUSTOM_CONFIG]
     # tyro reports a bad command line itself and exits; one rank's report is enough.
     first = os.environ["RANK"] == "0"
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):

@@ -8,6 +8,7 @@ ranks as soon as they can talk to each other.
 Cost: two small files and the metadata of one checkpoint a rank; one stat a shard over all ranks together.
 """
 
+import importlib
 import json
 import os
 import re
@@ -40,15 +41,40 @@ else:
     import tomli as tomllib
 
 
-def check_toml(path: str) -> dict[str, Any]:
-    """The values of a TOML file; refuses a missing or malformed one and keys that no section has, with a hint."""
+CUSTOM_CONFIG = "titan_attent.job_config"
+"""The module of this package's sections, where ``job.custom_config_module`` names no other."""
+
+
+def sections_of(module: str) -> type:
+    """The JobConfig of ``job.custom_config_module``; a ValueError if it has not this package's sections."""
+    try:
+        custom = importlib.import_module(module).JobConfig
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"[job] custom_config_module = {module}: {error}; check the name, and PYTHONPATH") from None
+    missing = {f.name for f in fields(OurSections)} - {f.name for f in fields(custom)}
+    if missing:
+        raise ValueError(
+            f"[job] custom_config_module = {module}: its JobConfig lacks {', '.join(sorted(missing))}; derive it from "
+            f"that of {CUSTOM_CONFIG}"
+        )
+    return custom
+
+
+def check_toml(path: str, *, module: str | None = None) -> dict[str, Any]:
+    """The values of a TOML file; refuses a missing or malformed one and keys that no section has, with a hint.
+
+    ``module``: of the sections beside torchtitan's own, if the command line names one.
+    """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"the config file {path} does not exist: check --job.config_file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    _check_keys(values, ConfigManager._merge_configs(JobConfig, OurSections), where="", path=path)
+    job = values.get("job")
+    named = job.get("custom_config_module") if isinstance(job, dict) else None
+    custom = sections_of(module or named or CUSTOM_CONFIG)
+    _check_keys(values, ConfigManager._merge_configs(JobConfig, custom), where="", path=path)
     return values
 
 

@@ -461,7 +461,7 @@ def test_passes_tile_the_steps(strategy, num_examples, batch_size, total_steps, 
             k = len(one.selected)
             assert k % batch_size == 0 and batch_size <= k <= num_examples
             assert one.num_batches == min(k // batch_size, left)
-        passes.append((one.round, teacher.pass_index, teacher.interval))
+        passes.append((one.round, teacher.pass_index, teacher.rounds.interval))
         step += one.num_batches
     rounds = {round: [p for p in passes if p[0] == round] for round, _, _ in passes}
     assert list(rounds) == sorted(rounds)

@@ -1,7 +1,6 @@
 """sampler.py against sorted lists of ids, for any number of ranks and microbatches, and beyond 2^32 ids."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

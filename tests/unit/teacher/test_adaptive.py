@@ -70,7 +70,7 @@ def test_forward_scores_decide_the_selection() -> None:
     for step, (ids, _) in zip(range(1, 19), TeachingSampler(teacher), strict=False):
         teacher.buffer.record(ids, torch.ones(BATCH), step=step)
         teacher.step_done()
-        chosen += ids.tolist() if teacher.selecting else []
+        chosen += ids.tolist() if teacher.rounds.selecting else []
     assert sorted(chosen) == list(range(0, NUM_EXAMPLES, 2))
 
 

@@ -33,7 +33,7 @@ def run(losses_at, *, steps: int, reference=None, **config) -> tuple[Teacher, li
     for step, (ids, _) in zip(range(1, steps + 1), TeachingSampler(teacher), strict=False):
         teacher.buffer.record(ids, losses_at(step)[ids], step=step)
         teacher.step_done()
-        if teacher.selecting:
+        if teacher.rounds.selecting:
             one = teacher.current_pass()
             if not passes or one is not passes[-1]:
                 passes.append(one)

@@ -20,7 +20,7 @@ def train(teacher: Teacher, sampler: TeachingSampler, *, to: int) -> dict[int, s
     while sampler.step < to:
         ids, _ = next(batches)
         step = sampler.step
-        kinds[step] = "tail" if teacher.annealing else "selected" if teacher.selecting else "full"
+        kinds[step] = "tail" if teacher.rounds.annealing else "selected" if teacher.rounds.selecting else "full"
         teacher.buffer.record(ids, 1.0 + (ids * 37 % 11).float(), step=step)
         teacher.step_done()
     return kinds
@@ -71,12 +71,12 @@ def test_a_pass_that_the_old_plan_cut_is_whole_again():
     planned(2000, kinds=kinds, start=215)
     teacher, sampler = build(250)
     train(teacher, sampler, to=215)
-    assert teacher.num_batches == 19
+    assert teacher.rounds.num_batches == 19
     longer, follower = build(2000)
     longer.load_state_dict(teacher.state_dict())
     follower.load_state_dict(sampler.state_dict())
     train(longer, follower, to=216)
-    assert longer.num_batches == 50 and longer.round == teacher.round
+    assert longer.rounds.num_batches == 50 and longer.round == teacher.round
 
 
 def test_with_equal_steps_nothing_moves():

@@ -1,0 +1,106 @@
+"""A system of a test: it counts steps. All that one has to write for a system of one's own is in here.
+
+``COUNTED`` names the file to which it writes what it saw when the run ends.
+"""
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titan_attent import job_config
+from titan_attent.foundations.system import Columns, Facts, LossFunction, Panel, Seen, StepLoss, System
+
+
+@dataclass
+class CountingConfig:
+    enable: bool = False
+    """Whether to count."""
+
+    factor: float = 1.0
+    """Multiplies the loss."""
+
+
+@dataclass
+class JobConfig(job_config.JobConfig):
+    """The sections of titan_attent.job_config, and one more."""
+
+    counting: CountingConfig = field(default_factory=CountingConfig)
+
+
+class Counting(System):
+    name = "counting"
+    columns = ("is_odd",)
+    keeps_state = True
+    panels = (Panel("steps counted", ("counting/steps",), from_zero=True),)
+
+    @classmethod
+    def is_on(cls, config: Any) -> bool:
+        return config.counting.enable
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if (degree := config.parallelism.context_parallel_degree) > 1:
+            raise ValueError(f"[counting] enable = true with context_parallel_degree = {degree}: set it to 1")
+
+    @classmethod
+    def check_data(cls, config: Any, facts: Facts) -> None:
+        if len(facts.dataset) < 3 * facts.batch_size:
+            raise ValueError("[counting] enable = true needs three batches of examples: write more data")
+
+    def __init__(self, run: Any):
+        super().__init__(run)
+        self.steps, self.begun_at = 0, -1
+        self.microbatches, self.backwards, self.odd, self.wrong = 0, 0, 0, 0
+
+    def begin(self) -> None:
+        self.begun_at = self.run.step()
+
+    def read(self, example_ids: Any) -> Columns:
+        return {"is_odd": example_ids % 2}
+
+    def loss(self, loss: LossFunction) -> LossFunction:
+        factor = self.run.job_config.counting.factor
+
+        def multiplied(pred: Any, labels: Any, columns: Columns) -> StepLoss:
+            inner = loss(pred, labels, columns)
+            return inner._replace(to_differentiate=inner.to_differentiate * factor)
+
+        return multiplied
+
+    @contextmanager
+    def around_backward(self) -> Any:
+        self.backwards += 1
+        yield
+
+    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+        self.microbatches += 1
+        self.odd += int(columns["is_odd"].sum())
+        self.wrong += int((columns["is_odd"] != columns["example_id"] % 2).sum())
+        assert seen is not None and bool((seen["loss"] > 0).all())  # of the system before
+
+    def step_done(self) -> None:
+        self.steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        return {"counting/steps": float(self.steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+    def close(self) -> None:
+        if self.run.rank == 0:
+            names = ("steps", "begun_at", "microbatches", "backwards", "odd", "wrong")
+            Path(os.environ["COUNTED"]).write_text(json.dumps({name: getattr(self, name) for name in names}))
+
+
+def add_to_the_list() -> None:
+    """What the line in titan_attent/systems.py would do."""
+    import titan_attent.systems
+
+    titan_attent.systems.SYSTEMS = (*titan_attent.systems.SYSTEMS, Counting)

@@ -1,0 +1,73 @@
+"""The rooms: who may import whom, and that all but one of them work where torchtitan is not installed."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "titan_attent"
+MOST_LINES = 250
+
+WITHOUT_TORCHTITAN = """
+import importlib, pkgutil, sys
+
+class Door:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchtitan":
+            raise ImportError("torchtitan behind the door")
+
+sys.meta_path.insert(0, Door())
+import titan_attent
+names = [module.name for module in pkgutil.walk_packages(titan_attent.__path__, "titan_attent.")]
+outside = [name for name in names if name.split(".")[1] not in ("titan", "train", "score") and "__main__" not in name]
+for name in outside:
+    importlib.import_module(name)
+assert not any(name.partition(".")[0] == "torchtitan" for name in sys.modules)
+print(len(outside))
+"""
+
+
+def test_the_contracts_of_pyproject_are_kept() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_all_rooms_but_titan_are_imported_without_torchtitan() -> None:
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCHTITAN], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 50
+
+
+def test_the_trainer_names_no_system() -> None:
+    imported = {
+        node.module
+        for node in ast.walk(ast.parse((PACKAGE / "titan" / "trainer.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert "titan_attent.systems" in imported
+    assert not any(module.startswith("titan_attent.teacher") for module in imported)
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_is_read_at_one_sitting(module: Path) -> None:
+    assert len(module.read_text().splitlines()) <= MOST_LINES
+
+
+def test_docs_draw_who_imports_whom_as_the_code_does() -> None:
+    """The table of docs/architecture.md: a row a room, and the rooms that its modules import."""
+    graph = grimp.build_graph("titan_attent", exclude_type_checking_imports=True)
+    actual: dict[str, set[str]] = {}
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            here, there = (name.split(".")[1] if "." in name else "titan_attent" for name in (importer, imported))
+            if here != there and here != "titan_attent":
+                actual.setdefault(here, set()).add(there)
+    rows = re.findall(r"^\| `(\w+)[/.py]*` \|[^|]*\| (.*?) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    drawn = {room: set(re.findall(r"`(\w+)", imports)) for room, imports in rows}
+    assert {room: rooms for room, rooms in drawn.items() if rooms} == actual
