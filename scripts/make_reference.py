@@ -1,0 +1,127 @@
+"""Write docs/reference.md: every key of the package's TOML sections, every strategy and importance, from their source.
+
+    python scripts/make_reference.py [--output FILE]
+
+A key's meaning is the string beneath it in its dataclass, a strategy's or importance's the first paragraph of its
+function's docstring. tests/unit/docs/test_reference.py fails where the file in the repository is another.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from titan_attent.data.format import write_atomically
+from titan_attent.job_config import JobConfig
+from titan_attent.teacher.importance import IMPORTANCES
+from titan_attent.teacher.strategies import STRATEGIES
+
+PATH = Path(__file__).parents[1] / "docs" / "reference.md"
+
+HEAD = """# Reference
+
+Every key that the package adds to a torchtitan TOML, what it takes, and where a refusal comes from. This page is
+written by `python scripts/make_reference.py` from the code; change it there.
+
+torchtitan's own keys keep their meaning. `--section.key value` on the command line overrides the TOML.
+"""
+
+UNIFORM = (
+    "Everything, always: torchtitan's own loss and step, bit for bit. The control. Not a function: the teacher decides "
+    "the order only."
+)
+
+REFUSALS = {
+    "an unknown key or section in the TOML; data, checkpoints and batches that do not fit": "titan/preflight.py",
+    "a value of torchtitan's that it would take in silence: types, ranges, keys that exclude each other": (
+        "titan/value_checks.py"
+    ),
+    "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](parallelism.md))": (
+        "titan/parallelism.py"
+    ),
+    "a value of `[teacher]`": "teacher/config.py",
+    "a parallelism, a data set or reference losses that the teacher cannot work with": "teacher/checks.py",
+    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring_checks.py",
+    "a damaged, truncated or swapped shard": "data/shards.py",
+}
+
+TAIL = """
+## Refusals
+
+A mistake ends the run before the first step, on all ranks, with exit code 2 and one message: what is wrong, where, and
+how to mend it.
+
+| what is refused | where |
+|---|---|
+"""
+
+
+def cell(text: str) -> str:
+    """A docstring as one cell of a Markdown table: paragraphs and list items on lines of their own."""
+    lines: list[str] = []
+    for line in textwrap.dedent(text).strip().splitlines():
+        if lines and line.strip() and not line.lstrip().startswith("- "):
+            lines[-1] += " " + line.strip()
+        elif line.strip():
+            lines.append(line.strip())
+    text = "<br>".join(re.sub(r"^- ", "&bull; ", line) for line in lines)
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def documented(section: type) -> dict[str, str]:
+    """Key -> the string beneath it in the dataclass."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
+    meanings = {}
+    for node, following in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), node.target.id
+            meanings[node.target.id] = inspect.cleandoc(str(following.value.value))
+    return meanings
+
+
+def keys(name: str, section: type) -> str:
+    """The table of a section."""
+    defaults, meanings = section(), documented(section)
+    rows = []
+    for key in fields(section):
+        value = getattr(defaults, key.name)
+        shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
+        rows.append(f"| `{key.name}` | `{shown}` | {cell(meanings[key.name])} |")
+    source = Path(inspect.getsourcefile(section) or "").relative_to(PATH.parents[1]).as_posix()
+    where = f"Declared in [`{source}`](../{source})."
+    return "\n".join([f"## [{name}]", "", where, "", "| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def functions(title: str, words: str, functions: Mapping[str, Callable[..., Any]], first: tuple[str, ...] = ()) -> str:
+    """The table of functions that are values of a key."""
+    firsts = {name: (inspect.getdoc(function) or "").split("\n\n")[0] for name, function in functions.items()}
+    rows = [f"| `{name}` | {cell(words)} |" for name, words in firsts.items()]
+    return "\n".join([f"## {title}", "", words, "", "| value | what it is |", "|---|---|", *first, *rows])
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [HEAD.strip()]
+    parts += [keys(section.name, section.type) for section in fields(JobConfig)]  # type: ignore[arg-type]
+    strategies = "Values of `teacher.strategy`: which examples a round trains on, and with what weights."
+    parts.append(functions("Strategies", strategies, STRATEGIES, (f"| `uniform` | {UNIFORM} |",)))
+    importances = "Values of `teacher.importance`: what makes an example worth teaching."
+    parts.append(functions("Importances", importances, IMPORTANCES))
+    refusals = [f"| {what} | [`{where}`](../titan_attent/{where}) |" for what, where in REFUSALS.items()]
+    parts.append("\n".join([TAIL.strip(), *refusals]))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the reference of keys, strategies and importances.")
+    parser.add_argument("--output", type=Path, default=PATH)
+    write_atomically(parser.parse_args().output, reference().encode())
+
+
+if __name__ == "__main__":
+    main()
