@@ -44,8 +44,12 @@ def test_it_sees_every_step_and_changes_nothing_that_it_does_not_mean_to(
 
 
 def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, tmp_path: Path) -> None:
-    extra = [*COUNTING, "--counting.factor", "0.5", "--training.max_norm", "1e9"]
-    run(*arguments(small_run, tmp_path, *extra), prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
+    # All of it from the TOML, as a user would have it.
+    toml = Path(small_run[1]).read_text().replace("[job]", '[job]\ncustom_config_module = "counting"')
+    config = tmp_path / "counting.toml"
+    config.write_text(toml + "[counting]\nenable = true\nfactor = 0.5\n")
+    from_toml = ["--job.config_file", str(config), *small_run[2:], "--training.max_norm", "1e9"]
+    run(*arguments(from_toml, tmp_path), prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
     assert read_scalars(tmp_path, "loss_metrics/global_avg_loss")[1] == pytest.approx(
         read_scalars(plain, "loss_metrics/global_avg_loss")[1], rel=1e-6
     )

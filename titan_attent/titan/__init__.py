@@ -3,12 +3,14 @@
     launch.py          the training command: configuration, checks, hand over to torchtitan
     scorer.py          the scoring command; scoring_checks.py: its input
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
+    mistakes.py        how a user's mistake ends a run
+    opened.py          the data sets of a run, each opened once
     train_spec.py      which parts a model gets
     loader.py          torchtitan's loader over the token shards
-    trainer.py         torchtitan's Trainer with the teacher beside it
+    trainer.py         torchtitan's Trainer with the run's systems in its step
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same shards each time
-    metrics.py         torchtitan's metrics with the teacher's beside them
+    metrics.py         torchtitan's metrics with those of the systems beside them
     compat.py          mends torchtitan 0.2.2; compat_cpu.py: on CPU, whose log quiet.py keeps free of GPUs
 
 Importing this package puts the mends in force before anything of torchtitan is imported, which copies the device type

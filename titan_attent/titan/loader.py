@@ -1,14 +1,15 @@
-"""The loader: torchtitan's BaseDataLoader over token shards, in the order that the teacher decides.
+"""The loader: torchtitan's BaseDataLoader over token shards, in the order that a sampler decides.
 
-    sampler (places of a pass) -> reader threads (reader.py) -> {"input", "example_id", "weight"}, labels
+    sampler (places of a pass) -> reader threads (data/reader.py) -> {"input", "example_id", "weight"}, labels
 
-The threads run ahead inside a pass only: at its end the loader asks the teacher, in the training thread, for the next
-one, on all ranks at the same batch. They evaluate the order of the pass, too, which takes some microseconds an id.
+The threads run ahead within a pass only. At its end the loader asks the sampler for the next pass, in the training
+thread and on all ranks at the same batch. The threads evaluate the order of the pass, too, which takes some
+microseconds an id.
 
 The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
 loader cannot (its threads #811, #816).
 
-Cost: that of reader.py.
+Cost: that of data/reader.py.
 """
 
 import json

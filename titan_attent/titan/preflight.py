@@ -224,13 +224,13 @@ def check_checkpoint(job_config: JobConfig, geometry: dict[str, Any]) -> None:
     excluded = set(job_config.checkpoint.exclude_from_loading)
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     kept = {system.name for system in systems_on(job_config) if system.keeps_state}
-    for state in {"dataloader", *kept} - excluded:
+    for state in sorted({"dataloader", *kept} - excluded):
         if not any(key.startswith(f"{state}.") for key in keys):
             raise ValueError(
-                f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only) or"
-                " stock torchtitan's. To go on with its weights under a new teacher set "
-                'checkpoint.exclude_from_loading = ["teacher", "dataloader"] (full checkpoint), or start in a new '
-                "job.dump_folder with checkpoint.initial_load_path (model-only)"
+                f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only), "
+                "stock torchtitan's, or of a run without it. To go on with its weights under a new one set "
+                f"checkpoint.exclude_from_loading = {json.dumps([*sorted(kept), 'dataloader'])} (full checkpoint), or "
+                "start in a new job.dump_folder with checkpoint.initial_load_path (model-only)"
             )
     if "dataloader" in excluded:
         return

@@ -1,0 +1,41 @@
+"""titan/pipeline.py: columns of any kind ride with the target, and come back bit for bit."""
+
+import torch
+from torch import Tensor
+
+from titan_attent.foundations.system import Columns, StepLoss
+from titan_attent.titan.pipeline import PipelineLoss, pack_target, unpack_target
+
+LABELS = torch.tensor([[1, 2, -100], [4, 5, 6]])
+COLUMNS = {
+    "example_id": torch.tensor([0, 2**40 + 1]),
+    "weight": torch.tensor([-0.3, float("inf")]),
+    "is_odd": torch.tensor([0, 1]),
+}
+
+
+def test_columns_come_back_as_they_were() -> None:
+    labels, columns = unpack_target(pack_target(LABELS, COLUMNS), {name: c.dtype for name, c in COLUMNS.items()})
+    assert labels.equal(LABELS) and list(columns) == list(COLUMNS)
+    for name, column in COLUMNS.items():
+        assert columns[name].dtype == column.dtype and columns[name].equal(column)
+
+
+def test_without_columns_the_target_is_the_labels() -> None:
+    labels, columns = unpack_target(pack_target(LABELS, {}), {})
+    assert labels.equal(LABELS) and columns == {}
+
+
+def test_microbatches_see_their_own_rows_and_only_the_last_calls_count() -> None:
+    def loss(pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
+        return StepLoss((pred * columns["example_id"]).sum(), pred.sum(), {"id": columns["example_id"]})
+
+    stock = PipelineLoss(lambda pred, labels: pred.sum())
+    ids = {"example_id": torch.tensor([7, 8])}
+    with stock.step(loss, ids, num_microbatches=2, divisor=4.0) as step:
+        target = step.target(LABELS)
+        stock(torch.full((1,), 99.0), target[:1])  # the call that learns shapes
+        results = [float(stock(torch.full((1,), i + 1.0), target[i : i + 1])) for i in range(2)]
+    assert results == [7 / 4, 16 / 4] and float(step.loss_sum()) == 3.0
+    assert step.seen()["id"].tolist() == [7, 8]
+    assert float(stock(torch.ones(3), LABELS)) == 3.0  # outside of a step: the stock loss
