@@ -3,7 +3,7 @@
     python scripts/make_reference.py [--output FILE]
 
 A key's meaning is the string beneath it in its dataclass, a strategy's or importance's the first paragraph of its
-function's docstring. tests/unit/docs/test_reference.py fails where the file in the repository is another.
+function's docstring. tests/unit/docs/test_reference_page.py fails where the file in the repository is another.
 """
 
 import argparse
