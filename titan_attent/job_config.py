@@ -1,7 +1,7 @@
 """The TOML sections this package adds beside torchtitan's own, each a dataclass in the room that it is about.
 
 Named by ``job.custom_config_module = "titan_attent.job_config"`` and merged by torchtitan's ConfigManager. Neither
-this module nor those of the sections may use ``from __future__ import annotations``: with string annotations
+this module nor the modules of the sections may use ``from __future__ import annotations``: with string annotations
 ConfigManager replaces sections instead of merging them.
 """
 

@@ -12,12 +12,11 @@
     format.py      shards and index.json           hashes, fingerprint, atomic files
          |
     shards.py      example id -> tokens            files.py: positioned reads, few files open
-         |                                         opened.py: each data set of a run opened once
+         |
     sampler.py     (selection, seed, pass, consumed) -> the ids of this rank
          |
     reader.py      ids -> batches                  threads that live as long as the run
-         |
-    loader.py      batches of the run              torchtitan's loader, with a state that names no rank
 
-All but loader.py work without torchtitan.
+fixed.py reads a list of examples in order, for validation and scoring. config.py is the section [data]. torchtitan's
+loader over all this is titan/loader.py.
 """

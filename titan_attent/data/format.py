@@ -7,10 +7,11 @@
 
 Files are written under a temporary name, fsynced, then renamed. index.json comes last: only with it
 is the folder a data set. The fingerprint names the token stream: where it is equal, equal example ids
-hold equal tokens. The names of sources are not in it: they change no token, so that checkpoints and
-reference losses outlive a source's renaming in index.json.
+hold equal tokens. The names of sources are not part of the fingerprint, as they change no token: checkpoints and
+reference losses stay valid when a source is renamed in index.json.
 
-A shard holds tokens of one source (web, code, ...). Version 1 knew no sources: all of it is the default one.
+A shard holds tokens of one source (web, code, ...). Version 1 knew no sources: all of its tokens belong to the default
+one.
 
 Cost: about 170 bytes of index a shard; one sha256 over the tokens while they are written.
 """

@@ -16,7 +16,7 @@ RECORD_EXTENSIONS = ("jsonl", "jsonl.gz", "parquet")
 
 
 class InputFile(NamedTuple):
-    """A file of ``source`` to read; ``optional`` for one found in a folder, which is left out if it is not text."""
+    """A file of ``source`` to read. ``optional``: it was found in a folder, and is left out if it is not text."""
 
     source: str
     path: Path
@@ -33,7 +33,7 @@ def parse_inputs(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
     alone behind ``NAME=``. What exists as it is given, has a ``/`` before its ``=``, or is a ``Path``, is a path.
 
     Raises:
-        ValueError: a name that is none, or no path behind it.
+        ValueError: what stands before the ``=`` is no valid name, or no path stands behind it.
     """
     parsed: list[tuple[str, Path]] = []
     for given in inputs:
@@ -58,7 +58,7 @@ def parse_inputs(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
 
 
 def list_files(inputs: Sequence[tuple[str, Path]], *, extensions: Sequence[str]) -> list[InputFile]:
-    """The files of ``inputs``; of a folder those with one of ``extensions`` (``txt``), outside hidden folders.
+    """The files of ``inputs``. Of a folder: its files with one of ``extensions`` (``txt``), outside hidden folders.
 
     Args:
         inputs: source and path of each, of :func:`parse_inputs`.

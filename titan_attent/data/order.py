@@ -3,8 +3,8 @@
     position in the pass --(keyed order of the pass)--> place among the selected --> place in the pool --> example id
 
 Nothing is shuffled in memory. A pool is a stretch of the shuffled order of all examples, or all examples as they stand;
-a pass trains what was selected of a pool, in an order of its own. Both are evaluated where they are needed, so the
-state of the data is a few integers and no part of it names a rank.
+a pass trains what was selected of a pool, in an order of its own. Both orders are evaluated where they are needed, so
+the state of the data is a few integers, and no part of it names a rank.
 
 Cost: a bitmask of pool/8 bytes and its rank directory of pool/64 bytes; O(log pool) a position.
 """
@@ -28,7 +28,7 @@ _SELECT = np.argsort(1 - _BITS, axis=1, kind="stable").astype(np.int64)
 
 
 class SelectedPlaces:
-    """A set of places in [0, size) with ``select(j)``, the j-th smallest; everything when built without a bitmask.
+    """A set of places in [0, size). ``select(j)`` is the j-th smallest. Without a bitmask all places are in the set.
 
     Args:
         size: of the pool.
@@ -72,7 +72,7 @@ class Pool:
 
     Attributes:
         num_examples: N.
-        order: key of the shuffled order of all examples that the pool is a stretch of; None: place i is example i.
+        order: key of the shuffled order of all examples, of which the pool is a stretch. None: place i is example i.
         start: where the stretch starts, 0 without an order.
         size: number of candidates.
     """

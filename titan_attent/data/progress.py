@@ -1,7 +1,8 @@
 """What an interrupted writer needs to go on: progress.json, and a folder that is its own.
 
-A run and the one that resumes it must be given the same: inputs, their sources, tokenizer and all else that decides the
-bytes of the data set is kept and compared. Files count as the same if their paths, sizes and modification times are.
+A run and the run that resumes it must be given the same inputs, sources, tokenizer and whatever else decides the bytes
+of the data set: all of it is kept and compared. Files count as the same if their paths, sizes and modification times
+are.
 
 Cost: one small file a shard; on resume one stat an input file and a finished shard.
 """

@@ -1,4 +1,4 @@
-"""Byte-pair ranks, which are what a tiktoken encoding knows: read from a file, written, or trained.
+"""Byte-pair ranks, which are all that a tiktoken encoding knows: reading, writing and training them.
 
 A rank file holds one ``base64(token) rank`` a line. The rank of a token is its id and the order in which
 pairs are merged; the 256 single bytes are among the tokens, so that any text can be encoded.

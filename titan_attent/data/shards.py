@@ -2,8 +2,8 @@
 
 The shards of a data set (format.py), one after the other, are one stream in which every document ends
 with the eos id. Example ``i`` is the window of ``seq_len + 1`` tokens at ``i * seq_len``: its inputs are
-the first ``seq_len`` of them, its labels the last. Windows cross documents and shards; the tokens at the
-end that fill no window are left out.
+the first ``seq_len`` of them, its labels the last. Windows cross documents and shards. The last tokens,
+if they do not fill a window, are left out.
 
 A shard holds one data source (web, code, ...). An example that crosses into another belongs to the
 source of its first token.
@@ -40,7 +40,7 @@ class TokenShards:
 
     Args:
         path: the folder.
-        check_sizes: look at every shard's size; without it, :meth:`check_sizes` is left to the caller.
+        check_sizes: look at every shard's size. If false, the caller has to call :meth:`check_sizes`.
 
     Raises:
         ValueError: the folder, its index or a shard is missing, malformed, of another format,

@@ -3,7 +3,7 @@
 A data set folder keeps its tokenizer, the ranks in ``tokenizer.tiktoken`` and the rest (split pattern,
 special tokens) in index.json, so that it can be decoded without a network.
 
-Text comes back exactly, but for lone surrogates, which UTF-8 cannot hold: each becomes U+FFFD, as in
+Text comes back exactly, except lone surrogates, which UTF-8 cannot hold: each becomes U+FFFD, as in
 tiktoken. The text of a special token in a document is text like any other.
 
 Cost: about 5 million tokens/s a thread, outside the interpreter lock, and 4 bytes a token.
@@ -39,7 +39,7 @@ WHITESPACE_BLOCK = 100_000
 
 
 class Tokenizer:
-    """A tiktoken encoding; one without ``<|endoftext|>`` gets it as the next id.
+    """A tiktoken encoding. An encoding without ``<|endoftext|>`` gets this token as its next id.
 
     Attributes:
         vocab_size: the largest id + 1, eos included.
@@ -193,7 +193,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
     Args:
         texts: read once.
-        vocab_size: the most ids, eos included; fewer come of little text.
+        vocab_size: the largest number of ids, eos included; little text gives fewer.
 
     Raises:
         ValueError: ``vocab_size`` is below 257.

@@ -1,9 +1,10 @@
 """Agreement: do all ranks follow the same decision? A hash of it rides on the exchange of losses.
 
 Tensor, pipeline and context parallel peers hold equal copies of the loss buffer and decide on their own; so do the
-ranks of the ``batch`` mesh, from sums that they share. Should one of them ever decide otherwise (a faulty device, other
-code or settings), it would train other examples as part of the same batch, without a word. So every exchange carries
-the hash of the decision in force in one more column, and each rank compares what it gets with its own.
+ranks of the ``batch`` mesh, from sums that they share. If one of them ever decided otherwise (because of a faulty
+device, other code or other settings), it would train other examples as part of the same batch, and nobody would notice.
+So every exchange carries the hash of the decision in force in one more column, and each rank compares the hashes that
+it gets with its own.
 
 Cost: 8 bytes a row of the exchange and rank, no collective of its own, no host sync before :meth:`Agreement.check`.
 """

@@ -54,7 +54,7 @@ class Ledger:
 
     @contextmanager
     def charge(self, account: str) -> Iterator[None]:
-        """Add the wall time of the block to ``account``, but for blocks charged inside it."""
+        """Add the wall time of the block to ``account``, without the time of blocks that are charged inside it."""
         self._settle()
         self._open.append(account)
         try:

@@ -53,7 +53,8 @@ class StepLoss(NamedTuple):
     """The loss of a microbatch.
 
     Attributes:
-        to_differentiate: fp32 scalar, a sum over the valid tokens; the trainer divides it by those of the global batch.
+        to_differentiate: fp32 scalar, a sum over the valid tokens; the trainer divides it by the number of valid tokens
+        of the global batch.
         logged: fp32 scalar, detached: the unweighted sum of nats, so that runs compare.
         seen: by name; empty for torchtitan's own loss.
     """
@@ -200,7 +201,8 @@ class System:
         return {}
 
     def loss(self, loss: LossFunction) -> LossFunction:
-        """The loss of this system, around or instead of ``loss``, that of the systems before it. Called once."""
+        """The loss of this system, around or instead of ``loss``, which the systems before it have made. Called
+        once."""
         return loss
 
     def around_backward(self) -> AbstractContextManager[Any]:

@@ -1,8 +1,8 @@
 """cross_entropy.py's weighted cross-entropy in chunks of tokens: no second copy of the logits.
 
 Only one chunk is ever upcast to fp32, and the gradient can take the logits' own memory: the peak is the logits
-themselves. torch's own way keeps the logits and a gradient of their size when compiled, and several fp32 copies beside
-them when not. head.py goes further and never has the logits of more than one chunk.
+themselves. torch's own cross-entropy keeps the logits and a gradient of their size when it is compiled, and several
+fp32 copies beside them when it is not. head.py goes further and never has the logits of more than one chunk.
 
 Cost, for N = B L tokens in chunks of C: 12 N bytes of row statistics beside the logits, and 4 C V bytes of scratch
 (eager) or none (compiled). The logits are read twice forward, and read and written once backward. No collective.
@@ -45,7 +45,7 @@ EAGER = Kernels(_row_statistics, _scaled_exponential_)
 
 
 class TokenLosses(NamedTuple):
-    """Of all tokens, fp32 [N]: the loss, and what a gradient needs; 0 loss where the label is ignored."""
+    """Of all tokens, fp32 [N]: the loss, and what a gradient needs. The loss is 0 where the label is ignored."""
 
     loss_N: Tensor
     maximum_N: Tensor

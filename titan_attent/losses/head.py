@@ -1,4 +1,4 @@
-"""The output layer and its loss in one: the logits of a batch never exist, those of one chunk of tokens do.
+"""The output layer and its loss in one: only the logits of one chunk of tokens exist at a time, never a whole batch's.
 
 A chunk's logits, its loss and its gradients with respect to the hidden states and the layer's weight are computed in
 the forward pass, chunk after chunk. The idea is known from Liger Kernel (arXiv 2410.10989) and torchtune; this is an
@@ -6,7 +6,7 @@ implementation of its own.
 
 Cost, for N = B L tokens in chunks of C: 2 C V bytes of bf16 logits (and 4 C V of scratch when not compiled), the
 gradients [N, D] and, in fp32, [V, D], and one product [V, D] a chunk: choose chunks of a thousand tokens or more. The
-matrix products are those of the plain layer. No collective.
+matrix products are the same as the plain layer's. No collective.
 
 Shapes: B examples, L tokens, N = B L, C tokens of a chunk, V vocabulary, D width of the hidden states.
 """

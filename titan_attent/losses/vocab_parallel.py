@@ -143,12 +143,12 @@ def _vocab_parallel_loss(
 def whole_example_means(
     losses_B: Tensor, norms_B: Tensor | None, counts_B: Tensor, *, group: ProcessGroup
 ) -> tuple[Tensor, Tensor | None]:
-    """Means of examples whose tokens are spread over the ranks of ``group``, from those of this rank's tokens.
+    """Means of examples whose tokens are spread over the ranks of ``group``, from the means over each rank's tokens.
 
     Args:
         losses_B: fp32 [B], mean nats over this rank's valid tokens.
         norms_B: fp32 [B], the functional gradient's norm over them (root of a mean square), or None.
-        counts_B: fp32 [B], how many they are; may be 0.
+        counts_B: fp32 [B], the number of this rank's valid tokens; may be 0.
 
     Returns:
         The same two over all valid tokens, equal on all ranks; 0 for an example without any. A collective.

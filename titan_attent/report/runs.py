@@ -1,6 +1,6 @@
 """Read what a run left behind: its TensorBoard events, and the decisions of its teacher.
 
-Events are read in the order they were written, with ``metrics.save_for_all_ranks`` those of the lowest rank. An event
+Events are read in the order they were written; with ``metrics.save_for_all_ranks`` the lowest rank's are. An event
 file is one session of the run. A session hides what earlier ones logged from its own first step on: these steps were
 trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the sessions.)
 

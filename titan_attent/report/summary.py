@@ -116,8 +116,8 @@ def saving_text(saved: float) -> str:
 
 
 def shown_members(runs: Sequence[RunScalars], family: str) -> tuple[list[str], list[str]]:
-    """Which tags of a family to show, that of the largest mean first, and the rest: of many the largest and the
-    smallest are shown."""
+    """Which tags of a family to show, the largest mean first, and the rest. Of many tags those with the largest and
+    the smallest means are shown."""
     means: dict[str, list[float]] = {}
     for run in runs:
         for member, mean in run.family_means(family).items():

@@ -29,7 +29,7 @@ STYLES: tuple[Any, ...] = ("-", "--", "-.")
 
 
 def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
-    """Those of :data:`PANELS` for which a run has something to draw."""
+    """The panels of :data:`PANELS` for which a run has something to draw."""
 
     def shows(panel: Panel) -> bool:
         if panel.family:

@@ -1,8 +1,8 @@
 """Writes the reference losses of reference.py: one file that grows in order, resumable, finished by one small file.
 
-A thread of its own writes, so that whoever computes losses does not wait for a disk. What was handed over together is
-fsynced, and then scoring.json, replaced in one step, counts it: after a crash the count names a prefix of the losses,
-and what lies behind it is cut off.
+A thread of its own writes, so that whoever computes losses does not wait for a disk. The losses that were handed over
+together are fsynced, and then counted in scoring.json, which is replaced in one step. After a crash this count names
+a prefix of the losses, and what lies behind it is cut off.
 
 Cost: 4 bytes an example on disk, written and hashed once; of each piece handed over 3 opens, 3 fsyncs and one rename,
 and its bytes in memory until then. Resuming reads the prefix once, in the thread. Finishing is one small file.
@@ -43,9 +43,10 @@ BACKLOG = 256
 
 
 class ReferenceWriter:
-    """Writes reference losses in the order of the examples, or goes on with those of a killed scoring.
+    """Writes reference losses in the order of the examples, or goes on where a killed scoring stopped.
 
-    Making one only looks, so that every rank may; it becomes the writer as a context manager, in one process:
+    Making one only looks at the folder, which every rank may do. One process enters it as a context manager, and
+    writes:
 
         with ReferenceWriter(folder, scoring=scoring) as writer:
             while writer.num_scored < scoring.num_examples:

@@ -1,8 +1,9 @@
 """The audit: what a selection looks like, as a few scalars. Collectives between rounds: an all-reduce and a maximum.
 
-Its digest is a 64-bit hash of every choice and weight. It is a sum over the chosen of the bits of the weight times an
-odd number that the place hashes to, modulo 2^64: where one weight differs in one bit, the digest differs for sure, and
-where several do, as good as for sure; no number of ranks changes it.
+Its digest is a 64-bit hash of every choice and weight. For each chosen example the bits of its weight
+are multiplied by an odd number, a hash of its place; the digest is the sum of these products, modulo 2^64. Where one
+weight differs in one bit, the digest differs for sure, and where several differ, as good as for sure. It is the same
+for every number of ranks.
 
 Cost: one pass over the local candidates.
 """

@@ -59,7 +59,7 @@ class Candidates:
     def fetch(self, values: list[Tensor]) -> list[Tensor]:
         """Tensors of 4 bytes an element, each [owners.num_local] -> the same of this rank's places. A collective.
 
-        Those of all examples are not copied.
+        Where the pool is all examples, nothing is copied.
         """
         if self.pool.order is None:
             return values

@@ -27,8 +27,8 @@ class TeacherConfig:
 
     reference_path: str = ""
     """
-    Folder of per-example reference losses, written by ``torchrun -m titan_attent.score``; read by the importance
-    "excess_loss".
+    Folder of per-example reference losses, written by ``torchrun -m titan_attent.score``; read by importances that
+    compare with a reference, such as "excess_loss".
     """
 
     scoring: str = "train"
@@ -75,8 +75,8 @@ class TeacherConfig:
 
     temperature: float = 1.0
     """
-    Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random. Also
-    that of ``weighting = "loss"``.
+    Divides the log-probabilities of the soft draw before the noise: small is nearly hard, large nearly random. Also the
+    temperature of ``weighting = "loss"``.
     """
 
     normalization: str = "softmax"

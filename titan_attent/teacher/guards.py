@@ -85,12 +85,13 @@ class Quarantine:
         return (streak & _COUNT) >= self.after
 
     def mark(self, streak: Tensor, *, weights: Tensor) -> None:
-        """Remember, in place, which candidates are taken: those of a weight above 0."""
+        """Remember, in place, which candidates are taken: the ones with a weight above 0."""
         for block in blocks(len(streak), device=streak.device):
             streak[block].bitwise_and_(_COUNT).add_(positive(weights[block]).mul_(_TAKEN))
 
     def listed(self, ids: Tensor, losses: Tensor) -> Quarantined:
-        """Those newly set aside, this rank's part -> those of all ranks in their order. A collective."""
+        """This rank's examples that are newly set aside -> those of all ranks, in the order of the ranks. A
+        collective."""
         sharding, num = self.owners, len(ids)
         counts = sharding.gather(torch.tensor([num], device=ids.device))[0]
         most = int(counts.max())

@@ -1,4 +1,4 @@
-"""Importance: how much an example has left to teach, from the loss buffer. Elementwise but for one median.
+"""Importance: how much an example has left to teach, from the loss buffer. Elementwise, except for one median.
 
 AtteNT (Nonparametric Teaching of Attention Learners, ICLR 2026, arXiv 2602.20461, section 4) teaches the examples whose
 functional gradient is largest; for a convex loss its norm grows with the deviation from the target.

@@ -120,7 +120,7 @@ def _narrow(targets: list[_Target], counts: Tensor, *, sharding: ExampleSharding
 
 
 def _with_prefixes(keys: Stretches, prefixes: set[int], *, sharding: ExampleSharding, device: torch.device) -> Tensor:
-    """int32 [n], those of this rank's keys that begin with one of the 16-bit ``prefixes``."""
+    """int32 [n], the keys of this rank that begin with one of the 16-bit ``prefixes``."""
     wanted = torch.zeros(_HALF, dtype=torch.bool)
     wanted[list(prefixes)] = True
     wanted = wanted.to(device)

@@ -4,7 +4,7 @@
     round r   a selection from the round's pool, `interval` passes over it (soft draws anew for each)
     last      anneal: full passes
 
-Cost: that of draws.py for a pass over a selection, and of the caller's ``score`` where a round is scored.
+Cost: a draw (draws.py) before a pass over a selection, and the caller's ``score`` where a round is scored.
 """
 
 from collections.abc import Callable

@@ -29,7 +29,8 @@ def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
 
     share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal and about m / N when m of them matter. On
     clean data it stays near 1 and the teacher fades to uniform; the square lets it leave out more where few matter.
-    What would leave out less than 5% leaves out nothing: so little saves nothing, and clean data has no worst examples.
+    A ratio that would leave out less than 5% leaves out nothing: so little saves nothing, and clean data has no worst
+    examples.
     """
     ratio = share * share
     return min(highest, max(lowest, 1.0 if ratio >= 0.95 else ratio))

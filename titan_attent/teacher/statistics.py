@@ -32,7 +32,7 @@ class Summary:
     """Order statistics of the finite ones among the scores of all ranks; 0 where there is none.
 
     Attributes:
-        num_finite, num_unseen, num_broken: finite scores, those of +inf and of -inf.
+        num_finite, num_unseen, num_broken: how many scores are finite, +inf, and -inf.
         largest, smallest: of the finite ones.
         high, low: what 1% of them lie above and below, so that one outlier does not set the scale; the ends themselves
             of fewer than 100.

@@ -124,7 +124,7 @@ class Teaching(System):
         )
 
     def _reference_losses(self) -> Tensor | None:
-        """fp32 [num_local], those of the examples that this rank owns; None unless the importance reads them."""
+        """fp32 [num_local], of the examples that this rank owns; None unless the importance reads them."""
         if "reference" not in reads(self.config.importance):
             return None
         sharding, reference = self.buffer.sharding, self.run.open_reference(self.config.reference_path)
@@ -143,7 +143,7 @@ class Teaching(System):
             self.trace = JsonLines(folder / "trace.jsonl", step=step)
 
     def loss(self, loss: LossFunction) -> LossFunction:
-        """One loss an example, weighted, instead of the stock one; the same but for the weights."""
+        """The weighted loss of every example, instead of the stock loss; with weights of 1 the two are the same."""
         return loss if self.config.strategy == "uniform" else self._training_loss
 
     def _training_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:

@@ -1,4 +1,4 @@
-"""Inclusion probabilities -> importance weights. Pure but for one integer sum.
+"""Inclusion probabilities -> importance weights. Pure, except for one integer sum over the ranks.
 
 Soft selection draws without replacement, and given the threshold kappa (the (k+1)-th largest Gumbel key) example i is
 in the sample with q_i = 1 - exp(-exp(phi_i - kappa)) (Kool et al. 2019, "Stochastic Beams and Where to Find Them",

@@ -1,6 +1,7 @@
 """Mends for torchtitan 0.2.2 and torch 2.11 to 2.13, each with the reason and the day it can go.
 
-Import this module before anything of torchtitan. Without an accelerator it also puts those of compat_cpu.py in force.
+Import this module before anything of torchtitan. Without an accelerator it also puts the mends of compat_cpu.py in
+force.
 
 1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
    A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
@@ -8,8 +9,9 @@ Import this module before anything of torchtitan. Without an accelerator it also
    mended there by #2522). Embedding, norm and output become one group. Goes with torchtitan 0.3.
 3. Mixture of experts: a layer counts its tokens in eval mode too, so that validation and scoring would move the bias by
    which the experts are balanced. Their counts are put back. Goes when torchtitan counts in training only.
-4. Mixture of experts under tensor parallelism: the router's gradient is a share on each rank that nothing sums, so that
-   its copies drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with torchtitan 0.3.
+4. Mixture of experts under tensor parallelism: each rank holds a share of the router's gradient, which nothing sums, so
+   that the copies of the router drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with
+   torchtitan 0.3.
 5. torch 2.13's pipeline schedules learn shapes by running the stages on memory that was never written; the experts'
    counts of such tokens are put back. Goes when torch uses meta tensors for it.
 6. Compiled blocks under tensor parallelism: the embedding hands the first one a sum that is still on its way (torch's
@@ -19,7 +21,7 @@ Import this module before anything of torchtitan. Without an accelerator it also
    validation pass, and every training step after it fails ("expecting to send gradients"). They are always made with
    gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
 8. torch 2.11 clips gradients with an operator that skips, without a word, a DTensor whose ranks hold shares of a sum:
-   that of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
+   the gradient of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
 parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
@@ -71,7 +73,8 @@ def mend_tensorboard(*, resumed: bool) -> None:
     stock = titan_metrics.BaseLogger
 
     class ContinuedTensorBoardLogger(stock):  # type: ignore[valid-type, misc]
-        """torchtitan's TensorBoardLogger, opened at the first logged step so as to hide what is trained again."""
+        """torchtitan's TensorBoardLogger, opened at the first logged step, so that steps which are trained again can
+        be hidden."""
 
         def __init__(self, log_dir: str, tag: str | None = None):
             self.log_dir = resumed_log_dir(log_dir) if resumed else log_dir

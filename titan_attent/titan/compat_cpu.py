@@ -59,7 +59,7 @@ def has_native_bfloat16() -> bool:
 
 
 def default_precision(precision: str, *, written: bool) -> str:
-    """The ``training.mixed_precision_param`` to run with, of its value and whether the user has written that.
+    """The ``training.mixed_precision_param`` to run with, from its value and whether the user has written it.
 
     The same on all ranks: rank 0 decides, and the others learn it from the store that torchrun keeps.
     """

@@ -1,4 +1,4 @@
-"""torchtitan's metrics with those of the systems beside them."""
+"""torchtitan's metrics, and beside them the metrics of the systems."""
 
 from collections.abc import Callable
 from typing import Any

@@ -19,7 +19,9 @@ def fail(error: ValueError) -> NoReturn:
 
 
 def let_first_rank_speak() -> None:
-    """Call before another rank than 0 exits for a mistake: torchrun ends all ranks at the first exit, rank 0 unheard.
+    """Wait, on every rank but 0: call it before a rank exits for a mistake.
+
+    torchrun ends all ranks at the first exit, and rank 0, which tells the reason, might not be heard.
 
     A rank outlives the wait only where rank 0 goes on, as when a file is missing on one node.
     """

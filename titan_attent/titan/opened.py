@@ -20,7 +20,8 @@ class DataSets:
         self._readers: dict[int, Reader] = {}
 
     def shards(self, path: str | Path) -> TokenShards:
-        """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, but for what shards are like."""
+        """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, except that no shard is
+        looked at."""
         key = Path(path)
         if key not in self._shards:
             self._shards[key] = TokenShards(key, check_sizes=False)

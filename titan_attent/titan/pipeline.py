@@ -75,7 +75,7 @@ class PipelineStep:
 
 
 class PipelineLoss:
-    """torchtitan's ``loss_fn`` under a pipeline: the stock loss, but for steps inside :meth:`step`."""
+    """torchtitan's ``loss_fn`` under a pipeline: the stock loss, except in steps inside :meth:`step`."""
 
     def __init__(self, stock: StockLoss):
         self.stock = stock
@@ -85,7 +85,7 @@ class PipelineLoss:
     def step(
         self, loss: LossFunction, columns: Columns, *, num_microbatches: int, divisor: Tensor | float
     ) -> Iterator[PipelineStep]:
-        """Let the schedule call ``loss``, whose targets are those of :meth:`PipelineStep.target`.
+        """Let the schedule call ``loss``; its targets come from :meth:`PipelineStep.target`.
 
         Args:
             columns: of the examples of the step.

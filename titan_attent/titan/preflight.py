@@ -2,8 +2,8 @@
 
 Everything a run reads is looked at once: the configuration, the token shards, the fit of data, batch and model, and the
 checkpoint that it would resume from. Each failure is a ValueError that says what is wrong, where, and how to mend it.
-Every rank runs the same checks on the same small files; what there is a lot of, the shards, is shared out over the
-ranks as soon as they can talk to each other.
+Every rank runs the same checks on the same small files. The shards, of which there may be many, are shared out over
+the ranks as soon as these can talk to each other.
 
 Cost: two small files and the metadata of one checkpoint a rank; one stat a shard over all ranks together.
 """
@@ -134,7 +134,7 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
 
 
 def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
-    """All checks of a parsed configuration but those of the shards (:func:`check_files`); opens ``datasets``."""
+    """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``."""
     datasets = datasets or DataSets()
     data, training = job_config.data, job_config.training
     systems = systems_on(job_config)
@@ -179,7 +179,7 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
     The only check that needs the process group: a damaged shard is known to one rank, and must end them all.
 
     Raises:
-        ValueError: the same on all ranks, that of the first rank that found something or could not look.
+        ValueError: the same on all ranks: the message of the first rank that found something or could not look.
     """
     paths = [job_config.data.path] + [job_config.data.validation_path] * job_config.validation.enable
     rank, world_size = 0, 1

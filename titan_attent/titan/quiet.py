@@ -11,7 +11,7 @@ import warnings
 LINES = (
     r"Peak FLOPS used for computing MFU",  # of a GPU; a CPU's is not known
     r"ENV\[TORCH_NCCL_\w+\] = ",  # NCCL is not used
-    # The tokenizer is that of the token shards. Only torchtitan's default path, which a user never wrote.
+    # The tokenizer comes with the token shards. Only torchtitan's default path is hidden, which no user wrote.
     r"HF assets path \./tests/assets/tokenizer does not exist",
     r"model\.safetensors\.index\.json not found at hf_assets_path: \./tests/assets/tokenizer",
 )

@@ -190,7 +190,7 @@ class ReferenceScorer(Trainer):
 
 @contextmanager
 def _fail_on_mistake(bar: tqdm | None = None) -> Iterator[None]:
-    # Within the writer's own context, so as to say it before waiting for what is still to be written.
+    # Within the writer's own context: the message comes before the wait for what is still to be written.
     try:
         yield
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The bill of materials: which parts a model gets when its name ends in ``_attent``.
 
 The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own; under a pipeline the loss
-is wrapped. Replaced: the data loader and tokenizer (token shards), the validator (the same shards each time), the
-metrics (teacher and ledger beside).
+is wrapped. Replaced are the data loader and the tokenizer (token shards), the validator (the same shards each time) and
+the metrics (those of the systems beside torchtitan's).
 """
 
 import copy

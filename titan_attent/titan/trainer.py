@@ -1,8 +1,9 @@
 """TeachingTrainer: torchtitan's Trainer with the run's systems in its step (foundations/system.py).
 
 It knows no system by name. It makes those that the TOML turns on, gives them what they may use of the run, and calls
-them in their fixed order. What differs from the stock step: the loss is that of the systems, where one of them changes
-it, and they are told of every microbatch and every step. Where none changes the loss, torchtitan's own code runs.
+them in their fixed order. What differs from the stock step: where a system changes the loss, its loss is
+taken; and the systems are told of every microbatch and every step. Where none changes the loss, torchtitan's own code
+runs.
 
 Cost: none of its own. No host sync is added between forward and optimizer step.
 """
