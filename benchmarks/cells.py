@@ -28,7 +28,7 @@ import measure  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from distributed.parallel_world import Settings, train_cells, train_plainly  # noqa: E402
-from distributed.test_parallelism import (  # noqa: E402
+from distributed.titan.test_parallelism import (  # noqa: E402
     CELLS,
     CHUNKED,
     FULL_AC,

@@ -1,7 +1,7 @@
 """Documents out of files: one JSON line, one parquet row or one text file each, in a fixed order.
 
-The files, listed by inputs.py, are read as a stream. Every document comes with the cursor behind it, from which reading
-goes on later without reading again what came before.
+The files, listed by inputs.py, are read as a stream. Every document comes with a cursor to what follows it, from
+which reading can go on later without reading again what came before.
 
 Cost: one document in memory, for parquet 1024 rows of one column.
 """
@@ -30,7 +30,7 @@ START = Cursor()
 
 
 class Document(NamedTuple):
-    """``text`` is None for an optional file that is not text; ``num_bytes`` are those of the file."""
+    """``text`` is None for an optional file that is not text; ``num_bytes`` is what it takes in the file."""
 
     source: str
     text: str | None

@@ -2,7 +2,7 @@
 
 Cost: a system call a read, and one open where the file is not among the ``limit`` used last. Nothing is mapped: a file
 that shrinks or a disk that fails ends in an error that names the file, not in a signal, and neither the number of open
-files nor that of maps grows with the data set. Any number of threads may read at once.
+files nor the number of maps grows with the data set. Any number of threads may read at once.
 """
 
 import os

@@ -37,8 +37,8 @@ class Reader:
     ) -> Iterator[Batch]:
         """``fn`` of every request, in order; what it raises is raised here, in its turn.
 
-        Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead of it: what is dear belongs into ``fn``.
-        An iterator that is dropped half-way leaves nothing behind but the calls under way.
+        Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead of it: what takes time belongs into
+        ``fn``. An iterator that is dropped half-way leaves nothing behind except the calls under way.
 
         Args:
             fn: called in the reader threads.

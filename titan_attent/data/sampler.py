@@ -1,8 +1,8 @@
 """This rank's share of a pass: (pass, consumed batches) -> example ids and weights, microbatch after microbatch.
 
 Global batch b of a pass is its positions [b G, (b + 1) G) (order.py); rank r of W takes the r-th of W equal contiguous
-blocks of it, cut again into microbatches. Hence 1, 2 or 3 ranks train the same examples in the same global order, and
-the state is a number of batches.
+blocks of it, cut again into microbatches. So 1, 2 or 3 ranks train the same examples in the same global order, and
+the state is just a number of batches.
 """
 
 from collections.abc import Iterator
@@ -100,8 +100,8 @@ class TeachingSampler:
     def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
         """fp32 [batch_size] weights beside :meth:`local_places`; ones where the pass is not weighted.
 
-        A collective for every ``flush_every`` global batches of a weighted pass, when the first of them is asked for:
-        consume it in step on all ranks.
+        A collective for every ``weights_every`` global batches of a weighted pass, when the first of them is asked for:
+        all ranks must consume it in step.
         """
         block = self.teacher.weights_every
         for first in range(start, current.num_batches, block):

@@ -1,9 +1,9 @@
 """The ledger: where the time of a run went, what was trained and what was left out. Host numbers, ready to log.
 
 Every second of the training thread is charged to at most one account: an account opened inside another one stops the
-outer clock. Seconds are those the thread sees, waits for other ranks and for the device included; an asynchronous
-exchange costs what is not hidden behind the step. What no account has (the logging, the garbage collector) is the
-difference to ``wall_seconds``, which runs from the first batch on and goes on after a resume.
+outer clock. The seconds are what the thread sees, with its waits for other ranks and for the device; an asynchronous
+exchange costs only what is not hidden behind the step. What belongs to no account (the logging, the garbage collector)
+is the difference between their sum and ``wall_seconds``, which runs from the first batch on and goes on after a resume.
 
 ``examples_covered`` counts the pool as covered once when one pass over a selection ends, whatever its ratio: trained
 examples are paid for, covered ones are what they stand for, and skipped ones are the difference.

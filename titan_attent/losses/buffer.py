@@ -3,9 +3,9 @@
 The hot path is ``record``: it keeps the step's ids and losses on the device, without a collective or a host sync.
 At every multiple of ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it
 is waited for before the next one, and then every rank writes what belongs to its shard. Tensor, pipeline and context
-parallel peers hold equal copies of a shard: before the exchange the records of one of them, along each such mesh
-dimension, replace the others'. That brings the losses of the last pipeline stage to all, and no rounding can make
-decisions differ.
+parallel peers hold equal copies of a shard: before the exchange, along each such mesh dimension, the records of
+one rank replace those of the others. This brings the losses of the last pipeline stage to all ranks, and no rounding
+can make their decisions differ.
 
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
@@ -39,7 +39,7 @@ class LossBuffer:
         with_gradient: also keep the norm of the functional gradient.
         window: given every loss of training as it is exchanged, for weights that follow the loss.
         copies: (mesh, rank) of each further mesh dimension along which ranks record the same examples, one-dimensional,
-            and the local rank on it whose records count; the last stage's on a pipeline's.
+            and the local rank on it whose records count: in a pipeline, the rank with the last stage.
 
     Attributes:
         agreement: whether all ranks follow the same decision; its hash rides on every exchange.

@@ -1,5 +1,8 @@
-"""The loss against steps, tokens and seconds. One run: both losses in a row. Several: the validation loss, with the
-first run's final one as a dashed line and a star where a run first reached it, and a row of the training loss."""
+"""The loss against steps, tokens and seconds.
+
+Of one run both losses share a row. Of several runs there is a row for the validation loss and one for the training
+loss; a dashed line shows the first run's final validation loss, and a star where each run first reached it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +76,7 @@ def _entries(runs: Sequence[RunScalars]) -> list[Line2D]:
 def _saving(
     axes: Axes, runs: Sequence[RunScalars], reached: Sequence[Reached | None], target: float, axis: Axis, scale: float
 ) -> list[Line2D]:
-    """The line, the stars, and the legend's entries of them."""
+    """Draw the line and the stars; returns their entries for the legend."""
     axes.axhline(target, color="0.35", linestyle="--", linewidth=1.0, zorder=1)
     entries = [Line2D([], [], color="0.35", linestyle="--", linewidth=1.0, label="end of the first run")]
     base = reached[0]

@@ -39,7 +39,7 @@ def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
 
 
 def run_names(runs: Sequence[RunScalars]) -> list[str]:
-    """Of one run the path; of several the part of their folders' paths that tells them apart."""
+    """The name of each run: of a single run its path, of several the part of their paths that tells them apart."""
     if len(runs) == 1:
         return [str(runs[0].path)]
     parts = [Path(os.path.abspath(run.path)).parts for run in runs]

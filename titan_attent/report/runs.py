@@ -1,8 +1,9 @@
 """Read what a run left behind: its TensorBoard events, and the decisions of its teacher.
 
 Events are read in the order they were written; with ``metrics.save_for_all_ranks`` the lowest rank's are. An event
-file is one session of the run. A session hides what earlier ones logged from its own first step on: these steps were
-trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the sessions.)
+file is one session of the run. A session hides what earlier sessions logged from its first step on, as these steps
+were trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the
+sessions.)
 
 ``teacher/rounds.jsonl`` has every pass at its first step; TensorBoard sees a pass only if a log step falls into it.
 Where both have a tag they are put together, and without the file TensorBoard is all there is.
@@ -106,7 +107,7 @@ class RunScalars:
         return float(round(batch) * round(example)) if whole else None
 
     def family_means(self, family: str) -> dict[str, float]:
-        """Of each tag that begins with ``family`` the mean over the decisions; the rest of the tag -> the mean."""
+        """The mean over the decisions of each tag that begins with ``family``: the rest of the tag -> the mean."""
         tags = sorted(tag for tag in self.scalars.keys() | self.decided.keys() if tag.startswith(family))
         logged = {tag: (self.decided.get(tag) or self.scalars[tag]).values() for tag in tags}
         finite = {tag: [value for value in values if math.isfinite(value)] for tag, values in logged.items()}

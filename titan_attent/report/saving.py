@@ -2,11 +2,11 @@
 
 The target is the last validation loss of the first run. A run reaches it at the first validation that is not above it;
 between that validation and the one before, steps, tokens and seconds are interpolated linearly in the loss. A falling
-loss curve bends below its chord, so what is told is rather too late than too early, by less than one interval of that
-run's validations; runs that validate at different steps can be compared to that precision.
+loss curve bends below its chord, so the moment told is later than the true one rather than earlier, by less than one
+interval between two validations of that run; runs that validate at different steps can be compared to that precision.
 
 The first run is measured the same way: had it been at its final loss before, the saving counts from there, and a run
-compared with itself saves nothing. Tokens are those trained on; scoring passes show in the seconds alone.
+compared with itself saves nothing. Only tokens that were trained on count; scoring passes show in the seconds alone.
 """
 
 import math

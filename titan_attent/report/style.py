@@ -70,7 +70,7 @@ def mark_resumes(axes: Axes, runs: Sequence[RunScalars], axis: Axis, scale: floa
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Means over a 25th of the values, centered but at the end."""
+    """Moving means over a 25th of the values, centered except near the ends."""
     half, n = len(values) // 50, np.arange(len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low, high = np.maximum(0, n - half), np.minimum(n + np.minimum(half, n) + 1, len(values))

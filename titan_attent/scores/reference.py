@@ -8,8 +8,8 @@ on the same examples.
     DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
     DIR/reference.json    what was scored, by what, sha256 of losses.bin; written last: with it DIR is a reference
 
-What is scored is always a prefix and knows nothing of ranks: a killed scoring loses what is behind it, and any number
-of ranks can go on. Neither torchtitan nor a process group is needed here.
+The losses on disk are always a prefix of all losses, and nothing in the files names a rank: a killed scoring loses
+what was not written yet, and any number of ranks can go on. Neither torchtitan nor a process group is needed here.
 
 Cost: 4 bytes an example on disk, written and hashed once; reading is a positioned read.
 Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 (https://arxiv.org/abs/2404.07965).
