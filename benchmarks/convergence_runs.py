@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from convergence_rules import BATCH_SIZE, FORWARD_COST, Task
-from corpora import KINDS, KINDS_FILE, Sizes
+from corpora import KINDS, KINDS_FILE, MANIFEST_FILE, Sizes
 from measure import ROOT, cpu_model, versions
 
 import titan_attent
@@ -145,15 +145,18 @@ def measure(output: Path, task: Task) -> dict[str, Any]:
 
 
 def trained_kinds(output: Path, task: Task) -> dict[str, float]:
-    """Shares of the kinds of rows in what was trained after the first full pass; empty where it did not get there."""
-    kinds = output / task.config["data"]["path"] / KINDS_FILE
+    """Shares of the kinds of rows in what was trained, after the first full pass where there was more than one."""
+    data = output / task.config["data"]["path"]
     trace = output / task.folder / "teacher" / "trace.jsonl"
-    if not (kinds.is_file() and trace.is_file()):
+    if not ((data / KINDS_FILE).is_file() and trace.is_file()):
         return {}
+    manifest = json.loads((data.parent / MANIFEST_FILE).read_text(encoding="utf-8"))
+    names, kinds = manifest.get("kinds", KINDS), np.load(data / KINDS_FILE)
     steps = [json.loads(line)["ids"] for line in trace.read_text(encoding="utf-8").splitlines()]
-    ids = np.array(steps[Sizes().num_rows // BATCH_SIZE :], dtype=np.int64).ravel()
-    counts = np.bincount(np.load(kinds)[ids], minlength=len(KINDS))
-    return {kind: count / len(ids) for kind, count in zip(KINDS, counts.tolist(), strict=True)} if len(ids) else {}
+    of_first_pass = len(kinds) // BATCH_SIZE
+    ids = np.array(steps[of_first_pass if len(steps) > of_first_pass else 0 :], dtype=np.int64).ravel()
+    counts = np.bincount(kinds[ids], minlength=len(names))
+    return {name: count / len(ids) for name, count in zip(names, counts.tolist(), strict=True)}
 
 
 def to_toml(config: dict[str, dict[str, Any]]) -> str:
