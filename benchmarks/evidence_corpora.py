@@ -81,7 +81,21 @@ CORPORA = {
         name="prose",
     ),
 }
-KINDS = ("code", "shuffled", "random", "copy", "manual", "licence", "german", "russian", "page", "table", "base64", "script", "prose")
+KINDS = (
+    "code",
+    "shuffled",
+    "random",
+    "copy",
+    "manual",
+    "licence",
+    "german",
+    "russian",
+    "page",
+    "table",
+    "base64",
+    "script",
+    "prose",
+)
 
 
 def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corp
 from dataclasses import dataclass
 from typing import Any
 
-from convergence_rules import BATCH_SIZE, LEARNING_RATE, Task, divisor, run_config
+from convergence_rules import LEARNING_RATE, Task, divisor, run_config
 from evidence_corpora import CORPORA
 
 STEPS = 400

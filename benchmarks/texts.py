@@ -54,7 +54,9 @@ def fetch(folder: Path) -> None:
     wheels.mkdir(parents=True, exist_ok=True)
     packages.mkdir(exist_ok=True)
     if len(list(wheels.glob("*.whl"))) < len(WHEELS):
-        _run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels.resolve()), *WHEELS], cwd=folder)
+        _run(
+            [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels.resolve()), *WHEELS], cwd=folder
+        )
     for name in DEBS:
         if not (packages / name).is_dir():
             if not list(folder.glob(f"{name}_*.deb")):

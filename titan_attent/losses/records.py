@@ -32,6 +32,19 @@ class Records:
         tensors = [self.loss, self.step, self.first_loss, self.first_step, self.visits]
         return Records(sharding, *move(tensors + ([] if self.gradient is None else [self.gradient])))
 
+    def with_readings(self, losses: Tensor, *, everywhere: bool) -> "Records":
+        """The records with fp32 [num_local] losses of another model as readings of step 0, in new tensors.
+
+        Args:
+            everywhere: instead of all that was recorded here; else only where nothing was.
+        """
+        if everywhere:
+            loss, step = losses, torch.zeros_like(self.step)
+        else:
+            unseen = self.visits == 0
+            loss, step = torch.where(unseen, losses, self.loss), self.step.masked_fill(unseen, 0)
+        return Records(self.sharding, loss, step, self.first_loss, self.first_step, self.visits, self.gradient)
+
 
 def bits_of(values: Tensor, device: torch.device) -> Tensor:
     """fp32 bits of ``values`` in the low half of an int64: a copy, as the next step may overwrite the source."""

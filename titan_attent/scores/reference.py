@@ -31,6 +31,8 @@ VERSION = 1
 REFERENCE_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
 SCORING_FILE = "scoring.json"
+COST_FILE = "cost.json"
+"""Beside the losses, where `titan_attent.scorers` made them: what its half of the work cost."""
 PARTS_FOLDER = "parts"
 """Where earlier versions of this package kept an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"

@@ -22,13 +22,13 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         return
     if plan.warmup_steps >= plan.anneal_start:
         logger.warning(
-            f"The teacher never selects: its warm-up of {config.warmup_passes} full passes takes {plan.warmup_steps} "
+            f"The teacher never selects: its warm-up of {plan.warmup_passes} full passes takes {plan.warmup_steps} "
             f"steps and the last part on the full data starts at {plan.anneal_start}. Train for more steps, or lower "
             "teacher.warmup_passes or teacher.anneal_fraction"
         )
     visits = total_steps * batch_size / num_examples
     if visits <= 1 and config.strategy != "random":
-        if config.scoring == "train":
+        if config.scoring == "train" and not config.amateur_path:
             logger.warning(
                 f"An example is trained {visits:.2g} times in this run: its loss of training comes too late to choose "
                 'it by. Use teacher.scoring = "forward" with a teacher.pool_size and warmup_passes = 0, or weights '
@@ -39,6 +39,11 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
                 f"An example is trained {visits:.2g} times in this run: learnability needs two readings of its loss "
                 "and falls back to the loss itself"
             )
+    if config.amateur_path and config.anneal_fraction > 0:
+        logger.info(
+            f"The last {config.anneal_fraction:.1%} of the steps train on the full data, with what the scores on disk "
+            "leave out. Where that is dirt, set teacher.anneal_fraction to 0"
+        )
     if config.strategy == "hard" and config.weighting == "inverse_probability":
         logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
 

@@ -4,11 +4,16 @@ Each check raises a ValueError that says what is wrong, where, and how to mend i
 the section alone.
 """
 
+from pathlib import Path
 from typing import Any
 
 from titan_attent.foundations.system import Facts
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.importance import reads
+
+TRUSTED = "trusted"
+"""In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
+MOST_TRUSTED = 2**16
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
 """Pipeline schedules that torch cannot run without a backward."""
@@ -28,7 +33,7 @@ def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
             f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
             "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
         )
-    if parallelism.pipeline_parallel_degree == 1 or config.scoring == "train":
+    if parallelism.pipeline_parallel_degree == 1 or config.scoring not in ("forward", "forward_once"):
         return
     if (schedule := parallelism.pipeline_parallel_schedule) in WITHOUT_FORWARD:
         raise ValueError(
@@ -46,9 +51,40 @@ def check_data(config: TeacherConfig, facts: Facts, *, seq_len: int) -> None:
     """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
-    if "reference" in reads(config.importance):
-        reference = facts.open_reference(config.reference_path)
-        reference.check(fingerprint=dataset.shards.fingerprint, seq_len=seq_len, num_examples=len(dataset))
+    for path in paths_of_losses(config).values():
+        losses = facts.open_reference(path)
+        losses.check(fingerprint=dataset.shards.fingerprint, seq_len=seq_len, num_examples=len(dataset))
+    if config.ratio_schedule == "calibrated":
+        trusted_differences(config, facts)
+
+
+def paths_of_losses(config: TeacherConfig) -> dict[str, str]:
+    """The folders of losses on disk that a run reads: "reference", "amateur" -> folder."""
+    paths = {"reference": config.reference_path} if "reference" in reads(config.importance) else {}
+    return paths | ({"amateur": config.amateur_path} if config.amateur_path else {})
+
+
+def trusted_differences(config: TeacherConfig, facts: Facts) -> list[float]:
+    """amateur's - expert's loss of the trusted held-out examples that both have scored; ValueError if there are none.
+
+    At most the first ``MOST_TRUSTED`` of them.
+    """
+    amateur, expert = (
+        facts.open_reference(str(Path(path) / TRUSTED)) for path in (config.amateur_path, config.reference_path)
+    )
+    of_amateur, of_expert = amateur.scoring, expert.scoring
+    if (of_amateur.data_fingerprint, of_amateur.seq_len) != (of_expert.data_fingerprint, of_expert.seq_len):
+        raise ValueError(
+            f"{amateur.path} and {expert.path} hold losses of different examples: score the same trusted held-out data "
+            "with both models; torchrun -m titan_attent.scorers does"
+        )
+    num = min(of_amateur.num_examples, MOST_TRUSTED)
+    if 0 < config.trusted_quantile * num < 1:
+        raise ValueError(
+            f"[teacher] trusted_quantile = {config.trusted_quantile} of {num} trusted held-out examples is not one: "
+            "score more of them, or raise it"
+        )
+    return (amateur.read(0, num) - expert.read(0, num)).tolist()
 
 
 def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
@@ -65,13 +101,26 @@ def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) ->
         )
 
 
-def check_parts(config: TeacherConfig, *, score: object, reference: object, vocab_size: object, window: object) -> None:
+def check_parts(
+    config: TeacherConfig,
+    *,
+    score: object,
+    reference: object,
+    amateur: object,
+    trusted: object,
+    vocab_size: object,
+    window: object,
+) -> None:
     """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
     needed = reads(config.importance)
-    if config.scoring != "train" and score is None:
+    if config.scoring in ("forward", "forward_once") and score is None:
         raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
     if "reference" in needed and reference is None:
         raise ValueError(f'importance = "{config.importance}" needs the examples\' reference losses: give `reference`')
+    if config.amateur_path and amateur is None:
+        raise ValueError("amateur_path is set: give the examples' losses that are there as `amateur`")
+    if config.ratio_schedule == "calibrated" and not trusted:
+        raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
     if "vocab_size" in needed and vocab_size is None:
         raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `vocab_size`')
     if config.weighting == "loss" and window is None:

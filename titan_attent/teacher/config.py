@@ -10,6 +10,8 @@ from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.teacher.importance import IMPORTANCES, reads
 from titan_attent.teacher.strategies import STRATEGIES
 
+RATIO_SCHEDULES = ("constant", "incremental", "cosine", "adaptive", "calibrated")
+
 
 @dataclass
 class TeacherConfig:
@@ -27,8 +29,14 @@ class TeacherConfig:
 
     reference_path: str = ""
     """
-    Folder of per-example reference losses, written by ``torchrun -m titan_attent.score``; read by importances that
-    compare with a reference, such as "excess_loss".
+    Folder of an expert's losses on every example, written by ``torchrun -m titan_attent.score`` or
+    ``titan_attent.scorers``; read by importances that compare with it: "excess_loss", "cross_entropy_difference".
+    """
+
+    amateur_path: str = ""
+    """
+    Folder of the same of an amateur, a small model of the data itself. With it the teacher selects from step 1 on, with
+    no warm-up pass: the amateur's loss counts where the learner has none yet.
     """
 
     scoring: str = "train"
@@ -37,6 +45,7 @@ class TeacherConfig:
     - "train": the losses seen in training; free, but as old as an example's last visit.
     - "forward": a forward pass over the pool before each round; about a third of a training pass over it.
     - "forward_once": that before the first selected round only.
+    - "amateur": the losses in ``amateur_path``, always; nothing of the learner is read.
     """
 
     pool_size: int = 0
@@ -49,14 +58,22 @@ class TeacherConfig:
     scoring_batch_size: int = 0
     """Examples of a rank's batch in a scoring pass; 0 for ``training.local_batch_size``."""
 
-    warmup_passes: int = 1
-    """Full passes before the first selection; the losses seen in them are the first scores."""
+    warmup_passes: int = -1
+    """
+    Full passes before the first selection; the losses seen in them are the first scores. -1 for as many as it takes:
+    none where ``amateur_path`` is given, else one.
+    """
 
     ratio_schedule: str = "incremental"
     """
-    How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine",
-    or "adaptive": from the effective sample size of the round's importances, between the two.
+    How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine";
+    "adaptive": from the effective sample size of the round's importances, between the two; or "calibrated", which reads
+    neither: every example whose cross-entropy difference is above the lowest ``trusted_quantile`` of what trusted
+    held-out text shows.
     """
+
+    trusted_quantile: float = 0.02
+    """Share of trusted text that the calibrated schedule would leave out, in [0, 1)."""
 
     initial_ratio: float = 0.5
     """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
@@ -134,8 +151,8 @@ class TeacherConfig:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
         check_one_of("strategy", self.strategy, ("uniform", *STRATEGIES))
         check_one_of("importance", self.importance, tuple(IMPORTANCES))
-        check_one_of("scoring", self.scoring, ("train", "forward", "forward_once"))
-        check_one_of("ratio_schedule", self.ratio_schedule, ("constant", "incremental", "cosine", "adaptive"))
+        check_one_of("scoring", self.scoring, ("train", "forward", "forward_once", "amateur"))
+        check_one_of("ratio_schedule", self.ratio_schedule, RATIO_SCHEDULES)
         check_one_of("interval_schedule", self.interval_schedule, ("fixed", "incremental"))
         check_one_of("normalization", self.normalization, ("softmax", "sigmoid"))
         check_one_of("weighting", self.weighting, ("none", "inverse_probability", "loss"))
@@ -145,7 +162,8 @@ class TeacherConfig:
         check_number("min_inclusion_probability", self.min_inclusion_probability, at_least=0, below=1)
         check_number("max_weight", self.max_weight, at_least=1)
         check_number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
-        check_number("warmup_passes", self.warmup_passes, at_least=0, whole=True)
+        check_number("warmup_passes", self.warmup_passes, at_least=-1, whole=True)
+        check_number("trusted_quantile", self.trusted_quantile, at_least=0, below=1)
         check_number("initial_interval", self.initial_interval, at_least=1, whole=True)
         incremental = self.interval_schedule == "incremental"  # the fixed one does not read max_interval
         least = self.initial_interval if incremental else 1
@@ -161,6 +179,7 @@ class TeacherConfig:
                 f'[teacher] importance = "{self.importance}" needs reference_path: the folder of reference losses, '
                 "written by torchrun -m titan_attent.score"
             )
+        self._validate_amateur()
         if self.scoring == "forward_once" and self.pool_size:
             raise ValueError(
                 f'[teacher] scoring = "forward_once" with pool_size = {self.pool_size}: each round has a pool of '
@@ -186,3 +205,37 @@ class TeacherConfig:
                 f"[teacher] initial_ratio = {self.initial_ratio} is above final_ratio = {self.final_ratio}: the "
                 "adaptive schedule moves between the two; swap them"
             )
+
+    def _validate_amateur(self) -> None:
+        needed = reads(self.importance)
+        if not self.amateur_path and ("amateur" in needed or self.scoring == "amateur"):
+            key = "scoring" if self.scoring == "amateur" else "importance"
+            raise ValueError(
+                f'[teacher] {key} = "{getattr(self, key)}" needs amateur_path: the folder of an amateur\'s losses, '
+                "written by torchrun -m titan_attent.scorers"
+            )
+        if self.amateur_path and not {"loss", "amateur"} & needed:
+            raise ValueError(
+                f'[teacher] importance = "{self.importance}" has no use for amateur_path: it reads more of an example '
+                'than one loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove amateur_path'
+            )
+        if "amateur" in needed and self.scoring in ("forward", "forward_once"):
+            raise ValueError(
+                f'[teacher] scoring = "{self.scoring}" with importance = "{self.importance}", which reads nothing of '
+                'the learner: the forward passes would be for nothing. Use scoring = "amateur"'
+            )
+        if self.ratio_schedule == "calibrated" and self.importance != "cross_entropy_difference":
+            raise ValueError(
+                f'[teacher] ratio_schedule = "calibrated" with importance = "{self.importance}": it compares with the '
+                'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
+            )
+
+    @property
+    def follows_learner(self) -> bool:
+        """Whether importances change as the learner learns."""
+        return self.scoring != "amateur" and "amateur" not in reads(self.importance)
+
+    @property
+    def keeps_streaks(self) -> bool:
+        """Whether there is a quarantine: scores that never change show no example that does not improve."""
+        return self.quarantine_after > 0 and self.follows_learner

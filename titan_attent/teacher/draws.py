@@ -42,6 +42,7 @@ class _Seen:
     records: Records
     last_draw: Tensor
     reference: Tensor | None = None
+    amateur: Tensor | None = None
     streak: Tensor | None = None
     start: Tensor | None = None
 
@@ -54,7 +55,9 @@ class Draws:
         config: strategy, importance, guards.
         batch_size: G, the least that a selection holds.
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
+        amateur: the same of an amateur.
         vocab_size: V, for "attainment".
+        cut: the least importance of those to keep, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
 
     Attributes:
@@ -73,11 +76,14 @@ class Draws:
         *,
         batch_size: int,
         reference: Tensor | None = None,
+        amateur: Tensor | None = None,
         vocab_size: int | None = None,
+        cut: float | None = None,
         sources: Sources = (),
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.reference, self.vocab_size, self.sources = reference, vocab_size, sources
+        self.vocab_size, self.cut, self.sources = vocab_size, cut, sources
+        self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
@@ -88,7 +94,7 @@ class Draws:
         self.weights = torch.zeros(self.sharding.num_local, dtype=torch.float32, device=buffer.device)
         self.last_draw = torch.full((self.owners.num_local,), NEVER, dtype=torch.int32, device=buffer.device)
         self.quarantine: Quarantine | None = None
-        if config.quarantine_after:
+        if config.keeps_streaks:
             self.quarantine = Quarantine(after=config.quarantine_after, owners=self.owners, device=buffer.device)
         self.audit: dict[str, float] = {}
         self._warned = False
@@ -99,7 +105,7 @@ class Draws:
         Args:
             step: training steps done.
             seed: of the draw: (seed, round, pass).
-            ratio: the share to select; None for the adaptive one.
+            ratio: the share to select; None where the scores decide it.
 
         Returns:
             (ratio, examples that are set aside from now on).
@@ -108,11 +114,16 @@ class Draws:
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
         seen = self._fetch(candidates)
-        known = Known(reference=seen.reference, vocab_size=self.vocab_size)
-        scores = Scores(importance(seen.records, name=config.importance, known=known), sharding=self.sharding)
+        known = Known(reference=seen.reference, amateur=seen.amateur, vocab_size=self.vocab_size)
+        records = seen.records
+        if seen.amateur is not None:
+            records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
+        scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)
         measures, audit = scores.measures, audit_scores(scores)
-        if ratio is None:
+        if ratio is None and self.cut is not None:
+            ratio = scores.num_from(self.cut) / self.size
+        elif ratio is None:
             share = measures.clipped_share
             ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
@@ -158,8 +169,7 @@ class Draws:
 
     def _fetch(self, candidates: Candidates) -> "_Seen":
         kept = {"last_draw": self.last_draw}
-        if self.reference is not None:
-            kept["reference"] = self.reference
+        kept |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
         if self.quarantine is not None:
             kept |= {"streak": self.quarantine.streak, "start": self.quarantine.loss_at_start}
         here: list[Tensor] = []

@@ -29,10 +29,12 @@ class Known:
 
     Attributes:
         reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
+        amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
         vocab_size: V, for attainment: a blind guess costs ln V nats a token.
     """
 
     reference: Tensor | None = None
+    amateur: Tensor | None = None
     vocab_size: int | None = None
 
 
@@ -49,7 +51,8 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
     """Make a function an importance of its name.
 
     Args:
-        reads: what it needs beside losses and steps: "gradient", the functional gradients of ``Records``; "reference"
+        reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
+            "history", two readings of it; "gradient", the functional gradients of ``Records``; "reference", "amateur"
             or "vocab_size" of :class:`Known`.
     """
 
@@ -61,11 +64,11 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
 
 
 def reads(name: str) -> frozenset[str]:
-    """What the importance of that name needs beside losses and steps."""
+    """What the importance of that name needs, as :func:`_importance` lists it."""
     return _READS[name]
 
 
-@_importance()
+@_importance("loss")
 def loss(records: Records, known: Known) -> Tensor:
     """The last loss, mean nats a token: the deviation, as long as labels are free of noise, which never falls."""
     return records.loss.clone()
@@ -81,7 +84,7 @@ def functional_gradient(records: Records, known: Known) -> Tensor:
     return records.gradient.clone()
 
 
-@_importance("reference")
+@_importance("loss", "reference")
 def excess_loss(records: Records, known: Known) -> Tensor:
     """loss - a reference model's loss, in nats a token: what is left to learn, without the part that nobody can.
 
@@ -91,7 +94,19 @@ def excess_loss(records: Records, known: Known) -> Tensor:
     return records.loss - known.reference
 
 
-@_importance()
+@_importance("amateur", "reference")
+def cross_entropy_difference(records: Records, known: Known) -> Tensor:
+    """amateur's loss - expert's loss, in nats a token: how much more a row looks like trusted text than like the data.
+
+    The cross-entropy difference of Moore and Lewis (ACL 2010). Both models are small: the amateur has seen a sample of
+    the data, the expert trusted text. Nothing of the learner is read, so that it holds from the first step on and never
+    changes. CoLoR-Filter (NeurIPS 2024) selects pretraining data by the same difference.
+    """
+    assert known.amateur is not None and known.reference is not None
+    return known.amateur - known.reference
+
+
+@_importance("history")
 def learnability(records: Records, known: Known) -> Tensor:
     """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no reference.
 
@@ -114,7 +129,7 @@ def learnability(records: Records, known: Known) -> Tensor:
     return fall
 
 
-@_importance("vocab_size")
+@_importance("loss", "vocab_size")
 def attainment(records: Records, known: Known) -> Tensor:
     """loss x (how far it has come from a blind guess, against the median)^2. Needs no reference, and one reading.
 
@@ -149,6 +164,8 @@ def importance(records: Records, *, name: str, known: Known | None = None) -> Te
         known: what it reads beside them.
     """
     scores = IMPORTANCES[name](records, known or Known())
+    if "amateur" in _READS[name]:
+        return scores  # whether the learner has seen an example does not matter
     for block in blocks(len(scores), device=scores.device):
         # In bits: the sign of the step tells whether nothing is known, that of -visits which infinity it is.
         infinities = (-records.visits[block]).bitwise_and_(-(1 << 31)).bitwise_or_(0x7F800000)

@@ -63,7 +63,7 @@ class Rounds:
         self.round = 0
         self.pass_index = 0
         self.ratio = 1.0
-        self.interval = max(1, config.warmup_passes)
+        self.interval = max(1, plan.warmup_passes)
         self.annealing = False
         self.num_batches = 0
         self.selecting = False

@@ -5,6 +5,7 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 """
 
 import math
+from collections.abc import Sequence
 
 from titan_attent.teacher.config import TeacherConfig
 
@@ -36,6 +37,11 @@ def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
     return min(highest, max(lowest, 1.0 if ratio >= 0.95 else ratio))
 
 
+def calibrated_cut(trusted: Sequence[float], *, quantile: float) -> float:
+    """The least importance of those to keep: what the lowest ``quantile`` of the trusted text's lies below."""
+    return sorted(trusted)[int(quantile * len(trusted))]
+
+
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
     """Passes over one selection."""
     if schedule == "fixed":
@@ -58,22 +64,25 @@ class Plan:
         total_steps: training steps of the run.
 
     Attributes:
-        warmup_steps: steps before the first selection.
+        warmup_passes, warmup_steps: full passes before the first selection, and their steps.
         anneal_start: steps before the tail on the full data.
     """
 
     def __init__(self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int):
         self.config, self.total_steps = config, total_steps
-        self.warmup_steps = config.warmup_passes * steps_of_full_pass
+        passes = config.warmup_passes
+        if passes < 0:
+            passes = 0 if config.amateur_path else 1
+        self.warmup_passes, self.warmup_steps = passes, passes * steps_of_full_pass
         self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
 
     def _progress(self, step: int) -> float:
         return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
 
     def ratio(self, step: int) -> float | None:
-        """The ratio of a round that starts after ``step`` steps; None for the adaptive one, which takes the scores."""
+        """The ratio of a round that starts after ``step`` steps; None where the scores decide it."""
         config = self.config
-        if config.ratio_schedule == "adaptive":
+        if config.ratio_schedule in ("adaptive", "calibrated"):
             return None
         initial, final = config.initial_ratio, config.final_ratio
         return ratio_at(self._progress(step), schedule=config.ratio_schedule, initial=initial, final=final)

@@ -119,6 +119,13 @@ class Scores:
         """Whether any may be +inf."""
         return self.summary.num_unseen > 0
 
+    def num_from(self, least: float) -> int:
+        """How many of all ranks are at least that. A collective."""
+        here = torch.zeros(1, dtype=torch.int64, device=self.values.device)
+        for block in blocks(len(self.values), device=self.values.device):
+            here += (self.values[block] >= least).sum()
+        return self.sharding.total(here)[0]
+
     def without(self, excluded: Tensor) -> "Scores":
         """The scores where bool [num_local] ``excluded`` come last; in place, so that these are lost."""
         left = Scores(self.values.masked_fill_(excluded, float("-inf")), sharding=self.sharding)

@@ -61,7 +61,7 @@ class Teaching(System):
             "teacher.pool_size": config.pool_size,
             # What the teacher keeps of every example: the keys of its state.
             "functional gradients kept": "gradient" in reads(config.importance),
-            "streaks for the quarantine kept": config.quarantine_after > 0,
+            "streaks for the quarantine kept": config.keeps_streaks,
             "recent losses kept": config.weighting == "loss",
         }
 
@@ -90,7 +90,7 @@ class Teaching(System):
             total_steps=job_config.training.steps,
             data_seed=job_config.data.seed,
             ledger=run.ledger,
-            reference=self._reference_losses(),
+            **self._losses_on_disk(),
             vocab_size=run.dataset.shards.index.tokenizer["vocab_size"],
             sources=run.dataset.sources,
             score=self.score_examples,
@@ -123,12 +123,15 @@ class Teaching(System):
             total_steps=job_config.training.steps,
         )
 
-    def _reference_losses(self) -> Tensor | None:
-        """fp32 [num_local], of the examples that this rank owns; None unless the importance reads them."""
-        if "reference" not in reads(self.config.importance):
-            return None
-        sharding, reference = self.buffer.sharding, self.run.open_reference(self.config.reference_path)
-        return reference.read(sharding.start, sharding.stop).to(self.run.device)
+    def _losses_on_disk(self) -> dict[str, Any]:
+        """What the teacher reads of them: fp32 [num_local] of the examples that this rank owns, and differences."""
+        config, sharding, found = self.config, self.buffer.sharding, dict[str, Any]()
+        for name, path in checks.paths_of_losses(config).items():
+            losses = self.run.open_reference(path).read(sharding.start, sharding.stop)
+            found[name] = losses.to(self.run.device)
+        if config.ratio_schedule == "calibrated":
+            found["trusted"] = checks.trusted_differences(config, self.run)
+        return found
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,7 @@ class Teaching(System):
             return
         folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
-        if self.config.quarantine_after:
+        if self.config.keeps_streaks:
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
         if self.config.trace:
             self.trace = JsonLines(folder / "trace.jsonl", step=step)

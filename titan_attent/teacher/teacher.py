@@ -15,7 +15,7 @@ trained example, in blocks of ``flush_every`` steps; scoring passes only where a
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from titan_attent.teacher.checks import check_parts, check_sizes
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.rounds import Record, Rounds
-from titan_attent.teacher.schedule import Plan
+from titan_attent.teacher.schedule import Plan, calibrated_cut
 
 
 class Teacher:
@@ -43,6 +43,8 @@ class Teacher:
         tokens_per_example: for the token rate of a ledger of its own.
         ledger: of the run, for what teaching costs; one of its own by default.
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
+        amateur: the same of an amateur.
+        trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
         vocab_size: V, for importance "attainment".
         sources: (name, first example id) of each stretch of the data set, for the audit by source.
         score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
@@ -63,6 +65,8 @@ class Teacher:
         tokens_per_example: int = 1,
         ledger: Ledger | None = None,
         reference: Tensor | None = None,
+        amateur: Tensor | None = None,
+        trusted: Sequence[float] | None = None,
         vocab_size: int | None = None,
         sources: Sources = (),
         score: Callable[[int, Pool], None] | None = None,
@@ -73,9 +77,24 @@ class Teacher:
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
-        check_parts(config, score=score, reference=reference, vocab_size=vocab_size, window=buffer.window)
+        check_parts(
+            config,
+            score=score,
+            reference=reference,
+            amateur=amateur,
+            trusted=trusted,
+            vocab_size=vocab_size,
+            window=buffer.window,
+        )
         self.draws = Draws(
-            buffer, config, batch_size=batch_size, reference=reference, vocab_size=vocab_size, sources=sources
+            buffer,
+            config,
+            batch_size=batch_size,
+            reference=reference,
+            amateur=amateur,
+            vocab_size=vocab_size,
+            cut=None if trusted is None else calibrated_cut(trusted, quantile=config.trusted_quantile),
+            sources=sources,
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)

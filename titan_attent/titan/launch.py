@@ -19,7 +19,7 @@ from torchtitan.train import main as torchtitan_main
 from titan_attent.titan import compat, compat_cpu, preflight, quiet
 from titan_attent.titan.mistakes import fail, let_first_rank_speak
 from titan_attent.titan.opened import DataSets
-from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
 
@@ -30,6 +30,11 @@ def _option(argv: list[str], name: str) -> str | None:
         if key.replace("-", "_") == f"__{name}":
             return value if equals else "".join(argv[i + 1 : i + 2])
     return None
+
+
+def scored_data(job_config: JobConfig) -> str:
+    """The data whose vocabulary a scorer has; nothing where another model is trained."""
+    return job_config.data.path if job_config.model.flavor in SCORER_FLAVORS else ""
 
 
 def arguments(module: str) -> list[str]:
@@ -76,7 +81,7 @@ def train() -> None:
     try:
         job_config = parse(argv)
         datasets = DataSets()
-        spec = attent_spec(job_config.model.name, datasets)
+        spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
         preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.losses.cross_entropy import per_example_cross_entropy
-from titan_attent.titan.launch import arguments, parse
+from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.mistakes import fail
 from titan_attent.titan.opened import DataSets
@@ -205,7 +205,7 @@ def score() -> None:
     try:
         job_config = scoring_config(parse(argv))
         datasets = DataSets()
-        spec = attent_spec(job_config.model.name, datasets)
+        spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
         check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)

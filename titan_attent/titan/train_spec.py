@@ -48,6 +48,9 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     }
 }
 
+SCORER_FLAVORS = {"scorer_xs": (32, 1, 2), "scorer_s": (64, 2, 2), "scorer_m": (256, 4, 4), "scorer_l": (512, 8, 8)}
+"""Of the scorers (scorers.py): width, layers, heads of a llama3 with the vocabulary of its data."""
+
 
 class ShardTokenizer(BaseTokenizer):
     """torchtitan's tokenizer interface over the tokenizer that the data set was written with.
@@ -96,10 +99,12 @@ def build_loss(
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
 
 
-def attent_spec(name: str, datasets: DataSets | None = None) -> TrainSpec:
+def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") -> TrainSpec:
     """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name.
 
-    ``datasets``: the run's, which the checks before it may have opened already.
+    Args:
+        datasets: the run's, which the checks before it may have opened already.
+        data: ``data.path``; the scorers' flavors, which have its vocabulary, are among the flavors if it is given.
     """
     datasets = datasets or DataSets()
     names = [model + SUFFIX for model in TEXT_MODELS]
@@ -115,6 +120,12 @@ def attent_spec(name: str, datasets: DataSets | None = None) -> TrainSpec:
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
+    if model == "llama3" and data:
+        vocab_size = datasets.shards(data).index.tokenizer["vocab_size"]
+        for flavor, (dim, n_layers, n_heads) in SCORER_FLAVORS.items():
+            flavors[flavor] = TransformerModelArgs(
+                dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=vocab_size, multiple_of=dim, rope_theta=10000
+            )
     return replace(
         stock,
         model_args=flavors,

@@ -1,0 +1,322 @@
+"""What ``python -m titan_attent.scorers`` does: two small models score the data of a run, once, before it.
+
+    trusted/train, trusted/held_out    rows of the trusted text, cut in two (data/holdout.py)
+    models/amateur, models/expert      runs of titan_attent.train: on the data of the run; on trusted/train
+    amateur/, expert/                  their losses on the data of the run, and below them, in trusted/, those on
+                                       trusted/held_out: what ``teacher.amateur_path`` and ``reference_path`` name
+    scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
+
+The first steps of the amateur's run are a random sample of the data: nothing is copied. Each stage is a command of this
+package, in a process of its own on every rank; what a killed command had finished is there when it runs again, on any
+number of ranks, and the stage under way goes on from its last checkpoint or stretch of losses. Both models are
+data-parallel, of the llama3 flavors ``scorer_*``, with the vocabulary of the data.
+
+Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models, one conditioned on trusted text).
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools.logging import logger
+
+from titan_attent.data.format import write_atomically
+from titan_attent.data.holdout import hold_out
+from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE
+from titan_attent.teacher.checks import TRUSTED
+from titan_attent.titan.launch import arguments, parse
+from titan_attent.titan.mistakes import fail, on_all_ranks
+from titan_attent.titan.opened import DataSets
+from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
+
+MODEL = "llama3_attent"
+MODELS = ("amateur", "expert")
+HELD_OUT = 2048
+"""Trusted examples held out."""
+SCORING_BATCHES = 4
+"""Of a training step's rows in a scoring batch: there is no backward."""
+PATIENCE = timedelta(days=7)
+"""Of ranks that wait for the others' stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command's own options; the rest of the command line is the run's configuration."""
+
+    trusted: str
+    output: Path
+    flavor: str
+    steps: int
+    batch_size: int
+    lr: float
+
+
+def _options(argv: list[str]) -> tuple[Options, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m titan_attent.scorers",
+        description="Train an amateur and an expert, and score the data of a run with both. A killed command is "
+        "resumed by the same command. All other options are those of titan_attent.train, of the run to come.",
+        allow_abbrev=False,
+        add_help="--help" in argv or "-h" in argv,
+    )
+    parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--flavor", default="scorer_s", choices=SCORER_FLAVORS, help="size (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of training, each (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-2, help="peak learning rate (default: %(default)s)")
+    found, rest = parser.parse_known_args(argv)
+    options = Options(**vars(found))
+    for name in ("steps", "batch_size", "lr"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
+    return options, rest
+
+
+class Making:
+    """The stages, on every rank.
+
+    Args:
+        options: of the command.
+        job_config: of the run to come; its data, sequence length, precision and seed are read.
+    """
+
+    def __init__(self, options: Options, job_config: JobConfig):
+        self.options, self.run, self.output = options, job_config, options.output
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if options.batch_size % self.world_size:
+            raise ValueError(
+                f"--batch_size {options.batch_size} is no multiple of the {self.world_size} ranks: make it one"
+            )
+        self.datasets = DataSets()
+        self.spec = attent_spec(MODEL, self.datasets, data=job_config.data.path)
+        seq_len = job_config.training.seq_len
+        self.data = self.datasets.dataset(job_config.data.path, seq_len=seq_len)
+        self.trusted = self.datasets.dataset(options.trusted, seq_len=seq_len)
+        ours, theirs = (data.shards.index.tokenizer for data in (self.data, self.trusted))
+        if ours != theirs:
+            raise ValueError(
+                f"--trusted {options.trusted} was written with the tokenizer {theirs.get('name')!r}, the run's data "
+                f"{job_config.data.path} with {ours.get('name')!r}: losses a token do not compare; write the trusted "
+                "text with the tokenizer of the data"
+            )
+        self.report: dict[str, Any] = {"seconds": {}}
+
+    # -- the stages -----------------------------------------------------------------------------------------------
+
+    def all(self) -> None:
+        """Do what is not done yet. A collective, on all ranks."""
+        self._on_first_rank(self._begin)
+        train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
+        num_train = self.options.steps * self.options.batch_size
+        self._on_first_rank(
+            lambda: hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
+        )
+        for name, data in zip(MODELS, (self.run.data.path, str(train)), strict=True):
+            self._train(name, data)
+        for name in MODELS:
+            self._score(name, str(held_out), self.output / name / TRUSTED)
+            self._score(name, self.run.data.path, self.output / name)
+        self._on_first_rank(self._finish)
+
+    def _train(self, name: str, data: str) -> None:
+        folder, steps = self.output / "models" / name, self.options.steps
+        self._on_first_rank(lambda: self._write_config(folder, data))
+        if not (folder / "checkpoint" / f"step-{steps}" / ".metadata").is_file():
+            self._stage(f"train {name}", "titan_attent.train", ["--job.config_file", str(folder / "config.toml")])
+
+    def _score(self, name: str, data: str, losses: Path) -> None:
+        if (losses / REFERENCE_FILE).is_file():
+            return
+        folder = self.output / "models" / name
+        settings = {
+            "job.config_file": folder / "config.toml",
+            "data.path": data,
+            "teacher.reference_path": losses,
+            "checkpoint.initial_load_path": folder / "checkpoint" / f"step-{self.options.steps}",
+            "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
+        }
+        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        of = "trusted text" if losses.name == TRUSTED else "the data"
+        self._stage(f"score {of} with the {name}", "titan_attent.score", argv)
+
+    def _stage(self, name: str, module: str, argv: list[str]) -> None:
+        """Run a command of this package on all ranks; all end together if it fails on one."""
+        begin = time.monotonic()
+        port = [_free_port() if self.rank == 0 else 0]
+        dist.broadcast_object_list(port)
+        # A store of its own: in torchrun's the keys of the stages would meet.
+        environment = os.environ | {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        if self.rank == 0:
+            logger.info(f"Scorers: {name}")
+        code = subprocess.run([sys.executable, "-m", module, *argv], env=environment).returncode
+        codes: list[int] = [0] * self.world_size
+        dist.all_gather_object(codes, code)
+        if any(codes):
+            sys.exit(next(code if code > 0 else 1 for code in codes if code))
+        self._on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
+
+    # -- files, on rank 0 -----------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "flavor": options.flavor,
+            "steps": options.steps,
+            "batch_size": options.batch_size,
+            "lr": options.lr,
+            "seq_len": self.data.seq_len,
+            "seed": self.run.debug.seed,
+            "precision": self.run.training.mixed_precision_param,
+            "data_fingerprint": self.data.shards.fingerprint,
+            "trusted_fingerprint": self.trusted.shards.fingerprint,
+        }
+
+    def _begin(self) -> None:
+        """Refuse a folder that was begun with something else; announce the cost."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path, now = self.output / "scorers.json", self._identity()
+        if path.is_file():
+            try:
+                self.report = dict(json.loads(path.read_bytes()))
+                then = dict(self.report["asked"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}: malformed ({error}); name another --output, or remove it") from error
+            differing = [
+                f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items() if then.get(key) != value
+            ]
+            if differing:
+                raise ValueError(
+                    f"{self.output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for "
+                    "the same to resume"
+                )
+        self.report["asked"] = now
+        logger.info(self._announcement())
+        self._save()
+
+    def _announcement(self) -> str:
+        cost = self._cost()
+        text = (
+            f"Scorers: two models {MODEL} {self.options.flavor}, {cost['num_params']:,} parameters, "
+            f"{self.options.steps} steps each; then {len(self.data):,} examples twice; {cost['flops']:.3g} FLOPs"
+        )
+        return text if cost["share"] is None else f"{text}, {cost['share']:.1%} of the run's {cost['run_flops']:.3g}"
+
+    def _cost(self) -> dict[str, Any]:
+        """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it."""
+        seq_len, options, training = self.data.seq_len, self.options, self.run.training
+        num_params, per_token = _flops(self.spec, options.flavor, seq_len)
+        trained = 2 * options.steps * options.batch_size * seq_len
+        scored = 2 * (len(self.data) + min(HELD_OUT, len(self.trusted) // 10)) * seq_len
+        flops = per_token * (trained + scored / 3)
+        spec = attent_spec(self.run.model.name, self.datasets)
+        rows = training.global_batch_size
+        if rows < 1:
+            rows = training.local_batch_size * self.world_size
+        run_flops = _flops(spec, self.run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
+        return {
+            "num_params": num_params,
+            "flops": flops,
+            "run_flops": run_flops,
+            "share": flops / run_flops if run_flops else None,
+        }
+
+    def _write_config(self, folder: Path, data: str) -> None:
+        run, options = self.run, self.options
+        interval = max(1, options.steps // 10)
+        config: dict[str, dict[str, Any]] = {
+            "job": {"dump_folder": str(folder), "custom_config_module": "titan_attent.job_config"},
+            "model": {"name": MODEL, "flavor": options.flavor},
+            "data": {"path": data, "num_workers": run.data.num_workers, "seed": run.data.seed},
+            "teacher": {"strategy": "uniform"},
+            "training": {
+                "local_batch_size": options.batch_size // self.world_size,
+                "global_batch_size": options.batch_size,
+                "seq_len": run.training.seq_len,
+                "steps": options.steps,
+                "mixed_precision_param": run.training.mixed_precision_param,
+            },
+            "optimizer": {"lr": options.lr},
+            "lr_scheduler": {"warmup_steps": max(1, options.steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
+            "metrics": {"log_freq": interval, "enable_tensorboard": True},
+            "checkpoint": {"enable": True, "interval": interval, "keep_latest_k": 2},
+            "activation_checkpoint": {"mode": "none"},
+        }
+        if run.debug.seed is not None:
+            config["debug"] = {"seed": run.debug.seed}
+        # JSON's strings, numbers and booleans are TOML's.
+        text = "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
+            for name, section in config.items()
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.toml", text.encode())
+
+    def _add_seconds(self, stage: str, seconds: float) -> None:
+        self.report["seconds"][stage] = self.report["seconds"].get(stage, 0.0) + seconds
+        self._save()
+
+    def _finish(self) -> None:
+        cost = self._cost()
+        for name in MODELS:
+            mine = [seconds for stage, seconds in self.report["seconds"].items() if stage.endswith(name)]
+            content = {"device_seconds": sum(mine) * self.world_size, "flops": cost["flops"] / len(MODELS)}
+            write_atomically(self.output / name / COST_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        seconds = sum(self.report["seconds"].values())
+        logger.info(
+            f"Scorers: done in {seconds:.0f} s. To train with them:\n[teacher]\n"
+            f'strategy = "hard"\nimportance = "cross_entropy_difference"\nratio_schedule = "calibrated"\n'
+            f'amateur_path = "{self.output / "amateur"}"\nreference_path = "{self.output / "expert"}"\n'
+            'interval_schedule = "fixed"\nanneal_fraction = 0.0'
+        )
+
+    def _save(self) -> None:
+        write_atomically(self.output / "scorers.json", (json.dumps(self.report, indent=1) + "\n").encode())
+
+    def _on_first_rank(self, action: Callable[[], None]) -> None:
+        """Run it on rank 0; a ValueError on all ranks if it fails. A collective."""
+        on_all_ranks(lambda: action() if self.rank == 0 else None)
+
+
+def _flops(spec: TrainSpec, flavor: str, seq_len: int) -> tuple[int, int]:
+    """Parameters of a model, and its floating point operations a token of training."""
+    args = spec.model_args[flavor]
+    with torch.device("meta"):
+        model = spec.model_cls(args)
+    return args.get_nparams_and_flops(model, seq_len)
+
+
+def _free_port() -> int:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+def make_scorers() -> None:
+    """The whole of the command."""
+    try:
+        options, rest = _options(arguments("titan_attent.scorers"))
+        making = Making(options, parse(rest))
+    except ValueError as error:
+        fail(error)
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        making.all()
+    except ValueError as error:
+        fail(error)
+    finally:
+        dist.destroy_process_group()
