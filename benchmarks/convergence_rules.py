@@ -137,6 +137,8 @@ class Task:
     folder: str
     module: str
     config: dict[str, dict[str, Any]]
+    arguments: tuple[str, ...] = ()
+    """More of the command line."""
     labels: dict[str, Any] = field(default_factory=dict)
 
     @property

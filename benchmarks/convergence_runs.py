@@ -91,7 +91,7 @@ def start(output: Path, task: Task) -> Running:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(
-            [*torchrun, "-m", task.module, "--job.config_file", f"{task.folder}/config.toml"],
+            [*torchrun, "-m", task.module, *task.arguments, "--job.config_file", f"{task.folder}/config.toml"],
             cwd=output,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -6,13 +6,12 @@ A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corp
 from dataclasses import dataclass
 from typing import Any
 
-from convergence_rules import LEARNING_RATE, Task, divisor, run_config
+from convergence_rules import BATCH_SIZE, LEARNING_RATE, Task, divisor, run_config
 from evidence_corpora import CORPORA
 
 STEPS = 400
 """Of a full run: 12,800 of 32,000 rows, none twice."""
-SCORER_STEPS = 100
-SCORER_FLAVOR = "scorer"
+SCORERS = ("--flavor", "scorer_xs", "--steps", "100", "--batch_size", str(BATCH_SIZE), "--lr", "0.01")
 
 NONE: dict[str, Any] = {"strategy": "uniform"}
 SCORES = "<scores>"
@@ -46,14 +45,12 @@ class Rule:
         teacher: its ``[teacher]``.
         steps: as a multiple of ``STEPS``; every run decays its learning rate to zero at its own end.
         data: what of the corpus it trains on: all, without duplicates, or the middle by the amateur's loss.
-        corpora: where it runs; all if empty.
     """
 
     about: str
     teacher: dict[str, Any]
     steps: float = 1.0
     data: str = ""
-    corpora: tuple[str, ...] = ()
 
     @property
     def reads_scores(self) -> bool:
@@ -63,10 +60,12 @@ class Rule:
 DUPLICATED = ("clean", "copies", "mixture", "near_duplicates", "target", "minority", "junk", "web")
 RULES = {
     "uniform": Rule(about="everything, in random order", teacher=NONE),
-    "uniform_110": Rule(about="the same with a tenth more compute: one run's scorers charged", teacher=NONE, steps=1.1),
+    "uniform_charged": Rule(
+        about="the same with as much more compute as one run's scorers cost", teacher=NONE, steps=1.15
+    ),
     "difference": Rule(about="amateur - expert above what trusted text shows", teacher=DIFFERENCE),
-    "difference_60": Rule(about="the same in 0.6 of the steps", teacher=DIFFERENCE, steps=0.6),
-    "difference_80": Rule(about="the same in 0.8 of the steps", teacher=DIFFERENCE, steps=0.8),
+    "difference_75": Rule(about="the same in 0.75 of the steps", teacher=DIFFERENCE, steps=0.75),
+    "difference_55": Rule(about="the same in 0.55 of the steps", teacher=DIFFERENCE, steps=0.55),
     "difference_50": Rule(about="the same in half of the steps", teacher=DIFFERENCE, steps=0.5),
     "attainment": Rule(about="attainment of the amateur, its own ratio; no trusted text", teacher=ATTAINMENT),
     "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=NONE, data="dedup"),
@@ -90,6 +89,8 @@ def config(folder: str, corpus: str, *, data: str, teacher: dict[str, Any], seed
     made = run_config(folder, data=data, teacher=teacher, seed=seed, steps=steps, lr=LEARNING_RATE)
     made["data"]["validation_path"] = f"corpora/validation-{CORPORA[corpus].name}"
     made["validation"]["freq"] = divisor(steps, at_most=80)
+    if len(CORPORA[corpus].wanted) > 1:  # the last weights are asked about each kind
+        made["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}
     return made
 
 
@@ -112,3 +113,31 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
         ),
         labels={"corpus": corpus, "rule": name, "seed": seed},
     )
+
+
+def scorers_task(corpus: str, seed: int) -> Task:
+    """Makes the amateur and the expert of a corpus, and their losses on it."""
+    folder, name = scores_folder(corpus, seed), CORPORA[corpus].name
+    return Task(
+        folder=f"{folder}/command",
+        module="titan_attent.scorers",
+        config=config(folder, corpus, data=corpus, teacher=NONE, seed=seed, steps=STEPS),
+        arguments=("--trusted", f"corpora/trusted-{name}", "--output", folder, *SCORERS),
+        labels={"corpus": corpus, "rule": "scorers", "seed": seed},
+    )
+
+
+def kinds_task(corpus: str, name: str, seed: int) -> Task:
+    """The last weights' losses on each validation row, where the corpus wants text of several kinds."""
+    run = rule_task(corpus, name, seed)
+    folder = f"{run.folder}/validation"
+    validation = f"validation-{CORPORA[corpus].name}"
+    made = config(folder, corpus, data=validation, teacher=NONE, seed=seed, steps=run.steps)
+    made["teacher"]["reference_path"] = f"{folder}/losses"
+    made["checkpoint"] = {
+        "enable": True,
+        "initial_load_path": f"{run.folder}/checkpoint/step-{run.steps}",
+        "initial_load_model_only": True,
+    }
+    labels = {"corpus": corpus, "rule": name, "seed": seed}
+    return Task(folder=folder, module="titan_attent.score", config=made, labels=labels)

@@ -204,12 +204,12 @@ class Making:
                     f"{self.output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for "
                     "the same to resume"
                 )
-        self.report["asked"] = now
+        self.report["asked"], self.report["cost"] = now, self._cost()
         logger.info(self._announcement())
         self._save()
 
     def _announcement(self) -> str:
-        cost = self._cost()
+        cost = self.report["cost"]
         text = (
             f"Scorers: two models {MODEL} {self.options.flavor}, {cost['num_params']:,} parameters, "
             f"{self.options.steps} steps each; then {len(self.data):,} examples twice; {cost['flops']:.3g} FLOPs"
@@ -271,7 +271,7 @@ class Making:
         self._save()
 
     def _finish(self) -> None:
-        cost = self._cost()
+        cost = self.report["cost"]
         for name in MODELS:
             mine = [seconds for stage, seconds in self.report["seconds"].items() if stage.endswith(name)]
             content = {"device_seconds": sum(mine) * self.world_size, "flops": cost["flops"] / len(MODELS)}
