@@ -14,10 +14,11 @@
     validation-KIND  1,024 rows of what is wanted, of other documents (minority: half code, half Russian)
     trusted-KIND     4,096 rows of the same kind, of yet other documents (minority: in the shares of the corpus)
 
-Documents, not rows, are dealt to training, trusted and validation text. ``KINDS_FILE`` beside the tokens tells what each
-row is, an index into the manifest's ``kinds``. ``CORPUS-dedup`` is a corpus without the rows that share 50 tokens in a
-row with an earlier one (Lee et al. 2022), where these are more than 1%; the manifest says how many that are, how many
-are equal as a whole, and how many a MinHash pass would have taken (datasketch; Jaccard similarity of 5-grams above 0.7).
+Documents, not rows, are dealt to training, trusted and validation text. ``KINDS_FILE`` beside the tokens tells what
+each row is, an index into the manifest's ``kinds``. ``CORPUS-dedup`` is a corpus without the rows that share 50 tokens
+in a row with an earlier one (Lee et al. 2022), where these are more than 1%; the manifest says how many that are, how
+many are equal as a whole, and how many a MinHash pass would have taken (datasketch; Jaccard similarity of 5-grams above
+0.7).
 
 Deterministic for equal texts: the manifest holds all fingerprints. Cost: 4 minutes, 100 MB.
 """

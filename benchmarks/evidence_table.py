@@ -156,10 +156,8 @@ def make_goals(results: Sequence[dict[str, Any]]) -> str:
         if found:
             difference, rule, compute = min(found)
             differences = paired(losses, rule, "uniform", corpus)
-            if difference > 0:
-                verdict = "missed"
-            else:
-                verdict = "met" if difference + half_width(differences) <= 0 else "likely"
+            certain = difference + half_width(differences) <= 0
+            verdict = "met" if certain else "likely" if difference <= 0 else "missed"
             lines.append([what, rule, f"{compute:.2f}", interval(differences), verdict])
     for column in ("clean", *sorted({column for _, column in losses if ": " in column})):
         for rule, against, charged in (

@@ -32,8 +32,8 @@ def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: i
     num = len(dataset) // STRETCH
     if num < LEAST:
         raise ValueError(
-            f"{dataset.shards.path}: holds {len(dataset)} examples of {dataset.seq_len} tokens, where {LEAST * STRETCH} "
-            "or more are needed to train on one part and hold out another"
+            f"{dataset.shards.path}: holds {len(dataset)} examples of {dataset.seq_len} tokens, fewer than the "
+            f"{LEAST * STRETCH} that it takes to train on one part and hold out another"
         )
     apart = max(10, num * STRETCH // num_held_out)  # every so many stretches one is held out
     others = np.flatnonzero(np.arange(num) % apart)
