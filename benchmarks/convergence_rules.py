@@ -12,6 +12,7 @@ FORWARD_COST = 1 / 3
 """Of a training step, for the same batch."""
 
 COMMON: dict[str, Any] = {
+    "importance": "loss",
     "warmup_passes": 1,
     "ratio_schedule": "constant",
     "initial_ratio": 0.5,

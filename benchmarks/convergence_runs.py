@@ -150,8 +150,8 @@ def trained_kinds(output: Path, task: Task) -> dict[str, float]:
     trace = output / task.folder / "teacher" / "trace.jsonl"
     if not ((data / KINDS_FILE).is_file() and trace.is_file()):
         return {}
-    manifest = json.loads((data.parent / MANIFEST_FILE).read_text(encoding="utf-8"))
-    names, kinds = manifest.get("kinds", KINDS), np.load(data / KINDS_FILE)
+    manifest, kinds = data.parent / MANIFEST_FILE, np.load(data / KINDS_FILE)
+    names = json.loads(manifest.read_text(encoding="utf-8")).get("kinds", KINDS) if manifest.is_file() else KINDS
     steps = [json.loads(line)["ids"] for line in trace.read_text(encoding="utf-8").splitlines()]
     of_first_pass = len(kinds) // BATCH_SIZE
     ids = np.array(steps[of_first_pass if len(steps) > of_first_pass else 0 :], dtype=np.int64).ravel()

@@ -31,6 +31,11 @@ path = "{train}"
 validation_path = "{validation}"
 num_workers = 1
 [teacher]
+strategy = "soft"
+importance = "loss"
+ratio_schedule = "incremental"
+final_ratio = 0.8
+interval_schedule = "incremental"
 initial_ratio = 0.3
 trace = true
 [training]

@@ -8,9 +8,10 @@ import titan_attent.titan.compat  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from paper import paper_config
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler, per_example_cross_entropy
+from titan_attent import LossBuffer, Teacher, TeachingSampler, per_example_cross_entropy
 
 NUM_ROWS, NUM_ORIGINALS, SEQ_LEN, BATCH = 2048, 64, 32, 32
 WARMUP_PASSES = 2
@@ -38,7 +39,7 @@ def copies_selected(strategy: str, corpus: tuple[torch.Tensor, torch.Tensor]) ->
         model.init_weights()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     buffer = LossBuffer(NUM_ROWS)
-    config = TeacherConfig(strategy=strategy, warmup_passes=WARMUP_PASSES, initial_ratio=0.4, anneal_fraction=0.0)
+    config = paper_config(strategy=strategy, warmup_passes=WARMUP_PASSES, initial_ratio=0.4, anneal_fraction=0.0)
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=240)
     num_copies = num_selected = 0
     for step, (ids, weights) in zip(range(1, 241), TeachingSampler(teacher), strict=False):

@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from paper import paper_config
 from scale.made_up import MadeUpMesh, MadeUpRanks
 
 from titan_attent.data.order import Pool
@@ -19,15 +20,15 @@ LOCAL, STEP = 1000, 5000
 SOURCES = [("web", 0), ("code", 10_000)]
 POOL, POOL_EXAMPLES = 1 << 16, 1 << 18  # a power of 4: no walks in the permutation, which take syncs by chance
 CASES: dict[str, TeacherConfig] = {
-    "random": TeacherConfig(strategy="random", quarantine_after=0),
-    "hard": TeacherConfig(strategy="hard", importance="learnability", quarantine_after=1),
-    "soft": TeacherConfig(),
-    "soft, attainment": TeacherConfig(importance="attainment", normalization="sigmoid", quarantine_after=0),
-    "soft, excess loss": TeacherConfig(importance="excess_loss", reference_path="given"),
-    "threshold": TeacherConfig(strategy="threshold", ratio_schedule="adaptive"),
-    "random pools": TeacherConfig(strategy="random", pool_size=POOL, importance="attainment"),
-    "soft pools": TeacherConfig(pool_size=POOL),
-    "threshold pools": TeacherConfig(strategy="threshold", pool_size=POOL, quarantine_after=0),
+    "random": paper_config(strategy="random", quarantine_after=0),
+    "hard": paper_config(strategy="hard", importance="learnability", quarantine_after=1),
+    "soft": paper_config(),
+    "soft, attainment": paper_config(importance="attainment", normalization="sigmoid", quarantine_after=0),
+    "soft, excess loss": paper_config(importance="excess_loss", reference_path="given"),
+    "threshold": paper_config(strategy="threshold", ratio_schedule="adaptive"),
+    "random pools": paper_config(strategy="random", pool_size=POOL, importance="attainment"),
+    "soft pools": paper_config(pool_size=POOL),
+    "threshold pools": paper_config(strategy="threshold", pool_size=POOL, quarantine_after=0),
 }
 COLLECTIVES = {"sum": 16, "max": 1, "gather": 3}
 """At most, beside what travels to and from a pool; one gather is the bitmask, two are those newly set aside."""
@@ -107,7 +108,7 @@ def exact_share(scores: torch.Tensor) -> tuple[Fraction, Fraction]:
 def test_sums_are_exact_at_any_number_of_examples(num_examples: int) -> None:
     """The means and shares of 10^11 examples, with losses of the latest possible step, are those of this rank's."""
     num_ranks = num_examples // LOCAL
-    config = TeacherConfig(strategy="threshold", quarantine_after=0, ratio_schedule="adaptive", initial_ratio=0.01)
+    config = paper_config(strategy="threshold", quarantine_after=0, ratio_schedule="adaptive", initial_ratio=0.01)
     draws = draws_of(config, num_examples=num_examples, num_ranks=num_ranks)
     draws.buffer.loss.copy_(torch.rand(LOCAL, generator=torch.Generator().manual_seed(1)) ** 4 * 9)
     with MadeUpRanks():

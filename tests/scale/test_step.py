@@ -12,13 +12,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from paper import paper_config
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import titan_attent.data.order
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent import LossBuffer, Teacher, TeachingSampler
 from titan_attent.foundations.sharding import ExampleSharding
 
 RANKS = (64, 512, 4096)
@@ -69,7 +70,7 @@ class Counted(TorchDispatchMode):
 
 def taught(mesh: Any, num_ranks: int) -> tuple[Teacher, TeachingSampler]:
     buffer = LossBuffer(EXAMPLES_PER_RANK * num_ranks, mesh=mesh)
-    config = TeacherConfig(strategy="hard", quarantine_after=8)
+    config = paper_config(strategy="hard", quarantine_after=8)
     teacher = Teacher(buffer, config, batch_size=GLOBAL_BATCH, total_steps=10_000)
     return teacher, TeachingSampler(teacher, rank=num_ranks // 2, num_ranks=num_ranks)
 
@@ -156,7 +157,7 @@ def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
             return permute(positions, size, key)
 
         buffer = LossBuffer(10**6)
-        teacher = Teacher(buffer, TeacherConfig(), batch_size=GLOBAL_BATCH, total_steps=10_000)
+        teacher = Teacher(buffer, paper_config(), batch_size=GLOBAL_BATCH, total_steps=10_000)
         sampler = TeachingSampler(teacher, rank=num_ranks - 1, num_ranks=num_ranks, microbatches=2)
         current = sampler.current_pass()
         with mock.patch.object(titan_attent.data.order, "permute", counted):

@@ -24,7 +24,8 @@ class Door:
 sys.meta_path.insert(0, Door())
 import titan_attent
 names = [module.name for module in pkgutil.walk_packages(titan_attent.__path__, "titan_attent.")]
-outside = [name for name in names if name.split(".")[1] not in ("titan", "train", "score") and "__main__" not in name]
+inside = ("titan", "train", "score", "scorers")
+outside = [name for name in names if name.split(".")[1] not in inside and "__main__" not in name]
 for name in outside:
     importlib.import_module(name)
 assert not any(name.partition(".")[0] == "torchtitan" for name in sys.modules)

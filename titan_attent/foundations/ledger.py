@@ -12,7 +12,7 @@ The break-even line: teaching pays in compute when the share of examples it skip
 divided by the seconds that training everything covered would have cost.
 
     skipped_share     = 1 - trained / covered
-    break_even_share  = (score + select + exchange seconds) / (covered x train seconds / trained)
+    break_even_share  = (prepaid + score + select + exchange seconds) / (covered x train seconds / trained)
 """
 
 import time
@@ -34,6 +34,9 @@ class Ledger:
         batch_size: G, examples of a global batch.
         tokens_per_example: for tokens_covered_per_second.
         clock: seconds from any fixed moment on.
+
+    Attributes:
+        prepaid_seconds: what scorers took before the run, as seconds of all of its devices; not part of the state.
     """
 
     def __init__(self, *, batch_size: int, tokens_per_example: int, clock: Callable[[], float] = time.perf_counter):
@@ -43,6 +46,7 @@ class Ledger:
         self.examples_trained = 0
         self.examples_covered = 0.0
         self.examples_scored = 0
+        self.prepaid_seconds = 0.0
         self._clock = clock
         self._open: list[str] = []
         self._settled = self._start = clock()
@@ -95,7 +99,7 @@ class Ledger:
     def break_even_share(self) -> float:
         """The share that must be skipped for teaching to pay; 0 before anything was trained."""
         full = self.examples_covered * self.seconds["train"] / max(1, self.examples_trained)
-        return sum(self.seconds[account] for account in TEACHING) / full if full else 0.0
+        return (self.prepaid_seconds + sum(self.seconds[account] for account in TEACHING)) / full if full else 0.0
 
     def metrics(self) -> dict[str, float]:
         """The ``ledger/*`` scalars."""
@@ -103,6 +107,7 @@ class Ledger:
         wall = max(self.wall_seconds, 1e-9)
         return {f"ledger/{account}_seconds": self.seconds[account] for account in ACCOUNTS} | {
             "ledger/wall_seconds": wall,
+            "ledger/prepaid_seconds": self.prepaid_seconds,
             "ledger/overhead_percent": 100 * sum(self.seconds[account] for account in TEACHING) / wall,
             "ledger/examples_trained": float(self.examples_trained),
             "ledger/examples_covered": self.examples_covered,

@@ -80,7 +80,11 @@ def read_json(path: Path, *, mend: str) -> dict[str, Any]:
 
 
 class ReferenceLosses:
-    """The finished reference losses of a folder; ``scoring`` says what they are of. Picklable.
+    """The finished losses of a model in a folder: a reference, which is an expert or an amateur. Picklable.
+
+    Attributes:
+        scoring: what they are of.
+        device_seconds: what making them took, on all devices; 0 where the folder does not tell.
 
     Raises:
         ValueError: the folder or a file is missing, unfinished, malformed, of another format, or truncated.
@@ -99,6 +103,7 @@ class ReferenceLosses:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: malformed ({error}); {mend}") from error
         self.num_examples = self.scoring.num_examples
+        self.device_seconds = _device_seconds(self.path / COST_FILE)
         if not self._losses.is_file():
             raise ValueError(f"{self._losses}: this file is missing; {mend}")
         actual, expected = self._losses.stat().st_size, self.num_examples * DTYPE.itemsize
@@ -146,6 +151,15 @@ class ReferenceLosses:
                 f"{self._losses}: its sha256 is {sha256.hexdigest()} where {REFERENCE_FILE} says {self._sha256}: the "
                 f"file is damaged; copy the folder again, or delete it and score again with {SCORER}"
             )
+
+
+def _device_seconds(file: Path) -> float:
+    if not file.is_file():
+        return 0.0
+    try:
+        return float(json.loads(file.read_bytes())["device_seconds"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: malformed ({error}); remove it, and its cost is not charged") from error
 
 
 def old_scoring(folder: Path) -> str:

@@ -59,3 +59,13 @@ def warn_below_break_even(ledger: Ledger) -> bool:
             "examples"
         )
     return below
+
+
+def warn_of_fallback(step: int, *, share: float, least: float) -> None:
+    """Warn on the first rank of a pass that trains its whole pool, as a handful of examples would rule it."""
+    if is_first_rank():
+        logger.warning(
+            f"The pass after step {step} trains its whole pool: the effective sample size of the importances is "
+            f"{share:.2%} of the pool, under teacher.min_effective_sample_size = {least}. Said once: the metric "
+            "teacher/fallback is 1 for every such pass"
+        )

@@ -15,13 +15,13 @@ RATIO_SCHEDULES = ("constant", "incremental", "cosine", "adaptive", "calibrated"
 
 @dataclass
 class TeacherConfig:
-    strategy: str = "soft"
+    strategy: str = "hard"
     """
     Which examples a round trains on: "uniform", all of them, always, with torchtitan's own loss, bit for bit; or a
     function of teacher/strategies.py.
     """
 
-    importance: str = "loss"
+    importance: str = "attainment"
     """
     What makes an example worth teaching: a function of teacher/importance.py. The loss itself suits clean or redundant
     data only: noise has the highest loss for ever.
@@ -64,7 +64,7 @@ class TeacherConfig:
     none where ``amateur_path`` is given, else one.
     """
 
-    ratio_schedule: str = "incremental"
+    ratio_schedule: str = "adaptive"
     """
     How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine";
     "adaptive": from the effective sample size of the round's importances, between the two; or "calibrated", which reads
@@ -78,10 +78,10 @@ class TeacherConfig:
     initial_ratio: float = 0.5
     """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
 
-    final_ratio: float = 0.8
+    final_ratio: float = 1.0
     """Share selected at the end, in (0, 1]; the largest of the adaptive schedule; not read by the constant one."""
 
-    interval_schedule: str = "incremental"
+    interval_schedule: str = "fixed"
     """How the passes over one selection move from ``initial_interval`` to ``max_interval``: "fixed", "incremental"."""
 
     initial_interval: int = 1

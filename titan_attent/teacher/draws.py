@@ -8,7 +8,6 @@ more where something is set aside), a few KiB each, except the floor's 512 KiB; 
 is a stretch of the order (candidates.py).
 """
 
-import logging
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, signed
-from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
+from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.teacher import schedule
+from titan_attent.teacher.advice import warn_of_fallback
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.config import TeacherConfig
@@ -31,8 +31,6 @@ from titan_attent.teacher.radix import blocks, positive, replace_bits
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import Seed, choose
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,9 @@ class Draws:
             ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
         if falls_back:
-            self._warn_once(step, share=measures.ruling_share)
+            if not self._warned:
+                warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)
+            self._warned = True
             weights, self.num_selected = torch.ones_like(self.weights), self.size
         else:
             weights, self.num_selected = choose(
@@ -218,16 +218,6 @@ class Draws:
     def _digest(self, choice: int, ratio: float) -> int:
         (bits,) = struct.unpack("<q", struct.pack("<d", ratio))
         return signed(fold_key(self.num_draws, self.num_selected, bits, choice))
-
-    def _warn_once(self, step: int, *, share: float) -> None:
-        if not self._warned and is_first_rank():
-            least = self.config.min_effective_sample_size
-            logger.warning(
-                f"The pass after step {step} trains its whole pool: the effective sample size of the importances is "
-                f"{share:.2%} of the pool, under teacher.min_effective_sample_size = {least}. Said once: the metric "
-                "teacher/fallback is 1 for every such pass"
-            )
-        self._warned = True
 
     def selected(self) -> SelectedPlaces:
         """The places in force, on every rank. A collective."""

@@ -8,6 +8,7 @@ Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,12 @@ class Teaching(System):
 
     def _losses_on_disk(self) -> dict[str, Any]:
         """What the teacher reads of them: fp32 [num_local] of the examples that this rank owns, and differences."""
-        config, sharding, found = self.config, self.buffer.sharding, dict[str, Any]()
+        config, sharding, found, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
+        ledger.prepaid_seconds = 0.0
         for name, path in checks.paths_of_losses(config).items():
-            losses = self.run.open_reference(path).read(sharding.start, sharding.stop)
-            found[name] = losses.to(self.run.device)
+            losses = self.run.open_reference(path)
+            found[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
+            ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
         if config.ratio_schedule == "calibrated":
             found["trusted"] = checks.trusted_differences(config, self.run)
         return found

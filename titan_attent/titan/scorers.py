@@ -14,24 +14,22 @@ data-parallel, of the llama3 flavors ``scorer_*``, with the vocabulary of the da
 Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models, one conditioned on trusted text).
 """
 
-import argparse
 import json
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torchtitan.config import JobConfig
-from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from titan_attent.data.format import write_atomically
@@ -39,52 +37,28 @@ from titan_attent.data.holdout import hold_out
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE
 from titan_attent.teacher.checks import TRUSTED
 from titan_attent.titan.launch import arguments, parse
-from titan_attent.titan.mistakes import fail, on_all_ranks
+from titan_attent.titan.mistakes import fail
 from titan_attent.titan.opened import DataSets
-from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
+from titan_attent.titan.scorers_plan import (
+    HELD_OUT,
+    MODEL,
+    Options,
+    announcement,
+    cost_of,
+    identity,
+    parse_options,
+    training_toml,
+)
+from titan_attent.titan.train_spec import attent_spec
 
-MODEL = "llama3_attent"
 MODELS = ("amateur", "expert")
-HELD_OUT = 2048
-"""Trusted examples held out."""
 SCORING_BATCHES = 4
 """Of a training step's rows in a scoring batch: there is no backward."""
+# Stages are forked from a clean server that has imported what they need: seconds a stage.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["titan_attent.titan.scorer"])
 PATIENCE = timedelta(days=7)
 """Of ranks that wait for the others' stage."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command's own options; the rest of the command line is the run's configuration."""
-
-    trusted: str
-    output: Path
-    flavor: str
-    steps: int
-    batch_size: int
-    lr: float
-
-
-def _options(argv: list[str]) -> tuple[Options, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="torchrun ... -m titan_attent.scorers",
-        description="Train an amateur and an expert, and score the data of a run with both. A killed command is "
-        "resumed by the same command. All other options are those of titan_attent.train, of the run to come.",
-        allow_abbrev=False,
-        add_help="--help" in argv or "-h" in argv,
-    )
-    parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--flavor", default="scorer_s", choices=SCORER_FLAVORS, help="size (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of training, each (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-2, help="peak learning rate (default: %(default)s)")
-    found, rest = parser.parse_known_args(argv)
-    options = Options(**vars(found))
-    for name in ("steps", "batch_size", "lr"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
-    return options, rest
 
 
 class Making:
@@ -163,7 +137,10 @@ class Making:
         environment = os.environ | {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         if self.rank == 0:
             logger.info(f"Scorers: {name}")
-        code = subprocess.run([sys.executable, "-m", module, *argv], env=environment).returncode
+        process = _CONTEXT.Process(target=_run, args=(module, argv, dict(environment)))
+        process.start()
+        process.join()
+        code = process.exitcode or 0
         codes: list[int] = [0] * self.world_size
         dist.all_gather_object(codes, code)
         if any(codes):
@@ -172,24 +149,11 @@ class Making:
 
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        options = self.options
-        return {
-            "flavor": options.flavor,
-            "steps": options.steps,
-            "batch_size": options.batch_size,
-            "lr": options.lr,
-            "seq_len": self.data.seq_len,
-            "seed": self.run.debug.seed,
-            "precision": self.run.training.mixed_precision_param,
-            "data_fingerprint": self.data.shards.fingerprint,
-            "trusted_fingerprint": self.trusted.shards.fingerprint,
-        }
-
     def _begin(self) -> None:
         """Refuse a folder that was begun with something else; announce the cost."""
         self.output.mkdir(parents=True, exist_ok=True)
-        path, now = self.output / "scorers.json", self._identity()
+        path = self.output / "scorers.json"
+        now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
         if path.is_file():
             try:
                 self.report = dict(json.loads(path.read_bytes()))
@@ -204,65 +168,21 @@ class Making:
                     f"{self.output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for "
                     "the same to resume"
                 )
-        self.report["asked"], self.report["cost"] = now, self._cost()
-        logger.info(self._announcement())
+        cost = cost_of(
+            self.options,
+            self.run,
+            num_examples=len(self.data),
+            num_trusted=len(self.trusted),
+            spec=self.spec,
+            run_spec=attent_spec(self.run.model.name, self.datasets),
+            num_ranks=self.world_size,
+        )
+        self.report |= {"asked": now, "cost": cost}
+        logger.info(announcement(self.options, cost, num_examples=len(self.data)))
         self._save()
 
-    def _announcement(self) -> str:
-        cost = self.report["cost"]
-        text = (
-            f"Scorers: two models {MODEL} {self.options.flavor}, {cost['num_params']:,} parameters, "
-            f"{self.options.steps} steps each; then {len(self.data):,} examples twice; {cost['flops']:.3g} FLOPs"
-        )
-        return text if cost["share"] is None else f"{text}, {cost['share']:.1%} of the run's {cost['run_flops']:.3g}"
-
-    def _cost(self) -> dict[str, Any]:
-        """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it."""
-        seq_len, options, training = self.data.seq_len, self.options, self.run.training
-        num_params, per_token = _flops(self.spec, options.flavor, seq_len)
-        trained = 2 * options.steps * options.batch_size * seq_len
-        scored = 2 * (len(self.data) + min(HELD_OUT, len(self.trusted) // 10)) * seq_len
-        flops = per_token * (trained + scored / 3)
-        spec = attent_spec(self.run.model.name, self.datasets)
-        rows = training.global_batch_size
-        if rows < 1:
-            rows = training.local_batch_size * self.world_size
-        run_flops = _flops(spec, self.run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
-        return {
-            "num_params": num_params,
-            "flops": flops,
-            "run_flops": run_flops,
-            "share": flops / run_flops if run_flops else None,
-        }
-
     def _write_config(self, folder: Path, data: str) -> None:
-        run, options = self.run, self.options
-        interval = max(1, options.steps // 10)
-        config: dict[str, dict[str, Any]] = {
-            "job": {"dump_folder": str(folder), "custom_config_module": "titan_attent.job_config"},
-            "model": {"name": MODEL, "flavor": options.flavor},
-            "data": {"path": data, "num_workers": run.data.num_workers, "seed": run.data.seed},
-            "teacher": {"strategy": "uniform"},
-            "training": {
-                "local_batch_size": options.batch_size // self.world_size,
-                "global_batch_size": options.batch_size,
-                "seq_len": run.training.seq_len,
-                "steps": options.steps,
-                "mixed_precision_param": run.training.mixed_precision_param,
-            },
-            "optimizer": {"lr": options.lr},
-            "lr_scheduler": {"warmup_steps": max(1, options.steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
-            "metrics": {"log_freq": interval, "enable_tensorboard": True},
-            "checkpoint": {"enable": True, "interval": interval, "keep_latest_k": 2},
-            "activation_checkpoint": {"mode": "none"},
-        }
-        if run.debug.seed is not None:
-            config["debug"] = {"seed": run.debug.seed}
-        # JSON's strings, numbers and booleans are TOML's.
-        text = "\n".join(
-            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-            for name, section in config.items()
-        )
+        text = training_toml(self.options, self.run, folder=folder, data=data, num_ranks=self.world_size)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", text.encode())
 
@@ -289,15 +209,32 @@ class Making:
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:
         """Run it on rank 0; a ValueError on all ranks if it fails. A collective."""
-        on_all_ranks(lambda: action() if self.rank == 0 else None)
+        message = [""]
+        if self.rank == 0:
+            try:
+                action()
+            except ValueError as error:
+                message[0] = str(error)
+            except Exception as error:  # of any kind, or the others would wait
+                message[0] = f"{type(error).__name__}: {error}"
+        dist.broadcast_object_list(message)
+        if message[0]:
+            raise ValueError(message[0])
 
 
-def _flops(spec: TrainSpec, flavor: str, seq_len: int) -> tuple[int, int]:
-    """Parameters of a model, and its floating point operations a token of training."""
-    args = spec.model_args[flavor]
-    with torch.device("meta"):
-        model = spec.model_cls(args)
-    return args.get_nparams_and_flops(model, seq_len)
+def _run(module: str, argv: list[str], environment: dict[str, str]) -> None:
+    """The command ``python -m module argv``, in a process that ends with the one that asked for it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    sys.argv = [module, *argv]
+    runpy.run_module(module, run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _free_port() -> int:
@@ -309,7 +246,7 @@ def _free_port() -> int:
 def make_scorers() -> None:
     """The whole of the command."""
     try:
-        options, rest = _options(arguments("titan_attent.scorers"))
+        options, rest = parse_options(arguments("titan_attent.scorers"))
         making = Making(options, parse(rest))
     except ValueError as error:
         fail(error)

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from distributed.spawn import run_on_ranks
+from paper import paper_config
 
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent import LossBuffer, Teacher, TeachingSampler
 from titan_attent.foundations.agreement import Agreement
 
 NUM_EXAMPLES, BATCH = 40, 4
@@ -53,7 +54,7 @@ def test_the_first_round_that_differs_is_named():
 def taught(mesh) -> tuple[str, list[int]]:
     """A teacher on two tensor parallel peers; one's memory fails before round 2: (the error, the step before it)."""
     buffer = LossBuffer(NUM_EXAMPLES, copies=[(mesh, 0)])
-    config = TeacherConfig(strategy="hard", ratio_schedule="constant", max_interval=1, anneal_fraction=0.0)
+    config = paper_config(strategy="hard", ratio_schedule="constant", max_interval=1, anneal_fraction=0.0)
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=1000)
     step = 0
     try:
@@ -83,7 +84,7 @@ def test_before_the_first_decision_nothing_is_sent():
 
 def test_a_checkpoint_of_ranks_that_differ_is_not_written():
     buffer = LossBuffer(NUM_EXAMPLES)
-    teacher = Teacher(buffer, TeacherConfig(), batch_size=BATCH, total_steps=100)
+    teacher = Teacher(buffer, paper_config(), batch_size=BATCH, total_steps=100)
     teacher.next_pass(step=0)
     teacher.state_dict()
     buffer.record(torch.arange(BATCH), torch.ones(BATCH), step=1)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from distributed.spawn import run_on_ranks
+from paper import paper_config
 
 from titan_attent.data.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.importance import IMPORTANCES, Known, finite_median, importance
@@ -31,9 +31,10 @@ def history() -> dict[str, np.ndarray]:
     last = np.where(step > first_step, first - rng.uniform(-1, 2, NUM_EXAMPLES), first).astype(np.float32)
     gradient = rng.uniform(0, 1.4, NUM_EXAMPLES).astype(np.float32)
     reference = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
+    amateur = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
     return {
         **{"first_step": first_step, "step": step, "first": first, "last": last},
-        **{"gradient": gradient, "reference": reference},
+        **{"gradient": gradient, "reference": reference, "amateur": amateur},
     }
 
 
@@ -65,7 +66,10 @@ def plain_importance(name: str) -> np.ndarray:
         "loss": h["last"],
         "functional_gradient": h["gradient"],
         "excess_loss": h["last"] - h["reference"],
+        "cross_entropy_difference": h["amateur"] - h["reference"],
     }.get(name)
+    if name == "cross_entropy_difference":
+        return score  # the learner's visits do not matter
     if name == "attainment":
         median = sorted(h["last"][i] for i in range(NUM_EXAMPLES) if i not in (*NEVER, *BROKEN))[
             (NUM_EXAMPLES - len((*NEVER, *BROKEN)) - 1) // 2
@@ -88,17 +92,17 @@ def plain_importance(name: str) -> np.ndarray:
 def measure(mesh: Any) -> dict[str, Any]:
     buffer = filled_buffer(mesh)
     sharding = buffer.sharding
-    reference = torch.from_numpy(history()["reference"])[sharding.start : sharding.stop]
-    known = Known(reference=reference, vocab_size=VOCAB_SIZE)
+    reference, amateur = (
+        torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("reference", "amateur")
+    )
+    known = Known(reference=reference, amateur=amateur, vocab_size=VOCAB_SIZE)
     scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
     everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
     known_of = {name: Scores(score, sharding=sharding) for name, score in scores.items()}
     drawn = {
-        seed: STRATEGIES["threshold"](
-            known_of["loss"], 0, TeacherConfig(strategy="threshold"), (0, seed, 0), everything
-        )
+        seed: STRATEGIES["threshold"](known_of["loss"], 0, paper_config(strategy="threshold"), (0, seed, 0), everything)
         for seed in range(3)
     }
     keys = ordered_keys(torch.where(where, loss, -torch.inf))

@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from distributed.spawn import run_on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paper import paper_config
 from references import plain_inverse_weights
 
 from titan_attent.data.order import Pool
@@ -33,28 +34,26 @@ NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 60, 9
 WARMUP_END, ANNEAL_START = 8, 53  # 101 // 12 batches; the last eighth of 60 steps
 
 CASES = {
-    "uniform": TeacherConfig(strategy="uniform"),
-    "random": TeacherConfig(strategy="random", max_interval=3),
-    "hard": TeacherConfig(strategy="hard", interval_schedule="fixed", initial_interval=2, ratio_schedule="constant"),
-    "soft": TeacherConfig(),
-    "soft without floor": TeacherConfig(
-        min_inclusion_probability=0, temperature=0.5, initial_ratio=0.2, max_interval=3
-    ),
-    "soft, sigmoid": TeacherConfig(min_inclusion_probability=0, normalization="sigmoid", final_ratio=1.0, seed=3),
-    "threshold": TeacherConfig(strategy="threshold", initial_interval=2),
-    "learnability": TeacherConfig(
+    "uniform": paper_config(strategy="uniform"),
+    "random": paper_config(strategy="random", max_interval=3),
+    "hard": paper_config(strategy="hard", interval_schedule="fixed", initial_interval=2, ratio_schedule="constant"),
+    "soft": paper_config(),
+    "soft without floor": paper_config(min_inclusion_probability=0, temperature=0.5, initial_ratio=0.2, max_interval=3),
+    "soft, sigmoid": paper_config(min_inclusion_probability=0, normalization="sigmoid", final_ratio=1.0, seed=3),
+    "threshold": paper_config(strategy="threshold", initial_interval=2),
+    "learnability": paper_config(
         strategy="hard", importance="learnability", scoring="forward", ratio_schedule="adaptive", initial_ratio=0.2
     ),
-    "soft, scored once": TeacherConfig(
+    "soft, scored once": paper_config(
         scoring="forward_once", weighting="none", warmup_passes=2, min_inclusion_probability=0
     ),
-    "soft from the start": TeacherConfig(min_inclusion_probability=0, warmup_passes=0, initial_ratio=0.15),
-    "pools": TeacherConfig(strategy="hard", scoring="forward", warmup_passes=0, pool_size=30, max_interval=1),
-    "soft pools": TeacherConfig(pool_size=47, min_inclusion_probability=0, anneal_fraction=0.3),
-    "pools, threshold": TeacherConfig(strategy="threshold", pool_size=40, initial_interval=2, quarantine_after=1),
-    "quarantine": TeacherConfig(strategy="hard", quarantine_after=1, max_interval=1),
-    "weights by loss": TeacherConfig(strategy="random", weighting="loss", quarantine_after=0),
-    "pools, shadow": TeacherConfig(strategy="hard", pool_size=30, shadow=True),
+    "soft from the start": paper_config(min_inclusion_probability=0, warmup_passes=0, initial_ratio=0.15),
+    "pools": paper_config(strategy="hard", scoring="forward", warmup_passes=0, pool_size=30, max_interval=1),
+    "soft pools": paper_config(pool_size=47, min_inclusion_probability=0, anneal_fraction=0.3),
+    "pools, threshold": paper_config(strategy="threshold", pool_size=40, initial_interval=2, quarantine_after=1),
+    "quarantine": paper_config(strategy="hard", quarantine_after=1, max_interval=1),
+    "weights by loss": paper_config(strategy="random", weighting="loss", quarantine_after=0),
+    "pools, shadow": paper_config(strategy="hard", pool_size=30, shadow=True),
 }
 # In the warm-up, at its end; in a pass of a selection, at its end; where the anneal tail starts, in it.
 # And in the second pass over one selection.
@@ -435,7 +434,7 @@ def test_the_runs_reach_every_phase(worlds):
 )
 def test_passes_tile_the_steps(strategy, num_examples, batch_size, total_steps, warmup_passes, tail, ratio, interval):
     batch_size = min(batch_size, num_examples)
-    config = TeacherConfig(
+    config = paper_config(
         strategy=strategy,
         warmup_passes=warmup_passes,
         anneal_fraction=tail,
@@ -472,7 +471,7 @@ def test_passes_tile_the_steps(strategy, num_examples, batch_size, total_steps, 
 
 
 def test_uniform_is_full_passes_for_ever():
-    teacher = Teacher(LossBuffer(25), TeacherConfig(strategy="uniform"), batch_size=4, total_steps=40)
+    teacher = Teacher(LossBuffer(25), paper_config(strategy="uniform"), batch_size=4, total_steps=40)
     passes = [teacher.next_pass(step=6 * index) for index in range(12)]
     assert [(p.round, p.num_batches, len(p.selected)) for p in passes] == [(0, 6, 25)] * 12
     assert len({tuple(p.ids(0, 6).tolist()) for p in passes}) == 12
@@ -495,7 +494,7 @@ HALF = {"ratio_schedule": "constant", "interval_schedule": "fixed", "initial_int
 
 
 def test_random_ignores_losses_and_hard_takes_the_largest():
-    random, hard = TeacherConfig(strategy="random", **HALF), TeacherConfig(strategy="hard", **HALF)
+    random, hard = paper_config(strategy="random", **HALF), paper_config(strategy="hard", **HALF)
     assert selections(random, losses=RISING) == selections(random, losses=RISING.flip(0))
     assert selections(hard, losses=RISING) == [frozenset(range(40, 80))] * 4
     assert selections(hard, losses=RISING.flip(0)) == [frozenset(range(40))] * 4
@@ -503,20 +502,20 @@ def test_random_ignores_losses_and_hard_takes_the_largest():
 
 def test_only_soft_draws_anew_within_a_round():
     for strategy, new_in_round in (("random", False), ("soft", True)):
-        one, two, three, four = selections(TeacherConfig(strategy=strategy, **HALF), losses=RISING)
+        one, two, three, four = selections(paper_config(strategy=strategy, **HALF), losses=RISING)
         assert (one != two) == (three != four) == new_in_round
         assert one != three
 
 
 def test_seeds():
-    config = TeacherConfig(**HALF)
+    config = paper_config(**HALF)
     first = selections(config, losses=RISING)
     assert first == selections(config, losses=RISING, data_seed=1)  # the order changes, the choice does not
     assert first != selections(replace(config, seed=1), losses=RISING)
 
 
 def test_weights_of_are_zero_for_what_was_left_out_and_one_on_average():
-    teacher = Teacher(LossBuffer(80), TeacherConfig(**HALF), batch_size=8, total_steps=1000)
+    teacher = Teacher(LossBuffer(80), paper_config(**HALF), batch_size=8, total_steps=1000)
     teacher.buffer.record(torch.arange(80), RISING, step=1)
     one = teacher.next_pass(step=teacher.plan.warmup_steps)
     weights = teacher.weights_of(torch.arange(80)).numpy()
@@ -527,7 +526,7 @@ def test_weights_of_are_zero_for_what_was_left_out_and_one_on_average():
 
 
 def test_a_broken_example_does_not_spoil_the_weights_of_a_draw_of_everything():
-    config = TeacherConfig(initial_ratio=1.0, final_ratio=1.0)
+    config = paper_config(initial_ratio=1.0, final_ratio=1.0)
     teacher = Teacher(LossBuffer(24), config, batch_size=12, total_steps=100)
     teacher.buffer.record(torch.arange(24), torch.arange(24).float().masked_fill(torch.arange(24) == 5, np.nan), step=1)
     teacher.next_pass(step=2)
@@ -535,7 +534,7 @@ def test_a_broken_example_does_not_spoil_the_weights_of_a_draw_of_everything():
 
 
 def test_the_threshold_leaves_out_some_below_the_mean_and_counts_the_others_twice():
-    config = TeacherConfig(strategy="threshold", **HALF)
+    config = paper_config(strategy="threshold", **HALF)
     one, two, _, _ = selections(config, losses=RISING)
     assert one != two
     teacher = Teacher(LossBuffer(80), config, batch_size=8, total_steps=1000)
@@ -550,7 +549,7 @@ def test_the_threshold_leaves_out_some_below_the_mean_and_counts_the_others_twic
 
 def test_every_pass_trains_a_batch_when_the_threshold_leaves_less_than_one():
     for seed in range(20):
-        config = TeacherConfig(strategy="threshold", seed=seed)
+        config = paper_config(strategy="threshold", seed=seed)
         teacher = Teacher(LossBuffer(12), config, batch_size=12, total_steps=100)
         teacher.buffer.record(torch.arange(12), torch.arange(12).float(), step=1)
         assert teacher.next_pass(step=1).num_batches == 1
@@ -559,9 +558,9 @@ def test_every_pass_trains_a_batch_when_the_threshold_leaves_less_than_one():
 def test_a_batch_larger_than_the_data_is_refused():
     mend = "has 7 examples, fewer than one global batch of 8: write more data, or lower training.global_batch_size"
     with pytest.raises(ValueError, match=mend):
-        Teacher(LossBuffer(7), TeacherConfig(), batch_size=8, total_steps=10)
+        Teacher(LossBuffer(7), paper_config(), batch_size=8, total_steps=10)
     with pytest.raises(ValueError, match="temperature"):
-        Teacher(LossBuffer(7), TeacherConfig(temperature=0), batch_size=4, total_steps=10)
+        Teacher(LossBuffer(7), paper_config(temperature=0), batch_size=4, total_steps=10)
 
 
 # -- a planted corpus ---------------------------------------------------------------------------------------------
@@ -572,7 +571,7 @@ PLANTED, NUM_COPIED = 1024, 64
 
 def shares_of_copies(strategy: str) -> list[float]:
     """Share of copies in each selection when a row's loss falls with every visit to its content."""
-    config = TeacherConfig(strategy=strategy, ratio_schedule="constant", anneal_fraction=0.0)
+    config = paper_config(strategy=strategy, ratio_schedule="constant", anneal_fraction=0.0)
     teacher = Teacher(LossBuffer(PLANTED), config, batch_size=32, total_steps=300)
     content = torch.arange(PLANTED)
     content[:512] %= NUM_COPIED

@@ -37,6 +37,9 @@ COMMON: Settings = {
     "training.steps": STEPS,
     "metrics.log_freq": 1000,
     "teacher.initial_ratio": 0.5,
+    "teacher.final_ratio": 0.8,
+    "teacher.ratio_schedule": "incremental",
+    "teacher.interval_schedule": "incremental",
 }
 TP: Settings = {"parallelism.tensor_parallel_degree": 2, "training.local_batch_size": 8}
 CASES: dict[str, Settings] = {

@@ -265,7 +265,7 @@ def test_the_kinds_that_were_trained_after_the_first_pass(tmp_path: Path) -> Non
     kinds, trace = tmp_path / "corpora" / "junk", tmp_path / task.folder / "teacher"
     kinds.mkdir(parents=True)
     trace.mkdir(parents=True)
-    np.save(kinds / "row_kinds.npy", np.array([0, 1, 2, 3, 0], np.uint8))
+    np.save(kinds / "row_kinds.npy", np.resize(np.array([0, 1, 2, 3, 0], np.uint8), N))
     steps = [[1, 1]] * (N // 32) + [[0, 4], [2, 0], [0, 3], [0, 0]]
     (trace / "trace.jsonl").write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in steps))
     assert runs.trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}

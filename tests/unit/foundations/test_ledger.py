@@ -34,7 +34,7 @@ def test_metrics_are_the_hand_kept_accounts(clock):
         with ledger.charge(account):
             clock.now += seconds
     clock.now += 1.0  # logging
-    ledger.examples_scored = 5
+    ledger.examples_scored, ledger.prepaid_seconds = 5, 0.25
     for covered in (1.0, 1.0, 2.5):
         ledger.batch_served(covered_per_trained=covered)
     assert ledger.metrics() == pytest.approx(
@@ -44,13 +44,14 @@ def test_metrics_are_the_hand_kept_accounts(clock):
         }
         | {
             "ledger/wall_seconds": 10.0,
+            "ledger/prepaid_seconds": 0.25,
             "ledger/overhead_percent": 50.0,
             "ledger/examples_trained": 24.0,
             "ledger/examples_covered": 8 + 8 + 20,
             "ledger/examples_skipped": 12.0,
             "ledger/examples_scored": 5.0,
             "ledger/skipped_share": 1 / 3,
-            "ledger/break_even_share": 5 / (36 * 4 / 24),  # training all that was covered had taken 6 seconds
+            "ledger/break_even_share": 5.25 / (36 * 4 / 24),  # training all that was covered had taken 6 seconds
             "ledger/tokens_covered_per_second": 360.0,
         }
     )

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from paper import paper_config
 
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent import LossBuffer, Teacher, TeachingSampler
 from titan_attent.data.order import Pool
 from titan_attent.teacher.schedule import adaptive_ratio
 
@@ -21,7 +22,7 @@ def make_teacher(losses: torch.Tensor, **config: object) -> tuple[Teacher, list[
         buffer.record(torch.arange(NUM_EXAMPLES), losses, step=step, trained=False)
 
     settings = {"strategy": "hard", "interval_schedule": "fixed", "anneal_fraction": 0.0, **config}
-    teacher = Teacher(buffer, TeacherConfig(**settings), batch_size=BATCH, total_steps=400, score=score)  # type: ignore[arg-type]
+    teacher = Teacher(buffer, paper_config(**settings), batch_size=BATCH, total_steps=400, score=score)  # type: ignore[arg-type]
     return teacher, scored
 
 
@@ -86,8 +87,8 @@ def test_threshold_passes_cover_what_was_kept() -> None:
 
 def test_scoring_needs_a_forward_pass_and_excess_loss_a_reference() -> None:
     with pytest.raises(ValueError, match='scoring = "forward" needs a forward pass: give the teacher `score`'):
-        Teacher(LossBuffer(9), TeacherConfig(scoring="forward"), batch_size=3, total_steps=9)
-    config = TeacherConfig(importance="excess_loss", reference_path="somewhere")
+        Teacher(LossBuffer(9), paper_config(scoring="forward"), batch_size=3, total_steps=9)
+    config = paper_config(importance="excess_loss", reference_path="somewhere")
     with pytest.raises(ValueError, match="needs the examples' reference losses: give `reference`"):
         Teacher(LossBuffer(9), config, batch_size=3, total_steps=9)
 
@@ -95,7 +96,7 @@ def test_scoring_needs_a_forward_pass_and_excess_loss_a_reference() -> None:
 @pytest.mark.parametrize("num_passes, full_from", [(90, 78.75), (300, 262.5)])
 def test_anneal_boundary_of_infobatch(num_passes: int, full_from: float) -> None:
     """The last 12.5% of the passes are full: from 78.75 of 90 and 262.5 of 300, to the step."""
-    teacher = Teacher(LossBuffer(64), TeacherConfig(strategy="threshold"), batch_size=8, total_steps=num_passes * 8)
+    teacher = Teacher(LossBuffer(64), paper_config(strategy="threshold"), batch_size=8, total_steps=num_passes * 8)
     assert teacher.plan.anneal_start == full_from * 8
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import TeacherConfig
-from titan_attent.teacher.importance import IMPORTANCES
+from titan_attent.teacher.importance import IMPORTANCES, reads
 
 NAN, INF = float("nan"), float("inf")
 
@@ -38,11 +38,17 @@ UNKNOWN = [
 
 CHOICES = {
     "strategy": ["uniform", "random", "hard", "soft", "threshold"],
-    "ratio_schedule": ["constant", "incremental", "cosine", "adaptive"],
+    "ratio_schedule": ["constant", "incremental", "cosine", "adaptive", "calibrated"],
     "interval_schedule": ["fixed", "incremental"],
-    "scoring": ["train", "forward", "forward_once"],
+    "scoring": ["train", "forward", "forward_once", "amateur"],
     "normalization": ["softmax", "sigmoid"],
     "weighting": ["none", "inverse_probability", "loss"],
+}
+
+LOSSES = {"reference_path": "an expert's", "amateur_path": "an amateur's"}
+NEEDED = {
+    "calibrated": {"importance": "cross_entropy_difference", **LOSSES},
+    "amateur": {"importance": "attainment", **LOSSES},
 }
 
 OUT_OF_RANGE = [
@@ -53,7 +59,8 @@ OUT_OF_RANGE = [
     ("min_inclusion_probability", [-0.01, 1, 1.0, NAN, True], "a number at least 0 and below 1"),
     ("max_weight", [0.99, 0, -4.0, NAN, INF, True], "a number at least 1"),
     ("anneal_fraction", [-0.1, 1.1, NAN, INF, True], "a number at least 0 and at most 1"),
-    ("warmup_passes", [-1, 0.5, 1.0, NAN, True, "1"], "a whole number at least 0"),
+    ("warmup_passes", [-2, 0.5, 1.0, NAN, True, "1"], "a whole number at least -1"),
+    ("trusted_quantile", [-0.1, 1, NAN, True], "a number at least 0 and below 1"),
     ("initial_interval", [0, -1, 1.0, 1.5, NAN, True], "a whole number at least 1"),
     ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
     ("scoring_batch_size", [-1, 2.0, NAN, True], "a whole number at least 0"),
@@ -71,7 +78,8 @@ GOOD = {
     "min_inclusion_probability": [0, 0.0, 0.999],
     "max_weight": [1, 1.0, 1e6],
     "anneal_fraction": [0, 0.125, 1, 1.0],
-    "warmup_passes": [0, 1, 3],
+    "warmup_passes": [-1, 0, 1, 3],
+    "trusted_quantile": [0, 0.02, 0.5],
     "initial_interval": [1, 2],
     "max_interval": [1, 7],
     "scoring_batch_size": [0, 64],
@@ -96,7 +104,10 @@ def test_the_defaults_are_good():
 
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in GOOD.items() for value in values])
 def test_good_values(key, value):
-    TeacherConfig(**{key: value}).validate()
+    needed = NEEDED.get(value, {}) if isinstance(value, str) else {}
+    # The default schedule swaps nothing: a final ratio below the initial one is another test's.
+    schedule = {} if key == "ratio_schedule" else {"ratio_schedule": "constant"}
+    TeacherConfig(**{key: value} | schedule | needed).validate()
 
 
 @pytest.mark.parametrize("key, value, hint", UNKNOWN)
@@ -114,7 +125,7 @@ def test_a_number_out_of_range_is_refused_with_its_range(key, value, must):
 
 def test_the_tables_name_every_key_that_has_a_range():
     covered = {row[0] for row in (*UNKNOWN, *OUT_OF_RANGE)}
-    assert covered | {"trace", "shadow", "reference_path"} == set(TeacherConfig.__dataclass_fields__)
+    assert covered | {"trace", "shadow", "reference_path", "amateur_path"} == set(TeacherConfig.__dataclass_fields__)
 
 
 def test_the_excess_loss_needs_a_reference():
@@ -132,9 +143,9 @@ def test_the_adaptive_ratio_moves_between_its_two_ends():
 
 def test_the_largest_interval_is_not_below_the_first():
     assert "[teacher] max_interval = 2: it must be a whole number at least 3" in refusal(
-        initial_interval=3, max_interval=2
+        interval_schedule="incremental", initial_interval=3, max_interval=2
     )
-    TeacherConfig(initial_interval=3, max_interval=3).validate()
+    TeacherConfig(interval_schedule="incremental", initial_interval=3, max_interval=3).validate()
 
 
 def test_the_fixed_interval_schedule_does_not_read_the_largest_interval():
@@ -143,7 +154,8 @@ def test_the_fixed_interval_schedule_does_not_read_the_largest_interval():
 
 def test_the_importances_are_those_that_validate_takes():
     for name in IMPORTANCES:
-        TeacherConfig(importance=name, reference_path="folder").validate()
+        amateur = "another" if "amateur" in reads(name) else ""
+        TeacherConfig(importance=name, reference_path="folder", amateur_path=amateur).validate()
     listed = re.findall(r'"(\w+)"', refusal(importance="nothing like it"))
     assert listed == list(IMPORTANCES)
 
@@ -160,6 +172,12 @@ def test_closest_names_only_a_near_miss():
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
         ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
         ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
+        ({"scoring": "amateur"}, "needs amateur_path: the folder of an amateur's losses"),
+        ({"importance": "cross_entropy_difference", "reference_path": "a"}, "needs amateur_path: the folder"),
+        ({"importance": "learnability", "amateur_path": "a"}, "or remove amateur_path"),
+        ({"importance": "functional_gradient", "amateur_path": "a"}, "or remove amateur_path"),
+        ({"importance": "cross_entropy_difference", "scoring": "forward", **LOSSES}, 'Use scoring = "amateur"'),
+        ({"ratio_schedule": "calibrated", **LOSSES}, 'use importance = "cross_entropy_difference", or another'),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):

@@ -7,8 +7,9 @@ from unittest import mock
 
 import pytest
 import torch
+from paper import paper_config
 
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent import LossBuffer, Teacher, TeachingSampler
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher import advice
 from titan_attent.teacher.guards import Quarantine
@@ -23,7 +24,7 @@ def run(losses_at, *, steps: int, reference=None, **config) -> tuple[Teacher, li
     quarantined: list[dict] = []
     teacher = Teacher(
         LossBuffer(NUM_EXAMPLES),
-        TeacherConfig(**settings | {"anneal_fraction": 0.0} | config),
+        paper_config(**settings | {"anneal_fraction": 0.0} | config),
         batch_size=BATCH,
         total_steps=1000,
         reference=reference,
@@ -91,7 +92,7 @@ def run_pools(*, steps: int, save_at: int = -1) -> tuple[list[dict], Teacher]:
     """Pools of 50 of 200, half of each taken; what was set aside. ``save_at``: a new teacher goes on from there."""
 
     def build() -> tuple[Teacher, TeachingSampler]:
-        config = TeacherConfig(
+        config = paper_config(
             strategy="hard",
             ratio_schedule="constant",
             initial_ratio=0.5,

@@ -1,15 +1,16 @@
 """A run that is resumed with other training.steps follows the plan of its own length, from the next step on."""
 
 import torch
+from paper import paper_config
 
-from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent import LossBuffer, Teacher, TeachingSampler
 
 NUM_EXAMPLES, BATCH = 400, 4  # full passes of 100 steps
 RULE = {"strategy": "hard", "ratio_schedule": "constant", "initial_ratio": 0.5, "max_interval": 1}
 
 
 def build(total_steps: int, **config) -> tuple[Teacher, TeachingSampler]:
-    settings = TeacherConfig(**RULE | config)
+    settings = paper_config(**RULE | config)
     teacher = Teacher(LossBuffer(NUM_EXAMPLES), settings, batch_size=BATCH, total_steps=total_steps)
     return teacher, TeachingSampler(teacher)
 

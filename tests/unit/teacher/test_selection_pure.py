@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from paper import paper_config
 from references import chi_square, chi_square_critical, plain_top_k, sequential_sampling_law
 
 from titan_attent.data.order import Pool
 from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.job_config import TeacherConfig
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, largest_keys, ordered_keys, score_of_key
 from titan_attent.teacher.selection import (
@@ -234,7 +234,7 @@ def test_one_huge_loss_leaves_the_others_their_differences():
     for outlier in (scores.max(), 1e7):
         scores[order[-1]] = outlier  # finite, so it may enter the buffer
         draws = [
-            STRATEGIES["soft"](scored(scores), 100, TeacherConfig(), (5, i), all_of(300))[0] > 0 for i in range(200)
+            STRATEGIES["soft"](scored(scores), 100, paper_config(), (5, i), all_of(300))[0] > 0 for i in range(200)
         ]
         counts[outlier] = torch.stack(draws).float().mean(dim=0).numpy()
     assert len(counts) == 2

@@ -1,0 +1,20 @@
+"""The teacher of AtteNT's "complex" recipe: a soft draw on the loss, ratio and interval that grow.
+
+Many tests were written against it; the package's own default is another.
+"""
+
+from typing import Any
+
+from titan_attent.teacher.config import TeacherConfig
+
+PAPER: dict[str, Any] = {
+    "strategy": "soft",
+    "importance": "loss",
+    "ratio_schedule": "incremental",
+    "final_ratio": 0.8,
+    "interval_schedule": "incremental",
+}
+
+
+def paper_config(**changes: Any) -> TeacherConfig:
+    return TeacherConfig(**(PAPER | changes))

@@ -1,0 +1,140 @@
+"""What the scorers of a run are: the command's options, the runs that train them, and what they cost."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+
+from titan_attent.data.shards import TokenDataset
+from titan_attent.titan.train_spec import SCORER_FLAVORS
+
+MODEL = "llama3_attent"
+HELD_OUT = 2048
+"""Trusted examples held out, at most; and at most a tenth of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command's own options; the rest of the command line is the run's configuration."""
+
+    trusted: str
+    output: Path
+    flavor: str
+    steps: int
+    batch_size: int
+    lr: float
+
+
+def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m titan_attent.scorers",
+        description="Train an amateur and an expert, and score the data of a run with both. A killed command is "
+        "resumed by the same command. All other options are those of titan_attent.train, of the run to come.",
+        allow_abbrev=False,
+        add_help="--help" in argv or "-h" in argv,
+    )
+    parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--flavor", default="scorer_s", choices=SCORER_FLAVORS, help="size (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of training, each (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 0.64 / width, at most 0.01)")
+    found, rest = parser.parse_known_args(argv)
+    if found.lr is None:
+        found.lr = min(0.01, 0.64 / SCORER_FLAVORS[found.flavor][0])
+    options = Options(**vars(found))
+    for name in ("steps", "batch_size", "lr"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
+    return options, rest
+
+
+def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: TokenDataset) -> dict[str, Any]:
+    """What decides the losses; a folder holds those of one such choice."""
+    asked = asdict(options)
+    return {key: asked[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
+        "seq_len": data.seq_len,
+        "seed": run.debug.seed,
+        "precision": run.training.mixed_precision_param,
+        "data_fingerprint": data.shards.fingerprint,
+        "trusted_fingerprint": trusted.shards.fingerprint,
+    }
+
+
+def cost_of(
+    options: Options,
+    run: JobConfig,
+    *,
+    num_examples: int,
+    num_trusted: int,
+    spec: TrainSpec,
+    run_spec: TrainSpec,
+    num_ranks: int,
+) -> dict[str, Any]:
+    """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it.
+
+    Returns:
+        ``num_params`` of a scorer, ``flops`` of both and all they score, ``run_flops`` of the run to come, and the
+        ``share`` of the first in the second.
+    """
+    seq_len, training = run.training.seq_len, run.training
+    num_params, per_token = _flops(spec, options.flavor, seq_len)
+    trained = options.steps * options.batch_size
+    scored = num_examples + min(HELD_OUT, num_trusted // 10)
+    flops = 2 * per_token * seq_len * (trained + scored / 3)
+    rows = training.global_batch_size
+    if rows < 1:
+        rows = training.local_batch_size * num_ranks
+    run_flops = _flops(run_spec, run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
+    return {"num_params": num_params, "flops": flops, "run_flops": run_flops, "share": flops / run_flops}
+
+
+def announcement(options: Options, cost: dict[str, Any], *, num_examples: int) -> str:
+    return (
+        f"Scorers: two models {MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps "
+        f"each; then {num_examples:,} examples twice: {cost['flops']:.3g} floating point operations, "
+        f"{cost['share']:.1%} of the run's {cost['run_flops']:.3g}"
+    )
+
+
+def training_toml(options: Options, run: JobConfig, *, folder: Path, data: str, num_ranks: int) -> str:
+    """The configuration of a scorer's training in ``folder`` on ``data``."""
+    interval = max(1, options.steps // 10)
+    config: dict[str, dict[str, Any]] = {
+        "job": {"dump_folder": str(folder), "custom_config_module": "titan_attent.job_config"},
+        "model": {"name": MODEL, "flavor": options.flavor},
+        "data": {"path": data, "num_workers": run.data.num_workers, "seed": run.data.seed},
+        "teacher": {"strategy": "uniform"},
+        "training": {
+            "local_batch_size": options.batch_size // num_ranks,
+            "global_batch_size": options.batch_size,
+            "seq_len": run.training.seq_len,
+            "steps": options.steps,
+            "mixed_precision_param": run.training.mixed_precision_param,
+        },
+        "optimizer": {"lr": options.lr},
+        "lr_scheduler": {"warmup_steps": max(1, options.steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
+        "metrics": {"log_freq": interval, "enable_tensorboard": True},
+        "checkpoint": {"enable": True, "interval": interval, "keep_latest_k": 2},
+        "activation_checkpoint": {"mode": "none"},
+    }
+    if run.debug.seed is not None:
+        config["debug"] = {"seed": run.debug.seed}
+    # JSON's strings, numbers and booleans are TOML's.
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
+        for name, section in config.items()
+    )
+
+
+def _flops(spec: TrainSpec, flavor: str, seq_len: int) -> tuple[int, int]:
+    """Parameters of a model, and its floating point operations a token of training."""
+    args = spec.model_args[flavor]
+    with torch.device("meta"):
+        model = spec.model_cls(args)
+    return args.get_nparams_and_flops(model, seq_len)
