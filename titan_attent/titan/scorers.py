@@ -15,15 +15,9 @@ Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models,
 """
 
 import json
-import multiprocessing
 import os
-import runpy
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,14 +43,12 @@ from titan_attent.titan.scorers_plan import (
     parse_options,
     training_toml,
 )
+from titan_attent.titan.stages import run_on_all_ranks
 from titan_attent.titan.train_spec import attent_spec
 
 MODELS = ("amateur", "expert")
 SCORING_BATCHES = 4
 """Of a training step's rows in a scoring batch: there is no backward."""
-# Stages are forked from a clean server that has imported what they need: seconds a stage.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["titan_attent.titan.scorer"])
 PATIENCE = timedelta(days=7)
 """Of ranks that wait for the others' stage."""
 
@@ -130,21 +122,10 @@ class Making:
 
     def _stage(self, name: str, module: str, argv: list[str]) -> None:
         """Run a command of this package on all ranks; all end together if it fails on one."""
-        begin = time.monotonic()
-        port = [_free_port() if self.rank == 0 else 0]
-        dist.broadcast_object_list(port)
-        # A store of its own: in torchrun's the keys of the stages would meet.
-        environment = os.environ | {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         if self.rank == 0:
             logger.info(f"Scorers: {name}")
-        process = _CONTEXT.Process(target=_run, args=(module, argv, dict(environment)))
-        process.start()
-        process.join()
-        code = process.exitcode or 0
-        codes: list[int] = [0] * self.world_size
-        dist.all_gather_object(codes, code)
-        if any(codes):
-            sys.exit(next(code if code > 0 else 1 for code in codes if code))
+        begin = time.monotonic()
+        run_on_all_ranks(module, argv)
         self._on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
 
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
@@ -220,27 +201,6 @@ class Making:
         dist.broadcast_object_list(message)
         if message[0]:
             raise ValueError(message[0])
-
-
-def _run(module: str, argv: list[str], environment: dict[str, str]) -> None:
-    """The command ``python -m module argv``, in a process that ends with the one that asked for it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(environment)
-    sys.argv = [module, *argv]
-    runpy.run_module(module, run_name="__main__")
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _free_port() -> int:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
 
 
 def make_scorers() -> None:
