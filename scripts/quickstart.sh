@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# The whole way in one command: environment, token data from the Python standard library's sources, training with the
-# soft teacher on all GPUs (NCCL) or two CPU processes (gloo), curves and a table.
-#   bash scripts/quickstart.sh [--section.key value ...]     extra arguments go to the training command
+# The whole way in one command: environment, token data with real dirt in it, two small scorers, and two runs of equal
+# compute beside each other: uniform, and taught by the scorers. On all GPUs (NCCL) or two CPU processes (gloo).
+#   bash scripts/quickstart.sh [--section.key value ...]     extra arguments go to both training commands
 # A second call resumes or, once finished, only reports; remove outputs/quickstart to start anew.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
+DATA=data/quickstart OUT=outputs/quickstart CONFIG=train_configs/quickstart.toml
 
-STDLIB=$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')
-if [ ! -f data/quickstart/train/index.json ]; then
-    python -m titan_attent.data.writer asyncio="$STDLIB/asyncio" email="$STDLIB/email" logging="$STDLIB/logging" \
-        --output data/quickstart/train --tokenizer train:4096
-fi
-if [ ! -f data/quickstart/validation/index.json ]; then
-    python -m titan_attent.data.writer "$STDLIB"/{http,json} \
-        --output data/quickstart/validation --tokenizer data/quickstart/train/tokenizer.tiktoken
+if [ ! -f "$DATA/validation/index.json" ]; then
+    python scripts/quickstart_data.py "$DATA/text"
+    write() { python -m titan_attent.data.writer "${@:3}" --output "$DATA/$1" --tokenizer "$2"; }
+    [ -f "$DATA/train/index.json" ] || write train train:1024 {code,tables,encoded}="$DATA/text/"{code,tables,encoded}.jsonl
+    [ -f "$DATA/trusted/index.json" ] || write trusted "$DATA/train/tokenizer.tiktoken" "$DATA/text/trusted.jsonl"
+    write validation "$DATA/train/tokenizer.tiktoken" "$DATA/text/validation.jsonl"
 fi
 
 # The global batch of 16 sequences is fixed, so any power of two up to 16 of processes trains the same run. On CPU the two
@@ -28,6 +27,16 @@ PYTHON
 if [ -n "$THREADS" ]; then
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$THREADS}"
 fi
-torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent.train \
-    --job.config_file train_configs/quickstart.toml --training.local_batch_size "$((16 / NUM_PROCESSES))" "$@"
-python -m titan_attent.report outputs/quickstart
+launch() {
+    torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m "titan_attent.$1" "${@:2}" \
+        --job.config_file "$CONFIG" --training.local_batch_size "$((16 / NUM_PROCESSES))"
+}
+launch scorers --trusted "$DATA/trusted" --output "$OUT/scorers" --flavor scorer_xs --steps 100
+# What the scorers cost, uniform gets as more steps.
+STEPS=$(python -c "
+import json
+asked = json.load(open('$OUT/scorers/scorers.json'))['cost']
+print(round(asked['run_steps'] * (1 + asked['share']) / 10) * 10)")
+launch train --job.dump_folder "$OUT/uniform" --teacher.strategy uniform --training.steps "$STEPS" "$@"
+launch train "$@"
+python -m titan_attent.report "$OUT/uniform" "$OUT/taught" --output "$OUT/curves.png"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from titan_attent.report.picture import draw
 from titan_attent.report.runs import SPEED, TRAIN, VALIDATION, RunScalars, read_run
-from titan_attent.report.summary import summarize, table
+from titan_attent.report.summary import conclusion, summarize, table
 
 __all__ = ["SPEED", "TRAIN", "VALIDATION", "RunScalars", "draw", "main", "read_run", "summarize", "table"]
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"titan_attent.report: {error}", file=sys.stderr)
         return 2
+    for run in runs[1:]:
+        _print(conclusion(runs[0], run))
     _print(f"picture: {picture}")
     return 0
 

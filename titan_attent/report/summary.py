@@ -111,6 +111,24 @@ def _saving(run: RunScalars, first: RunScalars) -> dict[str, str]:
     return facts
 
 
+def conclusion(first: RunScalars, run: RunScalars) -> str:
+    """One line: what ``run`` needed to reach the final validation loss of ``first``."""
+    target = target_loss(first)
+    base, own = reach(first, target), reach(run, target)
+    if target is None or base is None:
+        return f"{first.path} has no final validation loss to compare with"
+    if own is None:
+        return f"{run.path} did not reach the final validation loss of {first.path}, {target:.4f}"
+    saved = saved_percent(own, base, "step")
+    text = (
+        f"{run.path} reached the final validation loss of {first.path}, {target:.4f}, after {own.step:,.0f} steps "
+        f"instead of {base.step:,.0f}"
+    )
+    text += "" if saved is None else f": {saving_text(saved)}"
+    steps, prepaid = run.series("ledger/prepaid_seconds")
+    return text + (f"; its scorers took {prepaid[-1]:,.0f} s before" if len(steps) and prepaid[-1] else "")
+
+
 def saving_text(saved: float) -> str:
     return f"{saved:.1f}% saved" if saved > -0.05 else f"{-saved:.1f}% more"
 

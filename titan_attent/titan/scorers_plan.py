@@ -79,8 +79,8 @@ def cost_of(
     """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it.
 
     Returns:
-        ``num_params`` of a scorer, ``flops`` of both and all they score, ``run_flops`` of the run to come, and the
-        ``share`` of the first in the second.
+        ``num_params`` of a scorer, ``flops`` of both and all they score, ``run_flops`` and ``run_steps`` of the run to
+        come, and the ``share`` of the first in the second.
     """
     seq_len, training = run.training.seq_len, run.training
     num_params, per_token = _flops(spec, options.flavor, seq_len)
@@ -91,7 +91,13 @@ def cost_of(
     if rows < 1:
         rows = training.local_batch_size * num_ranks
     run_flops = _flops(run_spec, run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
-    return {"num_params": num_params, "flops": flops, "run_flops": run_flops, "share": flops / run_flops}
+    return {
+        "num_params": num_params,
+        "flops": flops,
+        "run_flops": run_flops,
+        "run_steps": training.steps,
+        "share": flops / run_flops,
+    }
 
 
 def announcement(options: Options, cost: dict[str, Any], *, num_examples: int) -> str:
