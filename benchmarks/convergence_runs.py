@@ -19,6 +19,7 @@ from measure import ROOT, cpu_model, versions
 
 import titan_attent
 from titan_attent.data.format import write_atomically
+from titan_attent.foundations.toml import to_toml
 from titan_attent.report import VALIDATION, read_run
 
 
@@ -157,14 +158,6 @@ def trained_kinds(output: Path, task: Task) -> dict[str, float]:
     ids = np.array(steps[of_first_pass if len(steps) > of_first_pass else 0 :], dtype=np.int64).ravel()
     counts = np.bincount(kinds[ids], minlength=len(names))
     return {name: count / len(ids) for name, count in zip(names, counts.tolist(), strict=True)}
-
-
-def to_toml(config: dict[str, dict[str, Any]]) -> str:
-    # JSON's strings, numbers and booleans are TOML's.
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-        for name, section in config.items()
-    )
 
 
 def machine() -> str:

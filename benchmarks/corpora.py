@@ -33,7 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from titan_attent.data.format import ShardWriter, token_dtype, write_atomically, write_index
+from titan_attent.data.format import write_atomically
+from titan_attent.data.holdout import write_tokens
 from titan_attent.data.tokenizer import Tokenizer, train_tokenizer
 
 CORPORA = ("clean", "junk", "copies", "mixture")
@@ -175,22 +176,7 @@ def soil(
 
 def write_rows(folder: Path, rows: np.ndarray, *, tokenizer: Tokenizer) -> str:
     """Write the rows and one eos as a data set whose example i is row i; returns its fingerprint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = token_dtype(tokenizer.vocab_size)
-    tokens = np.append(rows.ravel(), tokenizer.eos_id)
-    tokenizer.save(folder)
-    with ShardWriter(folder / "shard-00000.bin", dtype=dtype) as writer:
-        writer.append(tokens)
-        shard = writer.finish()
-    index = write_index(
-        folder,
-        dtype=dtype,
-        shards=[shard],
-        num_documents=int((tokens == tokenizer.eos_id).sum()),
-        max_token_id=writer.max_token_id,
-        tokenizer=tokenizer.info(),
-    )
-    return index.fingerprint
+    return write_tokens(folder, [np.append(rows.ravel(), tokenizer.eos_id)], tokenizer=tokenizer).fingerprint
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@
     near_duplicates  72% manual pages, 28% licence files, which repeat each other with small changes; no two rows equal
     target           a third each of code, manual pages, German manual pages; wanted are manual pages
     minority         90% code, 10% Russian manual pages; both are wanted
-    web              30% prose, 30% pages with menus and headers, 15% tables, 10% base64, 5% scripts, 10% pages again
+    web              30% prose, 40% pages with menus and headers, 15% tables, 10% base64, 5% scripts
 
     validation-KIND  1,024 rows of what is wanted, of other documents (minority: half code, half Russian)
     trusted-KIND     4,096 rows of the same kind, of yet other documents (minority: in the shares of the corpus)

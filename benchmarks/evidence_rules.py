@@ -57,7 +57,6 @@ class Rule:
         return self.data == "middle" or any(SCORES in str(value) for value in self.teacher.values())
 
 
-DUPLICATED = ("clean", "copies", "mixture", "near_duplicates", "target", "minority", "junk", "web")
 RULES = {
     "uniform": Rule(about="everything, in random order", teacher=NONE),
     "uniform_charged": Rule(

@@ -17,7 +17,7 @@ from titan_attent.data.format import write_atomically
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5% quantiles of Student's t for so many values."""
-EXAMPLES_OF_SCORERS = {"attainment": 0.5, "perplexity": 0.5}
+PART_OF_SCORERS = {"attainment": 0.5, "perplexity": 0.5}
 """Share of both scorers' cost that a rule pays: these two read the amateur alone."""
 
 
@@ -32,7 +32,7 @@ def gather(output: Path) -> list[dict[str, Any]]:
         share = 0.0
         if RULES[name].reads_scores:
             scorers = json.loads((output / scores_folder(corpus, seed) / "scorers.json").read_text(encoding="utf-8"))
-            part = EXAMPLES_OF_SCORERS.get(name, 1.0)
+            part = PART_OF_SCORERS.get(name, 1.0)
             share = part * scorers["cost"]["share"]
             result["scorer_seconds"] = part * sum(scorers["seconds"].values())
         result["scorer_steps"] = share * STEPS

@@ -10,6 +10,7 @@ from titan_attent.teacher.config import TeacherConfig
 PAPER: dict[str, Any] = {
     "strategy": "soft",
     "importance": "loss",
+    "warmup_passes": 1,
     "ratio_schedule": "incremental",
     "final_ratio": 0.8,
     "interval_schedule": "incremental",

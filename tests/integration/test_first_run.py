@@ -38,6 +38,8 @@ def first_run(token_data: dict[str, Path], tmp_path: Path) -> list[str]:
         *("--data.path", str(token_data["train"]), "--data.validation_path", str(token_data["validation"])),
         *("--training.global_batch_size", "8", "--training.steps", "3", "--metrics.log_freq", "1"),
         *("--validation.steps", "1"),
+        # Without the scorers that the script makes.
+        *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental", "--teacher.amateur_path", ""),
     ]
 
 

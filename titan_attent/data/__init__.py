@@ -17,6 +17,6 @@
          |
     reader.py      ids -> batches                  threads that live as long as the run
 
-fixed.py reads a list of examples in order, for validation and scoring. config.py is the section [data]. torchtitan's
-loader over all this is titan/loader.py.
+fixed.py reads a list of examples in order, for validation and scoring; holdout.py cuts a data set in two. config.py is
+the section [data]. torchtitan's loader over all this is titan/loader.py.
 """

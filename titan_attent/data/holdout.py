@@ -7,11 +7,12 @@ one token in ``STRETCH`` examples.
 Cost: one pass over what is copied, on one process.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from titan_attent.data.format import INDEX_FILE, ShardWriter, write_index
+from titan_attent.data.format import INDEX_FILE, Index, ShardWriter, token_dtype, write_index
 from titan_attent.data.shards import TokenDataset
 from titan_attent.data.tokenizer import Tokenizer
 
@@ -45,21 +46,29 @@ def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: i
 
 
 def _write(dataset: TokenDataset, folder: Path, stretches: np.ndarray) -> None:
-    shards = dataset.shards
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    length, num_documents = STRETCH * dataset.seq_len, 0
-    with ShardWriter(folder / "shard-00000.bin", dtype=shards.dtype) as writer:
+    shards, length = dataset.shards, STRETCH * dataset.seq_len
+
+    def blocks() -> Iterator[np.ndarray]:
         for i, stretch in enumerate(stretches):
             last = i == len(stretches) - 1  # the label of the last example
-            tokens = shards.read(int(stretch) * length, int(stretch + 1) * length + last)
+            yield shards.read(int(stretch) * length, int(stretch + 1) * length + last)
+
+    write_tokens(folder, blocks(), tokenizer=Tokenizer.from_info(shards.tokenizer_info, shards.path))
+
+
+def write_tokens(folder: Path, blocks: Iterable[np.ndarray], *, tokenizer: Tokenizer) -> Index:
+    """Write blocks of ids, integers [T], as a data set of one shard."""
+    dtype, num_documents = token_dtype(tokenizer.vocab_size), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    with ShardWriter(folder / "shard-00000.bin", dtype=dtype) as writer:
+        for tokens in blocks:
             num_documents += int((tokens == tokenizer.eos_id).sum())
             writer.append(tokens)
         entry = writer.finish()
-    write_index(
+    return write_index(
         folder,
-        dtype=shards.dtype,
+        dtype=dtype,
         shards=[entry],
         num_documents=num_documents,
         max_token_id=writer.max_token_id,

@@ -6,5 +6,6 @@ agreement.py    do all ranks follow the same decision?
 system.py       the seam: how a system takes part in the steps of a run
 ledger.py       where the time of a run went, what was trained and skipped
 json_lines.py   append-only logs that a resume goes on with
+toml.py         configurations that the package writes
 checks.py       one clear error for a value that a key cannot have
 """

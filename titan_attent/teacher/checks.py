@@ -33,7 +33,7 @@ def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
             f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
             "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
         )
-    if parallelism.pipeline_parallel_degree == 1 or config.scoring not in ("forward", "forward_once"):
+    if parallelism.pipeline_parallel_degree == 1 or not config.scores_forward:
         return
     if (schedule := parallelism.pipeline_parallel_schedule) in WITHOUT_FORWARD:
         raise ValueError(
@@ -113,7 +113,7 @@ def check_parts(
 ) -> None:
     """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
     needed = reads(config.importance)
-    if config.scoring in ("forward", "forward_once") and score is None:
+    if config.scores_forward and score is None:
         raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
     if "reference" in needed and reference is None:
         raise ValueError(f'importance = "{config.importance}" needs the examples\' reference losses: give `reference`')

@@ -219,7 +219,7 @@ class TeacherConfig:
                 f'[teacher] importance = "{self.importance}" has no use for amateur_path: it reads more of an example '
                 'than one loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove amateur_path'
             )
-        if "amateur" in needed and self.scoring in ("forward", "forward_once"):
+        if "amateur" in needed and self.scores_forward:
             raise ValueError(
                 f'[teacher] scoring = "{self.scoring}" with importance = "{self.importance}", which reads nothing of '
                 'the learner: the forward passes would be for nothing. Use scoring = "amateur"'
@@ -229,6 +229,11 @@ class TeacherConfig:
                 f'[teacher] ratio_schedule = "calibrated" with importance = "{self.importance}": it compares with the '
                 'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
             )
+
+    @property
+    def scores_forward(self) -> bool:
+        """Whether the learner scores candidates by a forward pass."""
+        return self.scoring in ("forward", "forward_once")
 
     @property
     def follows_learner(self) -> bool:

@@ -26,7 +26,7 @@ from titan_attent.teacher.audit import Sources, audit_choice, audit_scores
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.guards import Quarantine, Quarantined
-from titan_attent.teacher.importance import Known, importance
+from titan_attent.teacher.importance import Known, importance, reads
 from titan_attent.teacher.radix import blocks, positive, replace_bits
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.statistics import Scores
@@ -114,7 +114,7 @@ class Draws:
         seen = self._fetch(candidates)
         known = Known(reference=seen.reference, amateur=seen.amateur, vocab_size=self.vocab_size)
         records = seen.records
-        if seen.amateur is not None:
+        if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
         scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)

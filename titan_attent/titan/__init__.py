@@ -2,6 +2,7 @@
 
     launch.py          the training command: configuration, checks, hand over to torchtitan
     scorer.py          the scoring command; scoring_checks.py: its input
+    scorers.py         the command that makes scorers; scorers_plan.py: what they are; stages.py: its commands
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
     mistakes.py        how a user's mistake ends a run
     opened.py          the data sets of a run, each opened once

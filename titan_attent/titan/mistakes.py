@@ -4,10 +4,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torchtitan.tools.utils import device_type
+
+from titan_attent.foundations.sharding import is_first_rank
+
+Result = TypeVar("Result")
 
 
 def fail(error: ValueError) -> NoReturn:
@@ -27,6 +31,25 @@ def let_first_rank_speak() -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         time.sleep(10)
+
+
+def on_first_rank(action: Callable[[], Result]) -> Result:
+    """What ``action`` gives on rank 0, on all ranks; what it raises there is a ValueError on all. A collective.
+
+    Any exception counts, or the others would wait. The result is pickled.
+    """
+    found: list[Any] = [None, ""]
+    if is_first_rank():
+        try:
+            found[0] = action()
+        except ValueError as error:
+            found[1] = str(error)
+        except Exception as error:
+            found[1] = f"{type(error).__name__}: {error}"
+    torch.distributed.broadcast_object_list(found)
+    if found[1]:
+        raise ValueError(found[1])
+    return found[0]
 
 
 def on_all_ranks(look: Callable[[], None]) -> None:

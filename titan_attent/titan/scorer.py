@@ -16,7 +16,7 @@ Cost: a forward pass over the data, padded by less than one batch of all ranks; 
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -36,7 +36,7 @@ from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.losses.cross_entropy import per_example_cross_entropy
 from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
-from titan_attent.titan.mistakes import fail
+from titan_attent.titan.mistakes import fail, on_first_rank
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.scoring_checks import check_scoring, check_weights, scoring_config, writer_of
 from titan_attent.titan.train_spec import attent_spec
@@ -107,7 +107,8 @@ class ReferenceScorer(Trainer):
         with _fail_on_mistake():
             check_weights(weights, self.checkpoint_path)
         with ExitStack() as stack:
-            start = self._on_first_rank(lambda: stack.enter_context(self.writer).num_scored)
+            with _fail_on_mistake():
+                start = on_first_rank(lambda: stack.enter_context(self.writer).num_scored)
             self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
             logger.info(f"Scoring with the weights of {self.checkpoint_path}")
             self._write_reference(start)
@@ -134,21 +135,6 @@ class ReferenceScorer(Trainer):
             with _fail_on_mistake():
                 self.writer.finish()
             logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
-
-    def _on_first_rank(self, action: Callable[[], int]) -> int:
-        """What ``action`` gives on rank 0, on all ranks; what it raises ends them all with one message."""
-        result: list[int | str] = [0]
-        if is_first_rank():
-            try:
-                result[0] = action()
-            except ValueError as error:
-                result[0] = str(error)
-            except Exception as error:  # of any kind, or the others would wait
-                result[0] = f"{type(error).__name__}: {error}"
-        torch.distributed.broadcast_object_list(result)
-        if isinstance(result[0], str):
-            fail(ValueError(result[0]))
-        return result[0]
 
     @torch.no_grad()
     def _scored(self, start: int, bar: tqdm) -> Iterator[tuple[int, Tensor, bool]]:

@@ -17,7 +17,6 @@ Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models,
 import json
 import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from titan_attent.data.holdout import hold_out
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE
 from titan_attent.teacher.checks import TRUSTED
 from titan_attent.titan.launch import arguments, parse
-from titan_attent.titan.mistakes import fail
+from titan_attent.titan.mistakes import fail, on_first_rank
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.scorers_plan import (
     HELD_OUT,
@@ -88,10 +87,10 @@ class Making:
 
     def all(self) -> None:
         """Do what is not done yet. A collective, on all ranks."""
-        self._on_first_rank(self._begin)
+        on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
         num_train = self.options.steps * self.options.batch_size
-        self._on_first_rank(
+        on_first_rank(
             lambda: hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
         )
         for name, data in zip(MODELS, (self.run.data.path, str(train)), strict=True):
@@ -99,11 +98,11 @@ class Making:
         for name in MODELS:
             self._score(name, str(held_out), self.output / name / TRUSTED)
             self._score(name, self.run.data.path, self.output / name)
-        self._on_first_rank(self._finish)
+        on_first_rank(self._finish)
 
     def _train(self, name: str, data: str) -> None:
         folder, steps = self.output / "models" / name, self.options.steps
-        self._on_first_rank(lambda: self._write_config(folder, data))
+        on_first_rank(lambda: self._write_config(folder, data))
         if not (folder / "checkpoint" / f"step-{steps}" / ".metadata").is_file():
             self._stage(f"train {name}", "titan_attent.train", ["--job.config_file", str(folder / "config.toml")])
 
@@ -128,7 +127,7 @@ class Making:
             logger.info(f"Scorers: {name}")
         begin = time.monotonic()
         run_on_all_ranks(module, argv)
-        self._on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
+        on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
 
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
 
@@ -189,20 +188,6 @@ class Making:
 
     def _save(self) -> None:
         write_atomically(self.output / "scorers.json", (json.dumps(self.report, indent=1) + "\n").encode())
-
-    def _on_first_rank(self, action: Callable[[], None]) -> None:
-        """Run it on rank 0; a ValueError on all ranks if it fails. A collective."""
-        message = [""]
-        if self.rank == 0:
-            try:
-                action()
-            except ValueError as error:
-                message[0] = str(error)
-            except Exception as error:  # of any kind, or the others would wait
-                message[0] = f"{type(error).__name__}: {error}"
-        dist.broadcast_object_list(message)
-        if message[0]:
-            raise ValueError(message[0])
 
 
 def make_scorers() -> None:

@@ -1,7 +1,6 @@
 """What the scorers of a run are: the command's options, the runs that train them, and what they cost."""
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.shards import TokenDataset
+from titan_attent.foundations.toml import to_toml
 from titan_attent.titan.train_spec import SCORER_FLAVORS
 
 MODEL = "llama3_attent"
@@ -131,11 +131,7 @@ def training_toml(options: Options, run: JobConfig, *, folder: Path, data: str, 
     }
     if run.debug.seed is not None:
         config["debug"] = {"seed": run.debug.seed}
-    # JSON's strings, numbers and booleans are TOML's.
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-        for name, section in config.items()
-    )
+    return to_toml(config)
 
 
 def _flops(spec: TrainSpec, flavor: str, seq_len: int) -> tuple[int, int]:

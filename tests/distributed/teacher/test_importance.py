@@ -162,14 +162,15 @@ def test_what_is_known_of_the_scores_is_that_of_a_sort_for_any_number_of_ranks(
     for rank in measured:
         assert rank["known"][name] == alone["known"][name]
         summary, measures = rank["known"][name]
-        assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), 2, 2)
+        others = 0 if name == "cross_entropy_difference" else 2  # of the learner it knows nothing
+        assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), others, others)
         places = [summary.largest, summary.high, summary.watched, summary.p99, summary.low, summary.smallest]
         assert places == finite[[-1, -4, -3, -3, 3, 0]].tolist()
         lowest = min(0.0, clipped[0])
         expected = (finite.mean(), plain_share(finite), plain_share(clipped), plain_share(clipped - lowest))
         found = (measures.mean, measures.share, measures.clipped_share, measures.ruling_share)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert (finite[3] < 0) == (name == "excess_loss")
+    assert (finite[3] < 0) == (name in ("excess_loss", "cross_entropy_difference"))
 
 
 def test_threshold_leaves_out_half_of_those_below_the_mean(

@@ -28,6 +28,9 @@ def quickstart(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         [
             *("--job.config_file", str(QUICKSTART), "--job.dump_folder", str(tmp_path_factory.mktemp("run"))),
             *("--data.path", str(token_data["train"]), "--data.validation_path", str(token_data["validation"])),
+            # Another size, and without the scorers that the script makes.
+            *("--model.flavor", "tiny", "--training.steps", "300"),
+            *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental", "--teacher.amateur_path", ""),
         ]
     )
     return config
