@@ -33,11 +33,11 @@ launch() {
         --job.config_file "$CONFIG" --training.local_batch_size "$((16 / NUM_PROCESSES))"
 }
 launch scorers --trusted "$DATA/trusted" --output "$OUT/scorers" --flavor scorer_xs --steps 100
-# What the scorers cost, uniform gets as more steps.
+# What the scorers cost, uniform gets as more steps, up to the next multiple of 50: its last step is validated, too.
 STEPS=$(python -c "
-import json
-asked = json.load(open('$OUT/scorers/scorers.json'))['cost']
-print(round(asked['run_steps'] * (1 + asked['share']) / 10) * 10)")
+import json, math
+cost = json.load(open('$OUT/scorers/scorers.json'))['cost']
+print(math.ceil(cost['run_steps'] * (1 + cost['share']) / 50) * 50)")
 launch train --job.dump_folder "$OUT/uniform" --teacher.strategy uniform --training.steps "$STEPS" "$@"
 launch train "$@"
 python -m titan_attent.report "$OUT/uniform" "$OUT/taught" --output "$OUT/curves.png"
