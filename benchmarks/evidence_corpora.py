@@ -159,7 +159,7 @@ def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0)
             ("validation", equal, NUM_VALIDATION),
             ("trusted", corpus.wanted, NUM_TRUSTED),
         ):
-            made, kinds = deal(rows, shares, part, number, rng)
+            made, kinds = deal(rows, shares, part, number, rng, in_order=part == "trusted")
             where = folder / f"{part}-{corpus.name}"
             manifest["fingerprints"][where.name] = write_rows(where, made, tokenizer=tokenizer)
             np.save(where / KINDS_FILE, kinds)
@@ -177,9 +177,16 @@ def make_rows(documents: Sequence[str], *, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def deal(
-    rows: dict[tuple[str, str], np.ndarray], shares: dict[str, float], part: str, number: int, rng: np.random.Generator
+    rows: dict[tuple[str, str], np.ndarray],
+    shares: dict[str, float],
+    part: str,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    in_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``number`` rows in these shares in random order, and their kinds, uint8."""
+    """``number`` rows in these shares, and their kinds, uint8: in random order, or ``in_order`` of kinds and documents,
+    as text lies on a disk."""
     taken, kinds = [], []
     for kind, share in shares.items():
         found, wanted = rows[kind, part], round(share * number)
@@ -187,9 +194,10 @@ def deal(
             wanted = number - sum(map(len, taken))
         if len(found) < wanted:
             raise ValueError(f"{len(found):,} rows of {kind} for {part}, where {wanted:,} are needed")
-        taken.append(found[rng.permutation(len(found))[:wanted]])
+        places = rng.permutation(len(found))[:wanted]
+        taken.append(found[np.sort(places) if in_order else places])
         kinds.append(np.full(wanted, KINDS.index(kind), np.uint8))
-    order = rng.permutation(number)
+    order = np.arange(number) if in_order else rng.permutation(number)
     return np.concatenate(taken)[order], np.concatenate(kinds)[order]
 
 

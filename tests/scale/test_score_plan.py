@@ -18,7 +18,7 @@ import torch
 
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.scorer import Stretches
+from titan_attent.titan.write_losses import Stretches
 
 NUM_EXAMPLES = 10**9
 WORLDS = [(512, 16), (1024, 32)]

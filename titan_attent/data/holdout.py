@@ -1,8 +1,9 @@
 """Cuts a data set into two, rows for training and rows held out, as data sets of their own.
 
-Both are taken in stretches of ``STRETCH`` examples that lie evenly over the data, so that whatever order it stands in
-(sources one after the other, say) both are of its kind. The last label of a stretch is the first token of the next one:
-one token in ``STRETCH`` examples.
+Held out are a few long pieces that lie evenly over the data: whatever order it stands in (sources one after the other,
+say), they are of its kind, and hardly a document is on both sides. A model that has seen the first half of a document
+knows its names, and tells nothing of text that it has not seen. What is left for training is taken in stretches, evenly
+too. The last label of a piece is the first token of what followed it: one token a piece.
 
 Cost: one pass over what is copied, on one process.
 """
@@ -18,31 +19,47 @@ from titan_attent.data.tokenizer import Tokenizer
 
 STRETCH = 16
 """Examples side by side."""
-LEAST = 8
-"""Stretches that a data set must have."""
+PIECES = 8
+"""Held out."""
+MOST = 0.25
+"""Share of a data set that is held out, at most."""
+LEAST = 128
+"""Examples that a data set must have."""
 
 
 def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: int, num_held_out: int) -> None:
-    """Write at most ``num_train`` examples to ``train``, and at most ``num_held_out`` others, but no more than a tenth
-    of all, to ``held_out``. What is there already stays.
+    """Write at most about ``num_train`` examples to ``train``, and at most about ``num_held_out`` others, but no more
+    than a quarter of all, to ``held_out``. What is there already stays.
 
     Raises:
         ValueError: there are too few examples.
         OSError: a folder cannot be written.
     """
-    num = len(dataset) // STRETCH
-    if num < LEAST:
+    if len(dataset) < LEAST:
         raise ValueError(
             f"{dataset.shards.path}: holds {len(dataset)} examples of {dataset.seq_len} tokens, fewer than the "
-            f"{LEAST * STRETCH} that it takes to train on one part and hold out another"
+            f"{LEAST} that it takes to train on one part and hold out another"
         )
-    apart = max(10, num * STRETCH // num_held_out)  # every so many stretches one is held out
-    others = np.flatnonzero(np.arange(num) % apart)
-    wanted = max(1, -(-num_train // STRETCH))
-    taken = others[np.linspace(0, len(others) - 1, min(wanted, len(others))).astype(int)]
-    for folder, stretches in ((train, taken), (held_out, np.arange(0, num, apart))):
+    num = len(dataset) // STRETCH
+    stretches = np.arange(num)
+    is_held_out = pieces(num, round(min(MOST * num, num_held_out / STRETCH)))
+    others = stretches[~is_held_out]
+    wanted = min(len(others), max(1, -(-num_train // STRETCH)))
+    taken = others[np.linspace(0, len(others) - 1, wanted).astype(int)]
+    for folder, chosen in ((train, taken), (held_out, stretches[is_held_out])):
         if not (folder / INDEX_FILE).is_file():
-            _write(dataset, folder, stretches)
+            _write(dataset, folder, chosen)
+
+
+def pieces(num: int, wanted: int) -> np.ndarray:
+    """bool [num], about ``wanted`` of them and at least one True: the middles of ``PIECES`` equal parts."""
+    parts = min(PIECES, max(1, wanted))
+    each = max(1, round(wanted / parts))
+    chosen = np.zeros(num, bool)
+    for first, stop in zip(*(np.linspace(0, num, parts + 1).astype(int)[i:][:parts] for i in (0, 1)), strict=True):
+        start = (first + stop - each) // 2
+        chosen[start : start + each] = True
+    return chosen
 
 
 def _write(dataset: TokenDataset, folder: Path, stretches: np.ndarray) -> None:

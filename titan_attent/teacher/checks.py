@@ -13,7 +13,7 @@ from titan_attent.teacher.importance import reads
 
 TRUSTED = "trusted"
 """In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
-MOST_TRUSTED = 2**16
+LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
 """Pipeline schedules that torch cannot run without a backward."""
@@ -79,10 +79,9 @@ def trusted_differences(config: TeacherConfig, facts: Facts) -> list[float]:
             "with both models; torchrun -m titan_attent.scorers does"
         )
     num = min(of_amateur.num_examples, MOST_TRUSTED)
-    if 0 < config.trusted_quantile * num < 1:
+    if num < LEAST_TRUSTED:
         raise ValueError(
-            f"[teacher] trusted_quantile = {config.trusted_quantile} of {num} trusted held-out examples is not one: "
-            "score more of them, or raise it"
+            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score {LEAST_TRUSTED}"
         )
     return (amateur.read(0, num) - expert.read(0, num)).tolist()
 

@@ -68,12 +68,9 @@ class TeacherConfig:
     """
     How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine";
     "adaptive": from the effective sample size of the round's importances, between the two; or "calibrated", which reads
-    neither: every example whose cross-entropy difference is above the lowest ``trusted_quantile`` of what trusted
-    held-out text shows.
+    neither: it leaves out the examples whose cross-entropy difference is so low that trusted held-out text has it less
+    than half as often, and nothing where that would save less than a tenth.
     """
-
-    trusted_quantile: float = 0.02
-    """Share of trusted text that the calibrated schedule would leave out, in [0, 1)."""
 
     initial_ratio: float = 0.5
     """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
@@ -163,7 +160,6 @@ class TeacherConfig:
         check_number("max_weight", self.max_weight, at_least=1)
         check_number("anneal_fraction", self.anneal_fraction, at_least=0, at_most=1)
         check_number("warmup_passes", self.warmup_passes, at_least=-1, whole=True)
-        check_number("trusted_quantile", self.trusted_quantile, at_least=0, below=1)
         check_number("initial_interval", self.initial_interval, at_least=1, whole=True)
         incremental = self.interval_schedule == "incremental"  # the fixed one does not read max_interval
         least = self.initial_interval if incremental else 1

@@ -9,6 +9,7 @@ is a stretch of the order (candidates.py).
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Draws:
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
         amateur: the same of an amateur.
         vocab_size: V, for "attainment".
-        cut: the least importance of those to keep, for the calibrated schedule.
+        trusted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
 
     Attributes:
@@ -64,6 +65,7 @@ class Draws:
         weights: fp32 [places of this rank], 0 where not chosen.
         digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: their choices with the
             weights, the draw's number, its size and ratio. Equal for every number of ranks.
+        takes_all: the scores say that nothing is to be left out.
         audit: the ``teacher/*`` scalars of the last draw.
     """
 
@@ -76,11 +78,14 @@ class Draws:
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
         vocab_size: int | None = None,
-        cut: float | None = None,
+        trusted: Sequence[float] | None = None,
         sources: Sources = (),
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.vocab_size, self.cut, self.sources = vocab_size, cut, sources
+        self.vocab_size, self.sources = vocab_size, sources
+        self.trusted: Tensor | None = None
+        if trusted is not None:
+            self.trusted = torch.tensor(sorted(trusted), dtype=torch.float32, device=buffer.device)
         self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
@@ -94,6 +99,7 @@ class Draws:
         self.quarantine: Quarantine | None = None
         if config.keeps_streaks:
             self.quarantine = Quarantine(after=config.quarantine_after, owners=self.owners, device=buffer.device)
+        self.takes_all = False
         self.audit: dict[str, float] = {}
         self._warned = False
 
@@ -116,19 +122,21 @@ class Draws:
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
+        decided = ratio is None
         scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)
         measures, audit = scores.measures, audit_scores(scores)
-        if ratio is None and self.cut is not None:
-            ratio = scores.num_from(self.cut) / self.size
+        if ratio is None and self.trusted is not None:
+            ratio = schedule.calibrated_ratio(scores.num_below(self.trusted), num_examples=self.size)
         elif ratio is None:
             share = measures.clipped_share
             ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+        self.takes_all = decided and ratio == 1.0 and excluded is None
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
-        if falls_back:
-            if not self._warned:
-                warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)
+        if falls_back and not self._warned:
+            warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)
             self._warned = True
+        if falls_back or self.takes_all:
             weights, self.num_selected = torch.ones_like(self.weights), self.size
         else:
             weights, self.num_selected = choose(

@@ -137,8 +137,9 @@ class Rounds:
             for example_id, loss in quarantined:
                 if self.on_quarantine is not None:
                     self.on_quarantine({"step": step + 1, "round": self.round, "example_id": example_id, "loss": loss})
-        self.selecting = not config.shadow
-        if config.shadow and not config.pool_size:
+        # Where nothing is to be left out it is a full pass, in the very order that uniform has.
+        self.selecting = not (config.shadow or self.draws.takes_all)
+        if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
 
     def _start_round(self, *, interval: int) -> None:

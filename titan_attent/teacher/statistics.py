@@ -12,6 +12,7 @@ largest absolute one: exact for any number of examples, and close enough for a m
 Cost a rank: four passes over the local scores in blocks, and no memory to speak of.
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,12 +120,13 @@ class Scores:
         """Whether any may be +inf."""
         return self.summary.num_unseen > 0
 
-    def num_from(self, least: float) -> int:
-        """How many of all ranks are at least that. A collective."""
-        here = torch.zeros(1, dtype=torch.int64, device=self.values.device)
+    def num_below(self, edges: Tensor) -> list[int]:
+        """fp32 [n], sorted -> how many scores of all ranks are below each. A collective of 16 bytes an edge."""
+        here = torch.zeros(len(edges) + 1, dtype=torch.int64, device=edges.device)
         for block in blocks(len(self.values), device=self.values.device):
-            here += (self.values[block] >= least).sum()
-        return self.sharding.total(here)[0]
+            places = torch.bucketize(self.values[block], edges, right=True)  # edges that are not above it
+            here += torch.bincount(places, minlength=len(here))
+        return list(itertools.accumulate(self.sharding.total(here)[:-1]))
 
     def without(self, excluded: Tensor) -> "Scores":
         """The scores where bool [num_local] ``excluded`` come last; in place, so that these are lost."""

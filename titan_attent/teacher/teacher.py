@@ -28,7 +28,7 @@ from titan_attent.teacher.checks import check_parts, check_sizes
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.rounds import Record, Rounds
-from titan_attent.teacher.schedule import Plan, calibrated_cut
+from titan_attent.teacher.schedule import Plan
 
 
 class Teacher:
@@ -93,7 +93,7 @@ class Teacher:
             reference=reference,
             amateur=amateur,
             vocab_size=vocab_size,
-            cut=None if trusted is None else calibrated_cut(trusted, quantile=config.trusted_quantile),
+            trusted=trusted,
             sources=sources,
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)

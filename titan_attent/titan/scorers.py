@@ -1,15 +1,17 @@
 """What ``python -m titan_attent.scorers`` does: two small models score the data of a run, once, before it.
 
     trusted/train, trusted/held_out    rows of the trusted text, cut in two (data/holdout.py)
-    models/amateur, models/expert      runs of titan_attent.train: on the data of the run; on trusted/train
+    models/amateur, models/expert      of flavors that are trained: runs of titan_attent.train, on the data of the run
+                                       and on trusted/train
     amateur/, expert/                  their losses on the data of the run, and below them, in trusted/, those on
                                        trusted/held_out: what ``teacher.amateur_path`` and ``reference_path`` name
     scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
 
-The first steps of the amateur's run are a random sample of the data: nothing is copied. Each stage is a command of this
-package, in a process of its own on every rank; what a killed command had finished is there when it runs again, on any
-number of ranks, and the stage under way goes on from its last checkpoint or stretch of losses. Both models are
-data-parallel, of the llama3 flavors ``scorer_*``, with the vocabulary of the data.
+Both models are tables of counts (scorers_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
+with the vocabulary of the data, of which each stage is a command of this package, in a process of its own on every
+rank. The first steps of a transformer's run are a random sample of its data: nothing is copied. What a killed command
+had finished is there when it runs again, on any number of ranks, and the stage under way goes on from its last
+checkpoint or stretch of losses.
 
 Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models, one conditioned on trusted text).
 """
@@ -17,11 +19,14 @@ Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models,
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
@@ -32,6 +37,7 @@ from titan_attent.teacher.checks import TRUSTED
 from titan_attent.titan.launch import arguments, parse
 from titan_attent.titan.mistakes import fail, on_first_rank
 from titan_attent.titan.opened import DataSets
+from titan_attent.titan.scorers_bigram import MOST_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scorers_plan import (
     HELD_OUT,
     MODEL,
@@ -63,7 +69,7 @@ class Making:
     def __init__(self, options: Options, job_config: JobConfig):
         self.options, self.run, self.output = options, job_config, options.output
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if options.batch_size % self.world_size:
+        if not options.is_counted and options.batch_size % self.world_size:
             raise ValueError(
                 f"--batch_size {options.batch_size} is no multiple of the {self.world_size} ranks: make it one"
             )
@@ -89,16 +95,35 @@ class Making:
         """Do what is not done yet. A collective, on all ranks."""
         on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
-        num_train = self.options.steps * self.options.batch_size
+        num_train = MOST_TOKENS // self.trusted.seq_len
+        if not self.options.is_counted:
+            num_train = self.options.steps * self.options.batch_size
         on_first_rank(
             lambda: hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
         )
-        for name, data in zip(MODELS, (self.run.data.path, str(train)), strict=True):
-            self._train(name, data)
-        for name in MODELS:
-            self._score(name, str(held_out), self.output / name / TRUSTED)
-            self._score(name, self.run.data.path, self.output / name)
+        if self.options.is_counted:
+            self._count_and_score(train, held_out)
+        else:
+            for name, data in zip(MODELS, (self.run.data.path, str(train)), strict=True):
+                self._train(name, data)
+            for name in MODELS:
+                self._score(name, str(held_out), self.output / name / TRUSTED)
+                self._score(name, self.run.data.path, self.output / name)
         on_first_rank(self._finish)
+
+    def _count_and_score(self, train: Path, held_out: Path) -> None:
+        trusted, others = (self.datasets.dataset(path, seq_len=self.data.seq_len) for path in (train, held_out))
+        num = num_counted(num_trusted=len(trusted), num_examples=len(self.data), seq_len=self.data.seq_len)
+        mesh = init_device_mesh("cpu", (self.world_size,), mesh_dim_names=("batch",))
+        reader = self.datasets.reader(self.run.data.num_workers)
+        for name, made_of in zip(MODELS, (self.data, trusted), strict=True):
+            wanted = ((others, self.output / name / TRUSTED), (self.data, self.output / name))
+            missing = [(data, losses) for data, losses in wanted if not (losses / REFERENCE_FILE).is_file()]
+            if missing:
+                model = Bigrams(made_of, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader)
+                self._timed(f"count for the {name}", model.count)
+                for data, losses in missing:
+                    self._timed(_scoring(losses, name), partial(model.score, data, losses))
 
     def _train(self, name: str, data: str) -> None:
         folder, steps = self.output / "models" / name, self.options.steps
@@ -118,15 +143,17 @@ class Making:
             "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
         }
         argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        of = "trusted text" if losses.name == TRUSTED else "the data"
-        self._stage(f"score {of} with the {name}", "titan_attent.score", argv)
+        self._stage(_scoring(losses, name), "titan_attent.score", argv)
 
     def _stage(self, name: str, module: str, argv: list[str]) -> None:
         """Run a command of this package on all ranks; all end together if it fails on one."""
+        self._timed(name, lambda: run_on_all_ranks(module, argv))
+
+    def _timed(self, name: str, stage: Callable[[], None]) -> None:
         if self.rank == 0:
             logger.info(f"Scorers: {name}")
         begin = time.monotonic()
-        run_on_all_ranks(module, argv)
+        stage()
         on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
 
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
@@ -156,11 +183,10 @@ class Making:
             num_examples=len(self.data),
             num_trusted=len(self.trusted),
             spec=self.spec,
-            run_spec=attent_spec(self.run.model.name, self.datasets),
             num_ranks=self.world_size,
         )
         self.report |= {"asked": now, "cost": cost}
-        logger.info(announcement(self.options, cost, num_examples=len(self.data)))
+        logger.info(announcement(self.options, cost))
         self._save()
 
     def _write_config(self, folder: Path, data: str) -> None:
@@ -188,6 +214,10 @@ class Making:
 
     def _save(self) -> None:
         write_atomically(self.output / "scorers.json", (json.dumps(self.report, indent=1) + "\n").encode())
+
+
+def _scoring(losses: Path, name: str) -> str:
+    return f"score {'trusted text' if losses.name == TRUSTED else 'the data'} with the {name}"
 
 
 def make_scorers() -> None:

@@ -9,13 +9,22 @@ import torch
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.data.holdout import MOST
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.toml import to_toml
-from titan_attent.titan.train_spec import SCORER_FLAVORS
+from titan_attent.scores.bigram import NUM_BUCKETS
+from titan_attent.titan.scorers_bigram import num_counted
+from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 
 MODEL = "llama3_attent"
+BIGRAM = "bigram"
+"""The flavor that is counted, not trained."""
+BIGRAM_OPERATIONS = 10
+"""Of a token that a bigram model scores."""
 HELD_OUT = 2048
-"""Trusted examples held out, at most; and at most a tenth of them."""
+"""Trusted examples held out, at most; and at most a quarter of them."""
+DEFAULTS = {"steps": 300, "batch_size": 32}
+"""Of a flavor that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,11 @@ class Options:
     steps: int
     batch_size: int
     lr: float
+    """Of training, like the two before: 0 for bigrams."""
+
+    @property
+    def is_counted(self) -> bool:
+        return self.flavor == BIGRAM
 
 
 def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
@@ -40,14 +54,27 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     )
     parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--flavor", default="scorer_s", choices=SCORER_FLAVORS, help="size (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of training, each (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 0.64 / width, at most 0.01)")
+    parser.add_argument(
+        "--flavor",
+        default=BIGRAM,
+        choices=(BIGRAM, *SCORER_FLAVORS),
+        help="two tables of counts, or small transformers, which are trained (default: %(default)s)",
+    )
+    trained = parser.add_argument_group("transformers alone")
+    trained.add_argument("--steps", type=int, help=f"of training, each (default: {DEFAULTS['steps']})")
+    trained.add_argument("--batch_size", type=int, help=f"rows of a step (default: {DEFAULTS['batch_size']})")
+    trained.add_argument("--lr", type=float, help="peak learning rate (default: 0.64 / width, at most 0.01)")
     found, rest = parser.parse_known_args(argv)
-    if found.lr is None:
-        found.lr = min(0.01, 0.64 / SCORER_FLAVORS[found.flavor][0])
-    options = Options(**vars(found))
+    given = {name: value for name in ("steps", "batch_size", "lr") if (value := getattr(found, name)) is not None}
+    if found.flavor == BIGRAM:
+        if given:
+            raise ValueError(
+                f"--{next(iter(given))} with --flavor {BIGRAM}, which is not trained: leave it out, or choose one of "
+                f"{', '.join(SCORER_FLAVORS)}"
+            )
+        return Options(**vars(found) | dict.fromkeys(("steps", "batch_size", "lr"), 0)), rest
+    lr = min(0.01, 0.64 / SCORER_FLAVORS[found.flavor][0])
+    options = Options(**vars(found) | DEFAULTS | {"lr": lr} | given)
     for name in ("steps", "batch_size", "lr"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
@@ -67,31 +94,37 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
 
 
 def cost_of(
-    options: Options,
-    run: JobConfig,
-    *,
-    num_examples: int,
-    num_trusted: int,
-    spec: TrainSpec,
-    run_spec: TrainSpec,
-    num_ranks: int,
+    options: Options, run: JobConfig, *, num_examples: int, num_trusted: int, spec: TrainSpec, num_ranks: int
 ) -> dict[str, Any]:
     """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it.
 
+    Args:
+        num_examples: of the data.
+        num_trusted: of trusted text: examples to train on, and examples held out.
+        spec: of the scorers' model, if they are trained.
+
     Returns:
-        ``num_params`` of a scorer, ``flops`` of both and all they score, ``run_flops`` and ``run_steps`` of the run to
-        come, and the ``share`` of the first in the second.
+        ``trained``, examples that each model is made of; ``scored``, those that each scores; ``num_params`` of a
+        model, ``flops`` of both, ``run_flops`` and ``run_steps`` of the run to come, and the ``share`` of the first in
+        the second.
     """
     seq_len, training = run.training.seq_len, run.training
-    num_params, per_token = _flops(spec, options.flavor, seq_len)
-    trained = options.steps * options.batch_size
-    scored = num_examples + min(HELD_OUT, num_trusted // 10)
+    held_out = min(HELD_OUT, int(MOST * num_trusted))
+    scored = num_examples + held_out
+    if options.is_counted:
+        trained = num_counted(num_trusted=num_trusted - held_out, num_examples=num_examples, seq_len=seq_len)
+        num_params, per_token = NUM_BUCKETS, 3 * BIGRAM_OPERATIONS
+    else:
+        trained = options.steps * options.batch_size
+        num_params, per_token = _flops(spec, options.flavor, seq_len)
     flops = 2 * per_token * seq_len * (trained + scored / 3)
     rows = training.global_batch_size
     if rows < 1:
         rows = training.local_batch_size * num_ranks
-    run_flops = _flops(run_spec, run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
+    run_flops = _flops(attent_spec(run.model.name), run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
     return {
+        "trained": trained,
+        "scored": scored,
         "num_params": num_params,
         "flops": flops,
         "run_flops": run_flops,
@@ -100,11 +133,13 @@ def cost_of(
     }
 
 
-def announcement(options: Options, cost: dict[str, Any], *, num_examples: int) -> str:
+def announcement(options: Options, cost: dict[str, Any]) -> str:
+    what = f"{MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps each"
+    if options.is_counted:
+        what = f"of pairs of tokens, {cost['trained']:,} examples counted by each"
     return (
-        f"Scorers: two models {MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps "
-        f"each; then {num_examples:,} examples twice: {cost['flops']:.3g} floating point operations, "
-        f"{cost['share']:.1%} of the run's {cost['run_flops']:.3g}"
+        f"Scorers: two models {what}; then {cost['scored']:,} examples twice: {cost['flops']:.3g} floating point "
+        f"operations, {cost['share']:.2%} of the run's {cost['run_flops']:.3g}"
     )
 
 

@@ -1,6 +1,5 @@
 """Scores on disk: what a teacher chooses by them from step 1 on, over 1, 2 and 3 ranks, against plain numpy."""
 
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from distributed.spawn import run_on_ranks
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.teacher.schedule import calibrated_cut
+from titan_attent.teacher.schedule import calibrated_ratio
 
 NUM_EXAMPLES, BATCH, VOCAB_SIZE = 203, 12, 1000
 TRUSTED = np.random.default_rng(5).normal(0.4, 0.3, 400).astype(np.float32).tolist()
@@ -78,8 +77,10 @@ def train(mesh: Any, name: str, stop: int = 14, state: dict[str, Any] | None = N
 def kept_by_difference() -> np.ndarray:
     amateur, expert = losses_on_disk()
     difference = amateur - expert
-    cut = np.sort(np.float32(TRUSTED))[int(0.02 * len(TRUSTED))]
-    k = (difference >= cut).sum() // BATCH * BATCH
+    cuts = np.sort(np.float32(TRUSTED))
+    gains = [(difference < cut).mean() - 2 * (cuts < cut).mean() for cut in cuts]
+    assert max(gains) > 0.1
+    k = (difference >= cuts[np.argmax(gains)]).sum() // BATCH * BATCH
     return np.sort(np.argsort(-difference, kind="stable")[:k])
 
 
@@ -164,10 +165,38 @@ def test_readings_change_copies() -> None:
     assert before.step.tolist() == [NEVER, 7, NEVER, NEVER] and isinstance(before, Records)
 
 
-def test_the_cut_leaves_out_the_lowest_of_the_trusted() -> None:
-    trusted = [float(i) for i in itertools.chain(range(50, 100), range(50))]
-    assert calibrated_cut(trusted, quantile=0.02) == 2.0
-    assert calibrated_cut(trusted, quantile=0.0) == 0.0
+@pytest.mark.parametrize("share_of_dirt", [0.05, 0.3, 0.9])
+def test_the_calibrated_share_against_all_cuts(share_of_dirt: float) -> None:
+    rng = np.random.default_rng(7)
+    trusted, data = np.sort(rng.normal(0, 1, 300)), rng.normal(0, 1, 5000)
+    data[: int(share_of_dirt * 5000)] -= 4
+    below = [int((data < cut).sum()) for cut in trusted]
+    gain, kept = max(((data < cut).mean() - 2 * (trusted < cut).mean(), (data >= cut).mean()) for cut in trusted)
+    expected = kept if gain >= 0.1 else 1.0
+    assert calibrated_ratio(below, num_examples=5000) == pytest.approx(expected)
+    assert expected == 1.0 if share_of_dirt < 0.1 else abs(expected - (1 - share_of_dirt)) < 0.05
+
+
+def test_trusted_text_above_all_and_below_all() -> None:
+    assert calibrated_ratio([0, 0, 0], num_examples=10) == 1.0
+    assert calibrated_ratio([10, 10, 10], num_examples=10) == 0.0  # selection_size makes it a batch
+
+
+def test_where_nothing_is_left_out_the_order_is_uniforms() -> None:
+    """The same ids in the same order in every step, as if there were no teacher."""
+    amateur = torch.zeros(NUM_EXAMPLES)
+    orders = []
+    for config in (TeacherConfig(strategy="uniform"), DIFFERENCE):
+        given: dict[str, Any] = {"vocab_size": VOCAB_SIZE}
+        if config is DIFFERENCE:
+            given |= {"reference": amateur, "amateur": amateur, "trusted": TRUSTED[:100] + [-1.0] * 100}
+        teacher = Teacher(LossBuffer(NUM_EXAMPLES), config, batch_size=BATCH, total_steps=60, **given)
+        orders.append(
+            [next_ids.tolist() for _, (next_ids, _) in zip(range(40), TeachingSampler(teacher), strict=False)]
+        )
+        if config is DIFFERENCE:
+            assert teacher.metrics()["teacher/ratio"] == 1.0
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize("part", ["reference", "amateur", "trusted"])

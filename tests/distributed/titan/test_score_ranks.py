@@ -29,6 +29,7 @@ from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import mistakes
 from titan_attent.titan import scorer as scorer_module
+from titan_attent.titan import write_losses as loop_module
 from titan_attent.titan.scorer import ReferenceScorer
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
@@ -64,7 +65,7 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
 def small_stretches() -> Iterator[None]:
     """Of two batches of all of two ranks, 12 examples: three stretches."""
     with (
-        mock.patch.object(scorer_module, "STRETCH_EXAMPLES", 12),
+        mock.patch.object(loop_module, "STRETCH_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
         mock.patch.object(mistakes, "let_first_rank_speak"),
     ):
@@ -139,7 +140,7 @@ def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[i
     with (
         small_stretches(),
         mock.patch("os.fsync", fsync),
-        mock.patch.object(scorer_module, "fail", fail),
+        mock.patch.object(loop_module, "fail", fail),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
         pytest.raises(SystemExit) as end,
     ):
