@@ -1,7 +1,7 @@
 """The evidence: what teaching saves in a single pass over data of which a run sees 40%, all costs charged.
 
     python benchmarks/evidence.py --output outputs/evidence --texts outputs/texts --wiki FILE [--seeds 0 1 2]
-        [--rules ...] [--corpora ...] [--jobs 2]
+        [--rules ...] [--corpora ...] [--known FILE ...] [--jobs 2]
 
 A run is one (corpus, rule, seed): the product's own command on one process, fp32, a three-layer decoder of 0.9 M
 parameters, 32 rows of 96 tokens a step, a learning rate that falls linearly to zero at the run's own end. The corpora
@@ -11,8 +11,10 @@ are those of evidence_corpora.py; all that tells two rules apart stands in evide
     DIR/scorers/CORPUS/seed-N/         an amateur, an expert, their losses: made by titan_attent.scorers
     DIR/runs/CORPUS/RULE/seed-N/       config.toml, log.txt, tb/, teacher/trace.jsonl; result.json once it has finished
     DIR/results.json, DIR/table.md     all that has finished so far
+    DIR/single_pass.png, differences.png
 
-Called again, it goes on: what has a result.json is kept, what was interrupted starts again.
+Called again, it goes on: what has a result.json is kept, what was interrupted starts again. ``--known`` names the
+results.json of earlier calls or of other machines: their runs are not run again where configuration and data are equal.
 """
 
 import argparse
@@ -20,20 +22,26 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from convergence_rules import Task
 from convergence_runs import run_tasks
 from corpora import KINDS_FILE, write_rows
 from evidence_corpora import CORPORA, SEQ_LEN, build
+from evidence_numbers import charge
+from evidence_pictures import draw_curves, draw_differences
+from evidence_results import data_fingerprint, gather, read_known
 from evidence_rules import RULES, data_of, kinds_task, rule_task, scorers_task, scores_folder
-from evidence_table import gather, report
+from evidence_table import report
 
 from titan_attent.data.format import INDEX_FILE
 from titan_attent.data.shards import TokenDataset
 from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.scores.reference import REFERENCE_FILE
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,16 +56,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help="see below")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), metavar="CORPUS")
+    parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of other calls")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each; 0 only makes the table")
     return parser.parse_args(argv)
 
 
-def runs(args: argparse.Namespace, seed: int) -> Iterator[Task]:
-    """Of one seed; a rule that needs data which a corpus has not (nothing was duplicated) is left out there."""
+def runs(args: argparse.Namespace, seed: int, known: Container[str], fingerprints: dict[str, str]) -> Iterator[Task]:
+    """Of one seed, without what is known and what a rule is not for. Their results will name the data."""
     for name in args.rules:
         for corpus in args.corpora:
-            if (args.output / "corpora" / data_of(corpus, RULES[name], seed) / INDEX_FILE).is_file():
-                yield rule_task(corpus, name, seed)
+            task = rule_task(corpus, name, seed)
+            if RULES[name].is_for(corpus) and task.folder not in known:
+                data = data_fingerprint(fingerprints, corpus, name, seed)
+                yield replace(task, labels=task.labels | {"data_fingerprint": data})
 
 
 def write_middle(output: Path, corpus: str, seed: int) -> None:
@@ -75,15 +86,18 @@ def write_middle(output: Path, corpus: str, seed: int) -> None:
     np.save(folder / KINDS_FILE, np.load(source / KINDS_FILE)[keep])
 
 
-def run_all(args: argparse.Namespace) -> list[str]:
+def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[str, str]) -> list[str]:
     """Scorers, then runs, seed by seed; returns the folders of what failed."""
     failed: list[str] = []
     for seed in args.seeds:
-        if any(RULES[name].reads_scores for name in args.rules):
-            failed += run_tasks(args.output, [scorers_task(corpus, seed) for corpus in args.corpora], jobs=args.jobs)
-            for corpus in args.corpora:
+        tasks = list(runs(args, seed, known, fingerprints))
+        scored = {task.labels["corpus"]: None for task in tasks if RULES[task.labels["rule"]].scorers}
+        failed += run_tasks(args.output, [scorers_task(corpus, seed) for corpus in scored], jobs=args.jobs)
+        for corpus in (task.labels["corpus"] for task in tasks if RULES[task.labels["rule"]].data == "middle"):
+            if (args.output / scores_folder(corpus, seed) / "amateur" / REFERENCE_FILE).is_file():
                 write_middle(args.output, corpus, seed)
-        tasks = list(runs(args, seed))
+        # Left out where the rule's data is not: nothing was duplicated, or nothing scored.
+        tasks = [task for task in tasks if (args.output / task.config["data"]["path"] / INDEX_FILE).is_file()]
         failed += run_tasks(args.output, tasks, jobs=args.jobs)
         several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].wanted) > 1]
         asked = [kinds_task(label["corpus"], label["rule"], seed) for label in several]
@@ -92,16 +106,29 @@ def run_all(args: argparse.Namespace) -> list[str]:
     return failed
 
 
+def write_all(output: Path, *, manifest: dict[str, Any], known: dict[str, dict[str, Any]], command: str) -> str:
+    """Write tables and pictures of all that has finished; returns the tables."""
+    results = charge(gather(output, fingerprints=manifest["fingerprints"], known=known))
+    text = report(output, results, duplicates=manifest["duplicates"], command=command)
+    if results:
+        draw_curves(results, output / "single_pass.png")
+        draw_differences(results, output / "differences.png")
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs end, too
     command = shlex.join(["python", "benchmarks/evidence.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         manifest = build(args.output / "corpora", texts_folder=args.texts, wiki=args.wiki)
+        prints = manifest["fingerprints"]
+        known = read_known(args.known, output=args.output, fingerprints=prints)
+        gather(args.output, fingerprints=prints)  # before the first run: refuses runs of other settings
         try:
-            failed = run_all(args) if args.jobs > 0 else []
+            failed = run_all(args, known, prints) if args.jobs > 0 else []
         finally:  # what has finished is kept when the rest is interrupted
-            text = report(args.output, gather(args.output), duplicates=manifest["duplicates"], command=command)
+            text = write_all(args.output, manifest=manifest, known=known, command=command)
     except (ValueError, RuntimeError) as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2

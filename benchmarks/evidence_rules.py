@@ -6,12 +6,15 @@ A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corp
 from dataclasses import dataclass
 from typing import Any
 
-from convergence_rules import BATCH_SIZE, LEARNING_RATE, Task, divisor, run_config
+from convergence_rules import LEARNING_RATE, Task, divisor, run_config
 from evidence_corpora import CORPORA
 
 STEPS = 400
 """Of a full run: 12,800 of 32,000 rows, none twice."""
-SCORERS = ("--flavor", "scorer_xs", "--steps", "100", "--batch_size", str(BATCH_SIZE), "--lr", "0.01")
+SCORERS = ("--flavor", "bigram")
+"""What the scorers are, in the words of their command."""
+SCORED_BY = f"scorers: {' '.join(SCORERS)}"
+"""In the configuration of what reads their losses: other scorers make it another run."""
 
 NONE: dict[str, Any] = {"strategy": "uniform"}
 SCORES = "<scores>"
@@ -45,27 +48,45 @@ class Rule:
         teacher: its ``[teacher]``.
         steps: as a multiple of ``STEPS``; every run decays its learning rate to zero at its own end.
         data: what of the corpus it trains on: all, without duplicates, or the middle by the amateur's loss.
+        corpora: on which it is run; empty: on all.
     """
 
     about: str
     teacher: dict[str, Any]
     steps: float = 1.0
     data: str = ""
+    corpora: tuple[str, ...] = ()
 
     @property
-    def reads_scores(self) -> bool:
-        return self.data == "middle" or any(SCORES in str(value) for value in self.teacher.values())
+    def scorers(self) -> tuple[str, ...]:
+        """Of the two, those whose losses it reads."""
+        if self.data == "middle":
+            return ("amateur",)
+        values = [str(value) for value in self.teacher.values()]
+        return tuple(name for name in ("amateur", "expert") if f"{SCORES}/{name}" in values)
+
+    def is_for(self, corpus: str) -> bool:
+        return not self.corpora or corpus in self.corpora
 
 
 RULES = {
     "uniform": Rule(about="everything, in random order", teacher=NONE),
-    "uniform_charged": Rule(
-        about="the same with as much more compute as one run's scorers cost", teacher=NONE, steps=1.15
-    ),
     "difference": Rule(about="amateur - expert above what trusted text shows", teacher=DIFFERENCE),
-    "difference_75": Rule(about="the same in 0.75 of the steps", teacher=DIFFERENCE, steps=0.75),
-    "difference_55": Rule(about="the same in 0.55 of the steps", teacher=DIFFERENCE, steps=0.55),
-    "difference_50": Rule(about="the same in half of the steps", teacher=DIFFERENCE, steps=0.5),
+    "difference_87": Rule(
+        about="the same in 0.875 of the steps", teacher=DIFFERENCE, steps=0.875, corpora=("near_duplicates", "web")
+    ),
+    "difference_67": Rule(
+        about="the same in 0.675 of the steps",
+        teacher=DIFFERENCE,
+        steps=0.675,
+        corpora=("junk", "near_duplicates", "target", "web"),
+    ),
+    "difference_55": Rule(
+        about="the same in 0.55 of the steps",
+        teacher=DIFFERENCE,
+        steps=0.55,
+        corpora=("junk", "near_duplicates", "target"),
+    ),
     "attainment": Rule(about="attainment of the amateur, its own ratio; no trusted text", teacher=ATTAINMENT),
     "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=NONE, data="dedup"),
     "perplexity": Rule(about="uniform on the middle half by the amateur's loss", teacher=NONE, data="middle"),
@@ -99,17 +120,20 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
     teacher = {
         key: value.replace(SCORES, scores) if isinstance(value, str) else value for key, value in rule.teacher.items()
     }
+    made = config(
+        folder,
+        corpus,
+        data=data_of(corpus, rule, seed),
+        teacher=teacher,
+        seed=seed,
+        steps=max(1, round(rule.steps * STEPS / 10) * 10),
+    )
+    if rule.scorers:
+        made["job"]["description"] = SCORED_BY
     return Task(
         folder=folder,
         module="titan_attent.train",
-        config=config(
-            folder,
-            corpus,
-            data=data_of(corpus, rule, seed),
-            teacher=teacher,
-            seed=seed,
-            steps=max(1, round(rule.steps * STEPS / 10) * 10),
-        ),
+        config=made,
         labels={"corpus": corpus, "rule": name, "seed": seed},
     )
 
@@ -117,10 +141,12 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
 def scorers_task(corpus: str, seed: int) -> Task:
     """Makes the amateur and the expert of a corpus, and their losses on it."""
     folder, name = scores_folder(corpus, seed), CORPORA[corpus].name
+    made = config(folder, corpus, data=corpus, teacher=NONE, seed=seed, steps=STEPS)
+    made["job"]["description"] = SCORED_BY
     return Task(
         folder=f"{folder}/command",
         module="titan_attent.scorers",
-        config=config(folder, corpus, data=corpus, teacher=NONE, seed=seed, steps=STEPS),
+        config=made,
         arguments=("--trusted", f"corpora/trusted-{name}", "--output", folder, *SCORERS),
         labels={"corpus": corpus, "rule": "scorers", "seed": seed},
     )
