@@ -1,0 +1,91 @@
+"""The evidence's command from made-up texts to tables and pictures: scorers, runs and kinds by the real commands."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+evidence: Any = import_module("evidence")
+evidence_corpora: Any = import_module("evidence_corpora")
+convergence_runs: Any = import_module("convergence_runs")
+
+STEPS = 10
+SIZES = {"NUM_ROWS": 416, "NUM_VALIDATION": 64, "NUM_TRUSTED": 480, "NUM_COPIED": 20, "VOCAB_SIZE": 400}
+WORDS_PER_DOCUMENT, DOCUMENTS = 1000, 200
+CELLS = {(corpus, rule) for corpus in ("clean", "minority") for rule in ("uniform", "difference")}
+
+
+def made_up_texts(_: Path, kind: str, *, wiki: Path | None) -> list[str]:
+    """Documents of words in random order; a kind has 300 of its own, of its own letters. Fewer of kinds that no corpus
+    wants: these have neither trusted nor validation rows."""
+    rng = np.random.default_rng(evidence_corpora.KINDS.index(kind))
+    letters = rng.permutation(list("abcdefghijklmnopqrstuvwxyz"))[:8]
+    words = ["".join(rng.choice(letters, size=rng.integers(2, 6))) for _ in range(300)]
+    is_wanted = any(kind in corpus.wanted for corpus in evidence_corpora.CORPORA.values())
+    number = DOCUMENTS if is_wanted else DOCUMENTS // 4
+    return [" ".join(rng.choice(words, size=WORDS_PER_DOCUMENT)) for _ in range(number)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, size in SIZES.items():
+        monkeypatch.setattr(evidence_corpora, name, size)
+    for module in ("evidence_rules", "evidence_numbers"):
+        monkeypatch.setattr(import_module(module), "STEPS", STEPS)
+    monkeypatch.setattr(evidence_corpora.texts, "fetch", lambda folder: None)
+    monkeypatch.setattr(evidence_corpora.texts, "read", made_up_texts)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def contents(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(corpus, rule) -> result."""
+    found = json.loads((folder / "results.json").read_text())["results"]
+    assert {result["seed"] for result in found} == {0}
+    return {(result["corpus"], result["rule"]): result for result in found}
+
+
+def test_a_small_grid_and_what_a_second_call_leaves_alone(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(folder: str, *more: str) -> list[str]:
+        where = ["--output", str(tmp_path / folder), "--texts", str(tmp_path / "texts"), "--seeds", "0", "--jobs", "2"]
+        return [*where, "--rules", "uniform", "difference", "--corpora", "clean", "minority", *more]
+
+    assert evidence.main(command("grid")) == 0
+    grid = tmp_path / "grid"
+    results = contents(grid)
+    assert results.keys() == CELLS
+    for (corpus, rule), result in results.items():
+        assert result["steps"] == STEPS
+        if corpus == "clean":  # ten steps on what was chosen of few rows may be steps away from the other kind
+            assert result["final_validation_loss"] < result["validation_loss"]["1"] - 1
+        assert set(result["kinds"]) == ({"code", "russian"} if corpus == "minority" else set())
+        assert (result["scorer_steps"] > 0) == (rule == "difference")
+        if result["kinds"]:  # as many rows of each
+            assert np.mean(list(result["kinds"].values())) == pytest.approx(result["final_validation_loss"], rel=1e-3)
+    table = (grid / "table.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in table.split("\n") if line.startswith("| ")}
+    assert {"uniform", "difference", "no harm on clean", "no harm on minority: russian"} <= lines.keys()
+    assert "| rule | clean | minority | minority: code | minority: russian |" in table
+    for name in ("single_pass.png", "differences.png"):
+        assert (grid / name).read_bytes().startswith(b"\x89PNG")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(convergence_runs, "start", refuse)
+    assert evidence.main(command("grid")) == 0
+    assert contents(grid) == results
+    # On another machine, with equal texts, all of it is known.
+    assert evidence.main(command("elsewhere", "--known", str(grid / "results.json"))) == 0
+    assert contents(tmp_path / "elsewhere") == results and not (tmp_path / "elsewhere" / "runs").exists()
+    assert "left out" not in capsys.readouterr().err
