@@ -32,12 +32,10 @@ launch() {
     torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m "titan_attent.$1" "${@:2}" \
         --job.config_file "$CONFIG" --training.local_batch_size "$((16 / NUM_PROCESSES))"
 }
-launch scorers --trusted "$DATA/trusted" --output "$OUT/scorers" --flavor scorer_xs --steps 100
-# What the scorers cost, uniform gets as more steps, up to the next multiple of 50: its last step is validated, too.
-STEPS=$(python -c "
-import json, math
-cost = json.load(open('$OUT/scorers/scorers.json'))['cost']
-print(math.ceil(cost['run_steps'] * (1 + cost['share']) / 50) * 50)")
-launch train --job.dump_folder "$OUT/uniform" --teacher.strategy uniform --training.steps "$STEPS" "$@"
+launch scorers --trusted "$DATA/trusted" --output "$OUT/scorers"
 launch train "$@"
+# The seconds that the scorers took, uniform gets as more steps, up to the next multiple of 25: its last step is
+# validated, too.
+STEPS=$(python scripts/equal_compute.py "$OUT/taught" --multiple 25)
+launch train --job.dump_folder "$OUT/uniform" "$@" --teacher.strategy uniform --training.steps "$STEPS"
 python -m titan_attent.report "$OUT/uniform" "$OUT/taught" --output "$OUT/curves.png"

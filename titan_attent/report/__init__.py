@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"titan_attent.report: {error}", file=sys.stderr)
         return 2
-    for run in runs[1:]:
-        _print(conclusion(runs[0], run))
-    _print(f"picture: {picture}")
+    saved = [conclusion(runs[0], run) for run in runs[1:]]
+    for line in saved[:-1]:
+        _print(line)
+    _print("; ".join([*saved[-1:], f"picture: {picture}"]))
     return 0
 
 

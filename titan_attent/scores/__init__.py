@@ -2,4 +2,5 @@
 
 reference.py   the losses of a reference model: what the files are, reading them
 writer.py      writing them: one file that grows, resumable, finished by one small file
+bigram.py      the smallest model that has losses: counts of pairs of tokens
 """

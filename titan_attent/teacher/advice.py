@@ -46,6 +46,35 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         )
     if config.strategy == "hard" and config.weighting == "inverse_probability":
         logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
+    if (risk := risk_of(config)) is not None:
+        logger.log(*risk)
+
+
+def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
+    """Level and text of what a rule can do harm by, as measured (docs/choosing.md); None where nothing is known.
+
+    A control has no risk, nor has shadow mode.
+    """
+    if config.strategy in ("uniform", "random", "threshold") or config.shadow:
+        return None
+    if config.importance in ("loss", "functional_gradient"):
+        return logging.WARNING, (
+            f'{config.strategy} on importance = "{config.importance}" does harm where data is noisy: noise keeps the '
+            "highest loss for ever, and is taught for ever. Unless you know that yours is clean, use "
+            '"cross_entropy_difference" (torchrun -m titan_attent.scorers makes what it needs), or "attainment"'
+        )
+    if config.importance == "cross_entropy_difference":
+        return logging.INFO, (
+            "What the trusted text has too little of is left out, good or not: watch teacher/inclusion, the share "
+            "chosen of each data source, and put text of every kind that you want into the trusted text"
+        )
+    if config.importance == "attainment" and config.amateur_path:
+        return logging.WARNING, (
+            "The amateur alone judges: what is rare in the data, such as a second language, looks like noise to it and "
+            'is left out. With trusted text of every kind that you want, use "cross_entropy_difference" (torchrun -m '
+            "titan_attent.scorers)"
+        )
+    return None
 
 
 def warn_below_break_even(ledger: Ledger) -> bool:

@@ -9,7 +9,6 @@ is a stretch of the order (candidates.py).
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ from titan_attent.teacher.importance import Known, importance, reads
 from titan_attent.teacher.radix import blocks, positive, replace_bits
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.statistics import Scores
-from titan_attent.teacher.strategies import Seed, choose
+from titan_attent.teacher.strategies import READ_THE_RATIO, Seed, choose
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Draws:
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
         amateur: the same of an amateur.
         vocab_size: V, for "attainment".
-        trusted: cross-entropy differences of trusted examples, for the calibrated schedule.
+        trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
 
     Attributes:
@@ -78,14 +77,11 @@ class Draws:
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
         vocab_size: int | None = None,
-        trusted: Sequence[float] | None = None,
+        trusted: Tensor | None = None,
         sources: Sources = (),
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.vocab_size, self.sources = vocab_size, sources
-        self.trusted: Tensor | None = None
-        if trusted is not None:
-            self.trusted = torch.tensor(sorted(trusted), dtype=torch.float32, device=buffer.device)
+        self.vocab_size, self.trusted, self.sources = vocab_size, trusted, sources
         self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
@@ -122,16 +118,14 @@ class Draws:
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
-        decided = ratio is None
         scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)
         measures, audit = scores.measures, audit_scores(scores)
-        if ratio is None and self.trusted is not None:
-            ratio = schedule.calibrated_ratio(scores.num_below(self.trusted), num_examples=self.size)
-        elif ratio is None:
-            share = measures.clipped_share
-            ratio = schedule.adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
-        self.takes_all = decided and ratio == 1.0 and excluded is None
+        self.takes_all = False
+        if ratio is None:
+            below = [] if self.trusted is None else scores.num_below(self.trusted)
+            ratio = schedule.decided_ratio(config, share=measures.clipped_share, below=below, num_examples=self.size)
+            self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
         if falls_back and not self._warned:
             warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)

@@ -60,6 +60,13 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
     return 1.0 - below[-place] / num_examples if gain >= LEAST_GAIN else 1.0
 
 
+def decided_ratio(config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int) -> float:
+    """The ratio of a schedule that leaves it to the scores; see the two above for what they read."""
+    if config.ratio_schedule == "calibrated":
+        return calibrated_ratio(below, num_examples=num_examples)
+    return adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+
+
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
     """Passes over one selection."""
     if schedule == "fixed":

@@ -44,14 +44,20 @@ STRATEGIES: dict[str, Strategy] = {}
 REDRAWN: set[str] = set()
 """Those that draw anew for each pass of a round."""
 
+READ_THE_RATIO: set[str] = set()
+"""Those that take as many examples as the schedule says."""
+
 _WEIGHTED_WHERE: dict[str, tuple[str, ...]] = {}
 
 
-def _strategy(*, redrawn: bool = False, weighted_where: tuple[str, ...] = ()) -> Callable[[Strategy], Strategy]:
+def _strategy(
+    *, redrawn: bool = False, reads_ratio: bool = True, weighted_where: tuple[str, ...] = ()
+) -> Callable[[Strategy], Strategy]:
     """Make a function a strategy of its name.
 
     Args:
         redrawn: it draws anew for each pass of a round.
+        reads_ratio: it takes as many examples as the schedule says.
         weighted_where: values of ``[teacher] weighting`` under which it gives other weights than 1.
     """
 
@@ -60,6 +66,8 @@ def _strategy(*, redrawn: bool = False, weighted_where: tuple[str, ...] = ()) ->
         STRATEGIES[name], _WEIGHTED_WHERE[name] = function, weighted_where
         if redrawn:
             REDRAWN.add(name)
+        if reads_ratio:
+            READ_THE_RATIO.add(name)
         return function
 
     return add
@@ -133,7 +141,7 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
     ), k
 
 
-@_strategy(redrawn=True, weighted_where=("none", "inverse_probability"))
+@_strategy(redrawn=True, reads_ratio=False, weighted_where=("none", "inverse_probability"))
 def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """Half of the examples below the mean importance are left out, anew for each pass; the other half counts double.
 

@@ -17,6 +17,7 @@ trained example, in blocks of ``flush_every`` steps; scoring passes only where a
 import json
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from titan_attent.data.order import Pass, Pool
@@ -93,7 +94,7 @@ class Teacher:
             reference=reference,
             amateur=amateur,
             vocab_size=vocab_size,
-            trusted=trusted,
+            trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
             sources=sources,
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)

@@ -2,7 +2,9 @@
 
     launch.py          the training command: configuration, checks, hand over to torchtitan
     scorer.py          the scoring command; scoring_checks.py: its input
-    scorers.py         the command that makes scorers; scorers_plan.py: what they are; stages.py: its commands
+    write_losses.py    scores every example on all ranks, and writes the losses
+    scorers.py         the command that makes scorers; scorers_plan.py: what they are; scorers_bigram.py: those that are
+                       counted; stages.py: the commands that make those that are trained
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
     mistakes.py        how a user's mistake ends a run
     opened.py          the data sets of a run, each opened once

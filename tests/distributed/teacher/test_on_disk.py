@@ -204,3 +204,11 @@ def test_a_part_that_is_missing_is_named(part: str) -> None:
     given: dict[str, Any] = {"reference": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0], part: None}
     with pytest.raises(ValueError, match=f"`{part}`"):
         Teacher(LossBuffer(8), DIFFERENCE, batch_size=4, total_steps=9, **given)
+
+
+def test_a_strategy_that_does_not_read_the_ratio_goes_its_own_way() -> None:
+    """InfoBatch leaves out half of the easy ones, whatever share the schedule would keep."""
+    config = replace(DIFFERENCE, strategy="threshold", ratio_schedule="adaptive", initial_ratio=1.0)
+    teacher, sampler = build(None, config)
+    next(iter(sampler))
+    assert 0.5 < teacher.metrics()["teacher/ratio"] < 0.95
