@@ -54,14 +54,21 @@ def check_data(config: TeacherConfig, facts: Facts, *, seq_len: int) -> None:
     for path in paths_of_losses(config).values():
         losses = facts.open_reference(path)
         losses.check(fingerprint=dataset.shards.fingerprint, seq_len=seq_len, num_examples=len(dataset))
-    if config.ratio_schedule == "calibrated":
+    if needs_trusted(config):
         trusted_differences(config, facts)
 
 
 def paths_of_losses(config: TeacherConfig) -> dict[str, str]:
-    """The folders of losses on disk that a run reads: "reference", "amateur" -> folder."""
+    """The folders of losses on disk that a run reads: "reference", "amateur" -> folder. Uniform reads none."""
+    if config.strategy == "uniform":
+        return {}
     paths = {"reference": config.reference_path} if "reference" in reads(config.importance) else {}
     return paths | ({"amateur": config.amateur_path} if config.amateur_path else {})
+
+
+def needs_trusted(config: TeacherConfig) -> bool:
+    """Whether a run compares with trusted text."""
+    return config.ratio_schedule == "calibrated" and config.strategy != "uniform"
 
 
 def trusted_differences(config: TeacherConfig, facts: Facts) -> list[float]:
@@ -111,6 +118,8 @@ def check_parts(
     window: object,
 ) -> None:
     """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
+    if config.strategy == "uniform":
+        return
     needed = reads(config.importance)
     if config.scores_forward and score is None:
         raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')

@@ -132,7 +132,7 @@ class Teaching(System):
             losses = self.run.open_reference(path)
             found[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
             ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
-        if config.ratio_schedule == "calibrated":
+        if checks.needs_trusted(config):
             found["trusted"] = checks.trusted_differences(config, self.run)
         return found
 

@@ -187,9 +187,9 @@ def test_where_nothing_is_left_out_the_order_is_uniforms() -> None:
     amateur = torch.zeros(NUM_EXAMPLES)
     orders = []
     for config in (TeacherConfig(strategy="uniform"), DIFFERENCE):
-        given: dict[str, Any] = {"vocab_size": VOCAB_SIZE}
+        given: dict[str, Any] = {}
         if config is DIFFERENCE:
-            given |= {"reference": amateur, "amateur": amateur, "trusted": TRUSTED[:100] + [-1.0] * 100}
+            given = {"reference": amateur, "amateur": amateur, "trusted": TRUSTED[:100] + [-1.0] * 100}
         teacher = Teacher(LossBuffer(NUM_EXAMPLES), config, batch_size=BATCH, total_steps=60, **given)
         orders.append(
             [next_ids.tolist() for _, (next_ids, _) in zip(range(40), TeachingSampler(teacher), strict=False)]
