@@ -35,7 +35,7 @@ from evidence_corpora import CORPORA, SEQ_LEN, build
 from evidence_numbers import charge
 from evidence_pictures import draw_curves, draw_differences
 from evidence_results import data_fingerprint, gather, read_known
-from evidence_rules import RULES, data_of, kinds_task, rule_task, scorers_task, scores_folder
+from evidence_rules import RULES, data_of, kinds_task, rule_task, scored_data, scorers_task, scores_folder
 from evidence_table import report
 
 from titan_attent.data.format import INDEX_FILE
@@ -91,8 +91,10 @@ def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[
     failed: list[str] = []
     for seed in args.seeds:
         tasks = list(runs(args, seed, known, fingerprints))
-        scored = {task.labels["corpus"]: None for task in tasks if RULES[task.labels["rule"]].scorers}
-        failed += run_tasks(args.output, [scorers_task(corpus, seed) for corpus in scored], jobs=args.jobs)
+        labels = [(task.labels["corpus"], RULES[task.labels["rule"]]) for task in tasks]
+        scored = {scored_data(corpus, rule): corpus for corpus, rule in labels if rule.scorers}
+        scorers = [scorers_task(corpus, seed, data=data) for data, corpus in scored.items()]
+        failed += run_tasks(args.output, scorers, jobs=args.jobs)
         for corpus in (task.labels["corpus"] for task in tasks if RULES[task.labels["rule"]].data == "middle"):
             if (args.output / scores_folder(corpus, seed) / "amateur" / REFERENCE_FILE).is_file():
                 write_middle(args.output, corpus, seed)

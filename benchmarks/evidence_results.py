@@ -21,7 +21,7 @@ import numpy as np
 from convergence_runs import load_result
 from corpora import KINDS_FILE
 from evidence_corpora import CORPORA, KINDS
-from evidence_rules import RULES, data_of, kinds_task, rule_task, scores_folder
+from evidence_rules import RULES, data_of, kinds_task, rule_task, scored_data, scores_folder
 
 
 def gather(
@@ -42,7 +42,7 @@ def gather(
         if result is None:
             continue
         if RULES[name].scorers:
-            file = output / scores_folder(corpus, seed) / "scorers.json"
+            file = output / scores_folder(scored_data(corpus, RULES[name]), seed) / "scorers.json"
             if not file.is_file():
                 continue  # removed since
             scorers = json.loads(file.read_text(encoding="utf-8"))

@@ -87,6 +87,19 @@ RULES = {
         steps=0.55,
         corpora=("junk", "near_duplicates", "target"),
     ),
+    "top_67": Rule(
+        about="the 27% of largest difference, in 0.675 of the steps",
+        teacher=DIFFERENCE | {"ratio_schedule": "constant", "initial_ratio": 0.27},
+        steps=0.675,
+        corpora=("near_duplicates",),
+    ),
+    "dedup_67": Rule(
+        about="difference, of rows that share no 50 tokens with another, in 0.675 of the steps",
+        teacher=DIFFERENCE,
+        steps=0.675,
+        data="dedup",
+        corpora=("near_duplicates",),
+    ),
     "attainment": Rule(about="attainment of the amateur, its own ratio; no trusted text", teacher=ATTAINMENT),
     "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=NONE, data="dedup"),
     "perplexity": Rule(about="uniform on the middle half by the amateur's loss", teacher=NONE, data="middle"),
@@ -94,8 +107,13 @@ RULES = {
 }
 
 
-def scores_folder(corpus: str, seed: int) -> str:
-    return f"scorers/{corpus}/seed-{seed}"
+def scored_data(corpus: str, rule: Rule) -> str:
+    """Folder below ``corpora/`` of what the scorers of a rule score."""
+    return f"{corpus}-dedup" if rule.data == "dedup" else corpus
+
+
+def scores_folder(data: str, seed: int) -> str:
+    return f"scorers/{data}/seed-{seed}"
 
 
 def data_of(corpus: str, rule: Rule, seed: int) -> str:
@@ -116,7 +134,7 @@ def config(folder: str, corpus: str, *, data: str, teacher: dict[str, Any], seed
 
 def rule_task(corpus: str, name: str, seed: int) -> Task:
     rule, folder = RULES[name], f"runs/{corpus}/{name}/seed-{seed}"
-    scores = scores_folder(corpus, seed)
+    scores = scores_folder(scored_data(corpus, rule), seed)
     teacher = {
         key: value.replace(SCORES, scores) if isinstance(value, str) else value for key, value in rule.teacher.items()
     }
@@ -138,10 +156,10 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
     )
 
 
-def scorers_task(corpus: str, seed: int) -> Task:
-    """Makes the amateur and the expert of a corpus, and their losses on it."""
-    folder, name = scores_folder(corpus, seed), CORPORA[corpus].name
-    made = config(folder, corpus, data=corpus, teacher=NONE, seed=seed, steps=STEPS)
+def scorers_task(corpus: str, seed: int, *, data: str) -> Task:
+    """Makes the amateur and the expert of ``data``, which is of a corpus, and their losses on it."""
+    folder, name = scores_folder(data, seed), CORPORA[corpus].name
+    made = config(folder, corpus, data=data, teacher=NONE, seed=seed, steps=STEPS)
     made["job"]["description"] = SCORED_BY
     return Task(
         folder=f"{folder}/command",

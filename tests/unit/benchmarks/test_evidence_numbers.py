@@ -51,7 +51,10 @@ def test_the_runs_are_those_that_a_rule_is_for_and_nobody_knows() -> None:
 def test_other_scorers_are_another_run_of_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def configs() -> dict[str, object]:
         tasks = {name: rules.rule_task("junk", name, 0) for name in rules.RULES}
-        return {name: task.config for name, task in (tasks | {"scorers": rules.scorers_task("junk", 0)}).items()}
+        return {
+            name: task.config
+            for name, task in (tasks | {"scorers": rules.scorers_task("junk", 0, data="junk")}).items()
+        }
 
     before = configs()
     monkeypatch.setattr(rules, "SCORED_BY", "scorers: of another kind")
