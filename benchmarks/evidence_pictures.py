@@ -30,6 +30,8 @@ LOOKS = {
     "difference_87": (COLORS[5], "^"),
     "difference_67": (COLORS[5], "s"),
     "difference_55": (COLORS[5], "v"),
+    "top_67": (COLORS[5], "d"),
+    "dedup_67": (COLORS[5], "p"),
     "attainment": (COLORS[1], "D"),
     "dedup": (COLORS[2], "P"),
     "perplexity": (COLORS[3], "X"),

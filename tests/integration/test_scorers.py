@@ -1,138 +1,336 @@
-"""Making scorers by the real command: killed and resumed on another number of ranks, and a run that reads them."""
+"""Making scorers by the real command: killed and resumed on another number of ranks, and runs that read them.
+
+Scorers are made for dirty data, of which random tokens are a half, with clean text as the trusted one; and for clean
+data with itself.
+"""
 
 import json
 import multiprocessing
+import multiprocessing.forkserver
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import titan_attent.titan.compat  # noqa: F401
+
+import numpy as np
 import pytest
 import torch
-from launch import kill_when, launch, read_trace, run, start, write_config
+from launch import TIMEOUT, kill_when, launch, read_trace, run, start, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchtitan.components.checkpoint import CheckpointManager
 
-from titan_attent.data.format import INDEX_FILE
-from titan_attent.data.holdout import STRETCH, hold_out
+from titan_attent.data.holdout import write_tokens
 from titan_attent.data.shards import TokenDataset
+from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.titan import stages, write_losses
+from titan_attent.titan.scorers_bigram import BATCH_SIZE
 
-SEQ_LEN = ("--training.seq_len", "64", "--validation.seq_len", "64")
-STEPS = 10
+SEQ_LEN = 64
+LENGTHS = ("--training.seq_len", str(SEQ_LEN), "--validation.seq_len", str(SEQ_LEN))
 MODULE = "titan_attent.scorers"
+MODELS = ("amateur", "expert")
+PARTS = tuple(f"{name}{part}" for name in MODELS for part in ("/trusted", ""))
+"""Folders of losses, in the order in which they are made."""
+GLOBAL_BATCH = 16
+STEPS, KILLED_AT = 4, 2
+"""Of a trained scorer."""
+RUN_STAGE = stages._run
 
 
-def may_have_children() -> None:
-    """Workers of these tests are daemons, which may not."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-
-
-def arguments(folder: Path, data: dict[str, Path], output: str, *more: str) -> list[str]:
-    options = ("--flavor", "scorer_xs", "--steps", str(STEPS), "--batch_size", "8")
-    return [
-        *("--trusted", str(data["train"]), "--output", str(folder / output), *options),
-        *("--job.config_file", str(folder / "config.toml"), *SEQ_LEN, *more),
-    ]
+def write_dirty(clean: TokenDataset, folder: Path) -> None:
+    """Half of the rows, here and there, are random tokens."""
+    shards, rng = clean.shards, np.random.default_rng(0)
+    tokens = shards.read(0, shards.num_tokens)
+    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    for row in rng.permutation(len(clean))[: len(clean) // 2]:
+        tokens[row * SEQ_LEN : (row + 1) * SEQ_LEN] = rng.integers(0, tokenizer.vocab_size, SEQ_LEN)
+    write_tokens(folder, [tokens], tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
 def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the configurations of a run on each of the two data sets, in ``clean`` and ``dirty``."""
     folder = tmp_path_factory.mktemp("scorers")
-    write_config(folder, data=token_data, dump=folder / "run")
+    write_dirty(TokenDataset(token_data["train"], seq_len=SEQ_LEN), folder / "data")
+    for name, data in (("clean", token_data["train"]), ("dirty", folder / "data")):
+        write_config(folder / name, data=token_data | {"train": data}, dump=folder / name / "run")
     return folder
+
+
+def command(folder: Path, trusted: Path, output: str, *more: str, data: str = "dirty") -> list[str]:
+    config = ("--job.config_file", str(folder / data / "config.toml"))
+    return ["--trusted", str(trusted), "--output", str(folder / output), *config, *LENGTHS, *more]
 
 
 @pytest.fixture(scope="module")
 def straight(folder: Path, token_data: dict[str, Path]) -> Path:
     """Made on one rank in one go."""
-    output = run(*arguments(folder, token_data, "straight"), num_processes=1, module=MODULE, prepare=may_have_children)
-    assert "% of the run's" in output and output.index("% of the run's") < output.index("Scorers: train amateur")
+    output = run(*command(folder, token_data["train"], "straight"), num_processes=1, module=MODULE)
+    assert "% of the run's" in output and output.index("% of the run's") < output.index("count for the amateur")
     assert f'amateur_path = "{folder / "straight" / "amateur"}"' in output
     return folder / "straight"
 
 
-def losses(folder: Path) -> torch.Tensor:
+def losses(folder: Path) -> np.ndarray:
     found = ReferenceLosses(folder)
     found.verify_checksum()
-    return found.read(0, found.num_examples)
+    return found.read(0, found.num_examples).numpy()
 
 
-def test_killed_and_resumed_on_another_number_of_ranks(
-    folder: Path, straight: Path, token_data: dict[str, Path]
+def difference(scorers: Path, part: str = "") -> np.ndarray:
+    return losses(scorers / "amateur" / part) - losses(scorers / "expert" / part)
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+# -- making them ------------------------------------------------------------------------------------------------------
+
+
+def stand_still_in(folder: Path, *, kept: int) -> None:
+    """Prepares a worker: a stretch is one batch, and ``folder`` never counts more than ``kept`` losses as kept."""
+    stock, write_losses.STRETCH_BATCHES = ReferenceWriter._save_progress, 1
+
+    def save_progress(writer: ReferenceWriter) -> None:
+        while writer.path == folder and writer._durable > kept:
+            time.sleep(1)
+        stock(writer)
+
+    ReferenceWriter._save_progress = save_progress  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("before", "after", "part"), [(2, 1, "amateur"), (1, 2, "expert")])
+def test_killed_between_two_stretches_and_resumed_on_another_number_of_ranks(
+    folder: Path, straight: Path, token_data: dict[str, Path], before: int, after: int, part: str
 ) -> None:
-    argv, output = arguments(folder, token_data, "killed"), folder / "killed"
-    half = output / "models" / "expert" / "checkpoint" / "step-5" / ".metadata"
-    kill_when(half.is_file, start(*argv, module=MODULE, prepare=may_have_children))
-    assert not (output / "expert" / "reference.json").exists()
-    text = run(*argv, num_processes=1, module=MODULE, prepare=may_have_children)
-    assert "Scorers: train amateur" not in text and "Scorers: train expert" in text
-    for name in ("amateur", "expert"):
-        for part in (name, f"{name}/trusted"):
-            torch.testing.assert_close(losses(output / part), losses(straight / part), rtol=1e-3, atol=0)
-        assert json.loads((output / name / "cost.json").read_text())["device_seconds"] > 0
-    assert losses(straight / "amateur").std() > 0.01
-    assert not torch.equal(losses(straight / "amateur"), losses(straight / "expert"))
+    output, kept = folder / f"killed-{before}", BATCH_SIZE * before
+    argv = command(folder, token_data["train"], output.name)
+    # The second stretch is on the disk, too, but does not count yet: it is cut off again.
+    prepare, file = partial(stand_still_in, output / part, kept=kept), output / part / "losses.bin"
+    workers = start(*argv, num_processes=before, module=MODULE, prepare=prepare)
+    kill_when(lambda: file.is_file() and file.stat().st_size > 4 * kept, workers)
+    done = PARTS.index(part)
+    assert [(output / name / "reference.json").exists() for name in PARTS] == [i < done for i in range(4)]
+    assert stored(output / part / "scoring.json")["num_scored"] == kept < len(losses(straight / part))
+    clock, newest = stored(output / "scorers.json")["under_way"], file.stat().st_mtime
+
+    text = run(*argv, num_processes=after, module=MODULE)
+    assert ("count for the amateur" in text) == (done < 2) and "count for the expert" in text
+    for name in PARTS:
+        assert np.array_equal(losses(output / name), losses(straight / name))
+        ours, theirs = (stored(path / name / "reference.json") for path in (output, straight))
+        assert {**ours, "checkpoint": ""} == {**theirs, "checkpoint": ""}
+    # Charged is the work of both commands, by the ranks that each had.
+    report = stored(output / "scorers.json")
+    lost, all_seconds = newest - clock["since"], report["seconds"][clock["stage"]]
+    expected = lost * before + (all_seconds - lost) * after
+    assert 0 < lost < all_seconds and report["device_seconds"][clock["stage"]] == pytest.approx(expected, abs=1e-4)
+    for name in MODELS:
+        assert ReferenceLosses(output / name).device_seconds > 0
+    assert "under_way" not in report
 
 
-def test_a_run_selects_from_step_1_on_without_a_forward_pass(folder: Path, straight: Path) -> None:
-    settings = {
-        **{"strategy": "hard", "importance": "cross_entropy_difference", "ratio_schedule": "calibrated"},
-        **{"amateur_path": straight / "amateur", "reference_path": straight / "expert", "trusted_quantile": 0.3},
-        **{"anneal_fraction": 0.0, "interval_schedule": "fixed"},
-    }
-    argv = [word for key, value in settings.items() for word in (f"--teacher.{key}", str(value))]
-    ids = []
-    for ranks in (1, 2):
-        dump = folder / f"taught-{ranks}"
-        paths = ("--job.config_file", str(folder / "config.toml"), "--job.dump_folder", str(dump))
-        run(*paths, *SEQ_LEN, *argv, "--training.steps", "6", num_processes=ranks)
-        trace = read_trace(dump)
-        assert [(step["step"], step["round"], step["strategy"]) for step in trace] == [
-            (i, 1, "hard") for i in range(1, 7)
-        ]
-        ids.append([sorted(step["ids"]) for step in trace])
-        first = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
-        assert first["ledger/examples_scored"] == 0 and first["ledger/prepaid_seconds"] > 0
-    assert ids[0] == ids[1]
-    difference = losses(straight / "amateur") - losses(straight / "expert")
-    trusted = losses(straight / "amateur" / "trusted") - losses(straight / "expert" / "trusted")
-    cut = trusted.sort().values[int(0.3 * len(trusted))]
-    chosen = torch.tensor(ids[0]).flatten()
-    assert (difference[chosen] >= cut).all() and first["teacher/selected"] == (difference >= cut).sum() // 8 * 8
+def test_what_the_scorers_cost_is_kept(straight: Path) -> None:
+    report = stored(straight / "scorers.json")
+    num = [len(losses(straight / part)) for part in ("amateur", "amateur/trusted")]
+    assert report["seconds"] == report["device_seconds"] and len(report["seconds"]) == 6
+    cost, counted = report["cost"], int(stored(straight / "amateur" / "reference.json")["checkpoint"].split()[2])
+    # What is announced is known before the text is cut: to a stretch of 16.
+    assert abs(cost["scored"] - sum(num)) < 16 and abs(cost["trained"] - counted) < 16
+    assert cost["flops"] == pytest.approx(2 * SEQ_LEN * (30 * cost["trained"] + 10 * cost["scored"]))
+    assert cost["share"] == cost["flops"] / cost["run_flops"] and 0 < cost["share"] < 0.01
+    for name in MODELS:
+        mine = [seconds for stage, seconds in report["seconds"].items() if stage.endswith(name)]
+        kept = stored(straight / name / "cost.json")
+        assert len(mine) == 3 and kept["device_seconds"] == pytest.approx(sum(mine))
+        assert kept["flops"] == cost["flops"] / 2
+
+
+def test_made_again_on_more_ranks_nothing_changes(folder: Path, straight: Path, token_data: dict[str, Path]) -> None:
+    files = ("amateur/cost.json", "expert/cost.json", "scorers.json")
+    before = [stored(straight / file) for file in files]
+    text = run(*command(folder, token_data["train"], "straight"), num_processes=2, module=MODULE)
+    assert "count for the" not in text and [stored(straight / file) for file in files] == before
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("more", "message"),
     [
-        (("--training.seq_len", "128"), "holds the reference losses of other examples"),
-        (("--teacher.amateur_path", "nowhere"), "no such folder"),
-        (("--teacher.trusted_quantile", "0.0001"), "is not one: score more of them"),
+        (("--flavor", "scorer_xs"), "holds other scorers: flavor was 'bigram' and is 'scorer_xs'"),
+        (("--data.seed", "5"), "holds other scorers: data_seed was 0 and is 5"),
+        (("--steps", "3"), "--steps with --flavor bigram, which is not trained: leave it out"),
     ],
 )
-def test_scores_of_other_data_are_refused(folder: Path, straight: Path, change: tuple[str, ...], message: str) -> None:
-    paths = ("--teacher.amateur_path", str(straight / "amateur"), "--teacher.reference_path", str(straight / "expert"))
-    rule = ("--teacher.importance", "cross_entropy_difference", "--teacher.ratio_schedule", "calibrated")
-    config = ("--job.config_file", str(folder / "config.toml"), "--job.dump_folder", str(folder / "refused"))
-    result = launch(*config, *SEQ_LEN, *rule, *paths, *change, num_processes=1)
+def test_other_scorers_are_refused(
+    folder: Path, straight: Path, token_data: dict[str, Path], more: tuple[str, ...], message: str
+) -> None:
+    before = (straight / "scorers.json").read_bytes()
+    result = launch(*command(folder, token_data["train"], "straight", *more), num_processes=1, module=MODULE)
     assert result.returncode != 0 and message in result.stderr
-    assert not (folder / "refused").exists()
+    assert (straight / "scorers.json").read_bytes() == before
 
 
-def test_other_scorers_are_not_overwritten(folder: Path, straight: Path, token_data: dict[str, Path]) -> None:
-    argv = arguments(folder, token_data, "straight", "--lr", "0.5")
-    result = launch(*argv, num_processes=1, module=MODULE, prepare=may_have_children)
-    assert result.returncode != 0 and "holds other scorers: lr was 0.01 and is 0.5" in result.stderr
+# -- those that are trained -------------------------------------------------------------------------------------------
 
 
-def test_what_is_held_out_is_not_trained_on(token_data: dict[str, Path], tmp_path: Path) -> None:
-    data = TokenDataset(token_data["train"], seq_len=64)
-    hold_out(data, train=tmp_path / "train", held_out=tmp_path / "held_out", num_train=10**6, num_held_out=2048)
-    train, held_out = (TokenDataset(tmp_path / name, seq_len=64) for name in ("train", "held_out"))
-    whole = {tuple(data[i][0]["input"].tolist()) for i in range(len(data))}
-    rows = [{tuple(part[i][0]["input"].tolist()) for i in range(len(part))} for part in (train, held_out)]
-    assert rows[0] | rows[1] <= whole and not rows[0] & rows[1]
-    assert len(train) + len(held_out) == len(data) // STRETCH * STRETCH and len(held_out) == -(-len(data) // 160) * 16
-    before = (tmp_path / "train" / INDEX_FILE).stat().st_mtime_ns
-    hold_out(data, train=tmp_path / "train", held_out=tmp_path / "held_out", num_train=16, num_held_out=16)
-    assert (tmp_path / "train" / INDEX_FILE).stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="fewer than the 128"):
-        hold_out(
-            TokenDataset(token_data["train"], seq_len=512),
-            **{"train": tmp_path / "a", "held_out": tmp_path / "b", "num_train": 16, "num_held_out": 16},
-        )
+def stand_still(module: str, argv: list[str], environment: dict[str, str]) -> None:
+    """A stage: as stages.py runs it, but the expert's training goes no further than ``KILLED_AT``."""
+    stock = CheckpointManager.save
+
+    def save(manager: CheckpointManager, curr_step: int, last_step: bool = False) -> None:
+        stock(manager, curr_step, last_step=last_step)
+        if curr_step == KILLED_AT and "expert" in argv[1]:
+            time.sleep(TIMEOUT)
+
+    CheckpointManager.save = save  # type: ignore[method-assign]
+    RUN_STAGE(module, argv, environment)
+
+
+def fork_stages(server: dict[str, Any], *, run_stage: Callable[..., None] | None = None) -> None:
+    """Prepares a worker: its stages come from the server that has forked it, as one of its own would import what they
+    need for five seconds of a core."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    vars(multiprocessing.forkserver._forkserver).update(server, ensure_running=lambda: None)
+    stages._run = run_stage or stages._run
+
+
+def test_a_killed_training_is_resumed(folder: Path, token_data: dict[str, Path]) -> None:
+    options = ("--flavor", "scorer_xs", "--steps", str(STEPS), "--batch_size", "4")
+    argv, output = command(folder, token_data["train"], "trained", *options), folder / "trained"
+    multiprocessing.forkserver.ensure_running()
+    state = vars(multiprocessing.forkserver._forkserver)
+    server = {name: state[name] for name in ("_forkserver_address", "_forkserver_authkey") if name in state}
+    reached = output / "models" / "expert" / "checkpoint" / f"step-{KILLED_AT}" / ".metadata"
+    prepare = partial(fork_stages, server, run_stage=stand_still)
+    kill_when(reached.is_file, start(*argv, module=MODULE, prepare=prepare))
+    assert not any((output / part).exists() for part in PARTS)
+
+    text = run(*argv, num_processes=1, module=MODULE, prepare=partial(fork_stages, server))
+    assert "Scorers: train amateur" not in text and "Scorers: train expert" in text
+    files = sorted((output / "models" / "expert" / "tb").rglob("events.*"), key=lambda path: path.stat().st_mtime)
+    resumed = EventAccumulator(str(files[-1]))
+    resumed.Reload()
+    steps = [event.step for event in resumed.Scalars("loss_metrics/global_avg_loss")]
+    assert steps == list(range(KILLED_AT + 1, STEPS + 1))
+    for name in MODELS:
+        assert ReferenceLosses(output / name).device_seconds > 0
+    assert difference(output).std() > 0.01
+
+
+# -- runs that read them ----------------------------------------------------------------------------------------------
+
+
+def paths(scorers: Path) -> list[str]:
+    rule = {"importance": "cross_entropy_difference", "ratio_schedule": "calibrated", "strategy": "hard"}
+    return keys(rule | {"amateur_path": scorers / "amateur", "reference_path": scorers / "expert"})
+
+
+def keys(teacher: dict[str, Any]) -> list[str]:
+    return [word for key, value in teacher.items() for word in (f"--teacher.{key}", str(value))]
+
+
+def train(folder: Path, name: str, *more: str, data: str, steps: int, num_processes: int) -> list[dict[str, Any]]:
+    """What a run of the smallest flavor did in every step."""
+    settings = {
+        **{"job.config_file": folder / data / "config.toml", "job.dump_folder": folder / name, "model.flavor": "bench"},
+        **{"training.global_batch_size": GLOBAL_BATCH, "training.local_batch_size": GLOBAL_BATCH // num_processes},
+        **{"training.steps": steps, "teacher.anneal_fraction": 0.0, "teacher.interval_schedule": "fixed"},
+    }
+    argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    run(*argv, *LENGTHS, *more, num_processes=num_processes)
+    trace = read_trace(folder / name)
+    assert [step["step"] for step in trace] == list(range(1, steps + 1))
+    return trace
+
+
+def first_round(dump: Path) -> dict[str, Any]:
+    return json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
+
+
+def above_the_cut(scorers: Path) -> np.ndarray:
+    """The ids to keep, best first: all cuts tried, one by one."""
+    data, trusted = difference(scorers), difference(scorers, "trusted")
+    gain, cut = max(((data < cut).mean() - 2 * (trusted < cut).mean(), cut) for cut in trusted)
+    ids = np.argsort(-data, kind="stable")
+    return ids[data[ids] >= cut] if gain >= 0.1 else ids
+
+
+def test_a_run_selects_from_step_1_on_without_a_forward_pass(folder: Path, straight: Path) -> None:
+    kept = above_the_cut(straight)
+    assert 100 < len(kept) < 200, "something is left out"
+    kept = kept[: len(kept) // GLOBAL_BATCH * GLOBAL_BATCH]
+    steps = len(kept) // GLOBAL_BATCH
+    ids = []
+    for ranks in (1, 2):
+        name = f"taught-{ranks}"
+        trace = train(folder, name, *paths(straight), data="dirty", steps=steps, num_processes=ranks)
+        assert {(step["round"], step["strategy"]) for step in trace} == {(1, "hard")}
+        ids.append([sorted(step["ids"]) for step in trace])
+        first = first_round(folder / name)
+        assert first["ledger/examples_scored"] == 0 and first["teacher/selected"] == len(kept)
+        prepaid = sum(stored(straight / model / "cost.json")["device_seconds"] for model in MODELS)
+        assert first["ledger/prepaid_seconds"] == pytest.approx(prepaid / ranks)
+    assert ids[0] == ids[1]
+    assert sorted(sum(ids[0], [])) == sorted(kept)  # one pass: each of them once, and no other
+
+
+def test_trusted_text_like_the_data_leaves_nothing_out_and_trains_as_uniform(
+    folder: Path, token_data: dict[str, Path]
+) -> None:
+    argv = command(folder, token_data["train"], "equal", data="clean")
+    run(*argv, num_processes=1, module=MODULE)
+    num = len(losses(folder / "equal" / "amateur"))
+    assert len(above_the_cut(folder / "equal")) == num
+    rules = {"kept": paths(folder / "equal"), "uniform": keys({"strategy": "uniform"})}
+    steps = num // GLOBAL_BATCH + 2  # into the second pass
+    ids = [
+        [step["ids"] for step in train(folder, name, *rule, data="clean", steps=steps, num_processes=1)]
+        for name, rule in rules.items()
+    ]
+    assert ids[0] == ids[1] and len({*sum(ids[0][:-2], [])}) == num // GLOBAL_BATCH * GLOBAL_BATCH
+    assert first_round(folder / "kept")["teacher/ratio"] == 1.0
+
+
+# -- scores that are refused ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few(folder: Path, straight: Path) -> Path:
+    """The scorers with fewer trusted examples than it takes."""
+    few = folder / "few"
+    for name in MODELS:
+        part, kept = few / name / "trusted", losses(straight / name / "trusted")[:31]
+        shutil.copytree(straight / name, few / name)
+        scoring = replace(ReferenceLosses(part).scoring, num_examples=len(kept))
+        shutil.rmtree(part)
+        with ReferenceWriter(part, scoring=scoring) as writer:
+            writer.append(torch.from_numpy(kept))
+            writer.finish()
+    return few
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--training.seq_len", "128"), "holds the reference losses of other examples"),
+        (("--teacher.amateur_path", "nowhere"), "nowhere: not a folder of reference losses, no such folder"),
+        ((), "31 trusted held-out examples are too few to calibrate by: score 32"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(
+    folder: Path, straight: Path, few: Path, change: tuple[str, ...], message: str
+) -> None:
+    config = ("--job.config_file", str(folder / "dirty" / "config.toml"))
+    dump = folder / "refused"
+    argv = [*config, *LENGTHS, *paths(straight if change else few), "--job.dump_folder", str(dump), *change]
+    result = launch(*argv, num_processes=1)
+    assert result.returncode != 0 and message in result.stderr
+    assert not dump.exists()

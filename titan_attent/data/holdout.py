@@ -42,7 +42,7 @@ def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: i
         )
     num = len(dataset) // STRETCH
     stretches = np.arange(num)
-    is_held_out = pieces(num, round(min(MOST * num, num_held_out / STRETCH)))
+    is_held_out = pieces(num, int(min(MOST * num, num_held_out / STRETCH)))
     others = stretches[~is_held_out]
     wanted = min(len(others), max(1, -(-num_train // STRETCH)))
     taken = others[np.linspace(0, len(others) - 1, wanted).astype(int)]
@@ -52,13 +52,14 @@ def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: i
 
 
 def pieces(num: int, wanted: int) -> np.ndarray:
-    """bool [num], about ``wanted`` of them and at least one True: the middles of ``PIECES`` equal parts."""
-    parts = min(PIECES, max(1, wanted))
-    each = max(1, round(wanted / parts))
+    """bool [num], ``wanted`` of them and at least one True: the middles of ``PIECES`` equal parts."""
+    wanted = max(1, wanted)
+    parts = min(PIECES, wanted)
+    edges, before = (np.linspace(0, total, parts + 1).astype(int) for total in (num, wanted))
     chosen = np.zeros(num, bool)
-    for first, stop in zip(*(np.linspace(0, num, parts + 1).astype(int)[i:][:parts] for i in (0, 1)), strict=True):
-        start = (first + stop - each) // 2
-        chosen[start : start + each] = True
+    for first, stop, size in zip(edges, edges[1:], np.diff(before), strict=False):
+        start = (first + stop - size) // 2
+        chosen[start : start + size] = True
     return chosen
 
 

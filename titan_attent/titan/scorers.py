@@ -87,7 +87,7 @@ class Making:
                 f"--trusted {options.trusted} was written with another tokenizer than the run's data, "
                 f"{job_config.data.path}: the ids mean something else; write the trusted text with the data's own"
             )
-        self.report: dict[str, Any] = {"seconds": {}}
+        self.report: dict[str, Any] = {"seconds": {}, "device_seconds": {}}
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -150,11 +150,9 @@ class Making:
         self._timed(name, lambda: run_on_all_ranks(module, argv))
 
     def _timed(self, name: str, stage: Callable[[], None]) -> None:
-        if self.rank == 0:
-            logger.info(f"Scorers: {name}")
-        begin = time.monotonic()
+        on_first_rank(lambda: self._start_clock(name))
         stage()
-        on_first_rank(lambda: self._add_seconds(name, time.monotonic() - begin))
+        on_first_rank(lambda: self._stop_clock(time.time()))
 
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
 
@@ -177,6 +175,8 @@ class Making:
                     f"{self.output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for "
                     "the same to resume"
                 )
+        if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
+            self._stop_clock(max(path.stat().st_mtime for path in self.output.rglob("*")))
         cost = cost_of(
             self.options,
             self.run,
@@ -194,15 +194,23 @@ class Making:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", text.encode())
 
-    def _add_seconds(self, stage: str, seconds: float) -> None:
-        self.report["seconds"][stage] = self.report["seconds"].get(stage, 0.0) + seconds
+    def _start_clock(self, stage: str) -> None:
+        logger.info(f"Scorers: {stage}")
+        self.report["under_way"] = {"stage": stage, "since": time.time(), "ranks": self.world_size}
+        self._save()
+
+    def _stop_clock(self, now: float) -> None:
+        clock = self.report.pop("under_way")
+        seconds, stage = max(0.0, now - clock["since"]), clock["stage"]
+        for name, taken in (("seconds", seconds), ("device_seconds", seconds * clock["ranks"])):
+            self.report[name][stage] = self.report[name].get(stage, 0.0) + taken
         self._save()
 
     def _finish(self) -> None:
         cost = self.report["cost"]
         for name in MODELS:
-            mine = [seconds for stage, seconds in self.report["seconds"].items() if stage.endswith(name)]
-            content = {"device_seconds": sum(mine) * self.world_size, "flops": cost["flops"] / len(MODELS)}
+            mine = [seconds for stage, seconds in self.report["device_seconds"].items() if stage.endswith(name)]
+            content = {"device_seconds": sum(mine), "flops": cost["flops"] / len(MODELS)}
             write_atomically(self.output / name / COST_FILE, (json.dumps(content, indent=1) + "\n").encode())
         seconds = sum(self.report["seconds"].values())
         logger.info(

@@ -87,6 +87,7 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
     return {key: asked[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
         "seq_len": data.seq_len,
         "seed": run.debug.seed,
+        "data_seed": run.data.seed,
         "precision": run.training.mixed_precision_param,
         "data_fingerprint": data.shards.fingerprint,
         "trusted_fingerprint": trusted.shards.fingerprint,

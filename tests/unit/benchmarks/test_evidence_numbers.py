@@ -39,6 +39,8 @@ def test_the_runs_are_those_that_a_rule_is_for_and_nobody_knows() -> None:
         "difference_87": ["near_duplicates", "web"],
         "difference_67": ["junk", "near_duplicates", "target", "web"],
         "difference_55": ["junk", "near_duplicates", "target"],
+        "top_67": ["near_duplicates"],
+        "dedup_67": ["near_duplicates"],
     }
     assert found | {"runs/junk/difference/seed-1"} == {
         f"runs/{corpus}/{rule}/seed-1" for rule in rules.RULES for corpus in shorter.get(rule, corpora.CORPORA)
