@@ -21,7 +21,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan import scorer
+from titan_attent.titan import scorer, write_losses
 from titan_attent.titan.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")
@@ -224,5 +224,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    scorer.STRETCH_EXAMPLES = 1
+    write_losses.STRETCH_EXAMPLES = 1
     scorer.score()
