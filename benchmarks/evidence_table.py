@@ -136,6 +136,10 @@ def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any
         f"Seeds {', '.join(map(str, seeds)) or 'none'}. What runs, corpora and rules are: benchmarks/evidence.py, "
         "evidence_corpora.py, evidence_rules.py; how a run is charged: benchmarks/README.md.",
         "",
+        "![validation loss against steps](single_pass.png)",
+        "",
+        "![differences to uniform](differences.png)",
+        "",
         *(line for title, table in tables.items() for line in (title, "", table, "")),
         *(f"- {rule}: {RULES[rule].about}" for rule in RULES if any(rule == result["rule"] for result in results)),
         "",
