@@ -49,10 +49,17 @@ def test_adaptive_ratio_keeps_its_bounds() -> None:
     assert adaptive_ratio(1.0, lowest=0.3, highest=0.6) == 0.6
 
 
-def test_what_would_leave_out_less_than_a_twentieth_leaves_out_nothing() -> None:
-    assert adaptive_ratio(0.975, lowest=0.1, highest=1.0) == 1.0  # 0.951
-    assert adaptive_ratio(0.974, lowest=0.1, highest=1.0) == 0.974**2  # 0.949
-    assert adaptive_ratio(0.975, lowest=0.1, highest=0.9) == 0.9
+def test_what_would_leave_out_less_than_three_tenths_leaves_out_nothing() -> None:
+    assert adaptive_ratio(0.837, lowest=0.1, highest=1.0) == 1.0  # 0.7006
+    assert adaptive_ratio(0.836, lowest=0.1, highest=1.0) == 0.836**2  # 0.6989
+    assert adaptive_ratio(0.837, lowest=0.1, highest=0.9) == 0.9
+
+
+def test_a_twentieth_of_junk_is_seen() -> None:
+    """Scores spread as clean text's after a pass, and a twentieth that count for nothing."""
+    clean = 1 / (1 + 0.39**2)  # of scores with that coefficient of variation
+    assert 0.73 < clean**2 < 0.78 and adaptive_ratio(clean, lowest=0.1, highest=1.0) == 1.0
+    assert adaptive_ratio(0.95 * clean, lowest=0.1, highest=1.0) < 0.7
 
 
 @pytest.mark.parametrize("scoring, expected", [("train", []), ("forward_once", [12]), ("forward", [12, 18, 24])])
