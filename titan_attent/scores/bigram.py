@@ -27,8 +27,6 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 NUM_BUCKETS = 2**24
 SMOOTHING = 100.0
-MOST_TOKENS = 2**31 - 1
-"""That a model may count: its counts are int32."""
 
 
 class BigramModel:

@@ -10,21 +10,19 @@ again, which takes a few seconds in 10^8 tokens, and goes on scoring where it st
 import hashlib
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.order import Cursor
-from titan_attent.data.reader import Batch, Reader
+from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.write_losses import entered, fail_on_mistake, write_losses
+from titan_attent.titan.write_losses import entered, fail_on_mistake, read_batch, write_losses
 
 MOST_TOKENS = 2**30
-"""That a model counts."""
+"""That a model counts; its counts are int32."""
 BATCH_SIZE = 64
 """Examples counted or scored at once; not the ranks' to choose, as a loss must not depend on their number."""
 
@@ -53,14 +51,11 @@ class Bigrams:
         sharding = ExampleSharding(self.num, mesh=self.mesh)
         sample = Cursor(len(self.dataset), self.seed)
         sample.take(self.num)
-        places = (sharding.local_ids()[i : i + BATCH_SIZE] for i in range(0, sharding.num_local, BATCH_SIZE))
-        for input_dict, labels in self.reader.read(lambda at: self._read(sample.pool().ids(at)), places):
+        pool, places = sample.pool(), sharding.local_ids()
+        batches = (places[i : i + BATCH_SIZE] for i in range(0, len(places), BATCH_SIZE))
+        for input_dict, labels in self.reader.read(lambda at: read_batch(self.dataset, pool.ids(at)), batches):
             self.model.add(input_dict["input"], labels)
         self.model.share(sharding)
-
-    def _read(self, ids: Tensor) -> Batch:
-        inputs, labels = self.dataset.batch(ids)
-        return {"input": inputs}, labels
 
     def score(self, dataset: TokenDataset, folder: Path) -> None:
         """Write the losses of all examples of ``dataset`` to ``folder``, or those that a killed command left out."""
@@ -84,7 +79,7 @@ class Bigrams:
             seq_len=dataset.seq_len,
             num_examples=len(dataset),
             model="bigram",
-            precision=str(torch.float64).removeprefix("torch."),
+            precision="float64",
             checkpoint=f"counts of {self.num} examples of {self.dataset.shards.path}",
             checkpoint_sha256=hashlib.sha256(made_of.encode()).hexdigest(),
         )

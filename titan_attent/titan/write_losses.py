@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ class Stretches:
                 yield (first + mine).clamp(max=self.num_examples - 1)
 
 
+def read_batch(dataset: TokenDataset, ids: Tensor) -> Batch:
+    """The examples of ``ids``, int64 [B], as a model takes them."""
+    inputs, labels = dataset.batch(ids)
+    return {"input": inputs}, labels
+
+
 @contextmanager
 def entered(writer: ReferenceWriter) -> Iterator[int]:
     """Enter ``writer`` on rank 0: the first example whose loss is missing, on all ranks. A collective of one number.
@@ -98,12 +105,7 @@ def write_losses(
         batch_size: rows of a rank.
     """
     stretches = Stretches(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
-
-    def read(ids: Tensor) -> Batch:
-        inputs, labels = dataset.batch(ids)
-        return {"input": inputs}, labels
-
-    batches = reader.read(read, stretches.ids(sharding.rank), pin_memory=pin_memory)
+    batches = reader.read(partial(read_batch, dataset), stretches.ids(sharding.rank), pin_memory=pin_memory)
     bar = tqdm(
         total=len(dataset),
         initial=start,
