@@ -21,7 +21,7 @@ COMMON: dict[str, Any] = {
     "max_interval": 1,
     "anneal_fraction": 0.0,
 }
-"""The teacher of every rule but ``defaults``, as in the measurements that this benchmark repeats."""
+"""The teacher of every rule but ``attainment_in_training``, as in the measurements that this benchmark repeats."""
 
 ADAPTIVE: dict[str, Any] = COMMON | {
     "strategy": "hard",
@@ -117,7 +117,11 @@ RULES = {
         | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE}
         | {"scoring": "forward", "pool_size": 20 * BATCH_SIZE, "initial_ratio": 0.4, "warmup_passes": 0},
     ),
-    "defaults": Rule(about="[teacher] left empty", teacher={}, by_default=False),
+    "attainment_in_training": Rule(
+        about="attainment of the losses seen in training, as many as their effective sample size says, from a half on",
+        teacher={"strategy": "hard"},
+        by_default=False,
+    ),
 }
 
 REFERENCE_STEPS = 1.0

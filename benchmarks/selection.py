@@ -2,7 +2,7 @@
 
     python benchmarks/selection.py [--sizes 1000000 10000000 100000000] [--processes 2] [--output selection.json]
 
-A loss buffer of N made-up losses is sharded over the processes. Both ways make the same draw of the default teacher
+A loss buffer of N made-up losses is sharded over the processes. Both ways make the same draw of a hard teacher
 from it (soft, ratio 0.5, floor, quarantine, effective sample size, weights, audit), and then the pass's first batch:
 
     ours     draw        Draws.draw: radix descents over sharded scores
@@ -46,7 +46,7 @@ from titan_attent.teacher.statistics import QUANTILE
 from titan_attent.teacher.weights import inclusion_probabilities
 
 RATIO, BATCH, STEP = 0.5, 1024, 5000
-CONFIG = TeacherConfig()
+CONFIG = TeacherConfig(strategy="hard")
 Numbers = dict[str, float]
 
 

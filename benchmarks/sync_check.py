@@ -72,8 +72,8 @@ VARIANTS: dict[str, list[str]] = {
     "soft, pools": [*SOFT, *RATIO_1, "--teacher.pool_size", "{pool}"],
     "soft, shadow": [*SOFT, "--teacher.shadow"],
     "reweighting": ["--teacher.strategy", "random", "--teacher.weighting", "loss", *RATIO_1, *TEACHING],
-    "defaults, two microbatches": ["--training.global_batch_size", "{two_microbatches}"],
-    "defaults, compiled": ["--compile.enable"],
+    "soft, two microbatches": [*SOFT, "--training.global_batch_size", "{two_microbatches}"],
+    "soft, compiled": [*SOFT, "--compile.enable"],
 }
 
 
@@ -306,7 +306,7 @@ def main() -> None:
     args.processes = args.processes or (min(2, torch.cuda.device_count()) if gpu else 2)
     args.seq_len = args.seq_len or (512 if gpu else 32)
     args.compile = False  # a variant of its own
-    args.variants = args.variants or [name for name in VARIANTS if gpu or name != "defaults, compiled"]
+    args.variants = args.variants or [name for name in VARIANTS if gpu or name != "soft, compiled"]
 
     header = measure.header()
     batch = args.batch * args.processes

@@ -19,6 +19,11 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         f"again from step {plan.anneal_start + 1} of {total_steps}"
     )
     if config.strategy == "uniform":
+        if unread := keys_without_a_rule(config):
+            logger.warning(
+                f'teacher.strategy is "uniform": not read {"is" if len(unread) == 1 else "are"} {", ".join(unread)}. '
+                'To teach, name a strategy: "hard" takes the examples of largest importance'
+            )
         return
     if plan.warmup_steps >= plan.anneal_start:
         logger.warning(
@@ -50,6 +55,13 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         logger.log(*risk)
 
 
+def keys_without_a_rule(config: TeacherConfig) -> list[str]:
+    """Those that ask for a choice of examples, where none is made: set in the TOML, and the strategy left out."""
+    keys = ("importance", "reference_path", "amateur_path", "scoring", "pool_size", "ratio_schedule", "shadow")
+    before = TeacherConfig()
+    return [f"teacher.{key}" for key in keys if getattr(config, key) != getattr(before, key)]
+
+
 def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
     """Level and text of what a rule can do harm by, as measured (docs/choosing.md); None where nothing is known.
 
@@ -67,6 +79,11 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
         return logging.INFO, (
             "What the trusted text has too little of is left out, good or not: watch teacher/inclusion, the share "
             "chosen of each data source, and put text of every kind that you want into the trusted text"
+        )
+    if config.importance == "attainment" and not config.amateur_path and not config.scores_forward:
+        return logging.WARNING, (
+            "Attainment on losses of training, a pass old and more, does harm where data has copies: their losses fall "
+            'together. Use scoring = "forward_once", or deduplicate the data first'
         )
     if config.importance == "attainment" and config.amateur_path:
         return logging.WARNING, (

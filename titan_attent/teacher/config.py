@@ -15,10 +15,10 @@ RATIO_SCHEDULES = ("constant", "incremental", "cosine", "adaptive", "calibrated"
 
 @dataclass
 class TeacherConfig:
-    strategy: str = "hard"
+    strategy: str = "uniform"
     """
     Which examples a round trains on: "uniform", all of them, always, with torchtitan's own loss, bit for bit; or a
-    function of teacher/strategies.py.
+    function of teacher/strategies.py. What leaves examples out can do harm (docs/choosing.md), so it is named.
     """
 
     importance: str = "attainment"

@@ -16,13 +16,16 @@ from titan_attent.teacher.schedule import calibrated_ratio
 NUM_EXAMPLES, BATCH, VOCAB_SIZE = 203, 12, 1000
 TRUSTED = np.random.default_rng(5).normal(0.4, 0.3, 400).astype(np.float32).tolist()
 DIFFERENCE = TeacherConfig(
+    strategy="hard",
     importance="cross_entropy_difference",
     reference_path="an expert's",
     amateur_path="an amateur's",
     ratio_schedule="calibrated",
     anneal_fraction=0.0,
 )
-ATTAINMENT = TeacherConfig(amateur_path="an amateur's", scoring="amateur", initial_ratio=0.1, anneal_fraction=0.0)
+ATTAINMENT = TeacherConfig(
+    strategy="hard", amateur_path="an amateur's", scoring="amateur", initial_ratio=0.1, anneal_fraction=0.0
+)
 CASES = {
     "difference": DIFFERENCE,
     "difference, pools": replace(DIFFERENCE, pool_size=60),
@@ -133,6 +136,7 @@ def test_the_amateur_counts_where_the_learner_has_no_loss_yet() -> None:
     """excess_loss with an amateur: the learner's loss where an example was trained, the amateur's elsewhere."""
     amateur, expert = losses_on_disk()
     config = TeacherConfig(
+        strategy="hard",
         importance="excess_loss",
         **{"reference_path": "e", "amateur_path": "a", "ratio_schedule": "constant", "initial_ratio": 0.3},
         anneal_fraction=0.0,

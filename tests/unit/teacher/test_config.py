@@ -105,7 +105,8 @@ def test_good_values(key, value):
     needed = NEEDED.get(value, {}) if isinstance(value, str) else {}
     # The default schedule swaps nothing: a final ratio below the initial one is another test's.
     schedule = {} if key == "ratio_schedule" else {"ratio_schedule": "constant"}
-    TeacherConfig(**{key: value} | schedule | needed).validate()
+    strategy = {} if key == "strategy" else {"strategy": "hard"}
+    TeacherConfig(**{key: value} | strategy | schedule | needed).validate()
 
 
 @pytest.mark.parametrize("key, value, hint", UNKNOWN)

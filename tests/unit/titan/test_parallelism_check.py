@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "no accelerator": (2, {"training__enable_cpu_offload": True}, "there is no accelerator to offload from"),
     "loss in chunks": (
         2,
-        {"tensor_parallel": 2, "teacher__loss_chunks": 4},
+        {"tensor_parallel": 2, "teacher__loss_chunks": 4, "teacher__strategy": "hard"},
         "loss_chunks = 4 with tensor_parallel_degree = 2, which cuts .* Set it to 1, or .*disable_loss_parallel",
     ),
     "experts and TP": (
