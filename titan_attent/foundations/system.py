@@ -12,6 +12,7 @@ system by name. It makes those that the TOML turns on, in the order of ``titan_a
                              around_backward
                              microbatch_done
     a step                   step_done
+    no training step         outside_steps          saving, validating, a forward pass for scores
     a logged step            metrics
     a checkpoint             state_dict, load_state_dict
     the end                  close
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.foundations.ledger import Ledger
@@ -103,6 +104,9 @@ class Run(Facts):
         served: (pass, global batch in it) whose examples the loader handed out last.
         forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in
             eval mode without gradients. None was seen on pipeline stages before the last. A collective.
+        model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
+        predict: a batch -> (logits, labels) of a forward pass in train mode, to be differentiated inside the context.
+            Not under a pipeline. A collective.
     """
 
     job_config: Any
@@ -118,6 +122,8 @@ class Run(Facts):
     step: Callable[[], int]
     served: Callable[[], Any]
     forward: Callable[[Iterable["Batch"], LossFunction], Iterator[tuple[Columns, Seen | None]]]
+    model_parts: Sequence[nn.Module]
+    predict: Callable[["Batch"], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,11 @@ class System:
 
     def step_done(self) -> None:
         """After every training step; the one place where a system may talk to other ranks."""
+
+    def outside_steps(self) -> AbstractContextManager[Any]:
+        """Entered, on all ranks, for what is not a training step: saving a checkpoint, validating, and
+        :attr:`Run.forward`."""
+        return nullcontext()
 
     def metrics(self) -> dict[str, float]:
         """Host numbers to log, their tags beginning with ``<name>/``; no collective and no device sync."""

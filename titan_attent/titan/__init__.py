@@ -10,7 +10,7 @@
     opened.py          the data sets of a run, each opened once
     train_spec.py      which parts a model gets
     loader.py          torchtitan's loader over the token shards
-    trainer.py         torchtitan's Trainer with the run's systems in its step
+    trainer.py         torchtitan's Trainer with the run's systems in its step; together.py: all of them as one
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same shards each time
     metrics.py         torchtitan's metrics with those of the systems beside them

@@ -9,7 +9,7 @@ Cost: none of its own. No host sync is added between forward and optimizer step.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -21,12 +21,13 @@ from torchtitan.train import Trainer
 
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.foundations.system import Columns, LossFunction, Run, Seen, StepLoss, System
+from titan_attent.foundations.system import Columns, LossFunction, Run, Seen, StepLoss
 from titan_attent.systems import systems_on
 from titan_attent.titan import compat
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.pipeline import PipelineLoss
+from titan_attent.titan.together import Together
 
 
 class TeachingTrainer(Trainer):
@@ -38,25 +39,18 @@ class TeachingTrainer(Trainer):
         self.loader = cast(TeachingLoader, self.dataloader)
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
         self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=job_config.training.seq_len)
-        run = self._run()
-        self.systems: list[System] = [system(run) for system in systems_on(job_config)]
-        self.column_names = ("example_id", *(name for system in self.systems for name in system.columns))
-        self.step_loss: LossFunction = self._stock_loss
-        for system in self.systems:
-            self.step_loss = system.loss(self.step_loss)
-            if system.keeps_state:
-                # Beside torchtitan's own states, so that stock keys stay stock.
-                self.checkpointer.states[system.name] = system
-        (sampler,) = (system.sampler for system in self.systems if system.sampler is not None)
+        self.systems = Together(systems_on(job_config), self._run(), self._stock_loss)
+        # Beside torchtitan's own states, so that stock keys stay stock.
+        self.checkpointer.states |= self.systems.states
         self.loader.follow(
-            sampler,
+            self.systems.sampler,
             before_decision=self.checkpointer.maybe_wait_for_staging,
-            reads=[system.read for system in self.systems if type(system).read is not System.read],
+            reads=self.systems.reads,
         )
-        self.checkpointer.save = self.ledger.charged("save", self.checkpointer.save)
+        self.checkpointer.save = self.ledger.charged("save", self.systems.aside(self.checkpointer.save))
         if job_config.validation.enable:
-            self.validator.validate = self.ledger.charged("validate", self.validator.validate)
-        cast(TeachingMetricsProcessor, self.metrics_processor).system_metrics = self._metrics
+            self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))
+        cast(TeachingMetricsProcessor, self.metrics_processor).system_metrics = self.systems.metrics
         # Made of a host number, which a step must not copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
@@ -79,6 +73,8 @@ class TeachingTrainer(Trainer):
             step=lambda: self.step,
             served=lambda: self.loader.served,
             forward=self.forward,
+            model_parts=self.model_parts,
+            predict=self.predict,
         )
 
     def _copies(self) -> list[tuple[DeviceMesh, int]]:
@@ -101,29 +97,24 @@ class TeachingTrainer(Trainer):
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
         """Out of the batch, before they become arguments of the model's forward."""
-        return {name: input_dict.pop(name) for name in self.column_names if name in input_dict}
-
-    def _around_backward(self) -> AbstractContextManager[Any]:
-        with ExitStack() as stack:
-            for system in self.systems:
-                stack.enter_context(system.around_backward())
-            return stack.pop_all()
+        return {name: input_dict.pop(name) for name in self.systems.column_names if name in input_dict}
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
     ) -> Tensor:
         """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
         columns, seen = self._take_columns(input_dict), cast("Seen | None", {})
+        systems = self.systems
         dims = self.parallel_dims
         # DDP averages gradients that were divided already (torchtitan #2323); FSDP sums them.
         ddp_ranks = 1 if dims.fsdp_enabled else dims.dp_replicate
         divisor = global_valid_tokens / ddp_ranks
         if dims.pp_enabled:
-            with self._around_backward():
-                loss_sum, seen = self._pipeline_step(input_dict, labels, columns, self.step_loss, divisor=divisor)
+            with systems.around_backward():
+                loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
-        elif self.step_loss == self._stock_loss:
-            with self._around_backward():
+        elif systems.loss == self._stock_loss:
+            with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             logged = loss / ddp_ranks
         else:
@@ -132,13 +123,12 @@ class TeachingTrainer(Trainer):
             with self.train_context():
                 with self.maybe_enable_amp:
                     pred = model(inputs, **extra_inputs, **extra_kwargs)
-                    to_differentiate, loss_sum, seen = self.step_loss(pred, labels, columns)
+                    to_differentiate, loss_sum, seen = systems.loss(pred, labels, columns)
                 del pred  # before the backward, whose peak it would raise
-                with self._around_backward():
+                with systems.around_backward():
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
-        for system in self.systems:
-            system.microbatch_done(columns, seen)
+        systems.microbatch_done(columns, seen)
         return logged
 
     def _pipeline_step(
@@ -179,7 +169,7 @@ class TeachingTrainer(Trainer):
         """The columns of each batch and what ``loss`` saw of them, in eval mode; see :class:`Run`. A collective."""
         for part in self.model_parts:
             part.eval()
-        with compat.expert_counts_kept(self.model_parts):
+        with self.systems.outside_steps(), compat.expert_counts_kept(self.model_parts):
             for input_dict, labels in batches:
                 input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
                 labels, columns = labels.to(self.device), self._take_columns(input_dict)
@@ -194,18 +184,29 @@ class TeachingTrainer(Trainer):
         for part in self.model_parts:
             part.train()
 
+    @contextmanager
+    def predict(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of a forward pass that can be differentiated; see :class:`Run`. A collective."""
+        input_dict, labels = batch
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
+            {"input": input_dict["input"].to(self.device)}, labels.to(self.device)
+        )
+        (model,) = self.model_parts
+        with compat.expert_counts_kept(self.model_parts), self.train_context():
+            with self.maybe_enable_amp:
+                pred = model(inputs, **extra_inputs, **extra_kwargs)
+            yield pred, labels
+
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         with self.ledger.charge("train"):
             super().train_step(data_iterator)
-        for system in self.systems:
-            system.step_done()
+        self.systems.step_done()
 
     def batch_generator(self, data_iterable: Any) -> Iterator[Batch]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
-        for system in self.systems:
-            system.begin()
+        self.systems.begin()
         self.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))
 
@@ -217,9 +218,6 @@ class TeachingTrainer(Trainer):
             self.ntokens_seen -= num_tokens - num_tokens // self.parallel_dims.cp
             yield batch
 
-    def _metrics(self) -> dict[str, float]:
-        return {tag: value for system in self.systems for tag, value in system.metrics().items()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # torchtitan counts a rank's own tokens; at another number of ranks a rank's share is another.
@@ -227,7 +225,7 @@ class TeachingTrainer(Trainer):
         self.ntokens_seen = self.step * tokens_per_step // (self.loader.dp_world_size * self.parallel_dims.cp)
 
     def close(self) -> None:
-        for system in getattr(self, "systems", ()):
-            system.close()
+        if hasattr(self, "systems"):
+            self.systems.close()
         cast(TeachingLoader, self.dataloader).close()
         super().close()
