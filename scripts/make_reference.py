@@ -46,6 +46,8 @@ REFUSALS = {
     ),
     "a value of `[teacher]`": "teacher/config.py",
     "a parallelism, a data set or reference losses that the teacher cannot work with": "teacher/checks.py",
+    "a value of `[modules]`": "modules/config.py",
+    "a parallelism or a model whose modules cannot be probed or frozen": "modules/system.py",
     "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring_checks.py",
     "a damaged, truncated or swapped shard": "data/shards.py",
 }

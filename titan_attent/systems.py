@@ -6,10 +6,12 @@ A new one is a folder with a :class:`System` in it, its section in job_config.py
 from typing import Any
 
 from titan_attent.foundations.system import System
+from titan_attent.modules.system import AdaptiveModules
 from titan_attent.teacher.system import Teaching
 
 SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained, and with what weights
+    AdaptiveModules,  # [modules]: which parts of the model a step updates
 )
 
 

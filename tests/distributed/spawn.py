@@ -24,7 +24,9 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def run_on_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_on_ranks(
+    fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float = 120.0, apart: bool = False
+) -> list[Any]:
     """Each rank's ``fn(mesh, *args)``, in rank order.
 
     Args:
@@ -32,12 +34,13 @@ def run_on_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: fl
         num_ranks: processes; 1 calls ``fn(None, *args)`` here, without a process group.
         args: picklable.
         timeout: seconds until the world is killed.
+        apart: a single rank gets a process and a process group, too.
 
     Raises:
         RuntimeError: with the traceback of the rank that failed first.
         TimeoutError: when the world was still running; it names the ranks.
     """
-    if num_ranks == 1:
+    if num_ranks == 1 and not apart:
         return [fn(None, *args)]
     with tempfile.TemporaryDirectory() as folder:
         ranks = [

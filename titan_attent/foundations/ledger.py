@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-ACCOUNTS = ("load", "train", "score", "select", "exchange", "save", "validate")
+ACCOUNTS = ("load", "train", "score", "select", "exchange", "save", "validate", "probe")
 TEACHING = ("score", "select", "exchange")
 """The accounts that a run without a teacher would not have."""
 
@@ -129,7 +129,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds = dict(state["seconds"])
+        self.seconds = dict.fromkeys(ACCOUNTS, 0.0) | state["seconds"]
         self._seconds_before = state["wall_seconds"]
         self._start = self._clock()
         self.examples_trained = state["examples_trained"]

@@ -9,7 +9,7 @@ from titan_attent.report.saving import reach, saved_percent, target_loss
 from titan_attent.systems import SYSTEMS
 
 ACCOUNTS = tuple(
-    f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange")
+    f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange", "probe")
 )
 # The order of the table; further teacher/* and ledger/* tags come after them.
 ORDER = (
@@ -29,7 +29,10 @@ TARGET, BETWEEN = "first run's final validation loss", "between validations at"
 REACHED = ("reached at step", "reached after tokens", "reached after seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
-FAMILIES = tuple(panel.family for system in SYSTEMS for panel in system.panels if panel.family)
+_PANELS = [panel for system in SYSTEMS for panel in system.panels if panel.family]
+FAMILIES = tuple(str(panel.family) for panel in _PANELS if not panel.map)
+MAPS = tuple(str(panel.family) for panel in _PANELS if panel.map)
+"""Families that the picture alone shows."""
 SHOWN_MEMBERS = 8
 """Of a family of tags, one for each of many things such as data sources."""
 
@@ -54,7 +57,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     resumes = len(run.session_starts) - 1
     minutes, seconds = divmod(round(run.wall_seconds), 60)
     logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(PREFIXES)}
-    logged -= {tag for tag in logged if tag.startswith(FAMILIES)}
+    logged -= {tag for tag in logged if tag.startswith(FAMILIES + MAPS)}
     tags = [*(tag for tag in ORDER if tag in logged | ALWAYS), *sorted(logged.difference(ORDER))]
     checkpoints = [file.parent.name for file in run.path.glob("checkpoint/step-*/.metadata")]
     newest = max((name for name in checkpoints if name[5:].isdecimal()), key=lambda name: int(name[5:]), default=None)

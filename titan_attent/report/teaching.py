@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from titan_attent.foundations.system import Panel
+from titan_attent.report.maps import draw_map
 from titan_attent.report.runs import SPEED, WALL, RunScalars
 from titan_attent.report.style import LIGHT_COLORS, REST_COLOR, mark_resumes, smoothed, title, x_axis
 from titan_attent.report.summary import ACCOUNTS, shown_members
@@ -32,6 +33,8 @@ def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
     """The panels of :data:`PANELS` for which a run has something to draw."""
 
     def shows(panel: Panel) -> bool:
+        if panel.map:
+            return any(tag.startswith(str(panel.family)) for run in runs for tag in run.scalars)
         if panel.family:
             return bool(shown_members(runs, panel.family)[0])
         if panel.title == TIME:
@@ -44,7 +47,9 @@ def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
 
 def draw_panel(axes: Axes, panel: Panel, runs: Sequence[RunScalars], names: Sequence[str]) -> None:
     """``names``: of the runs."""
-    if panel.family:
+    if panel.map:
+        draw_map(axes, panel, runs, names)
+    elif panel.family:
         _draw_family(axes, panel.title, panel.family, runs)
     elif panel.title == TIME:
         _draw_time(axes, runs, names)
