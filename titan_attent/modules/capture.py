@@ -33,6 +33,7 @@ Forward = Callable[..., Any]
 class Seen(NamedTuple):
     """Of a layer: its input (token ids of an embedding), and the output, whose gradient is wanted."""
 
+    name: str
     layer: nn.Module
     inputs: Tensor
     output: Tensor
@@ -45,12 +46,19 @@ class Capture:
         units: the modules to watch.
         num_examples: n, of the batch.
         num_ranks: of tensor parallelism, by which what each rank has whole is divided.
+        num_heads: H, of attention; 0 to leave out the heads.
+
+    Attributes:
+        heads: unit -> fp32 or fp64 [H, n, n]: the Gram matrix of each head's rows of ``wq`` and columns of ``wo``.
+            Keys and values, which several heads may share, are not in it. Filled by :meth:`grams`.
     """
 
-    def __init__(self, units: Sequence[Unit], *, num_examples: int, num_ranks: int = 1):
+    def __init__(self, units: Sequence[Unit], *, num_examples: int, num_ranks: int = 1, num_heads: int = 0):
         self.units = units
         self.num_examples = num_examples
         self.num_ranks = num_ranks
+        self.num_heads = num_heads
+        self.heads: dict[str, Tensor] = {}
         self._seen: dict[str, list[Seen]] = defaultdict(list)
         self._aliases: list[Tensor] = []
         self._gradients: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
@@ -64,7 +72,7 @@ class Capture:
                 if is_experts(layer):
                     self._patch(layer, self._through_experts(unit.name, name, layer, layer.forward))
                 elif isinstance(layer, nn.Linear | nn.Embedding):
-                    self._patch(layer, self._watched(unit.name, layer, layer.forward))
+                    self._patch(layer, self._watched(unit.name, name, layer, layer.forward))
                 else:
                     self._patch(layer, self._sorted(layer, layer.forward))
         return self
@@ -84,10 +92,10 @@ class Capture:
 
     # -- forward --------------------------------------------------------------------------------------------------
 
-    def _watched(self, unit: str, layer: nn.Module, forward: Forward) -> Forward:
+    def _watched(self, unit: str, name: str, layer: nn.Module, forward: Forward) -> Forward:
         def watched(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output = forward(inputs, *args, **kwargs)
-            self._seen[unit].append(Seen(layer, inputs.detach(), output))
+            self._seen[unit].append(Seen(name, layer, inputs.detach(), output))
             return output
 
         return watched
@@ -151,7 +159,7 @@ class Capture:
 
         Returns:
             fp32 or fp64 [units, n, n]: this rank's summand of the Gram matrix of each unit's per-example gradients of
-            its matrices and biases. Scales of norms, which have no matrix, are not in it.
+            its matrices and biases. Vectors without a matrix, such as scales of norms, are not in it.
         """
         self.stop()
         seen = [(unit, item) for unit, items in self._seen.items() for item in items]
@@ -171,6 +179,9 @@ class Capture:
                 gram = embedding_gram(a, g)
             else:
                 gram = linear_gram(a, g)
+                if self.num_heads and item.name.endswith(("attention.wq", "attention.wo")):
+                    own = self._head_grams(a, g, columns_of=g if item.name.endswith("wq") else a)
+                    self.heads[unit] = self.heads.get(unit, 0) + own
                 if unit in embedded:  # one matrix for both
                     mixed = cross_gram(*embedded[unit], a, g)
                     gram += mixed + mixed.T
@@ -182,6 +193,12 @@ class Capture:
         self._seen.clear()
         self._aliases.clear()
         return torch.stack([grams[unit.name] for unit in self.units])
+
+    def _head_grams(self, a: Tensor, g: Tensor, *, columns_of: Tensor) -> Tensor:
+        """[H, n, n]: each head has as many columns of one of the two."""
+        parts = columns_of.chunk(self.num_heads, dim=-1)
+        pairs = [(a, part) if columns_of is g else (part, g) for part in parts]
+        return torch.stack([linear_gram(*pair) for pair in pairs])
 
     def _local(self, item: Seen, gradient: Tensor) -> tuple[Tensor, Tensor, bool]:
         """(input [n, T, p] or ids [n, T], output gradient [n, T, q], whether the ranks hold parts of either)."""

@@ -76,6 +76,12 @@ class ModulesConfig:
     shuffle: bool = False
     """A control: eigenvalues change places among the modules of a type before the decision."""
 
+    heads: bool = False
+    """
+    Also write the eigenvalue of every attention head into modules/decisions.jsonl. A head is a part of matrices, so it
+    is reported and never frozen: a mask would save nothing.
+    """
+
     seed: int = 0
     """Of the probe examples, the random signs and the random policies."""
 

@@ -20,6 +20,7 @@ Shapes: n examples of a group, T tokens, V vocabulary entries, U modules.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -69,6 +70,20 @@ def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return loss.full_tensor() if isinstance(loss, DTensor) else loss
 
 
+class Measures(NamedTuple):
+    """What a probe found; NaN where a number was not finite.
+
+    Attributes:
+        eigenvalues: of the units.
+        norms: of the mean gradient of each.
+        heads: name of an attention unit -> the eigenvalues of its heads; empty unless asked for.
+    """
+
+    eigenvalues: list[float]
+    norms: list[float]
+    heads: dict[str, list[float]]
+
+
 class Prober:
     """Probes the modules of a run.
 
@@ -77,39 +92,48 @@ class Prober:
         units: U modules.
         kind: "ntk" or "loss".
         groups, size: of probe examples.
+        num_heads: of attention; 0 to leave out the heads.
     """
 
-    def __init__(self, run: Run, units: Sequence[Unit], *, kind: str, groups: int, size: int, seed: int):
+    def __init__(
+        self, run: Run, units: Sequence[Unit], *, kind: str, groups: int, size: int, seed: int, num_heads: int = 0
+    ):
         self.run, self.units, self.kind, self.seed = run, units, kind, seed
+        self.num_heads = num_heads
+        self.with_heads = [unit.name for unit in units if unit.kind == "attention"] if num_heads else []
         self.ids = probe_ids(len(run.dataset), groups=groups, size=size, seed=seed)
 
-    def measure(self) -> tuple[list[float], list[float]]:
-        """(principal eigenvalues, norms of the mean gradient) of the units: NaN where a number was not finite.
-
-        A collective, on all ranks, with every parameter requiring gradients.
-        """
-        run, groups = self.run, len(self.ids)
-        table = torch.zeros(groups, 2, len(self.units), dtype=torch.float64)
+    def measure(self) -> Measures:
+        """A collective, on all ranks, with every parameter requiring gradients."""
+        run, groups, num_units = self.run, len(self.ids), len(self.units)
+        width = 2 * num_units + len(self.with_heads) * self.num_heads
+        table = torch.zeros(groups, width, dtype=torch.float64)
         for turn in range(-(-groups // run.num_ranks)):
             group = turn * run.num_ranks + run.rank
             # FSDP needs all ranks in every pass: one that has no group left makes the first one's, for nothing.
-            grams = self._grams(group if group < groups else 0)
+            grams, heads = self._grams(group if group < groups else 0)
             if group < groups:
-                table[group, 0] = principal_eigenvalues(grams)
-                table[group, 1] = grams.double().sum(dim=(1, 2)).clamp(min=0).sqrt().cpu() / len(self.ids[group])
+                norms = grams.double().sum(dim=(1, 2)).clamp(min=0).sqrt().cpu() / len(self.ids[group])
+                all_heads = [principal_eigenvalues(heads[name]) for name in self.with_heads]
+                table[group] = torch.cat([principal_eigenvalues(grams), norms, *all_heads])
         mesh = run.mesh("batch")
         if mesh is not None:
             on_device = table.to(run.device)
             dist.all_reduce(on_device, group=mesh.get_group())
             table = on_device.cpu()
-        eigenvalues, norms = table.mean(dim=0)
-        return eigenvalues.tolist(), norms.tolist()
+        means = table.mean(dim=0).tolist()
+        starts = [2 * num_units + i * self.num_heads for i in range(len(self.with_heads))]
+        of_heads = [means[start : start + self.num_heads] for start in starts]
+        return Measures(
+            means[:num_units], means[num_units : 2 * num_units], dict(zip(self.with_heads, of_heads, strict=True))
+        )
 
-    def _grams(self, group: int) -> Tensor:
-        """[U, n, n] of the examples of a group, equal on the ranks that share a model."""
+    def _grams(self, group: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """[U, n, n] of the examples of a group, equal on the ranks that share a model; and those of the heads."""
         run, mesh, ids = self.run, self.run.mesh("tp"), self.ids[group]
         inputs, labels = run.dataset.batch(ids)
-        capture = Capture(self.units, num_examples=len(ids), num_ranks=1 if mesh is None else mesh.size())
+        tp_ranks = 1 if mesh is None else mesh.size()
+        capture = Capture(self.units, num_examples=len(ids), num_ranks=tp_ranks, num_heads=self.num_heads)
         # Compiled blocks know nothing of a capture; nothing is compiled for it either.
         with torch.compiler.set_stance("force_eager"), capture, run.predict(({"input": inputs}, labels)) as predicted:
             capture.stop()
@@ -121,4 +145,4 @@ class Prober:
             grams = capture.grams(scalar)
         if mesh is not None:
             dist.all_reduce(grams, group=mesh.get_group())
-        return grams
+        return grams, capture.heads

@@ -11,7 +11,7 @@ import json
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.sharding import is_first_rank
@@ -66,6 +66,11 @@ class AdaptiveModules(System):
                 f'[modules] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
                 "backward pass without a step. Set it to false"
             )
+        if config.heads and parallelism.tensor_parallel_degree > 1:
+            raise ValueError(
+                f"[modules] heads = true with tensor_parallel_degree = {parallelism.tensor_parallel_degree}: the heads "
+                "are spread over the ranks. Set heads = false"
+            )
         if config.warmup_steps >= job_config.training.steps:
             raise ValueError(
                 f"[modules] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
@@ -111,7 +116,9 @@ class AdaptiveModules(System):
             groups=self.config.probe_groups,
             size=self.config.probe_examples,
             seed=self.config.seed,
+            num_heads=cast(Any, self.model).model_args.n_heads if self.config.heads else 0,
         )
+        self.heads: dict[str, list[float]] = {}
         self.decided = {panels.ACTIVE + unit.name: 1.0 for unit in self.units}
         self.train_seconds = 0.0
         self.log: JsonLines | None = None
@@ -162,12 +169,13 @@ class AdaptiveModules(System):
 
     def _decide(self) -> None:
         """A collective, on all ranks at the same step."""
-        eigenvalues: list[float] = []
         if self.config.probes:
             with self.run.ledger.charge("probe"), self.freezer.all_active():
-                eigenvalues, norms = self.prober.measure()
+                found = self.prober.measure()
+            self.heads = found.heads
             self.account.probed(self.config.probe_groups * self.config.probe_examples)
-            self.history.see(norms if self.config.policy == "gradient_norm" else eigenvalues, self.config)
+            by_norm = self.config.policy == "gradient_norm"
+            self.history.see(found.norms if by_norm else found.eigenvalues, self.config)
         self._put_in_force(decide(self.units, self.history, self.config))
 
     def _put_in_force(self, active: list[bool]) -> None:
@@ -181,7 +189,8 @@ class AdaptiveModules(System):
         if self.log is not None:
             frozen = [name for name, on in zip(names, active, strict=True) if not on]
             smooth = dict(zip(names, self.history.smooth, strict=False))
-            self.log.write({"step": self.run.step(), "frozen": frozen, "values": smooth})
+            record = {"step": self.run.step(), "frozen": frozen, "values": smooth}
+            self.log.write(record | ({"heads": self.heads} if self.heads else {}))
 
     # -- what it tells --------------------------------------------------------------------------------------------
 

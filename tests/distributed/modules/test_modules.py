@@ -48,6 +48,7 @@ COMMON: Settings = {
     "modules.probe_groups": 3,
     "modules.probe_examples": 2,
 }
+HEADS: Settings = {"modules.heads": True}
 MAT: Settings = {"modules.policy": "mat"}
 PREFIX: Settings = {"modules.policy": "prefix"}
 DRAWN: Settings = {"modules.policy": "random", "modules.backward_share": 0.55}
@@ -64,7 +65,7 @@ def batch(size: int) -> Settings:
 CELLS: dict[int, dict[str, Settings]] = {
     1: {"mat": batch(8) | MAT, "prefix": batch(8) | PREFIX, "random": batch(8) | DRAWN, "norms": batch(8) | NORMS},
     2: {
-        "mat": batch(4) | MAT,
+        "mat": batch(4) | MAT | HEADS,
         "prefix": batch(2) | PREFIX | {"activation_checkpoint.mode": "full"},
         "random": batch(4) | DRAWN,
         "norms": batch(4) | NORMS | {"activation_checkpoint.mode": "selective"},
@@ -234,6 +235,20 @@ def test_a_probe_of_three_ranks_and_of_one(worlds: dict[int, list[dict[str, Any]
     assert np.allclose(first[1], first[2], rtol=1e-4) and not np.allclose(first[1], first[3], rtol=1e-4)
 
 
+def test_heads_are_written_where_they_are_asked_for(
+    worlds: dict[int, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert all(rank["mat"]["steps"] for rank in worlds[2])
+    (folder,) = tmp_path_factory.getbasetemp().glob("modules[0-9]")
+    for name, asked in (("mat", True), ("norms", False)):
+        lines = (folder / "2" / name / "modules" / "decisions.jsonl").read_text().splitlines()
+        assert len(lines) == STEPS - 1
+        for line in lines:
+            heads = json.loads(line).get("heads", {})
+            assert [len(values) for values in heads.values()] == ([4] * 4 if asked else [])
+            assert all(value > 0 for values in heads.values() for value in values)
+
+
 def test_modules_come_back(worlds: dict[int, list[dict[str, Any]]]) -> None:
     for size, name in ((2, "random"), (1, "norms")):
         masks = np.array([list(seen["active"].values()) for seen in worlds[size][0][name]["steps"].values()])
@@ -306,7 +321,8 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, dict[str, Any]]:
     """Steps with other modules active each, validations and checkpoints among them, and nothing compiled again."""
     environment()
     seen = {}
-    for name, settings in {"random": DRAWN, "prefix": PREFIX}.items():
+    gathered = {"parallelism.fsdp_reshard_after_forward": "never"}  # by a validation, when the choice changes
+    for name, settings in {"random": DRAWN | gathered, "prefix": PREFIX}.items():
         counters.clear()
         torch.compiler.reset()
         settings = settings | {

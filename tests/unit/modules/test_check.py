@@ -28,6 +28,7 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
         ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
         ({"modules.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
         ({"modules.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
+        ({"modules.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
         ({"modules.probe": "fisher"}, "probe = 'fisher' is unknown"),
     ],
 )

@@ -19,6 +19,7 @@ from titan_attent.modules.probe import mean_losses, probe_ids, projected_logits,
 from titan_attent.modules.units import Unit, find_units, plain_name
 
 NUM_EXAMPLES, SEQ_LEN, VOCAB = 3, 16, 512
+WITHOUT_MATRIX = ("norm.weight", "sinks")
 CELLS = {
     "llama3": {},
     "qwen3": {"model.name": "qwen3_attent"},
@@ -26,6 +27,7 @@ CELLS = {
     "qwen3, experts": {"model.name": "qwen3_attent", "model.flavor": "moe"},
     "llama4": {"model.name": "llama4_attent"},
     "deepseek_v3": {"model.name": "deepseek_v3_attent"},
+    "gpt_oss": {"model.name": "gpt_oss_attent"},
 }
 
 
@@ -61,7 +63,7 @@ def brute_force(kind: str, model: nn.Module, units: list[Unit], inputs: Any, lab
                     [
                         torch.zeros(parameter.numel()).double() if parameter.grad is None else parameter.grad.flatten()
                         for name, parameter in named.items()
-                        if "norm" not in name and any(parameter is own for own in unit.parameters)
+                        if not name.endswith(WITHOUT_MATRIX) and any(parameter is own for own in unit.parameters)
                     ]
                 )
                 for unit in units
@@ -104,6 +106,25 @@ def test_eigenvalues_are_those_of_the_kernel_of_torch_func() -> None:
     expected = torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
     place = [unit.name for unit in units].index(name)
     assert principal_eigenvalues(grams)[place].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_heads_share_out_the_matrices_of_queries_and_outputs() -> None:
+    model, units, inputs, labels = model_of("llama3")
+    heads = model.model_args.n_heads
+    with Capture(units, num_examples=NUM_EXAMPLES, num_heads=heads) as capture:
+        logits = model(inputs)
+        capture.grams(mean_losses(logits, labels))
+    gradients = []
+    for i in range(NUM_EXAMPLES):
+        model.zero_grad()
+        mean_losses(model(inputs[i : i + 1]), labels[i : i + 1]).backward()
+        attention = model.layers["1"].attention
+        rows, columns = attention.wq.weight.grad.chunk(heads), attention.wo.weight.grad.chunk(heads, dim=1)
+        gradients.append([torch.cat([r.flatten(), c.flatten()]) for r, c in zip(rows, columns, strict=True)])
+    for head, ours in enumerate(capture.heads["layers.1.attention"]):
+        matrix = torch.stack([gradient[head] for gradient in gradients])
+        assert torch.allclose(ours, matrix @ matrix.T, rtol=1e-9, atol=1e-12)
+    assert len(capture.heads) == 4 and len(capture.heads["layers.0.attention"]) == heads
 
 
 @pytest.mark.parametrize("length, width", [(3, 40), (200, 4)])
@@ -160,13 +181,13 @@ def test_the_mean_over_signs_is_the_kernel() -> None:
     """Of a linear map, whose Jacobian is known: the kernel contracted over the outputs is V sum_t a_it . a_jt / T V."""
     a = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     total = torch.zeros(2, 2).double()
-    for key in range(3000):
+    for key in range(800):
         weight = torch.zeros(5, 4).double().requires_grad_()
         asked = [projected_logits(a[i : i + 1] @ weight.T, key) for i in range(2)]
         matrix = torch.stack([torch.autograd.grad(one, weight)[0].flatten() for one in asked])
         total += matrix @ matrix.T
     expected = torch.einsum("itp,jtp->ij", a, a) / 3
-    assert torch.allclose(total / 3000, expected, atol=0.05 * float(expected.abs().max()))
+    assert torch.allclose(total / 800, expected, atol=0.1 * float(expected.abs().max()))
 
 
 def test_probes_are_distinct_and_do_not_depend_on_more_than_the_seed() -> None:
