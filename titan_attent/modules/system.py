@@ -165,12 +165,13 @@ class AdaptiveModules(System):
             if not all(self.history.active):
                 self._put_in_force([True] * len(self.units))
         elif step >= self.config.warmup_steps and (step - self.config.warmup_steps) % self.config.interval == 0:
-            self._decide()
+            with self.run.ledger.charge("probe"):
+                self._decide()
 
     def _decide(self) -> None:
         """A collective, on all ranks at the same step."""
         if self.config.probes:
-            with self.run.ledger.charge("probe"), self.freezer.all_active():
+            with self.freezer.all_active():
                 found = self.prober.measure()
             self.heads = found.heads
             self.account.probed(self.config.probe_groups * self.config.probe_examples)
