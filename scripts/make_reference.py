@@ -48,6 +48,8 @@ REFUSALS = {
     "a parallelism, a data set or reference losses that the teacher cannot work with": "teacher/checks.py",
     "a value of `[modules]`": "modules/config.py",
     "a parallelism or a model whose modules cannot be probed or frozen": "modules/system.py",
+    "a value of `[backward]`": "highway/config.py",
+    "a parallelism or a model that Highway backpropagation cannot work with": "highway/checks.py",
     "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring_checks.py",
     "a damaged, truncated or swapped shard": "data/shards.py",
 }

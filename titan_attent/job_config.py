@@ -8,6 +8,7 @@ ConfigManager replaces sections instead of merging them.
 from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
+from titan_attent.highway.config import BackwardConfig
 from titan_attent.modules.config import ModulesConfig
 from titan_attent.teacher.config import TeacherConfig
 
@@ -19,3 +20,4 @@ class JobConfig:
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     modules: ModulesConfig = field(default_factory=ModulesConfig)
+    backward: BackwardConfig = field(default_factory=BackwardConfig)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from titan_attent.job_config import DataConfig, TeacherConfig
+from titan_attent.job_config import BackwardConfig, DataConfig, ModulesConfig, TeacherConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,8 +42,11 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
 def test_sections() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^ *```toml\n(.*?)```", text, flags=re.S | re.M)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
-        TeacherConfig(**sections["teacher"]).validate()
-        DataConfig(**sections.get("data", {}))
+        DataConfig(**sections.pop("data", {}))
+        sections.pop("model", None)
+        for name, config in (("teacher", TeacherConfig), ("modules", ModulesConfig), ("backward", BackwardConfig)):
+            config(**sections.pop(name, {})).validate()
+        assert not sections
