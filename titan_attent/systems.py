@@ -6,6 +6,7 @@ A new one is a folder with a :class:`System` in it, its section in job_config.py
 from typing import Any
 
 from titan_attent.foundations.system import System
+from titan_attent.highway.stages import HighwayStages
 from titan_attent.highway.system import Highway
 from titan_attent.modules.system import AdaptiveModules
 from titan_attent.teacher.system import Teaching
@@ -13,6 +14,7 @@ from titan_attent.teacher.system import Teaching
 SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained, and with what weights
     AdaptiveModules,  # [modules]: which parts of the model a step updates
+    HighwayStages,  # [backward] cut = "stage": the way of the gradient between pipeline stages
     Highway,  # [backward]: which way the gradient takes; last, see its docstring
 )
 

@@ -6,6 +6,7 @@ system by name. It makes those that the TOML turns on, in the order of ``titan_a
     before the run           check, check_data      refusals; no process group yet, nothing is built
                              identity               what a checkpoint and the run that resumes it must share
     once the ranks can talk  __init__(run)
+                             schedule               of a pipeline
     before the first step    begin
     a batch is read          read                   columns beside the tokens; in reader threads
     a microbatch             loss                   what is differentiated, and what is seen of each example
@@ -212,6 +213,10 @@ class System:
         """The loss of this system, around or instead of ``loss``, which the systems before it have made. Called
         once."""
         return loss
+
+    def schedule(self, schedule: Any) -> Any:
+        """What runs a step's microbatches under a pipeline, instead of torch's ``schedule``. Called once."""
+        return schedule
 
     def around_backward(self) -> AbstractContextManager[Any]:
         """Entered for the backward of each microbatch; for its forward, too, where one call runs both: torchtitan's

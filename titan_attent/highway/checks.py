@@ -5,6 +5,9 @@ from typing import Any
 
 from titan_attent.highway.config import BackwardConfig
 
+SCHEDULES = ("1F1B", "GPipe")
+"""One stage a rank, and no split backward of their own."""
+
 MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """Their blocks are h + attention + feed-forward or experts, in one hidden state."""
 
@@ -20,18 +23,42 @@ def check_run(config: BackwardConfig, job_config: Any) -> None:
         )
     if (degree := parallelism.pipeline_parallel_degree) > 1:
         raise ValueError(
-            f"{where} with pipeline_parallel_degree = {degree}: the form that works stage by stage is not built. Set "
-            'the degree to 1, or method = "exact"'
-        )
-    if (degree := parallelism.data_parallel_replicate_degree) > 1 and _num_shards(parallelism) == 1:
-        raise ValueError(
-            f"{where} with data_parallel_replicate_degree = {degree} without sharding, which is DDP: it reduces "
-            "gradients in one backward, and here are several. Set data_parallel_shard_degree above 1, or that one to 1"
+            f'{where} with cut = "{config.cut}" and pipeline_parallel_degree = {degree}: no rank has all blocks. Set '
+            'cut = "stage", or the degree to 1'
         )
     if (mode := job_config.activation_checkpoint.mode) != "none":
         raise ValueError(
             f'{where} with [activation_checkpoint] mode = "{mode}": each pass over a block would compute its forward '
             'again. Set the mode to "none"'
+        )
+    _check_backwards(job_config)
+
+
+def check_stages(job_config: Any) -> None:
+    """The same of the form between pipeline stages."""
+    parallelism, where = job_config.parallelism, '[backward] cut = "stage"'
+    if parallelism.pipeline_parallel_degree == 1:
+        raise ValueError(f'{where} with pipeline_parallel_degree = 1: there is no stage. Set cut = "block" or "branch"')
+    if (name := parallelism.pipeline_parallel_schedule) not in SCHEDULES:
+        raise ValueError(
+            f'{where} with pipeline_parallel_schedule = "{name}": it wants one stage a rank. Use one of '
+            f"{', '.join(SCHEDULES)}, which it then replaces"
+        )
+    if job_config.compile.enable and "model" in job_config.compile.components:
+        raise ValueError(
+            f"{where} with compile.enable = true: a compiled stage does not tell input from weight gradients. Take "
+            '"model" out of compile.components'
+        )
+    _check_backwards(job_config)
+
+
+def _check_backwards(job_config: Any) -> None:
+    """What wants a single backward of a microbatch."""
+    parallelism, where = job_config.parallelism, '[backward] method = "highway"'
+    if (degree := parallelism.data_parallel_replicate_degree) > 1 and _num_shards(parallelism) == 1:
+        raise ValueError(
+            f"{where} with data_parallel_replicate_degree = {degree} without sharding, which is DDP: it reduces "
+            "gradients in one backward, and here are several. Set data_parallel_shard_degree above 1, or that one to 1"
         )
     if job_config.optimizer.early_step_in_backward:
         raise ValueError(
@@ -45,6 +72,7 @@ def _num_shards(parallelism: Any) -> int:
     shard, cp = parallelism.data_parallel_shard_degree, parallelism.context_parallel_degree
     if shard == -1:
         others = parallelism.data_parallel_replicate_degree * parallelism.tensor_parallel_degree * cp
+        others *= parallelism.pipeline_parallel_degree
         shard = max(1, int(os.environ.get("WORLD_SIZE", "1")) // others)
     return shard * cp
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from titan_attent.foundations.checks import check_number, check_one_of
 
+CUTS = ("branch", "block", "stage")
+
 
 @dataclass
 class BackwardConfig:
@@ -26,6 +28,8 @@ class BackwardConfig:
     """
     Where the gradient's path is cut.
     - "branch": before attention and before feed-forward, with ``iterations = 0`` only; dense llama3 and qwen3.
+    - "stage": between pipeline stages, each exact within itself, whose backwards then run at the same time. With
+      ``pipeline_parallel_degree`` P above 1 only; P - 2 rounds, or -1, are exact.
     - "block": before each block, which is exact within itself. With ``iterations = 0`` it saves no matrix product, as
       the weights of a block's first norm need nearly all of the block's own backward.
     """
@@ -54,7 +58,7 @@ class BackwardConfig:
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
         check_one_of("method", self.method, ("exact", "highway"), section="backward")
-        check_one_of("cut", self.cut, ("branch", "block"), section="backward")
+        check_one_of("cut", self.cut, CUTS, section="backward")
         check_number("iterations", self.iterations, at_least=-1, whole=True, section="backward")
         check_number("tolerance", self.tolerance, at_least=0, below=1, section="backward")
         check_number("exact_fraction", self.exact_fraction, at_least=0, at_most=1, section="backward")
@@ -65,6 +69,12 @@ class BackwardConfig:
                     f"[backward] {key} = {shown} with iterations = 0: no block computes the gradient of its input "
                     f"there, so there is nothing to read it from. Set iterations = 1 or more, or remove {key}"
                 )
+        watched = {key: getattr(self, key) for key in ("fit_gain", "tolerance", "log_cosine")}
+        if self.cut == "stage" and any(watched.values()):
+            key = next(key for key, value in watched.items() if value)
+            raise ValueError(
+                f'[backward] {key} with cut = "stage": no stage compares rounds. Remove {key}, or set cut = "block"'
+            )
         if self.cut == "branch" and (self.iterations != 0 or self.log_cosine):
             key, value = ("iterations", self.iterations) if self.iterations else ("log_cosine", "true")
             raise ValueError(

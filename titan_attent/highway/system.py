@@ -63,7 +63,7 @@ class Highway(System):
 
     @classmethod
     def is_on(cls, job_config: Any) -> bool:
-        return job_config.backward.method != "exact"
+        return job_config.backward.method != "exact" and job_config.backward.cut != "stage"
 
     @classmethod
     def check(cls, job_config: Any) -> None:

@@ -44,6 +44,11 @@ class Together:
     def __iter__(self) -> Iterator[System]:
         return iter(self.systems)
 
+    def schedule(self, schedule: Any) -> Any:
+        for system in self.systems:
+            schedule = system.schedule(schedule)
+        return schedule
+
     def begin(self) -> None:
         for system in self.systems:
             system.begin()

@@ -47,6 +47,10 @@ class TeachingTrainer(Trainer):
             before_decision=self.checkpointer.maybe_wait_for_staging,
             reads=self.systems.reads,
         )
+        if self.parallel_dims.pp_enabled:
+            self.pp_schedule: Any = self.systems.schedule(self.pp_schedule)
+            if job_config.validation.enable:
+                self.validator.pp_schedule = self.pp_schedule
         self.checkpointer.save = self.ledger.charged("save", self.systems.aside(self.checkpointer.save))
         if job_config.validation.enable:
             self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))

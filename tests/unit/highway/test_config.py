@@ -8,6 +8,7 @@ from distributed.parallel_world import Settings, config_of
 
 from titan_attent.highway.checks import rounds
 from titan_attent.highway.config import BackwardConfig
+from titan_attent.highway.stages import HighwayStages
 from titan_attent.highway.system import Highway
 
 OUT_OF_RANGE = [
@@ -46,7 +47,10 @@ def test_what_branches_cannot_do(key: str, value: Any) -> None:
 
 
 REFUSED: list[tuple[Settings, str]] = [
-    ({"parallelism.pipeline_parallel_degree": 2}, "pipeline_parallel_degree = 2.*not built.*Set the degree to 1"),
+    (
+        {"parallelism.pipeline_parallel_degree": 2},
+        'pipeline_parallel_degree = 2: no rank has all blocks. Set cut = "stage"',
+    ),
     (
         {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
         "data_parallel_replicate_degree = 2.*DDP.*Set data_parallel_shard_degree",
@@ -66,6 +70,32 @@ def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.M
     Highway.check(config_of(on, data="", folder=""))
     with pytest.raises(ValueError, match=message):
         Highway.check(config_of(on | settings, data="", folder=""))
+
+
+STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
+REFUSED_STAGES: list[tuple[Settings, str]] = [
+    ({"parallelism.pipeline_parallel_degree": 1}, 'there is no stage. Set cut = "block" or "branch"'),
+    ({"parallelism.pipeline_parallel_schedule": "ZBVZeroBubble"}, "one stage a rank. Use one of 1F1B, GPipe"),
+    ({"compile.enable": True}, "a compiled stage does not tell"),
+    ({"optimizer.early_step_in_backward": True}, "early_step_in_backward"),
+    ({"backward.log_cosine": True}, 'log_cosine with cut = "stage": no stage compares rounds'),
+    ({"backward.tolerance": 0.1, "backward.iterations": 1}, 'tolerance with cut = "stage"'),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED_STAGES)
+def test_what_is_refused_between_stages(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for good in ({}, {"activation_checkpoint.mode": "full"}, {"parallelism.pipeline_parallel_schedule": "GPipe"}):
+        HighwayStages.check(config_of(STAGES | good, data="", folder=""))
+    with pytest.raises(ValueError, match=message):
+        HighwayStages.check(config_of(STAGES | settings, data="", folder=""))
+
+
+def test_one_of_the_two_systems_is_on() -> None:
+    for settings, on in (({}, []), ({"backward.method": "highway"}, [Highway]), (STAGES, [HighwayStages])):
+        config = config_of(settings, data="", folder="")
+        assert [system for system in (Highway, HighwayStages) if system.is_on(config)] == on
 
 
 @pytest.mark.parametrize("shard", [-1, 2])
