@@ -1,8 +1,8 @@
 """What Highway backpropagation refuses before the run, each with what is wrong, where, and how to mend it."""
 
-import os
 from typing import Any
 
+from titan_attent.foundations.sharding import num_shards
 from titan_attent.highway.config import BackwardConfig
 
 SCHEDULES = ("1F1B", "GPipe")
@@ -55,7 +55,7 @@ def check_stages(job_config: Any) -> None:
 def _check_backwards(job_config: Any) -> None:
     """What wants a single backward of a microbatch."""
     parallelism, where = job_config.parallelism, '[backward] method = "highway"'
-    if (degree := parallelism.data_parallel_replicate_degree) > 1 and _num_shards(parallelism) == 1:
+    if (degree := parallelism.data_parallel_replicate_degree) > 1 and num_shards(parallelism) == 1:
         raise ValueError(
             f"{where} with data_parallel_replicate_degree = {degree} without sharding, which is DDP: it reduces "
             "gradients in one backward, and here are several. Set data_parallel_shard_degree above 1, or that one to 1"
@@ -65,16 +65,6 @@ def _check_backwards(job_config: Any) -> None:
             f"{where} with [optimizer] early_step_in_backward = true: the gradients come in several backwards. Set it "
             "to false"
         )
-
-
-def _num_shards(parallelism: Any) -> int:
-    """Ranks that FSDP2 shards over."""
-    shard, cp = parallelism.data_parallel_shard_degree, parallelism.context_parallel_degree
-    if shard == -1:
-        others = parallelism.data_parallel_replicate_degree * parallelism.tensor_parallel_degree * cp
-        others *= parallelism.pipeline_parallel_degree
-        shard = max(1, int(os.environ.get("WORLD_SIZE", "1")) // others)
-    return shard * cp
 
 
 def rounds(config: BackwardConfig, num_blocks: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from titan_attent.foundations.json_lines import JsonLines
-from titan_attent.foundations.sharding import is_first_rank
+from titan_attent.foundations.sharding import is_first_rank, num_shards
 from titan_attent.foundations.system import Facts, Run, System
 from titan_attent.modules import panels
 from titan_attent.modules.account import Account
@@ -54,8 +54,8 @@ class AdaptiveModules(System):
                     f'[modules] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
                     'examples and all modules on a rank. Set it to 1, or policy = "off"'
                 )
-        replicate, shard = parallelism.data_parallel_replicate_degree, parallelism.data_parallel_shard_degree
-        if replicate > 1 and shard == 1:
+        replicate = parallelism.data_parallel_replicate_degree
+        if replicate > 1 and num_shards(parallelism) == 1:
             raise ValueError(
                 f'[modules] policy = "{config.policy}" with data_parallel_replicate_degree = {replicate} and no '
                 "sharding, which is DDP: it waits for the gradients of frozen parameters. Set "

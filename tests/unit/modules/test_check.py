@@ -25,6 +25,7 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
             {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
             "which is DDP.*Set data_parallel_shard_degree above 1",
         ),
+        ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # of four processes
         ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
         ({"modules.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
         ({"modules.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
@@ -32,7 +33,8 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
         ({"modules.probe": "fisher"}, "probe = 'fisher' is unknown"),
     ],
 )
-def test_refused(settings: dict[str, Any], said: str) -> None:
+def test_refused(settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=said) as caught:
         check(settings)
     assert str(caught.value).startswith("[modules] ")
