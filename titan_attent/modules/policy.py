@@ -126,20 +126,22 @@ def _saved(units: Sequence[Unit], active: Sequence[bool]) -> float:
 def _freeze(units: Sequence[Unit], active: list[bool], order: Sequence[float], target: float) -> list[bool]:
     """Freeze, by increasing ``order``, active units of kinds that keep another one, until ``target`` FLOPs are saved
     as nearly as whole units can."""
-    left: dict[str, int] = {}
+    active, left = list(active), dict[str, int]()
     for unit, on in zip(units, active, strict=True):
         left[unit.kind] = left.get(unit.kind, 0) + on
-    saved = _saved(units, active)
+    saved, first = _saved(units, active), active.index(True)
     for i in sorted(range(len(units)), key=lambda i: (order[i], i)):
         if saved >= target:
             break
         if not active[i] or left[units[i].kind] < 2:
             continue
-        tried = [*active[:i], False, *active[i + 1 :]]
-        after = _saved(units, tried)
-        if after - target > target - saved:
+        # Below the first active module the input gradients go, too.
+        above = active.index(True, i + 1) if i == first else i
+        gain = units[i].weight + sum(unit.inputs for unit in units[i:above])
+        if saved + gain - target > target - saved:
             continue
-        active, saved = tried, after
+        active[i], saved = False, saved + gain
+        first = above if i == first else first
         left[units[i].kind] -= 1
     return active
 
