@@ -35,7 +35,6 @@ LOOKS = {
     "attainment": (COLORS[1], "D"),
     "dedup": (COLORS[2], "P"),
     "perplexity": (COLORS[3], "X"),
-    "defaults": (COLORS[4], "*"),
 }
 """Rule -> color, marker."""
 

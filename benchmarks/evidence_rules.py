@@ -70,7 +70,7 @@ class Rule:
 
 
 RULES = {
-    "uniform": Rule(about="everything, in random order", teacher=NONE),
+    "uniform": Rule(about="everything, in random order: [teacher] left empty", teacher=NONE),
     "difference": Rule(about="amateur - expert above what trusted text shows", teacher=DIFFERENCE),
     "difference_87": Rule(
         about="the same in 0.875 of the steps", teacher=DIFFERENCE, steps=0.875, corpora=("near_duplicates", "web")
@@ -103,7 +103,6 @@ RULES = {
     "attainment": Rule(about="attainment of the amateur, its own ratio; no trusted text", teacher=ATTAINMENT),
     "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=NONE, data="dedup"),
     "perplexity": Rule(about="uniform on the middle half by the amateur's loss", teacher=NONE, data="middle"),
-    "defaults": Rule(about="[teacher] left empty", teacher={}),
 }
 
 

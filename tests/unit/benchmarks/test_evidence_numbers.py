@@ -61,7 +61,7 @@ def test_other_scorers_are_another_run_of_what_reads_them(monkeypatch: pytest.Mo
     before = configs()
     monkeypatch.setattr(rules, "SCORED_BY", "scorers: of another kind")
     changed = {name for name, config in configs().items() if config != before[name]}
-    assert changed == set(before) - {"uniform", "dedup", "defaults"}
+    assert changed == set(before) - {"uniform", "dedup"}
 
 
 # -- costs ------------------------------------------------------------------------------------------------------------
@@ -236,14 +236,15 @@ def test_no_harm_is_a_small_difference_and_cheap_scorers() -> None:
     made = with_uniform("clean", "difference", [0.006, 0.004], scorer_steps=8.0)
     made += with_uniform("clean", "attainment", [0.0], scorer_steps=8.4)[1:]
     kinds = [{"code": 2.5, "russian": 3.5}, {"code": 2.4, "russian": 3.6}]
-    made += [result(rule, "minority", 0, 3.0, kinds=k) for rule, k in zip(("uniform", "defaults"), kinds, strict=True)]
+    pairs = zip(("uniform", "attainment"), kinds, strict=True)
+    made += [result(rule, "minority", 0, 3.0, kinds=k) for rule, k in pairs]
     found = goals_of(made)
     assert {key: row[-1] for key, row in found.items()} == {
         ("no harm on clean", "difference"): "met",
         ("no harm on clean", "attainment"): "missed",  # 2.1% of the compute
-        ("no harm on minority", "defaults"): "met",
-        ("no harm on minority: code", "defaults"): "met",
-        ("no harm on minority: russian", "defaults"): "missed",
+        ("no harm on minority", "attainment"): "met",
+        ("no harm on minority: code", "attainment"): "met",
+        ("no harm on minority: russian", "attainment"): "missed",
     }
     assert found["no harm on clean", "difference"][:2] == ["1.020", "0.020"]
 

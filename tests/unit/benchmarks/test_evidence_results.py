@@ -192,16 +192,16 @@ def test_a_marker_stands_at_the_difference_between_the_ends_of_its_interval(draw
         result("difference", "minority", seed, 3.0 + d, kinds={"code": 2.0 + d, "russian": 4.0})
         for seed, d in enumerate(differences)
     ]
-    made += [result("defaults", "minority", 0, 3.2), result("dedup", "web", 0, 3.0)]
+    made += [result("attainment", "minority", 0, 3.2), result("dedup", "web", 0, 3.0)]
     pictures.draw_differences(made, tmp_path / "differences.png")
     assert width(tmp_path / "differences.png") == 1400
     assert [axes.get_title() for axes in drawn] == ["minority", "minority: code", "minority: russian"]
     names = [label.get_text() for label in drawn[0].get_yticklabels()]
-    assert names == ["difference", "dedup", "defaults"]
+    assert names == ["difference", "attainment", "dedup"]
     half = 4.303 * np.std(differences, ddof=1) / 3**0.5
     for axes, rule, at, ends in (
         (drawn[0], "difference", -0.3, (-0.3 - half, -0.3 + half)),
-        (drawn[0], "defaults", 0.2, None),
+        (drawn[0], "attainment", 0.2, None),
         (drawn[1], "difference", -0.3, (-0.3 - half, -0.3 + half)),
     ):
         color = pictures.LOOKS[rule][0]
