@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 ACCOUNTS = ("load", "train", "score", "select", "exchange", "save", "validate", "probe")
 TEACHING = ("score", "select", "exchange")
 """The accounts that a run without a teacher would not have."""
+OF_SYSTEMS = ("probe",)
+"""Those in the state of the system that charges them: a checkpoint of a run without it has them not."""
 
 
 class Ledger:
@@ -121,7 +123,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         return {
-            "seconds": dict(self.seconds),
+            "seconds": {name: spent for name, spent in self.seconds.items() if name not in OF_SYSTEMS},
             "wall_seconds": self.wall_seconds,
             "examples_trained": self.examples_trained,
             "examples_covered": self.examples_covered,
@@ -129,7 +131,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds = dict.fromkeys(ACCOUNTS, 0.0) | state["seconds"]
+        self.seconds |= state["seconds"]
         self._seconds_before = state["wall_seconds"]
         self._start = self._clock()
         self.examples_trained = state["examples_trained"]

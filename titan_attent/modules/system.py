@@ -205,8 +205,14 @@ class AdaptiveModules(System):
     # -- checkpoint -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"names": [unit.name for unit in self.units], "account": self.account.state()}
-        return {"state": json.dumps(state | {"history": self.history.state(), "decided": self.decided})}
+        state = {
+            "names": [unit.name for unit in self.units],
+            "history": self.history.state(),
+            "decided": self.decided,
+            "account": self.account.state(),
+            "probe_seconds": self.run.ledger.seconds["probe"],
+        }
+        return {"state": json.dumps(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         loaded = json.loads(state["state"])
@@ -214,4 +220,5 @@ class AdaptiveModules(System):
             raise ValueError("the checkpoint's modules are not this model's: it was written by another flavor")
         self.history = History(**loaded["history"])
         self.account.load(loaded["account"])
+        self.run.ledger.seconds["probe"] = loaded["probe_seconds"]
         self.decided = loaded["decided"]

@@ -42,7 +42,6 @@ TP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "context
 CASES: dict[str, Settings] = {
     "FSDP": batch(4),
     "FSDP, accumulated": batch(2),
-    "uniform": batch(4) | {"teacher.strategy": "uniform"},
     "compiled": batch(4) | COMPILED,
     "TP": batch(8) | TP,
     "CP": batch(8) | CP,

@@ -110,6 +110,7 @@ def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STE
             options = StateDictOptions(full_state_dict=True, strict=False)
             set_model_state_dict(trainer.model_parts[0], {k: v.clone() for k, v in weights.items()}, options=options)
         system = modules_of(trainer)
+        probe_at_start = trainer.ledger.seconds["probe"]
         (model,) = trainer.model_parts
         batches, steps, without = trainer.batch_generator(trainer.dataloader), {}, set[str]()
         optimize = trainer.optimizers.step
@@ -141,6 +142,7 @@ def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STE
             "metrics": system.metrics(),
             "moments": sorted(key for key in optimizer if key.endswith("exp_avg")),
             "probe": trainer.ledger.seconds["probe"],
+            "probe_at_start": probe_at_start,
         }
     finally:
         trainer.close()
@@ -298,7 +300,7 @@ def test_killed_and_resumed_is_uninterrupted(
     for size, stop in ((first, SAVED), (second, STEPS)):
         own = settings | batch(global_batch // size)
         resumed = run_on_ranks(train, size, own, data, str(tmp_path), stop, timeout=200.0, apart=True)[0]
-    assert list(resumed["steps"]) == [5, 6, 7]
+    assert list(resumed["steps"]) == [5, 6, 7] and resumed["probe_at_start"] > 0
     for step, seen in resumed["steps"].items():
         assert seen["active"] == whole["steps"][step]["active"] and seen["ids"] == whole["steps"][step]["ids"]
         for parameter, weights in seen["weights"].items():

@@ -66,7 +66,7 @@ CUTS = {
     "pools, threshold": (29,),
 }
 # Every case runs on 1 and 3 ranks, these on 2 as well.
-ON_TWO = ("random", "hard", "soft", "threshold", "learnability")
+ON_TWO = ("random", "soft")
 RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
 
 

@@ -44,7 +44,6 @@ COMMON: Settings = {
 TP: Settings = {"parallelism.tensor_parallel_degree": 2, "training.local_batch_size": 8}
 CASES: dict[str, Settings] = {
     "soft, functional gradient": {"teacher.strategy": "soft", "teacher.importance": "functional_gradient"},
-    "threshold, loss": {"teacher.strategy": "threshold", "teacher.importance": "loss"},
     "weights by loss, in chunks": {
         "teacher.strategy": "hard",
         "teacher.importance": "loss",

@@ -96,8 +96,9 @@ def refusal(**values) -> str:
     return str(caught.value)
 
 
-def test_the_defaults_are_good():
+def test_the_defaults_are_good_and_teach_nothing():
     TeacherConfig().validate()
+    assert TeacherConfig().strategy == "uniform"
 
 
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in GOOD.items() for value in values])

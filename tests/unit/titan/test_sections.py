@@ -54,7 +54,10 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("foreign_sections", "its JobConfig lacks data, teacher; derive it from that of titan_attent.job_config"),
+        (
+            "foreign_sections",
+            "its JobConfig lacks backward, data, modules, teacher; derive it from that of titan_attent.job_config",
+        ),
         ("no_sections", "no attribute 'JobConfig'; check the name"),
         ("there_is_none", "No module named 'there_is_none'; check the name, and PYTHONPATH"),
     ],
