@@ -106,8 +106,8 @@ class Run(Facts):
         forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in
             eval mode without gradients. None was seen on pipeline stages before the last. A collective.
         model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
-        predict: a batch -> (logits, labels) of a forward pass in train mode, to be differentiated inside the context.
-            Not under a pipeline. A collective.
+        predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
+            differentiated inside the context. Not under a pipeline. A collective.
     """
 
     job_config: Any
@@ -124,7 +124,7 @@ class Run(Facts):
     served: Callable[[], Any]
     forward: Callable[[Iterable["Batch"], LossFunction], Iterator[tuple[Columns, Seen | None]]]
     model_parts: Sequence[nn.Module]
-    predict: Callable[["Batch"], AbstractContextManager[tuple[Tensor, Tensor]]]
+    predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,6 @@ class BlockLink:
         assert gradient is not None
         return gradient.to(w.dtype)
 
-    def backward_with(self, bottom: Tensor, below: Tensor) -> None:
-        """For :class:`HeldBlockLink`."""
-        raise NotImplementedError
-
     def _keep_gathered(self, keep: bool) -> None:
         if isinstance(self.block, FSDPModule):
             self.block.set_reshard_after_backward(not keep)
@@ -168,8 +164,8 @@ class Cuts:
         """Go on below the first block with this gradient at its input."""
         self.set_last(True)
         assert self.bottom is not None
-        if self.tied is not None:
-            self.links[0].backward_with(self.bottom, w)
+        if isinstance(first := self.links[0], HeldBlockLink):
+            first.backward_with(self.bottom, w)
         elif self.bottom.requires_grad:
             torch.autograd.backward(self.bottom, w.to(self.bottom.dtype))
 

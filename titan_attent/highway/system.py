@@ -164,7 +164,7 @@ class Highway(System):
         """Compile the blocks whose input needs a gradient, too, now instead of in the midst of the run."""
         training = self.run.job_config.training
         tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.int64)
-        with self.run.predict(({"input": tokens}, tokens)) as (logits, _):
+        with self.run.predict(tokens, tokens) as (logits, _):
             logits.sum().backward()
         for part in self.run.model_parts:
             part.zero_grad()

@@ -74,24 +74,21 @@ class Freezer:
         with self.all_active(), torch.no_grad(), torch.compiler.set_stance("force_eager"), _predict(run, 1):
             pass
 
-    def warm(self, run: Run) -> int:
-        """Compile every pattern that a decision can bring, by a forward and backward pass each; returns how many."""
+    def warm(self, run: Run) -> None:
+        """Compile every pattern that a decision can bring, by a forward and backward pass each."""
         dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-        patterns = _patterns(self.units)
-        for pattern in patterns:
+        for pattern in _patterns(self.units):
             self.apply(pattern)
             with _predict(run, run.job_config.training.local_batch_size) as (logits, _):
                 (logits.float().mean() * 0).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None
         self.apply([True] * len(self.units))
-        return len(patterns)
 
 
 def _predict(run: Run, rows: int) -> AbstractContextManager[tuple[Tensor, Tensor]]:
     """Of the first so many examples of the data set: what they are does not matter."""
-    inputs, labels = run.dataset.batch(torch.arange(rows) % len(run.dataset))
-    return run.predict(({"input": inputs}, labels))
+    return run.predict(*run.dataset.batch(torch.arange(rows) % len(run.dataset)))
 
 
 def _patterns(units: Sequence[Unit]) -> list[list[bool]]:

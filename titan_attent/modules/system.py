@@ -119,7 +119,6 @@ class AdaptiveModules(System):
             num_heads=cast(Any, self.model).model_args.n_heads if self.config.heads else 0,
         )
         self.heads: dict[str, list[float]] = {}
-        self.decided = {panels.ACTIVE + unit.name: 1.0 for unit in self.units}
         self.train_seconds = 0.0
         self.log: JsonLines | None = None
 
@@ -182,21 +181,21 @@ class AdaptiveModules(System):
     def _put_in_force(self, active: list[bool]) -> None:
         self.history.active = active
         self.freezer.apply(active)
-        names = [unit.name for unit in self.units]
-        self.decided = {panels.ACTIVE + name: float(on) for name, on in zip(names, active, strict=True)}
-        if self.history.smooth:
-            values = relative(self.units, self.history.smooth)
-            self.decided |= {panels.EIGENVALUE + name: value for name, value in zip(names, values, strict=True)}
         if self.log is not None:
-            frozen = [name for name, on in zip(names, active, strict=True) if not on]
-            smooth = dict(zip(names, self.history.smooth, strict=False))
+            frozen = [unit.name for unit, on in zip(self.units, active, strict=True) if not on]
+            smooth = {unit.name: value for unit, value in zip(self.units, self.history.smooth, strict=False)}
             record = {"step": self.run.step(), "frozen": frozen, "values": smooth}
             self.log.write(record | ({"heads": self.heads} if self.heads else {}))
 
     # -- what it tells --------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        return self.account.metrics() | self.decided
+        history = self.history
+        found = {panels.ACTIVE + unit.name: float(on) for unit, on in zip(self.units, history.active, strict=True)}
+        if history.smooth:
+            values = relative(self.units, history.smooth)
+            found |= {panels.EIGENVALUE + unit.name: value for unit, value in zip(self.units, values, strict=True)}
+        return self.account.metrics() | found
 
     def close(self) -> None:
         if self.log is not None:
@@ -208,7 +207,6 @@ class AdaptiveModules(System):
         state = {
             "names": [unit.name for unit in self.units],
             "history": self.history.state(),
-            "decided": self.decided,
             "account": self.account.state(),
             "probe_seconds": self.run.ledger.seconds["probe"],
         }
@@ -221,4 +219,3 @@ class AdaptiveModules(System):
         self.history = History(**loaded["history"])
         self.account.load(loaded["account"])
         self.run.ledger.seconds["probe"] = loaded["probe_seconds"]
-        self.decided = loaded["decided"]

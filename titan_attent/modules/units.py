@@ -12,6 +12,7 @@ discount for causality).
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,7 @@ class Unit:
     weight: float = 0.0
     inputs: float = 0.0
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Parameters, over all ranks."""
         return sum(parameter.numel() for parameter in self.parameters)

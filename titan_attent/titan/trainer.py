@@ -189,11 +189,10 @@ class TeachingTrainer(Trainer):
             part.train()
 
     @contextmanager
-    def predict(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def predict(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and labels of a forward pass that can be differentiated; see :class:`Run`. A collective."""
-        input_dict, labels = batch
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
-            {"input": input_dict["input"].to(self.device)}, labels.to(self.device)
+            {"input": inputs.to(self.device)}, labels.to(self.device)
         )
         (model,) = self.model_parts
         with compat.expert_counts_kept(self.model_parts), self.train_context():
