@@ -11,6 +11,7 @@ One folder a question, in the order of the data's way; the docstring of each lis
     data/          text -> tokens on disk -> which examples this rank reads -> batches
     losses/        logits, labels -> one loss an example; the buffer that keeps the last loss of every example
     scores/        numbers per example on disk, written by a model once: reference losses
+    vision/        learners of images: the models, and what they are asked
     teacher/       which examples a pass trains, and with what weights
     titan/         torchtitan: its Trainer with the systems in it, its loader, validator, metrics; checks; mends
     report/        a table and curves of runs, and what one saved against another

@@ -11,6 +11,7 @@ from titan_attent.data.config import DataConfig
 from titan_attent.highway.config import BackwardConfig
 from titan_attent.modules.config import ModulesConfig
 from titan_attent.teacher.config import TeacherConfig
+from titan_attent.vision.config import VisionConfig
 
 
 @dataclass
@@ -21,3 +22,4 @@ class JobConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     modules: ModulesConfig = field(default_factory=ModulesConfig)
     backward: BackwardConfig = field(default_factory=BackwardConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)

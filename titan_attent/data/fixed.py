@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from titan_attent.data.examples import Examples
 from titan_attent.data.order import Pool
 from titan_attent.data.reader import Batch, Reader
-from titan_attent.data.shards import TokenDataset
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 
@@ -20,7 +20,7 @@ class FixedLoader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: Examples,
         pool: Pool,
         *,
         batch_size: int,
@@ -35,9 +35,9 @@ class FixedLoader:
     def _read(self, places: Tensor) -> Batch:
         padding = places >= self.pool.size
         ids = self.pool.ids(places.clamp(max=self.pool.size - 1))
-        inputs, labels = self.dataset.batch(ids)
+        inputs, labels = self.dataset.read(ids)
         labels[padding] = IGNORE_INDEX
-        return {"input": inputs, "example_id": ids.masked_fill(padding, len(self.dataset))}, labels
+        return {**inputs, "example_id": ids.masked_fill(padding, len(self.dataset))}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size

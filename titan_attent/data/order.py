@@ -151,6 +151,11 @@ class Pass:
     weighted: bool = False
     strategy: str = "uniform"
 
+    @property
+    def turn(self) -> tuple[int, ...]:
+        """What tells this pass from every other of the run: an example comes once in it."""
+        return (self.round, *(self.order or (0, 0, 0)), *(self.pool.order or (0, 0, 0)), self.pool.start)
+
     def places(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """The places in the pool of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""
         ranks = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)

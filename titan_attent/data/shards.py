@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from titan_attent.data.files import OpenFiles
 from titan_attent.data.format import INDEX_FILE, WRITER, Index, ShardEntry, read_index, write_index
+from titan_attent.data.reader import Batch
 
 __all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
 
@@ -61,10 +63,14 @@ class TokenShards:
         if check_sizes:
             self.check_sizes()
 
+    @property
+    def num_shards(self) -> int:
+        return len(self.index.shards)
+
     def check_sizes(self, shards: Iterable[int] | None = None) -> None:
         """Compare shards' sizes, given by number (all by default), with the index: one stat each.
 
-        Ranks share the work with ``range(rank, len(index.shards), world_size)``.
+        Ranks share the work with ``range(rank, num_shards, world_size)``.
 
         Raises:
             ValueError: a shard is missing, truncated or replaced; names the file.
@@ -122,7 +128,7 @@ class TokenShards:
     def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
         """Re-hash shards, given by number (all by default), at about 1 GB/s.
 
-        Ranks share the work with ``range(rank, len(index.shards), world_size)``.
+        Ranks share the work with ``range(rank, num_shards, world_size)``.
 
         Raises:
             ValueError: a shard differs from the index; names the file.
@@ -146,7 +152,7 @@ class TokenShards:
 
 
 class TokenDataset(Dataset):
-    """Example id -> tokens. Picklable.
+    """Example id -> tokens: the :class:`~titan_attent.data.examples.Examples` of text. Picklable.
 
     Args:
         path_or_shards: a data set folder, or its open :class:`TokenShards`.
@@ -156,10 +162,12 @@ class TokenDataset(Dataset):
         ValueError: as :class:`TokenShards`, or the data holds no example of ``seq_len``.
     """
 
+    columns: tuple[str, ...] = ()
+
     def __init__(self, path_or_shards: str | os.PathLike[str] | TokenShards, *, seq_len: int):
         if not isinstance(path_or_shards, TokenShards):
             path_or_shards = TokenShards(path_or_shards)
-        self.shards = path_or_shards
+        self.shards = self.stored = path_or_shards
         self.seq_len = seq_len
         where = self.shards.path
         if seq_len < 1:
@@ -170,6 +178,15 @@ class TokenDataset(Dataset):
                 f"{where}: holds {self.shards.num_tokens} tokens, but one example of seq_len "
                 f"{seq_len} needs {seq_len + 1}; lower seq_len, or write more data"
             )
+
+    @property
+    def tokens_per_example(self) -> int:
+        return self.seq_len
+
+    @property
+    def num_outcomes(self) -> int:
+        """Ids of the vocabulary."""
+        return self.shards.tokenizer_info["vocab_size"]
 
     @property
     def sources(self) -> list[tuple[str, int]]:
@@ -203,9 +220,15 @@ class TokenDataset(Dataset):
         inputs, labels = self.batch(ids)
         return {"input": inputs[0], "example_id": ids[0]}, labels[0]
 
-    def locate(self, i: int) -> tuple[str, int]:
-        """Where example i stands: the file of its first token, and that token's place in it."""
-        return self.shards.locate(i * self.seq_len)
+    def whereabouts(self, i: int) -> dict[str, Any]:
+        """Where example i stands: the file of its first token, that token's place in it, and its number of tokens."""
+        shard, first = self.shards.locate(i * self.seq_len)
+        return {"shard": shard, "first_token": first, "num_tokens": self.seq_len + 1}
+
+    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
+        """:meth:`batch` as a model takes it; text is the same at every turn."""
+        inputs, labels = self.batch(ids)
+        return {"input": inputs}, labels
 
     def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The examples of ``ids``, int64 [B]: inputs and labels, both int64 [B, L] and contiguous.

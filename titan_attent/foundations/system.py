@@ -22,9 +22,8 @@ system by name. It makes those that the TOML turns on, in the order of ``titan_a
 A method that is not overridden does nothing. Where no system changes the loss, the step is torchtitan's own code.
 
 Cost: none of its own. What runs between the first forward and the optimizer's step (``loss``, ``around_backward``,
-``microbatch_done``) must neither wait for the device nor have a shape that depends on values.
-
-Shapes: B examples of a microbatch, L tokens of an example.
+``microbatch_done``) must neither wait for the device nor have a shape that depends on values. Shapes: B examples of a
+microbatch, L tokens of an example.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,13 +38,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from titan_attent.foundations.ledger import Ledger
 
 if TYPE_CHECKING:
+    from titan_attent.data.examples import Examples
     from titan_attent.data.reader import Batch, Reader
     from titan_attent.data.sampler import TeachingSampler
-    from titan_attent.data.shards import TokenDataset
     from titan_attent.scores.reference import ReferenceLosses
 
 Columns = dict[str, Tensor]
-"""Numbers of the examples of a microbatch, each int64 or fp32 [B]: ``example_id``, and what systems add."""
+"""Numbers of the examples of a microbatch, each int64 or fp32 [B]: ``example_id``, and what data and systems add."""
 
 Seen = dict[str, Tensor]
 """What a loss saw of the examples of a microbatch, each [B], detached."""
@@ -80,7 +79,7 @@ class Facts:
         open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
     """
 
-    dataset: "TokenDataset"
+    dataset: "Examples"
     batch_size: int
     open_reference: Callable[[str], "ReferenceLosses"]
 
@@ -106,6 +105,7 @@ class Run(Facts):
         forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in
             eval mode without gradients. None was seen on pipeline stages before the last. A collective.
         model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
+        build_example_loss: what measures a loss of every example, by the names of losses/build.py.
         predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
             differentiated inside the context. Not under a pipeline. A collective.
     """
@@ -124,6 +124,7 @@ class Run(Facts):
     served: Callable[[], Any]
     forward: Callable[[Iterable["Batch"], LossFunction], Iterator[tuple[Columns, Seen | None]]]
     model_parts: Sequence[nn.Module]
+    build_example_loss: Callable[..., Any]
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 

@@ -4,6 +4,8 @@ cross_entropy.py    one loss an example and the weighted scalar, in one pass ove
 chunked.py          the same without a second copy of the logits
 head.py             the same without the logits: the output layer and its loss in one
 vocab_parallel.py   the same where tensor parallelism cuts the vocabulary, or context parallelism the sequence
+patches.py          the same contract for predicted patches of images: squared error
+mixed.py            the same contract for images made of two: cross-entropy against two labels
 records.py          what is known of an example
 buffer.py           the records of all examples, sharded over the ranks; exchanged every few steps
 window.py           the last losses of all, for weights that follow the loss within the step

@@ -10,6 +10,9 @@ can make their decisions differ.
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
 
+Where an example was trained as a share of a mixture (``with_shares``), its record moves towards the mixture's loss by
+that share, so that it is a moving mean over the mixtures that it was part of.
+
 Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
 depend on the number of ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in
 ``num_nonfinite``.
@@ -28,6 +31,10 @@ from titan_attent.losses.records import NEVER, Records, bits_of, floats_of
 from titan_attent.losses.window import FLUSH_EVERY, LossWindow
 
 
+def _shard_of(name: str) -> property:
+    return property(lambda buffer: buffer._state[name][:-1])
+
+
 class LossBuffer:
     """Last and first loss with their steps, and the visit count, of every example.
 
@@ -37,6 +44,7 @@ class LossBuffer:
         device: where the shard lives: the training device; by default the mesh's, or the CPU without a mesh.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
+        with_shares: records come with the share that the example has in what was trained.
         window: given every loss of training as it is exchanged, for weights that follow the loss.
         copies: (mesh, rank) of each further mesh dimension along which ranks record the same examples, one-dimensional,
             and the local rank on it whose records count: in a pipeline, the rank with the last stage.
@@ -59,6 +67,7 @@ class LossBuffer:
         device: torch.device | str | None = None,
         flush_every: int = FLUSH_EVERY,
         with_gradient: bool = False,
+        with_shares: bool = False,
         window: LossWindow | None = None,
         copies: Sequence[tuple[DeviceMesh, int]] = (),
     ):
@@ -81,7 +90,7 @@ class LossBuffer:
         if with_gradient:
             self._state["gradient"] = torch.zeros(slots, dtype=torch.float32, device=self.device)
         self._num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.window = window
+        self.window, self.with_shares = window, with_shares
         self._pending: list[Tensor] = []
         self._pending_kind = (0, True)  # last step, and whether trained: one exchange holds one kind
         self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool], Decision | None] | None = None
@@ -94,29 +103,8 @@ class LossBuffer:
             self.sharding, self.loss, self.step, self.first_loss, self.first_step, self.visits, gradient=gradient
         )
 
-    @property
-    def loss(self) -> Tensor:
-        return self._state["loss"][:-1]
-
-    @property
-    def step(self) -> Tensor:
-        return self._state["step"][:-1]
-
-    @property
-    def first_loss(self) -> Tensor:
-        return self._state["first_loss"][:-1]
-
-    @property
-    def first_step(self) -> Tensor:
-        return self._state["first_step"][:-1]
-
-    @property
-    def visits(self) -> Tensor:
-        return self._state["visits"][:-1]
-
-    @property
-    def gradient(self) -> Tensor:
-        return self._state["gradient"][:-1]
+    loss, first_loss, gradient = map(_shard_of, ("loss", "first_loss", "gradient"))
+    step, first_step, visits = map(_shard_of, ("step", "first_step", "visits"))
 
     @property
     def num_nonfinite(self) -> int:
@@ -130,6 +118,7 @@ class LossBuffer:
         *,
         step: int,
         gradients: Tensor | None = None,
+        shares: Tensor | None = None,
         trained: bool = True,
     ) -> None:
         """Keep the losses of one batch until the next flush.
@@ -140,6 +129,7 @@ class LossBuffer:
             losses: [B], mean nats a token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
             gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
+            shares: [B], in [0, 1]; needed with ``with_shares``.
             trained: whether this counts as a visit; False for a score from a forward pass. A collective where it
                 differs from the record before: what is pending is exchanged first.
         """
@@ -149,12 +139,13 @@ class LossBuffer:
                 "record one loss for each example of the batch"
             )
         ids = example_ids.to(self.device, torch.int64)
-        # int64 rows: id, step | loss bits[, gradient bits]. Floats keep their exact fp32 bits.
+        # int64 rows: id, step | loss bits[, gradient bits][, share bits]. Floats keep their exact fp32 bits.
         rows = [ids, bits_of(losses, self.device) | (step << 32)]
-        if "gradient" in self._state:
-            if gradients is None:
-                raise ValueError("this buffer keeps functional gradients: record them with gradients=")
-            rows.append(bits_of(gradients, self.device))
+        wanted = {"gradients": "gradient" in self._state, "shares": self.with_shares}
+        for (name, is_wanted), values in zip(wanted.items(), (gradients, shares), strict=True):
+            if is_wanted and values is None:
+                raise ValueError(f"this buffer keeps {name}: record them with {name}=")
+            rows += [bits_of(values, self.device)] if is_wanted and values is not None else []
         if self._pending and self._pending_kind[1] != trained:
             self.flush()
         self._pending.append(torch.stack(rows))
@@ -195,7 +186,7 @@ class LossBuffer:
         self._write(rows, trained=trained)
 
     def _write(self, rows: Tensor, *, trained: bool) -> None:
-        """Apply gathered records, int64 [2 or 3, n], in the order of their steps; no shape depends on their values."""
+        """Apply gathered records, int64 [2 to 4, n], in the order of their steps; no shape depends on their values."""
         state, trash = self._state, self.sharding.num_local
         ids = rows[0]
         slot = self.sharding.local_index(ids, elsewhere=trash)
@@ -218,10 +209,12 @@ class LossBuffer:
         last = torch.where(ends, slot, trash)
         state["first_loss"].index_copy_(0, first, losses)
         state["first_step"].index_copy_(0, first, steps)
-        state["loss"].index_copy_(0, last, losses)
+        seen = {"loss": losses} | ({"gradient": floats_of(rows[2])} if "gradient" in state else {})
+        for name, values in seen.items():
+            if self.with_shares:
+                values = torch.where(unseen, values, torch.lerp(state[name][slot], values, floats_of(rows[-1])))
+            state[name].index_copy_(0, last, values)
         state["step"].index_copy_(0, last, steps)
-        if "gradient" in state:
-            state["gradient"].index_copy_(0, last, floats_of(rows[2]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shards as ``Shard(0)`` DTensors over N (plain tensors without a mesh), sharing memory with the buffer.

@@ -88,7 +88,8 @@ class Freezer:
 
 def _predict(run: Run, rows: int) -> AbstractContextManager[tuple[Tensor, Tensor]]:
     """Of the first so many examples of the data set: what they are does not matter."""
-    return run.predict(*run.dataset.batch(torch.arange(rows) % len(run.dataset)))
+    inputs, labels = run.dataset.read(torch.arange(rows) % len(run.dataset))
+    return run.predict(inputs["input"], labels)
 
 
 def _patterns(units: Sequence[Unit]) -> list[list[bool]]:

@@ -131,11 +131,11 @@ class Prober:
     def _grams(self, group: int) -> tuple[Tensor, dict[str, Tensor]]:
         """[U, n, n] of the examples of a group, equal on the ranks that share a model; and those of the heads."""
         run, mesh, ids = self.run, self.run.mesh("tp"), self.ids[group]
-        batch = run.dataset.batch(ids)
+        inputs, labels = run.dataset.read(ids)
         tp_ranks = 1 if mesh is None else mesh.size()
         capture = Capture(self.units, num_examples=len(ids), num_ranks=tp_ranks, num_heads=self.num_heads)
         # Compiled blocks know nothing of a capture; nothing is compiled for it either.
-        with torch.compiler.set_stance("force_eager"), capture, run.predict(*batch) as predicted:
+        with torch.compiler.set_stance("force_eager"), capture, run.predict(inputs["input"], labels) as predicted:
             capture.stop()
             logits, on_device = predicted
             if self.kind == "ntk":

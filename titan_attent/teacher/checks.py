@@ -47,13 +47,13 @@ def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
         )
 
 
-def check_data(config: TeacherConfig, facts: Facts, *, seq_len: int) -> None:
+def check_data(config: TeacherConfig, facts: Facts) -> None:
     """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
     for path in paths_of_losses(config).values():
         losses = facts.open_reference(path)
-        losses.check(fingerprint=dataset.shards.fingerprint, seq_len=seq_len, num_examples=len(dataset))
+        losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
     if needs_trusted(config):
         trusted_differences(config, facts)
 

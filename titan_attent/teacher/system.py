@@ -8,6 +8,7 @@ Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.fixed import FixedLoader
+from titan_attent.data.format import write_atomically
 from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.foundations.system import Columns, Facts, LossFunction, Run, Seen, StepLoss, System
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.losses.build import build_example_loss
+from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.teacher import checks
@@ -52,7 +54,7 @@ class Teaching(System):
 
     @classmethod
     def check_data(cls, job_config: Any, facts: Facts) -> None:
-        checks.check_data(job_config.teacher, facts, seq_len=job_config.training.seq_len)
+        checks.check_data(job_config.teacher, facts)
 
     @classmethod
     def identity(cls, job_config: Any) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Teaching(System):
             mesh=run.mesh("batch"),
             device=run.device,
             with_gradient=self.with_gradient,
+            with_shares="share" in run.dataset.columns,
             window=window,
             copies=run.copies,
         )
@@ -92,7 +95,7 @@ class Teaching(System):
             data_seed=job_config.data.seed,
             ledger=run.ledger,
             **self._losses_on_disk(),
-            vocab_size=run.dataset.shards.index.tokenizer["vocab_size"],
+            vocab_size=run.dataset.num_outcomes,
             sources=run.dataset.sources,
             score=self.score_examples,
             on_decision=self._write_decision,
@@ -102,7 +105,7 @@ class Teaching(System):
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )
         compiled = job_config.compile
-        self.weighted_loss = build_example_loss(
+        self.weighted_loss = run.build_example_loss(
             vocabulary_is_cut=run.vocabulary_is_cut,
             num_chunks=config.loss_chunks,
             compile_loss=compiled.enable and "loss" in compiled.components,
@@ -142,6 +145,9 @@ class Teaching(System):
         if not is_first_rank():
             return
         folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
+        data = {key: getattr(self.run.job_config.data, key) for key in ("path", "validation_path")}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "data.json", (json.dumps(data) + "\n").encode())
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
         if self.config.keeps_streaks:
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
@@ -153,14 +159,15 @@ class Teaching(System):
         return loss if self.config.strategy == "uniform" else self._training_loss
 
     def _training_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
-        return self._example_loss(pred, labels, columns["weight"], self.teacher.loss_statistics(self.run.step()))
+        statistics = self.teacher.loss_statistics(self.run.step())
+        return self._example_loss(pred, labels, columns["weight"], statistics, *mixing(columns))
 
     def _scoring_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
         ones = torch.ones_like(columns["example_id"], dtype=torch.float32)
         return self._example_loss(pred, labels, ones, self.neutral_statistics)
 
-    def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, statistics: Tensor) -> StepLoss:
-        weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights, statistics)
+    def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
+        weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights, *more)
         seen = {"loss": losses, "valid": valid_counts(labels)}
         return StepLoss(weighted_sum, loss_sum, seen if gradients is None else seen | {"gradient": gradients})
 
@@ -178,7 +185,15 @@ class Teaching(System):
         mesh = self.run.mesh("cp")
         if mesh is not None:
             losses, gradients = whole_example_means(losses, gradients, seen["valid"], group=mesh.get_group())
-        self.buffer.record(ids, losses, step=step, gradients=gradients, trained=trained)
+        shares = None
+        if self.buffer.with_shares:  # of a mixture: under both of its examples
+            shares = columns.get("share", torch.ones_like(losses))
+            if "share" in columns:  # next to each other, so that the order of all records is that of the batch
+                ids = torch.stack((ids, columns["other_id"]), dim=1).flatten()
+                shares = torch.stack((shares, 1 - shares), dim=1).flatten()
+                losses = losses.repeat_interleave(2)
+                gradients = None if gradients is None else gradients.repeat_interleave(2)
+        self.buffer.record(ids, losses, step=step, gradients=gradients, shares=shares, trained=trained)
 
     def step_done(self) -> None:
         self.teacher.step_done()
@@ -217,11 +232,9 @@ class Teaching(System):
             self.rounds.write(record)
 
     def _write_quarantined(self, record: Record) -> None:
-        """One line of teacher/quarantine.jsonl: what was set aside, and where its tokens stand."""
+        """One line of teacher/quarantine.jsonl: what was set aside, and where it stands."""
         if self.quarantine is not None:
-            shard, first = self.run.dataset.locate(record["example_id"])
-            num_tokens = self.run.job_config.training.seq_len + 1
-            self.quarantine.write(record | {"shard": shard, "first_token": first, "num_tokens": num_tokens})
+            self.quarantine.write(record | self.run.dataset.whereabouts(record["example_id"]))
 
     def close(self) -> None:
         for log in (self.trace, self.rounds, self.quarantine):

@@ -8,6 +8,8 @@
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
     mistakes.py        how a user's mistake ends a run
     opened.py          the data sets of a run, each opened once
+    kinds.py           what differs between learners of text and of images; vision.py: the models of images, and theirs
+                       in a run; initial_weights.py: a trunk with a new head
     train_spec.py      which parts a model gets
     loader.py          torchtitan's loader over the token shards
     trainer.py         torchtitan's Trainer with the run's systems in its step; together.py: all of them as one

@@ -1,4 +1,4 @@
-"""The loader: torchtitan's BaseDataLoader over token shards, in the order that a sampler decides.
+"""The loader: torchtitan's BaseDataLoader over shards of tokens or images, in the order that a sampler decides.
 
     sampler (places of a pass) -> reader threads (data/reader.py) -> {"input", "example_id", "weight"}, labels
 
@@ -21,21 +21,22 @@ from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
+from titan_attent.data.examples import Examples
 from titan_attent.data.order import Pass
 from titan_attent.data.reader import Batch, Reader
 from titan_attent.data.sampler import TeachingSampler
-from titan_attent.data.shards import TokenDataset
 from titan_attent.systems import systems_on
 from titan_attent.titan import compat
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.opened import DataSets
 
 
-def geometry_of(job_config: JobConfig, dataset: TokenDataset, *, batch_size: int) -> dict[str, Any]:
+def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must share for example ids and states to keep their meaning."""
     geometry = {
-        "data fingerprint": dataset.shards.fingerprint,
+        "data fingerprint": dataset.stored.fingerprint,
         "num_examples": len(dataset),
-        "training.seq_len": job_config.training.seq_len,
+        "training.seq_len": dataset.seq_len,
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
     }
@@ -63,7 +64,7 @@ class TeachingLoader(BaseDataLoader):
     """Endless microbatches of this data-parallel rank; ``follow`` a sampler before iterating.
 
     Args:
-        dataset: example id -> tokens.
+        dataset: example id -> what the model takes.
         datasets: of the run, from which its systems read what they need.
         geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
         dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
@@ -74,7 +75,7 @@ class TeachingLoader(BaseDataLoader):
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: Examples,
         *,
         datasets: DataSets,
         geometry: dict[str, Any],
@@ -110,9 +111,9 @@ class TeachingLoader(BaseDataLoader):
 
     def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> Batch:
         ids = sampler.local_ids(current, *place)
-        inputs, labels = self.dataset.batch(ids)
+        inputs, labels = self.dataset.read(ids, current.turn)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
-        return {"input": inputs, "example_id": ids, **columns}, labels
+        return {**inputs, "example_id": ids, **columns}, labels
 
     def __iter__(self) -> Iterator[Batch]:
         sampler = self.sampler
@@ -157,7 +158,7 @@ def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
 def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_world_size: int) -> TeachingLoader:
     """The loader of a run; the trainer gives it a sampler once the meshes exist."""
     data = job_config.data
-    dataset = datasets.dataset(data.path, seq_len=job_config.training.seq_len)
+    dataset = kind_of(job_config).open(datasets, job_config)
     batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)
     return TeachingLoader(
         dataset,

@@ -1,5 +1,6 @@
 """torchtitan's metrics, and beside them the metrics of the systems."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ class TeachingMetricsProcessor(MetricsProcessor):
     """
 
     system_metrics: Callable[[], dict[str, float]] | None = None
+    tokens_per_image: int | None = None
+    """Where images are trained: their throughput is logged, too."""
 
     def log(
         self,
@@ -28,6 +31,9 @@ class TeachingMetricsProcessor(MetricsProcessor):
         # torchtitan divides the loss of a part of the sequences by the tokens of the whole ones (#3111).
         global_max_loss *= self.parallel_dims.cp
         ours = self.system_metrics() if self.system_metrics is not None else {}
+        if self.tokens_per_image is not None:
+            images = self.ntokens_since_last_log / self.tokens_per_image
+            ours = ours | {"throughput(ips)": images / (time.perf_counter() - self.time_last_log)}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | ours)
 
 

@@ -5,7 +5,9 @@ Cost: one file a data set and rank, its index. No shard is looked at: sizes are 
 """
 
 from pathlib import Path
+from typing import Any
 
+from titan_attent.data.images import ImageDataset
 from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset, TokenShards
 from titan_attent.scores.reference import ReferenceLosses
@@ -16,6 +18,7 @@ class DataSets:
 
     def __init__(self) -> None:
         self._shards: dict[Path, TokenShards] = {}
+        self._images: dict[tuple[Any, ...], ImageDataset] = {}
         self._references: dict[Path, ReferenceLosses] = {}
         self._readers: dict[int, Reader] = {}
 
@@ -30,6 +33,13 @@ class DataSets:
     def dataset(self, path: str | Path, *, seq_len: int) -> TokenDataset:
         """Its examples of ``seq_len`` tokens; ValueError if there is none."""
         return TokenDataset(self.shards(path), seq_len=seq_len)
+
+    def images(self, path: str | Path, **how: Any) -> ImageDataset:
+        """The images in the folder ``path``, seen as the arguments of :class:`ImageDataset` say; ValueError as it."""
+        key = (Path(path), *sorted(how.items()))
+        if key not in self._images:
+            self._images[key] = ImageDataset(path, **how)
+        return self._images[key]
 
     def reference(self, path: str | Path) -> ReferenceLosses:
         """The reference losses in the folder ``path``; ValueError as :class:`ReferenceLosses`."""

@@ -21,14 +21,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import ConfigManager, JobConfig
+from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.examples import Examples
 from titan_attent.foundations.checks import closest
 from titan_attent.foundations.system import Facts
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems import systems_on
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_size
 from titan_attent.titan.mistakes import on_all_ranks
 from titan_attent.titan.opened import DataSets
@@ -107,21 +109,20 @@ def _check_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
     return batch_size
 
 
-def _open(datasets: DataSets, path: str, *, key: str, seq_len: int, vocab_size: int, model: str) -> TokenDataset:
-    if not path:
-        raise ValueError(
-            f"[data] {key} is empty: give the folder of a token data set, written by python -m titan_attent.data.writer"
-        )
+def _open(
+    job_config: JobConfig, datasets: DataSets, model_args: BaseModelArgs, *, validation: bool = False
+) -> Examples:
+    """The examples of a run, which its model can take."""
+    kind, key = kind_of(job_config), "validation_path" if validation else "path"
+    if not getattr(job_config.data, key):
+        raise ValueError(f"[data] {key} is empty: give the folder of a data set, written by {kind.writer}")
     try:
-        dataset = datasets.dataset(path, seq_len=seq_len)
+        examples = kind.open(datasets, job_config, validation=validation)
     except (ValueError, OSError) as error:
         raise ValueError(f"[data] {key}: {error}") from None
-    if dataset.shards.max_token_id >= vocab_size:
-        raise ValueError(
-            f"[data] {key} = {path} holds token id {dataset.shards.max_token_id}, beyond the {vocab_size} of "
-            f"{model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
-        )
-    return dataset
+    model = f"{job_config.model.name} {job_config.model.flavor}"
+    kind.check_fit(examples, model_args, model=model, key=key)
+    return examples
 
 
 def warn_of_unread_keys(job_config: JobConfig) -> None:
@@ -136,10 +137,11 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
 def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
     """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``."""
     datasets = datasets or DataSets()
-    data, training = job_config.data, job_config.training
+    data = job_config.data
     systems = systems_on(job_config)
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
+    kind_of(job_config).check(job_config)
     for system in systems:
         system.check(job_config)
     batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
@@ -151,22 +153,18 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
         )
     check_fit(job_config, spec.model_args[flavor])
     check_split(job_config, spec.model_args[flavor])
-    vocab_size: int = spec.model_args[flavor].vocab_size
-    model = f"{job_config.model.name} {flavor}"
-    dataset = _open(datasets, data.path, key="path", seq_len=training.seq_len, vocab_size=vocab_size, model=model)
+    dataset = _open(job_config, datasets, spec.model_args[flavor])
     if len(dataset) < batch_size:
         raise ValueError(
-            f"[data] path = {data.path} holds {len(dataset)} examples of {training.seq_len} tokens, fewer than one "
-            f"global batch of {batch_size}: write more data, or lower training.global_batch_size or training.seq_len"
+            f"[data] path = {data.path} holds {len(dataset)} examples of {dataset.tokens_per_example} tokens, fewer "
+            f"than one global batch of {batch_size}: write more data, or lower training.global_batch_size or the "
+            "size of an example"
         )
     facts = Facts(dataset=dataset, batch_size=batch_size, open_reference=datasets.reference)
     for system in systems:
         system.check_data(job_config, facts)
     if job_config.validation.enable:
-        seq_len = job_config.validation.seq_len
-        _open(
-            datasets, data.validation_path, key="validation_path", seq_len=seq_len, vocab_size=vocab_size, model=model
-        )
+        _open(job_config, datasets, spec.model_args[flavor], validation=True)
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
     warn_of_unread_keys(job_config)
@@ -181,17 +179,20 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
     Raises:
         ValueError: the same on all ranks: the message of the first rank that found something or could not look.
     """
-    paths = [job_config.data.path] + [job_config.data.validation_path] * job_config.validation.enable
+    kind = kind_of(job_config)
+    opened = [kind.open(datasets, job_config).stored]
+    if job_config.validation.enable:
+        opened.append(kind.open(datasets, job_config, validation=True).stored)
     rank, world_size = 0, 1
     if torch.distributed.is_initialized():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def look() -> None:
-        for shards in map(datasets.shards, paths):
-            mine = range(rank, len(shards.index.shards), world_size)
-            shards.check_sizes(mine)
+        for stored in opened:
+            mine = range(rank, stored.num_shards, world_size)
+            stored.check_sizes(mine)
             if job_config.data.verify_checksums:
-                shards.verify_checksums(mine)
+                stored.verify_checksums(mine)
         if job_config.data.verify_checksums and rank == 0:
             datasets.verify_references()
 

@@ -25,7 +25,8 @@ from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.losses.cross_entropy import per_example_cross_entropy
+from titan_attent.losses.window import neutral_statistics
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.mistakes import fail
@@ -49,10 +50,11 @@ class ReferenceScorer(Trainer):
         self.sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
         self.batch_size = job_config.validation.local_batch_size
         self.checkpoint_path = job_config.checkpoint.initial_load_path
-        self.example_loss = per_example_cross_entropy
-        compile_config = job_config.compile
-        if compile_config.enable and "loss" in compile_config.components:
-            self.example_loss = torch.compile(self.example_loss, backend=compile_config.backend, fullgraph=True)
+        compiled = job_config.compile
+        self.example_loss = kind_of(job_config).example_loss(job_config)(
+            compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
+        )
+        self.neutral_statistics = neutral_statistics(self.device)
         self.writer = writer_of(job_config, self.dataset)
 
     @record
@@ -84,12 +86,13 @@ class ReferenceScorer(Trainer):
             logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
 
     def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean nats a token, fp32 [B]."""
+        """Mean nats a token, or of the kind's own loss, fp32 [B]."""
         input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels.to(self.device))
         with self.train_context(), self.maybe_enable_amp:
-            sums, counts = self.example_loss(model(inputs, **extra_inputs, **extra_kwargs), labels)
-        return sums / counts
+            pred = model(inputs, **extra_inputs, **extra_kwargs)
+            ones = torch.ones(len(labels), device=self.device)
+            return self.example_loss(pred, labels, ones, self.neutral_statistics)[2]
 
 
 def score() -> None:

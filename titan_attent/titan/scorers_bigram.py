@@ -19,7 +19,7 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.write_losses import entered, fail_on_mistake, read_batch, write_losses
+from titan_attent.titan.write_losses import entered, fail_on_mistake, write_losses
 
 MOST_TOKENS = 2**30
 """That a model counts; its counts are int32."""
@@ -53,7 +53,7 @@ class Bigrams:
         sample.take(self.num)
         pool, places = sample.pool(), sharding.local_ids()
         batches = (places[i : i + BATCH_SIZE] for i in range(0, len(places), BATCH_SIZE))
-        for input_dict, labels in self.reader.read(lambda at: read_batch(self.dataset, pool.ids(at)), batches):
+        for input_dict, labels in self.reader.read(lambda at: self.dataset.read(pool.ids(at)), batches):
             self.model.add(input_dict["input"], labels)
         self.model.share(sharding)
 

@@ -9,11 +9,12 @@ from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.examples import Examples
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.titan import preflight
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.opened import DataSets
 
 
@@ -46,7 +47,7 @@ def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int, da
         )
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
-    dataset = datasets.dataset(job_config.data.path, seq_len=job_config.training.seq_len)
+    dataset = kind_of(job_config).open(datasets, job_config)
     writer_of(job_config, dataset)
 
 
@@ -92,16 +93,16 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
         )
 
 
-def writer_of(job_config: JobConfig, dataset: TokenDataset) -> ReferenceWriter:
+def writer_of(job_config: JobConfig, dataset: Examples) -> ReferenceWriter:
     """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
     return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset))
 
 
-def scoring_of(job_config: JobConfig, dataset: TokenDataset) -> Scoring:
+def scoring_of(job_config: JobConfig, dataset: Examples) -> Scoring:
     """What decides the losses; the reference keeps it."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     return Scoring(
-        data_fingerprint=dataset.shards.fingerprint,
+        data_fingerprint=dataset.stored.fingerprint,
         seq_len=dataset.seq_len,
         num_examples=len(dataset),
         model=f"{job_config.model.name} {job_config.model.flavor}",

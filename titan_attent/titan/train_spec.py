@@ -21,7 +21,7 @@ from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_
 
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
-from titan_attent.titan import compat, preflight
+from titan_attent.titan import compat, preflight, vision
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.mistakes import fail
@@ -34,6 +34,9 @@ SUFFIX = "_attent"
 TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """torchtitan's text models, each trained by tests/distributed/titan/test_parallelism.py."""
 
+VISION_MODELS = tuple(vision.MODELS)
+"""Our own, each trained by tests/distributed/titan/test_vision.py."""
+
 EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """Those with mixture-of-experts flavors."""
 
@@ -44,6 +47,10 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
         # About 0.9 M parameters, for benchmarks/convergence.py.
         "bench": TransformerModelArgs(
             dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000
+        ),
+        # About 160 M parameters, for benchmarks/gpu_steps.py.
+        "bench_gpu": TransformerModelArgs(
+            dim=1024, n_layers=12, n_heads=16, vocab_size=4096, multiple_of=256, rope_theta=10000
         ),
     }
 }
@@ -99,6 +106,23 @@ def build_loss(
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
 
 
+def _vision_spec(model: str, datasets: DataSets) -> TrainSpec:
+    """torchtitan's llama3 with another model, loss and kind of data."""
+    return replace(
+        get_train_spec("llama3"),
+        model_cls=vision.MODELS[model],
+        model_args=vision.flavors(model),
+        parallelize_fn=compat.mended_parallelize(vision.parallelize),
+        pipelining_fn=None,
+        build_dataloader_fn=partial(build_dataloader, datasets),
+        build_tokenizer_fn=None,
+        build_validator_fn=partial(build_validator, datasets),
+        build_metrics_processor_fn=build_teaching_metrics_processor,
+        build_loss_fn=vision.build_loss,
+        state_dict_adapter=None,
+    )
+
+
 def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") -> TrainSpec:
     """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name.
 
@@ -107,16 +131,18 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         data: ``data.path``; the scorers' flavors, which have its vocabulary, are among the flavors if it is given.
     """
     datasets = datasets or DataSets()
-    names = [model + SUFFIX for model in TEXT_MODELS]
+    names = [model + SUFFIX for model in (*TEXT_MODELS, *VISION_MODELS)]
     if name not in names:
         known = ", ".join(names)
         raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
     model = name.removesuffix(SUFFIX)
+    compat.mend_clipping()
+    if model in VISION_MODELS:
+        return _vision_spec(model, datasets)
     if model == "qwen3":
         compat.mend_tied_embeddings()
     if model in EXPERT_MODELS:
         compat.mend_router_gradients(model)
-    compat.mend_clipping()
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))

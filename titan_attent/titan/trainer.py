@@ -22,12 +22,16 @@ from torchtitan.train import Trainer
 from titan_attent.data.reader import Batch
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.system import Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.losses.mixed import mixing
 from titan_attent.systems import systems_on
 from titan_attent.titan import compat
+from titan_attent.titan.initial_weights import keep_new_head
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.pipeline import PipelineLoss
 from titan_attent.titan.together import Together
+from titan_attent.titan.vision import is_vision
 
 
 class TeachingTrainer(Trainer):
@@ -37,8 +41,9 @@ class TeachingTrainer(Trainer):
     def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
         self.loader = cast(TeachingLoader, self.dataloader)
+        self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
-        self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=job_config.training.seq_len)
+        self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=self.tokens_per_example)
         self.systems = Together(systems_on(job_config), self._run(), self._stock_loss)
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states |= self.systems.states
@@ -54,7 +59,12 @@ class TeachingTrainer(Trainer):
         self.checkpointer.save = self.ledger.charged("save", self.systems.aside(self.checkpointer.save))
         if job_config.validation.enable:
             self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))
-        cast(TeachingMetricsProcessor, self.metrics_processor).system_metrics = self.systems.metrics
+        metrics = cast(TeachingMetricsProcessor, self.metrics_processor)
+        metrics.system_metrics = self.systems.metrics
+        if is_vision(job_config.model.name):
+            metrics.tokens_per_image = self.tokens_per_example
+        if job_config.vision.new_head:
+            keep_new_head(self.checkpointer)
         # Made of a host number, which a step must not copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
@@ -78,6 +88,7 @@ class TeachingTrainer(Trainer):
             served=lambda: self.loader.served,
             forward=self.forward,
             model_parts=self.model_parts,
+            build_example_loss=kind_of(job_config).example_loss(job_config),
             predict=self.predict,
         )
 
@@ -96,12 +107,13 @@ class TeachingTrainer(Trainer):
     def _stock_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
         """torchtitan's own, which a system may build on."""
         loss = cast(PipelineLoss, self.loss_fn).stock if self.parallel_dims.pp_enabled else self.loss_fn
-        loss_sum = loss(pred, labels)
+        loss_sum = loss(pred, labels, *mixing(columns))
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
         """Out of the batch, before they become arguments of the model's forward."""
-        return {name: input_dict.pop(name) for name in self.systems.column_names if name in input_dict}
+        names = (*self.systems.column_names, *self.loader.dataset.columns)
+        return {name: input_dict.pop(name) for name in names if name in input_dict}
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
@@ -117,7 +129,7 @@ class TeachingTrainer(Trainer):
             with systems.around_backward():
                 loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
-        elif systems.loss == self._stock_loss:
+        elif systems.loss == self._stock_loss and not self.loader.dataset.columns:
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             logged = loss / ddp_ranks
@@ -216,15 +228,17 @@ class TeachingTrainer(Trainer):
     def _charged_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         next_batch = self.ledger.charged("load", lambda: next(batches, None))
         while (batch := next_batch()) is not None:
-            # torchtitan counts whole sequences on every context parallel rank, then adds the ranks up (#2990).
-            num_tokens = batch[1].numel()
-            self.ntokens_seen -= num_tokens - num_tokens // self.parallel_dims.cp
+            # torchtitan counts labels as tokens; and whole sequences on every context parallel rank, which it adds up
+            # (#2990).
+            num_labels, num_tokens = batch[1].numel(), len(batch[1]) * self.tokens_per_example
+            self.metrics_processor.ntokens_since_last_log += num_tokens - num_labels
+            self.ntokens_seen += num_tokens // self.parallel_dims.cp - num_labels
             yield batch
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # torchtitan counts a rank's own tokens; at another number of ranks a rank's share is another.
-        tokens_per_step = self.batch_size * self.job_config.training.seq_len
+        tokens_per_step = self.batch_size * self.tokens_per_example
         self.ntokens_seen = self.step * tokens_per_step // (self.loader.dp_world_size * self.parallel_dims.cp)
 
     def close(self) -> None:

@@ -23,11 +23,12 @@ from torchtitan.distributed.context_parallel import prepare_context_parallel_inp
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
+from titan_attent.data.examples import Examples
 from titan_attent.data.fixed import FixedLoader
 from titan_attent.data.order import Key, Pool
-from titan_attent.data.shards import TokenDataset
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.titan import compat
+from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.loader import global_batch_size
 from titan_attent.titan.opened import DataSets
 
@@ -55,6 +56,7 @@ class ShardValidator(Validator):
     ):
         # Not super().__init__: it would build the text loader.
         self.job_config = job_config
+        self.kind = kind_of(job_config)
         self.loader = loader
         self.tokenizer = tokenizer
         self.parallel_dims = parallel_dims
@@ -86,39 +88,54 @@ class ShardValidator(Validator):
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Log ``validation_metrics/loss``: nats a token over the validation set. A collective, on all ranks."""
+        """Log ``validation_metrics/loss``, the mean over the validation set, and the kind's measures as shares of it.
+        A collective, on all ranks."""
         for part in model_parts:
             part.eval()
         device = torch.device(utils.device_type)
         # float64: thousands of batch sums, whose order must not show.
-        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        totals = torch.zeros(2 + len(self.kind.measures), dtype=torch.float64, device=device)
         with compat.expert_counts_kept(model_parts):
             for input_dict, labels in self.loader:
-                self.metrics_processor.ntokens_since_last_log += labels.numel()
+                self.metrics_processor.ntokens_since_last_log += len(labels) * self.loader.dataset.tokens_per_example
                 input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
                 del input_dict["example_id"]
                 inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
                     input_dict, labels.to(device), model_parts
                 )
+                counted = []
                 with self.validation_context():
                     if self.pp_schedule is not None:
                         loss_sum = self._pipeline_loss(inputs, labels, extra_inputs, extra_kwargs)
                     else:
                         with self.maybe_enable_amp:
-                            loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
+                            pred = model_parts[0](inputs, **extra_inputs, **extra_kwargs)
+                            loss_sum = self.loss_fn(pred, labels)
+                        if self.kind.measures:
+                            counted.append(self.kind.count(pred, labels))
                 if loss_sum is None:
                     continue  # an earlier pipeline stage
                 if isinstance(loss_sum, DTensor):
                     loss_sum = loss_sum.full_tensor()
-                totals += torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
+                sums = torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
+                totals += torch.cat((sums, *counted))
         # Sums over all parts of the sequence, which torchtitan's own validator multiplies by their number (#3257); from
         # the last pipeline stage to all.
         for name in ("loss", "pp"):
             mesh = self.parallel_dims.get_optional_mesh(name)
             if mesh is not None:
                 torch.distributed.all_reduce(totals, group=mesh.get_group())
-        loss_sum, num_tokens = totals.tolist()
-        self.metrics_processor.log_validation(loss=loss_sum / num_tokens, step=step)
+        loss_sum, num_valid, *counts = totals.tolist()
+        shares = {name: count / num_valid for name, count in zip(self.kind.measures, counts, strict=True)}
+        if shares:
+            logger.info(
+                f"validate step: {step:2}  " + "  ".join(f"{name}: {share:.2%}" for name, share in shares.items())
+            )
+        self.metrics_processor.log_validation(
+            loss=loss_sum / num_valid,
+            step=step,
+            extra_metrics={f"validation_metrics/{name}": share for name, share in shares.items()},
+        )
         for part in model_parts:
             part.train()
 
@@ -140,7 +157,7 @@ class ShardValidator(Validator):
         return torch.stack(losses).sum() if self.pp_has_last_stage else None
 
 
-def sample(dataset: TokenDataset, *, num_examples: int) -> Pool:
+def sample(dataset: Examples, *, num_examples: int) -> Pool:
     """So many examples of ``dataset`` in a fixed random order; all of it where it has no more."""
     if num_examples >= len(dataset):
         return Pool.whole(len(dataset))
@@ -164,7 +181,7 @@ def build_validator(
 ) -> ShardValidator:
     """torchtitan's ``build_validator_fn``."""
     validation, data = job_config.validation, job_config.data
-    dataset = datasets.dataset(data.validation_path, seq_len=validation.seq_len)
+    dataset = kind_of(job_config).open(datasets, job_config, validation=True)
     num_examples = len(dataset)
     if validation.steps > 0:
         num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)

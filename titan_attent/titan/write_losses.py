@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from titan_attent.data.examples import Examples
 from titan_attent.data.reader import Batch, Reader
-from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan.mistakes import fail, on_first_rank
@@ -66,12 +65,6 @@ class Stretches:
                 yield (first + mine).clamp(max=self.num_examples - 1)
 
 
-def read_batch(dataset: TokenDataset, ids: Tensor) -> Batch:
-    """The examples of ``ids``, int64 [B], as a model takes them."""
-    inputs, labels = dataset.batch(ids)
-    return {"input": inputs}, labels
-
-
 @contextmanager
 def entered(writer: ReferenceWriter) -> Iterator[int]:
     """Enter ``writer`` on rank 0: the first example whose loss is missing, on all ranks. A collective of one number.
@@ -89,7 +82,7 @@ def write_losses(
     score: Score,
     *,
     start: int,
-    dataset: TokenDataset,
+    dataset: Examples,
     reader: Reader,
     sharding: ExampleSharding,
     batch_size: int,
@@ -105,7 +98,7 @@ def write_losses(
         batch_size: rows of a rank.
     """
     stretches = Stretches(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
-    batches = reader.read(partial(read_batch, dataset), stretches.ids(sharding.rank), pin_memory=pin_memory)
+    batches = reader.read(dataset.read, stretches.ids(sharding.rank), pin_memory=pin_memory)
     bar = tqdm(
         total=len(dataset),
         initial=start,

@@ -217,7 +217,7 @@ def test_a_score_is_no_visit() -> None:
 
 
 def test_gradients_must_be_recorded_where_they_are_kept() -> None:
-    with pytest.raises(ValueError, match="keeps functional gradients: record them with gradients="):
+    with pytest.raises(ValueError, match="keeps gradients: record them with gradients="):
         LossBuffer(4, with_gradient=True).record(torch.tensor([1]), torch.tensor([1.0]), step=1)
 
 

@@ -106,6 +106,60 @@ def test_the_functional_gradient_is_the_norm_of_autograds_gradient(dtype):
     torch.testing.assert_close(weighted, (plain_sums_B * WEIGHTS_B).sum(), rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_smoothed_labels_are_those_of_a_loop_over_tokens(smoothing):
+    logits_BLV, labels_BL = batch()
+    leaf = logits_BLV.double().requires_grad_()
+    sums, counts, squares = [], [], []
+    for z_LV, labels_L in zip(leaf, labels_BL, strict=True):
+        losses = []
+        for z, label in zip(z_LV, labels_L, strict=True):
+            if label != -100:
+                target = torch.full((31,), smoothing / 31, dtype=torch.float64)
+                target[label] += 1 - smoothing
+                losses.append(-(target * (z - z.logsumexp(0))).sum())
+        sums.append(sum(losses, torch.zeros((), dtype=torch.float64)))
+        counts.append(max(1, len(losses)))
+        squares.append(torch.autograd.grad(sums[-1], leaf, retain_graph=True)[0].square().sum() if losses else 0.0)
+    expected = torch.stack(sums).detach()
+    norms = (torch.tensor(squares) / torch.tensor(counts)).sqrt()
+
+    options = {"label_smoothing": smoothing}
+    torch.testing.assert_close(per_example_cross_entropy(logits_BLV, labels_BL, **options)[0].double(), expected)
+    sums_B, _, norms_B = per_example_loss_and_gradient(logits_BLV, labels_BL, **options)
+    torch.testing.assert_close(sums_B.double(), expected)
+    torch.testing.assert_close(norms_B.double(), norms.double(), rtol=2e-6, atol=0)
+    compiled = [(True, True)] if smoothing == 0.1 else []
+    for compile_loss, with_gradient in [(False, False), (False, True), *compiled]:
+        options |= {"compile_loss": compile_loss, "with_gradient": with_gradient, "backend": "aot_eager"}
+        loss = build_weighted_loss(**options)
+        outputs = loss(logits_BLV, labels_BL, WEIGHTS_B, None)
+        torch.testing.assert_close(outputs[0].double(), (expected * WEIGHTS_B).sum())
+        torch.testing.assert_close(outputs[2].double(), expected / torch.tensor(counts))
+    torch.testing.assert_close(outputs[3], norms_B, rtol=2e-6, atol=0)
+
+
+def test_without_smoothing_every_bit_is_that_of_before():
+    logits_BLV, labels_BL = batch()
+    token_loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="none", ignore_index=-100)
+    e_NV = (logits_BLV.flatten(0, 1) - logits_BLV.flatten(0, 1).amax(dim=1, keepdim=True)).exp()
+    p_squared = (e_NV.square().sum(dim=1, keepdim=True) / e_NV.sum(dim=1, keepdim=True).square())[:, 0]
+    squared_BL = (p_squared - 2 * (-token_loss).exp() + 1).view_as(labels_BL)
+    counts_B = (labels_BL != IGNORE_INDEX).sum(dim=1).clamp(min=1)
+    norms_B = (torch.where(labels_BL != IGNORE_INDEX, squared_BL, 0.0).sum(dim=1) / counts_B).clamp(min=0.0).sqrt()
+    sums_B = token_loss.view_as(labels_BL).sum(dim=1)
+    for options in ({}, {"label_smoothing": 0.0}):
+        assert torch.equal(per_example_cross_entropy(logits_BLV, labels_BL, **options)[0], sums_B)
+        ours = per_example_loss_and_gradient(logits_BLV, labels_BL, **options)
+        assert torch.equal(ours[0], sums_B) and torch.equal(ours[2], norms_B)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=r"\[vision\] label_smoothing = .*at least 0 and below 1"):
+        build_weighted_loss(compile_loss=False, label_smoothing=value)
+
+
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_values(with_gradient):
     logits_BLV, labels_BL = batch()

@@ -1,0 +1,114 @@
+"""The command that writes images as a data set.
+
+python -m titan_attent.data.images INPUT ... --output DIR [--size N] [--grayscale] [--encoding raw|file]
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from titan_attent.data.format import DEFAULT_SOURCE
+from titan_attent.data.images.format import ENCODINGS, SKIPPED_FILE
+from titan_attent.data.images.writer import ImageSummary, write_images
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
+    options = vars(_parser().parse_args(arguments))
+    try:
+        options["classes"] = _parse_classes(options["classes"])
+        options["keys"] = _parse_keys(options["keys"])
+        summary = write_images(options.pop("inputs"), **options, progress=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; once that is mended, give the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts anew", file=sys.stderr)
+        return 130
+    _tell(summary)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m titan_attent.data.images", description="Write images as a data set to train on."
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="folder with a folder of images a class; .parquet, .npz, .tar(.gz) file, folder of such or pattern; "
+        f"SOURCE=INPUT names the data source it belongs to (default: {DEFAULT_SOURCE})",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--size", type=int, default=0, metavar="N", help="resize the shorter side to N, and cut the centre N x N"
+    )
+    parser.add_argument("--grayscale", action="store_true", help="write one channel, not three")
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, default="raw", help="pixels, or JPEG, PNG and WebP files as they are"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE|NAME,NAME,...",
+        help="the classes in order, in a file one a line (default: as the inputs have them)",
+    )
+    parser.add_argument(
+        "--shard-images", type=int, default=2**16, metavar="N", help="images of a shard (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help=f"end at the first image that cannot be used, or leave such out and list them in {SKIPPED_FILE}",
+    )
+    parser.add_argument(
+        "--keys",
+        metavar="IMAGE,LABEL",
+        help="columns of .parquet or arrays of .npz that hold images and labels; of .json in tar files the label's key",
+    )
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def _parse_classes(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _parse_keys(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names):
+        raise ValueError(f"--keys is {text!r}; give two names, IMAGE,LABEL")
+    return names[0], names[1]
+
+
+def _tell(summary: ImageSummary) -> None:
+    if summary.skipped:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
+        print(f"warning: left out {counts}; see {summary.path / SKIPPED_FILE}", file=sys.stderr)
+    if empty := [name for name, count in zip(summary.classes, summary.class_counts, strict=True) if not count]:
+        print(f"warning: no image of {len(empty)} classes ({', '.join(empty[:5])})", file=sys.stderr)
+    print(
+        f"{summary.path}: {summary.num_images:,} images of {len(summary.classes):,} classes, "
+        f"{summary.num_bytes / 1e6:,.1f} MB in {summary.num_shards:,} shards, {summary.images_per_second:,.0f} images/s"
+    )
+    if len(summary.source_images) > 1:
+        for source, num_images in summary.source_images.items():
+            print(f"  {source}: {num_images:,} images ({num_images / summary.num_images:.1%})")
+    if summary.all_gray:
+        print("  all of them are gray: --grayscale writes a third of this")
+    print(f'next: read it with titan_attent.data.images.ImageDataset("{summary.path}")')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Augmentation: what a view of a picture is drawn from, a pure function of (key, example id).
+
+Order: crop, flip, padding, brightness, contrast, saturation. Resampling is Pillow's: its antialiasing looks a little
+beyond the edge of a crop where the picture goes on.
+
+Cost: the draws are 10 hashes an example; the rest is Pillow's, see docs/images.md.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from titan_attent.data.images.pictures import square
+from titan_attent.foundations.checks import check_number
+from titan_attent.foundations.keyed import fold_key, uniform
+
+# The draws of an example, each of a key of its own.
+AREA, RATIO, CROP_X, CROP_Y, FLIP, PAD_X, PAD_Y, BRIGHTNESS, CONTRAST, SATURATION = range(10)
+NUM_DRAWS = 10
+RATIOS = 3 / 4, 4 / 3
+"""Bounds of width / height of a crop."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How views of one example may differ; all of it is off by default."""
+
+    crop_scale: float = 1.0
+    """Random resized crop: the least share of the picture's area that a crop has; 1 cuts the centre square."""
+
+    padding: int = 0
+    """Pixels of the mean colour around the view, of which a window of the view's size is cut at random."""
+
+    flip: float = 0.0
+    """Probability of a left-right flip."""
+
+    jitter: float = 0.0
+    """Brightness, contrast and, of colours, saturation are each scaled by a factor within 1 - jitter and 1 + jitter."""
+
+    @property
+    def is_off(self) -> bool:
+        return self == Augmentation()
+
+    def validate(self) -> None:
+        """ValueError that names the key, if a value makes no sense."""
+        check_number("crop_scale", self.crop_scale, above=0, at_most=1, section="vision")
+        check_number("padding", self.padding, at_least=0, whole=True, section="vision")
+        check_number("flip", self.flip, at_least=0, at_most=1, section="vision")
+        check_number("jitter", self.jitter, at_least=0, at_most=1, section="vision")
+
+
+def draw(ids: Tensor, key: int) -> np.ndarray:
+    """int64 [B] -> float64 [B, NUM_DRAWS] in (0, 1), of the key and each id alone."""
+    return np.stack([uniform(ids, fold_key(key, number)).numpy() for number in range(NUM_DRAWS)], axis=1)
+
+
+def crop_box(width: int, height: int, *, scale: float, draws: np.ndarray) -> tuple[float, float, float, float]:
+    """A crop of ``scale`` to 1 of the area, its ratio log-uniform within ``RATIOS`` as far as the picture has room.
+
+    A picture too long for any of them gives the largest crop of the nearest ratio, whose area may be less.
+
+    Returns:
+        left, top, right, bottom in pixels, within the picture.
+    """
+    share = scale + (1 - scale) * draws[AREA]
+    # The ratios at which a crop of this share is neither wider nor higher than the picture.
+    least, most = max(RATIOS[0], share * width / height), min(RATIOS[1], width / (share * height))
+    if least <= most:
+        ratio = math.exp(math.log(least) + (math.log(most) - math.log(least)) * draws[RATIO])
+        crop_width = min(width, math.sqrt(share * width * height * ratio))
+        crop_height = min(height, crop_width / ratio)
+    elif width > height:
+        crop_width, crop_height = height * RATIOS[1], height
+    else:
+        crop_width, crop_height = width, width / RATIOS[0]
+    left, top = (width - crop_width) * draws[CROP_X], (height - crop_height) * draws[CROP_Y]
+    return left, top, min(width, left + crop_width), min(height, top + crop_height)
+
+
+def augmented(
+    image: Image.Image, *, size: int, augmentation: Augmentation, draws: np.ndarray, mean: tuple[int, ...]
+) -> Image.Image:
+    """The view [size, size] of ``image`` (mode L or RGB) that ``draws`` [NUM_DRAWS] give; ``mean`` is its colour."""
+    if augmentation.crop_scale < 1:
+        box = crop_box(*image.size, scale=augmentation.crop_scale, draws=draws)
+        view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    else:
+        view = square(image, size)
+    if draws[FLIP] < augmentation.flip:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if padding := augmentation.padding:
+        places = 2 * padding + 1
+        at = padding - int(places * draws[PAD_X]), padding - int(places * draws[PAD_Y])
+        window = Image.new(view.mode, view.size, mean if len(mean) > 1 else mean[0])
+        window.paste(view, at)
+        view = window
+    if jitter := augmentation.jitter:
+        factors = 1 + jitter * (2 * draws - 1)
+        view = ImageEnhance.Brightness(view).enhance(factors[BRIGHTNESS])
+        view = ImageEnhance.Contrast(view).enhance(factors[CONTRAST])
+        if view.mode == "RGB":
+            view = ImageEnhance.Color(view).enhance(factors[SATURATION])
+    return view

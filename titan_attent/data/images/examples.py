@@ -1,0 +1,69 @@
+"""What every kind of input gives: images with labels, one after the other, and word of those that are bad."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+IMAGE_KEYS = ("image", "images", "img", "x", "data")
+LABEL_KEYS = ("label", "labels", "y", "target", "targets")
+"""Columns, arrays or keys that hold images and labels, where none are named."""
+
+Label = int | str
+"""The number or the name of a class."""
+
+
+class Example(NamedTuple):
+    """An image as the bytes of a file or as uint8 [H, W, C]; ``where`` tells a reader which one it is."""
+
+    where: str
+    image: bytes | np.ndarray
+    label: Label
+
+
+class Bad(NamedTuple):
+    """An image, or the rest of a file, that cannot be used: what is wrong, and how to mend it."""
+
+    where: str
+    reason: str
+    """One of REASONS."""
+    problem: str
+    mend: str
+
+
+REASONS = ("undecodable", "label", "size", "damaged", "class")
+"""An image that cannot be decoded, has no (valid) label, or another size; a file that ends early; an empty class."""
+
+
+class Input(Protocol):
+    """An input of the writer."""
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Names of the classes, if the input has any."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether their order numbers the classes; that of folders need not."""
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether images are bytes of files."""
+
+    def examples(self) -> Iterator[Example | Bad]:
+        """Streamed, in a fixed order."""
+
+    def labels(self) -> Iterator[Label]:
+        """The labels alone, where ``names`` is None; bad ones left out."""
+
+
+def choose(names: Sequence[str], *, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
+    """``wanted``, or else the only one of ``usual`` in ``names``; ValueError if there is none, or several."""
+    found = [name for name in names if name == wanted] if wanted else [name for name in usual if name in names]
+    if len(found) != 1:
+        problem = f"no {wanted!r}" if wanted else f"none of {', '.join(usual)}" if not found else f"both {found}"
+        raise ValueError(
+            f"{where}: {problem} for the {what}; name those that hold images and labels with --keys IMAGE,LABEL, of "
+            f"{', '.join(names)}"
+        )
+    return found[0]

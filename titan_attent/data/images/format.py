@@ -1,0 +1,187 @@
+"""The image data set on disk.
+
+    DIR/index.json                 encoding, sizes, classes, mean and std, shards with sources and hashes, fingerprint
+    DIR/shard-00000.bin            the bytes of the images, one after the other
+    DIR/shard-00000.labels.bin     their labels, little-endian int32 [n]
+    DIR/shard-00000.offsets.bin    of encoding "file": where each begins in .bin, and the end, int64 [n + 1]
+    DIR/skipped.jsonl              what was left out and why, if anything was
+
+Encoding "raw" holds uint8 pixels [H, W, C], all images of one size; "file" the bytes of JPEG, PNG or WebP files of any
+size. index.json comes last: only with it is the folder a data set. The fingerprint names what a learner sees: where it
+is equal, equal example ids hold equal pixels and labels. The names of sources and files are not part of it.
+
+Cost: about 200 bytes of index a shard and nothing an image; one sha256 over the bytes while they are written.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from titan_attent.data.format import INDEX_FILE, check_file_name, is_source_name, write_atomically
+
+FORMAT = "titan_attent.images"
+VERSION = 1
+ENCODINGS = ("raw", "file")
+SKIPPED_FILE = "skipped.jsonl"
+WRITER = "`python -m titan_attent.data.images`"
+
+
+@dataclass(frozen=True)
+class ImageShardEntry:
+    """One shard in the index: its .bin file, images, bytes of .bin, the sha256 (hex) of all of its files one after the
+    other (.bin, .labels.bin, .offsets.bin), and the images' source."""
+
+    file: str
+    num_images: int
+    num_bytes: int
+    sha256: str
+    source: str
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file, of="shard")
+        if not self.file.endswith(".bin"):
+            raise ValueError(f"shard {self.file!r} is no .bin file")
+
+    @property
+    def labels_file(self) -> str:
+        return self.file[:-3] + "labels.bin"
+
+    @property
+    def offsets_file(self) -> str:
+        return self.file[:-3] + "offsets.bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageIndex:
+    """``index.json``; ``height`` and ``width`` are None for encoding "file".
+
+    ``mean`` and ``std`` are of each channel, of pixels / 255 over all pixels. ``skipped`` counts what the writer left
+    out, by reason.
+    """
+
+    encoding: str
+    num_images: int
+    channels: int
+    height: int | None
+    width: int | None
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: dict[str, int]
+    shards: tuple[ImageShardEntry, ...]
+    fingerprint: str
+
+    def sizes_of(self, shard: ImageShardEntry) -> dict[str, int]:
+        """The files of a shard and their bytes, in the order in which they are hashed."""
+        sizes = {shard.file: shard.num_bytes, shard.labels_file: 4 * shard.num_images}
+        if self.encoding == "file":
+            sizes[shard.offsets_file] = 8 * (shard.num_images + 1)
+        return sizes
+
+
+def _fingerprint(fields: dict[str, Any], shards: Sequence[ImageShardEntry]) -> str:
+    """sha256 (hex) over what decides pixels and labels."""
+    seen = {name: fields[name] for name in ("encoding", "channels", "height", "width", "classes", "mean", "std")}
+    seen["shards"] = [[shard.num_images, shard.num_bytes, shard.sha256] for shard in shards]
+    canonical = json.dumps(seen, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def write_index(folder: Path, *, shards: Sequence[ImageShardEntry], **fields: Any) -> ImageIndex:
+    """Write ``folder/index.json``, which turns the folder, its shards in place, into a data set.
+
+    Args:
+        shards: all of them, in order.
+        fields: those of :class:`ImageIndex` but for the number of images and the fingerprint.
+    """
+    index = ImageIndex(
+        **fields,
+        num_images=sum(shard.num_images for shard in shards),
+        shards=tuple(shards),
+        fingerprint=_fingerprint(fields, shards),
+    )
+    _check_consistency(index)
+    document = {"format": FORMAT, "version": VERSION, **asdict(index)}
+    write_atomically(folder / INDEX_FILE, (json.dumps(document, indent=1) + "\n").encode("ascii"))
+    return index
+
+
+def read_index(folder: Path) -> ImageIndex:
+    """Read ``folder/index.json``; ValueError if missing, malformed, of another format or edited."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        what = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
+        raise ValueError(
+            f"{folder}: not a data set of images, {what}; correct the path, or make one with "
+            f"{WRITER[:-1]} INPUT --output {folder}`"
+        )
+    mend = f"restore the file, or write the data set anew with {WRITER}"
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {mend}") from error
+    fields = dict(document) if isinstance(document, dict) else {}
+    found = fields.pop("format", None), fields.pop("version", None)
+    if found != (FORMAT, VERSION):
+        raise ValueError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, but images are read from {FORMAT!r} version {VERSION}; "
+            f"use the package version that wrote it, or {mend}"
+        )
+    try:
+        fields["shards"] = tuple(ImageShardEntry(**entry) for entry in fields["shards"])
+        for name in ("classes", "class_counts", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        index = ImageIndex(**fields)
+        _check_consistency(index)
+        fingerprint = _fingerprint(fields, index.shards)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
+    if fingerprint != index.fingerprint:
+        raise ValueError(
+            f"{path}: its fingerprint is {index.fingerprint}, its content gives {fingerprint}: the "
+            f"index was edited after it was written; {mend}"
+        )
+    return index
+
+
+def _check_consistency(index: ImageIndex) -> None:
+    if index.encoding not in ENCODINGS:
+        raise ValueError(f"encoding {index.encoding!r} is neither raw nor file")
+    if index.channels not in (1, 3):
+        raise ValueError(f"channels is {index.channels!r}, neither 1 nor 3")
+    raw = index.encoding == "raw"
+    for side in (index.height, index.width):
+        if not (isinstance(side, int) and side > 0 if raw else side is None):
+            raise ValueError(f"height {index.height!r} and width {index.width!r} of encoding {index.encoding!r}")
+    for shard in index.shards:
+        if shard.num_images < 1 or shard.num_bytes < 1:
+            raise ValueError(f"shard {shard.file!r} of {shard.num_images} images, {shard.num_bytes} bytes")
+        if raw and shard.num_bytes != shard.num_images * index.height * index.width * index.channels:  # type: ignore[operator]
+            raise ValueError(f"shard {shard.file!r} has {shard.num_bytes} bytes for {shard.num_images} images")
+        if not is_source_name(shard.source):
+            raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
+    if not 0 < index.num_images == sum(shard.num_images for shard in index.shards):
+        raise ValueError(f"num_images {index.num_images} is not the sum over the shards")
+    check_classes(index.classes)
+    if len(index.class_counts) != len(index.classes) or sum(index.class_counts) != index.num_images:
+        raise ValueError("class_counts do not have one count a class, or not the sum num_images")
+    for name, values in (("mean", index.mean), ("std", index.std)):
+        if len(values) != index.channels or not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"{name} {values} is not one finite number a channel")
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """ValueError if the names of the classes are not strings, empty, or not distinct."""
+    if not classes:
+        raise ValueError("no classes")
+    for name in classes:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a class is {name!r}; it must be a string that is not empty")
+    if len(set(classes)) < len(classes):
+        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
+        raise ValueError(f"the class {twice!r} stands twice in the list of classes")

@@ -1,0 +1,133 @@
+"""The folder that the writer fills: what may stand in it, its shards, and the record of what was left out.
+
+Until index.json stands in it, all of this is leftovers, which the next writer removes.
+"""
+
+import hashlib
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, write_atomically
+from titan_attent.data.images.examples import Bad
+from titan_attent.data.images.format import SKIPPED_FILE, ImageShardEntry
+
+_LEFTOVER = re.compile(rf"(shard-\d{{5,}}(\.labels|\.offsets)?\.bin|{SKIPPED_FILE}|{INDEX_FILE}\.tmp)(\.tmp)?")
+
+
+def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
+    """ValueError if ``folder`` is not free for a new data set, or for one in place of a killed writer's leftovers."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; choose a folder for --output")
+    if (folder / INDEX_FILE).exists():
+        raise ValueError(f"{folder}: holds a finished data set; choose another --output, or delete it first")
+    for path in paths:
+        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{folder}: lies inside the input {path}; choose an --output outside of it")
+    # A shard of images is published after its labels; one of tokens has none.
+    foreign = [path for path in folder.glob("shard-*.bin") if path.name.count(".") == 1]
+    foreign = [path for path in foreign if not path.with_suffix(".labels.bin").exists()]
+    if foreign or (folder / PROGRESS_FILE).exists():
+        raise ValueError(
+            f"{folder}: holds shards of another kind without their {INDEX_FILE}; choose another --output, or delete it "
+            "first"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed writer left; nothing of a data set."""
+    if (folder / INDEX_FILE).exists():
+        return
+    # A shard goes before its labels: check_output knows it by them.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name.count(".")):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+class ImageShardWriter:
+    """Streams the bytes of images to a shard, hashing on the way; its files get their names when finished.
+
+    :meth:`close` removes what was not finished.
+
+    Args:
+        path: of its .bin file.
+        source: of its images.
+        offsets: write where each image begins, for images of different sizes.
+    """
+
+    def __init__(self, path: Path, *, source: str, offsets: bool):
+        self.path, self.source = path, source
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._labels, self._ends = array("i"), array("q", [0]) if offsets else None
+        self._num_bytes = 0
+        self._file = open(self._temporary, "wb", buffering=2**20)  # noqa: SIM115
+        self._sha256 = hashlib.sha256()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def append(self, data: bytes, *, label: int) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._num_bytes += len(data)
+        self._labels.append(label)
+        if self._ends is not None:
+            self._ends.append(self._num_bytes)
+
+    def finish(self) -> ImageShardEntry:
+        """Make the files durable under their names, the .bin last; the names of the folder are with the index."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        beside = [("labels", np.array(self._labels, dtype="<i4"))]
+        if self._ends is not None:
+            beside.append(("offsets", np.array(self._ends, dtype="<i8")))
+        for name, values in beside:
+            self._sha256.update(values.tobytes())
+            write_atomically(self.path.with_suffix(f".{name}.bin"), values.tobytes())
+        os.replace(self._temporary, self.path)
+        return ImageShardEntry(
+            self.path.name, len(self._labels), self._num_bytes, self._sha256.hexdigest(), self.source
+        )
+
+
+class Skipped:
+    """Counts what was left out, and writes a line of JSON about each to skipped.jsonl.
+
+    :meth:`close` removes what was not finished.
+    """
+
+    def __init__(self, folder: Path):
+        self.counts: Counter[str] = Counter()
+        self._path = folder / SKIPPED_FILE
+        self._temporary = folder / f"{SKIPPED_FILE}.tmp"
+        self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink()
+
+    def add(self, bad: Bad) -> None:
+        self.counts[bad.reason] += 1
+        self._file.write(json.dumps({"where": bad.where, "reason": bad.reason, "problem": bad.problem}) + "\n")
+
+    def finish(self) -> dict[str, int]:
+        """Publish the file, if it has a line; the counts by reason."""
+        if self.counts:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._path)
+        return dict(sorted(self.counts.items()))

@@ -1,0 +1,127 @@
+"""Per-example cross-entropy against two labels by shares, for mixed images: the contract of cross_entropy.py.
+
+An image that mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899) made of two has
+the target q = share onehot(a) + (1 - share) onehot(b), smoothed (Szegedy et al. 2016) to (1 - s) q + s / C. The loss is
+-sum q log p, its functional gradient p - q.
+
+Cost: three fp32 copies of the logits, which with one row an example are small. No collective, no host sync.
+
+Shapes: B examples, L rows of logits an example (1 for a class of an image), C classes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from titan_attent.foundations.checks import check_number
+from titan_attent.losses.cross_entropy import IGNORE_INDEX, ExampleLosses
+from titan_attent.losses.window import capped_linear_weights
+
+MixedLoss = Callable[..., ExampleLosses]
+"""Of logits, labels, weights and statistics, and for mixtures of other labels and shares."""
+
+
+def mixing(columns: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Of the columns of a batch, what the losses here take for mixtures; nothing where nothing is mixed."""
+    return (columns["other_label"], columns["share"]) if "share" in columns else ()
+
+
+def mixed_targets(
+    labels_BL: Tensor, other_labels_B: Tensor, shares_B: Tensor, *, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """q, fp32 [B, L, C], of labels int64 [B, L], other labels int64 [B] and the share of the first, fp32 [B]."""
+    classes_C = torch.arange(num_classes, device=labels_BL.device)
+    shares_B11 = shares_B.float()[:, None, None]
+    first_BLC = (labels_BL[..., None] == classes_C).float()
+    other_B1C = (other_labels_B[:, None, None] == classes_C).float()
+    certain = 1.0 - label_smoothing
+    return certain * (shares_B11 * first_BLC + (1.0 - shares_B11) * other_B1C) + label_smoothing / num_classes
+
+
+def weighted_mixed_cross_entropy(
+    logits_BLC: Tensor,
+    labels_BL: Tensor,
+    weights_B: Tensor,
+    statistics: Tensor | None = None,
+    other_labels_B: Tensor | None = None,
+    shares_B: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    with_gradient: bool = False,
+    temperature: float | None = None,
+) -> ExampleLosses:
+    """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
+
+    Args:
+        logits_BLC: any float dtype; the loss is computed in fp32.
+        labels_BL: int64, ``IGNORE_INDEX`` in an example that is padding.
+        other_labels_B: int64, of the image mixed in; not read where the share is 1. None where nothing is mixed in.
+        shares_B: fp32, of the first label, in [0, 1]; None for ones.
+        label_smoothing: s in [0, 1).
+        weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
+
+    Returns:
+        (weighted sum, unweighted sum, mean_B, norms_B or None), as ``weighted_cross_entropy``.
+    """
+    if other_labels_B is None or shares_B is None:
+        other_labels_B, shares_B = labels_BL[:, 0], torch.ones_like(weights_B)
+    log_p_BLC = logits_BLC.float().log_softmax(dim=-1)
+    q_BLC = mixed_targets(
+        labels_BL,
+        other_labels_B,
+        shares_B,
+        num_classes=logits_BLC.shape[-1],
+        label_smoothing=label_smoothing,
+    )
+    valid_BL = labels_BL != IGNORE_INDEX
+    counts_B = valid_BL.sum(dim=1, dtype=torch.float32).clamp(min=1.0)
+    sums_B = torch.where(valid_BL, -(q_BLC * log_p_BLC).sum(dim=-1), 0.0).sum(dim=1)
+    mean_B = sums_B.detach() / counts_B
+    norms_B = None
+    if with_gradient:
+        squared_BL = (log_p_BLC.detach().exp() - q_BLC).square().sum(dim=-1)
+        norms_B = (torch.where(valid_BL, squared_BL, 0.0).sum(dim=1) / counts_B).sqrt()
+    if temperature is not None:
+        assert statistics is not None
+        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
+    return (sums_B * weights_B).sum(), sums_B.detach().sum(), mean_B, norms_B
+
+
+def mixed_cross_entropy_sum(
+    logits_BLC: Tensor,
+    labels_BL: Tensor,
+    other_labels_B: Tensor | None = None,
+    shares_B: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The same with weights of 1: an fp32 scalar, summed over the valid rows, as torchtitan's own loss."""
+    ones_B = logits_BLC.new_ones(len(labels_BL), dtype=torch.float32)
+    mixing = (other_labels_B, shares_B)
+    return weighted_mixed_cross_entropy(logits_BLC, labels_BL, ones_B, None, *mixing, label_smoothing=label_smoothing)[
+        0
+    ]
+
+
+def build_mixed_loss(
+    *,
+    label_smoothing: float = 0.0,
+    compile_loss: bool,
+    with_gradient: bool = False,
+    temperature: float | None = None,
+    backend: str = "inductor",
+) -> MixedLoss:
+    """:func:`weighted_mixed_cross_entropy` of four or six arguments, compiled into one graph with ``compile_loss``.
+
+    ValueError for a ``label_smoothing`` outside of [0, 1).
+    """
+    check_number("label_smoothing", label_smoothing, at_least=0, below=1, section="vision")
+    loss = partial(
+        weighted_mixed_cross_entropy,
+        label_smoothing=label_smoothing,
+        with_gradient=with_gradient,
+        temperature=temperature,
+    )
+    return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

@@ -1,0 +1,107 @@
+"""The parts of which the models of images are made: patches, positions, transformer blocks, and how weights begin.
+
+Weights begin as a normal distribution of deviation 0.02 (Touvron et al. 2021, "DeiT", arXiv 2012.12877), here cut at
+two deviations, and biases at 0.
+
+Shapes: B images, C channels, S pixels a side, P patches, D numbers of a patch, T tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images [B, C, S, S] -> patches [B, P, D], row by row; the numbers of a patch in the order (row, column, channel),
+    as in He et al. 2022."""
+    patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # [B, C, rows, columns, p, p]
+    return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+
+def sincos_positions(side: int, dim: int) -> Tensor:
+    """fp32 [side^2, dim]: sines and cosines of the row in the first half, of the column in the second.
+
+    Frequencies 10000^(-i / (dim/4)) for i < dim/4, as in He et al. 2022.
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.cat((angles.sin(), angles.cos()), dim=1)  # [side, dim/2]
+    rows = waves[:, None].expand(side, side, -1)
+    return torch.cat((rows, rows.transpose(0, 1)), dim=2).flatten(0, 1).float()
+
+
+def init_normal_(tensor: Tensor) -> None:
+    nn.init.trunc_normal_(tensor, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+
+
+def init_linear_(linear: nn.Linear) -> None:
+    init_normal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+class PatchEmbedding(nn.Linear):
+    """A linear layer that takes patches in any float dtype; its own gives that of the tokens."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return super().forward(patches.to(self.weight.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of all tokens with all: [B, T, dim] -> [B, T, dim]."""
+
+    def __init__(self, dim: int, n_heads: int):
+        super().__init__()
+        self.head_dim = dim // n_heads
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (w(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
+        return self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """MLP with one hidden layer and GELU: [B, T, dim] -> [B, T, dim]."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1, self.w2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.gelu(self.w1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), and the same with the MLP; ``scale`` [B] multiplies both branches of an example."""
+
+    def __init__(self, dim: int, n_heads: int, hidden_dim: int):
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS), nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attention, self.feed_forward = Attention(dim, n_heads), FeedForward(dim, hidden_dim)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        if scale is None:
+            x = x + self.attention(self.attention_norm(x))
+            return x + self.feed_forward(self.ffn_norm(x))
+        scale = scale.to(x.dtype)[:, None, None]
+        x = x + scale * self.attention(self.attention_norm(x))
+        return x + scale * self.feed_forward(self.ffn_norm(x))
+
+    def init_weights(self) -> None:
+        self.attention_norm.reset_parameters()
+        self.ffn_norm.reset_parameters()
+        a, f = self.attention, self.feed_forward
+        for linear in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2):
+            init_linear_(linear)
+
+
+def make_layers(num: int, dim: int, n_heads: int, hidden_ratio: int) -> nn.ModuleDict:
+    return nn.ModuleDict({str(layer): Block(dim, n_heads, hidden_ratio * dim) for layer in range(num)})
+
+
+def flops_of_layers(num: int, tokens: int, dim: int, hidden_ratio: int) -> int:
+    """Forward and backward of ``num`` blocks for one example: 6 a weight and token, and 12 dim T^2 for attention."""
+    weights = (4 + 2 * hidden_ratio) * dim * dim
+    return num * (6 * weights * tokens + 12 * dim * tokens**2)
