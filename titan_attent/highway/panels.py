@@ -17,5 +17,10 @@ PANELS = (
         labels=(("backward/step_norm", "last change (right axis)"),),
         right="backward/step_norm",
     ),
+    Panel(
+        "highway: FLOPs saved so far, shares",
+        ("backward/saved_of_backward", "backward/saved_of_step"),
+        labels=(("backward/saved_of_backward", "of the backward pass"), ("backward/saved_of_step", "of a step")),
+    ),
     Panel("cosine with the exact gradient, by block", family="backward/cosine/"),
 )

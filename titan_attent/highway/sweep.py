@@ -51,6 +51,18 @@ def num_vjps(num_blocks: int, iterations: int, *, complete: bool = False, exact_
     return total + (max(0, num_blocks - 1 - k) if exact_too else 0)
 
 
+def separate_vjps(num_blocks: int, iterations: int, *, complete: bool = False, exact_too: bool = False) -> list[int]:
+    """Of these, those of each block that do not come with its weights' gradients: what a sweep costs on top of the
+    weights' passes. Tied embeddings under FSDP2 may bring one more (links.py)."""
+    k = min(iterations, num_blocks)
+    found = []
+    for i in range(num_blocks):
+        top, joined = min(k, num_blocks - i), num_blocks - i <= k
+        lowest = 1 if complete else max(1, k - i)
+        found.append(max(0, top - lowest + 1) - joined + (exact_too and i > 0 and not joined))
+    return found
+
+
 def sweep(
     links: Sequence[Link], gradient: Tensor, *, iterations: int, gains: Tensor | None = None, sums: Sums | None = None
 ) -> Tensor:

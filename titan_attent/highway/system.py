@@ -13,6 +13,7 @@ This system stands last in ``titan_attent.systems``: a forward pass that another
 (``Run.predict``) is not cut.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from titan_attent.foundations.system import Columns, Run, Seen, System
 from titan_attent.highway import checks
+from titan_attent.highway.account import Account
 from titan_attent.highway.branches import BranchCuts
 from titan_attent.highway.config import BackwardConfig
 from titan_attent.highway.links import Cuts, tied_embeddings
 from titan_attent.highway.panels import PANELS
 from titan_attent.highway.sums import Sums, Watched, enough_rounds, fitted_gains, read
-from titan_attent.highway.sweep import num_vjps, sweep
+from titan_attent.highway.sweep import num_vjps, separate_vjps, sweep
 
 LOOK_EVERY = 16
 GAIN_RATE = 0.5
@@ -55,7 +57,7 @@ def several_passes() -> Iterator[None]:
 
 
 class Highway(System):
-    """Its state: the number of rounds and the gains, which are the same on all ranks."""
+    """Its state: the number of rounds, the gains and what was saved, which are the same on all ranks."""
 
     name = "backward"
     keeps_state = True
@@ -87,6 +89,8 @@ class Highway(System):
         self.watched: Watched | None = None
         compiled = run.job_config.compile
         self.is_compiled = compiled.enable and "model" in compiled.components
+        seq_len = run.job_config.training.seq_len
+        self.account = Account(model, blocks, seq_len=seq_len, is_compiled=self.is_compiled)
         self.compiler_options: AbstractContextManager[None] = (
             several_passes() if self.most or config.log_cosine else nullcontext()
         )
@@ -172,7 +176,16 @@ class Highway(System):
     def step_done(self) -> None:
         step, sums, self.sums = self.run.step(), self.sums, None
         self.in_step = True
-        if not self._is_cut(step):
+        if self._is_cut(step):
+            vjps = separate_vjps(
+                self.num_blocks,
+                self._rounds(step),
+                complete=sums is not None,
+                exact_too=self._wants_exact(step),
+            )
+            self.account.step_done(branches=self.branches is not None, vjps=vjps)
+        else:
+            self.account.step_done()
             self.watched = None
         if sums is None:
             return
@@ -197,7 +210,7 @@ class Highway(System):
         vjps = num_vjps(
             self.num_blocks, rounds, complete=is_cut and watched, exact_too=self._wants_exact(step) and is_cut
         )
-        found = {"exact": float(not is_cut), "iterations": float(rounds), "vjps": float(vjps)}
+        found = {"exact": float(not is_cut), "iterations": float(rounds), "vjps": float(vjps)} | self.account.metrics()
         if is_cut and self.watched is not None:
             if changes := self.watched.changes:
                 found["step_norm"] = changes[-1]
@@ -207,11 +220,15 @@ class Highway(System):
         return {f"backward/{name}": value for name, value in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rounds": self.rounds, "gains": self.gains.clone()}
+        # An earlier checkpoint has no key but these two, and a number under the first.
+        counts = {"rounds": self.rounds, "account": self.account.counts}
+        return {"rounds": json.dumps(counts), "gains": self.gains.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        loaded = json.loads(state["rounds"]) if isinstance(state["rounds"], str) else {"rounds": state["rounds"]}
         if self.config.tolerance:
-            self.rounds = min(state["rounds"], self.most)
+            self.rounds = min(loaded["rounds"], self.most)
+        self.account.counts = loaded.get("account", self.account.counts)
         self.gains = state["gains"].to(self.run.device)
 
     def close(self) -> None:

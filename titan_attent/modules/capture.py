@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from titan_attent.foundations.flops import is_experts
 from titan_attent.modules.gram import bias_gram, cross_gram, embedding_gram, linear_gram, wide
-from titan_attent.modules.units import Unit, is_experts
+from titan_attent.modules.units import Unit
 
 Forward = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from titan_attent.foundations.checks import check_number, check_one_of
 
-POLICIES = ("off", "all", "mat", "prefix", "gradient_norm", "random")
+POLICIES = ("off", "all", "mat", "prefix", "truncated", "gradient_norm", "random")
 PROBES = ("ntk", "loss")
 
 
@@ -23,6 +23,8 @@ class ModulesConfig:
       no others of their type, stay.
     - "prefix": what loses the least eigenvalue per FLOP saved. Modules below the first active one save their input
       gradients, too, so that it freezes from the embedding upwards where that pays.
+    - "truncated": the top of the model: all below one cut is frozen, from the embedding upwards, whatever it still
+      learns. The control for "prefix", and from the first step on for ``[backward] method = "highway"``.
     - "gradient_norm": drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
     - "random": drawn at random. The control for "mat".
     """
@@ -30,7 +32,7 @@ class ModulesConfig:
     backward_share: float = 0.6
     """
     Share of the FLOPs of the backward pass that is kept, in (0, 1]. As many modules are frozen as bring it closest.
-    Weight gradients are half of a backward pass, so that only "prefix" gets far below a half.
+    Weight gradients are half of a backward pass, so that only "prefix" and "truncated" get far below a half.
     """
 
     warmup_steps: int = 100
@@ -110,4 +112,4 @@ class ModulesConfig:
     @property
     def probes(self) -> bool:
         """Whether modules are probed."""
-        return self.policy not in ("off", "random")
+        return self.policy not in ("off", "truncated", "random")

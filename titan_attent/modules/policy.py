@@ -7,7 +7,8 @@ their kind are frozen. That alpha is the dynamic threshold of MAT, whose formula
 
 Scattered policies freeze modules of kinds with several members, and leave one active of each. ``prefix`` weighs every
 cut of the model: freeze everything below it, the embedding included, and above it scattered modules as far as still
-needed; it takes the cut that loses the least value. In a draw (``random``, ``gradient_norm``) keys with Gumbel noise
+needed; it takes the cut that loses the least value. ``truncated`` takes the cut that saves what is to be saved, and
+nothing above it: no value counts. In a draw (``random``, ``gradient_norm``) keys with Gumbel noise
 take the place of values: the modules kept are a sample without replacement in proportion to their weight.
 
 Hysteresis, temporal rule and its rest are ours, as are the interval and the smoothing.
@@ -79,6 +80,8 @@ def decide(units: Sequence[Unit], history: History, config: ModulesConfig) -> li
     if config.policy in ("off", "all"):
         return [True] * len(units)
     target = (1 - config.backward_share) * backward_flops(units)
+    if config.policy == "truncated":
+        return _truncate(units, target)
     values = _values(units, history, config)
     if config.policy == "prefix":
         return _freeze_prefix(units, values, target)
@@ -165,3 +168,10 @@ def _freeze_prefix(units: Sequence[Unit], values: Sequence[float], target: float
             best = cost, active
     assert best is not None
     return best[1]
+
+
+def _truncate(units: Sequence[Unit], target: float) -> list[bool]:
+    """All below one cut, the one that saves most nearly ``target`` FLOPs; among equals the lowest. The topmost unit
+    stays active."""
+    cuts = [[i >= cut for i in range(len(units))] for cut in range(len(units))]
+    return min(cuts, key=lambda active: abs(_saved(units, active) - target))

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
+from titan_attent.foundations.flops import is_experts
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.sharding import is_first_rank, num_shards
 from titan_attent.foundations.system import Facts, Run, System
@@ -22,7 +23,7 @@ from titan_attent.modules.config import ModulesConfig
 from titan_attent.modules.freezing import Freezer
 from titan_attent.modules.policy import History, decide, relative
 from titan_attent.modules.probe import Prober
-from titan_attent.modules.units import backward_flops, find_units, is_experts
+from titan_attent.modules.units import backward_flops, find_units
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,7 @@
 Of each layer its attention and its feed-forward part (or its experts, as one), with the norm before it; the embedding;
 the output with the last norm. Names are those of torchtitan's models, which agree on them.
 
-FLOPs are of one example of T tokens. A matrix of P numbers takes 2 P T in the forward pass, as much for its weight
-gradient and as much for its input gradient; of experts the share that a token visits. Attention's products take
-4 T^2 d forward and twice that backward, all of it on the way of the input gradient (torchtitan's convention: no
-discount for causality).
+FLOPs are of one example, as foundations/flops.py counts them.
 """
 
 import re
@@ -16,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
+
+from titan_attent.foundations.flops import is_experts, matrix_flops, product_flops
 
 WRAPPERS = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.")
 LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
@@ -48,11 +47,6 @@ class Unit:
     def numel(self) -> int:
         """Parameters, over all ranks."""
         return sum(parameter.numel() for parameter in self.parameters)
-
-
-def is_experts(module: nn.Module) -> bool:
-    """torchtitan's grouped experts, of whichever model."""
-    return type(module).__name__.endswith("GroupedExperts")
 
 
 def is_reorderer(module: nn.Module) -> bool:
@@ -127,16 +121,10 @@ def _tie(units: dict[str, Unit], named: dict[str, nn.Parameter], model: nn.Modul
 
 
 def _count(unit: Unit, args: Any, *, seq_len: int) -> None:
-    for module in unit.layers.values():
-        if isinstance(module, nn.Embedding):
-            continue  # a look-up, whose gradient is a sum of rows
-        numel = float(sum(parameter.numel() for parameter in module.parameters()))
-        if is_experts(module):
-            numel *= args.moe_args.top_k / args.moe_args.num_experts
-        unit.forward += 2 * numel * seq_len
+    unit.forward = sum(matrix_flops(module, args, seq_len=seq_len) for module in unit.layers.values())
     unit.weight = unit.inputs = unit.forward
-    if unit.kind == "attention" and args is not None:
-        products = 4 * seq_len**2 * args.dim
+    if unit.kind == "attention":
+        products = product_flops(args, seq_len=seq_len)
         unit.forward += products
         unit.inputs += 2 * products
 
@@ -144,11 +132,12 @@ def _count(unit: Unit, args: Any, *, seq_len: int) -> None:
 def saved_flops(units: Sequence[Unit], active: Sequence[bool]) -> tuple[float, float]:
     """FLOPs of an example's backward pass that frozen modules save: (weight gradients, input gradients).
 
-    Input gradients are saved below the first active module only.
+    Input gradients are saved below the first active module only; not the output's where it has the embedding's matrix
+    and is frozen with it, as it stands above all others.
     """
     first = list(active).index(True) if any(active) else len(units)
     weight = sum(unit.weight for unit, on in zip(units, active, strict=True) if not on)
-    return weight, sum(unit.inputs for unit in units[:first])
+    return weight, sum(unit.inputs for unit in units[:first] if unit.kind != "embedding")
 
 
 def backward_flops(units: Sequence[Unit]) -> float:

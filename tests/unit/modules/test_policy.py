@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections import Counter
 from typing import Any
 
@@ -78,16 +79,18 @@ def test_mat_freezes_what_is_small_within_its_kind() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.62, 0.8, 0.97, 1.0])
-@pytest.mark.parametrize("policy", ["mat", "prefix", "gradient_norm", "random"])
+@pytest.mark.parametrize("policy", ["mat", "prefix", "truncated", "gradient_norm", "random"])
 def test_the_share_that_is_kept(policy: str, share: float) -> None:
     active = decide(UNITS, history(), config(policy=policy, backward_share=share))
     reachable = 1 - saved([True, *[False] * 3, True, *[False] * 3, True, True]) / TOTAL
     if policy == "prefix":
         assert abs(saved(active) - (1 - share) * TOTAL) <= 20 or share < 0.3
+    elif policy == "truncated":
+        assert abs(saved(active) - (1 - share) * TOTAL) <= 21 or share < 0.3
     elif share > 0.75:
         assert abs(saved(active) - (1 - share) * TOTAL) <= 20
     assert active[-1]
-    if policy != "prefix":
+    if policy not in ("prefix", "truncated"):
         kinds = Counter(unit.kind for unit, on in zip(UNITS, active, strict=True) if on)
         assert set(kinds) == {"embedding", "attention", "feed_forward", "output"}, "one of each kind stays"
     assert share < 1 or all(active)
@@ -117,6 +120,35 @@ def test_prefix_ends_the_backward_early_where_the_low_layers_have_settled() -> N
     top = [5.0, 5.0, 50.0, 5.0, 50.0, 0.1, 1.0, 0.1, 1.0, 7.0]
     active = decide(UNITS, history(top), config(policy="prefix", backward_share=0.85))
     assert frozen(active)[0].startswith("layers.2") and saved_flops(UNITS, active)[1] == 0
+
+
+def test_truncated_freezes_all_below_the_cut_that_comes_nearest() -> None:
+    """Of models with costs drawn at random, and no probe, against every cut there is, counted by itself."""
+    draw = random.Random(0)
+    for _ in range(200):
+        units = [Unit("tok_embeddings", "embedding", -1)]
+        for layer in range(draw.randint(1, 6)):
+            for kind in ("attention", "feed_forward"):
+                units.append(Unit(kind, kind, layer, weight=draw.randint(1, 30), inputs=draw.randint(1, 30)))
+        units.append(Unit("output", "output", 9, weight=draw.randint(1, 30), inputs=draw.randint(1, 30)))
+        costs, share = [unit.weight + unit.inputs for unit in units], draw.uniform(0.01, 1)
+        found = decide(units, History(active=[True] * len(units)), config(policy="truncated", backward_share=share))
+        first = found.index(True)
+        assert found == [False] * first + [True] * (len(units) - first)
+        kept = {cut: sum(costs[cut:]) / sum(costs) for cut in range(len(units))}
+        nearest = min(abs(one - share) for one in kept.values())
+        assert abs(kept[first] - share) == pytest.approx(nearest, abs=1e-12)
+        assert all(abs(kept[cut] - share) > nearest + 1e-12 for cut in range(first)), "the lowest of equals"
+
+
+def test_truncated_looks_at_no_value_and_does_not_probe() -> None:
+    settings = config(policy="truncated", backward_share=0.55)
+    assert not settings.probes and config(policy="prefix").probes
+    made = history()
+    active = decide(UNITS, made, settings)
+    assert frozen(active) == [unit.name for unit in UNITS[:5]] and saved(active) == 2 * 62  # kept: 154 of 278
+    assert decide(UNITS, history(VALUES[::-1]), settings) == active == decide(UNITS, made, settings)
+    assert made.decisions == 2
 
 
 def test_hysteresis_keeps_what_is_nearly_as_good() -> None:

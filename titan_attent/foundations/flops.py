@@ -1,0 +1,38 @@
+"""FLOPs of one example of T tokens, in the convention in which every system of a run counts them.
+
+A matrix of P numbers takes 2 P T in the forward pass, as much for its weight gradient and as much for its input
+gradient; of experts the share that a token visits. Attention's products take 4 T^2 d forward and twice that backward,
+all of it on the way of the input gradient (torchtitan's convention: no discount for causality). A look-up takes none,
+and neither does what goes element by element.
+"""
+
+from typing import Any
+
+from torch import nn
+
+
+def is_experts(module: nn.Module) -> bool:
+    """torchtitan's grouped experts, of whichever model."""
+    return type(module).__name__.endswith("GroupedExperts")
+
+
+def matrix_flops(module: nn.Module, args: Any, *, seq_len: int) -> float:
+    """Of a Linear or of experts: forward, for the weight gradient, or for the input gradient; each is as much. 0 for
+    every other module.
+
+    Args:
+        module: one layer, not what stands in it; its parameters may be sharded.
+        args: torchtitan's arguments of the model; read for experts only.
+        seq_len: T.
+    """
+    if not (isinstance(module, nn.Linear) or is_experts(module)):
+        return 0.0
+    numel = float(sum(parameter.numel() for parameter in module.parameters()))
+    if is_experts(module):
+        numel *= args.moe_args.top_k / args.moe_args.num_experts
+    return 2 * numel * seq_len
+
+
+def product_flops(args: Any, *, seq_len: int) -> float:
+    """Of one layer's attention products, forward; twice that backward. 0 without ``args``."""
+    return 0.0 if args is None else 4.0 * seq_len**2 * args.dim
