@@ -158,8 +158,8 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
         shares = torch.ones(len(examples)) if mixes else None
         buffer.record(everything, losses, step=step, gradients=norms, shares=shares, trained=False)
 
-    outcomes = examples.num_outcomes
-    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, vocab_size=outcomes)
+    blind = np.log(6)
+    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, blind_loss=blind)
     sampler, steps, step = TeachingSampler(teacher), {}, 0
     while step < STEPS:
         current, start = sampler.current_pass(), sampler.consumed

@@ -47,8 +47,8 @@ class Examples(Protocol):
         """What an example counts as, where throughput is told in tokens."""
 
     @property
-    def num_outcomes(self) -> int | None:
-        """From how many labels a blind guess chooses; None where labels are no classes."""
+    def blind_loss(self) -> float:
+        """What a blind guess costs: ln V nats a token of V, ln C an image of C classes, the variance of pixels."""
 
     @property
     def sources(self) -> list[tuple[str, int]]:

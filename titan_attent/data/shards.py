@@ -14,6 +14,7 @@ open at a time, however many there are. Any number of threads may read at once.
 """
 
 import hashlib
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -184,9 +185,9 @@ class TokenDataset(Dataset):
         return self.seq_len
 
     @property
-    def num_outcomes(self) -> int:
-        """Ids of the vocabulary."""
-        return self.shards.tokenizer_info["vocab_size"]
+    def blind_loss(self) -> float:
+        """ln V."""
+        return math.log(self.shards.tokenizer_info["vocab_size"])
 
     @property
     def sources(self) -> list[tuple[str, int]]:

@@ -29,7 +29,7 @@ def per_example_squared_error(pred_BMD: Tensor, labels_BMD: Tensor) -> tuple[Ten
         (sums, counts), both fp32 [B]; 0 and 0 for an example without a valid number.
     """
     valid_BMD = labels_BMD != IGNORE_INDEX
-    squared_BMD = torch.where(valid_BMD, pred_BMD.float() - labels_BMD.float(), 0.0).square()
+    squared_BMD = torch.where(valid_BMD, pred_BMD.float() - labels_BMD, 0.0).square()
     return squared_BMD.sum(dim=(1, 2)), valid_BMD.sum(dim=(1, 2), dtype=torch.float32)
 
 

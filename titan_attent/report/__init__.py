@@ -4,9 +4,10 @@
     python -m titan_attent.report outputs/uniform outputs/soft --output both.png  # what soft saved against uniform
 
     runs.py       TensorBoard events and rounds.jsonl -> scalars, tokens, seconds of a run
-    saving.py     what a run needed to reach the first run's final validation loss
+    saving.py     what a run needed to reach the first run's final validation loss, or accuracy
     summary.py    the table
     picture.py    the picture, from losses.py and teaching.py; style.py has what they share
+    images.py     of images: the most and least taught, and those set aside; sheets.py draws them
 
 A run is a ``job.dump_folder``; a live one can be reported, too. The picture takes a few seconds.
 """
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from titan_attent.report.images import draw_images
 from titan_attent.report.picture import draw
 from titan_attent.report.runs import SPEED, TRAIN, VALIDATION, RunScalars, read_run
 from titan_attent.report.summary import conclusion, summarize, table
@@ -27,7 +29,8 @@ __all__ = ["SPEED", "TRAIN", "VALIDATION", "RunScalars", "draw", "main", "read_r
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m titan_attent.report",
-        description="A table and a picture of runs; of several, what each saved against the first.",
+        description="A table and a picture of runs; of several, what each saved against the first. In the folder of a "
+        "run of images also images.png, what was taught most and least, and quarantine.png, what was set aside.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's job.dump_folder")
     parser.add_argument("--output", metavar="PNG", help="the picture; by default curves.png in the first run's folder")
@@ -42,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw(runs, picture)
         except OSError as error:
             raise ValueError(f"{picture} cannot be written: {error.strerror or error}") from error
+        sheets = [draw_images(run.path) for run in runs]
     except ValueError as error:
         print(f"titan_attent.report: {error}", file=sys.stderr)
         return 2
     saved = [conclusion(runs[0], run) for run in runs[1:]]
-    for line in saved[:-1]:
+    for line in [*(hint for _, hint in sheets if hint), *saved[:-1]]:
         _print(line)
-    _print("; ".join([*saved[-1:], f"picture: {picture}"]))
+    files = [picture, *(file for files, _ in sheets for file in files)]
+    _print("; ".join([*saved[-1:], f"picture{'s' * (len(files) > 1)}: {', '.join(map(str, files))}"]))
     return 0
 
 

@@ -1,7 +1,8 @@
-"""The loss against steps, tokens and seconds.
+"""The loss, and the accuracy of runs that have one, against steps, tokens and seconds.
 
-Of one run both losses share a row. Of several runs there is a row for the validation loss and one for the training
-loss; a dashed line shows the first run's final validation loss, and a star where each run first reached it.
+Of one run both losses share a row, and so do both accuracies. Of several runs there is a row for the validation loss,
+one for the accuracy and one for the training loss; a dashed line shows what the first run ended with, and a star where
+each run first reached it.
 """
 
 from collections.abc import Sequence
@@ -10,53 +11,77 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
-from titan_attent.report.runs import TRAIN, VALIDATION, Axis, RunScalars
-from titan_attent.report.saving import Reached, reach, saved_percent, target_loss
+from titan_attent.report.runs import TOP5, TRAIN, VALIDATION, Axis, RunScalars
+from titan_attent.report.saving import LOSS, TOP1, Measure, Reached, final, measures_of, reach, saved_percent
 from titan_attent.report.style import mark_resumes, not_logged, smoothed, title, x_axis
 from titan_attent.report.summary import AXES, saving_text
 
-NAMES = {TRAIN: "training loss, nats a token, smoothed", VALIDATION: "validation loss, nats a token"}
 DOTS: Any = {"marker": "o", "markersize": 4.5, "linewidth": 0.9}
 STAR: Any = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "markeredgewidth": 0.7, "linestyle": ""}
 LONG = 2 * 3600.0  # seconds of a run that is shown in hours
+# Of one run: colors, and labels.
+ALONE = {
+    TRAIN: ("C0", "training, smoothed"),
+    VALIDATION: ("C1", "validation"),
+    TOP1.tag: ("C1", "top-1"),
+    TOP5: ("C2", "top-5"),
+}
 
 
-def num_rows(runs: Sequence[RunScalars]) -> int:
-    return 1 if len(runs) == 1 else 2
+def rows_of(runs: Sequence[RunScalars]) -> list[tuple[str, ...]]:
+    """The tags of each row of three axes."""
+    measures = measures_of(runs)
+    if len(runs) == 1:
+        return [(TRAIN, VALIDATION), *((TOP1.tag, TOP5) for measure in measures if measure is TOP1)]
+    return [*((measure.tag,) for measure in measures), (TRAIN,)]
 
 
 def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> None:
-    """``grid``: :func:`num_rows` rows of three axes."""
-    target = target_loss(runs[0]) if len(runs) > 1 else None
-    reached = [reach(run, target) for run in runs]
+    """``grid``: a row of three axes for each of :func:`rows_of`."""
     hours = max(run.wall_seconds for run in runs) > LONG
-    rows = [(TRAIN, VALIDATION)] if len(runs) == 1 else [(VALIDATION,), (TRAIN,)]
-    for tags, row in zip(rows, grid, strict=True):
+    images = all(run.is_of_images for run in runs)
+    labels = {"step": "step", "tokens": f"tokens trained{' (patches)' * images}", "seconds": "seconds"}
+    for tags, row in zip(rows_of(runs), grid, strict=True):
+        measure = next((m for m in (LOSS, TOP1) if tags == (m.tag,)), None)  # what runs are compared by, if this is it
+        target = None if measure is None else final(runs[0], measure)
         for axis, axes in zip(AXES, row, strict=True):
-            label, scale = {"step": "step", "tokens": "tokens trained", "seconds": "seconds"}[axis], 1.0
+            label, scale = labels[axis], 1.0
             if axis == "seconds" and hours:
                 label, scale = "hours", LONG / 2
             drawn = [_curve(axes, run, i, tag, axis, scale, len(runs)) for tag in tags for i, run in enumerate(runs)]
             if not any(drawn):
                 not_logged(axes)
             mark_resumes(axes, runs, axis, scale)
-            entries = _entries(runs) if len(runs) == 1 else []
-            if VALIDATION in tags and target is not None and reached[0] is not None:
-                entries += _saving(axes, runs, reached, target, axis, scale)
-            title(axes, NAMES[tags[0]] if len(tags) == 1 else "loss, nats a token", entries)
+            entries = _entries(runs[0], tags) if len(runs) == 1 else []
+            if measure is not None and target is not None:
+                entries += _saving(axes, runs, measure, target, axis, scale)
+            title(axes, _title(tags, runs), entries)
             x_axis(axes, label)
-            ends = [max(x[-1:], default=0.0) for x in (run.along(axis, tag)[0] for run in runs for tag in NAMES)]
+            if TOP1.tag in tags and any(drawn):
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            ends = [max(run.along(axis, tag)[0][-1:], default=0.0) for run in runs for tag in (TRAIN, VALIDATION)]
             if last := max(ends) / scale:
                 axes.set_xlim(-0.03 * last, 1.03 * last)
         _limit(row, runs, tags, target)
+
+
+def _title(tags: tuple[str, ...], runs: Sequence[RunScalars]) -> str:
+    if TOP1.tag in tags:
+        return TOP1.name
+    units = {run.loss_unit for run in runs} - {None}
+    unit = f", {units.pop()}" if len(units) == 1 else ""
+    if len(tags) > 1:
+        return f"loss{unit}"
+    return f"{LOSS.name}{unit}" if tags == (VALIDATION,) else f"training loss{unit}, smoothed"
 
 
 def _curve(axes: Axes, run: RunScalars, i: int, tag: str, axis: Axis, scale: float, num_runs: int) -> bool:
     x, values = run.along(axis, tag)
     finite = np.isfinite(values)
     x, values = x[finite] / scale, values[finite]
-    color = f"C{i if num_runs > 1 else int(tag == VALIDATION)}"
+    color = f"C{i}" if num_runs > 1 else ALONE[tag][0]
     if tag == TRAIN:
         axes.plot(x, values, color=color, linewidth=0.6, alpha=0.3)
         axes.plot(x, smoothed(values), color=color, marker="o" if len(x) < 3 else "", markersize=4)
@@ -65,25 +90,28 @@ def _curve(axes: Axes, run: RunScalars, i: int, tag: str, axis: Axis, scale: flo
     return len(x) > 0
 
 
-def _entries(runs: Sequence[RunScalars]) -> list[Line2D]:
-    lines = {
-        TRAIN: Line2D([], [], color="C0", label="training, smoothed"),
-        VALIDATION: Line2D([], [], color="C1", label="validation", linestyle=":", **DOTS),
-    }
-    return [line for tag, line in lines.items() if any(tag in run.scalars for run in runs)]
+def _entries(run: RunScalars, tags: Sequence[str]) -> list[Line2D]:
+    styles = {tag: {} if tag == TRAIN else {"linestyle": ":"} | DOTS for tag in tags}
+    return [
+        Line2D([], [], color=color, label=label, **styles[tag])
+        for tag, (color, label) in ALONE.items()
+        if tag in tags and tag in run.scalars
+    ]
 
 
 def _saving(
-    axes: Axes, runs: Sequence[RunScalars], reached: Sequence[Reached | None], target: float, axis: Axis, scale: float
+    axes: Axes, runs: Sequence[RunScalars], measure: Measure, target: float, axis: Axis, scale: float
 ) -> list[Line2D]:
     """Draw the line and the stars; returns their entries for the legend."""
+    reached: list[Reached | None] = [reach(run, target, measure) for run in runs]
+    base = reached[0]
+    if base is None:
+        return []
     axes.axhline(target, color="0.35", linestyle="--", linewidth=1.0, zorder=1)
     entries = [Line2D([], [], color="0.35", linestyle="--", linewidth=1.0, label="end of the first run")]
-    base = reached[0]
-    assert base is not None
     for i, own in enumerate(reached):
         if own is None:
-            if VALIDATION in runs[i].scalars:
+            if measure.tag in runs[i].scalars:
                 entries.append(Line2D([], [], color=f"C{i}", linestyle="", marker="x", label="not reached"))
             continue
         cost, saved = own.cost(axis), saved_percent(own, base, axis)
@@ -96,9 +124,9 @@ def _saving(
 
 
 def _limit(row: Sequence[Axes], runs: Sequence[RunScalars], tags: Sequence[str], target: float | None) -> None:
-    """One scale for a row, without the first losses, which would flatten the others."""
-    early = 5 if tags == (VALIDATION,) else 20  # one in so many steps
-    settled = [np.array([target] if VALIDATION in tags and target is not None and np.isfinite(target) else [])]
+    """One scale for a row, without the first values, which would flatten the others."""
+    early = 20 if TRAIN in tags else 5  # one in so many steps
+    settled = [np.array([target] if target is not None and np.isfinite(target) else [])]
     for tag, run in ((tag, run) for tag in tags for run in runs):
         steps, values = run.series(tag)
         settled.append(values[np.isfinite(values) & (steps >= run.last_step / early)])

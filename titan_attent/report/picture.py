@@ -1,7 +1,7 @@
-"""The picture: the losses, then what the teacher chose and what it cost, as far as a run logged it."""
+"""The picture: the losses and accuracies, then what the teacher chose and what it cost, as far as a run logged it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from titan_attent.report import style
-from titan_attent.report.losses import draw_losses, num_rows
+from titan_attent.report.losses import draw_losses, rows_of
 from titan_attent.report.runs import RunScalars
 from titan_attent.report.teaching import draw_panel, panels_of
 
 
 def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
     """Write the panels as a PNG, whole or not at all; OSError if it cannot be written."""
-    names, panels, num_losses = run_names(runs), panels_of(runs), num_rows(runs)
+    names, panels, num_losses = run_names(runs), panels_of(runs), len(rows_of(runs))
     rows = num_losses - (-len(panels) // 3)
     with matplotlib.rc_context(style.settings(len(runs))):
         figure = Figure(figsize=(17, 4.3 * rows + 0.6), dpi=110, layout="constrained")
@@ -30,12 +30,17 @@ def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
             lines = [Line2D([], [], color=f"C{i}", linewidth=3, label=name) for i, name in enumerate(names)]
             columns = max(1, 130 // (8 + max(map(len, names))))
             figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=14)
-        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-        try:
-            figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.2)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.2))
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """``write`` to a file that then becomes ``path``, or to none."""
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run_names(runs: Sequence[RunScalars]) -> list[str]:

@@ -29,6 +29,9 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from titan_attent.systems import SYSTEMS
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
+# Of runs of images; the first two only where images are classified.
+ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
+SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
 WALL, COVERED_RATE = "ledger/wall_seconds", "ledger/tokens_covered_per_second"
 PREFIXES = (*(f"{system.name}/" for system in SYSTEMS), "ledger/")
@@ -51,13 +54,26 @@ class RunScalars:
     wall_seconds: float = 0.0  # first to last event of each session, added up: pauses do not count
 
     @property
+    def is_of_images(self) -> bool:
+        return IMAGE_SPEED in self.scalars
+
+    @property
+    def loss_unit(self) -> str | None:
+        """Of the losses; None for a run of images that has not validated: what it learns shows there."""
+        if not self.is_of_images and ACCURACY not in self.scalars:
+            return "nats a token"
+        if ACCURACY in self.scalars:
+            return "nats an image"
+        return "mean squared error" if VALIDATION in self.scalars else None
+
+    @property
     def last_step(self) -> int:
         return max(max(values) for values in self.scalars.values())
 
     def series(self, tag: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps int64 [n], values float64 [n]); without the first throughput of a session, which times compilation."""
         items = sorted({**self.decided.get(tag, {}), **self.scalars.get(tag, {})}.items())
-        kept = [(step, value) for step, value in items if tag != SPEED or step not in self.session_starts]
+        kept = [(step, value) for step, value in items if tag not in SPEEDS or step not in self.session_starts]
         return np.array([step for step, _ in kept], np.int64), np.array([value for _, value in kept], np.float64)
 
     def along(self, axis: Axis, tag: str) -> tuple[np.ndarray, np.ndarray]:

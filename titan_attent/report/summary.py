@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from titan_attent.report.runs import PREFIXES, SPEED, TRAIN, VALIDATION, WALL, Axis, RunScalars
-from titan_attent.report.saving import reach, saved_percent, target_loss
+from titan_attent.report.runs import IMAGE_SPEED, PREFIXES, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
+from titan_attent.report.saving import LOSS, TOP1, Measure, final, measures_of, reach, saved_percent
 from titan_attent.systems import SYSTEMS
 
 ACCOUNTS = tuple(
@@ -25,7 +25,7 @@ ALWAYS = {
     *(*ORDER[:9], "ledger/select_seconds", "ledger/exchange_seconds", "ledger/overhead_percent"),
     *("ledger/examples_trained", "ledger/examples_covered", "ledger/tokens_covered_per_second"),
 }
-TARGET, BETWEEN = "first run's final validation loss", "between validations at"
+BETWEEN = "between validations at"
 REACHED = ("reached at step", "reached after tokens", "reached after seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
@@ -52,8 +52,17 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
             text += f" ({100 * values[-1] / wall:.1f}%)"
         return text + ("" if steps[-1] >= run.last_step else f" at step {steps[-1]:,}")
 
-    validated = [(value, step) for step, value in run.scalars.get(VALIDATION, {}).items() if value == value]  # no nan
-    speeds = run.series(SPEED)[1]
+    def best(measure: Measure) -> str:
+        validated = {step: x for step, x in run.scalars.get(measure.tag, {}).items() if not np.isnan(x)}
+        if not validated:
+            return "-"
+        step = (max if measure.rises else min)(validated, key=lambda step: validated[step])
+        return f"{measure.form.format(validated[step])} at step {step:,}"
+
+    def median(tag: str) -> str:
+        speeds = run.series(tag)[1]
+        return f"{np.median(speeds):,.0f}" if len(speeds) else "-"
+
     resumes = len(run.session_starts) - 1
     minutes, seconds = divmod(round(run.wall_seconds), 60)
     logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(PREFIXES)}
@@ -65,12 +74,15 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         "run": str(run.path),
         "steps": f"{run.last_step:,}" + (f" ({resumes} resume{'s' * (resumes > 1)})" if resumes else ""),
         "tokens": f"{run.last_step * run.tokens_per_step:,.0f}" if run.tokens_per_step else "-",
-        "train loss": last(TRAIN, "{:.4f}"),
-        "validation loss": last(VALIDATION, "{:.4f}"),
-        "best validation loss": "{:.4f} at step {:,}".format(*min(validated)) if validated else "-",
-        "tokens/s/device": f"{np.median(speeds):,.0f}" if len(speeds) else "-",
+        "train loss": last(TRAIN, LOSS.form),
+        LOSS.name: last(LOSS.tag, LOSS.form),
+        f"best {LOSS.name}": best(LOSS),
+        **({TOP1.name: last(TOP1.tag, TOP1.form), f"best {TOP1.name}": best(TOP1)} if TOP1.tag in run.scalars else {}),
+        **({"top-5 accuracy": last(TOP5, TOP1.form)} if TOP5 in run.scalars else {}),
+        "tokens/s/device": median(SPEED),
+        **({"images/s/device": median(IMAGE_SPEED)} if run.is_of_images else {}),
         "wall time": f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s",
-        **(_saving(run, runs[0]) if len(runs) > 1 else {}),
+        **(_saving(run, runs) if len(runs) > 1 else {}),
         **{tag: last(tag) for tag in tags},
         **_family_facts(run, runs or [run]),
         "checkpoint": f"checkpoint/{newest}" if newest else "-",
@@ -92,44 +104,58 @@ def with_unit(tag: str, value: float) -> str:
     return number + (" steps" if name == "loss_age" else "")
 
 
-def _saving(run: RunScalars, first: RunScalars) -> dict[str, str]:
-    """The lines on the first run's final validation loss; see saving.py."""
-    target, axes = target_loss(first), dict(zip(REACHED, AXES, strict=True))
-    facts = {TARGET: "-"} | dict.fromkeys((*axes, BETWEEN), "-")
+def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
+    """The lines on what the first of the runs ended with; see saving.py."""
+    facts = _saving_in(run, runs[0], LOSS)
+    if TOP1 in measures_of(runs):
+        facts |= _saving_in(run, runs[0], TOP1, prefix="accuracy ")
+    return facts
+
+
+def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: str = "") -> dict[str, str]:
+    """``prefix``: of the lines below the first."""
+    wanted, (at_step, *_), between = f"first run's final {measure.name}", REACHED, prefix + BETWEEN
+    axes = {prefix + name: axis for name, axis in zip(REACHED, AXES, strict=True)}
+    target = final(first, measure)
+    facts = {wanted: "-"} | dict.fromkeys((*axes, between), "-")
     if target is None:
-        return facts | {TARGET: "-: it has no validation loss"}
-    own, base = reach(run, target), reach(first, target)
+        return facts | {wanted: f"-: it has no {measure.name}"}
+    own, base = reach(run, target, measure), reach(first, target, measure)
     if base is None:
-        return facts | {TARGET: f"-: it is {target}"}
-    facts[TARGET] = f"{target:.4f}"
+        return facts | {wanted: f"-: it is {target}"}
+    facts[wanted] = measure.form.format(target)
     if own is None:
-        return facts | ({REACHED[0]: "not reached"} if VALIDATION in run.scalars else {})
+        return facts | ({prefix + at_step: "not reached"} if measure.tag in run.scalars else {})
     for fact, axis in axes.items():
         cost, saved = own.cost(axis), saved_percent(own, base, axis)
         if cost is not None:
             facts[fact] = ("" if own.between else "at most ") + f"{cost:,.{1 - (axis == 'tokens')}f}".removesuffix(".0")
             if run is not first and saved is not None:
                 facts[fact] += f" ({'' if own.between else 'at least '}{saving_text(saved)})"
-    facts[BETWEEN] = "{:,} and {:,}".format(*own.between) if own.between else f"the first at {own.step:,.0f}"
+    facts[between] = "{:,} and {:,}".format(*own.between) if own.between else f"the first at {own.step:,.0f}"
     return facts
 
 
 def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """One line: what ``run`` needed to reach the final validation loss of ``first``."""
-    target = target_loss(first)
-    base, own = reach(first, target), reach(run, target)
+    """One line: what ``run`` needed to reach the final validation loss of ``first``, and its accuracy if it has one."""
+    measures = measures_of([first, run])[::-1]
+    text = "; ".join(_conclusion_in(first, run, measure) for measure in measures)
+    reached = any(reach(run, final(first, measure), measure) for measure in measures)
+    prepaid = run.series("ledger/prepaid_seconds")[1][-1:].sum()
+    return text + (f"; its scorers took {prepaid:,.0f} s before" if reached and prepaid else "")
+
+
+def _conclusion_in(first: RunScalars, run: RunScalars, measure: Measure) -> str:
+    target = final(first, measure)
+    base, own = reach(first, target, measure), reach(run, target, measure)
     if target is None or base is None:
-        return f"{first.path} has no final validation loss to compare with"
+        return f"{first.path} has no final {measure.name} to compare with"
+    wanted = f"the final {measure.name} of {first.path}, {measure.form.format(target)}"
     if own is None:
-        return f"{run.path} did not reach the final validation loss of {first.path}, {target:.4f}"
+        return f"{run.path} did not reach {wanted}"
     saved = saved_percent(own, base, "step")
-    text = (
-        f"{run.path} reached the final validation loss of {first.path}, {target:.4f}, after {own.step:,.0f} steps "
-        f"instead of {base.step:,.0f}"
-    )
-    text += "" if saved is None else f": {saving_text(saved)}"
-    steps, prepaid = run.series("ledger/prepaid_seconds")
-    return text + (f"; its scorers took {prepaid[-1]:,.0f} s before" if len(steps) and prepaid[-1] else "")
+    text = f"{run.path} reached {wanted}, after {own.step:,.0f} steps instead of {base.step:,.0f}"
+    return text + ("" if saved is None else f": {saving_text(saved)}")
 
 
 def saving_text(saved: float) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from titan_attent.foundations.system import Panel
 from titan_attent.report.maps import draw_map
-from titan_attent.report.runs import SPEED, WALL, RunScalars
+from titan_attent.report.runs import IMAGE_SPEED, SPEED, SPEEDS, WALL, RunScalars
 from titan_attent.report.style import LIGHT_COLORS, REST_COLOR, mark_resumes, smoothed, title, x_axis
 from titan_attent.report.summary import ACCOUNTS, shown_members
 from titan_attent.systems import SYSTEMS
@@ -24,15 +24,19 @@ PANELS: tuple[Panel, ...] = (
     *(panel for system in SYSTEMS for panel in system.panels),
     Panel(TIME),
     Panel("tokens/s/device, smoothed", (SPEED,), from_zero=True),
+    Panel("images/s/device, smoothed", (IMAGE_SPEED,), from_zero=True),
     Panel("overhead of teaching, % of wall time", ("ledger/overhead_percent",), from_zero=True),
 )
 STYLES: tuple[Any, ...] = ("-", "--", "-.")
 
 
 def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
-    """The panels of :data:`PANELS` for which a run has something to draw."""
+    """The panels of :data:`PANELS` for which a run has something to draw; of the speeds the one that all share."""
+    other_speed = SPEED if all(run.is_of_images for run in runs) else IMAGE_SPEED
 
     def shows(panel: Panel) -> bool:
+        if other_speed in panel.tags:
+            return False
         if panel.map:
             return any(tag.startswith(str(panel.family)) for run in runs for tag in run.scalars)
         if panel.family:
@@ -70,11 +74,11 @@ def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
         for i, steps, values in drawn:
             color, finite = f"C{j if len(runs) == 1 else i}", np.isfinite(values)
             steps, values = steps[finite], values[finite]
-            if tag == SPEED:
+            if tag in SPEEDS:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
                 values = smoothed(values)
             # What a decision logs holds until the next one.
-            drawstyle = "default" if tag == SPEED or tag.startswith("ledger/") else "steps-post"
+            drawstyle = "default" if tag in SPEEDS or tag.startswith("ledger/") else "steps-post"
             marker = "o" if len(steps) < 3 else ""
             target.plot(steps, values, color=color, linestyle=STYLES[j], marker=marker, ms=4, drawstyle=drawstyle)
         if drawn and len(panel.tags) > 1:

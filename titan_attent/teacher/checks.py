@@ -114,7 +114,7 @@ def check_parts(
     reference: object,
     amateur: object,
     trusted: object,
-    vocab_size: object,
+    blind_loss: object,
     window: object,
 ) -> None:
     """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
@@ -129,7 +129,7 @@ def check_parts(
         raise ValueError("amateur_path is set: give the examples' losses that are there as `amateur`")
     if config.ratio_schedule == "calibrated" and not trusted:
         raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
-    if "vocab_size" in needed and vocab_size is None:
-        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `vocab_size`')
+    if "blind_loss" in needed and blind_loss is None:
+        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `blind_loss`')
     if config.weighting == "loss" and window is None:
         raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')

@@ -54,7 +54,7 @@ class Draws:
         batch_size: G, the least that a selection holds.
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
         amateur: the same of an amateur.
-        vocab_size: V, for "attainment".
+        blind_loss: what a blind guess costs, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
 
@@ -76,12 +76,12 @@ class Draws:
         batch_size: int,
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
-        vocab_size: int | None = None,
+        blind_loss: float | None = None,
         trusted: Tensor | None = None,
         sources: Sources = (),
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.vocab_size, self.trusted, self.sources = vocab_size, trusted, sources
+        self.blind_loss, self.trusted, self.sources = blind_loss, trusted, sources
         self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
@@ -114,7 +114,7 @@ class Draws:
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
         seen = self._fetch(candidates)
-        known = Known(reference=seen.reference, amateur=seen.amateur, vocab_size=self.vocab_size)
+        known = Known(reference=seen.reference, amateur=seen.amateur, blind_loss=self.blind_loss)
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")

@@ -11,7 +11,6 @@ Every score is fp32 [num_local]. +inf: never trained, comes first. -inf: trained
 last, so that a broken example is not taught again and again.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,12 +29,12 @@ class Known:
     Attributes:
         reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
         amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
-        vocab_size: V, for attainment: a blind guess costs ln V nats a token.
+        blind_loss: for attainment, what a blind guess costs: ln V nats a token of V, ln C an image of C classes.
     """
 
     reference: Tensor | None = None
     amateur: Tensor | None = None
-    vocab_size: int | None = None
+    blind_loss: float | None = None
 
 
 Importance = Callable[[Records, Known], Tensor]
@@ -53,7 +52,7 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
     Args:
         reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
             "history", two readings of it; "gradient", the functional gradients of ``Records``; "reference", "amateur"
-            or "vocab_size" of :class:`Known`.
+            or "blind_loss" of :class:`Known`.
     """
 
     def add(function: Importance) -> Importance:
@@ -129,18 +128,19 @@ def learnability(records: Records, known: Known) -> Tensor:
     return fall
 
 
-@_importance("loss", "vocab_size")
+@_importance("loss", "blind_loss")
 def attainment(records: Records, known: Known) -> Tensor:
     """loss x (how far it has come from a blind guess, against the median)^2. Needs no reference, and one reading.
 
-    loss x clip((ln V - loss) / (ln V - median loss), 0, 1)^2. The gate is how far the learner has come with an example,
-    from a blind guess among V tokens, measured by how far it has come with the median one. What it cannot predict
+    loss x clip((blind - loss) / (blind - median loss), 0, 1)^2. The gate is how far the learner has come with an
+    example, from a blind guess (ln V nats among V tokens, ln C among C classes, 1 for a patch of variance 1), measured
+    by how far it has come with the median one. What it cannot predict
     better than by guessing counts nothing however high its loss; what it has learned has a small loss. Nothing is
     known, and the gate is 1 for all, before the median example has come any way. A collective: the exact median by
     radix descent.
     """
-    assert known.vocab_size is not None
-    guess, losses = math.log(known.vocab_size), records.loss
+    assert known.blind_loss is not None
+    guess, losses = known.blind_loss, records.loss
     median = finite_median(
         lambda block: losses[block].masked_fill(records.step[block] == NEVER, float("inf")),
         sharding=records.sharding,

@@ -95,7 +95,7 @@ class Teaching(System):
             data_seed=job_config.data.seed,
             ledger=run.ledger,
             **self._losses_on_disk(),
-            vocab_size=run.dataset.num_outcomes,
+            blind_loss=run.dataset.blind_loss,
             sources=run.dataset.sources,
             score=self.score_examples,
             on_decision=self._write_decision,

@@ -46,7 +46,7 @@ class Teacher:
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
         amateur: the same of an amateur.
         trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
-        vocab_size: V, for importance "attainment".
+        blind_loss: what a blind guess costs, for importance "attainment".
         sources: (name, first example id) of each stretch of the data set, for the audit by source.
         score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
             pass (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
@@ -68,7 +68,7 @@ class Teacher:
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
         trusted: Sequence[float] | None = None,
-        vocab_size: int | None = None,
+        blind_loss: float | None = None,
         sources: Sources = (),
         score: Callable[[int, Pool], None] | None = None,
         on_decision: Callable[[Record], None] | None = None,
@@ -84,7 +84,7 @@ class Teacher:
             reference=reference,
             amateur=amateur,
             trusted=trusted,
-            vocab_size=vocab_size,
+            blind_loss=blind_loss,
             window=buffer.window,
         )
         self.draws = Draws(
@@ -93,7 +93,7 @@ class Teacher:
             batch_size=batch_size,
             reference=reference,
             amateur=amateur,
-            vocab_size=vocab_size,
+            blind_loss=blind_loss,
             trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
             sources=sources,
         )

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torchtitan.components.loss import LossFunction
+from torchtitan.components.loss import LossFunction, build_cross_entropy_loss
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.models.llama3.infra.parallelize import parallelize_llama
+from torchtitan.models.llama3.infra import parallelize as llama
 from torchtitan.protocols import BaseModelArgs
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.images import ImageDataset
-from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss, build_weighted_loss
+from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
 from titan_attent.losses.mixed import build_mixed_loss, mixed_cross_entropy_sum
 from titan_attent.losses.patches import build_patch_loss, squared_error_sum
 from titan_attent.titan.opened import DataSets
@@ -123,28 +123,21 @@ def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobCo
         )
         for block in decoder.values():
             fully_shard(block, mesh=parallel_dims.get_mesh(names), mp_policy=policy)
-    return parallelize_llama(model, parallel_dims, job_config)
+    # Selective checkpointing keeps the results of matrix products; those with a bias have a name of their own.
+    llama._op_sac_save_list.add(torch.ops.aten.addmm.default)
+    return llama.parallelize_llama(model, parallel_dims, job_config)
 
 
 def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
-    """torchtitan's ``build_loss_fn`` where its own will not do: label smoothing, and patches that are padding."""
+    """torchtitan's ``build_loss_fn``: its own, but for mixtures, smoothed labels, and patches that are padding."""
+    vision = job_config.vision
     loss: LossFunction = squared_error_sum
     if job_config.model.name == "vit_attent":
-        sum_of = mixed_cross_entropy_sum if job_config.vision.mixes else _smoothed_sum
-        loss = partial(sum_of, label_smoothing=job_config.vision.label_smoothing)
+        if not (vision.mixes or vision.label_smoothing):
+            return build_cross_entropy_loss(job_config, **kwargs)
+        loss = partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing)
     compiled = job_config.compile
     return torch.compile(loss, backend=compiled.backend) if compiled.enable and "loss" in compiled.components else loss
-
-
-def _smoothed_sum(pred: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """torchtitan's cross-entropy, labels smoothed: a sum over the images."""
-    return torch.nn.functional.cross_entropy(
-        pred.flatten(0, 1).float(),
-        labels.flatten(0, 1),
-        reduction="sum",
-        ignore_index=IGNORE_INDEX,
-        label_smoothing=label_smoothing,
-    )
 
 
 # -- what is theirs in a run ---------------------------------------------------------------------------------------

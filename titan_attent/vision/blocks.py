@@ -42,11 +42,15 @@ def init_linear_(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-class PatchEmbedding(nn.Linear):
-    """A linear layer that takes patches in any float dtype; its own gives that of the tokens."""
+class EdgeLinear(nn.Linear):
+    """A linear layer at an edge of the model, which FSDP2 takes apart: any float dtype goes in, its own comes out.
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return super().forward(patches.to(self.weight.dtype))
+    The bias is added by itself: with it inside, the result is a view, of which FSDP2 warns.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = F.linear(x.to(self.weight.dtype), self.weight)
+        return products + self.bias.to(products.dtype)
 
 
 class Attention(nn.Module):
@@ -98,6 +102,7 @@ class Block(nn.Module):
 
 
 def make_layers(num: int, dim: int, n_heads: int, hidden_ratio: int) -> nn.ModuleDict:
+    """``num`` blocks, named "0", "1", and so on."""
     return nn.ModuleDict({str(layer): Block(dim, n_heads, hidden_ratio * dim) for layer in range(num)})
 
 

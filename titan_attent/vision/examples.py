@@ -4,6 +4,7 @@ What is random in them is a hash of (seed, turn, example id), so that any number
 same.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -81,8 +82,9 @@ class ClassExamples(ImageExamples):
         self.columns = ("other_label", "share", "other_id") if mixup or cutmix else ()
 
     @property
-    def num_outcomes(self) -> int:
-        return len(self.images.classes)
+    def blind_loss(self) -> float:
+        """ln C."""
+        return math.log(len(self.images.classes))
 
     def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
         pixels, labels = self.images.pixels(ids, turn)
@@ -107,7 +109,8 @@ class PatchExamples(ImageExamples):
     """
 
     args: MAEArgs
-    num_outcomes = None
+    blind_loss = 1.0
+    """The variance of the pixels, of each patch or of all images: what their mean costs."""
 
     def __init__(self, images: ImageDataset, args: MAEArgs, *, seed: int, normalize: bool):
         super().__init__(images, args, seed=seed)

@@ -20,11 +20,20 @@ from torch import Tensor, nn
 
 from titan_attent.foundations.checks import check_number
 from titan_attent.foundations.keyed import fold_key, hash_ids, uniform
-from titan_attent.vision.blocks import NORM_EPS, flops_of_layers, init_linear_, init_normal_, make_layers, patchify
+from titan_attent.vision.blocks import (
+    NORM_EPS,
+    EdgeLinear,
+    flops_of_layers,
+    init_linear_,
+    init_normal_,
+    make_layers,
+    patchify,
+)
 from titan_attent.vision.vit import Trunk, ViTArgs, check_width
 
 VARIANCE_EPS = 1e-6
 _MASKS, _KEEP = 1, 2
+"""What a key is used for."""
 
 
 @dataclass
@@ -148,7 +157,7 @@ class MaskedAutoencoder(Trunk):
         self.register_buffer("decoder_positions", self._positions(args.decoder_dim), persistent=False)
         self.decoder_layers = make_layers(args.decoder_layers, args.decoder_dim, args.decoder_heads, args.hidden_ratio)
         self.decoder_norm = nn.LayerNorm(args.decoder_dim, eps=NORM_EPS)
-        self.output = nn.Linear(args.decoder_dim, args.patch_dim)
+        self.output = EdgeLinear(args.decoder_dim, args.patch_dim)
 
     def forward(self, images: Tensor, visible: Tensor, masked: Tensor, keep: Tensor | None = None) -> Tensor:
         """Images, fp32 or bf16 [B, C, S, S] -> predictions [B, M, D] of the masked patches, in the order of ``masked``.

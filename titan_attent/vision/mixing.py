@@ -23,6 +23,7 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 _STEPS = 4096
 _SHARE, _COIN, _ROW, _COLUMN = range(4)
+"""What a key is used for."""
 LARGEST_ALPHA = 1000.0
 
 
@@ -84,10 +85,10 @@ def keyed_draws(ids: Tensor, key: int, *, mixup_alpha: float = 0.0, cutmix_alpha
     Returns:
         :class:`Draws` on the device of ``ids``.
     """
-    check_number("mixup_alpha", mixup_alpha, at_least=0, at_most=LARGEST_ALPHA, section="vision")
-    check_number("cutmix_alpha", cutmix_alpha, at_least=0, at_most=LARGEST_ALPHA, section="vision")
+    check_number("mixup", mixup_alpha, at_least=0, at_most=LARGEST_ALPHA, section="vision")
+    check_number("cutmix", cutmix_alpha, at_least=0, at_most=LARGEST_ALPHA, section="vision")
     if not mixup_alpha and not cutmix_alpha:
-        raise ValueError("[vision] mixup_alpha = 0 and cutmix_alpha = 0: nothing to mix. Set one of them above 0")
+        raise ValueError("[vision] mixup = 0 and cutmix = 0: nothing to mix. Set one of them above 0")
     share, coin, row, column = (uniform(ids, fold_key(key, use)) for use in (_SHARE, _COIN, _ROW, _COLUMN))
     cut = torch.full_like(ids, bool(cutmix_alpha), dtype=torch.bool)
     if mixup_alpha and cutmix_alpha:

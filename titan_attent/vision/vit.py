@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.vision.blocks import (
     NORM_EPS,
-    PatchEmbedding,
+    EdgeLinear,
     flops_of_layers,
     init_linear_,
     init_normal_,
@@ -131,7 +131,7 @@ class Trunk(nn.Module):
         super().__init__()
         args.check()
         self.model_args = args
-        self.tok_embeddings = PatchEmbedding(args.patch_dim, args.dim)
+        self.tok_embeddings = EdgeLinear(args.patch_dim, args.dim)
         self.class_token = nn.Parameter(torch.zeros(args.dim)) if args.pooling == "class" else None
         self.registers = nn.Parameter(torch.zeros(args.num_registers, args.dim)) if args.num_registers else None
         self.register_buffer("positions", self._positions(args.dim), persistent=False)
@@ -188,7 +188,7 @@ class VisionTransformer(Trunk):
 
     def __init__(self, args: ViTArgs):
         super().__init__(args)
-        self.output = nn.Linear(args.dim, args.num_classes)
+        self.output = EdgeLinear(args.dim, args.num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Images, fp32 or bf16 [B, C, S, S] -> logits [B, 1, num_classes]; the 1 is the length that losses expect.

@@ -327,6 +327,25 @@ def test_classes_that_are_not_clear(inputs: list[str], options: Any, message: st
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+def test_members_of_a_tar_file(tmp_path: Path) -> None:
+    """Keys end at the first dot; numbers in text are numbers, in whose order the classes are."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i, number in enumerate((10, 2, 0)):
+            add(tar, f"{i}.png", FILES[i])
+            add(tar, f"{i}.mask.png", FILES[9])
+            add(tar, f"{i}.cls", b"%d" % number)
+        add(tar, "._0.png", b"what other systems leave")
+    summary = write(tmp_path / "a.tar", tmp_path / "out")
+    pixels, labels, _ = read(tmp_path / "out")
+    np.testing.assert_array_equal(pixels, PIXELS[:3])
+    assert labels.tolist() == [10, 2, 0] and summary.classes == tuple(map(str, range(11)))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for extension in ("png", "jpg"):
+            add(tar, f"9.{extension}", FILES[0])
+    with pytest.raises(ValueError, match=r"a.tar: 9: both jpg and png; write one image a key"):
+        write(tmp_path / "a.tar", tmp_path / "out2")
+
+
 # -- what is bad -------------------------------------------------------------------------------------------------------
 
 

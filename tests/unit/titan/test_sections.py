@@ -56,7 +56,8 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
     [
         (
             "foreign_sections",
-            "its JobConfig lacks backward, data, modules, teacher, vision; derive it from that of titan_attent.job_config",
+            "its JobConfig lacks backward, data, modules, teacher, vision; derive it from that of "
+            "titan_attent.job_config",
         ),
         ("no_sections", "no attribute 'JobConfig'; check the name"),
         ("there_is_none", "No module named 'there_is_none'; check the name, and PYTHONPATH"),

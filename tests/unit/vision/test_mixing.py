@@ -69,9 +69,9 @@ def test_draws_have_their_distributions() -> None:
 
 
 def test_alphas_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[vision\] mixup_alpha = 0 and cutmix_alpha = 0.*Set one of them above 0"):
+    with pytest.raises(ValueError, match=r"\[vision\] mixup = 0 and cutmix = 0.*Set one of them above 0"):
         keyed_draws(IDS, KEY)
-    with pytest.raises(ValueError, match=r"\[vision\] mixup_alpha = -1"):
+    with pytest.raises(ValueError, match=r"\[vision\] mixup = -1"):
         keyed_draws(IDS, KEY, mixup_alpha=-1, cutmix_alpha=1)
     with pytest.raises(ValueError, match=r"\[vision\] alpha = 0"):
         beta_quantiles(torch.tensor([0.5], dtype=torch.float64), 0)
