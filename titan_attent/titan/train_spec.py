@@ -35,7 +35,7 @@ TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """torchtitan's text models, each trained by tests/distributed/titan/test_parallelism.py."""
 
 VISION_MODELS = tuple(vision.MODELS)
-"""Our own, each trained by tests/distributed/titan/test_vision.py."""
+"""Our own, each trained by tests/distributed/titan/test_vision_parallelism.py."""
 
 EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """Those with mixture-of-experts flavors."""
