@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from titan_attent.data.images import ImageDataset, ImageSummary, write_images, writer
+from titan_attent.data.images import ImageDataset, ImageSummary, prepare, write_images, writer
 from titan_attent.data.images.__main__ import main
 
 N, SIDE = 23, 12
@@ -160,6 +160,20 @@ def test_all_kinds_give_the_same_bytes_with_any_number_of_threads(tmp_path: Path
         write(source, tmp_path / f"out{number}", shard_images=10, num_threads=threads)
         written.append(contents(tmp_path / f"out{number}"))
     assert written[0] == written[1] == written[2] == written[3]
+
+
+def test_threads_keep_the_order_of_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_CHUNK", 1)
+    write(make_npz(tmp_path / "a.npz"), tmp_path / "out", num_threads=2)
+    np.testing.assert_array_equal(read(tmp_path / "out")[0], PIXELS)
+
+
+def test_folders_within_a_class_are_read_by_name(tmp_path: Path) -> None:
+    for i, name in enumerate(("2", "c/1", "a/2", "a/1", "b/x/1", ".cache/1", "c/.1")):
+        (tmp_path / "in" / "ape" / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "ape" / f"{name}.png").write_bytes(FILES[i])
+    write(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out")[0], PIXELS[[0, 3, 2, 4, 1]])
 
 
 def test_files_are_kept_byte_for_byte(tmp_path: Path) -> None:
@@ -487,6 +501,23 @@ def test_a_bad_image_is_refused_or_skipped(kind: str, tmp_path: Path) -> None:
     (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["reason"] == name and record["where"].startswith(str(source))
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES])
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_label_that_is_no_class(classes: list[str] | None, wrong: int, tmp_path: Path) -> None:
+    """Listed in the file, given, or found: in the last case 3 is one class more."""
+    labels = [0, wrong, 2]
+    listed = plain_npz(tmp_path / "listed.npz", x=PIXELS[:3], y=labels, classes=np.array(CLASSES))
+    plain = plain_npz(tmp_path / "plain.npz", x=PIXELS[:3], y=labels)
+    for source in (listed, plain) if classes or wrong < 0 else (listed,):
+        with pytest.raises(
+            ValueError, match=rf"{source.name}: image 1: label {wrong} is outside \[0, 3\), the classes"
+        ):
+            write(source, tmp_path / "out", classes=classes)
+        output = tmp_path / f"out-{source.stem}"
+        assert write(source, output, classes=classes, on_bad="skip").skipped == {"label": 1}
+        assert read(output)[1].tolist() == [0, 2]
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], Path], str, int]] = {
