@@ -137,12 +137,19 @@ def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: 
 
 
 def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """One line: what ``run`` needed to reach the final validation loss of ``first``, and its accuracy if it has one."""
+    """One line: what ``run`` needed to reach the final validation loss of ``first``; of images where both ended, too."""
     measures = measures_of([first, run])[::-1]
-    text = "; ".join(_conclusion_in(first, run, measure) for measure in measures)
+    ends = (_ends(first, run, measure) for measure in measures if measure.rises)
+    text = "; ".join([*ends, *(_conclusion_in(first, run, measure) for measure in measures)])
     reached = any(reach(run, final(first, measure), measure) for measure in measures)
     prepaid = run.series("ledger/prepaid_seconds")[1][-1:].sum()
     return text + (f"; its scorers took {prepaid:,.0f} s before" if reached and prepaid else "")
+
+
+def _ends(first: RunScalars, run: RunScalars, measure: Measure) -> str:
+    ends = {one.path: final(one, measure) for one in (run, first)}
+    told = (f"{path} at {'-' if end is None else measure.form.format(end)}" for path, end in ends.items())
+    return f"final {measure.name}: {', '.join(told)}"
 
 
 def _conclusion_in(first: RunScalars, run: RunScalars, measure: Measure) -> str:

@@ -145,10 +145,12 @@ def test_the_conclusion_speaks_of_accuracy_and_loss(tmp_path: Path) -> None:
     write(tmp_path / "c", losses(1, 2) + validations({40: 3.5}) + accuracies({40: 0.5}) + prepaid)
     first, second, third = (read_run(tmp_path / name) for name in "abc")
     assert conclusion(first, second) == (
+        f"final validation accuracy: {b} at 100.00%, {a} at 75.00%; "
         f"{b} reached the final validation accuracy of {a}, 75.00%, after 20 steps instead of 40: 50.0% saved; "
         f"{b} did not reach the final validation loss of {a}, 3.0000; its scorers took 7 s before"
     )
     assert conclusion(second, first) == (
+        f"final validation accuracy: {a} at 75.00%, {b} at 100.00%; "
         f"{a} did not reach the final validation accuracy of {b}, 100.00%; "
         f"{a} reached the final validation loss of {b}, 3.2500, after 35 steps instead of 40: 12.5% saved"
     )
