@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from titan_attent.job_config import BackwardConfig, DataConfig, ModulesConfig, TeacherConfig
+from titan_attent.job_config import BackwardConfig, DataConfig, ModulesConfig, TeacherConfig, VisionConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,6 +17,12 @@ else:
 
 ROOT = Path(__file__).parents[2]
 LOOP = ROOT / "docs" / "own_loop.md"
+OURS: dict[str, Any] = {
+    "teacher": TeacherConfig,
+    "modules": ModulesConfig,
+    "backward": BackwardConfig,
+    "vision": VisionConfig,
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -42,11 +48,12 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
 def test_sections() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^ *```toml\n(.*?)```", text, flags=re.S | re.M)
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
         DataConfig(**sections.pop("data", {}))
-        sections.pop("model", None)
-        for name, config in (("teacher", TeacherConfig), ("modules", ModulesConfig), ("backward", BackwardConfig)):
+        for name in ("model", "checkpoint"):
+            sections.pop(name, None)
+        for name, config in OURS.items():
             config(**sections.pop(name, {})).validate()
         assert not sections

@@ -40,11 +40,11 @@ class MadeUpData:
     def __len__(self) -> int:
         return self.num_examples
 
-    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         assert int(ids.min()) >= 0 and int(ids.max()) < self.num_examples
         self.asked.append(len(ids))
         tokens = (ids[:, None] * 31 + torch.arange(SEQ_LEN + 1)) % VOCAB_SIZE
-        return tokens[:, :-1], tokens[:, 1:]
+        return {"input": tokens[:, :-1]}, tokens[:, 1:]
 
 
 class Made:

@@ -1,8 +1,8 @@
 """Importances, quantiles and shares over 1, 2 and 3 ranks against plain numpy over all examples at once."""
 
-from typing import math
+import math
+from typing import Any
 
-import Any
 import numpy as np
 import pytest
 import torch

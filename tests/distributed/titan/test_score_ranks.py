@@ -44,8 +44,8 @@ class Examples:
     def __len__(self) -> int:
         return NUM_EXAMPLES
 
-    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return ids, ids
+    def read(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {"input": ids}, ids
 
 
 def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
