@@ -9,6 +9,14 @@ import torch
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of files side by side, the dear ones of tests/distributed and tests/integration are first.
+
+    Else those of fewest tests are last, and some of them take a minute, in which a core may be idle.
+    """
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Training and validation data sets of a few ten thousand tokens, vocabulary of 512; training in several shards."""

@@ -125,7 +125,9 @@ def spec_of(name: str) -> TrainSpec:
     if name not in _specs:
         spec = attent_spec(name)
         _specs[name] = spec = replace(spec, model_cls=Float32GptOss) if name == "gpt_oss_attent" else spec
-        spec.model_args.update(copy.deepcopy(FLAVORS[name.removesuffix("_attent")]))
+        flavors = FLAVORS[name.removesuffix("_attent")]
+        halves = {f"{flavor} of 2": replace(args, n_layers=2) for flavor, args in flavors.items()}
+        spec.model_args.update(copy.deepcopy(flavors | halves))
         register_train_spec(name, spec)
     return _specs[name]
 

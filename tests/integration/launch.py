@@ -25,7 +25,7 @@ CONFIG = """
 dump_folder = "{dump}"
 [model]
 name = "llama3_attent"
-flavor = "tiny"
+flavor = "bench"
 [data]
 path = "{train}"
 validation_path = "{validation}"

@@ -44,9 +44,11 @@ class TraceLoader(BaseDataLoader):
 
 if __name__ == "__main__":
     stock = get_train_spec("llama3")
-    tiny = TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+    bench = TransformerModelArgs(dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000)
     register_train_spec(
         "stock",
-        dataclasses.replace(stock, model_args={"tiny": tiny}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None),
+        dataclasses.replace(
+            stock, model_args={"bench": bench}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None
+        ),
     )
     main(Trainer)

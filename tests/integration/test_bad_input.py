@@ -90,9 +90,9 @@ def test_checksum_mismatch(config: Path, data: dict[str, Path]) -> None:
 def test_token_beyond_the_vocabulary(config: Path) -> None:
     # The data has 512 token ids; a copy of the flavor with fewer is all it takes.
     spec = attent_spec("llama3_attent")
-    spec.model_args["tiny"].vocab_size = 256  # type: ignore[attr-defined]
+    spec.model_args["bench"].vocab_size = 256  # type: ignore[attr-defined]
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI])
-    with refuses(r"\[data\] path", "token id 51", "beyond the 256 of llama3_attent tiny", "larger vocabulary"):
+    with refuses(r"\[data\] path", "token id 51", "beyond the 256 of llama3_attent bench", "larger vocabulary"):
         preflight.check_run(job_config, spec, world_size=2)
 
 

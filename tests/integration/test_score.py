@@ -28,8 +28,8 @@ BATCH = ("--validation.local_batch_size", "4")
 SEQ_LEN = 256
 
 
-def tiny(**other: int) -> Transformer:
-    args = {"dim": 192, "n_layers": 4, "n_heads": 6, "vocab_size": 4096, "multiple_of": 64, "rope_theta": 10000} | other
+def bench(**other: int) -> Transformer:
+    args = {"dim": 128, "n_layers": 3, "n_heads": 4, "vocab_size": 1024, "multiple_of": 64, "rope_theta": 10000} | other
     return Transformer(TransformerModelArgs(**args, max_seq_len=SEQ_LEN)).eval()
 
 
@@ -79,7 +79,7 @@ def losses_in(reference: Path) -> torch.Tensor:
 @torch.no_grad()
 def plain_losses(folder: Path, data: Path, *, step: int) -> torch.Tensor:
     """Mean nats a token of every window, float64: one process, torchtitan's bare model, windows cut with numpy."""
-    model = tiny()
+    model = bench()
     weights = read_weights(folder / "run", step=step)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in sorted(data.glob("shard-*.bin"))])
@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_plain_model(folder: Path, straight: Path, token
     dataset = TokenDataset(token_data["train"], seq_len=SEQ_LEN)
     reference = ReferenceLosses(straight)
     reference.check(fingerprint=dataset.shards.fingerprint, seq_len=SEQ_LEN, num_examples=len(dataset))
-    assert reference.scoring.model == "llama3_attent tiny"
+    assert reference.scoring.model == "llama3_attent bench"
     assert reference.scoring.checkpoint == str(folder / "run" / "checkpoint" / "step-3")
 
 
@@ -210,17 +210,17 @@ def test_bad_arguments(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"n_layers": 5}, r"layers.4.attention.wk.weight is \[192, 192\] here and absent there"),
-        ({"n_layers": 3}, r"layers.3.attention.wk.weight is absent here and \[192, 192\] there"),
-        ({"vocab_size": 512}, r"output.weight is \[512, 192\] here and \[4096, 192\] there; .* \(of 2 differences\)"),
+        ({"n_layers": 4}, r"layers.3.attention.wk.weight is \[128, 128\] here and absent there"),
+        ({"n_layers": 2}, r"layers.2.attention.wk.weight is absent here and \[128, 128\] there"),
+        ({"vocab_size": 512}, r"output.weight is \[512, 128\] here and \[1024, 128\] there; .* \(of 2 differences\)"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str, int], message: str) -> None:
     for step in (3, 6):
         path = str(folder / "run" / "checkpoint" / f"step-{step}")
-        scorer.check_weights(tiny().state_dict(), path)
+        scorer.check_weights(bench().state_dict(), path)
         with pytest.raises(ValueError, match=message):
-            scorer.check_weights(tiny(**other).state_dict(), path)
+            scorer.check_weights(bench(**other).state_dict(), path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ SEQ_LEN = 256
 
 def plain_scores(weights: dict[str, torch.Tensor], data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and functional gradient norm of every window, row by row, in float64 from fp32 logits."""
-    arguments = EXTRA_FLAVORS["llama3"]["tiny"]
+    arguments = EXTRA_FLAVORS["llama3"]["bench"]
     assert isinstance(arguments, TransformerModelArgs)
     arguments.max_seq_len = SEQ_LEN
     model = Transformer(arguments)

@@ -4,7 +4,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -81,6 +81,9 @@ CELLS: dict[int, dict[str, Settings]] = {
     3: {"mat": batch(4) | MAT | {"training.global_batch_size": 12}},
     4: {"HSDP": batch(2) | HSDP | MAT, "FSDP + TP": batch(4) | TP | PREFIX},
 }
+
+
+LAST_PART: Settings = batch(4) | DRAWN | {"modules.final_fraction": 0.3}
 
 
 def environment() -> None:
@@ -184,9 +187,10 @@ def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def worlds(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("modules")
+    runs = CELLS | {2: CELLS[2] | {"last part": LAST_PART}}
     return {
         size: run_on_ranks(train_all, size, cells, data, f"{folder}/{size}", timeout=400.0, apart=True)
-        for size, cells in CELLS.items()
+        for size, cells in runs.items()
     }
 
 
@@ -392,13 +396,17 @@ def synced(mesh: Any, data: str, folder: str, settings: Settings) -> Counter[str
         trainer.close()
 
 
+def off_and(mesh: Any, run: Callable[..., Any], policy: str, data: str, folder: str, settings: Settings) -> list[Any]:
+    """What ``run`` finds without modules and with a policy, in one world."""
+    return [run(mesh, data, f"{folder}/{name}", settings | {"modules.policy": name}) for name in ("off", policy)]
+
+
 def test_no_host_sync_in_the_step(data: str, tmp_path: Path) -> None:
-    off = run_on_ranks(synced, 2, data, str(tmp_path / "off"), {"modules.policy": "off"})
-    on = run_on_ranks(synced, 2, data, str(tmp_path / "on"), PREFIX)
-    assert on == off
+    for off, on in run_on_ranks(off_and, 2, synced, "prefix", data, str(tmp_path), {}):
+        assert on == off
 
 
-def weights_after(mesh: Any, settings: Settings, data: str, folder: str) -> dict[str, np.ndarray]:
+def weights_after(mesh: Any, data: str, folder: str, settings: Settings) -> dict[str, np.ndarray]:
     trainer = trainer_of(batch(4) | settings, data=data, folder=folder)
     try:
         batches = trainer.batch_generator(trainer.dataloader)
@@ -413,12 +421,10 @@ def weights_after(mesh: Any, settings: Settings, data: str, folder: str) -> dict
 @pytest.mark.parametrize("model", [{}, EXPERTS])
 def test_to_look_changes_nothing(data: str, tmp_path: Path, model: Settings) -> None:
     """Probes leave the weights of a run bit for bit what they are without this section."""
-    off = run_on_ranks(weights_after, 2, model | {"modules.policy": "off"}, data, str(tmp_path / "off"))[0]
-    looked = run_on_ranks(weights_after, 2, model | {"modules.policy": "all"}, data, str(tmp_path / "all"))[0]
+    off, looked = run_on_ranks(off_and, 2, weights_after, "all", data, str(tmp_path), model)[0]
     assert off.keys() == looked.keys() and all(np.array_equal(off[name], looked[name]) for name in off)
 
 
-def test_the_last_part_trains_everything(data: str, tmp_path: Path) -> None:
-    settings = batch(4) | DRAWN | {"modules.final_fraction": 0.3}
-    steps = run_on_ranks(train, 2, settings, data, str(tmp_path))[0]["steps"]
+def test_the_last_part_trains_everything(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    steps = worlds[2][0]["last part"]["steps"]
     assert [all(seen["active"].values()) for seen in steps.values()] == [True, *[False] * 4, True, True]

@@ -30,8 +30,8 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import LossWindow
 from titan_attent.teacher.teacher import Teacher
 
-NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 60, 9
-WARMUP_END, ANNEAL_START = 8, 53  # 101 // 12 batches; the last eighth of 60 steps
+NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 48, 9
+WARMUP_END, ANNEAL_START = 8, 42  # 101 // 12 batches; the last eighth of 48 steps
 
 CASES = {
     "uniform": paper_config(strategy="uniform"),
@@ -59,15 +59,17 @@ CASES = {
 # And in the second pass over one selection.
 # And where pools have takings that are not counted yet.
 CUTS = {
-    "soft": (3, 8, 10, 12, 53, 56),
+    "soft": (3, 8, 10, 12, 42, 45),
     "hard": (14,),
-    "soft pools": (9, 21, 50),
+    "soft pools": (9, 21, 40),
     "quarantine": (30,),
     "pools, threshold": (29,),
 }
 # Every case runs on 1 and 3 ranks, these on 2 as well.
 ON_TWO = ("random", "soft")
 RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
+# To the end but from these, which others of their case follow: into the pass, and the round, after the cut.
+STOPS = {("soft", 3): 15, ("soft", 8): 20, ("soft", 10): 22, ("soft pools", 9): 21, ("soft pools", 21): 33}
 
 
 def loss_of(ids: torch.Tensor, step: int) -> torch.Tensor:
@@ -140,7 +142,8 @@ def world(mesh, folder: str) -> dict:
         teacher, sampler = build(mesh, CASES[name])
         dcp.load({"teacher": teacher, "sampler": sampler}, checkpoint_id=f"{folder}/{name}/{cut}")
         loaded = {key: value for key, value in teacher.metrics().items() if key.startswith("teacher/")}
-        results["resumed"][name, cut] = (loaded, list(train(teacher, sampler)), buffer_of(teacher))
+        steps = list(train(teacher, sampler, stop=STOPS.get((name, cut), NUM_STEPS)))
+        results["resumed"][name, cut] = (loaded, steps, buffer_of(teacher))
     return results
 
 
@@ -392,8 +395,9 @@ def test_a_checkpoint_of_three_ranks_goes_on_as_if_uninterrupted(worlds, name, c
     for metrics, _, _ in resumed:
         before = expected[cut - 1]["metrics"]
         assert metrics == pytest.approx({key: before[key] for key in before if key.startswith("teacher/")}), where
-    assert_runs_equal([steps for _, steps, _ in resumed], expected[cut:], where)
-    for field, values in buffer.items():
+    stop = STOPS.get((name, cut), NUM_STEPS)
+    assert_runs_equal([steps for _, steps, _ in resumed], expected[cut:stop], where)
+    for field, values in buffer.items() if stop == NUM_STEPS else ():
         np.testing.assert_array_equal(np.concatenate([state[field] for _, _, state in resumed]), values, err_msg=where)
 
 

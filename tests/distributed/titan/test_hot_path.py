@@ -1,6 +1,6 @@
 """What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
 
-The real trainer on two ranks, 50 steps over 25 selections and three exchanges, and torchtitan's own beside it.
+The real trainer on two ranks, 36 steps over many selections and two exchanges, and torchtitan's own beside it.
 """
 
 import dataclasses
@@ -29,9 +29,11 @@ from torchtitan.train import Trainer
 from titan_attent.data.writer import write_dataset
 from titan_attent.titan.trainer import TeachingTrainer
 
-STEPS = 50
+STEPS = 36
 SYNCED_STEPS = 34
 """Two exchanges, and the second one applied."""
+STOCK_STEPS = 2
+"""Of torchtitan's own trainer, whose steps are all alike."""
 COMMON: Settings = {
     "training.local_batch_size": 4,
     "training.steps": STEPS,
@@ -204,6 +206,7 @@ class RandomLoader(BaseDataLoader):
 
 def synced_steps(mesh: Any, settings: Settings, data: str, folder: str, *, stock: bool) -> Counter[str]:
     """What waited in ``SYNCED_STEPS`` steps of two microbatches, of torchtitan's own trainer or of ours."""
+    steps = STOCK_STEPS if stock else SYNCED_STEPS
     environment()
     config = config_of(COMMON | {"training.local_batch_size": 2} | settings, data=data, folder=folder)
     if stock:
@@ -220,9 +223,9 @@ def synced_steps(mesh: Any, settings: Settings, data: str, folder: str, *, stock
     try:
         observed, syncs = Observed(trainer), CountSyncs()
         with from_forward_to_optimizer(trainer, syncs):
-            while trainer.step < SYNCED_STEPS:
+            while trainer.step < steps:
                 observed.step()
-        return syncs.seen
+        return Counter({name: number * SYNCED_STEPS // steps for name, number in syncs.seen.items()})
     finally:
         trainer.close()
 
@@ -255,7 +258,7 @@ def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Pat
         for name, seen in rank.items():
             assert seen["breaks"] == {}, name
             assert seen["graphs"][0] == seen["graphs"][1] > 1, f"{name}: compiled again"
-            assert seen["ids"] > 20, f"{name}: the same selection all the time"
+            assert seen["ids"] > 15, f"{name}: the same selection all the time"
             assert seen["weights"] > 5 or "hard" in CASES[name].values(), f"{name}: the same weights all the time"
 
 

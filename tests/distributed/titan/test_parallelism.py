@@ -32,6 +32,13 @@ def model(name: str, flavor: str = "cell") -> Settings:
     return {"model.name": f"{name}_attent", "model.flavor": flavor}
 
 
+def of_two_layers(settings: Settings) -> Settings:
+    """A pipeline has up to 4 stages of a layer each; what has none needs a layer of each kind, and a next one."""
+    if settings.get("parallelism.pipeline_parallel_degree", 1) > 1 or "checkpoint.enable" in settings:
+        return settings
+    return settings | {"model.flavor": settings.get("model.flavor", "cell") + " of 2"}
+
+
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
 SCORED: Settings = {"teacher.scoring": "forward_once", "teacher.warmup_passes": 0}
 VALIDATED: Settings = {"validation.enable": True}
@@ -111,6 +118,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "llama4, FSDP + PP + EP": batch(4) | model("llama4") | PP | EP,
     },
 }
+CELLS = {size: {name: of_two_layers(settings) for name, settings in cells.items()} for size, cells in CELLS.items()}
 
 
 def taught(settings: Settings) -> Settings:

@@ -1,5 +1,8 @@
 """A run that is resumed with other training.steps follows the plan of its own length, from the next step on."""
 
+import copy
+from collections.abc import Iterator
+
 import torch
 from paper import paper_config
 
@@ -46,9 +49,9 @@ def planned(steps: int, *, kinds: dict[int, str], start: int) -> None:
 
 
 def test_a_longer_run_goes_back_to_its_teacher_at_once():
-    kinds = resumed(400, 1000, at=400)  # in the tail since step 350, whose pass would take until 450
+    kinds = resumed(400, 560, at=400)  # in the tail since step 350, whose pass would take until 450
     assert kinds[400] == "tail"
-    planned(1000, kinds=kinds, start=400)
+    planned(560, kinds=kinds, start=400)
 
 
 def test_a_longer_run_has_its_tail_again_at_its_own_end():
@@ -68,41 +71,41 @@ def test_a_run_that_is_shorter_than_what_it_has_trained_ends_the_pass():
 
 
 def test_a_pass_that_the_old_plan_cut_is_whole_again():
-    kinds = resumed(250, 2000, at=215)  # the pass from 200 on was cut at the tail, 219; a whole one ends at 250
-    planned(2000, kinds=kinds, start=215)
+    kinds = resumed(250, 400, at=215)  # the pass from 200 on was cut at the tail, 219; a whole one ends at 250
+    planned(400, kinds=kinds, start=215)
     teacher, sampler = build(250)
     train(teacher, sampler, to=215)
     assert teacher.rounds.num_batches == 19
-    longer, follower = build(2000)
+    longer, follower = build(400)
     longer.load_state_dict(teacher.state_dict())
     follower.load_state_dict(sampler.state_dict())
     train(longer, follower, to=216)
     assert longer.rounds.num_batches == 50 and longer.round == teacher.round
 
 
+def follow(teacher: Teacher, sampler: TeachingSampler, batches: Iterator, *, to: int) -> list[list[int]]:
+    """The ids of the steps until ``to``."""
+    found = []
+    while sampler.step < to:
+        found.append(next(batches)[0].tolist())
+        teacher.buffer.record(torch.tensor(found[-1]), 1.0 + torch.tensor(found[-1]) % 11, step=sampler.step)
+        teacher.step_done()
+    return found
+
+
 def test_with_equal_steps_nothing_moves():
-    whole = build(300)
-    expected = []
-    batches = iter(whole[1])
-    for _ in range(300):
-        expected.append(next(batches)[0].tolist())
-        whole[0].buffer.record(torch.tensor(expected[-1]), 1.0 + torch.tensor(expected[-1]) % 11, step=whole[1].step)
-        whole[0].step_done()
+    whole, sampler = build(300)
+    expected = follow(whole, sampler, iter(sampler), to=300)
+    first, sampler = build(300)
+    batches, before = iter(sampler), []
     for cut in (50, 100, 130, 262, 263, 290):
-        first, second = build(300), build(300)
-        got = []
-        for teacher, sampler in (first, second):
-            if teacher is second[0]:
-                teacher.load_state_dict(first[0].state_dict())
-                sampler.load_state_dict(first[1].state_dict())
-            batches = iter(sampler)
-            while sampler.step < (cut if teacher is first[0] else 300):
-                got.append(next(batches)[0].tolist())
-                teacher.buffer.record(torch.tensor(got[-1]), 1.0 + torch.tensor(got[-1]) % 11, step=sampler.step)
-                teacher.step_done()
-        assert got == expected, cut
+        before += follow(first, sampler, batches, to=cut)
+        second, follower = build(300)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        follower.load_state_dict(sampler.state_dict())
+        assert before + follow(second, follower, iter(follower), to=300) == expected, cut
 
 
 def test_uniform_has_no_plan():
-    kinds = resumed(400, 1000, at=250, strategy="uniform")
+    kinds = resumed(400, 500, at=250, strategy="uniform")
     assert set(kinds.values()) == {"full"}
