@@ -5,6 +5,7 @@ As parallel_world.py does for text; a cell is a dictionary of settings on top of
 
 import copy
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from distributed.parallel_world import NoMesh, Observed, config_of, full, plain_name
+from distributed.syncs import CountSyncs, from_forward_to_optimizer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn import functional as F
 from torchtitan.config import JobConfig
@@ -43,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     "vision.label_smoothing": 0.1,
     "validation.enable": True,
     "validation.local_batch_size": 4,
-    "data.num_workers": 2,
+    "data.num_workers": 0,
 }
 Settings = dict[str, Any]
 
@@ -55,6 +57,13 @@ def job_config(settings: Settings, *, data: str, folder: str = "") -> JobConfig:
 def bare(name: str) -> str:
     """Of a parameter that may be checkpointed and compiled."""
     return plain_name(name).replace("_orig_mod.", "")
+
+
+def watched(trainer: Observed, syncs: CountSyncs) -> AbstractContextManager[Any]:
+    """A step that is not compiled has its waits counted; of compiled ones only the first may compile."""
+    if not trainer.job_config.compile.enable:
+        return from_forward_to_optimizer(trainer, syncs)
+    return torch.compiler.set_stance("fail_on_recompile") if trainer.step > 1 else nullcontext()
 
 
 @cache
@@ -89,11 +98,12 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         weights = {name: value.clone() for name, value in plain_model(config).state_dict().items()}
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(trainer.model_parts[0], weights, options=options)
-        batches, steps = trainer.batch_generator(trainer.dataloader), {}
+        batches, steps, syncs = trainer.batch_generator(trainer.dataloader), {}, CountSyncs()
         while trainer.step < STEPS:
             trainer.step += 1
             trainer.served = []
-            trainer.train_step(batches)
+            with watched(trainer, syncs):
+                trainer.train_step(batches)
             ids, example_weights = zip(*trainer.served, strict=True)
             gradients = {bare(n): full(p.grad) for n, p in trainer.model_parts[0].named_parameters()}
             steps[trainer.step] = {
@@ -107,6 +117,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         return {
             "steps": steps,
             "place": (trainer.dataloader.dp_rank, trainer.dataloader.dp_world_size),
+            "syncs": dict(syncs.seen),
             "buffer": {name: full(tensor) for name, tensor in teaching.buffer.state_dict().items()},
             "validation": logged[-1],
         }

@@ -58,6 +58,20 @@ def world(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.Te
     return CELLS[num_ranks], run_on_ranks(train_cells, num_ranks, CELLS[num_ranks], data, folder)
 
 
+def test_teaching_waits_for_nothing(world: Any) -> None:
+    """From the first forward to the optimizer, and after the step: no more than the stock step of the same model."""
+    cells, ranks = world
+    for rank in ranks:
+        for name, settings in cells.items():
+            stock = "mae, FSDP, uniform" if name.startswith("mae") else "FSDP, uniform"
+            if (
+                "FSDP" in name
+                and stock in rank
+                and not settings.keys() & {"compile.enable", "training.local_batch_size"}
+            ):
+                assert rank[name]["syncs"] == rank[stock]["syncs"], name
+
+
 def test_a_cell_is_what_a_plain_process_trains(world: Any, data: str) -> None:
     cells, ranks = world
     for name, settings in cells.items():
