@@ -137,7 +137,7 @@ def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: 
 
 
 def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """One line: what ``run`` needed to reach the final validation loss of ``first``; of images where both ended, too."""
+    """One line: what ``run`` needed to reach the final validation loss of ``first``; of images their ends, too."""
     measures = measures_of([first, run])[::-1]
     ends = (_ends(first, run, measure) for measure in measures if measure.rises)
     text = "; ".join([*ends, *(_conclusion_in(first, run, measure) for measure in measures)])

@@ -70,7 +70,8 @@ def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
         if tag == panel.right and drawn:
             target = axes.twinx()
             target.spines["right"].set_visible(True)
-            target.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+            whole = all(np.all(values[np.isfinite(values)] % 1 == 0) for _, _, values in drawn)
+            target.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
         for i, steps, values in drawn:
             color, finite = f"C{j if len(runs) == 1 else i}", np.isfinite(values)
             steps, values = steps[finite], values[finite]

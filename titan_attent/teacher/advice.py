@@ -71,8 +71,8 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
         return None
     if config.importance in ("loss", "functional_gradient") and config.strategy == "hard" and not config.warmup_passes:
         return logging.WARNING, (
-            f'hard on importance = "{config.importance}" from the first step on teaches the hardest examples to a learner '
-            "that knows none of the easy ones: 32 points of accuracy on clean images (docs/vision.md). Set "
+            f'hard on importance = "{config.importance}" from the first step on teaches the hardest examples to a '
+            "learner that knows none of the easy ones: 35 points of accuracy on clean images (docs/vision.md). Set "
             'teacher.warmup_passes = 1, or strategy = "soft"'
         )
     if config.importance in ("loss", "functional_gradient"):
@@ -93,9 +93,9 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
         )
     if config.importance == "attainment" and not config.amateur_path:
         return logging.WARNING, (
-            "Attainment takes for noise what is not yet predicted better than by guessing after the first pass, and does "
-            "not teach it again: with a long tail of classes, all of the rare ones (docs/vision.md). Use it where no kind "
-            "of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
+            "Attainment takes for noise what is not yet predicted better than by guessing after the first pass, and "
+            "does not teach it again: with a long tail of classes, all of the rare ones (docs/vision.md). Use it where "
+            "no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
         )
     if config.importance == "attainment" and config.amateur_path:
         return logging.WARNING, (
