@@ -65,6 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = (rng.integers(0, 256, (48, 8, 8)) // 2 + labels[:, None, None] * 20).astype(np.uint8)
     np.savez(folder / "images.npz", images=images, labels=labels)
     write_images([folder / "images.npz"], output=folder / "shards", grayscale=True)
+    np.savez(folder / "fewer.npz", images=images[labels < 5], labels=labels[labels < 5])
+    write_images([folder / "fewer.npz"], output=folder / "fewer", grayscale=True)
     return folder
 
 
@@ -165,9 +167,14 @@ def test_a_trunk_gets_a_new_head_and_scores(data: Path, tmp_path: Path) -> None:
         (["--vision.flip", "2"], "[vision] flip = 2.0"),
         (["--model.name", "mae_attent", "--vision.mixup", "1"], "mae_attent has no classes"),
         (["--data.validation_path", "nowhere", "--validation.enable"], "[data] validation_path: nowhere"),
+        (
+            ["--data.validation_path", "DATA/fewer", "--validation.enable"],
+            "has the classes 0, 1, 2, 3, 4, and data.path",
+        ),
     ],
 )
 def test_mistakes_are_told_before_the_start(arguments: list[str], message: str, data: Path, tmp_path: Path) -> None:
+    arguments = [argument.replace("DATA", str(data)) for argument in arguments]
     result = launch(*config(tmp_path, data, dump=tmp_path / "dump"), *arguments)
     assert result.returncode != 0 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr

@@ -185,9 +185,15 @@ class Images:
             augment=vision.augmentation,
             seed=data.seed,
         )
-        if validation:
-            images = images.normalized_as(datasets.images(data.path, size=images.size))
-        return images
+        if not validation:
+            return images
+        trained = datasets.images(data.path, size=images.size)
+        if self.measures and images.classes != trained.classes:
+            raise ValueError(
+                f"{data.validation_path} has the classes {', '.join(images.classes)}, and data.path "
+                f"{', '.join(trained.classes)}: write it with --classes and the list of the training set"
+            )
+        return images.normalized_as(trained)
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
         images = self._images(datasets, job_config, validation=validation)
