@@ -79,7 +79,7 @@ def test_pixels_and_labels_of_any_ids(copy: Path) -> None:
     read, read_labels = dataset.pixels(torch.empty(0, dtype=torch.int64), None)
     assert read.shape == (0, 3, SIDE, SIDE) and read_labels.shape == (0,)
     assert np.asarray(dataset.thumbnail(33)).tolist() == pixels[33].tolist()
-    assert (dataset.classes, dataset.channels, dataset.size, dataset.num_outcomes) == (tuple("abcd"), 3, SIDE, 4)
+    assert (dataset.classes, dataset.channels, dataset.size) == (tuple("abcd"), 3, SIDE)
     assert dataset.locate(19) == ("shard-00000.bin", 19) and dataset.locate(20) == ("shard-00001.bin", 0)
 
 

@@ -68,11 +68,6 @@ class ImageDataset:
         self._mean, self._std = np.array(index.mean), np.array([std or 1.0 for std in index.std])
 
     @property
-    def num_outcomes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    @property
     def sources(self) -> list[tuple[str, int]]:
         """Stretches of examples of one data source: its name and the first example id, from 0 on and rising.
 
