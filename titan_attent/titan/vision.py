@@ -177,11 +177,11 @@ class Images:
         if (chunks := job_config.teacher.loss_chunks) > 1:
             raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to cut. Set it to 1")
 
-    def _images(self, datasets: DataSets, job_config: JobConfig, *, validation: bool) -> ImageDataset:
+    def _images(self, datasets: DataSets, job_config: JobConfig, *, size: int, validation: bool) -> ImageDataset:
         data, vision = job_config.data, job_config.vision
         images = datasets.images(
             data.validation_path if validation else data.path,
-            size=args_of(job_config).image_size,
+            size=size,
             augment=vision.augmentation,
             seed=data.seed,
         )
@@ -196,10 +196,10 @@ class Images:
         return images.normalized_as(trained)
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
-        images = self._images(datasets, job_config, validation=validation)
-        vision = job_config.vision
+        args, vision = args_of(job_config), job_config.vision
+        images = self._images(datasets, job_config, size=args.image_size, validation=validation)
         mixing = {"mixup": vision.mixup, "cutmix": vision.cutmix}
-        return ClassExamples(images, args_of(job_config), seed=job_config.data.seed, **mixing)
+        return ClassExamples(images, args, seed=job_config.data.seed, **mixing)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
         """Nothing: the model follows the data."""
@@ -227,9 +227,9 @@ class Patches(Images):
                 raise ValueError(f"[vision] {key} = {value}: mae_attent has no classes. Set it to 0")
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
-        images = self._images(datasets, job_config, validation=validation)
-        normalize = job_config.vision.normalize_patches
-        return PatchExamples(images, args_of(job_config), seed=job_config.data.seed, normalize=normalize)
+        args, normalize = args_of(job_config), job_config.vision.normalize_patches
+        images = self._images(datasets, job_config, size=args.image_size, validation=validation)
+        return PatchExamples(images, args, seed=job_config.data.seed, normalize=normalize)
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         return lambda vocabulary_is_cut=False, num_chunks=1, **options: build_patch_loss(**options)

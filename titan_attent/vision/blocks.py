@@ -2,8 +2,7 @@
 
 Weights begin as a normal distribution of variance 1 / inputs (LeCun et al. 1998, "Efficient BackProp"), cut at two
 deviations, and biases at 0. The usual deviation of 0.02 (Touvron et al. 2021, arXiv 2012.12877) is about that of 768
-inputs and 20 times too small for a patch of 4 numbers, which then drowns in the positions: digits of 8 x 8 pixels were
-at 71% after 300 steps with it, and at 93% with this.
+inputs and 20 times too small for a patch of 4 numbers, which then drowns in the positions.
 
 Shapes: B images, C channels, S pixels a side, P patches, D numbers of a patch, T tokens.
 """
