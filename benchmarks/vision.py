@@ -14,7 +14,8 @@ vision_tasks.py.
     DIR/results.json, table.md, accuracy-SET.png  all that has finished so far
 
 Called again, it goes on: what has a result.json is kept, what was interrupted starts again. SIGTERM ends it as the last
-run does, with tables and pictures of what has finished. ``--known`` names the results.json of other machines.
+run does, with tables and pictures of what has finished. ``--known`` names the results.json of other calls, whose runs
+are not run again.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="all rules of a seed, then of the next one, or all seeds of a rule (default: %(default)s)",
     )
     parser.add_argument("--lr", type=float, help="instead of the set's own learning rate; name another --output")
-    parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of other calls")
+    parser.add_argument(
+        "--known", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of other calls, not run again"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each; 0 only makes the tables")
     return parser.parse_args(argv)
 
 
-def all_runs(args: argparse.Namespace) -> list[Run]:
-    """What was asked for and all that it needs, without what is known."""
+def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Run]:
+    """What was asked for and all that it needs, without the runs whose folders are ``known``."""
     keys = [
         (name, condition, rule, seed)
         for name in args.sets
@@ -81,21 +84,29 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     for name, condition, rule, seed in keys:
         rows = num_rows(args.output, name, condition, seed)
         own = rule_run(name, condition, rule, seed, rows=rows, lr=args.lr)
+        if own.folder in known:
+            continue
         before = [data_task(name, condition, seed)]
         before += scorer_runs(name, condition, seed) if RULES[rule].scorers else []
         runs |= {run.folder: run for run in [*before, own]}
     return list(runs.values())
 
 
-def gather(output: Path, *, known: Sequence[Path], lr: float | None) -> list[dict[str, Any]]:
-    """All results of rules below ``output``, and those of ``known`` beside them; ValueError for other settings."""
+def read_known(paths: Sequence[Path], lr: float | None) -> dict[str, dict[str, Any]]:
+    """The results of other calls by the folders of their runs; ValueError for other settings."""
     found: dict[str, dict[str, Any]] = {}
-    for path in known:
+    for path in paths:
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
             run = run_of(result, lr)
             if result["config"] != run.config:
                 raise ValueError(f"{path}: {run.folder} was made with other settings: leave the file out")
             found[run.folder] = result
+    return found
+
+
+def gather(output: Path, *, known: dict[str, dict[str, Any]], lr: float | None) -> list[dict[str, Any]]:
+    """All results of rules below ``output``, and the ``known`` ones beside them; ValueError for other settings."""
+    found = dict(known)
     for file in sorted(output.glob("runs/*/*/*/seed-*/result.json")):
         run = run_of(json.loads(file.read_text(encoding="utf-8")), lr)
         result = load_result(output, run)
@@ -136,15 +147,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     about = {"machine": machine(), "versions": {"titan_attent": titan_attent.__version__} | versions()}
     try:
-        gather(args.output, known=args.known, lr=args.lr)  # before the first run: refuses runs of other settings
+        known = read_known(args.known, args.lr)
+        gather(args.output, known=known, lr=args.lr)  # before the first run: refuses runs of other settings
         try:
             if args.jobs > 0:
                 for name in args.sets:
                     prepare(args.output, name, args.archive)
-                failed = run_tasks(args.output, all_runs(args), jobs=args.jobs, about=about)
+                failed = run_tasks(args.output, all_runs(args, known), jobs=args.jobs, about=about)
         finally:  # what has finished is kept when the rest is interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            text = write_all(args.output, gather(args.output, known=args.known, lr=args.lr), command=command)
+            text = write_all(args.output, gather(args.output, known=known, lr=args.lr), command=command)
     except (ValueError, RuntimeError) as error:
         print(f"vision: {error}", file=sys.stderr)
         return 2

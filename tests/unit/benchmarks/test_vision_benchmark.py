@@ -213,15 +213,20 @@ def test_known_results_stand_beside_those_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "here" / tasks.rule_run("digits", "clean", "uniform", 0, rows=1078).folder
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(vision.json.dumps(here))
-    known = [tmp_path / "there" / "results.json"]
+    file = tmp_path / "there" / "results.json"
+    known = vision.read_known([file], None)
     found = vision.gather(tmp_path / "here", known=known, lr=None)
     assert [(r["rule"], r["seed"]) for r in found] == [("uniform", 0), ("uniform", 1), ("hard_80", 0)]
     with pytest.raises(ValueError, match="other settings"):
-        vision.gather(tmp_path / "here", known=known, lr=0.5)
+        vision.read_known([file], 0.5)
     with pytest.raises(ValueError, match="optimizer.lr"):
-        vision.gather(tmp_path / "here", known=[], lr=0.5)
+        vision.gather(tmp_path / "here", known={}, lr=0.5)
     assert (tmp_path / "there" / "accuracy-digits.png").stat().st_size > 10_000
     assert "Nothing has finished" in table.report([], command="")
+    asked = ["--output", "x", "--conditions", "clean", "--rules", "uniform", "hard_80", "--seeds", "0", "1"]
+    args = vision.parse_args(asked)
+    missing = [(run.labels["rule"], run.labels["seed"]) for run in vision.all_runs(args, known) if run.labels]
+    assert missing == [("uniform", 0), ("hard_80", 1)]
 
 
 def test_every_rule_has_a_look_of_its_own() -> None:
