@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cheaper_steps_rules import CONTROL, GOALS, RULES, Goal
-from evidence_numbers import half_width, interval
+from intervals import half_width, interval
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Rule -> seed -> what a run ended with, as ``cheaper_steps.Benchmark.found`` says it."""

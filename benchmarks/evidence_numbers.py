@@ -16,9 +16,6 @@ from evidence_rules import RULES, STEPS
 from titan_attent.report.runs import VALIDATION, RunScalars
 from titan_attent.report.saving import reach
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5% quantiles of Student's t for so many values."""
-
 Result = dict[str, Any]
 Losses = dict[tuple[str, str], dict[int, float]]
 """(rule, column) -> seed -> final loss."""
@@ -49,18 +46,6 @@ def paired(losses: Losses, rule: str, column: str) -> list[float]:
     """Differences to uniform's final loss, of the seeds that both have."""
     own, control = losses.get((rule, column), {}), losses.get(("uniform", column), {})
     return [own[seed] - control[seed] for seed in sorted(own.keys() & control.keys())]
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the mean's 95% interval by Student's t; nan of a single value."""
-    n = len(values)
-    return STUDENT[n] * statistics.stdev(values) / n**0.5 if n > 1 else math.nan
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half the 95% interval."""
-    text = f"{mean(values):+.3f}"
-    return f"{text} ± {half_width(values):.3f}" if len(values) > 1 else text
 
 
 # -- costs ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 import matplotlib
 from convergence_table import by_cell, mean
 from evidence_corpora import CORPORA
-from evidence_numbers import Losses, Result, all_losses, columns_of, curve, half_width, paired
+from evidence_numbers import Losses, Result, all_losses, columns_of, curve, paired
 from evidence_rules import RULES
+from intervals import half_width
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -16,12 +16,12 @@ from evidence_numbers import (
     columns_of,
     correlation,
     forecasts,
-    interval,
     paired,
     part_of_scorers,
     time_to_uniform,
 )
 from evidence_rules import RULES
+from intervals import interval
 
 from titan_attent.data.format import write_atomically
 

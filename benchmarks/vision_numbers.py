@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intervals import half_width
 from vision_rules import BATCH_SIZE, RULES, SETS, scorers_charge
 
 from titan_attent.report.runs import ACCURACY, RunScalars
 from titan_attent.report.saving import TOP1, reach
-
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5% quantiles of Student's t for so many values; as in evidence_numbers.py, which needs datasketch."""
 
 Result = dict[str, Any]
 Value = Callable[[Result], float]
@@ -50,11 +48,7 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval | None:
     """None without a value."""
-    n = len(values)
-    if not n:
-        return None
-    half = STUDENT[min(n, max(STUDENT))] * statistics.stdev(values) / n**0.5 if n > 1 else math.nan
-    return Interval(statistics.fmean(values), half, n)
+    return Interval(statistics.fmean(values), half_width(values), len(values)) if values else None
 
 
 def accuracy(result: Result) -> float:

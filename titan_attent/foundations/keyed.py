@@ -29,7 +29,6 @@ STREAM_ORDER = 1
 STREAM_NOISE = 2
 STREAM_UNSEEN = 3
 STREAM_IMAGES = 4
-STREAM_IMAGES = 4
 
 
 def signed(value: int) -> int:

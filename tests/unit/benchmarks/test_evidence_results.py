@@ -198,7 +198,7 @@ def test_a_marker_stands_at_the_difference_between_the_ends_of_its_interval(draw
     assert [axes.get_title() for axes in drawn] == ["minority", "minority: code", "minority: russian"]
     names = [label.get_text() for label in drawn[0].get_yticklabels()]
     assert names == ["difference", "attainment", "dedup"]
-    half = 4.303 * np.std(differences, ddof=1) / 3**0.5
+    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5
     for axes, rule, at, ends in (
         (drawn[0], "difference", -0.3, (-0.3 - half, -0.3 + half)),
         (drawn[0], "attainment", 0.2, None),

@@ -134,7 +134,7 @@ def test_what_a_condition_does_to_images() -> None:
 
 def test_interval() -> None:
     found = numbers.interval([0.01, 0.02, 0.03])
-    assert found.mean == pytest.approx(0.02) and found.half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
+    assert found.mean == pytest.approx(0.02) and found.half == pytest.approx(4.302653 * 0.01 / math.sqrt(3))
     assert found.points() == "+2.00 ± 2.48" and numbers.interval([]) is None
     assert math.isnan(numbers.interval([0.1]).half) and numbers.interval([0.1]).points(sign=False) == "10.00"
 
