@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
+
 FORMAT = "titan_attent.tokens"
 VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -184,8 +186,7 @@ def write_index(
         shards=tuple(shards),
         fingerprint=_fingerprint(dtype=dtype.name, shards=shards, tokenizer=tokenizer),
     )
-    document = {"format": FORMAT, "version": VERSION, **asdict(index)}
-    write_atomically(folder / INDEX_FILE, (json.dumps(document, indent=1) + "\n").encode("ascii"))
+    write_atomically(folder / INDEX_FILE, encode_versioned(asdict(index), format=FORMAT, version=VERSION))
     return index
 
 
@@ -195,17 +196,7 @@ def read_index(folder: Path) -> Index:
     if not path.is_file():
         raise ValueError(f"{folder}: {_why_no_index(folder)}")
     mend = f"restore the file, or write the data set anew with {WRITER}"
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {mend}") from error
-    fields = dict(document) if isinstance(document, dict) else {}
-    found = fields.pop("format", None), fields.pop("version", None)
-    if found[0] != FORMAT or found[1] not in READ_VERSIONS:
-        raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but this package reads {FORMAT!r} versions "
-            f"{' and '.join(map(str, READ_VERSIONS))}; use the package version that wrote it, or {mend}"
-        )
+    fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, mend=mend)
     try:
         fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
         index = Index(**fields)

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from titan_attent.foundations.versioned_json import read_versioned
+
 FORMAT = "titan_attent.reference"
 VERSION = 1
 REFERENCE_FILE = "reference.json"
@@ -66,17 +68,7 @@ class Scoring:
 
 def read_json(path: Path, *, mend: str) -> dict[str, Any]:
     """The fields of a file of this format and version, without those two; ValueError if it is none."""
-    try:
-        content = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a file with a JSON object in it ({error}); {mend}") from error
-    found = content.pop("format", None), content.pop("version", None)
-    if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but this package reads {FORMAT!r} version {VERSION}; "
-            f"use the package version that wrote it, or {mend}"
-        )
-    return content
+    return read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
 
 
 class ReferenceLosses:

@@ -9,7 +9,6 @@ and its bytes in memory until then. Resuming reads the prefix once, in the threa
 """
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from titan_attent.data.format import write_atomically
 from titan_attent.data.progress import locked
+from titan_attent.foundations.versioned_json import encode_versioned
 from titan_attent.scores.reference import (
     DTYPE,
     FORMAT,
@@ -227,4 +227,4 @@ class ReferenceWriter:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1) + "\n").encode("ascii")
+    return encode_versioned(content, format=FORMAT, version=VERSION)

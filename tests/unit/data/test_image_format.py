@@ -268,8 +268,8 @@ def edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "titan_attent.tokens"}, "format 'titan_attent.tokens' version 1, but images are read from"),
-        ({"version": 2}, "format 'titan_attent.images' version 2, but images are read from .* version 1"),
+        ({"format": "titan_attent.tokens"}, "format 'titan_attent.tokens' version 1, but what is read here is"),
+        ({"version": 2}, "format 'titan_attent.images' version 2, but what is read here is .* version 1"),
         ({"classes": list("abce")}, "the index was edited after it was written"),
         ({"mean": [0.5, 0.5, 0.5]}, "the index was edited after it was written"),
         ({"std": [0.5, 0.5]}, "malformed index .*is not one finite number a channel"),
@@ -325,7 +325,7 @@ def test_no_data_set(tmp_path: Path) -> None:
     ):
         ImageDataset(tmp_path / "none")
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(ValueError, match="index.json: not valid JSON"):
+    with pytest.raises(ValueError, match="index.json: not a file with a JSON object"):
         ImageDataset(tmp_path)
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(ValueError, match="format None version None"):

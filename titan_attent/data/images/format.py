@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent.data.format import INDEX_FILE, check_file_name, is_source_name, write_atomically
+from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
 FORMAT = "titan_attent.images"
 VERSION = 1
@@ -106,8 +107,7 @@ def write_index(folder: Path, *, shards: Sequence[ImageShardEntry], **fields: An
         fingerprint=_fingerprint(fields, shards),
     )
     _check_consistency(index)
-    document = {"format": FORMAT, "version": VERSION, **asdict(index)}
-    write_atomically(folder / INDEX_FILE, (json.dumps(document, indent=1) + "\n").encode("ascii"))
+    write_atomically(folder / INDEX_FILE, encode_versioned(asdict(index), format=FORMAT, version=VERSION))
     return index
 
 
@@ -121,17 +121,7 @@ def read_index(folder: Path) -> ImageIndex:
             f"{WRITER[:-1]} INPUT --output {folder}`"
         )
     mend = f"restore the file, or write the data set anew with {WRITER}"
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {mend}") from error
-    fields = dict(document) if isinstance(document, dict) else {}
-    found = fields.pop("format", None), fields.pop("version", None)
-    if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but images are read from {FORMAT!r} version {VERSION}; "
-            f"use the package version that wrote it, or {mend}"
-        )
+    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
     try:
         fields["shards"] = tuple(ImageShardEntry(**entry) for entry in fields["shards"])
         for name in ("classes", "class_counts", "mean", "std"):
