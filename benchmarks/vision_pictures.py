@@ -83,15 +83,21 @@ def draw(axes: Axes, runs: Runs) -> None:
     heights = [height for _, height in line] + [found.mean for found in rivals.values()]
     high = max(heights)
     low = min(height for height in heights if height >= high - MOST_SHOWN)
+    bars = {
+        rule: found.half
+        for rule in rivals
+        if rivals[rule].mean >= low and (found := runs.difference(rule, "uniform")) is not None and found.n > 1
+    }
+    ends = [rivals[rule].mean + sign * half for rule, half in bars.items() for sign in (-1, 1)]
+    bottom, top = min([low, *ends]), max([high, *ends])
     num_below = 0
-    pad = 0.2 * (high - low) + 0.003
-    edge = low - 0.5 * pad
+    pad = 0.1 * (top - bottom) + 0.001
+    edge = bottom - pad
     by_compute: dict[float, list[str]] = {}
     for rule in rivals:
         by_compute.setdefault(RULES[rule].compute, []).append(rule)
     for compute, rules in by_compute.items():
         for i, rule in enumerate(rules):
-            difference = runs.difference(rule, "uniform")
             kind = rule.rsplit("_", 1)[0]
             color, marker = LOOKS[kind]
             # Beside each other, around what they may spend.
@@ -101,13 +107,13 @@ def draw(axes: Axes, runs: Runs) -> None:
                 below: Any = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 9}
                 axes.annotate(f"{y:.0%}", (x, edge), (0, -7 - 10 * (num_below % 2)), **below)
                 y, num_below = edge, num_below + 1
-            elif difference is not None and difference.n > 1:
-                bar = {"yerr": [difference.half], "capsize": 2, "elinewidth": 1}
+            elif rule in bars:
+                bar = {"yerr": [bars[rule]], "capsize": 2, "elinewidth": 1}
             axes.errorbar([x], [y], color=color, marker=marker, markersize=9, linestyle="", label=kind, **bar)
     axes.set_xlim(0.47, 1.03)
-    axes.set_ylim(low - 1.4 * pad if num_below else low - pad, high + pad)
+    axes.set_ylim(bottom - 2.5 * pad if num_below else bottom - pad, top + pad)
     axes.set_title(TITLES[runs.condition])
     axes.set_xlabel("compute, as a share of uniform's")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else 1))
+    axes.yaxis.set_major_formatter(lambda height, _: f"{100 * height:.4g}%")
     axes.grid(alpha=0.25)

@@ -72,8 +72,8 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
     if config.importance in ("loss", "functional_gradient") and config.strategy == "hard" and not config.warmup_passes:
         return logging.WARNING, (
             f'hard on importance = "{config.importance}" from the first step on teaches the hardest examples to a '
-            "learner that knows none of the easy ones: 35 points of accuracy on clean images (docs/vision.md). Set "
-            'teacher.warmup_passes = 1, or strategy = "soft"'
+            "learner that knows none of the easy ones: 24 to 38 points of accuracy on clean images (docs/vision.md). "
+            'Set teacher.warmup_passes = 1, or strategy = "soft"'
         )
     if config.importance in ("loss", "functional_gradient"):
         return logging.WARNING, (
