@@ -20,10 +20,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def small_run(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of a run of the smallest flavor on 64 tokens an example, some 70 of them; give it a dump folder."""
+    """Arguments of a run on 64 tokens an example, some 70 of them; give it a dump folder."""
     folder = tmp_path_factory.mktemp("small")
     tokenizer = str(token_data["train"] / "tokenizer.tiktoken")
     write_dataset([Path(json.decoder.__file__)], output=folder / "data", tokenizer=tokenizer)
     data = {"train": folder / "data", "validation": folder / "data"}
     config = write_config(folder, data=data, dump=folder / "unused")
-    return ["--job.config_file", str(config), "--model.flavor", "bench", "--training.seq_len", "64"]
+    return ["--job.config_file", str(config), "--training.seq_len", "64"]

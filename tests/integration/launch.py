@@ -20,12 +20,14 @@ from workers import OUTPUTS, Workers
 TIMEOUT = 240.0
 """Seconds that a launch may take, on a machine that does much else."""
 
+SMALLEST = "scorer_xs"
+"""One layer of width 32: what these tests compare does not grow with the model, and their time does."""
 CONFIG = """
 [job]
 dump_folder = "{dump}"
 [model]
 name = "llama3_attent"
-flavor = "bench"
+flavor = "{flavor}"
 [data]
 path = "{train}"
 validation_path = "{validation}"
@@ -62,10 +64,10 @@ seed = 0
 """
 
 
-def write_config(folder: Path, *, data: dict[str, Path], dump: Path) -> Path:
+def write_config(folder: Path, *, data: dict[str, Path], dump: Path, flavor: str = SMALLEST) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.toml"
-    path.write_text(CONFIG.format(dump=dump, train=data["train"], validation=data["validation"]))
+    path.write_text(CONFIG.format(dump=dump, train=data["train"], validation=data["validation"], flavor=flavor))
     return path
 
 

@@ -44,11 +44,11 @@ class TraceLoader(BaseDataLoader):
 
 if __name__ == "__main__":
     stock = get_train_spec("llama3")
-    bench = TransformerModelArgs(dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000)
+    small = TransformerModelArgs(dim=32, n_layers=1, n_heads=2, vocab_size=512, multiple_of=32, rope_theta=10000)
     register_train_spec(
         "stock",
         dataclasses.replace(
-            stock, model_args={"bench": bench}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None
+            stock, model_args={"scorer_xs": small}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None
         ),
     )
     main(Trainer)

@@ -28,7 +28,7 @@ def data(token_data: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def config(data: dict[str, Path], tmp_path: Path) -> Path:
-    return write_config(tmp_path, data=data, dump=tmp_path / "run")
+    return write_config(tmp_path, data=data, dump=tmp_path / "run", flavor="bench")
 
 
 def check(config: Path, *args: str, world_size: int = 2) -> None:

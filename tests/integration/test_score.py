@@ -28,8 +28,8 @@ BATCH = ("--validation.local_batch_size", "4")
 SEQ_LEN = 256
 
 
-def bench(**other: int) -> Transformer:
-    args = {"dim": 128, "n_layers": 3, "n_heads": 4, "vocab_size": 1024, "multiple_of": 64, "rope_theta": 10000} | other
+def plain_model(**other: int) -> Transformer:
+    args = {"dim": 64, "n_layers": 2, "n_heads": 2, "vocab_size": 512, "multiple_of": 64, "rope_theta": 10000} | other
     return Transformer(TransformerModelArgs(**args, max_seq_len=SEQ_LEN)).eval()
 
 
@@ -37,7 +37,7 @@ def bench(**other: int) -> Transformer:
 def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 steps with a full checkpoint of step 3 and a model-only one of step 6, its latest."""
     folder = tmp_path_factory.mktemp("score")
-    config = write_config(folder, data=token_data, dump=folder / "run")
+    config = write_config(folder, data=token_data, dump=folder / "run", flavor="scorer_s")
     checkpoint = ("--checkpoint.enable", "--checkpoint.interval", "3", "--checkpoint.last_save_model_only")
     run("--job.config_file", str(config), "--training.steps", "6", *checkpoint)
     return folder
@@ -79,7 +79,7 @@ def losses_in(reference: Path) -> torch.Tensor:
 @torch.no_grad()
 def plain_losses(folder: Path, data: Path, *, step: int) -> torch.Tensor:
     """Mean nats a token of every window, float64: one process, torchtitan's bare model, windows cut with numpy."""
-    model = bench()
+    model = plain_model()
     weights = read_weights(folder / "run", step=step)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     tokens = np.concatenate([np.fromfile(shard, dtype="<u2") for shard in sorted(data.glob("shard-*.bin"))])
@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_plain_model(folder: Path, straight: Path, token
     dataset = TokenDataset(token_data["train"], seq_len=SEQ_LEN)
     reference = ReferenceLosses(straight)
     reference.check(fingerprint=dataset.shards.fingerprint, seq_len=SEQ_LEN, num_examples=len(dataset))
-    assert reference.scoring.model == "llama3_attent bench"
+    assert reference.scoring.model == "llama3_attent scorer_s"
     assert reference.scoring.checkpoint == str(folder / "run" / "checkpoint" / "step-3")
 
 
@@ -132,7 +132,8 @@ def check(folder: Path, *args: str) -> None:
     """What titan_attent.score does before it starts; the last of two equal arguments counts."""
     cli = ["--job.custom_config_module", "titan_attent.job_config"]
     job_config = scorer.scoring_config(ConfigManager().parse_args([*cli, *args]))
-    scorer.check_scoring(job_config, attent_spec(job_config.model.name), world_size=2)
+    spec = attent_spec(job_config.model.name, data=job_config.data.path)
+    scorer.check_scoring(job_config, spec, world_size=2)
 
 
 def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
@@ -210,17 +211,17 @@ def test_bad_arguments(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"n_layers": 4}, r"layers.3.attention.wk.weight is \[128, 128\] here and absent there"),
-        ({"n_layers": 2}, r"layers.2.attention.wk.weight is absent here and \[128, 128\] there"),
-        ({"vocab_size": 512}, r"output.weight is \[512, 128\] here and \[1024, 128\] there; .* \(of 2 differences\)"),
+        ({"n_layers": 3}, r"layers.2.attention.wk.weight is \[64, 64\] here and absent there"),
+        ({"n_layers": 1}, r"layers.1.attention.wk.weight is absent here and \[64, 64\] there"),
+        ({"vocab_size": 1024}, r"output.weight is \[1024, 64\] here and \[512, 64\] there; .* \(of 2 differences\)"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str, int], message: str) -> None:
     for step in (3, 6):
         path = str(folder / "run" / "checkpoint" / f"step-{step}")
-        scorer.check_weights(bench().state_dict(), path)
+        scorer.check_weights(plain_model().state_dict(), path)
         with pytest.raises(ValueError, match=message):
-            scorer.check_weights(bench(**other).state_dict(), path)
+            scorer.check_weights(plain_model(**other).state_dict(), path)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ from titan_attent.data.order import Pool
 from titan_attent.data.shards import TokenShards
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
 SEQ_LEN = 256
 
 
 def plain_scores(weights: dict[str, torch.Tensor], data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and functional gradient norm of every window, row by row, in float64 from fp32 logits."""
-    arguments = EXTRA_FLAVORS["llama3"]["bench"]
-    assert isinstance(arguments, TransformerModelArgs)
-    arguments.max_seq_len = SEQ_LEN
-    model = Transformer(arguments)
+    args = {"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 512, "multiple_of": 32, "rope_theta": 10000}
+    model = Transformer(TransformerModelArgs(**args, max_seq_len=SEQ_LEN))
     with torch.no_grad():
         model.init_weights()
     missing, _ = model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()}, strict=False)

@@ -30,7 +30,7 @@ BACKWARD = [
 
 def train(small_run: list[str], dump: Path, *extra: str, num_processes: int = 2) -> Path:
     run(
-        *(*small_run, "--job.dump_folder", str(dump), "--training.global_batch_size", "16"),
+        *(*small_run, "--model.flavor", "bench", "--job.dump_folder", str(dump), "--training.global_batch_size", "16"),
         *("--training.steps", str(STEPS), "--lr_scheduler.total_steps", str(STEPS)),
         *("--checkpoint.enable", "--checkpoint.interval", str(SAVED)),
         *(*TEACHER, *MODULES, *BACKWARD, *extra),

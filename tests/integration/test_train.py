@@ -15,7 +15,7 @@ LOSS = "loss_metrics/global_avg_loss"
 def baseline(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 steps on two ranks: a warm-up, soft rounds and the anneal tail."""
     folder = tmp_path_factory.mktemp("baseline")
-    config = write_config(folder, data=token_data, dump=folder / "run")
+    config = write_config(folder, data=token_data, dump=folder / "run", flavor="bench")
     args = ("--training.steps", "24", "--data.num_workers", "0", "--validation.enable", "--validation.freq", "12")
     run("--job.config_file", str(config), *args)
     return folder
@@ -88,8 +88,9 @@ def test_hsdp_trains_the_same_examples(baseline: Path) -> None:
     assert read_scalars(dump, LOSS) == {step: pytest.approx(expected[step], rel=1e-5) for step in range(1, 5)}
 
 
-def test_compiled_model_and_loss_agree(baseline: Path) -> None:
-    dump = train(baseline, "compiled", "--compile.enable", steps=3)
+def test_compiled_loss_agrees(baseline: Path) -> None:
+    """By Inductor. Models are compiled in tests/distributed, by a backend that takes a tenth of the time."""
+    dump = train(baseline, "compiled", "--compile.enable", "--compile.components", "loss", steps=3)
     expected = read_scalars(baseline / "run", LOSS)
     assert read_scalars(dump, LOSS) == {step: pytest.approx(expected[step], rel=1e-4) for step in range(1, 4)}
 

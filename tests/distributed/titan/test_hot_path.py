@@ -1,6 +1,6 @@
 """What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
 
-The real trainer on two ranks, 36 steps over many selections and two exchanges, and torchtitan's own beside it.
+The real trainer on two ranks, over many selections and two exchanges, and torchtitan's own beside it.
 """
 
 import dataclasses
@@ -25,14 +25,18 @@ from torchtitan.protocols.train_spec import _extra_train_specs, get_train_spec, 
 from torchtitan.train import Trainer
 
 from titan_attent.data.writer import write_dataset
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.window import LossWindow
 from titan_attent.titan.trainer import TeachingTrainer
 
-STEPS = 36
-SYNCED_STEPS = 34
+FLUSH_EVERY = 4
+STEPS = 14
+SYNCED_STEPS = 10
 """Two exchanges, and the second one applied."""
 STOCK_STEPS = 2
 """Of torchtitan's own trainer, whose steps are all alike."""
 COMMON: Settings = {
+    "model.flavor": "cell of 2",
     "training.local_batch_size": 4,
     "training.steps": STEPS,
     "metrics.log_freq": 1000,
@@ -77,6 +81,8 @@ def environment() -> None:
     os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
     os.environ["WORLD_SIZE"] = str(dist.get_world_size())
     spec_of("llama3_attent")
+    for part in (LossBuffer, LossWindow):
+        part.__init__.__kwdefaults__["flush_every"] = FLUSH_EVERY
 
 
 def compiled_steps(mesh: Any, settings: Settings, data: str, folder: str) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def test_one_compilation_for_all_selections_and_weights(data: str, tmp_path: Pat
         for name, seen in rank.items():
             assert seen["breaks"] == {}, name
             assert seen["graphs"][0] == seen["graphs"][1] > 1, f"{name}: compiled again"
-            assert seen["ids"] > 15, f"{name}: the same selection all the time"
+            assert seen["ids"] > 8, f"{name}: the same selection all the time"
             assert seen["weights"] > 5 or "hard" in CASES[name].values(), f"{name}: the same weights all the time"
 
 
