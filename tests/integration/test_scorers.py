@@ -167,6 +167,7 @@ def test_made_again_on_more_ranks_nothing_changes(folder: Path, straight: Path, 
         (("--flavor", "scorer_xs"), "holds other scorers: flavor was 'bigram' and is 'scorer_xs'"),
         (("--data.seed", "5"), "holds other scorers: data_seed was 0 and is 5"),
         (("--steps", "3"), "--steps with --flavor bigram, which is not trained: leave it out"),
+        (("--model.flavor", "scorer_x"), '[model] flavor = "scorer_x" is unknown to llama3_attent; did you mean'),
     ],
 )
 def test_other_scorers_are_refused(

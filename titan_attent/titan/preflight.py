@@ -35,7 +35,7 @@ from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_
 from titan_attent.titan.mistakes import on_all_ranks
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.parallelism import check_parallelism, check_split
-from titan_attent.titan.value_checks import check_fit, check_values
+from titan_attent.titan.value_checks import check_fit, check_flavor, check_values
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,11 +146,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
         system.check(job_config)
     batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
     flavor = job_config.model.flavor
-    if flavor not in spec.model_args:
-        raise ValueError(
-            f'[model] flavor = "{flavor}" is unknown to {job_config.model.name}{closest(flavor, spec.model_args)} '
-            f"Known: {', '.join(spec.model_args)}"
-        )
+    check_flavor(spec, model=job_config.model.name, flavor=flavor)
     check_fit(job_config, spec.model_args[flavor])
     check_split(job_config, spec.model_args[flavor])
     dataset = _open(job_config, datasets, spec.model_args[flavor])

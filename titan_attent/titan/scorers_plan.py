@@ -15,6 +15,7 @@ from titan_attent.foundations.toml import to_toml
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.titan.scorers_bigram import num_counted
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
+from titan_attent.titan.value_checks import check_flavor
 
 MODEL = "llama3_attent"
 BIGRAM = "bigram"
@@ -122,7 +123,9 @@ def cost_of(
     rows = training.global_batch_size
     if rows < 1:
         rows = training.local_batch_size * num_ranks
-    run_flops = _flops(attent_spec(run.model.name), run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
+    run_spec = attent_spec(run.model.name, data=run.data.path)
+    check_flavor(run_spec, model=run.model.name, flavor=run.model.flavor)
+    run_flops = _flops(run_spec, run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
     return {
         "trained": trained,
         "scored": scored,

@@ -17,8 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
+from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.foundations.checks import check_number, check_one_of
+from titan_attent.foundations.checks import check_number, check_one_of, closest
 from titan_attent.titan import compat
 
 RANGES: dict[str, dict[str, Any]] = {
@@ -98,6 +99,15 @@ def _is_a(value: object, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def check_flavor(spec: TrainSpec, *, model: str, flavor: str) -> None:
+    """ValueError for a flavor that ``model`` has not; ``spec`` is the model's."""
+    if flavor not in spec.model_args:
+        raise ValueError(
+            f'[model] flavor = "{flavor}" is unknown to {model}{closest(flavor, spec.model_args)} '
+            f"Known: {', '.join(spec.model_args)}"
+        )
 
 
 def check_fit(job_config: JobConfig, model_args: BaseModelArgs) -> None:
