@@ -62,19 +62,13 @@ class Forked:
         pass
 
 
-def fork_or_start(command: list[str], **how: Any) -> Any:
-    """A run of the rule "difference" is started as it is for a user."""
-    is_real = "titan_attent.train" in command and "/difference/" in command[-1]
-    return (subprocess.Popen if is_real else Forked)(command, **how)
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, size in SIZES.items():
         monkeypatch.setattr(evidence_corpora, name, size)
     for module in ("evidence_rules", "evidence_numbers"):
         monkeypatch.setattr(import_module(module), "STEPS", STEPS)
-    popen = SimpleNamespace(Popen=fork_or_start, STDOUT=subprocess.STDOUT)
+    popen = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(convergence_runs, "subprocess", popen)
     monkeypatch.setattr(evidence_corpora.texts, "fetch", lambda folder: None)
     monkeypatch.setattr(evidence_corpora.texts, "read", made_up_texts)

@@ -45,13 +45,12 @@ def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def straight(folder: Path) -> Path:
-    """The reference of step 3, made by the real command on two ranks, beside the run's own settings."""
+    """The reference of step 3, made on two ranks, beside the run's own settings."""
     before = files_of(folder / "run")
     output = run(
         *arguments(folder, "straight"),
         *("--checkpoint.enable", "--validation.enable", "--teacher.importance", "excess_loss"),
         module="titan_attent.score",
-        launcher="torchrun",
     )
     assert re.search(r"78/78 .* examples/s", output)
     assert files_of(folder / "run") == before, "scoring wrote into the run's folder"
