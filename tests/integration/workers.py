@@ -85,7 +85,8 @@ class Workers:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"still running after {timeout} seconds; output in {self.output}")
                 running = [process.sentinel for process in self.ranks if process.exitcode is None]
-                wait(running, timeout=max(0.0, deadline - time.monotonic()))
+                if running:  # the last one may have ended since: a wait for nothing lasts until the deadline
+                    wait(running, timeout=max(0.0, deadline - time.monotonic()))
             if self.poll() != 0:
                 self._stop()
         finally:
