@@ -1,6 +1,6 @@
 """What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
 
-The real trainer on two ranks, over many selections and two exchanges, and torchtitan's own beside it.
+The real trainer on two ranks, over many selections and exchanges, and torchtitan's own beside it.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import LossWindow
 from titan_attent.titan.trainer import TeachingTrainer
 
-FLUSH_EVERY = 4
+FLUSH_EVERY = 1
+"""An exchange after every step, and what the one before brought applied: else the next choice would wait for both."""
 STEPS = 14
 SYNCED_STEPS = 10
-"""Two exchanges, and the second one applied."""
 STOCK_STEPS = 2
 """Of torchtitan's own trainer, whose steps are all alike."""
 COMMON: Settings = {
