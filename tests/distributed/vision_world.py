@@ -6,6 +6,7 @@ As parallel_world.py does for text; a cell is a dictionary of settings on top of
 import copy
 import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from titan_attent.titan.vision import FLAVORS, args_of
 STEPS = 4
 SETTINGS: dict[str, Any] = {
     "model.name": "vit_attent",
-    "model.flavor": "tiny",
+    "model.flavor": "cell",
     "training.steps": STEPS,
     "training.local_batch_size": 4,
     "training.global_batch_size": 8,
@@ -68,9 +69,9 @@ def watched(trainer: Observed, syncs: CountSyncs) -> AbstractContextManager[Any]
 
 @cache
 def spec_of(name: str) -> TrainSpec:
-    """Registered once a process, with two layers instead of four."""
+    """The spec with a flavor of two layers, registered once a process."""
     for flavors in FLAVORS.values():
-        flavors["tiny"].n_layers = 2  # type: ignore[attr-defined]
+        flavors["cell"] = replace(flavors["tiny"], n_layers=2)
     spec = attent_spec(name)
     register_train_spec(name, spec)
     return spec

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from distributed.highway.runs import COMMON, environment, highway, train_all
 from distributed.parallel_world import Settings, config_of, spec_of
 from distributed.spawn import run_on_ranks
-from distributed.titan.test_hot_path import CountSyncs, from_forward_to_optimizer
+from distributed.syncs import CountSyncs, from_forward_to_optimizer
 from torch._dynamo.utils import counters
 
 from titan_attent.data.writer import write_dataset

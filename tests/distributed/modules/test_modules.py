@@ -26,7 +26,7 @@ from distributed.parallel_world import (
     token_losses,
 )
 from distributed.spawn import run_on_ranks
-from distributed.titan.test_hot_path import CountSyncs, from_forward_to_optimizer
+from distributed.syncs import CountSyncs, from_forward_to_optimizer
 from torch._dynamo.utils import counters
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import corpora, evidence, goals, numbers, result, rows, rules, table
+from made_up import corpora, evidence, goals, intervals, numbers, result, rows, rules, table
 
 from titan_attent.foundations.toml import to_toml
 from titan_attent.job_config import TeacherConfig
@@ -109,6 +109,7 @@ def test_pairs_are_of_equal_seeds_and_their_interval_is_students() -> None:
     found = numbers.paired(numbers.all_losses(made), "difference", "junk")
     expected = own[:3] - uniform[1:]
     assert found == pytest.approx(expected)
+    assert intervals.half_width(found) == pytest.approx(4.302653 * expected.std(ddof=1) / math.sqrt(3))
     text = f"{expected.mean():+.3f} ± {4.303 * expected.std(ddof=1) / math.sqrt(3):.3f}"
     assert rows(table.make_table(made)) == [["uniform", f"{uniform.mean():.3f}"], ["difference", text]]
 
