@@ -183,6 +183,7 @@ class Making:
             num_examples=len(self.data),
             num_trusted=len(self.trusted),
             spec=self.spec,
+            run_spec=attent_spec(self.run.model.name, self.datasets, data=self.run.data.path),
             num_ranks=self.world_size,
         )
         self.report |= {"asked": now, "cost": cost}

@@ -14,7 +14,7 @@ from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.toml import to_toml
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.titan.scorers_bigram import num_counted
-from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
+from titan_attent.titan.train_spec import SCORER_FLAVORS
 from titan_attent.titan.value_checks import check_flavor
 
 MODEL = "llama3_attent"
@@ -96,7 +96,14 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
 
 
 def cost_of(
-    options: Options, run: JobConfig, *, num_examples: int, num_trusted: int, spec: TrainSpec, num_ranks: int
+    options: Options,
+    run: JobConfig,
+    *,
+    num_examples: int,
+    num_trusted: int,
+    spec: TrainSpec,
+    run_spec: TrainSpec,
+    num_ranks: int,
 ) -> dict[str, Any]:
     """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it.
 
@@ -104,6 +111,7 @@ def cost_of(
         num_examples: of the data.
         num_trusted: of trusted text: examples to train on, and examples held out.
         spec: of the scorers' model, if they are trained.
+        run_spec: of the run's; ValueError if it has not the run's flavor.
 
     Returns:
         ``trained``, examples that each model is made of; ``scored``, those that each scores; ``num_params`` of a
@@ -123,7 +131,6 @@ def cost_of(
     rows = training.global_batch_size
     if rows < 1:
         rows = training.local_batch_size * num_ranks
-    run_spec = attent_spec(run.model.name, data=run.data.path)
     check_flavor(run_spec, model=run.model.name, flavor=run.model.flavor)
     run_flops = _flops(run_spec, run.model.flavor, seq_len)[1] * training.steps * rows * seq_len
     return {
