@@ -16,16 +16,7 @@ if [ ! -f "$DATA/test/index.json" ]; then
 fi
 
 # The global batch of 64 images is fixed, so any power of two up to 16 of processes trains the same run.
-read -r NUM_PROCESSES THREADS < <(python - <<'PYTHON'
-import torch
-has_gpu = torch.accelerator.is_available()
-count = max(n for n in (1, 2, 4, 8, 16) if n <= (torch.accelerator.device_count() if has_gpu else 2))
-print(count, "" if has_gpu else max(1, torch.get_num_threads() // count))
-PYTHON
-)
-if [ -n "$THREADS" ]; then
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$THREADS}"
-fi
+source scripts/processes.sh
 launch() {
     torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent.train "$@" \
         --job.config_file "$CONFIG" --training.local_batch_size "$((64 / NUM_PROCESSES))"

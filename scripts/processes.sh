@@ -1,0 +1,14 @@
+# Sourced by the quickstarts: NUM_PROCESSES, one a GPU or two on the CPU, and the threads of each.
+
+# A power of two up to 16, which divides the global batch. On the CPU two processes share the cores; torchrun would give
+# each of them one.
+read -r NUM_PROCESSES THREADS < <(python - <<'PYTHON'
+import torch
+has_gpu = torch.accelerator.is_available()
+count = max(n for n in (1, 2, 4, 8, 16) if n <= (torch.accelerator.device_count() if has_gpu else 2))
+print(count, "" if has_gpu else max(1, torch.get_num_threads() // count))
+PYTHON
+)
+if [ -n "$THREADS" ]; then
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$THREADS}"
+fi
