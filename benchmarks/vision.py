@@ -6,8 +6,7 @@
 
 A run is one (set, condition, rule, seed): the product's own command on one process, one thread of the CPU, fp32, a
 small ``vit_attent``, a learning rate that falls linearly to zero at the run's own end. The conditions are those of
-image_sets.py; all that tells two runs apart stands in vision_rules.py and
-vision_tasks.py.
+image_sets.py; all that tells two runs apart stands in vision_rules.py and vision_tasks.py.
 
     DIR/data/, DIR/scorers/                       images; experts, amateurs and their losses
     DIR/runs/SET/CONDITION/RULE/seed-N/           config.toml, log.txt, tb/, teacher/trace.jsonl; result.json at its end

@@ -20,8 +20,6 @@ from vision_rules import SETS
 from titan_attent.data.images import write_images
 from titan_attent.data.images.format import INDEX_FILE
 
-PARTS = ("trusted", "held_out")
-
 
 def prepare(output: Path, name: str, archive: Path | None) -> None:
     """Write what all runs of a set share, unless it is there; ValueError without ``archive`` where that is needed."""
@@ -42,7 +40,7 @@ def prepare(output: Path, name: str, archive: Path | None) -> None:
 
 
 def write(folder: Path, images: ImageSet) -> str:
-    """Write a data set, unless it is there; its fingerprint."""
+    """Write a data set, over one that is there; its fingerprint."""
     file = folder.parent / f"{folder.name}.npz"
     images.save(file)
     if (folder / INDEX_FILE).is_file():

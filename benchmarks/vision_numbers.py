@@ -84,7 +84,7 @@ class Runs:
         return interval([value(result) for _, result in sorted(self.of.get(rule, {}).items())])
 
     def difference(self, rule: str, control: str, value: Value = accuracy) -> Interval | None:
-        """rule - control, of the seeds that both have; None where a seed that both have is missing, or they are one."""
+        """rule - control, of the seeds that both have; None without one, and for a rule that is its own control."""
         own, other = self.of.get(rule, {}), self.of.get(control, {})
         if rule == control:
             return None
