@@ -1,6 +1,6 @@
 """The way of the data, from documents to the ids of a step.
 
-    inputs.py      NAME=PATH -> files              of named data sources
+    inputs.py      NAME=PATH -> files              of named data sources; walk.py: folders, each once
          |
     documents.py   files -> documents              one JSON line, parquet row or text file each
          |

@@ -1,0 +1,145 @@
+"""Files of a folder in a fixed order, each real folder once; and the count of what an input holds that is not read.
+
+Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands, if
+that is inside the folder that is walked, else behind the first of its links; so a link upwards, sideways or to itself
+gives no copy. Hidden entries, links to nothing and what is no regular file are left out, and counted.
+
+Cost: every folder is listed twice, the first time to learn which links to follow; memory for its folders, not for its files.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
+"""Reasons of a walk: a name with a dot in front; a folder that is read elsewhere; a link to nothing; a pipe or device."""
+UNCOUNTED = (HIDDEN, AGAIN)
+"""Reasons that take nothing from what is read: they never make up the greater part of an input."""
+
+
+class LeftOut:
+    """Counts what an input holds and is not read, by reason, with the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, reason: str, where: str | os.PathLike[str], count: int = 1) -> None:
+        self.counts[reason] += count
+        self.first.setdefault(reason, os.fspath(where))
+
+    def update(self, other: "LeftOut") -> None:
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+
+    @property
+    def num_counted(self) -> int:
+        """All but those for reasons that take nothing from what is read."""
+        return sum(count for reason, count in self.counts.items() if reason not in UNCOUNTED)
+
+    def summary(self) -> str:
+        """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``; "" where there is nothing to tell."""
+        parts = [f"{count:,} {reason} (first: {self.first[reason]})" for reason, count in sorted(self.counts.items())]
+        return "left out " + ", ".join(parts) if parts else ""
+
+
+class FolderWalk:
+    """The files below ``root``, without hidden ones.
+
+    Attributes:
+        left_out: what the walk itself leaves out, for the reasons above.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = os.fspath(root)
+        self.left_out = LeftOut()
+        self._followed: set[str] = set()
+        # In rounds: all that really stands in a round's folders goes before what their links lead to.
+        seen: set[tuple[int, int]] = set()
+        starts = [self.root]
+        while starts:
+            links: list[str] = []
+            for start in starts:
+                identity = _identity(start)
+                if identity in seen:
+                    self.left_out.add(AGAIN, start)
+                    continue
+                if start is not self.root:
+                    self._followed.add(start)
+                self._survey(start, seen, links)
+            starts = links
+
+    def _survey(self, start: str, seen: set[tuple[int, int]], links: list[str]) -> None:
+        """Count and remember all below ``start`` that no link stands in front of; collect the links to folders."""
+        stack = [start]
+        while stack:
+            folder = stack.pop()
+            identity = _identity(folder)
+            if identity in seen:  # reached in an earlier round, by a link into the middle of this tree
+                self.left_out.add(AGAIN, folder)
+                self._followed.discard(folder)
+                continue
+            seen.add(identity)
+            if folder is not start:
+                self._followed.add(folder)
+            inner: list[str] = []
+            for entry in _entries(folder):
+                if entry.name.startswith("."):
+                    self.left_out.add(HIDDEN, entry.path)
+                elif entry.is_symlink() and _is_folder(entry):
+                    links.append(entry.path)
+                elif _is_folder(entry):
+                    inner.append(entry.path)
+                elif not _is_file(entry):
+                    self.left_out.add(DEAD if entry.is_symlink() else SPECIAL, entry.path)
+            stack += reversed(inner)
+
+    def files(self, under: str = "") -> Iterator[str]:
+        """Paths, folder by folder: a folder's files by name, then its folders by name.
+
+        Args:
+            under: the name of one of :meth:`folders`, to have its files alone.
+        """
+        start = os.path.join(self.root, under) if under else self.root
+        if under and start not in self._followed:
+            return
+        stack = [start]
+        while stack:
+            entries = [entry for entry in _entries(stack.pop()) if not entry.name.startswith(".")]
+            yield from (entry.path for entry in entries if not _is_folder(entry) and _is_file(entry))
+            stack += reversed([entry.path for entry in entries if entry.path in self._followed])
+
+    def folders(self) -> list[str]:
+        """Names of the folders that stand in the root itself and are walked, sorted."""
+        entries = _entries(self.root)
+        return [entry.name for entry in entries if entry.path in self._followed]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
