@@ -1,10 +1,10 @@
 """Files of a folder in a fixed order, each real folder once; and the count of what an input holds that is not read.
 
-Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands, if
-that is inside the folder that is walked, else behind the first of its links; so a link upwards, sideways or to itself
+Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands,
+if that is inside the folder that is walked, else behind the first of its links; so a link upwards, sideways or to itself
 gives no copy. Hidden entries, links to nothing and what is no regular file are left out, and counted.
 
-Cost: every folder is listed twice, the first time to learn which links to follow; memory for its folders, not for its files.
+Cost: every folder is listed twice, the first time to learn which links to follow; memory for the folders, not the files.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
-"""Reasons of a walk: a name with a dot in front; a folder that is read elsewhere; a link to nothing; a pipe or device."""
+"""Reasons of a walk: a name with a dot in front; a folder read elsewhere; a link to nothing; a pipe or device."""
 UNCOUNTED = (HIDDEN, AGAIN)
 """Reasons that take nothing from what is read: they never make up the greater part of an input."""
 
