@@ -1,10 +1,10 @@
 """Files of a folder in a fixed order, each real folder once; and the count of what an input holds that is not read.
 
 Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands,
-if that is inside the folder that is walked, else behind the first of its links; so a link upwards, sideways or to itself
+if that is inside the folder walked, else behind the first of its links; so a link upwards, sideways or to itself
 gives no copy. Hidden entries, links to nothing and what is no regular file are left out, and counted.
 
-Cost: every folder is listed twice, the first time to learn which links to follow; memory for the folders, not the files.
+Cost: every folder is listed twice, the first time to learn which links to follow; memory for folders, not for files.
 """
 
 import os
