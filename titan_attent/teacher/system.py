@@ -8,7 +8,6 @@ Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.fixed import FixedLoader
-from titan_attent.data.format import write_atomically
 from titan_attent.data.order import Pool
 from titan_attent.data.sampler import TeachingSampler
+from titan_attent.data.told import tell
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.foundations.system import Columns, Facts, LossFunction, Run, Seen, StepLoss, System
@@ -145,9 +144,7 @@ class Teaching(System):
         if not is_first_rank():
             return
         folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
-        data = {key: getattr(self.run.job_config.data, key) for key in ("path", "validation_path")}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "data.json", (json.dumps(data) + "\n").encode())
+        tell(folder, self.run, losses=checks.paths_of_losses(self.config).values())
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
         if self.config.keeps_streaks:
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)

@@ -1,0 +1,83 @@
+"""What a run tells of itself, against the run that told it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from titan_attent.data.told import Told, read_told, tell
+
+
+def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNamespace:
+    (folder / "validation").mkdir(exist_ok=True)
+    (folder / "validation" / "index.json").write_text('{"fingerprint": "of validation"}')
+    job = {
+        "model": {"name": name, "flavor": "8B"},
+        "data": {"path": "data", "validation_path": str(folder / "validation"), "seed": 3},
+        "validation": {"seq_len": 64, "steps": -1},
+        "vision": {"mask_ratio": 0.5, "normalize_patches": False},
+        "optimizer": {"lr": 0.25},
+        "debug": {"seed": 7},
+    }
+    for key, value in changed.items():
+        section, name = key.split("__")
+        job[section][name] = value
+    return SimpleNamespace(
+        job_config=SimpleNamespace(**{section: SimpleNamespace(**keys) for section, keys in job.items()}),
+        dataset=SimpleNamespace(stored=SimpleNamespace(fingerprint="of data"), seq_len=96, tokens_per_example=128),
+        batch_size=16,
+        device=torch.device("cpu"),
+    )
+
+
+def told(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> Told:
+    tell(folder / "run" / "teacher", run, losses=losses)
+    return read_told(folder / "run")
+
+
+def test_what_is_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = told(tmp_path, a_run(tmp_path))
+    assert (found.path, found.fingerprint, found.batch_size, found.tokens_per_example) == ("data", "of data", 16, 128)
+    assert found.setting["model"] == "llama3_attent 8B" and found.setting["debug.seed"] == 7
+    assert found.devices is not None and found.devices.startswith("4 x cpu of ")
+    assert (found.losses, found.scorers_flops) == ((), 0.0)
+
+
+def test_what_a_validation_measures(tmp_path: Path) -> None:
+    """Equal for runs whose validations compare, whatever else they differ in; another for others."""
+    base = told(tmp_path, a_run(tmp_path)).measured
+    assert base == told(tmp_path, a_run(tmp_path, optimizer__lr=0.5, debug__seed=8, model__flavor="70B")).measured
+    others = [{"validation__seq_len": 32}, {"validation__steps": 2}, {"data__validation_path": "gone"}]
+    assert all(base != told(tmp_path, a_run(tmp_path, **other)).measured for other in others)
+    vit, mae = (a_run(tmp_path, name) for name in ("vit_attent", "mae_attent"))
+    of_vit, of_mae = told(tmp_path, vit).measured, told(tmp_path, mae).measured
+    assert base != of_vit != of_mae
+    assert of_mae != told(tmp_path, a_run(tmp_path, "mae_attent", vision__mask_ratio=0.75)).measured
+    assert of_vit == told(tmp_path, a_run(tmp_path, "vit_attent", vision__mask_ratio=0.75)).measured
+
+
+def test_what_scorers_took(tmp_path: Path) -> None:
+    for name, content in (("a", '{"flops": 3e12}'), ("b", '{"flops": 1e12}'), ("c", '{"flops": NaN}'), ("d", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cost.json").write_text(content)
+    for names, flops in (("ab", 4e12), ("ac", None), ("ad", None), ("ae", None)):
+        found = told(tmp_path, a_run(tmp_path), losses=tuple(tmp_path / name for name in names))
+        assert found.scorers_flops == flops and found.losses == tuple(str(tmp_path / name) for name in names)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "7", '{"path": 7, "batch_size": true, "measured": []}', "\0"])
+def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "teacher").mkdir()
+    if content is not None:
+        (tmp_path / "teacher" / "data.json").write_text(content)
+    assert read_told(tmp_path) == Told()
+
+
+def test_an_earlier_version_told_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "data.json").write_text(json.dumps({"path": "data", "validation_path": ""}))
+    assert read_told(tmp_path) == Told(path="data")
