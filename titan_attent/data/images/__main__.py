@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from titan_attent.data.format import DEFAULT_SOURCE
+from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS
 from titan_attent.data.images.format import ENCODINGS, SKIPPED_FILE
+from titan_attent.data.images.pictures import pillows_limit_off
 from titan_attent.data.images.writer import ImageSummary, write_images
 
 
@@ -20,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options["classes"] = _parse_classes(options["classes"])
         options["keys"] = _parse_keys(options["keys"])
-        summary = write_images(options.pop("inputs"), **options, progress=True)
+        with pillows_limit_off():
+            summary = write_images(options.pop("inputs"), **options, progress=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,6 +74,20 @@ def _parser() -> argparse.ArgumentParser:
         "--keys",
         metavar="IMAGE,LABEL",
         help="columns of .parquet or arrays of .npz that hold images and labels; of .json in tar files the label's key",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="of an image; one that claims more is not decoded (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-file-bytes",
+        type=int,
+        default=MAX_FILE_BYTES,
+        metavar="N",
+        help="of the file of an image; one that has more is not read (default: %(default)s)",
     )
     parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser

@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, choose
+from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
 
 _BLOCK = 2**20
 _CHANNELS = (1, 3, 4)
@@ -28,8 +28,8 @@ class ArraysInput:
     holds_files = False
     ordered = True
 
-    def __init__(self, path: Path, *, keys: tuple[str, str] | None):
-        self.path = path
+    def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
+        self.path, self.limits = path, limits
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 names = list(arrays.files)

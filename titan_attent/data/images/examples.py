@@ -13,6 +13,20 @@ Label = int | str
 """The number or the name of a class."""
 
 
+MAX_PIXELS = 2**27
+"""Of an image, where nothing else is asked for: half a gigabyte once it is decoded."""
+MAX_FILE_BYTES = 2**30
+
+
+class Limits(NamedTuple):
+    """What is looked at before anything is decoded, unpacked or read into memory."""
+
+    pixels: int = MAX_PIXELS
+    """Of an image, as its header or its array has them."""
+    file_bytes: int = MAX_FILE_BYTES
+    """Of the file of an image: what a folder, a tar member or a row of a table has of it."""
+
+
 class Example(NamedTuple):
     """An image as the bytes of a file or as uint8 [H, W, C]; ``where`` tells a reader which one it is."""
 
@@ -31,8 +45,9 @@ class Bad(NamedTuple):
     mend: str
 
 
-REASONS = ("undecodable", "label", "size", "damaged", "class")
-"""An image that cannot be decoded, has no (valid) label, or another size; a file that ends early; an empty class."""
+REASONS = ("undecodable", "label", "size", "damaged", "class", "large")
+"""An image that cannot be decoded, has no (valid) label, or another size; a file that ends early; an empty class; a
+file of an image of more bytes than are read."""
 
 
 class Input(Protocol):

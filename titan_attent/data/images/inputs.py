@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from titan_attent.data.images.arrays import ArraysInput
-from titan_attent.data.images.examples import Bad, Example, Input, Label
+from titan_attent.data.images.examples import Bad, Example, Input, Label, Limits
 from titan_attent.data.images.tables import TableInput
 from titan_attent.data.images.tars import TarInput
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+_LIMITS = Limits()
 _READERS: dict[str, Callable[..., Input]] = {
     ".parquet": TableInput,
     ".npz": ArraysInput,
@@ -19,11 +20,14 @@ _READERS: dict[str, Callable[..., Input]] = {
 }
 
 
-def open_inputs(inputs: Sequence[tuple[str, Path]], *, keys: tuple[str, str] | None = None) -> list[tuple[str, Input]]:
+def open_inputs(
+    inputs: Sequence[tuple[str, Path]], *, keys: tuple[str, str] | None = None, limits: Limits = _LIMITS
+) -> list[tuple[str, Input]]:
     """Source and input of each source and path; a folder of .parquet or tar files is as many, by name.
 
     Args:
         keys: names of what holds images and labels: columns, arrays, or (the second) a key of JSON in a tar file.
+        limits: what is above them is not read into memory.
 
     Raises:
         ValueError: a path is missing or of unknown kind, or its file cannot be read.
@@ -32,13 +36,13 @@ def open_inputs(inputs: Sequence[tuple[str, Path]], *, keys: tuple[str, str] | N
     for source, path in inputs:
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if _kind(file) in (".parquet", ".tar", ".tar.gz", ".tgz"))
-            opened += [(source, _READERS[_kind(file)](file, keys=keys)) for file in files]
+            opened += [(source, _READERS[_kind(file)](file, keys=keys, limits=limits)) for file in files]
             if not files:
-                opened.append((source, FolderInput(path)))
+                opened.append((source, FolderInput(path, limits=limits)))
         elif not path.is_file():
             raise ValueError(f"{path}: no such file or folder; correct the path of this input")
         elif kind := _kind(path):
-            opened.append((source, _READERS[kind](path, keys=keys)))
+            opened.append((source, _READERS[kind](path, keys=keys, limits=limits)))
         else:
             raise ValueError(
                 f"{path}: unsupported kind of file; give .parquet, .npz, .tar or .tar.gz files, or a folder that has a "
@@ -66,8 +70,8 @@ class FolderInput:
     holds_files = True
     ordered = False
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, limits: Limits):
+        self.path, self.limits = path, limits
         folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
             raise ValueError(f"{path}: has no folder in it; give a folder that has a folder of images for each class")
@@ -88,7 +92,16 @@ class FolderInput:
             yield Bad(str(self.path / name), "label", "an image outside of the class folders", "move or remove it")
         for name in self.names:
             for path in _list_images(self.path / name):
-                yield Example(path, Path(path).read_bytes(), name)
+                yield self._example(path, name)
+
+    def _example(self, path: str, name: str) -> Example | Bad:
+        try:
+            if (num_bytes := os.stat(path).st_size) > self.limits.file_bytes:
+                problem = f"has {num_bytes:,} bytes, more than the {self.limits.file_bytes:,} that may be"
+                return Bad(path, "large", problem, "remove it, or raise --max-file-bytes")
+            return Example(path, Path(path).read_bytes(), name)
+        except OSError as error:
+            return Bad(path, "undecodable", f"cannot be read ({error.strerror or error})", "mend or remove it")
 
 
 def _list_images(folder: Path) -> Iterator[str]:

@@ -1,46 +1,135 @@
 """Pillow's part: bytes to a picture of the wanted channels, upright, and a picture to a square view.
 
-Cost: of a JPEG of 500 x 375 about 3 ms of one core, most of it its decoder, which lets other threads run.
+Of a file's metadata the orientation alone is wanted; what else is odd in it does not condemn the picture. How many
+pixels a file claims is looked at before any of them is decoded.
+
+Cost: of a JPEG of 500 x 375 about 3 ms of one core, most of it its decoder, which lets other threads run. A picture
+takes 4 bytes a pixel, twice that while it is turned or converted.
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, TiffTags
 
 FILE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 """What encoding "file" keeps; MPO is what phones write as .jpg."""
+READ_PIXELS = 178_956_970
+"""Of an image of encoding "file", which is decoded at every read: Pillow's own bound."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = {1: "L", 3: "RGB"}
-_GRAY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")
+_GRAY_MODES = ("1", "L", "LA")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright, by EXIF's orientation."""
 
 
-def decode(data: bytes, *, channels: int) -> tuple[Image.Image, str, bool]:
-    """An image file as an upright picture of mode L or RGB; its format; whether it was stored gray.
+class TooLarge(ValueError):
+    """An image claims more pixels than are decoded."""
 
-    EXIF's orientation is applied, transparency dropped, 16 bits scaled to 8, of a moving picture the first taken.
+
+@contextmanager
+def pillows_limit_off() -> Iterator[None]:
+    """For a process of ours: no limit but the one that is asked for, and no warning of Pillow's about metadata."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def opened(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The picture of an image file, its header read and none of its pixels.
 
     Raises:
-        ValueError: not an image, damaged, without a pixel, or larger than Pillow's limit; says why.
+        TooLarge: it claims more than ``max_pixels``, or than Pillow's limit.
+        ValueError: not an image, damaged, or without a pixel; says why.
     """
     if not data:
         raise ValueError("no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            image.load()
-            kind = str(image.format)
-            upright = ImageOps.exif_transpose(image)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"claims more pixels than Pillow decodes ({type(error).__name__}: {error})") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-        raise ValueError(f"not an image that Pillow reads ({type(error).__name__}: {error})") from error
-    if 0 in upright.size:
-        raise ValueError(f"has {upright.width} x {upright.height} pixels")
+        raise _not_an_image(error) from error
+    if 0 in image.size:
+        raise ValueError(f"has {image.width} x {image.height} pixels")
+    if image.width * image.height > max_pixels:
+        raise TooLarge(f"claims {image.width:,} x {image.height:,} pixels, more than the {max_pixels:,} that may be")
+    return image
+
+
+def decoded(image: Image.Image, *, channels: int) -> tuple[Image.Image, str, bool]:
+    """What :func:`opened` gave, as an upright picture of mode L or RGB; its format; whether it was stored gray.
+
+    EXIF's orientation is applied, transparency dropped, 16 bits scaled to 8, of a moving picture the first taken.
+
+    Raises:
+        ValueError: it is damaged, or has pixels of 32 bits; says why.
+    """
+    kind, turn = str(image.format), _turn(image)
+    try:
+        image.load()
+    except Exception as error:
+        raise _not_an_image(error) from error
+    stored = _to_8_bits(image)
+    upright = stored if turn is None else stored.transpose(turn)
     return to_mode(upright, channels=channels), kind, upright.mode in _GRAY_MODES
+
+
+def decode(data: bytes, *, channels: int, max_pixels: int = READ_PIXELS) -> tuple[Image.Image, str, bool]:
+    """:func:`opened` and :func:`decoded`."""
+    return decoded(opened(data, max_pixels=max_pixels), channels=channels)
+
+
+def _not_an_image(error: Exception) -> ValueError:
+    # The text of this one is the address of a buffer.
+    why = "" if type(error).__name__ == "UnidentifiedImageError" else f": {error}"
+    return ValueError(f"not an image that Pillow reads ({type(error).__name__}{why})")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings the picture upright; None if nothing has to, or its metadata cannot be read."""
+    try:
+        exif = image.getexif()
+        turn = _UPRIGHT.get(exif.get(ExifTags.Base.Orientation))
+        # The load of a TIFF would turn it by itself, and look into all of this.
+        for tag in (ExifTags.Base.Orientation, *TiffTags.TAGS_V2_GROUPS):
+            if tag in exif:
+                del exif[tag]
+        return turn
+    except Exception:  # which Pillow raises nearly any of, and which says nothing about the pixels
+        return None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A picture of 9 to 16 bits of gray in mode L, its highest 8; any other as it is."""
+    # A file of the PPM family with more than 8 bits is mode I, scaled to 16; so is such a PNG for earlier Pillows.
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PPM", "PNG")):
+        return image
+    values, bits, inverted = np.asarray(image), 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose values come as they are stored
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    gray = np.clip(values >> (bits - 8), 0, 255).astype(np.uint8)
+    return Image.fromarray(255 - gray if inverted else gray)
 
 
 def to_mode(image: Image.Image, *, channels: int) -> Image.Image:
     """The picture in mode L (one channel) or RGB (three); ValueError for pixels of 32 bits."""
-    if image.mode.startswith("I;16"):  # convert would clip, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"has pixels of 32 bits (Pillow's mode {image.mode}), whose range is unknown")
     if image.mode == "P":  # a palette may have transparency, which only RGBA keeps apart

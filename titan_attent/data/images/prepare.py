@@ -1,21 +1,40 @@
-"""What the writer does to every image: decode, check, resize; by several threads, in order.
+"""What the writer does to every image: look at its header, decode, check, resize; by several threads, in order.
 
-Cost: 64 images a thread in memory.
+Cost: at most 64 images or 128 MiB a thread in memory, whichever is less, counted as they are decoded; an image that has
+more by itself is alone. One thread alone holds one image.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from titan_attent.data.images.classes import Classes
-from titan_attent.data.images.examples import Bad, Example
-from titan_attent.data.images.pictures import FILE_FORMATS, decode, from_array, square
+from titan_attent.data.images.examples import MAX_PIXELS, Bad, Example
+from titan_attent.data.images.pictures import FILE_FORMATS, TooLarge, decoded, from_array, opened, square
 
 _CHUNK = 16
 """Images that a thread takes at a time."""
+_CHUNK_BYTES = 2**25
+_THREAD_BYTES = 2**27
+_PIXEL_BYTES = 4
+"""Of a picture in Pillow."""
+
+
+class Opened(NamedTuple):
+    """An image of which the header is known."""
+
+    where: str
+    stored: bytes | np.ndarray
+    picture: Image.Image | None
+    """None of an array."""
+    label: int
+    num_bytes: int
+    """As stored and decoded."""
 
 
 class Prepared(NamedTuple):
@@ -34,20 +53,22 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """From an image as it was found to what is written of it.
+    """From an image as it was found to what is written of it, in two parts: :meth:`open` is quick, a call is not.
 
     Attributes:
         encoding: "raw" or "file".
         channels: 1 or 3.
         size: side of the centre square, 0 to leave the image as it is.
+        max_pixels: of an image that claims more, nothing is decoded.
     """
 
     classes: Classes
     encoding: str
     channels: int
     size: int
+    max_pixels: int = MAX_PIXELS
 
-    def __call__(self, example: Example | Bad) -> Prepared | Bad:
+    def open(self, example: Example | Bad) -> Opened | Bad:
         if isinstance(example, Bad):
             return example
         where, stored, found = example
@@ -55,11 +76,26 @@ class Preparation:
             label = self.classes.number(found)
         except ValueError as error:
             return Bad(where, "label", str(error), "correct it, or the list of classes")
+        if not isinstance(stored, bytes):
+            return Opened(where, stored, None, label, stored.nbytes * (1 + _PIXEL_BYTES))
+        try:
+            picture = opened(stored, max_pixels=self.max_pixels)
+        except TooLarge as error:
+            return Bad(where, "undecodable", str(error), "replace or remove it, or raise --max-pixels")
+        except ValueError as error:
+            return Bad(where, "undecodable", str(error), "replace or remove it")
+        return Opened(where, stored, picture, label, len(stored) + _PIXEL_BYTES * picture.width * picture.height)
+
+    def __call__(self, example: Opened | Bad) -> Prepared | Bad:
+        if isinstance(example, Bad):
+            return example
+        where, stored, picture, label, _ = example
         kind = ""
         try:
-            if isinstance(stored, bytes):
-                image, kind, gray = decode(stored, channels=self.channels)
+            if picture is not None:
+                image, kind, gray = decoded(picture, channels=self.channels)
             else:
+                assert isinstance(stored, np.ndarray)
                 image, gray = from_array(stored, channels=self.channels), stored.shape[2] == 1
         except ValueError as error:
             return Bad(where, "undecodable", str(error), "replace or remove it")
@@ -75,21 +111,49 @@ class Preparation:
 
 
 def prepare(
-    call: Callable[[Example | Bad], Prepared | Bad], examples: Iterable[Example | Bad], *, num_threads: int
+    preparation: Preparation, examples: Iterable[Example | Bad], *, num_threads: int
 ) -> Generator[Prepared | Bad, None, None]:
-    """``call`` of every example, in order, by ``num_threads`` threads; examples are taken in the caller's."""
+    """Every example prepared, in order, by ``num_threads`` threads; examples are taken and opened in the caller's."""
+    found = map(preparation.open, examples)
     if num_threads == 1:
-        yield from map(call, examples)
+        yield from map(preparation, found)
         return
-    examples, pending = iter(examples), deque[Future[list[Prepared | Bad]]]()
+    pending, held = deque[tuple[Future[list[Prepared | Bad]], int]](), 0
     with ThreadPoolExecutor(num_threads, thread_name_prefix="titan_attent-images") as threads:
         try:
-            while chunk := list(islice(examples, _CHUNK)):
-                pending.append(threads.submit(lambda chunk: [call(example) for example in chunk], chunk))
-                if len(pending) > 3 * num_threads:
-                    yield from pending.popleft().result()
+            for chunk, num_bytes in _chunks(found):
+                while pending and (len(pending) > 3 * num_threads or held + num_bytes > num_threads * _THREAD_BYTES):
+                    future, freed = pending.popleft()
+                    yield from future.result()
+                    del future
+                    held -= freed
+                pending.append((threads.submit(_prepare_all, preparation, chunk), num_bytes))
+                held += num_bytes
             while pending:
-                yield from pending.popleft().result()
+                yield from pending.popleft()[0].result()
         finally:
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()
+
+
+def _prepare_all(preparation: Preparation, chunk: list[Opened | Bad]) -> list[Prepared | Bad]:
+    done: list[Prepared | Bad] = []
+    chunk.reverse()
+    while chunk:  # each is let go of once it is done
+        done.append(preparation(chunk.pop()))
+    return done
+
+
+def _chunks(examples: Iterable[Opened | Bad]) -> Iterator[tuple[list[Opened | Bad], int]]:
+    """Up to ``_CHUNK`` of them, or as many as have ``_CHUNK_BYTES``, and their bytes."""
+    chunk: list[Opened | Bad] = []
+    num_bytes = 0
+    for example in examples:
+        more = 0 if isinstance(example, Bad) else example.num_bytes
+        if chunk and (len(chunk) == _CHUNK or num_bytes + more > _CHUNK_BYTES):
+            yield chunk, num_bytes
+            chunk, num_bytes = [], 0
+        chunk.append(example)
+        num_bytes += more
+    if chunk:
+        yield chunk, num_bytes

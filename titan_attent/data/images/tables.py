@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, choose
+from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
 
 ROWS_PER_READ = 64
 
@@ -25,11 +25,11 @@ class TableInput:
     holds_files = True
     ordered = True
 
-    def __init__(self, path: Path, *, keys: tuple[str, str] | None):
+    def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
         import pyarrow
         import pyarrow.parquet
 
-        self.path = path
+        self.path, self.limits = path, limits
         self._damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             schema = pyarrow.parquet.read_schema(path)

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
-from titan_attent.data.images.examples import LABEL_KEYS, Bad, Example, Label
+from titan_attent.data.images.examples import LABEL_KEYS, Bad, Example, Label, Limits
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _LABEL_EXTENSIONS = ("cls", "json")
@@ -28,8 +28,8 @@ class TarInput:
     ordered = False
     names = None
 
-    def __init__(self, path: Path, *, keys: tuple[str, str] | None):
-        self.path = path
+    def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
+        self.path, self.limits = path, limits
         self.label_keys = (keys[1],) if keys else LABEL_KEYS
 
     def labels(self) -> Iterator[Label]:
@@ -94,6 +94,8 @@ class TarInput:
                 extension = extension.lower()
                 if not member.isreg() or name.startswith(".") or extension not in extensions:
                     continue
+                if member.size > self.limits.file_bytes:
+                    raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes, more than --max-file-bytes")
                 content = tar.extractfile(member)
                 assert content is not None
                 yield f"{folder}/{stem}" if folder else stem, extension, content.read()

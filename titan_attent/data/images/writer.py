@@ -19,10 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from titan_attent.data.images.classes import Classes, find_classes
-from titan_attent.data.images.examples import Bad
+from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS, Bad, Limits
 from titan_attent.data.images.format import ENCODINGS, ImageShardEntry, write_index
 from titan_attent.data.images.inputs import open_inputs
 from titan_attent.data.images.output import ImageShardWriter, Skipped, check_output, clear
+from titan_attent.data.images.pictures import READ_PIXELS
 from titan_attent.data.images.prepare import Preparation, Prepared, prepare
 from titan_attent.data.inputs import parse_inputs
 from titan_attent.data.progress import locked
@@ -60,6 +61,8 @@ def write_images(
     shard_images: int = 2**16,
     on_bad: str = "refuse",
     keys: tuple[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_file_bytes: int = MAX_FILE_BYTES,
     num_threads: int = os.cpu_count() or 1,
     progress: bool = False,
 ) -> ImageSummary:
@@ -77,6 +80,8 @@ def write_images(
         shard_images: a shard closes with so many.
         on_bad: "refuse" the first image that cannot be used, or "skip" and list all of them.
         keys: columns, arrays, or (the second) JSON key that hold images and labels; by default the usual names.
+        max_pixels: of an image; what claims more is bad, and not decoded.
+        max_file_bytes: of the file of an image; what has more is bad, and not read.
         num_threads: that decode; they do not change what is written.
         progress: show a bar on stderr.
 
@@ -87,21 +92,31 @@ def write_images(
     for name, value, choices in (("encoding", encoding, ENCODINGS), ("on_bad", on_bad, ("refuse", "skip"))):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; set it to {' or '.join(choices)}")
-    for name, count in (("shard_images", shard_images), ("num_threads", num_threads)):
+    for name, count in (
+        ("shard_images", shard_images),
+        ("max_pixels", max_pixels),
+        ("max_file_bytes", max_file_bytes),
+        ("num_threads", num_threads),
+    ):
         if count < 1:
             raise ValueError(f"{name} is {count}; set it to 1 or more")
     if size < 0:
         raise ValueError(f"size is {size}; set it to 1 or more, or to 0 to keep the size of the images")
     if encoding == "file" and size:
         raise ValueError("encoding file keeps images as they are: leave the size out, or write with encoding raw")
+    if encoding == "file" and max_pixels > READ_PIXELS:
+        raise ValueError(
+            f"max_pixels is {max_pixels}: encoding file keeps images that are decoded at every read, of at most "
+            f"{READ_PIXELS} pixels; set it to that or less, or write with encoding raw"
+        )
     folder, named_paths = Path(output), parse_inputs(inputs)
     paths = [path for _, path in named_paths]
     check_output(folder, paths=paths)
-    opened = open_inputs(named_paths, keys=keys)
+    opened = open_inputs(named_paths, keys=keys, limits=Limits(max_pixels, max_file_bytes))
     if encoding == "file" and not all(item.holds_files for _, item in opened):
         raise ValueError("encoding file keeps files, but a .npz file holds pixels: write with encoding raw")
     names = find_classes([item for _, item in opened], given=classes)
-    preparation = Preparation(Classes(names), encoding, 1 if grayscale else 3, size)
+    preparation = Preparation(Classes(names), encoding, 1 if grayscale else 3, size, max_pixels)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with locked(folder):
