@@ -105,7 +105,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """What brings the picture upright; None if nothing has to, or its metadata cannot be read."""
     try:
         exif = image.getexif()
-        turn = _UPRIGHT.get(exif.get(ExifTags.Base.Orientation))
+        turn = _UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))
         # The load of a TIFF would turn it by itself, and look into all of this.
         for tag in (ExifTags.Base.Orientation, *TiffTags.TAGS_V2_GROUPS):
             if tag in exif:

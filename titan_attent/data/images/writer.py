@@ -92,12 +92,8 @@ def write_images(
     for name, value, choices in (("encoding", encoding, ENCODINGS), ("on_bad", on_bad, ("refuse", "skip"))):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; set it to {' or '.join(choices)}")
-    for name, count in (
-        ("shard_images", shard_images),
-        ("max_pixels", max_pixels),
-        ("max_file_bytes", max_file_bytes),
-        ("num_threads", num_threads),
-    ):
+    counts = {"shard_images": shard_images, "max_pixels": max_pixels, "max_file_bytes": max_file_bytes}
+    for name, count in (counts | {"num_threads": num_threads}).items():
         if count < 1:
             raise ValueError(f"{name} is {count}; set it to 1 or more")
     if size < 0:
@@ -105,10 +101,7 @@ def write_images(
     if encoding == "file" and size:
         raise ValueError("encoding file keeps images as they are: leave the size out, or write with encoding raw")
     if encoding == "file" and max_pixels > READ_PIXELS:
-        raise ValueError(
-            f"max_pixels is {max_pixels}: encoding file keeps images that are decoded at every read, of at most "
-            f"{READ_PIXELS} pixels; set it to that or less, or write with encoding raw"
-        )
+        raise ValueError(f"max_pixels is {max_pixels}: set it to at most {READ_PIXELS}, or write with encoding raw")
     folder, named_paths = Path(output), parse_inputs(inputs)
     paths = [path for _, path in named_paths]
     check_output(folder, paths=paths)
