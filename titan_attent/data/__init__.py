@@ -9,7 +9,7 @@
          |
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py)
          |
-    format.py      shards and index.json           hashes, fingerprint, atomic files
+    format.py      shards and index.json           hashes, fingerprint; atomic.py: files that are whole
          |
     shards.py      example id -> tokens            files.py: positioned reads, few files open
          |

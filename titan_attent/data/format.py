@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from titan_attent.data.atomic import publish, temporary_name, write_atomically
+from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
 FORMAT = "titan_attent.tokens"
@@ -35,6 +37,8 @@ READ_VERSIONS = (1, 2)
 INDEX_FILE = "index.json"
 PROGRESS_FILE = "progress.json"
 """What writer.py keeps until the index is written; alone, it means an interrupted writer."""
+MAX_VOCAB_SIZE = 2**31
+"""Ranks of a tokenizer lie below (ranks.py), and an index that claims more is no tokenizer's."""
 DEFAULT_SOURCE = "default"
 """The source of what was given no name."""
 WRITER = "`python -m titan_attent.data.writer`"
@@ -49,32 +53,6 @@ def check_file_name(name: object, *, of: str) -> None:
     """ValueError if ``name``, found in a data set, is more than a name: nothing outside of its folder is read."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
         raise ValueError(f"{of} {name!r} is not the name of a file in the folder")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``: after a crash the file is the old or the new one, whole."""
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    _publish(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    # In the same folder, where a rename is atomic; a fixed name, so that what a killed process left
-    # behind is overwritten and not piled up.
-    return path.with_name(path.name + ".tmp")
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    # The name is durable only when its folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -104,7 +82,7 @@ class ShardWriter:
     def __init__(self, path: Path, *, dtype: np.dtype, source: str = DEFAULT_SOURCE):
         self.path, self.dtype, self.source = path, dtype, source
         self.num_tokens, self.max_token_id = 0, -1
-        self._file = open(_temporary(path), "wb", buffering=2**20)  # noqa: SIM115
+        self._file = open(temporary_name(path), "wb", buffering=2**20)  # noqa: SIM115
         self._sha256 = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
@@ -113,7 +91,7 @@ class ShardWriter:
     def __exit__(self, *exception: object) -> None:
         if not self._file.closed:
             self._file.close()
-            _temporary(self.path).unlink()
+            temporary_name(self.path).unlink()
 
     def append(self, tokens: np.ndarray) -> None:
         """Append ids [T] of any integer dtype; ValueError if one does not fit the dtype on disk."""
@@ -136,7 +114,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        _publish(_temporary(self.path), self.path)
+        publish(temporary_name(self.path), self.path)
         return ShardEntry(self.path.name, self.num_tokens, self._sha256.hexdigest(), self.source)
 
 
@@ -198,11 +176,10 @@ def read_index(folder: Path) -> Index:
     mend = f"restore the file, or write the data set anew with {WRITER}"
     fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, mend=mend)
     try:
-        fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
-        index = Index(**fields)
+        index = typed(Index, fields)
         _check_consistency(index)
         fingerprint = _fingerprint(dtype=index.dtype, shards=index.shards, tokenizer=index.tokenizer)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
     if fingerprint != index.fingerprint:
         raise ValueError(
@@ -232,9 +209,26 @@ def _check_consistency(index: Index) -> None:
             raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
     if not 0 < index.num_tokens == sum(shard.num_tokens for shard in index.shards):
         raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
-    if missing := {"name", "vocab_size", "eos_id"} - index.tokenizer.keys():
-        raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
-    if "file" in index.tokenizer:
-        check_file_name(index.tokenizer["file"], of="tokenizer file")
+    if index.num_documents < 0:
+        raise ValueError(f"num_documents is {index.num_documents}")
+    check_tokenizer_info(index.tokenizer)
     if not 0 <= index.max_token_id < index.tokenizer["vocab_size"]:
         raise ValueError(f"max_token_id {index.max_token_id} is outside the tokenizer's vocabulary")
+
+
+def check_tokenizer_info(info: dict[str, Any]) -> None:
+    """ValueError if ``info``, found in a data set, cannot be that of a tokenizer (``Tokenizer.info``)."""
+    if missing := {"name", "vocab_size", "eos_id"} - info.keys():
+        raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
+    if "file" in info:
+        check_file_name(info["file"], of="tokenizer file")
+    for name, kind in (("name", str), ("vocab_size", int), ("eos_id", int), ("sha256", str), ("pattern", str)):
+        if name in info:
+            typed(kind, info[name], where=f"tokenizer {name}")
+    for text, number in typed(dict[str, int], info.get("special_tokens", {}), where="special_tokens").items():
+        if not 0 <= number < info["vocab_size"]:
+            raise ValueError(f"special token {text[:80]!r} has id {number}, outside of the vocabulary")
+    if not 0 < info["vocab_size"] <= MAX_VOCAB_SIZE:
+        raise ValueError(f"tokenizer vocab_size is {info['vocab_size']}; it lies in [1, {MAX_VOCAB_SIZE}]")
+    if not 0 <= info["eos_id"] < info["vocab_size"]:
+        raise ValueError(f"tokenizer eos_id {info['eos_id']} is outside of the vocabulary")

@@ -8,6 +8,7 @@ flops.py           floating point operations of a layer, as every system counts 
 ledger.py          where the time of a run went, what was trained and skipped
 json_lines.py      append-only logs that a resume goes on with
 versioned_json.py  files that say what they are
+typed.py           what such a file holds, every value of the type that is declared
 toml.py            configurations that the package writes
 checks.py          one clear error for a value that a key cannot have
 """

@@ -326,6 +326,11 @@ def test_malformed_json(copy: Path, content: bytes) -> None:
     )
 
 
+def test_an_index_nested_deeply(copy: Path) -> None:
+    (copy / "index.json").write_bytes(b'{"shards": ' + b"[" * 100_000)
+    refused(copy, "index.json", "nested too deeply", "restore the file")
+
+
 @pytest.mark.parametrize("change", [{"format": "other"}, {"version": 3}, {"version": None}])
 def test_unknown_format(copy: Path, change: dict) -> None:
     edit_index(copy, **change)
@@ -354,6 +359,24 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"tokenizer": {**INFO, "file": 3}}, "tokenizer file 3 is not the name of a file"),
         ({"max_token_id": 60000}, "max_token_id 60000"),
         ({"surplus": 1}, "surplus"),
+        # What a stranger may write: counts of another type or that no disk holds, a vocabulary that tables follow.
+        ({"num_tokens": 1009.0}, "num_tokens is 1009.0: float is not supported here, expected a whole number"),
+        ({"num_tokens": 2**70}, "expected a number of 64 bits"),
+        ({"num_documents": -1}, "num_documents is -1"),
+        ({"num_documents": True}, "num_documents is True"),
+        ({"max_token_id": 3.0}, "max_token_id is 3.0"),
+        ({"max_token_id": None}, "max_token_id is: NoneType"),
+        ({"shards": [{"file": "x", "num_tokens": 1009.0, "sha256": ""}]}, "shards[0].num_tokens is 1009.0"),
+        ({"shards": [{"file": "x", "num_tokens": -5, "sha256": ""}]}, "-5 tokens"),
+        ({"shards": [[]]}, "shards[0] is: list is not iterable, expected an object"),
+        ({"tokenizer": {**INFO, "vocab_size": 2**33}}, "vocab_size is 8589934592; it lies in [1, 2147483648]"),
+        ({"tokenizer": {**INFO, "vocab_size": 300.0}}, "tokenizer vocab_size is 300.0"),
+        ({"tokenizer": {**INFO, "vocab_size": "300"}}, "tokenizer vocab_size is '300'"),
+        ({"tokenizer": {**INFO, "eos_id": -1}}, "eos_id -1 is outside"),
+        ({"tokenizer": {**INFO, "eos_id": 2**31}}, "eos_id 2147483648 is outside"),
+        ({"tokenizer": {**INFO, "eos_id": None}}, "tokenizer eos_id is: NoneType"),
+        ({"tokenizer": {**INFO, "special_tokens": {"<a>": 2**40}}}, "special token '<a>' has id 1099511627776"),
+        ({"tokenizer": {**INFO, "special_tokens": [1]}}, "special_tokens is: list"),
     ],
 )
 def test_malformed_index(copy: Path, change: dict, what: str) -> None:
