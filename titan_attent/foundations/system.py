@@ -77,11 +77,13 @@ class Facts:
         dataset: the training examples.
         batch_size: examples of a global batch.
         open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
+        loss: what the learner's loss is called, with what changes its value (scores/reference.py).
     """
 
     dataset: "Examples"
     batch_size: int
     open_reference: Callable[[str], "ReferenceLosses"]
+    loss: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +95,11 @@ class Run(Facts):
         device: of the model.
         mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
             dimension has one rank only.
-        rank, num_ranks: place in the ``batch`` mesh.
-        microbatches: gradient accumulation steps.
+        rank, num_ranks, microbatches: place in the ``batch`` mesh; gradient accumulation steps.
         copies: (mesh, rank) of each mesh dimension beside ``batch``: its ranks train the same examples, and what the
             named local rank sees of them counts; on a pipeline's that is the one with the last stage.
         vocabulary_is_cut: whether logits come as DTensors that are cut along the vocabulary.
-        ledger: where the time of the training thread goes.
-        reader: the reader threads.
+        ledger, reader: where the time of the training thread goes; the reader threads.
         step: the number of the training step under way, or done last.
         served: (pass, global batch in it) whose examples the loader handed out last.
         forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in

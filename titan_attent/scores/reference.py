@@ -6,7 +6,8 @@ on the same examples.
 
     DIR/losses.bin        float32 little-endian [N]: mean nats a token of example i; it grows in the order of the ids
     DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
-    DIR/reference.json    what was scored, by what, sha256 of losses.bin; written last: with it DIR is a reference
+    DIR/reference.json    what was scored, by what, which loss, sha256 of losses.bin; written last: with it DIR is a
+                          reference
 
 The losses on disk are always a prefix of all losses, and nothing in the files names a rank: a killed scoring loses
 what was not written yet, and any number of ranks can go on. Neither torchtitan nor a process group is needed here.
@@ -17,8 +18,9 @@ Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 
 
 import hashlib
 import json
+import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ PARTS_FOLDER = "parts"
 """Where earlier versions of this package kept an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"
 
+AMATEUR, EXPERT = "amateur", "expert"
+ROLES = (AMATEUR, EXPERT)
+CROSS_ENTROPY = "cross-entropy"
+"""The loss of every model of text: mean nats a token."""
+OF_IMAGES = ("vit_attent", "mae_attent")
+"""Models whose loss depends on ``[vision]``."""
+
 DTYPE = np.dtype("<f4")
 HASH_BLOCK = 8 * 2**20
 
@@ -58,12 +67,22 @@ class Scoring:
     """Folder of its weights."""
     checkpoint_sha256: str
     """Of the checkpoint's ``.metadata``, which is another at every save."""
+    loss: str = ""
+    """Which loss, with what changes its value; empty where it was not recorded."""
+    role: str = ""
+    """What the model is to the data: one of ``ROLES``; empty where nobody said so."""
 
     def __post_init__(self) -> None:
-        # mypy does not know that annotations are types here; what a file says is not trusted to be one.
-        good = all(isinstance(getattr(self, field.name), field.type) for field in fields(self))  # type: ignore[arg-type]
-        if not good or self.seq_len < 1 or self.num_examples < 1:
-            raise ValueError(f"{self}")
+        # What a file says is not trusted to be of its type, and true is no number.
+        bad = [field.name for field in fields(self) if type(getattr(self, field.name)) is not field.type]
+        bad = bad or [name for name in ("seq_len", "num_examples") if getattr(self, name) < 1]
+        bad = bad or (["role"] if self.role and self.role not in ROLES else [])
+        if bad:
+            raise ValueError(", ".join(f"{name} is {getattr(self, name)!r}" for name in bad))
+
+    def stated(self) -> dict[str, Any]:
+        """The fields as files keep them: without those that nobody stated."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("loss", "role")}
 
 
 def read_json(path: Path, *, mend: str) -> dict[str, Any]:
@@ -71,11 +90,32 @@ def read_json(path: Path, *, mend: str) -> dict[str, Any]:
     return read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
 
 
+def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a file of before, which names neither loss nor role, with those that follow from the others.
+
+    A model of text has one loss. The two scorers of `titan_attent.scorers` are known by the folders of their models,
+    or by the data that they have counted.
+    """
+    model, checkpoint = str(stored.get("model")), str(stored.get("checkpoint"))
+    found = {}
+    if "loss" not in stored and not model.startswith(OF_IMAGES):
+        found["loss"] = CROSS_ENTROPY
+    if "role" not in stored:
+        parts = Path(checkpoint).parts
+        if model == "bigram":
+            found["role"] = EXPERT if parts[-2:] == ("trusted", "train") else AMATEUR
+        elif len(parts) > 3 and parts[-4] == "models" and parts[-3] in ROLES:  # models/amateur/checkpoint/step-300
+            found["role"] = parts[-3]
+    return stored | found
+
+
 class ReferenceLosses:
     """The finished losses of a model in a folder: a reference, which is an expert or an amateur. Picklable.
 
     Attributes:
         scoring: what they are of.
+        loss, role: of the scoring, or what follows from a file of before; empty where nothing does.
+        sha256: of the losses, as the folder says.
         device_seconds: what making them took, on all devices; 0 where the folder does not tell.
 
     Raises:
@@ -90,10 +130,14 @@ class ReferenceLosses:
             raise ValueError(f"{self.path}: {_why_no_reference(self.path)}")
         content = read_json(file, mend=mend)
         try:
-            self._sha256 = content.pop("sha256")
+            self.sha256 = content.pop("sha256")
+            if not isinstance(self.sha256, str):
+                raise ValueError(f"sha256 is {self.sha256!r}")
             self.scoring = Scoring(**content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: malformed ({error}); {mend}") from error
+        known = with_what_is_known(content)
+        self.loss, self.role = known.get("loss", ""), known.get("role", "")
         self.num_examples = self.scoring.num_examples
         self.device_seconds = _device_seconds(self.path / COST_FILE)
         if not self._losses.is_file():
@@ -120,7 +164,7 @@ class ReferenceLosses:
         """The losses of examples [start, stop), fp32 [stop - start]; IndexError if there are no such examples.
 
         Raises:
-            ValueError: the file was truncated since it was opened.
+            ValueError: the file was truncated since it was opened, or a loss is not finite.
         """
         if not 0 <= start <= stop <= self.num_examples:
             raise IndexError(f"{self.path}: examples [{start}, {stop}) are outside [0, {self.num_examples})")
@@ -130,7 +174,30 @@ class ReferenceLosses:
                 f"{self._losses}: ends before example {stop} of {self.num_examples}: truncated or replaced; copy the "
                 f"folder again, or delete it and score again with {SCORER}"
             )
+        if not np.isfinite(losses).all():
+            raise ValueError(self._not_finite())
         return torch.from_numpy(losses.astype(np.float32))
+
+    def check_finite(self, start: int, stop: int) -> None:
+        """ValueError if a loss of examples [start, stop) is not finite: NaN would be taught before all others."""
+        step = HASH_BLOCK // DTYPE.itemsize
+        for first in range(start, stop, step):
+            self.read(first, min(first + step, stop))
+
+    def _not_finite(self) -> str:
+        """How many of all losses are not finite, and which first: one pass over the file, where it is damaged."""
+        num, first = 0, list[int]()
+        step = HASH_BLOCK // DTYPE.itemsize
+        for start in range(0, self.num_examples, step):
+            block = np.fromfile(self._losses, dtype=DTYPE, count=step, offset=start * DTYPE.itemsize)
+            bad = np.flatnonzero(~np.isfinite(block))
+            num += len(bad)
+            first += (bad[:5] + start).tolist()
+        return (
+            f"{self._losses}: {num} of the {self.num_examples} losses are not finite, the first of examples "
+            f"{', '.join(map(str, first[:5]))}: nothing can be chosen by them. The file is damaged or was not written "
+            f"by this package: copy the folder again, or delete it and score again with {SCORER}"
+        )
 
     def verify_checksum(self) -> None:
         """Re-hash the losses, at about 1 GB/s; ValueError if they are not those that were written."""
@@ -138,9 +205,9 @@ class ReferenceLosses:
         with open(self._losses, "rb") as file:
             while block := file.read(HASH_BLOCK):
                 sha256.update(block)
-        if sha256.hexdigest() != self._sha256:
+        if sha256.hexdigest() != self.sha256:
             raise ValueError(
-                f"{self._losses}: its sha256 is {sha256.hexdigest()} where {REFERENCE_FILE} says {self._sha256}: the "
+                f"{self._losses}: its sha256 is {sha256.hexdigest()} where {REFERENCE_FILE} says {self.sha256}: the "
                 f"file is damaged; copy the folder again, or delete it and score again with {SCORER}"
             )
 
@@ -149,8 +216,11 @@ def _device_seconds(file: Path) -> float:
     if not file.is_file():
         return 0.0
     try:
-        return float(json.loads(file.read_bytes())["device_seconds"])
-    except (ValueError, TypeError, KeyError) as error:
+        seconds = json.loads(file.read_bytes())["device_seconds"]
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise ValueError(f"device_seconds is {seconds!r}")
+        return float(seconds)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: malformed ({error}); remove it, and its cost is not charged") from error
 
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from titan_attent.scores.reference import (
     Scoring,
     old_scoring,
     read_json,
+    with_what_is_known,
 )
 
 BACKLOG = 256
@@ -82,14 +82,15 @@ class ReferenceWriter:
         if not self._losses.exists() or not (size := self._losses.stat().st_size):
             return 0
         mend = f"delete {self._losses} to start anew"
-        stored = read_json(self._scoring, mend=mend)
+        stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, mend=mend))
         num_durable = stored.get("num_scored")
         if num_durable == 0:
             return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.
+        untold = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # begun without saying
         differing = [
             f"{name} was {stored.get(name)!r} and is {now!r}"
-            for name, now in asdict(self.scoring).items()
-            if name != "checkpoint" and stored.get(name) != now
+            for name, now in self.scoring.stated().items()
+            if name not in untold and stored.get(name) != now
         ]
         if differing:
             raise ValueError(
@@ -166,7 +167,7 @@ class ReferenceWriter:
         """Make it a reference, with one small file, once all losses are written."""
         self.wait()
         assert self._durable == self.scoring.num_examples
-        content = {**asdict(self.scoring), "sha256": self._sha256.hexdigest()}
+        content = {**self.scoring.stated(), "sha256": self._sha256.hexdigest()}
         with self._file_errors():
             write_atomically(self.path / REFERENCE_FILE, _json(content))
             self._scoring.unlink()
@@ -203,7 +204,7 @@ class ReferenceWriter:
                 self._check_finite(start, np.frombuffer(block, dtype=DTYPE))
 
     def _save_progress(self) -> None:
-        write_atomically(self._scoring, _json({**asdict(self.scoring), "num_scored": self._durable}))
+        write_atomically(self._scoring, _json({**self.scoring.stated(), "num_scored": self._durable}))
 
     def _check_finite(self, start: int, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))

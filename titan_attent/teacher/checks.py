@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent.foundations.system import Facts
+from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.importance import reads
 
-TRUSTED = "trusted"
-"""In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
 LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
@@ -51,10 +50,14 @@ def check_data(config: TeacherConfig, facts: Facts) -> None:
     """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
-    for path in paths_of_losses(config).values():
-        losses = facts.open_reference(path)
+    paths = paths_of_losses(config)
+    scores = {name: facts.open_reference(path) for name, path in paths.items()}
+    for losses in scores.values():
         losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
+    check_scores(scores, learners_loss=facts.loss, compared="loss" in reads(config.importance))
     if needs_trusted(config):
+        for name, losses in scores.items():
+            check_trusted(losses, facts.open_reference(str(Path(paths[name]) / TRUSTED)))
         trusted_differences(config, facts)
 
 

@@ -13,6 +13,7 @@ from torchtitan.protocols import BaseModelArgs
 from titan_attent.data.examples import Examples
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
+from titan_attent.scores.reference import CROSS_ENTROPY
 from titan_attent.titan import vision
 from titan_attent.titan.opened import DataSets
 
@@ -39,6 +40,9 @@ class Kind(Protocol):
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         """What builds the loss of every example, by the arguments of losses/build.py."""
+
+    def loss(self, job_config: JobConfig) -> str:
+        """What that loss is called, with what changes its value: two of one name may be compared."""
 
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:
         """fp64 [measures], summed over a batch."""
@@ -71,6 +75,9 @@ class Text:
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         return build_example_loss
+
+    def loss(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
 
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:
         raise AssertionError("there is nothing to count")

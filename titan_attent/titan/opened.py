@@ -48,6 +48,12 @@ class DataSets:
             self._references[key] = ReferenceLosses(key)
         return self._references[key]
 
+    def check_references(self, *, rank: int, num_ranks: int) -> None:
+        """Read those that were opened, this rank its part; ValueError as :meth:`ReferenceLosses.check_finite`."""
+        for reference in self._references.values():
+            start, stop = (reference.num_examples * i // num_ranks for i in (rank, rank + 1))
+            reference.check_finite(start, stop)
+
     def verify_references(self) -> None:
         """Re-hash those that were opened; ValueError as :meth:`ReferenceLosses.verify_checksum`."""
         for reference in self._references.values():

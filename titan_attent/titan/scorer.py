@@ -3,7 +3,8 @@
 ``checkpoint.initial_load_path`` is a step folder that torchtitan wrote (DCP), full or model-only, of the model and
 flavor in ``[model]``; the losses go to the folder ``teacher.reference_path``. A killed scoring goes on where it was
 when the same command runs again, on any number of ranks. The run's TOML serves as it is: what concerns training, saving
-and logging is not read, and nothing is written but the reference.
+and logging is not read, and nothing is written but the reference. ``--role amateur`` or ``expert`` is kept with it, and
+a run refuses it in the place of the other.
 
 torchtitan's Trainer builds, shards and loads the model; the examples are scored in batches of
 ``validation.local_batch_size`` rows of every data-parallel rank.
@@ -31,7 +32,7 @@ from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.mistakes import fail
 from titan_attent.titan.opened import DataSets
-from titan_attent.titan.scoring_checks import check_scoring, check_weights, scoring_config, writer_of
+from titan_attent.titan.scoring_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.write_losses import entered, fail_on_mistake, write_losses
 
@@ -43,7 +44,7 @@ class ReferenceScorer(Trainer):
     the reference that is still to be written.
     """
 
-    def __init__(self, job_config: JobConfig):
+    def __init__(self, job_config: JobConfig, *, role: str = ""):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
         self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
@@ -55,7 +56,7 @@ class ReferenceScorer(Trainer):
             compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
         )
         self.neutral_statistics = neutral_statistics(self.device)
-        self.writer = writer_of(job_config, self.dataset)
+        self.writer = writer_of(job_config, self.dataset, role=role)
 
     @record
     def train(self) -> None:
@@ -99,15 +100,16 @@ def score() -> None:
     """The whole of the scoring command."""
     argv = arguments("titan_attent.score")
     try:
+        role, argv = role_of(argv)
         job_config = scoring_config(parse(argv))
         datasets = DataSets()
         spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
-        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
+        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets, role=role)
     except ValueError as error:
         fail(error)
     register_train_spec(job_config.model.name, spec)
     init_logger()
-    scorer = ReferenceScorer(job_config)
+    scorer = ReferenceScorer(job_config, role=role)
     scorer.train()
     scorer.close()
     torch.distributed.destroy_process_group()

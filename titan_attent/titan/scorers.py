@@ -32,8 +32,8 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.data.format import write_atomically
 from titan_attent.data.holdout import hold_out
-from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE
-from titan_attent.teacher.checks import TRUSTED
+from titan_attent.scores.provenance import TRUSTED
+from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.launch import arguments, parse
 from titan_attent.titan.mistakes import fail, on_first_rank
 from titan_attent.titan.opened import DataSets
@@ -51,7 +51,7 @@ from titan_attent.titan.scorers_plan import (
 from titan_attent.titan.stages import run_on_all_ranks
 from titan_attent.titan.train_spec import attent_spec
 
-MODELS = ("amateur", "expert")
+MODELS = ROLES
 SCORING_BATCHES = 4
 """Of a training step's rows in a scoring batch: there is no backward."""
 PATIENCE = timedelta(days=7)
@@ -120,7 +120,7 @@ class Making:
             wanted = ((others, self.output / name / TRUSTED), (self.data, self.output / name))
             missing = [(data, losses) for data, losses in wanted if not (losses / REFERENCE_FILE).is_file()]
             if missing:
-                model = Bigrams(made_of, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader)
+                model = Bigrams(made_of, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
                 self._timed(f"count for the {name}", model.count)
                 for data, losses in missing:
                     self._timed(_scoring(losses, name), partial(model.score, data, losses))
@@ -142,7 +142,7 @@ class Making:
             "checkpoint.initial_load_path": folder / "checkpoint" / f"step-{self.options.steps}",
             "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
         }
-        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))] + ["--role", name]
         self._stage(_scoring(losses, name), "titan_attent.score", argv)
 
     def _stage(self, name: str, module: str, argv: list[str]) -> None:

@@ -17,7 +17,7 @@ from titan_attent.data.reader import Reader
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
-from titan_attent.scores.reference import Scoring
+from titan_attent.scores.reference import CROSS_ENTROPY, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan.write_losses import entered, fail_on_mistake, write_losses
 
@@ -40,10 +40,12 @@ class Bigrams:
         num: examples that it counts.
         seed: of the sample.
         mesh: of all ranks.
+        role: of :class:`Scoring`.
     """
 
-    def __init__(self, dataset: TokenDataset, *, num: int, seed: int, mesh: DeviceMesh, reader: Reader):
+    def __init__(self, dataset: TokenDataset, *, num: int, seed: int, mesh: DeviceMesh, reader: Reader, role: str = ""):
         self.dataset, self.num, self.seed, self.mesh, self.reader = dataset, num, seed, mesh, reader
+        self.role = role
         self.model = BigramModel(dataset.shards.index.tokenizer["vocab_size"])
 
     def count(self) -> None:
@@ -82,4 +84,6 @@ class Bigrams:
             precision="float64",
             checkpoint=f"counts of {self.num} examples of {self.dataset.shards.path}",
             checkpoint_sha256=hashlib.sha256(made_of.encode()).hexdigest(),
+            loss=CROSS_ENTROPY,
+            role=self.role,
         )

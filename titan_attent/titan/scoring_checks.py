@@ -1,5 +1,6 @@
 """What score.py takes of a run's configuration, and what it refuses before a model is built."""
 
+import argparse
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.examples import Examples
-from titan_attent.scores.reference import Scoring
+from titan_attent.foundations.checks import closest
+from titan_attent.scores.reference import ROLES, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.titan import preflight
@@ -33,7 +35,9 @@ def scoring_config(job_config: JobConfig) -> JobConfig:
     return job_config
 
 
-def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
+def check_scoring(
+    job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None, role: str = ""
+) -> None:
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
     if not job_config.teacher.reference_path:
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
@@ -48,7 +52,7 @@ def check_scoring(job_config: JobConfig, spec: TrainSpec, *, world_size: int, da
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
     dataset = kind_of(job_config).open(datasets, job_config)
-    writer_of(job_config, dataset)
+    writer_of(job_config, dataset, role=role)
 
 
 def check_checkpoint(path: str | None) -> None:
@@ -93,13 +97,33 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
         )
 
 
-def writer_of(job_config: JobConfig, dataset: Examples) -> ReferenceWriter:
+def writer_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> ReferenceWriter:
     """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
-    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset))
+    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset, role=role))
 
 
-def scoring_of(job_config: JobConfig, dataset: Examples) -> Scoring:
-    """What decides the losses; the reference keeps it."""
+def role_of(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's own option, ``--role``, and the rest of the command line; ValueError for another role."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m titan_attent.score",
+        description="All other options are those of titan_attent.train.",
+        allow_abbrev=False,
+        add_help=False,
+        argument_default="",
+        exit_on_error=False,
+    )
+    parser.add_argument("--role")
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"--role: {error}; give one of {', '.join(ROLES)}") from None
+    if found.role and found.role not in ROLES:
+        raise ValueError(f"--role {found.role}{closest(found.role, ROLES)} It must be one of {', '.join(ROLES)}")
+    return found.role, rest
+
+
+def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:
+    """What decides the losses; the reference keeps it. ``role``: of :class:`Scoring`."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     return Scoring(
         data_fingerprint=dataset.stored.fingerprint,
@@ -109,4 +133,6 @@ def scoring_of(job_config: JobConfig, dataset: Examples) -> Scoring:
         precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),
         checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),
+        loss=kind_of(job_config).loss(job_config),
+        role=role,
     )

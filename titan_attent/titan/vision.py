@@ -24,6 +24,7 @@ from titan_attent.data.images import ImageDataset
 from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
 from titan_attent.losses.mixed import build_mixed_loss, mixed_cross_entropy_sum
 from titan_attent.losses.patches import build_patch_loss, squared_error_sum
+from titan_attent.scores.reference import CROSS_ENTROPY
 from titan_attent.titan.opened import DataSets
 from titan_attent.vision.examples import ClassExamples, PatchExamples
 from titan_attent.vision.mae import MAEArgs, MaskedAutoencoder
@@ -209,6 +210,10 @@ class Images:
         build = partial(build, label_smoothing=job_config.vision.label_smoothing)
         return lambda vocabulary_is_cut=False, num_chunks=1, **options: build(**options)
 
+    def loss(self, job_config: JobConfig) -> str:
+        smoothing = job_config.vision.label_smoothing
+        return CROSS_ENTROPY + (f", label_smoothing {smoothing}" if smoothing else "")
+
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:
         """Images whose class is the first guess, and among the first five."""
         guesses = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
@@ -233,3 +238,9 @@ class Patches(Images):
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         return lambda vocabulary_is_cut=False, num_chunks=1, **options: build_patch_loss(**options)
+
+    def loss(self, job_config: JobConfig) -> str:
+        vision = job_config.vision
+        side = vision.patch_size or SIZES[job_config.model.flavor]["patch_size"]
+        pixels = "normalised patches" if vision.normalize_patches else "patches"
+        return f"squared error of {pixels} of {side} pixels, mask_ratio {vision.mask_ratio}"

@@ -1,0 +1,62 @@
+"""What a scoring records of itself: which loss, and what its model is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import titan_attent.titan.compat  # noqa: F401
+
+import pytest
+
+from titan_attent.scores.reference import Scoring
+from titan_attent.titan.scoring_checks import role_of, scoring_of
+from titan_attent.vision.config import VisionConfig
+
+
+def scoring(folder: Path, name: str, role: str = "", **vision: Any) -> Scoring:
+    (folder / ".metadata").write_bytes(b"x")
+    dataset: Any = type(
+        "Data", (), {"stored": SimpleNamespace(fingerprint="f"), "seq_len": 32, "__len__": lambda self: 10}
+    )()
+    config: Any = SimpleNamespace(
+        checkpoint=SimpleNamespace(initial_load_path=str(folder)),
+        model=SimpleNamespace(name=name, flavor="tiny"),
+        training=SimpleNamespace(mixed_precision_param="float32"),
+        vision=VisionConfig(**vision),
+    )
+    return scoring_of(config, dataset, role=role)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("vit_attent", {}, {"label_smoothing": 0.2}),
+        ("vit_attent", {"label_smoothing": 0.1}, {"label_smoothing": 0.2}),
+        ("mae_attent", {}, {"normalize_patches": False}),
+        ("mae_attent", {}, {"mask_ratio": 0.25}),
+        ("mae_attent", {}, {"patch_size": 4}),
+    ],
+)
+def test_what_changes_the_loss_changes_its_name(
+    tmp_path: Path, name: str, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert scoring(tmp_path, name, **one).loss != scoring(tmp_path, name, **other).loss
+
+
+def test_what_does_not_change_the_loss_does_not_change_its_name(tmp_path: Path) -> None:
+    plain = scoring(tmp_path, "vit_attent").loss
+    assert plain == scoring(tmp_path, "llama3_attent").loss == "cross-entropy"
+    for vision in ({"mixup": 0.8}, {"flip": 0.5}, {"drop_path": 0.1}, {"patch_size": 4}, {"mask_ratio": 0.5}):
+        assert scoring(tmp_path, "vit_attent", **vision).loss == plain
+    patches = scoring(tmp_path, "mae_attent").loss
+    assert patches == scoring(tmp_path, "mae_attent", patch_size=2).loss  # the flavor's own
+    assert patches == "squared error of normalised patches of 2 pixels, mask_ratio 0.75"
+
+
+def test_the_role_of_the_command_line(tmp_path: Path) -> None:
+    assert role_of(["--a.b", "c", "--role", "expert", "--d.no-e"]) == ("expert", ["--a.b", "c", "--d.no-e"])
+    assert role_of(["--role=amateur"]) == ("amateur", []) and role_of(["--a.b", "c"]) == ("", ["--a.b", "c"])
+    assert scoring(tmp_path, "llama3_attent", "expert").role == "expert"
+    for argv in (["--role", "expret"], ["--role"], ["--role", "teacher"]):
+        with pytest.raises(ValueError, match="--role.* one of amateur, expert"):
+            role_of(argv)
