@@ -27,16 +27,28 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 NUM_BUCKETS = 2**24
 SMOOTHING = 100.0
+MOST_IDS = 2**24
+"""Of a vocabulary: the tables of single ids take 24 bytes each."""
+
+
+def check_vocabulary(vocab_size: int) -> None:
+    """ValueError for a vocabulary whose tables nobody wants in memory; what a file declares costs nothing yet."""
+    if not 1 <= vocab_size <= MOST_IDS:
+        raise ValueError(
+            f"the data's tokenizer declares a vocabulary of {vocab_size} ids, and a bigram model keeps tables of at most "
+            f"{MOST_IDS}: write the data with a smaller tokenizer, or give --flavor scorer_xs"
+        )
 
 
 class BigramModel:
     """Counts of pairs, on the CPU.
 
     Args:
-        vocab_size: V.
+        vocab_size: V; ValueError above ``MOST_IDS``.
     """
 
     def __init__(self, vocab_size: int):
+        check_vocabulary(vocab_size)
         self.vocab_size = vocab_size
         self.is_exact = vocab_size**2 <= NUM_BUCKETS
         self.pairs = torch.zeros(vocab_size**2 if self.is_exact else NUM_BUCKETS, dtype=torch.int32)

@@ -17,10 +17,8 @@ Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 
 """
 
 import hashlib
-import json
-import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.versioned_json import read_versioned
+from titan_attent.foundations.typed import typed
+from titan_attent.foundations.versioned_json import read_json_object, read_versioned
 
 FORMAT = "titan_attent.reference"
 VERSION = 1
@@ -73,10 +72,8 @@ class Scoring:
     """What the model is to the data: one of ``ROLES``; empty where nobody said so."""
 
     def __post_init__(self) -> None:
-        # What a file says is not trusted to be of its type, and true is no number.
-        bad = [field.name for field in fields(self) if type(getattr(self, field.name)) is not field.type]
-        bad = bad or [name for name in ("seq_len", "num_examples") if getattr(self, name) < 1]
-        bad = bad or (["role"] if self.role and self.role not in ROLES else [])
+        bad = [name for name in ("seq_len", "num_examples") if getattr(self, name) < 1]
+        bad += ["role"] if self.role and self.role not in ROLES else []
         if bad:
             raise ValueError(", ".join(f"{name} is {getattr(self, name)!r}" for name in bad))
 
@@ -130,10 +127,8 @@ class ReferenceLosses:
             raise ValueError(f"{self.path}: {_why_no_reference(self.path)}")
         content = read_json(file, mend=mend)
         try:
-            self.sha256 = content.pop("sha256")
-            if not isinstance(self.sha256, str):
-                raise ValueError(f"sha256 is {self.sha256!r}")
-            self.scoring = Scoring(**content)
+            self.sha256 = typed(str, content.pop("sha256"), where="sha256")
+            self.scoring = typed(Scoring, content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: malformed ({error}); {mend}") from error
         known = with_what_is_known(content)
@@ -216,11 +211,11 @@ def _device_seconds(file: Path) -> float:
     if not file.is_file():
         return 0.0
     try:
-        seconds = json.loads(file.read_bytes())["device_seconds"]
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise ValueError(f"device_seconds is {seconds!r}")
-        return float(seconds)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        seconds = typed(float, read_json_object(file)["device_seconds"], where="device_seconds")
+        if seconds < 0:
+            raise ValueError(f"device_seconds is {seconds}")
+        return seconds
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{file}: malformed ({error}); remove it, and its cost is not charged") from error
 
 

@@ -84,7 +84,7 @@ class ReferenceWriter:
         mend = f"delete {self._losses} to start anew"
         stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, mend=mend))
         num_durable = stored.get("num_scored")
-        if num_durable == 0:
+        if type(num_durable) is int and num_durable == 0:
             return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.
         untold = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # begun without saying
         differing = [
@@ -97,7 +97,7 @@ class ReferenceWriter:
                 f"{self.path}: holds an interrupted scoring of something else: {'; '.join(differing)}. Use the same "
                 f"data, model and checkpoint to resume it, or {mend}"
             )
-        if not isinstance(num_durable, int) or not 0 < num_durable <= self.scoring.num_examples:
+        if type(num_durable) is not int or not 0 < num_durable <= self.scoring.num_examples:
             raise ValueError(f"{self._scoring}: malformed, num_scored is {num_durable!r}; {mend}")
         if size < num_durable * DTYPE.itemsize:
             raise ValueError(

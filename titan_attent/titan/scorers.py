@@ -32,6 +32,7 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.data.format import write_atomically
 from titan_attent.data.holdout import hold_out
+from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.launch import arguments, parse
@@ -87,6 +88,8 @@ class Making:
                 f"--trusted {options.trusted} was written with another tokenizer than the run's data, "
                 f"{job_config.data.path}: the ids mean something else; write the trusted text with the data's own"
             )
+        if options.is_counted:
+            check_vocabulary(ours["vocab_size"])
         self.report: dict[str, Any] = {"seconds": {}, "device_seconds": {}}
 
     # -- the stages -----------------------------------------------------------------------------------------------

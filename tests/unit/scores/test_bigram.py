@@ -96,3 +96,9 @@ def test_a_hash_has_the_same_places_everywhere() -> None:
     wanted = [mix(mix(h * 128_256 + w) ^ mix(0x9E3779B97F4A7C15)) % 2**24 for h, w in ((0, 7), (5, 5), (128_255,) * 2)]
     model.add(inputs, labels)
     assert model.pairs.nonzero().flatten().tolist() == sorted(set(wanted))
+
+
+@pytest.mark.parametrize("vocab_size", [2**33, 2**24 + 1, 0, -5])
+def test_a_vocabulary_that_no_tokenizer_has_is_refused_before_anything_is_allocated(vocab_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"a vocabulary of {vocab_size} ids, .* at most 16777216: write the data"):
+        BigramModel(vocab_size)

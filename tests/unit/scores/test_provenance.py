@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_refused(scorers: Path, value: 
 @pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-1", "-1e-9", "true", '"12"', "null", "[1]", "1e999"])
 def test_a_cost_that_cannot_be(scorers: Path, seconds: str) -> None:
     (scorers / "expert" / "cost.json").write_text(f'{{"device_seconds": {seconds}}}')
-    with pytest.raises(ValueError, match=r"cost.json: malformed \(device_seconds is .*\); remove it"):
+    with pytest.raises(ValueError, match=r"cost.json: malformed \(device_seconds is.*\); remove it"):
         ReferenceLosses(scorers / "expert")
 
 
@@ -268,8 +268,8 @@ def test_a_cost_that_cannot_be(scorers: Path, seconds: str) -> None:
 )
 def test_counts_and_names_that_cannot_be(scorers: Path, fields: dict[str, Any]) -> None:
     change(scorers / "expert", **fields)
-    ((name, value),) = fields.items()
-    with pytest.raises(ValueError, match=rf"reference.json: malformed \({name} is {value!r}\); copy the folder again"):
+    ((name, _),) = fields.items()
+    with pytest.raises(ValueError, match=rf"reference.json: malformed \({name} is.*\); copy the folder again"):
         ReferenceLosses(scorers / "expert")
 
 
