@@ -35,7 +35,7 @@ def check_vocabulary(vocab_size: int) -> None:
     """ValueError for a vocabulary whose tables nobody wants in memory; what a file declares costs nothing yet."""
     if not 1 <= vocab_size <= MOST_IDS:
         raise ValueError(
-            f"the data's tokenizer declares a vocabulary of {vocab_size} ids, and a bigram model keeps tables of at most "
+            f"the data's tokenizer declares a vocabulary of {vocab_size} ids, and a bigram model has tables of at most "
             f"{MOST_IDS}: write the data with a smaller tokenizer, or give --flavor scorer_xs"
         )
 
