@@ -2,7 +2,8 @@
 
 Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands,
 if that is inside the folder walked, else behind the first of its links; so a link upwards, sideways or to itself
-gives no copy. Hidden entries, links to nothing and what is no regular file are left out, and counted.
+gives no copy, and one to a folder around the root nothing. Hidden entries, links to nothing and what is no regular
+file are left out, and counted.
 
 Cost: every folder is listed twice, the first time to learn which links to follow; memory for folders, not for files.
 """
@@ -10,6 +11,7 @@ Cost: every folder is listed twice, the first time to learn which links to follo
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
 """Reasons of a walk: a name with a dot in front; a folder read elsewhere; a link to nothing; a pipe or device."""
@@ -51,6 +53,7 @@ class FolderWalk:
 
     Attributes:
         left_out: what the walk itself leaves out, for the reasons above.
+        dead: paths of the links to nothing and of what is no file among it.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -59,9 +62,11 @@ class FolderWalk:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = os.fspath(root)
         self.left_out = LeftOut()
+        self.dead: list[str] = []
         self._followed: set[str] = set()
         # In rounds: all that really stands in a round's folders goes before what their links lead to.
-        seen: set[tuple[int, int]] = set()
+        # Folders around the root count as seen: no link leads out of it by them.
+        seen = {_identity(folder) for folder in Path(root).resolve().parents}
         starts = [self.root]
         while starts:
             links: list[str] = []
@@ -98,6 +103,7 @@ class FolderWalk:
                     inner.append(entry.path)
                 elif not _is_file(entry):
                     self.left_out.add(DEAD if entry.is_symlink() else SPECIAL, entry.path)
+                    self.dead.append(entry.path)
             stack += reversed(inner)
 
     def files(self, under: str = "") -> Iterator[str]:

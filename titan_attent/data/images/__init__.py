@@ -1,6 +1,7 @@
 """Images: from files of many kinds to shards, and from shards to augmented batches.
 
-inputs.py      folders, parquet, npz and tar files -> images and labels    arrays.py, tables.py, tars.py
+inputs.py      folders, parquet, npz and tar files -> images and labels    folders.py, splits.py, kinds.py; arrays.py;
+     |                                                                     tables.py; tars.py, archive.py
      |
 classes.py     labels as they were found -> numbers of classes
      |
@@ -17,6 +18,7 @@ dataset.py     (seed, turn, example id) -> pixels                          augme
 
 from titan_attent.data.images.augment import Augmentation
 from titan_attent.data.images.dataset import ImageDataset
-from titan_attent.data.images.writer import ImageSummary, write_images
+from titan_attent.data.images.summary import ImageSummary
+from titan_attent.data.images.writer import write_images
 
 __all__ = ["Augmentation", "ImageDataset", "ImageSummary", "write_images"]

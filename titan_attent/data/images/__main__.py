@@ -13,7 +13,8 @@ from titan_attent.data.format import DEFAULT_SOURCE
 from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS
 from titan_attent.data.images.format import ENCODINGS, SKIPPED_FILE
 from titan_attent.data.images.pictures import pillows_limit_off
-from titan_attent.data.images.writer import ImageSummary, write_images
+from titan_attent.data.images.summary import tell
+from titan_attent.data.images.writer import write_images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command starts anew", file=sys.stderr)
         return 130
-    _tell(summary)
+    tell(summary)
     return 0
 
 
@@ -89,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the file of an image; one that has more is not read (default: %(default)s)",
     )
+    parser.add_argument(
+        "--all-splits",
+        action="store_true",
+        help="read folders or files named train, test, ... beside each other like any others: such folders are classes",
+    )
     parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
@@ -96,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 def _parse_classes(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    names = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    try:
+        names = Path(text).read_text(encoding="utf-8-sig").splitlines() if Path(text).is_file() else text.split(",")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text}: the list of classes is no text in UTF-8 ({error}); write it so") from error
     return [name.strip() for name in names if name.strip()]
 
 
@@ -107,24 +116,6 @@ def _parse_keys(text: str | None) -> tuple[str, str] | None:
     if len(names) != 2 or not all(names):
         raise ValueError(f"--keys is {text!r}; give two names, IMAGE,LABEL")
     return names[0], names[1]
-
-
-def _tell(summary: ImageSummary) -> None:
-    if summary.skipped:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
-        print(f"warning: left out {counts}; see {summary.path / SKIPPED_FILE}", file=sys.stderr)
-    if empty := [name for name, count in zip(summary.classes, summary.class_counts, strict=True) if not count]:
-        print(f"warning: no image of {len(empty)} classes ({', '.join(empty[:5])})", file=sys.stderr)
-    print(
-        f"{summary.path}: {summary.num_images:,} images of {len(summary.classes):,} classes, "
-        f"{summary.num_bytes / 1e6:,.1f} MB in {summary.num_shards:,} shards, {summary.images_per_second:,.0f} images/s"
-    )
-    if len(summary.source_images) > 1:
-        for source, num_images in summary.source_images.items():
-            print(f"  {source}: {num_images:,} images ({num_images / summary.num_images:.1%})")
-    if summary.all_gray:
-        print("  all of them are gray: --grayscale writes a third of this")
-    print(f'next: read it with titan_attent.data.images.ImageDataset("{summary.path}")')
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
+from titan_attent.data.walk import LeftOut
 
 _BLOCK = 2**20
 _CHANNELS = (1, 3, 4)
@@ -27,6 +28,7 @@ class ArraysInput:
 
     holds_files = False
     ordered = True
+    left_out, num_unread, num_images = LeftOut(), 0, None
 
     def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
         self.path, self.limits = path, limits

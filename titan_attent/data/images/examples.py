@@ -1,9 +1,12 @@
 """What every kind of input gives: images with labels, one after the other, and word of those that are bad."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from titan_attent.data.walk import LeftOut
 
 IMAGE_KEYS = ("image", "images", "img", "x", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
@@ -45,13 +48,18 @@ class Bad(NamedTuple):
     mend: str
 
 
-REASONS = ("undecodable", "label", "size", "damaged", "class", "large")
-"""An image that cannot be decoded, has no (valid) label, or another size; a file that ends early; an empty class; a
-file of an image of more bytes than are read."""
+REASONS = ("undecodable", "label", "size", "damaged", "class", "large", "link", "name", "twice")
+"""An image that cannot be read or decoded, has no (valid) label, or another size; a file that ends early; an empty
+class; a file of an image of more bytes than are read; a member of a tar file that is a link, has several dots in its
+name, or whose key or name stands there twice."""
 
 
 class Input(Protocol):
     """An input of the writer."""
+
+    @property
+    def path(self) -> Path:
+        """Of its file or folder."""
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -64,6 +72,18 @@ class Input(Protocol):
     @property
     def holds_files(self) -> bool:
         """Whether images are bytes of files."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What it holds that is neither an example nor bad, counted once the examples were read."""
+
+    @property
+    def num_unread(self) -> int:
+        """How many of these may be images."""
+
+    @property
+    def num_images(self) -> int | None:
+        """Images, if that is known before they are read."""
 
     def examples(self) -> Iterator[Example | Bad]:
         """Streamed, in a fixed order."""

@@ -1,4 +1,4 @@
-"""Inputs of the image writer: what kind of thing each is, and folders with a folder of images a class."""
+"""Inputs of the image writer: what kind of thing each is."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -6,10 +6,13 @@ from pathlib import Path
 
 from titan_attent.data.images.arrays import ArraysInput
 from titan_attent.data.images.examples import Bad, Example, Input, Label, Limits
+from titan_attent.data.images.folders import FolderInput
+from titan_attent.data.images.kinds import describe, is_beside, kind_of_archive
+from titan_attent.data.images.splits import file_splits
 from titan_attent.data.images.tables import TableInput
 from titan_attent.data.images.tars import TarInput
+from titan_attent.data.walk import FolderWalk
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 _LIMITS = Limits()
 _READERS: dict[str, Callable[..., Input]] = {
     ".parquet": TableInput,
@@ -18,30 +21,45 @@ _READERS: dict[str, Callable[..., Input]] = {
     ".tar.gz": TarInput,
     ".tgz": TarInput,
 }
+_OF_FOLDERS = (".parquet", ".tar", ".tar.gz", ".tgz")
 
 
 def open_inputs(
-    inputs: Sequence[tuple[str, Path]], *, keys: tuple[str, str] | None = None, limits: Limits = _LIMITS
+    inputs: Sequence[tuple[str, Path]],
+    *,
+    keys: tuple[str, str] | None = None,
+    limits: Limits = _LIMITS,
+    all_splits: bool = False,
 ) -> list[tuple[str, Input]]:
     """Source and input of each source and path; a folder of .parquet or tar files is as many, by name.
 
     Args:
         keys: names of what holds images and labels: columns, arrays, or (the second) a key of JSON in a tar file.
         limits: what is above them is not read into memory.
+        all_splits: read train and test side by side, too.
 
     Raises:
-        ValueError: a path is missing or of unknown kind, or its file cannot be read.
+        ValueError: a path is missing or of unknown kind, its file cannot be read, or a folder holds several splits.
     """
     opened: list[tuple[str, Input]] = []
     for source, path in inputs:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if _kind(file) in (".parquet", ".tar", ".tar.gz", ".tgz"))
-            opened += [(source, _READERS[_kind(file)](file, keys=keys, limits=limits)) for file in files]
+            files = sorted(
+                file for file in path.iterdir() if kind_of_archive(file.name) in _OF_FOLDERS and file.is_file()
+            )
             if not files:
-                opened.append((source, FolderInput(path, limits=limits)))
+                opened.append((source, FolderInput(path, limits=limits, all_splits=all_splits)))
+                continue
+            if not all_splits and (splits := file_splits(file.name for file in files)):
+                raise ValueError(
+                    f"{path}: its files {', '.join(splits[:5])} are of several splits of a data set; name those to "
+                    f"write by a pattern, such as '{path}/*train*', or, if all are to be read, add --all-splits"
+                )
+            opened += [(source, _READERS[kind_of_archive(file.name)](file, keys=keys, limits=limits)) for file in files]
+            opened.append((source, BesideArchives(path, files)))
         elif not path.is_file():
             raise ValueError(f"{path}: no such file or folder; correct the path of this input")
-        elif kind := _kind(path):
+        elif kind := kind_of_archive(path.name):
             opened.append((source, _READERS[kind](path, keys=keys, limits=limits)))
         else:
             raise ValueError(
@@ -51,65 +69,37 @@ def open_inputs(
     return opened
 
 
-def _kind(path: Path) -> str:
-    """The extension of a kind of file that is read, "" of others and of hidden ones."""
-    if path.name.startswith("."):
-        return ""
-    return next((extension for extension in _READERS if path.name.lower().endswith(extension)), "")
+class BesideArchives:
+    """What a folder holds beside the .parquet and tar files that are read: no image, but a count.
 
-
-class FolderInput:
-    """A folder that has a folder of images, or of folders of them, for each class; hidden ones are left out.
-
-    Files of another extension than ``IMAGE_EXTENSIONS`` are left out, too.
-
-    Raises:
-        ValueError: it has no folder.
+    Args:
+        files: that are read; they count as ``num_images`` here.
     """
 
     holds_files = True
     ordered = False
+    names = ()
 
-    def __init__(self, path: Path, *, limits: Limits):
-        self.path, self.limits = path, limits
-        folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-        if not folders:
-            raise ValueError(f"{path}: has no folder in it; give a folder that has a folder of images for each class")
-        self.names = [name for name in folders if next(_list_images(path / name), None)]
-        self._empty = [name for name in folders if name not in set(self.names)]
-        self._stray = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and _is_image(entry.name))
+    def __init__(self, path: Path, files: Sequence[Path]):
+        self.path, self.num_images, self.num_unread = path, len(files), 0
+        walk, read = FolderWalk(path), {os.fspath(file) for file in files}
+        self.left_out = walk.left_out
+        for file in walk.files():
+            if file not in read:
+                self.left_out.add(describe(file), file)
+                self.num_unread += not is_beside(file)
 
     def labels(self) -> Iterator[Label]:
-        return iter(self.names)
+        return iter(())
 
     def examples(self) -> Iterator[Example | Bad]:
-        for name in self._empty:
-            held = next((file for file in sorted((self.path / name).rglob("*")) if _kind(file)), None)
-            mend = f"give {held.parent} as the input" if held else "fill or remove it"
-            problem = f"this class folder has no image ({', '.join(IMAGE_EXTENSIONS)})"
-            yield Bad(str(self.path / name), "class", problem, mend)
-        for name in self._stray:
-            yield Bad(str(self.path / name), "label", "an image outside of the class folders", "move or remove it")
-        for name in self.names:
-            for path in _list_images(self.path / name):
-                yield self._example(path, name)
-
-    def _example(self, path: str, name: str) -> Example | Bad:
-        try:
-            if (num_bytes := os.stat(path).st_size) > self.limits.file_bytes:
-                problem = f"has {num_bytes:,} bytes, more than the {self.limits.file_bytes:,} that may be"
-                return Bad(path, "large", problem, "remove it, or raise --max-file-bytes")
-            return Example(path, Path(path).read_bytes(), name)
-        except OSError as error:
-            return Bad(path, "undecodable", f"cannot be read ({error.strerror or error})", "mend or remove it")
+        return iter(())
 
 
-def _list_images(folder: Path) -> Iterator[str]:
-    """Paths of the images in it, folder by folder, each sorted by name."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if _is_image(name))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+def check_unread(item: Input, *, num_images: int) -> None:
+    """ValueError if what may be images and is not read is more than the images of an input."""
+    if item.num_unread > num_images:
+        raise ValueError(
+            f"{item.path}: most of it is not read, {item.left_out.summary()}, beside {num_images:,} images or files "
+            "that are; give what is to be read alone, convert the rest, or go on without it by --on-bad skip"
+        )

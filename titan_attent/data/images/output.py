@@ -103,13 +103,14 @@ class ImageShardWriter:
 
 
 class Skipped:
-    """Counts what was left out, and writes a line of JSON about each to skipped.jsonl.
+    """Counts what was left out, keeps the first of each reason, and writes a line of JSON about each to skipped.jsonl.
 
     :meth:`close` removes what was not finished.
     """
 
     def __init__(self, folder: Path):
         self.counts: Counter[str] = Counter()
+        self.first: dict[str, Bad] = {}
         self._path = folder / SKIPPED_FILE
         self._temporary = folder / f"{SKIPPED_FILE}.tmp"
         self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115
@@ -121,7 +122,16 @@ class Skipped:
 
     def add(self, bad: Bad) -> None:
         self.counts[bad.reason] += 1
+        self.first.setdefault(bad.reason, bad)
         self._file.write(json.dumps({"where": bad.where, "reason": bad.reason, "problem": bad.problem}) + "\n")
+
+    def tell(self) -> str:
+        """``2 label (first: a.tar: 0.png: an empty .cls; write ...)``; "" where there is none."""
+        parts = []
+        for reason, count in sorted(self.counts.items()):
+            first = self.first[reason]
+            parts.append(f"{count:,} {reason} (first: {first.where}: {first.problem}; {first.mend})")
+        return ", ".join(parts)
 
     def finish(self) -> dict[str, int]:
         """Publish the file, if it has a line; the counts by reason."""

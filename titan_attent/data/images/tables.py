@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
+from titan_attent.data.walk import LeftOut
 
 ROWS_PER_READ = 64
 
@@ -24,6 +25,7 @@ class TableInput:
 
     holds_files = True
     ordered = True
+    left_out, num_unread, num_images = LeftOut(), 0, None
 
     def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
         import pyarrow

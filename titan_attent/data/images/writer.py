@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +20,14 @@ from tqdm import tqdm
 from titan_attent.data.images.classes import Classes, find_classes
 from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS, Bad, Limits
 from titan_attent.data.images.format import ENCODINGS, ImageShardEntry, write_index
-from titan_attent.data.images.inputs import open_inputs
+from titan_attent.data.images.inputs import check_unread, open_inputs
 from titan_attent.data.images.output import ImageShardWriter, Skipped, check_output, clear
 from titan_attent.data.images.pictures import READ_PIXELS
 from titan_attent.data.images.prepare import Preparation, Prepared, prepare
+from titan_attent.data.images.summary import ImageSummary
 from titan_attent.data.inputs import parse_inputs
 from titan_attent.data.progress import locked
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSummary:
-    """What the data set holds.
-
-    ``num_bytes`` are those of the images, ``skipped`` counts by reason what was left out, ``source_images`` has every
-    source of the inputs in order, and ``all_gray`` tells that three channels were written of images of one.
-    """
-
-    path: Path
-    num_images: int
-    num_bytes: int
-    num_shards: int
-    classes: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    skipped: dict[str, int]
-    source_images: dict[str, int]
-    all_gray: bool
-    images_per_second: float
-    fingerprint: str
+from titan_attent.data.walk import LeftOut
 
 
 def write_images(
@@ -63,6 +43,7 @@ def write_images(
     keys: tuple[str, str] | None = None,
     max_pixels: int = MAX_PIXELS,
     max_file_bytes: int = MAX_FILE_BYTES,
+    all_splits: bool = False,
     num_threads: int = os.cpu_count() or 1,
     progress: bool = False,
 ) -> ImageSummary:
@@ -82,6 +63,7 @@ def write_images(
         keys: columns, arrays, or (the second) JSON key that hold images and labels; by default the usual names.
         max_pixels: of an image; what claims more is bad, and not decoded.
         max_file_bytes: of the file of an image; what has more is bad, and not read.
+        all_splits: read folders or files named train, test, ... beside each other like any others.
         num_threads: that decode; they do not change what is written.
         progress: show a bar on stderr.
 
@@ -105,7 +87,10 @@ def write_images(
     folder, named_paths = Path(output), parse_inputs(inputs)
     paths = [path for _, path in named_paths]
     check_output(folder, paths=paths)
-    opened = open_inputs(named_paths, keys=keys, limits=Limits(max_pixels, max_file_bytes))
+    opened = open_inputs(named_paths, keys=keys, limits=Limits(max_pixels, max_file_bytes), all_splits=all_splits)
+    for _, item in opened:
+        if item.num_images is not None and on_bad == "refuse":
+            check_unread(item, num_images=item.num_images)
     if encoding == "file" and not all(item.holds_files for _, item in opened):
         raise ValueError("encoding file keeps files, but a .npz file holds pixels: write with encoding raw")
     names = find_classes([item for _, item in opened], given=classes)
@@ -115,16 +100,22 @@ def write_images(
     with locked(folder):
         check_output(folder, paths=paths)
         clear(folder)
+        left_out = LeftOut()
         writing = _Writing(folder, preparation, shard_images=shard_images, skip=on_bad == "skip")
         bar = tqdm(unit=" images", mininterval=0.2 if sys.stderr.isatty() else 60, disable=not progress)
         try:
             with writing, bar:
                 for source, item in opened:
                     with closing(prepare(preparation, item.examples(), num_threads=num_threads)) as examples:
-                        writing.add_all(examples, source=source, bar=bar)
+                        num_images = writing.add_all(examples, source=source, bar=bar)
+                    left_out.update(item.left_out)
+                    if item.num_images is None and on_bad == "refuse":
+                        check_unread(item, num_images=num_images)
                 if not sum(writing.counts):
+                    reasons = [text for text in (writing.skipped.tell(), left_out.summary()) if text]
                     raise ValueError(
                         f"{', '.join(map(str, inputs))}: no image in these inputs; give some that hold images"
+                        + (f". {'; '.join(reasons)}" if reasons else "")
                     )
                 skipped = writing.finish()
             index = write_index(folder, shards=writing.shards, skipped=skipped, **writing.fields())
@@ -142,6 +133,7 @@ def write_images(
         classes=index.classes,
         class_counts=index.class_counts,
         skipped=skipped,
+        left_out=dict(sorted(left_out.counts.items())),
         source_images=source_images,
         all_gray=writing.all_gray and not grayscale,
         images_per_second=index.num_images / (time.perf_counter() - started),
@@ -177,8 +169,9 @@ class _Writing:
         if self.shard is not None:
             self.shard.close()
 
-    def add_all(self, examples: Iterable[Prepared | Bad], *, source: str, bar: tqdm) -> None:
-        """Write the images of one source; ValueError at a bad one, unless they are skipped."""
+    def add_all(self, examples: Iterable[Prepared | Bad], *, source: str, bar: tqdm) -> int:
+        """Write the images of one input; how many. ValueError at a bad one, unless they are skipped."""
+        before = sum(self.counts)
         if self.shard is not None and self.shard.source != source:
             self._finish_shard()
         for item in examples:
@@ -196,6 +189,7 @@ class _Writing:
             self.histogram += np.array(good.histogram, dtype=np.int64).reshape(self.histogram.shape)
             if len(self.shard) == self.shard_images:
                 self._finish_shard()
+        return sum(self.counts) - before
 
     def _of_one_size(self, item: Prepared) -> Prepared | Bad:
         self.first = self.first or item
