@@ -1,13 +1,19 @@
-"""Images of a .npz file, streamed row by row out of the zip file, packed or not.
+"""Images of a .npz file, streamed out of the zip file, packed or not.
 
-Cost: a megabyte of images, and all labels, in memory; of arrays in Fortran's order all images.
+What an array is stands in its header, which has to agree with the bytes that the zip file says of it, before any of
+them is unpacked.
+
+Cost: a megabyte of images and of labels in memory, or one image; of arrays in Fortran's order all images.
 """
 
+import ast
+import contextlib
+import math
+import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -16,14 +22,32 @@ from titan_attent.data.walk import LeftOut
 
 _BLOCK = 2**20
 _CHANNELS = (1, 3, 4)
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+_MOST_HEADER = 2**9
+"""Characters of the header of an array, which are about 100."""
+_MOST_NAMES = 2**26
+"""Bytes of the names of the classes."""
+_MOST_FORTRAN = 2**32
+"""Bytes of images in Fortran's order."""
+
+
+class _Array(NamedTuple):
+    """What the header of an array says."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ArraysInput:
     """A .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels of integers [N], perhaps ``classes``.
 
     Raises:
-        ValueError: it is damaged, or its arrays are missing, of another type or shape, or of an ambiguous one.
+        ValueError: it is damaged, or its arrays are missing, of another type or shape, of an ambiguous one, of objects,
+            of other bytes than their headers say, or of images above the limit.
     """
 
     holds_files = False
@@ -31,42 +55,36 @@ class ArraysInput:
     left_out, num_unread, num_images = LeftOut(), 0, None
 
     def __init__(self, path: Path, *, keys: tuple[str, str] | None, limits: Limits):
-        self.path, self.limits = path, limits
+        self.path = path
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                names = list(arrays.files)
-        except _DAMAGE as error:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+        except Exception as error:  # zipfile raises nearly anything on damaged bytes
             raise ValueError(f"{path}: damaged or not a .npz file ({error}); copy or write it again") from error
         wanted = keys or (None, None)
         where = str(path)
         self.image_key = choose(names, wanted=wanted[0], usual=IMAGE_KEYS, what="images", where=where)
-        label_key = choose(names, wanted=wanted[1], usual=LABEL_KEYS, what="labels", where=where)
+        self.label_key = choose(names, wanted=wanted[1], usual=LABEL_KEYS, what="labels", where=where)
+        listed = choose(names, wanted="classes", usual=(), what="classes", where=where) if "classes" in names else None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                numbers = arrays[label_key]
-                classes = arrays["classes"] if "classes" in names else None
-            with zipfile.ZipFile(path) as archive, archive.open(f"{self.image_key}.npy") as member:
-                self.shape, self.fortran, dtype = _read_header(member)
-        except _DAMAGE as error:
+            with zipfile.ZipFile(path) as archive:
+                self._images, numbers = (_header(archive, key) for key in (self.image_key, self.label_key))
+                classes = _read_names(archive) if listed else None
+        except Exception as error:
             raise ValueError(f"{path}: its arrays cannot be read ({error}); write the file again") from error
+        self.shape, dtype = self._images.shape, self._images.dtype
         if dtype != np.uint8:
             raise ValueError(
                 f"{path}: array {self.image_key!r} is {dtype}, not uint8; scale it to 0 to 255 and cast it"
             )
         self.channels_at = self._find_channels()
-        if numbers.shape == (len(numbers), 1):
-            numbers = numbers[:, 0]
-        if numbers.dtype.kind not in "iu" or numbers.shape != self.shape[:1]:
+        self._check_size(limits)
+        if numbers.dtype.kind not in "iu" or numbers.shape not in (self.shape[:1], (*self.shape[:1], 1)):
             raise ValueError(
-                f"{path}: array {label_key!r} is {numbers.dtype} of shape {numbers.shape}; labels are integers, one "
-                f"for each of the {self.shape[0]} images"
+                f"{path}: array {self.label_key!r} is {numbers.dtype} of shape {numbers.shape}; labels are integers, "
+                f"one for each of the {self.shape[0]} images"
             )
-        self.numbers = numbers
-        if classes is not None and (classes.dtype.kind != "U" or classes.ndim != 1):
-            raise ValueError(
-                f"{path}: array 'classes' is {classes.dtype} of shape {classes.shape}, not a list of names"
-            )
-        self.names = None if classes is None else [str(name) for name in classes]
+        self.names = classes
 
     def _find_channels(self) -> int | None:
         """The axis of an image that holds its channels, None for [H, W]; ValueError if it is not clear."""
@@ -80,14 +98,32 @@ class ArraysInput:
             )
         return at[0] - 1 if at else None
 
+    def _check_size(self, limits: Limits) -> None:
+        sides = [side for axis, side in enumerate(self.shape[1:]) if axis != self.channels_at]
+        if math.prod(sides) > limits.pixels:
+            raise ValueError(
+                f"{self.path}: array {self.image_key!r} has shape {self.shape}, images of more than the "
+                f"{limits.pixels:,} pixels that may be; make them smaller, or raise --max-pixels"
+            )
+        if self._images.fortran and self._images.num_bytes > _MOST_FORTRAN:
+            raise ValueError(
+                f"{self.path}: array {self.image_key!r} has {self._images.num_bytes:,} bytes in Fortran's order, which "
+                "are in memory at once; write it in C's order (np.ascontiguousarray)"
+            )
+
     def labels(self) -> Iterator[Label]:
-        return (int(number) for number in np.unique(self.numbers) if number >= 0)
+        found: set[int] = set()
+        with contextlib.suppress(Exception):  # which examples() reports
+            for numbers in self._blocks(self.label_key):
+                found.update(np.unique(numbers).tolist())
+        return (number for number in sorted(found) if number >= 0)
 
     def examples(self) -> Iterator[Example | Bad]:
         row = 0
         try:
-            for row, image in enumerate(self._images()):
-                where, number = f"{self.path}: image {row}", int(self.numbers[row])
+            numbers = (int(number) for block in self._blocks(self.label_key) for number in block.reshape(-1))
+            for row, (image, number) in enumerate(zip(self._rows(), numbers, strict=True)):
+                where = f"{self.path}: image {row}"
                 pixels = image[..., None] if self.channels_at is None else np.moveaxis(image, self.channels_at, 2)
                 if self.names is None:
                     label: Label = number
@@ -98,30 +134,90 @@ class ArraysInput:
                     yield Bad(where, "label", problem, "correct or remove it")
                     continue
                 yield Example(where, np.ascontiguousarray(pixels), label)
-        except _DAMAGE as error:
+        except Exception as error:  # zipfile raises nearly anything on damaged bytes
             yield Bad(f"{self.path}: after image {row}", "damaged", f"the file is damaged ({error})", "write it again")
 
-    def _images(self) -> Iterator[np.ndarray]:
-        if self.fortran:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                yield from arrays[self.image_key]
-            return
-        size = int(np.prod(self.shape[1:]))
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.image_key}.npy") as member:
-            _read_header(member)
-            left = self.shape[0]
+    def _rows(self) -> Iterator[np.ndarray]:
+        if self._images.fortran:
+            with zipfile.ZipFile(self.path) as archive:
+                yield from _read(archive, self.image_key)
+        else:
+            for block in self._blocks(self.image_key):
+                yield from block
+
+    def _blocks(self, key: str) -> Iterator[np.ndarray]:
+        """An array in C's order, some of its first axis at a time."""
+        with zipfile.ZipFile(self.path) as archive, _member(archive, key) as member:
+            array = _read_header(member)
+            size, left = math.prod(array.shape[1:]) * array.dtype.itemsize, array.shape[0]
             while left:
                 rows = min(left, max(1, _BLOCK // size))
-                data = member.read(rows * size)
-                if len(data) < rows * size:
-                    raise EOFError(f"array {self.image_key!r} ends early")
-                yield from np.frombuffer(data, dtype=np.uint8).reshape(rows, *self.shape[1:])
+                yield _read_exactly(member, rows * size, key).view(array.dtype).reshape(rows, *array.shape[1:])
                 left -= rows
 
 
-def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in read:
-        raise ValueError(f"a .npy of version {version}")
-    return read[version](member)
+def _member(archive: zipfile.ZipFile, key: str) -> IO[bytes]:
+    name = f"{key}.npy" if f"{key}.npy" in archive.NameToInfo else key
+    return archive.open(name)
+
+
+def _header(archive: zipfile.ZipFile, key: str) -> _Array:
+    """Of an array of the file; ValueError if its bytes, as the zip file has them, are others than it says."""
+    with _member(archive, key) as member:
+        try:
+            array = _read_header(member)
+        except ValueError as error:
+            raise ValueError(f"array {key!r}: {error}") from error
+        declared = archive.getinfo(member.name or "").file_size - member.tell()
+    if declared != array.num_bytes:
+        raise ValueError(
+            f"array {key!r} is {array.dtype} of shape {array.shape}, {array.num_bytes:,} bytes, but has {declared:,}"
+        )
+    return array
+
+
+def _read_header(member: IO[bytes]) -> _Array:
+    """The header of a .npy; ValueError for one that numpy would not write, and for objects, which are pickles."""
+    start = member.read(8)
+    version = start[6:] if start[:6] == b"\x93NUMPY" else b""
+    if version not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise ValueError("not a .npy of version 1 to 3")
+    size = int.from_bytes(member.read(2 if version == b"\1\0" else 4), "little")
+    # numpy pads with blanks. What is longer might be too deep for Python's parser.
+    text = member.read(min(size, 2**16)).decode("utf-8").strip()
+    if size > 2**16 or len(text) > _MOST_HEADER:
+        raise ValueError(f"its header has {size} characters")
+    try:
+        fields = ast.literal_eval(re.sub(r"(?<=\d)L(?=[,)])", "", text))  # Python 2 wrote 28L
+        shape, fortran, dtype = fields["shape"], fields["fortran_order"], np.dtype(fields["descr"])
+    except Exception as error:
+        raise ValueError(f"its header is none of numpy's: {text[:80]}") from error
+    if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"its shape is {shape!r}")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are pickles and not read")
+    return _Array(shape, bool(fortran), dtype)
+
+
+def _read_exactly(member: IO[bytes], size: int, key: str) -> np.ndarray:
+    data = member.read(size)
+    if len(data) < size:
+        raise EOFError(f"array {key!r} ends early")
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """All of an array."""
+    with _member(archive, key) as member:
+        array = _read_header(member)
+        flat = _read_exactly(member, array.num_bytes, key).view(array.dtype)
+    return flat.reshape(array.shape, order="F" if array.fortran else "C")
+
+
+def _read_names(archive: zipfile.ZipFile) -> list[str]:
+    classes = _header(archive, "classes")
+    if classes.dtype.kind != "U" or len(classes.shape) != 1:
+        raise ValueError(f"array 'classes' is {classes.dtype} of shape {classes.shape}, not a list of names")
+    if classes.num_bytes > _MOST_NAMES:
+        raise ValueError(f"array 'classes' has {classes.num_bytes:,} bytes, more than {_MOST_NAMES:,}")
+    return [str(name) for name in _read(archive, "classes")]

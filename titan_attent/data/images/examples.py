@@ -93,12 +93,17 @@ class Input(Protocol):
 
 
 def choose(names: Sequence[str], *, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
-    """``wanted``, or else the only one of ``usual`` in ``names``; ValueError if there is none, or several."""
-    found = [name for name in names if name == wanted] if wanted else [name for name in usual if name in names]
+    """``wanted``, or else the only one of ``usual`` in ``names``; ValueError if there is none, or several, or twice."""
+    found = [name for name in ([wanted] if wanted else usual) if name in names]
     if len(found) != 1:
         problem = f"no {wanted!r}" if wanted else f"none of {', '.join(usual)}" if not found else f"both {found}"
         raise ValueError(
             f"{where}: {problem} for the {what}; name those that hold images and labels with --keys IMAGE,LABEL, of "
             f"{', '.join(names)}"
+        )
+    if names.count(found[0]) > 1:
+        raise ValueError(
+            f"{where}: {found[0]!r} stands {names.count(found[0])} times in it, and which of them holds the {what} is "
+            "not clear; write it again with names that differ"
         )
     return found[0]

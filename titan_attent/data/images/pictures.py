@@ -22,6 +22,7 @@ READ_PIXELS = 178_956_970
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = {1: "L", 3: "RGB"}
 _GRAY_MODES = ("1", "L", "LA")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,7 +61,7 @@ def opened(data: bytes, *, max_pixels: int) -> Image.Image:
     if not data:
         raise ValueError("no bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _open(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"claims more pixels than Pillow decodes ({type(error).__name__}: {error})") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
@@ -70,6 +71,26 @@ def opened(data: bytes, *, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise TooLarge(f"claims {image.width:,} x {image.height:,} pixels, more than the {max_pixels:,} that may be")
     return image
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (SyntaxError, ValueError, OSError):
+        if not data.startswith(_PNG):
+            raise
+        return Image.open(io.BytesIO(_bare_png(data)), formats=("PNG",))
+
+
+def _bare_png(data: bytes) -> bytes:
+    """A PNG without the chunks that say nothing about its pixels, over which Pillow stumbles where they are odd."""
+    parts, place = [_PNG], len(_PNG)
+    while place < len(data):
+        size = 12 + int.from_bytes(data[place : place + 4], "big")
+        if (kind := data[place + 4 : place + 8])[:1].isupper() or kind in (b"tRNS", b"eXIf"):
+            parts.append(data[place : place + size])
+        place += size
+    return b"".join(parts)
 
 
 def decoded(image: Image.Image, *, channels: int) -> tuple[Image.Image, str, bool]:
