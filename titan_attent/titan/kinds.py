@@ -44,6 +44,9 @@ class Kind(Protocol):
     def loss(self, job_config: JobConfig) -> str:
         """What that loss is called, with what changes its value: two of one name may be compared."""
 
+    def validated(self, job_config: JobConfig) -> str:
+        """What ``validation_metrics/loss`` is the mean of, whatever the run is taught by: as :meth:`loss`."""
+
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:
         """fp64 [measures], summed over a batch."""
 
@@ -77,6 +80,9 @@ class Text:
         return build_example_loss
 
     def loss(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
+
+    def validated(self, job_config: JobConfig) -> str:
         return CROSS_ENTROPY
 
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 The stock validator hardwires the Hugging Face text loader, goes on where the last validation stopped (torchtitan
 thread #2791) and averages step averages. This one reads ``data.validation_path`` from its start, and its result does
 not depend on the batch size or on the number of ranks. With ``validation.steps`` above 0 it reads a sample of steps x
-global batch examples, drawn once and for all: the same in every run on that data, of all its sources.
+global batch examples, drawn once and for all: the same in every run on that data, of all its sources. Its loss is that
+of the label itself, whatever smoothing or mixing a run is taught with.
 """
 
 from contextlib import AbstractContextManager
@@ -186,7 +187,8 @@ def build_validator(
     if validation.steps > 0:
         num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
     pool = sample(dataset, num_examples=num_examples)
-    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, always the same")
+    what = kind_of(job_config).validated(job_config)
+    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, always the same; the loss is {what}")
     return ShardValidator(
         job_config,
         loader=FixedLoader(

@@ -130,15 +130,28 @@ def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobCo
 
 
 def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
-    """torchtitan's ``build_loss_fn``: its own, but for mixtures, smoothed labels, and patches that are padding."""
-    vision = job_config.vision
-    loss: LossFunction = squared_error_sum
-    if job_config.model.name == "vit_attent":
-        if not (vision.mixes or vision.label_smoothing):
-            return build_cross_entropy_loss(job_config, **kwargs)
-        loss = partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing)
-    compiled = job_config.compile
-    return torch.compile(loss, backend=compiled.backend) if compiled.enable and "loss" in compiled.components else loss
+    """torchtitan's ``build_loss_fn``: its own, but for mixtures, smoothed labels, and patches that are padding.
+
+    Labels are smoothed where something is learned from them. Of logits without a gradient, as in validation, the loss
+    is torchtitan's own of the label, so that runs that differ in what they are taught compare.
+    """
+    vision, compiled = job_config.vision, job_config.compile
+
+    def build(loss: LossFunction) -> LossFunction:
+        wanted = compiled.enable and "loss" in compiled.components
+        return torch.compile(loss, backend=compiled.backend) if wanted else loss
+
+    if job_config.model.name != "vit_attent":
+        return build(squared_error_sum)
+    plain = build_cross_entropy_loss(job_config, **kwargs)
+    if not (vision.mixes or vision.label_smoothing):
+        return plain
+    taught = build(partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing))
+
+    def loss(pred: Tensor, labels: Tensor, *mixing: Tensor) -> Tensor:
+        return taught(pred, labels, *mixing) if pred.requires_grad or mixing else plain(pred, labels)
+
+    return loss
 
 
 # -- what is theirs in a run ---------------------------------------------------------------------------------------
@@ -214,6 +227,9 @@ class Images:
         smoothing = job_config.vision.label_smoothing
         return CROSS_ENTROPY + (f", label_smoothing {smoothing}" if smoothing else "")
 
+    def validated(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
+
     def count(self, pred: Tensor, labels: Tensor) -> Tensor:
         """Images whose class is the first guess, and among the first five."""
         guesses = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
@@ -244,3 +260,7 @@ class Patches(Images):
         side = vision.patch_size or SIZES[job_config.model.flavor]["patch_size"]
         pixels = "normalised patches" if vision.normalize_patches else "patches"
         return f"squared error of {pixels} of {side} pixels, mask_ratio {vision.mask_ratio}"
+
+    def validated(self, job_config: JobConfig) -> str:
+        units = "" if job_config.vision.normalize_patches else ", in variances of the training images"
+        return self.loss(job_config) + units

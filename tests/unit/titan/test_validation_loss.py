@@ -1,0 +1,99 @@
+"""What validation measures does not depend on what a run is taught with: smoothed labels, mixtures."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import titan_attent.titan.compat  # noqa: F401, I001
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from titan_attent.titan.kinds import kind_of
+from titan_attent.titan.validator import ShardValidator
+from titan_attent.titan.vision import build_loss
+from titan_attent.vision.config import VisionConfig
+
+CLASSES = 5
+TAUGHT = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.4, "mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 1.0}]
+
+
+def config(**vision: Any) -> Any:
+    return SimpleNamespace(
+        model=SimpleNamespace(name="vit_attent", flavor="tiny"),
+        vision=VisionConfig(**vision),
+        compile=SimpleNamespace(enable=False, components=[], backend="inductor"),
+    )
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (8, 1), generator=generator)
+    labels[-1] = -100  # padding
+    return torch.randn(8, 1, CLASSES, generator=generator), labels
+
+
+@pytest.mark.parametrize("vision", TAUGHT)
+def test_smoothing_is_for_what_is_learned_from(vision: dict[str, float]) -> None:
+    loss = build_loss(config(**vision), parallel_dims=None)
+    logits, labels = batch()
+    with torch.no_grad():
+        expected = F.cross_entropy(logits[:, 0], labels[:, 0], reduction="sum")
+        assert loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss(logits, labels) == build_loss(config(), parallel_dims=None)(logits, labels)
+    smoothing = vision.get("label_smoothing", 0.0)
+    expected = F.cross_entropy(logits[:, 0], labels[:, 0], reduction="sum", label_smoothing=smoothing)
+    assert loss(logits.clone().requires_grad_(), labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class Linear(nn.Module):
+    model_args = SimpleNamespace()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("vision", TAUGHT)
+def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None:
+    """Of a model whose weights do require a gradient, as that of a run does."""
+
+    class Loader(list[Any]):
+        dataset = SimpleNamespace(tokens_per_example=1)
+
+    batches = [batch(seed) for seed in range(3)]
+    loader = Loader(({"input": logits.clone(), "example_id": labels[:, 0]}, labels) for logits, labels in batches)
+    logged: dict[str, Any] = {}
+    job_config = config(**vision)
+    validator = ShardValidator(
+        job_config,
+        loader=loader,  # type: ignore[arg-type]
+        tokenizer=None,
+        parallel_dims=SimpleNamespace(get_optional_mesh=lambda name: None),  # type: ignore[arg-type]
+        loss_fn=build_loss(job_config, parallel_dims=None),
+        validation_context=nullcontext,  # type: ignore[arg-type]
+        maybe_enable_amp=nullcontext(),
+        metrics_processor=SimpleNamespace(ntokens_since_last_log=0, log_validation=logged.update),  # type: ignore[arg-type]
+        pp_schedule=None,
+        pp_has_first_stage=None,
+        pp_has_last_stage=None,
+    )
+    validator.validate([Linear()], step=1)
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert logged["loss"] == pytest.approx(F.cross_entropy(logits[:, 0], labels[:, 0]).item(), rel=1e-6)
+
+
+def test_what_is_validated_is_said() -> None:
+    for vision in TAUGHT:
+        assert kind_of(config(**vision)).validated(config(**vision)) == "cross-entropy"
+    said = set()
+    for vision in ({}, {"mask_ratio": 0.5}, {"normalize_patches": False}, {"patch_size": 4}):
+        autoencoder = config(**vision)
+        autoencoder.model.name = "mae_attent"
+        said.add(kind_of(autoencoder).validated(autoencoder))
+    assert len(said) == 4 and sum("in variances of the training images" in text for text in said) == 1
