@@ -1,6 +1,7 @@
 """Documents to token ids, in parallel and in order: the tokenizers release the interpreter's lock.
 
-Cost: memory for three chunks of documents a thread (or the longest documents).
+Cost: memory for ``PENDING_CHUNKS`` chunks of documents a thread, by their characters, or for one longer document and
+one more: what is queued is bounded by size, not by number.
 """
 
 from collections import deque
@@ -14,6 +15,9 @@ from titan_attent.data.tokenizer import Tokenizer
 
 CHUNK_CHARACTERS = 2**18
 """What a thread encodes at a time: some 20 ms of work, against microseconds to hand it over."""
+
+PENDING_CHUNKS = 2
+"""Chunks a thread that are queued or encoded; twice as many characters where documents are longer than a chunk."""
 
 Encoded = tuple[Document, np.ndarray | None]
 
@@ -29,26 +33,35 @@ def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num
         ]
 
     pool = ThreadPoolExecutor(num_threads)
-    pending: deque[Future[list[Encoded]]] = deque()
+    pending: deque[tuple[Future[list[Encoded]], int]] = deque()
+    held, most = 0, 2 * PENDING_CHUNKS * num_threads * CHUNK_CHARACTERS
     try:
-        for chunk in _chunks(documents):
-            pending.append(pool.submit(encode, chunk))
-            if len(pending) > 2 * num_threads:
-                yield from pending.popleft().result()
+        for chunk, size in _chunks(documents):
+            while pending and (held + size > most or len(pending) >= PENDING_CHUNKS * num_threads + 1):
+                future, done = pending.popleft()
+                yield from future.result()
+                held -= done
+            pending.append((pool.submit(encode, chunk), size))
+            held += size
         while pending:
-            yield from pending.popleft().result()
+            yield from pending.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
+    """Chunks, and their characters."""
     chunk: list[Document] = []
     num_characters = 0
     for document in documents:
+        size = len(document.text or "")
+        if chunk and num_characters + size > 2 * CHUNK_CHARACTERS:  # a long document goes alone
+            yield chunk, num_characters
+            chunk, num_characters = [], 0
         chunk.append(document)
-        num_characters += len(document.text or "")
-        if num_characters >= CHUNK_CHARACTERS:
-            yield chunk
+        num_characters += size
+        if num_characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_CHARACTERS:
+            yield chunk, num_characters
             chunk, num_characters = [], 0
     if chunk:
-        yield chunk
+        yield chunk, num_characters

@@ -4,26 +4,13 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from titan_attent.data.folders import list_folder
 from titan_attent.data.format import DEFAULT_SOURCE, is_source_name
+from titan_attent.data.input_files import RECORD_EXTENSIONS, TEXT_EXTENSIONS, InputFile, list_named_file
+from titan_attent.data.walk import LeftOut
 
-TEXT_EXTENSIONS = (
-    *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
-    *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "ts", "sh"),
-)
-RECORD_EXTENSIONS = ("jsonl", "jsonl.gz", "parquet")
-
-
-class InputFile(NamedTuple):
-    """A file of ``source`` to read. ``optional``: it was found in a folder, and is left out if it is not text."""
-
-    source: str
-    path: Path
-    extension: str
-    num_bytes: int
-    modified_ns: int
-    optional: bool
+__all__ = ["TEXT_EXTENSIONS", "InputFile", "list_files", "parse_inputs"]
 
 
 def parse_inputs(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -57,54 +44,50 @@ def parse_inputs(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
     return parsed
 
 
-def list_files(inputs: Sequence[tuple[str, Path]], *, extensions: Sequence[str]) -> list[InputFile]:
-    """The files of ``inputs``. Of a folder: its files with one of ``extensions`` (``txt``), outside hidden folders.
+def list_files(
+    inputs: Sequence[tuple[str, Path]],
+    *,
+    extensions: Sequence[str] | None = None,
+    text_key: str = "text",
+    left_out: LeftOut | None = None,
+    skip: bool = False,
+) -> list[InputFile]:
+    """The files of ``inputs``, folders by path, without hidden ones.
 
     Args:
-        inputs: source and path of each, of :func:`parse_inputs`.
+        inputs: source and path of each, of :func:`~.inputs.parse_inputs`.
+        extensions: what is read of a folder (``txt``), records and texts alike; None for the rule above.
+        text_key: of .json files that are records.
+        left_out: counts what is not read.
+        skip: leave out also where that is the greater part.
 
     Raises:
-        ValueError: an input is missing or of unknown extension, or a folder has no such file.
+        ValueError: an input is missing or of unknown extension, or a folder has no file to read, or more that are
+        not read
+            than are.
     """
     files: list[InputFile] = []
-    known = {*extensions, *RECORD_EXTENSIONS}
     for source, path in inputs:
         if path.is_dir():
-            found = _list_folder(path, extensions=set(extensions))
+            here = LeftOut()
+            found = list_folder(path, source=source, extensions=extensions, text_key=text_key, left_out=here)
+            if left_out is not None:
+                left_out.update(here)
             if not found:
+                wanted = extensions if extensions is not None else TEXT_EXTENSIONS
+                told = f" ({here.summary()})" if here else ""
                 raise ValueError(
-                    f"{path}: this folder has no file with extension {', '.join(extensions)}; name those "
-                    "to read with --extensions"
+                    f"{path}: this folder has no file with extension {', '.join(wanted)}"
+                    f"{'' if extensions is not None else ', and none of ' + ', '.join(RECORD_EXTENSIONS)}{told}; name "
+                    "those to read with --extensions"
                 )
-            files += [_input_file(file, source=source, optional=True) for file in found]
-        elif not path.is_file():
-            raise ValueError(f"{path}: no such file or folder; correct the path of this input")
-        elif (extension := _extension(path)) in known:
-            files.append(_input_file(path, source=source, optional=False))
+            if extensions is None and not skip and here.num_counted > len(found):
+                raise ValueError(
+                    f"{path}: {here.summary()}, and only {len(found)} files to read; name those to read with "
+                    "--extensions, or leave out the others with --on-bad skip"
+                )
+            files += found
         else:
-            raise ValueError(
-                f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "
-                f"it is text, read it as one document with --extensions {extension}"
-            )
+            known = TEXT_EXTENSIONS if extensions is None else extensions
+            files.append(list_named_file(path, source=source, extensions=known, text_key=text_key))
     return files
-
-
-def _list_folder(folder: Path, *, extensions: set[str]) -> list[Path]:
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names]
-    # Sorted as strings, whatever order the file system lists; is_file() leaves out pipes and dead links.
-    paths.sort(key=lambda path: path.as_posix())
-    return [path for path in paths if _extension(path) in extensions and path.is_file()]
-
-
-def _extension(path: Path) -> str:
-    name = path.name.lower()
-    return "jsonl.gz" if name.endswith(".jsonl.gz") else name.rpartition(".")[2] if "." in name else ""
-
-
-def _input_file(path: Path, *, source: str, optional: bool) -> InputFile:
-    stat = path.stat()
-    # Absolute, so that a run may be resumed from another folder.
-    return InputFile(source, Path(os.path.abspath(path)), _extension(path), stat.st_size, stat.st_mtime_ns, optional)

@@ -72,7 +72,7 @@ class Tokenizer:
         # encode_ordinary would build a list of Python integers, which holds the interpreter lock.
         pieces = [
             self._encoding.encode_to_numpy(piece, disallowed_special=())
-            for piece in _split_long_whitespace(_well_formed(text))
+            for piece in _split_long_whitespace(well_formed(text))
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -168,7 +168,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 
 def make_tokenizer(spec: str, *, texts: Iterable[str], max_training_bytes: int) -> Tokenizer:
-    """As :func:`load_tokenizer`, or for ``train:VOCAB_SIZE`` one trained on the first bytes of ``texts``."""
+    """As :func:`load_tokenizer`, or for ``train:VOCAB_SIZE`` one trained on the first bytes of ``texts`` (of
+    sample.py)."""
     if not spec.startswith(TRAIN):
         return load_tokenizer(spec)
     vocab_size = spec.removeprefix(TRAIN)
@@ -179,7 +180,7 @@ def make_tokenizer(spec: str, *, texts: Iterable[str], max_training_bytes: int) 
 
 def _first_bytes(texts: Iterable[str], *, num_bytes: int) -> Iterator[str]:
     for text in texts:
-        content = _well_formed(text).encode("utf-8")[:num_bytes]
+        content = well_formed(text).encode("utf-8")[:num_bytes]
         yield content.decode("utf-8", "ignore")
         num_bytes -= len(content)
         if num_bytes == 0:
@@ -202,7 +203,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         raise ValueError(
             f"train:{vocab_size}: the 256 single bytes and {EOS} need a vocabulary of 257; ask for that or more"
         )
-    pieces = (piece for text in texts for piece in _split_long_whitespace(_well_formed(text)))
+    pieces = (piece for text in texts for piece in _split_long_whitespace(well_formed(text)))
     ranks = train_ranks(pieces, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN)
     return Tokenizer(_encoding("trained", ranks))
 
@@ -222,7 +223,7 @@ def _get_encoding(name: str) -> tiktoken.Encoding:
         ) from error
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
     """``text`` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")

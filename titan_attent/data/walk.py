@@ -20,11 +20,16 @@ UNCOUNTED = (HIDDEN, AGAIN)
 
 
 class LeftOut:
-    """Counts what an input holds and is not read, by reason, with the first of each."""
+    """Counts what an input holds and is not read, by reason, with the first of each.
+
+    Attributes:
+        harmless: reasons that take nothing from what is read.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
+        self.harmless = set(UNCOUNTED)
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -36,11 +41,12 @@ class LeftOut:
     def update(self, other: "LeftOut") -> None:
         self.counts.update(other.counts)
         self.first = {**other.first, **self.first}
+        self.harmless |= other.harmless
 
     @property
     def num_counted(self) -> int:
         """All but those for reasons that take nothing from what is read."""
-        return sum(count for reason, count in self.counts.items() if reason not in UNCOUNTED)
+        return sum(count for reason, count in self.counts.items() if reason not in self.harmless)
 
     def summary(self) -> str:
         """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``; "" where there is nothing to tell."""

@@ -12,42 +12,29 @@ bytes as an uninterrupted run.
 Cost: the memory of encode.py; every token is hashed and written once.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from titan_attent.data.documents import read_documents
+from titan_attent.data.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
+from titan_attent.data.consumed import in_utf8
+from titan_attent.data.documents import MAX_DOCUMENT_BYTES, Document, read_documents
 from titan_attent.data.encode import Encoded, encode_documents
-from titan_attent.data.format import DEFAULT_SOURCE, PROGRESS_FILE, ShardWriter, token_dtype, write_index
-from titan_attent.data.inputs import TEXT_EXTENSIONS, list_files, parse_inputs
+from titan_attent.data.format import PROGRESS_FILE, ShardWriter, token_dtype, write_index
+from titan_attent.data.inputs import InputFile, list_files, parse_inputs
 from titan_attent.data.progress import Progress, check_output, locked, resume, run_arguments
+from titan_attent.data.sample import sample_texts
+from titan_attent.data.summary import Summary, told_nothing
 from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What the data set holds; ``num_skipped`` files were not text, ``tokens_per_second`` is of this run alone.
-
-    ``source_tokens`` has the tokens of every source of the inputs, in their order.
-    """
-
-    path: Path
-    num_documents: int
-    num_tokens: int
-    num_shards: int
-    num_skipped: int
-    source_tokens: dict[str, int]
-    tokens_per_second: float
-    fingerprint: str
+from titan_attent.data.walk import LeftOut
+from titan_attent.data.writer_options import make_parser, parse_extensions
 
 
 def write_dataset(
@@ -59,21 +46,27 @@ def write_dataset(
     shard_tokens: int = 2**27,
     num_threads: int = os.cpu_count() or 1,
     max_training_bytes: int = 2**28,
-    extensions: Sequence[str] = TEXT_EXTENSIONS,
+    extensions: Sequence[str] | None = None,
+    on_bad: str = "refuse",
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     progress: bool = False,
 ) -> Summary:
     """Write the documents of ``inputs`` as a data set, or finish one that was interrupted.
 
     Args:
-        inputs: .jsonl, .jsonl.gz, .parquet or text files, or folders of files with one of ``extensions``; a string may
-            be a pattern, and name the data source in front, ``NAME=PATH`` (:func:`~.inputs.parse_inputs`). Without a
-            name it is ``default``. Inputs stay in their order; neighbours of one name are one stretch of that source.
+        inputs: .jsonl, .ndjson, .json (each also .gz), .parquet or text files, or folders; a string may be a pattern,
+            and name the data source in front, ``NAME=PATH`` (:func:`~.inputs.parse_inputs`). Without a name it is
+            ``default``. Inputs stay in their order; neighbours of one name are one stretch of that source.
         output: the folder to write, made if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which learns one from the
-            first ``max_training_bytes`` of the inputs' text.
+            ``max_training_bytes`` of the inputs' text, of all alike (sample.py).
         text_key: JSON key or parquet column that holds the text.
         shard_tokens: a shard closes at the end of the document that reaches it.
         num_threads: that encode; they do not change what is written.
+        extensions: what is read of a folder; None for its records, or else its texts (folders.py).
+        on_bad: "refuse" ends at the first record or file that cannot be used, and at a folder of which the greater part
+            is not read; "skip" leaves them out. What is left out is counted, and listed in skipped.jsonl.
+        max_document_bytes: of a document, and of a JSON line.
         progress: show a bar on stderr.
 
     Raises:
@@ -82,29 +75,34 @@ def write_dataset(
     """
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     counts = {"shard_tokens": shard_tokens, "num_threads": num_threads, "max_training_bytes": max_training_bytes}
+    counts["max_document_bytes"] = max_document_bytes
+    if on_bad not in ("refuse", "skip"):
+        raise ValueError(f'on_bad is {on_bad!r}; it is "refuse" or "skip"')
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; set it to 1 or more")
     folder = Path(output)
     named_paths = parse_inputs(inputs)
     check_output(folder, paths=[path for _, path in named_paths])
-    files = list_files(named_paths, extensions=extensions)
+    left_out, skip = LeftOut(), on_bad == "skip"
+    files = list_files(named_paths, extensions=extensions, text_key=text_key, left_out=left_out, skip=skip)
     arguments = run_arguments(
         files, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        state = resume(folder, arguments=arguments)
+        reading = {"text_key": text_key, "max_bytes": max_document_bytes}
+        state = resume(folder, arguments=arguments, files=files, **reading)
         if state:
             encoder = Tokenizer.from_info(state.tokenizer, folder)
         else:
-            texts = (document.text for document in read_documents(files, text_key=text_key) if document.text)
+            texts = sample_texts(files, num_bytes=max_training_bytes, **reading)
             encoder = make_tokenizer(tokenizer, texts=texts, max_training_bytes=max_training_bytes)
             encoder.save(folder)
             state = Progress(arguments, encoder.info())
             state.save(folder)
         started, num_tokens_before = time.perf_counter(), state.num_tokens
-        documents = read_documents(files, text_key=text_key, start=state.cursor)
+        documents = read_documents(files, start=state.cursor, skip=skip, **reading)
         dtype = token_dtype(encoder.vocab_size)
         sizes = [file.num_bytes for file in files]
         bar = tqdm(
@@ -116,12 +114,12 @@ def write_dataset(
             disable=not progress,
         )
         with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
-            _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar)
+            _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar, files=files)
         if not state.num_documents:
             (folder / PROGRESS_FILE).unlink()
+            told = told_nothing(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
             raise ValueError(
-                f"{', '.join(map(str, inputs))}: no document in these inputs ({state.num_skipped} files are binary or "
-                "not UTF-8); give inputs that hold text"
+                f"{', '.join(map(str, inputs))}: no document in these inputs ({told}); give ones that hold text"
             )
         counts = {"num_documents": state.num_documents, "max_token_id": state.max_token_id}
         index = write_index(folder, dtype=dtype, shards=state.shards, tokenizer=state.tokenizer, **counts)
@@ -138,70 +136,66 @@ def write_dataset(
         source_tokens=source_tokens,
         tokens_per_second=(index.num_tokens - num_tokens_before) / (time.perf_counter() - started),
         fingerprint=index.fingerprint,
+        skipped=state.skipped,
+        noted=state.noted,
+        left_out=left_out,
     )
 
 
 def _write_shards(
-    encoded: Iterator[Encoded], state: Progress, *, folder: Path, dtype: np.dtype, shard_tokens: int, bar: tqdm
+    encoded: Iterator[Encoded],
+    state: Progress,
+    *,
+    folder: Path,
+    dtype: np.dtype,
+    shard_tokens: int,
+    bar: tqdm,
+    files: Sequence[InputFile],
 ) -> None:
     """Write all of ``encoded``; ``state`` is saved at the end of every shard, when it describes finished ones."""
+    log = SkippedLog(folder, num_bytes=state.skipped_bytes)
     for source, stretch in groupby(encoded, key=lambda item: item[0].source):
         while True:
             path = folder / f"shard-{len(state.shards):05d}.bin"
             with ShardWriter(path, dtype=dtype, source=source) as shard:
                 for document, tokens in stretch:
-                    if tokens is None:
-                        state.num_skipped += 1
-                    else:
-                        state.num_documents += 1
+                    _count(document, state, log=log, files=files)
+                    if tokens is not None:
                         shard.append(tokens)
-                    state.cursor = document.cursor
                     bar.update(document.num_bytes)
                     if shard.num_tokens >= shard_tokens:
                         break
                 if not shard.num_tokens:
                     break  # the stretch is at its end
                 state.shards.append(shard.finish())
+            log.flush()
+            state.skipped_bytes = log.num_bytes
             state.max_token_id = max(state.max_token_id, shard.max_token_id)
             state.save(folder)
+    log.flush()
+
+
+def _count(document: Document, state: Progress, *, log: SkippedLog, files: Sequence[InputFile]) -> None:
+    content, sound = in_utf8(document.text or "")
+    if state.consumed is not None:
+        state.consumed.add(document, content, files=files)
+    state.cursor = document.cursor
+    if document.bad is not None:
+        # Of files alone: records have their reasons.
+        state.num_skipped += document.cursor.row == 0 and document.bad.reason in (BINARY, ENCODING)
+        state.skipped[document.bad.reason] = state.skipped.get(document.bad.reason, 0) + 1
+        log.add(document.bad)
+        return
+    state.num_documents += 1
+    for note, holds in (("are empty", not content), ("had lone surrogates, now U+FFFD", not sound)):
+        if holds:
+            state.noted[note] = state.noted.get(note, 0) + 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m titan_attent.data.writer",
-        description="Write documents as token shards. A killed run is resumed by the same command.",
-    )
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help=".jsonl(.gz), .parquet or text file, folder or pattern; SOURCE=INPUT names the data source it belongs to "
-        f"(default: {DEFAULT_SOURCE})",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--tokenizer",
-        required=True,
-        metavar="NAME|FILE|train:VOCAB_SIZE",
-        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or the size of one to train",
-    )
-    parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: %(default)s)")
-    parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens of a shard (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
-    parser.add_argument(
-        "--max-training-bytes",
-        type=int,
-        default=2**28,
-        help="text to train a tokenizer on, from the first inputs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--extensions",
-        default=",".join(TEXT_EXTENSIONS),
-        help="files to read of a folder, one document each but for jsonl and parquet (default: %(default)s)",
-    )
-    options = vars(parser.parse_args(arguments))
-    extensions = [extension.strip().lstrip(".").lower() for extension in options.pop("extensions").split(",")]
+    options = vars(make_parser().parse_args(arguments))
+    extensions = parse_extensions(options.pop("extensions"))
     try:
         summary = write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
     except ValueError as error:
@@ -213,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
-    if summary.num_skipped:
-        print(f"warning: skipped {summary.num_skipped} files that are binary or not UTF-8", file=sys.stderr)
+    if told := summary.told():
+        print(f"warning: {told}", file=sys.stderr)
     print(
         f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
         f"shards, {summary.tokens_per_second:,.0f} tokens/s"

@@ -533,7 +533,9 @@ def test_resume_with_other_inputs(interrupted: tuple[Path, Path], ranks: str, tm
     options = {"shard_tokens": 700, "tokenizer": ranks}
     words = (str(output), "inputs was '1 files", "Use the same command", "delete the folder")
     refused(options, Path(other), output, *words)
-    os.utime(source, (1, 1))
+    # The path and the time may be the same: what counts is what was consumed.
+    lines = source.read_bytes().split(b"\n")
+    source.write_bytes(b"\n".join([lines[0].replace(b"document", b"Document"), *lines[1:]]))
     refused(options, source, output, *words)
 
 

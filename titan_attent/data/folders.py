@@ -1,0 +1,102 @@
+"""Which files of a folder are read: its records, or else its texts; and how many are not, and why.
+
+A folder with records (.parquet, .jsonl, .ndjson, .json) is read as these: what stands beside them, a README, a
+licence, a script, is about them. Only where there are fewer of them than of texts, in files and in bytes, is the
+folder one of texts, and the records are left out. What is left out is counted by reason, and refused where it is the
+greater part.
+
+Cost: two listings of each folder, one stat a file that is read, and a look at the head of each .json file.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from titan_attent.data.input_files import (
+    RECORD_EXTENSIONS,
+    TEXT_EXTENSIONS,
+    InputFile,
+    extension_of,
+    input_file,
+    kind_of,
+)
+from titan_attent.data.walk import FolderWalk, LeftOut
+
+ABOUT = (
+    "readme",
+    "licen",
+    "copying",
+    "notice",
+    "changelog",
+    "citation",
+    "contributing",
+    "authors",
+    "dataset_info",
+    "_",
+)
+"""How the names of files begin that are about those beside them; a "_" only where there is no extension."""
+OTHER_EXTENSION, BESIDE_RECORDS, BESIDE_TEXTS = "of another extension", "beside records", "records beside texts"
+
+
+def list_folder(
+    folder: Path, *, source: str, extensions: Sequence[str] | None, text_key: str, left_out: LeftOut
+) -> list[InputFile]:
+    """The files of ``folder`` that are read, by path; ``left_out`` counts the others.
+
+    Args:
+        extensions: what is read (``txt``), records and texts alike; None for the rule above.
+    """
+    walk = FolderWalk(folder)
+    left_out.update(walk.left_out)
+    records: list[InputFile] = []
+    texts: list[InputFile] = []
+    others: list[Path] = []
+    # Sorted as strings, whatever order the walk has.
+    for path in sorted(map(Path, walk.files()), key=lambda path: path.as_posix()):
+        extension = extension_of(path)
+        if extensions is None:
+            bare = extension.removesuffix(".gz")
+            wanted = bare in TEXT_EXTENSIONS or (bare in RECORD_EXTENSIONS and extension != "parquet.gz")
+        else:
+            wanted = extension in extensions
+        if not wanted:
+            others.append(path)
+            continue
+        kind = kind_of(path, extension=extension, text_key=text_key)
+        (texts if kind == "text" else records).append(input_file(path, source=source, optional=True, kind=kind))
+    plain = [file for file in texts if not _is_about(file.path)]
+    if not records and plain and all(file.extension.removesuffix(".gz") == "json" for file in plain):
+        # Nothing but .json: records of another key, which who reads them names, rather than texts full of braces.
+        records = [file._replace(kind="values") for file in plain]
+        texts = [file for file in texts if _is_about(file.path)]
+        plain = []
+    if extensions is not None:
+        _leave_out(others, OTHER_EXTENSION, left_out)
+        return sorted(records + texts, key=lambda file: file.path.as_posix())
+    fewer = len(records) < len(plain) and _num_bytes(records) < _num_bytes(plain)
+    if not records or fewer:
+        _leave_out(others, OTHER_EXTENSION, left_out)
+        _leave_out([file.path for file in records], BESIDE_TEXTS, left_out)
+        return texts
+    # What is about the records takes nothing from them; nor do others that are few, or small.
+    beside = [file.path for file in texts] + others
+    strange = [path for path in beside if not _is_about(path)]
+    many = len(strange) > len(records) and sum(path.stat().st_size for path in strange) > _num_bytes(records)
+    _leave_out(beside, BESIDE_RECORDS, left_out)
+    if not many:
+        left_out.harmless.add(BESIDE_RECORDS)
+    return records
+
+
+def _num_bytes(files: list[InputFile]) -> int:
+    return sum(file.num_bytes for file in files)
+
+
+def _is_about(path: Path) -> bool:
+    name = path.name.lower()
+    return name.startswith(ABOUT) and (not name.startswith("_") or "." not in name)
+
+
+def _leave_out(paths: Sequence[str | os.PathLike[str]], reason: str, left_out: LeftOut) -> None:
+    for path in paths:
+        left_out.add(reason, path)

@@ -1,0 +1,93 @@
+"""The texts of a column of a parquet file, of whatever type, a bounded number of bytes at a time.
+
+Rows are read so many at a time as keep them within ``READ_BYTES``, by what the file declares of its column. A
+dictionary stores a text once for many rows, so that a file of a kilobyte may hold gigabytes: there no more rows are
+read at a time than would keep within ``READ_BYTES`` if each had the whole dictionary.
+
+Cost: ``READ_BYTES`` of memory, or one page of the file where that is larger (the format bounds a page to 2 GiB).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+READ_BYTES = 2**27
+MAX_ROWS = 1024
+
+
+def read_column(path: Path, table: Any, *, column: str, start: int) -> Iterator[tuple[int, Any]]:
+    """Number (from 1 on) and value of every row behind the first ``start``.
+
+    A value is str, None, bytes that are no UTF-8, or what a column of another type holds.
+
+    Args:
+        table: the open ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        pyarrow.ArrowException, OSError: the file is damaged.
+    """
+    paths = [table.metadata.schema.column(i).path for i in range(table.metadata.num_columns)]
+    place = next(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{column}."))
+    row = 0
+    for group in range(table.num_row_groups):
+        meta = table.metadata.row_group(group)
+        if row + meta.num_rows <= start:
+            row += meta.num_rows
+            continue
+        num_rows = rows_at_a_time(path, meta.column(place), num_rows=meta.num_rows)
+        for batch in table.iter_batches(num_rows, row_groups=[group], columns=[column]):
+            for value in _values(batch.column(0)):
+                row += 1
+                if row > start:
+                    yield row, value
+
+
+def rows_at_a_time(path: Path, chunk: Any, *, num_rows: int) -> int:
+    """Rows of a column chunk to read at a time."""
+    each = max(1, chunk.total_uncompressed_size // max(1, num_rows))
+    if chunk.has_dictionary_page:
+        each = max(each, _dictionary_bytes(path, chunk))
+    return max(1, min(MAX_ROWS, READ_BYTES // each))
+
+
+def _dictionary_bytes(path: Path, chunk: Any) -> int:
+    """Size of the dictionary, inflated: the second number of its page's header (thrift's compact protocol)."""
+    with open(path, "rb") as file:
+        file.seek(chunk.dictionary_page_offset)
+        header = file.read(32)
+    numbers: list[int] = []
+    at = 0
+    while len(numbers) < 2 and at < len(header) and header[at] == 0x15:  # the next field, an int32
+        at += 1
+        number = shift = 0
+        while at < len(header):
+            byte = header[at]
+            number, shift, at = number | (byte & 0x7F) << shift, shift + 7, at + 1
+            if byte < 0x80:
+                break
+        numbers.append(number >> 1 ^ -(number & 1))
+    # Of a header that is not as expected nothing is believed: one row at a time.
+    return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else READ_BYTES
+
+
+def _values(array: Any) -> list[Any]:
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError:  # one of them is no UTF-8
+        values = [_one(item) for item in array]
+    return [_decoded(value) if isinstance(value, bytes) else value for value in values]
+
+
+def _one(item: Any) -> Any:
+    try:
+        return item.as_py()
+    except UnicodeDecodeError:
+        return item.as_buffer().to_pybytes()
+
+
+def _decoded(value: bytes) -> str | bytes:
+    """Text that was written as bytes, as older writers do."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
