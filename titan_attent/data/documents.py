@@ -54,8 +54,8 @@ def read_documents(
 
     Args:
         text_key: the key of a JSON record, or the column of a parquet file, that holds the text.
-        skip: give what cannot be used without its text, and go on. Of an optional file that is no text that is
-        always done. max_bytes: of a document and of a JSON line.
+        skip: give what cannot be used without its text, and go on (optional files that are no text always).
+        max_bytes: of a document and of a JSON line.
 
     Raises:
         ValueError: a record or file that cannot be used, without ``skip``; names the file and the line or row.
@@ -122,8 +122,7 @@ def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
         return Bad(where, DAMAGED, f"damaged gzip file ({error})", "download or compress it again")
     if len(content) > max_bytes:
         return Bad(where, SIZE, f"has more than {max_bytes:,} bytes", "split it, or raise --max-document-bytes")
-    # A byte-order mark says for certain what the bytes are, and is no part of the text. That of UTF-32 begins as
-    # UTF-16's.
+    # A byte-order mark says for certain what the bytes are, and is no part of the text. UTF-32's begins as UTF-16's.
     wide = next((mark for mark in WIDE_BOMS if content.startswith(mark)), None)
     encoding = "utf-8-sig" if wide is None else "utf-32" if len(wide) == 4 else "utf-16"
     try:
@@ -218,7 +217,7 @@ def _read_parquet(file: InputFile, at: Cursor, text_key: str, max_bytes: int) ->
                     what, mend = f"the column {text_key!r} stands twice", "write the file again with one of them"
                 yield Bad(where, NO_TEXT, what, mend), behind, file.num_bytes
                 return
-            for row, value in read_column(file.path, table, column=text_key, start=at.row):
+            for row, value in read_column(file.path, table, column=text_key, start=at.row, max_bytes=max_bytes):
                 here = f"{where}: row {row}"
                 if isinstance(value, bytes):
                     text: str | Bad = Bad(here, ENCODING, f"{text_key!r} is no UTF-8", "fix or remove the row")
@@ -228,6 +227,8 @@ def _read_parquet(file: InputFile, at: Cursor, text_key: str, max_bytes: int) ->
                     problem, mend = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
                     text = Bad(here, SIZE, problem, mend)
                 yield text, Cursor(at.file, row), file.num_bytes * row // num_rows
-    except (pyarrow.ArrowException, OSError, OverflowError, MemoryError) as error:
+    except TooLargeError as error:
+        yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), behind, file.num_bytes
+    except (pyarrow.ArrowException, OSError, OverflowError) as error:
         problem = f"damaged or not a parquet file ({error})"
         yield Bad(where, DAMAGED, problem, "download or write it again"), behind, file.num_bytes

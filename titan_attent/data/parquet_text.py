@@ -4,26 +4,31 @@ Rows are read so many at a time as keep them within ``READ_BYTES``, by what the 
 dictionary stores a text once for many rows, so that a file of a kilobyte may hold gigabytes: there no more rows are
 read at a time than would keep within ``READ_BYTES`` if each had the whole dictionary.
 
-Cost: ``READ_BYTES`` of memory, or one page of the file where that is larger (the format bounds a page to 2 GiB).
+Cost: ``READ_BYTES`` of memory, the largest document, or one page of data where that is larger (the format bounds a page
+to 2 GiB).
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from titan_attent.data.json_values import TooLargeError
+
 READ_BYTES = 2**27
 MAX_ROWS = 1024
 
 
-def read_column(path: Path, table: Any, *, column: str, start: int) -> Iterator[tuple[int, Any]]:
+def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: int) -> Iterator[tuple[int, Any]]:
     """Number (from 1 on) and value of every row behind the first ``start``.
 
     A value is str, None, bytes that are no UTF-8, or what a column of another type holds.
 
     Args:
         table: the open ``pyarrow.parquet.ParquetFile``.
+        max_bytes: of a text; what the file declares, beyond ``READ_BYTES``, is checked before anything is read.
 
     Raises:
+        TooLargeError: texts, or a dictionary of them, are larger.
         pyarrow.ArrowException, OSError: the file is damaged.
     """
     paths = [table.metadata.schema.column(i).path for i in range(table.metadata.num_columns)]
@@ -34,20 +39,18 @@ def read_column(path: Path, table: Any, *, column: str, start: int) -> Iterator[
         if row + meta.num_rows <= start:
             row += meta.num_rows
             continue
-        num_rows = rows_at_a_time(path, meta.column(place), num_rows=meta.num_rows)
+        chunk = meta.column(place)
+        each = chunk.total_uncompressed_size // max(1, meta.num_rows)
+        dictionary = _dictionary_bytes(path, chunk) if chunk.has_dictionary_page else 0
+        if max(each, dictionary) > (limit := max(max_bytes, READ_BYTES)):
+            what = f"a dictionary of {dictionary:,}" if dictionary > limit else f"texts of {each:,}"
+            raise TooLargeError(f"behind row {row:,} it declares {what} bytes, more than {limit:,}")
+        num_rows = max(1, min(MAX_ROWS, READ_BYTES // max(1, each, dictionary)))
         for batch in table.iter_batches(num_rows, row_groups=[group], columns=[column]):
             for value in _values(batch.column(0)):
                 row += 1
                 if row > start:
                     yield row, value
-
-
-def rows_at_a_time(path: Path, chunk: Any, *, num_rows: int) -> int:
-    """Rows of a column chunk to read at a time."""
-    each = max(1, chunk.total_uncompressed_size // max(1, num_rows))
-    if chunk.has_dictionary_page:
-        each = max(each, _dictionary_bytes(path, chunk))
-    return max(1, min(MAX_ROWS, READ_BYTES // each))
 
 
 def _dictionary_bytes(path: Path, chunk: Any) -> int:
@@ -66,8 +69,8 @@ def _dictionary_bytes(path: Path, chunk: Any) -> int:
             if byte < 0x80:
                 break
         numbers.append(number >> 1 ^ -(number & 1))
-    # Of a header that is not as expected nothing is believed: one row at a time.
-    return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else READ_BYTES
+    # Of a header that is not as expected nothing is believed: it has all that the column declares.
+    return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else int(chunk.total_uncompressed_size)
 
 
 def _values(array: Any) -> list[Any]:

@@ -128,12 +128,12 @@ def resume(
             (state.cursor, state.consumed), state.arguments, differing = found, arguments, set()
     if differing:
         described = [f"{name} was {state.arguments.get(name)!r} and is {arguments.get(name)!r}" for name in differing]
-        changed = "inputs" in differing and state.consumed is not None
+        behind = ""
+        if "inputs" in differing and state.consumed is not None:
+            behind = f" (inputs may change behind their first {state.consumed.num_records:,} records alone)"
         raise ValueError(
             f"{folder}: holds an interrupted run with other arguments: {'; '.join(sorted(described))}. Use the same "
-            "command to resume it"
-            + (f" (inputs may change behind their first {state.consumed.num_records:,} records alone)" * changed)
-            + ", or delete the folder to start anew"
+            f"command to resume it{behind}, or delete the folder to start anew"
         )
     if state.cursor.file > len(files):
         raise ValueError(f"{folder / PROGRESS_FILE}: malformed (cursor {state.cursor}); delete {folder} to start anew")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -91,7 +92,7 @@ def write_dataset(
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        reading = {"text_key": text_key, "max_bytes": max_document_bytes}
+        reading: dict[str, Any] = {"text_key": text_key, "max_bytes": max_document_bytes}
         state = resume(folder, arguments=arguments, files=files, **reading)
         if state:
             encoder = Tokenizer.from_info(state.tokenizer, folder)
