@@ -266,6 +266,25 @@ def test_the_rest_of_an_archive_is_counted(tmp_path: Path) -> None:
     assert write(path, on_bad="skip").left_out == {".avif": 3}
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (("cls", b"x" * 1001), "a .cls of 1,001 characters"),
+        (("cls", "cat".encode("utf-16")), "its label cannot be read"),
+        (("json", json.dumps({"label": "x" * 1001}).encode()), "its .json holds no number or name"),
+        (("json", b"[" * 10**5), "its label cannot be read"),
+        (("json", b'{"label": ' + b"9" * 5000 + b"}"), "its label cannot be read"),
+        (("cls", b"9" * 900), "label '9+.* is none of the classes"),
+    ],
+)
+def test_labels_that_are_none(label: tuple[str, bytes], message: str, tmp_path: Path) -> None:
+    path = stored(tmp_path, archived([*pairs(2), ("9.png", FILES[5]), (f"9.{label[0]}", label[1])]))
+    with pytest.raises(ValueError, match=f"a.tar: 9.png: {message}") as raised:
+        write(path)
+    assert len(str(raised.value)) < 500
+    assert write(path, on_bad="skip").skipped == {"label": 1}
+
+
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
     members = [("0.png", FILES[0]), ("0.cls", "\ufeffcat".encode()), ("1.png", FILES[1]), ("1.cls", b"cat")]
     assert write(stored(tmp_path, archived(members)), classes=None).classes == ("cat",)

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from titan_attent.data.images import ImageDataset, write_images
-from titan_attent.data.images.format import ImageShardEntry, read_index, write_index
+from titan_attent.data.images.format import ImageShardEntry, check_classes, read_index, write_index
 
 N, SIDE = 57, 6
 RNG = np.random.default_rng(1)
@@ -285,6 +286,27 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"shards": []}, "num_images .* is not the sum"),
         ({"shards": [{"file": "../x.bin"}]}, "malformed index"),
         ({"more": 1}, "malformed index"),
+        # Of another type, below 0, beyond what a disk holds, nested.
+        ({"num_images": 57.0}, "malformed index .num_images is 57.0: float is not"),
+        ({"num_images": True}, "malformed index .num_images is True: bool is not"),
+        ({"num_images": 2**70}, "malformed index .num_images is .* 64 bits"),
+        ({"channels": 3.0}, "malformed index .channels is 3.0: float is not"),
+        ({"height": 6.0}, "malformed index .height is 6.0: float is not"),
+        ({"class_counts": [1, 2, 3, -4]}, "malformed index"),
+        ({"class_counts": {"a": 1}}, "malformed index .class_counts is: dict is not iterable"),
+        ({"classes": "abcd"}, "malformed index .classes is"),
+        ({"shards": 5}, "malformed index .shards is"),
+        ({"shards": [5]}, r"malformed index .shards\[0\] is"),
+        ({"skipped": {"label": -1}}, "class_counts or skipped have a count below 0"),
+        ({"skipped": ["label"]}, "malformed index .skipped is"),
+        ({"mean": 0.5}, "malformed index .mean is"),
+        ({"mean": [0.5, 0.5, "0.5"]}, r"malformed index .mean\[2\] is"),
+        ({"mean": [0.5, 0.5, 1.5]}, "malformed index .*is not one finite number a channel, of pixels in"),
+        ({"mean": [0.5, 0.5, -0.1]}, "malformed index .*is not one finite number a channel, of pixels in"),
+        ({"std": [0.2, 0.2, 10**400]}, r"malformed index .std\[2\] is"),
+        ({"std": [0.2, 0.2, 1e-320]}, "malformed index .*has one between 0 and 5e-07"),
+        ({"std": [0.2, 0.2, 1e30]}, "malformed index .*is not one finite number a channel, of pixels in"),
+        ({"fingerprint": 3}, "malformed index .fingerprint is"),
     ],
 )
 def test_an_index_that_was_edited(copy: Path, changes: dict[str, Any], message: str) -> None:
@@ -299,6 +321,12 @@ def test_an_index_that_was_edited(copy: Path, changes: dict[str, Any], message: 
         ({"file": "../shard-00000.bin"}, "is not the name of a file in the folder"),
         ({"file": "shard-00000"}, "is no .bin file"),
         ({"num_images": 0}, "of 0 images"),
+        ({"num_images": -20}, "of -20 images"),
+        ({"num_images": 20.0}, r"shards\[0\].num_images is 20.0: float is not"),
+        ({"num_bytes": 2**70}, r"shards\[0\].num_bytes is .* 64 bits"),
+        ({"num_bytes": "9"}, r"shards\[0\].num_bytes is"),
+        ({"sha256": None}, r"shards\[0\].sha256 is"),
+        ({"more": 1}, r"shards\[0\]: has 'more', which is not known"),
         ({"source": "a/b"}, "source 'a/b' of shard"),
         ({"sha256": "0" * 64}, "the index was edited after it was written"),
     ],
@@ -308,6 +336,40 @@ def test_an_entry_that_was_edited(copy: Path, change: dict[str, Any], message: s
     edit(copy, shards=[{**shards[0], **change}, *shards[1:]])
     with pytest.raises(ValueError, match=message):
         opened(copy)
+
+
+def test_an_index_that_is_nested_deeply(copy: Path) -> None:
+    (copy / "index.json").write_text(
+        '{"format": "titan_attent.images", "version": 1, "x": ' + "[" * 10**5 + "]" * 10**5 + "}"
+    )
+    with pytest.raises(ValueError, match="index.json: not a file with a JSON object in it .is nested too deeply"):
+        opened(copy)
+
+
+def test_a_size_that_no_file_has_costs_no_memory(files: Path, tmp_path: Path) -> None:
+    """An index and offsets that agree with each other on an exabyte; raw images of as much."""
+    copy = Path(shutil.copytree(files, tmp_path / "copy"))
+    index = read_index(copy)
+    fields = {name: getattr(index, name) for name in ("channels", "classes", "class_counts", "mean", "std", "skipped")}
+    large = [replace(shard, num_bytes=2**60) for shard in index.shards]
+    write_index(copy, shards=large, encoding="file", height=None, width=None, **fields)
+    offsets = np.fromfile(copy / "shard-00000.offsets.bin", "<i8")
+    offsets[1:] = 2**60
+    offsets.tofile(copy / "shard-00000.offsets.bin")
+    with pytest.raises(ValueError, match=r"shard-00000.bin: ends at byte \d+, before byte 1152921504606846976"):
+        opened(copy).pixels(torch.tensor([0]), None)
+    large = [replace(shard, num_bytes=2**50 * 3 * shard.num_images) for shard in index.shards]
+    write_index(copy, shards=large, encoding="raw", height=2**25, width=2**25, **fields)
+    with pytest.raises(ValueError, match=r"shard-00000.bin: ends at byte \d+, before byte"):
+        opened(copy).pixels(torch.tensor([0]), None)
+    with pytest.raises(ValueError, match="has .* bytes where index.json says"):
+        opened(copy).check_sizes()
+
+
+def test_many_names_of_which_one_stands_twice(tmp_path: Path) -> None:
+    names = [str(number) for number in range(200_000)]
+    with pytest.raises(ValueError, match="the class '7' stands twice"):
+        check_classes([*names, "7"])
 
 
 def test_renamed_sources_are_the_same_data(copy: Path) -> None:

@@ -184,11 +184,11 @@ def test_an_archive_beside_class_folders(name: str, tmp_path: Path) -> None:
 
 
 def test_what_stands_beside_archives_is_counted(tmp_path: Path) -> None:
-    root = make(tmp_path / "in", "README.md", "preview.png", "more/x.bin", ".cache/x")
+    root = make(tmp_path / "in", "README.md", "preview.png", "more/x.bin", ".cache/x", "_SUCCESS", "LICENSE")
     for i in range(2):
         archive(root / f"{i}.tar")
-    summary = write(root)
-    assert (summary.num_images, summary.left_out) == (2, {".md": 1, ".png": 1, ".bin": 1, "hidden": 1})
+    summary, kinds = write(root), {".md": 1, ".png": 1, ".bin": 1, "hidden": 1}
+    assert (summary.num_images, summary.left_out) == (2, {**kinds, "without extension": 2})
     for i in range(2):
         archive(root / "more" / f"{i}.tar")
     with pytest.raises(ValueError, match=r"in: most of it is not read, .*2 .tar \(first: .*more/0.tar\)"):

@@ -92,7 +92,8 @@ class Classes:
                 f"label {value} may be the name or the place of a class ({_short(self.names)}): write labels as names"
             )
         if value is None or value not in self._by_value:
-            raise ValueError(f"label {label!r} is none of the classes ({_short(self.names)})")
+            shown = repr(label) if len(repr(label)) <= 80 else f"{repr(label)[:80]}..."
+            raise ValueError(f"label {shown} is none of the classes ({_short(self.names)})")
         return self._by_value[value]
 
 

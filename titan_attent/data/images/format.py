@@ -16,18 +16,21 @@ Cost: about 200 bytes of index a shard and nothing an image; one sha256 over the
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from titan_attent.data.format import INDEX_FILE, check_file_name, is_source_name, write_atomically
+from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
 FORMAT = "titan_attent.images"
 VERSION = 1
 ENCODINGS = ("raw", "file")
 SKIPPED_FILE = "skipped.jsonl"
+LEAST_STD = 5e-7
 WRITER = "`python -m titan_attent.data.images`"
 
 
@@ -123,13 +126,14 @@ def read_index(folder: Path) -> ImageIndex:
     mend = f"restore the file, or write the data set anew with {WRITER}"
     fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
     try:
-        fields["shards"] = tuple(ImageShardEntry(**entry) for entry in fields["shards"])
-        for name in ("classes", "class_counts", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        index = ImageIndex(**fields)
+        if isinstance(fields.get("classes"), list):
+            check_classes(fields["classes"])
+        for name in ("mean", "std"):
+            _check_finite(name, fields.get(name))
+        index = typed(ImageIndex, fields)
         _check_consistency(index)
-        fingerprint = _fingerprint(fields, index.shards)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fingerprint = _fingerprint(asdict(index), index.shards)
+    except ValueError as error:
         raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
     if fingerprint != index.fingerprint:
         raise ValueError(
@@ -139,6 +143,11 @@ def read_index(folder: Path) -> ImageIndex:
     return index
 
 
+def _check_finite(name: str, values: object) -> None:
+    if isinstance(values, list) and any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise ValueError(f"{name} {str(values)[:80]} is not one finite number a channel")
+
+
 def _check_consistency(index: ImageIndex) -> None:
     if index.encoding not in ENCODINGS:
         raise ValueError(f"encoding {index.encoding!r} is neither raw nor file")
@@ -146,7 +155,7 @@ def _check_consistency(index: ImageIndex) -> None:
         raise ValueError(f"channels is {index.channels!r}, neither 1 nor 3")
     raw = index.encoding == "raw"
     for side in (index.height, index.width):
-        if not (isinstance(side, int) and side > 0 if raw else side is None):
+        if not (side is not None and side > 0 if raw else side is None):
             raise ValueError(f"height {index.height!r} and width {index.width!r} of encoding {index.encoding!r}")
     for shard in index.shards:
         if shard.num_images < 1 or shard.num_bytes < 1:
@@ -160,9 +169,14 @@ def _check_consistency(index: ImageIndex) -> None:
     check_classes(index.classes)
     if len(index.class_counts) != len(index.classes) or sum(index.class_counts) != index.num_images:
         raise ValueError("class_counts do not have one count a class, or not the sum num_images")
-    for name, values in (("mean", index.mean), ("std", index.std)):
-        if len(values) != index.channels or not all(math.isfinite(value) and value >= 0 for value in values):
-            raise ValueError(f"{name} {values} is not one finite number a channel")
+    if min((*index.class_counts, *index.skipped.values())) < 0:
+        raise ValueError("class_counts or skipped have a count below 0")
+    # Both are rounded to six digits: a std between 0 and 1e-6 is none, and would make pixels infinite.
+    for name, values, most in (("mean", index.mean, 1.0), ("std", index.std, 0.5)):
+        if len(values) != index.channels or not all(0 <= value <= most for value in values):
+            raise ValueError(f"{name} {str(values)[:80]} is not one finite number a channel, of pixels in [0, 1]")
+    if any(0 < value < LEAST_STD for value in index.std):
+        raise ValueError(f"std {index.std} has one between 0 and {LEAST_STD}")
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -173,5 +187,5 @@ def check_classes(classes: Sequence[str]) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a class is {name!r}; it must be a string that is not empty")
     if len(set(classes)) < len(classes):
-        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
+        twice = Counter(classes).most_common(1)[0][0]
         raise ValueError(f"the class {twice!r} stands twice in the list of classes")

@@ -10,6 +10,8 @@ _BESIDE = frozenset(
     ("txt", "text", "md", "rst", "json", "jsonl", "xml", "csv", "tsv", "yaml", "yml", "toml", "ini", "cfg", "html")
     + ("htm", "log", "url", "pdf", "py", "sh", "sha256", "md5", "db", "lst", "info", "cls")
 )
+_NAMES_BESIDE = frozenset(("license", "licence", "readme", "notice", "copying", "authors", "changelog", "citation"))
+"""Without an extension; what begins with _, such as _SUCCESS, is a note of a program."""
 
 
 def extension(name: str) -> str:
@@ -25,7 +27,8 @@ def is_image(name: str) -> bool:
 
 def is_beside(name: str) -> bool:
     """Whether a file is what usually stands beside images: captions, lists, notes; anything else may be an image."""
-    return extension(name) in _BESIDE
+    name = os.path.basename(name)
+    return extension(name) in _BESIDE or name.startswith("_") or name.lower() in _NAMES_BESIDE
 
 
 def describe(name: str) -> str:

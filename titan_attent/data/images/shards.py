@@ -8,6 +8,7 @@ and one for its pixels, or two for its files. Any number of threads may read at 
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from titan_attent.data.format import INDEX_FILE
 from titan_attent.data.images.format import WRITER, ImageIndex, ImageShardEntry, read_index
 from titan_attent.data.shards import HASH_BLOCK
 
+_LARGE_READ = 2**26
 MEND = f"copy the data set again, or write it anew with {WRITER}"
 
 
@@ -123,9 +125,12 @@ class ImageShards:
         """Pixels of images of encoding "raw", int64 [B] in [0, N) -> uint8 [B, H, W, C]."""
         assert self.index.height is not None and self.index.width is not None
         shape = (self.index.height, self.index.width, self.index.channels)
+        for shard, rows, place in self._stretches(numbers):
+            size = math.prod(shape)
+            self._check_holds(shard.file, offset=place * size, num_bytes=(rows.stop - rows.start) * size)
         pixels = np.empty((len(numbers), *shape), dtype=np.uint8)
         for shard, rows, place in self._stretches(numbers):
-            self._read_into(pixels[rows], shard.file, place * int(np.prod(shape)))
+            self._read_into(pixels[rows], shard.file, place * math.prod(shape))
         return pixels
 
     def file_bytes(self, numbers: np.ndarray) -> list[bytes]:
@@ -137,6 +142,7 @@ class ImageShards:
             bounds = offsets.tolist()
             if bounds[0] < 0 or bounds[-1] > shard.num_bytes or bounds != sorted(bounds):
                 raise ValueError(f"{self.path / shard.offsets_file}: no rising offsets into {shard.file}; {MEND}")
+            self._check_holds(shard.file, offset=bounds[0], num_bytes=bounds[-1] - bounds[0])
             content = np.empty(bounds[-1] - bounds[0], dtype=np.uint8)
             self._read_into(content, shard.file, bounds[0])
             data = content.tobytes()
@@ -152,6 +158,17 @@ class ImageShards:
                 shard = self.index.shards[shards[start]]
                 place = int(numbers[start]) - int(self._ends[shards[start]]) + shard.num_images
                 yield shard, slice(start, stop), place
+
+    def _check_holds(self, name: str, *, offset: int, num_bytes: int) -> None:
+        """Before memory is set aside for a large read: ValueError if the file is not that long."""
+        if num_bytes < _LARGE_READ:
+            return
+        path = self.path / name
+        if (size := path.stat().st_size) < offset + num_bytes:
+            raise ValueError(
+                f"{path}: ends at byte {size}, before byte {offset + num_bytes} that is to be read: truncated or "
+                f"replaced; {MEND}"
+            )
 
     def _read_into(self, array: np.ndarray, name: str, offset: int) -> None:
         self._files.read_into(array.reshape(-1).view(np.uint8).data, name=name, offset=offset)

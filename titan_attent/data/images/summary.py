@@ -32,6 +32,8 @@ class ImageSummary:
 
 def tell(summary: ImageSummary) -> None:
     """On stdout what was written; on stderr, as warnings, what was not."""
+    if len(summary.classes) == 1:
+        print(f"warning: all images are of one class, {summary.classes[0]}", file=sys.stderr)
     told = []
     if summary.skipped:
         told.append(f"{_counts(summary.skipped)}; see {summary.path / SKIPPED_FILE}")

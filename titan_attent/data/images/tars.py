@@ -21,6 +21,8 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Taken before the others, which are images only where none of these is there."""
 _LABEL_EXTENSIONS = ("cls", "json")
 MOST_LABEL_BYTES = 2**24
+MOST_NAME = 1000
+"""Characters of the name of a class: a longer one is a caption."""
 _MEND_LABEL = "write a .cls text or a .json with the label beside each image"
 
 
@@ -107,14 +109,13 @@ class TarInput:
             problem = f"no image but {group.first}: a key ends at the first dot"
             yield from [Bad(where, "name", problem, "leave one dot alone in the names of members")] * several
         elif not found and files:
-            other = next((f", but {kind}" for kind in group.others if not is_beside(kind)), "")
-            problem = f"no image ({', '.join(IMAGE_EXTENSIONS)}){other}"
+            problem = f"no image ({', '.join(IMAGE_EXTENSIONS)})" + (f", but {group.unread}" if group.unread else "")
             yield Bad(where, "undecodable", problem, "write one image a key")
         else:
             for kind, count in [*group.others.items(), *group.several.items()]:
                 self.left_out.add(kind, where, count)
             if not found:
-                self.num_unread += any(not is_beside(kind) for kind in group.others)
+                self.num_unread += bool(group.unread)
                 return
             label = self._label(files)
             where = f"{where}.{found[0]}"
@@ -125,7 +126,10 @@ class TarInput:
         try:
             if "cls" in files:
                 label = files["cls"].decode("utf-8-sig").strip()
-                return label if label else Bad("", "label", "an empty .cls", _MEND_LABEL)
+                if not label or len(label) > MOST_NAME:
+                    what = f"a .cls of {len(label):,} characters" if label else "an empty .cls"
+                    return Bad("", "label", what, _MEND_LABEL)
+                return label
             if "json" not in files:
                 return Bad("", "label", "no label: neither .cls nor .json", _MEND_LABEL)
             record = json.loads(files["json"])
@@ -133,7 +137,7 @@ class TarInput:
             return Bad("", "label", f"its label cannot be read ({error})", _MEND_LABEL)
         found = [record[key] for key in self.label_keys if isinstance(record, dict) and key in record]
         good = len(found) == 1 and isinstance(found[0], (int, str)) and not isinstance(found[0], bool)
-        if not good or found[0] == "":
+        if not good or found[0] == "" or len(str(found[0])) > MOST_NAME:
             problem = f"its .json holds no number or name of a class under {' or '.join(self.label_keys)}"
             return Bad("", "label", problem, "write the label there, or name its key with --keys IMAGE,LABEL")
         return found[0]
@@ -147,14 +151,14 @@ class _Group:
         problem: reason, problem and mend of the first of these that cannot be read.
         num_images: how many of these are images.
         several: kinds of images with several dots in their names, and how many; ``first``: the first of them.
-        others: kinds of the rest, and how many.
+        others: kinds of the rest, and how many; ``unread``: the first of them that may be an image.
     """
 
     def __init__(self, key: str):
         self.key = key
         self.files: dict[str, bytes] = {}
         self.problem: tuple[str, str, str] | None = None
-        self.num_images, self.first = 0, ""
+        self.num_images, self.first, self.unread = 0, "", ""
         self.several: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
 
@@ -166,6 +170,8 @@ class _Group:
                 self.first = self.first or member.name
             else:
                 self.others[describe(member.name)] += 1
+                if not is_beside(member.name):
+                    self.unread = self.unread or member.name
             return False
         self.num_images += extension in IMAGE_EXTENSIONS
         problem = None
