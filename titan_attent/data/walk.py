@@ -72,7 +72,7 @@ class FolderWalk:
         self._followed: set[str] = set()
         # In rounds: all that really stands in a round's folders goes before what their links lead to.
         # Folders around the root count as seen: no link leads out of it by them.
-        seen = {_identity(folder) for folder in Path(root).resolve().parents}
+        seen = {_identity(str(folder)) for folder in Path(root).resolve().parents}
         starts = [self.root]
         while starts:
             links: list[str] = []

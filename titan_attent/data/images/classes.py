@@ -40,7 +40,7 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
     if texts:
         values = [as_integer(text) for text in texts]
         if None not in values:
-            texts = [text for _, text in sorted(zip(values, texts, strict=True))]  # type: ignore[type-var]
+            texts = [text for _, text in sorted(zip(values, texts, strict=True))]
         return tuple(texts)
     if not numbers:
         bad = next((example for item in inputs for example in item.examples() if isinstance(example, Bad)), None)

@@ -3,9 +3,10 @@
 import os
 
 ARCHIVES = (".parquet", ".npz", ".tar", ".tar.gz", ".tgz")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-IMAGE_EXTENSIONS += ("jpe", "jfif", "jif", "pjpeg", "apng", "pbm", "pnm")
-"""Other names of the same formats are read, too."""
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"),
+    *("jpe", "jfif", "jif", "pjpeg", "apng", "pbm", "pnm"),  # other names of the same formats
+)
 _BESIDE = frozenset(
     ("txt", "text", "md", "rst", "json", "jsonl", "xml", "csv", "tsv", "yaml", "yml", "toml", "ini", "cfg", "html")
     + ("htm", "log", "url", "pdf", "py", "sh", "sha256", "md5", "db", "lst", "info", "cls")
