@@ -11,6 +11,13 @@ from typing import Any
 MAX_BYTES = 2**28
 """An index of a million shards has some 200 MB."""
 
+FORMATS = {
+    "titan_attent.tokens": "a data set of text, which text models learn (llama3_attent, ...)",
+    "titan_attent.images": "a data set of images, which vit_attent and mae_attent learn",
+    "titan_attent.reference": "a scorer's losses, for teacher.reference_path or amateur_path",
+}
+"""What a folder is, to whoever named it where another kind belongs."""
+
 
 def encode_versioned(fields: dict[str, Any], *, format: str, version: int) -> bytes:
     """The file's bytes, ASCII."""
@@ -52,6 +59,11 @@ def read_versioned(path: Path, *, format: str, versions: Sequence[int], mend: st
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a file with a JSON object in it ({error}); {mend}") from error
     found = fields.pop("format", None), fields.pop("version", None)
+    if isinstance(found[0], str) and found[0] in FORMATS and found[0] != format and format in FORMATS:
+        raise ValueError(
+            f"{path.parent}: this folder holds {FORMATS[found[0]]}; what is wanted here is {FORMATS[format]}. Name "
+            "another folder, or another model"
+        )
     if found[0] != format or type(found[1]) is not int or found[1] not in versions:
         name, version = (repr(value)[:80] for value in found)
         how = "wrote it" if found[0] == format else f"reads {name}, give a folder of the format that is read here"

@@ -191,6 +191,11 @@ class TeacherConfig:
                 f'[teacher] loss_chunks = {self.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
                 "loss: set it to 1, or choose another strategy"
             )
+        if self.strategy == "uniform" and self.shadow:
+            raise ValueError(
+                '[teacher] shadow = true with strategy = "uniform", which decides nothing: name the strategy whose '
+                'decisions are to be seen, such as strategy = "hard", or set shadow = false'
+            )
         if self.strategy == "threshold" and self.weighting == "loss":
             raise ValueError(
                 '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '

@@ -11,6 +11,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.same_tokens import check_same_tokens
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
 from titan_attent.scores.reference import CROSS_ENTROPY
@@ -66,6 +67,8 @@ class Text:
             if validation
             else (job_config.data.path, job_config.training)
         )
+        if validation:
+            check_same_tokens(datasets.shards(path), datasets.shards(job_config.data.path), what="")
         return datasets.dataset(path, seq_len=section.seq_len)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:

@@ -32,6 +32,7 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.data.format import write_atomically
 from titan_attent.data.holdout import hold_out
+from titan_attent.data.same_tokens import check_same_tokens
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
@@ -79,17 +80,9 @@ class Making:
         seq_len = job_config.training.seq_len
         self.data = self.datasets.dataset(job_config.data.path, seq_len=seq_len)
         self.trusted = self.datasets.dataset(options.trusted, seq_len=seq_len)
-        ours, theirs = (
-            {key: value for key, value in data.shards.index.tokenizer.items() if key not in ("name", "file")}
-            for data in (self.data, self.trusted)
-        )
-        if ours != theirs:
-            raise ValueError(
-                f"--trusted {options.trusted} was written with another tokenizer than the run's data, "
-                f"{job_config.data.path}: the ids mean something else; write the trusted text with the data's own"
-            )
+        check_same_tokens(self.trusted.shards, self.data.shards, what="--trusted ")
         if options.is_counted:
-            check_vocabulary(ours["vocab_size"])
+            check_vocabulary(self.data.shards.index.tokenizer["vocab_size"])
         self.report: dict[str, Any] = {"seconds": {}, "device_seconds": {}}
 
     # -- the stages -----------------------------------------------------------------------------------------------

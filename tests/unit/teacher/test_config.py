@@ -128,6 +128,16 @@ def test_the_tables_name_every_key_that_has_a_range():
     assert covered | {"trace", "shadow", "reference_path", "amateur_path"} == set(TeacherConfig.__dataclass_fields__)
 
 
+def test_shadow_mode_shows_the_decisions_of_a_strategy_that_decides():
+    """Under uniform it said ratio 1.0 where the rule would keep a quarter."""
+    for values in ({}, {"strategy": "uniform"}, {"ratio_schedule": "constant", "initial_ratio": 0.25}):
+        message = refusal(shadow=True, **values)
+        assert message.startswith('[teacher] shadow = true with strategy = "uniform"')
+        assert 'strategy = "hard"' in message and "shadow = false" in message
+    for strategy in ("random", "hard", "soft"):
+        TeacherConfig(shadow=True, strategy=strategy).validate()
+
+
 def test_the_excess_loss_needs_a_reference():
     message = refusal(importance="excess_loss")
     assert message.startswith('[teacher] importance = "excess_loss" needs reference_path: ')
