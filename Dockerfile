@@ -1,7 +1,10 @@
-# The training command in a container:
+# The commands in a container. Without a command it runs the quickstart: makes its data and scorers, and trains twice.
 #   docker build -t titan_attent .
-#   docker run --gpus all --ipc=host -v "$PWD/data:/workspace/data" -v "$PWD/outputs:/workspace/outputs" titan_attent \
-#       torchrun --standalone --nproc_per_node=8 -m titan_attent.train --job.config_file train_configs/quickstart.toml
+#   docker run --gpus all --ipc=host -v "$PWD/outputs:/workspace/outputs" titan_attent
+# Your own run, its configuration and its data mounted; paths in my.toml are those of the container:
+#   docker run --gpus all --ipc=host -v "$PWD/my.toml:/workspace/my.toml" -v "$PWD/data:/workspace/data" \
+#       -v "$PWD/outputs:/workspace/outputs" titan_attent \
+#       torchrun --standalone --nproc_per_node=gpu -m titan_attent.train --job.config_file my.toml
 # Mounted folders must be writable by user id 1000.
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 
@@ -14,14 +17,15 @@ RUN apt-get update \
 
 USER trainer
 WORKDIR /workspace
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+# VENV: the environment that the scripts look for.
+ENV PATH=/venv/bin:$PATH VENV=/venv PYTHONUNBUFFERED=1
 
 # The pinned dependencies first: they change less often than the code.
 COPY --chown=trainer:trainer requirements.lock pyproject.toml README.md ./
 COPY --chown=trainer:trainer titan_attent ./titan_attent
-RUN python3.12 -m venv /venv && pip install --no-cache-dir --constraint requirements.lock .
+RUN python3.12 -m venv /venv && pip install --no-cache-dir --constraint requirements.lock . \
+    && cp pyproject.toml /venv/installed.toml
 
 COPY --chown=trainer:trainer train_configs ./train_configs
 COPY --chown=trainer:trainer scripts ./scripts
-CMD ["torchrun", "--standalone", "--nproc_per_node=gpu", "-m", "titan_attent.train", \
-     "--job.config_file", "train_configs/quickstart.toml"]
+CMD ["bash", "scripts/quickstart.sh"]

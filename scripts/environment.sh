@@ -15,4 +15,4 @@ if ! cmp -s pyproject.toml "$VENV/installed.toml"; then
     "$VENV/bin/python" -m pip install --quiet --editable '.[dev]'
     cp pyproject.toml "$VENV/installed.toml"
 fi
-export PATH="$PWD/$VENV/bin:$PATH"
+export PATH="$(cd "$VENV" && pwd)/bin:$PATH"

@@ -1,8 +1,19 @@
 """Plain references shared by the tiers: what the package computes, written the slow and obvious way."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
+import torch
+
+
+def exact_norm(tensors: Iterable[torch.Tensor]) -> float:
+    """Of all elements together, summed in fp64.
+
+    torch's own norm sums squares in fp32: on a CPU it is 0.2% low for 2^25 elements, and depends on how a tensor is cut
+    over ranks. What compares norms of a run on one rank with those on several takes this one.
+    """
+    return float(sum(tensor.detach().double().square().sum() for tensor in tensors)) ** 0.5
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from titan_attent.titan.compat import expert_counts_kept
 import numpy as np
 import torch
 import torch.distributed as dist
+from references import exact_norm
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -183,7 +184,6 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         result = {
             "steps": steps,
             "place": (trainer.dataloader.dp_rank, trainer.dataloader.dp_world_size, trainer.parallel_dims.cp),
-            "has_loss": not trainer.parallel_dims.pp_enabled or trainer.pp_has_last_stage,
             "buffer": {name: full(tensor) for name, tensor in buffer.state_dict().items()},
             "experts": {
                 plain_name(name): full(tensor)
@@ -283,7 +283,8 @@ def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict
         loss, norms = losses_of(ids)
         optimizers.zero_grad()
         (loss.mean(dim=1) * weights.to(device)).mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_norm)
+        norm = torch.tensor(exact_norm(parameter.grad for parameter in model.parameters()))
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, norm)
         gradients = {name: full(parameter.grad) for name, parameter in model.named_parameters()}
         seen = {"ids": ids, "weights": weights, "losses": loss.detach(), "norm": norm}
         steps[step] = {name: full(tensor) for name, tensor in seen.items()} | {"gradients": gradients}

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from distributed.parallel_world import NoMesh, Observed, config_of, full, plain_name
 from distributed.syncs import CountSyncs, from_forward_to_optimizer
+from references import exact_norm
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn import functional as F
 from torchtitan.config import JobConfig
@@ -187,13 +188,14 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
             losses, norms = _losses(model, read, config)
             optimizers.zero_grad()
             (losses * weights).mean().backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_norm)
+            norm = exact_norm(parameter.grad for parameter in model.parameters())
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, torch.tensor(norm))
             gradients = {name: full(parameter.grad) for name, parameter in model.named_parameters()}
             steps[step] = {
                 "ids": ids.numpy(),
                 "weights": weights.numpy(),
                 "losses": full(losses),
-                "norm": float(norm),
+                "norm": norm,
                 "gradients": gradients,
             }
             optimizers.step()

@@ -22,6 +22,8 @@ force.
    gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
 8. torch 2.11 clips gradients with an operator that skips, without a word, a DTensor whose ranks hold shares of a sum:
    the gradient of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
+9. Under a pipeline torchtitan warns that ranks without the last stage print no loss. Here they do (metrics.py), and the
+   warning would mislead. Goes when torchtitan tells them.
 
 Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
 parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
@@ -193,6 +195,13 @@ def mend_clipping() -> None:
 
     if torch.__version__ < "2.13":
         utils.clip_grad_norm_ = clip_grad_norm_
+
+
+def drop_pipeline_warning() -> None:
+    """Call before a trainer is made."""
+    import torchtitan.train
+
+    torchtitan.train.ensure_pp_loss_visible = lambda *args: None
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:

@@ -1,13 +1,25 @@
-"""torchtitan's metrics, and beside them the metrics of the systems."""
+"""torchtitan's metrics, and beside them the metrics of the systems.
+
+Under a pipeline the ranks without the last stage have no loss, and torchtitan prints -1 or -2 in its place. At a logged
+step, which all ranks log, they are told; so every rank prints the loss, and all decide alike whether it is finite
+(health.py). Cost: at a logged step under a pipeline one all-reduce of two numbers.
+"""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.protocols import BaseModelArgs
+
+from titan_attent.titan.pipeline import from_last_stage
+from titan_attent.titan.vision import is_vision
+
+if TYPE_CHECKING:
+    from titan_attent.titan.trainer import TeachingTrainer
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
@@ -20,6 +32,23 @@ class TeachingMetricsProcessor(MetricsProcessor):
     tokens_per_image: int | None = None
     """Where images are trained: their throughput is logged, too."""
 
+    told: Callable[[tuple[float, float]], list[float]] | None = None
+    """Under a pipeline: numbers of the last stage, on all ranks."""
+    logged: Callable[[int, float, float], None] | None = None
+    validated: Callable[[int, float], None] | None = None
+    """Are told the step and its numbers, once they are logged."""
+
+    def follow(self, trainer: "TeachingTrainer") -> None:
+        """Log what ``trainer`` has beside torchtitan's metrics, and tell its health what was logged."""
+        self.system_metrics = trainer.systems.metrics
+        self.logged, self.validated = trainer.health.logged, trainer.health.validated
+        if is_vision(trainer.job_config.model.name):
+            self.tokens_per_image = trainer.tokens_per_example
+        mesh = self.parallel_dims.get_optional_mesh("pp")
+        if mesh is not None:
+            is_last = trainer.pp_has_last_stage
+            self.told = partial(from_last_stage, is_last=is_last, mesh=mesh, device=trainer.device)
+
     def log(
         self,
         step: int,
@@ -28,6 +57,8 @@ class TeachingMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
+        if self.told is not None:
+            global_avg_loss, global_max_loss = self.told((global_avg_loss, global_max_loss))
         # torchtitan divides the loss of a part of the sequences by the tokens of the whole ones (#3111).
         global_max_loss *= self.parallel_dims.cp
         ours = self.system_metrics() if self.system_metrics is not None else {}
@@ -35,6 +66,13 @@ class TeachingMetricsProcessor(MetricsProcessor):
             images = self.ntokens_since_last_log / self.tokens_per_image
             ours = ours | {"throughput(ips)": images / (time.perf_counter() - self.time_last_log)}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | ours)
+        if self.logged is not None:
+            self.logged(step, global_avg_loss, grad_norm)
+
+    def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
+        super().log_validation(loss, step, extra_metrics)
+        if self.validated is not None:
+            self.validated(step, loss)
 
 
 def build_teaching_metrics_processor(

@@ -11,15 +11,38 @@ gradients are too large by that number (its thread #2972). Here the sum is divid
 Shapes: B examples, L labels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
+from torchtitan.distributed import ParallelDims
 
 from titan_attent.foundations.system import Columns, LossFunction, Seen
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
+    """The mesh dimensions beside ``batch``, and the rank on each whose losses count."""
+    sources = {"pp": 0, "cp": 0, "tp": 0}
+    if parallel_dims.pp_enabled:
+        # The schedules in the shape of a V end where they began.
+        ends_on_first = isinstance(schedule, (ScheduleZBVZeroBubble, ScheduleDualPipeV))
+        sources["pp"] = 0 if ends_on_first else parallel_dims.pp - 1
+    meshes = {name: parallel_dims.get_optional_mesh(name) for name in sources}
+    return [(mesh, sources[name]) for name, mesh in meshes.items() if mesh is not None]
+
+
+def from_last_stage(values: Sequence[float], *, is_last: bool, mesh: DeviceMesh, device: torch.device) -> list[float]:
+    """What the rank with the last stage has, on all ranks of the pipeline; the others' values are not read. A
+    collective of 8 bytes a number."""
+    mine = torch.tensor(values if is_last else [0.0] * len(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(mine, group=mesh.get_group())
+    return mine.tolist()
 
 
 def pack_target(labels_BL: Tensor, columns: Columns) -> Tensor:

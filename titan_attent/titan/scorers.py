@@ -39,6 +39,7 @@ from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.launch import arguments, parse
 from titan_attent.titan.mistakes import fail, on_first_rank
 from titan_attent.titan.opened import DataSets
+from titan_attent.titan.owner import LOCK_FILE, own
 from titan_attent.titan.scorers_bigram import MOST_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scorers_plan import (
     HELD_OUT,
@@ -154,6 +155,7 @@ class Making:
 
     def _begin(self) -> None:
         """Refuse a folder that was begun with something else; announce the cost."""
+        own(self.output / LOCK_FILE, "--output")
         self.output.mkdir(parents=True, exist_ok=True)
         path = self.output / "scorers.json"
         now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
@@ -172,7 +174,8 @@ class Making:
                     "the same to resume"
                 )
         if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
-            self._stop_clock(max(path.stat().st_mtime for path in self.output.rglob("*")))
+            kept = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
+            self._stop_clock(max(path.stat().st_mtime for path in kept))
         cost = cost_of(
             self.options,
             self.run,

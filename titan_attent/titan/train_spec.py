@@ -137,6 +137,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
     model = name.removesuffix(SUFFIX)
     compat.mend_clipping()
+    compat.drop_pipeline_warning()
     if model in VISION_MODELS:
         return _vision_spec(model, datasets)
     if model == "qwen3":

@@ -14,9 +14,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
 from titan_attent.data.reader import Batch
@@ -25,13 +24,14 @@ from titan_attent.foundations.system import Columns, LossFunction, Run, Seen, St
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems import systems_on
 from titan_attent.titan import compat
+from titan_attent.titan.health import Health
 from titan_attent.titan.initial_weights import keep_new_head
 from titan_attent.titan.kinds import kind_of
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
-from titan_attent.titan.pipeline import PipelineLoss
+from titan_attent.titan.owner import own_folders, release_folders
+from titan_attent.titan.pipeline import PipelineLoss, copies_of
 from titan_attent.titan.together import Together
-from titan_attent.titan.vision import is_vision
 
 
 class TeachingTrainer(Trainer):
@@ -56,13 +56,12 @@ class TeachingTrainer(Trainer):
             self.pp_schedule: Any = self.systems.schedule(self.pp_schedule)
             if job_config.validation.enable:
                 self.validator.pp_schedule = self.pp_schedule
-        self.checkpointer.save = self.ledger.charged("save", self.systems.aside(self.checkpointer.save))
+        self.health = Health(self)
+        save = self.health.guarded(self.systems.aside(self.checkpointer.save))
+        self.checkpointer.save = self.ledger.charged("save", save)
         if job_config.validation.enable:
             self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))
-        metrics = cast(TeachingMetricsProcessor, self.metrics_processor)
-        metrics.system_metrics = self.systems.metrics
-        if is_vision(job_config.model.name):
-            metrics.tokens_per_image = self.tokens_per_example
+        cast(TeachingMetricsProcessor, self.metrics_processor).follow(self)
         if job_config.vision.new_head:
             keep_new_head(self.checkpointer)
         # Made of a host number, which a step must not copy to the device.
@@ -80,7 +79,7 @@ class TeachingTrainer(Trainer):
             rank=self.loader.dp_rank,
             num_ranks=self.loader.dp_world_size,
             microbatches=self.loader.microbatches,
-            copies=self._copies(),
+            copies=copies_of(dims, self.pp_schedule if dims.pp_enabled else None),
             vocabulary_is_cut=dims.tp_enabled and not job_config.parallelism.disable_loss_parallel,
             ledger=self.ledger,
             reader=self.loader.reader,
@@ -92,15 +91,10 @@ class TeachingTrainer(Trainer):
             predict=self.predict,
         )
 
-    def _copies(self) -> list[tuple[DeviceMesh, int]]:
-        """The mesh dimensions beside ``batch``, and the rank on each whose losses count."""
-        sources = {"pp": 0, "cp": 0, "tp": 0}
-        if self.parallel_dims.pp_enabled:
-            # The schedules in the shape of a V end where they began.
-            ends_on_first = isinstance(self.pp_schedule, (ScheduleZBVZeroBubble, ScheduleDualPipeV))
-            sources["pp"] = 0 if ends_on_first else self.parallel_dims.pp - 1
-        meshes = {name: self.parallel_dims.get_optional_mesh(name) for name in sources}
-        return [(mesh, sources[name]) for name, mesh in meshes.items() if mesh is not None]
+    def init_distributed(self) -> ParallelDims:
+        parallel_dims = super().init_distributed()
+        own_folders(self.job_config)  # before anything is written to them
+        return parallel_dims
 
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
@@ -145,6 +139,7 @@ class TeachingTrainer(Trainer):
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
         systems.microbatch_done(columns, seen)
+        self.health.saw(logged)
         return logged
 
     def _pipeline_step(
@@ -221,6 +216,7 @@ class TeachingTrainer(Trainer):
 
     def batch_generator(self, data_iterable: Any) -> Iterator[Batch]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
+        self.health.begin()
         self.systems.begin()
         self.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))
@@ -246,3 +242,4 @@ class TeachingTrainer(Trainer):
             self.systems.close()
         cast(TeachingLoader, self.dataloader).close()
         super().close()
+        release_folders(self.job_config)

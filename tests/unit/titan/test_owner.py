@@ -1,0 +1,119 @@
+"""owner.py: two processes and one folder; a lock that dies with its holder; folders without locks."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import titan_attent.titan.compat  # noqa: F401
+
+import pytest
+
+from titan_attent.titan import owner
+from titan_attent.titan.owner import LOCK_FILE, _lock_files, own
+
+# Only the lock: importing the package takes seconds.
+HOLDER = """
+import fcntl, os, sys
+handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(handle, fcntl.LOCK_EX)
+os.pwrite(handle, b"process 7 on elsewhere, since then", 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Any:
+    yield
+    owner._forget()
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "out" / LOCK_FILE
+    path.parent.mkdir()
+    holder = hold(path)
+    with pytest.raises(ValueError) as caught:
+        own(path, "[job] dump_folder")
+    message = str(caught.value)
+    assert message.startswith(
+        f"[job] dump_folder = {path.parent}: another run is at work there (process 7 on elsewhere"
+    )
+    assert "name another folder" in message
+    holder.kill()
+    holder.wait()
+    own(path, "[job] dump_folder")  # the file is still there, and means nothing
+    assert f"process {os.getpid()} on " in path.read_text()
+    assert "elsewhere" not in path.read_text()
+
+
+def test_it_is_held_against_others_and_the_holder_may_ask_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out" / LOCK_FILE
+    own(path, "key")
+    (tmp_path / "alias").symlink_to(tmp_path / "new")
+    own(path, "key")
+    own(tmp_path / "alias" / "out" / LOCK_FILE, "key")
+    with open(path) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_forked_child_that_outlives_the_run_does_not_keep_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / LOCK_FILE
+    own(path, "key")
+    is_up, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(tell, b"1")
+        time.sleep(30)
+        os._exit(0)
+    os.read(is_up, 1)
+    try:
+        owner._forget()  # as the end of this process would
+        own(path, "key")
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def flock(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own(tmp_path / LOCK_FILE, "[job] dump_folder")
+    assert "keeps no locks" in caplog.text and str(tmp_path) in caplog.text
+
+
+def test_where_nothing_can_be_written_nothing_is_owned(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    own(tmp_path / "file" / "out" / LOCK_FILE, "key")
+    assert not owner._held
+
+
+def config(dump: Path, folder: str, *, enable: bool = True) -> Any:
+    checkpoint = SimpleNamespace(enable=enable, folder=folder)
+    return SimpleNamespace(job=SimpleNamespace(dump_folder=str(dump)), checkpoint=checkpoint)
+
+
+def test_a_checkpoint_folder_elsewhere_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    mine = tmp_path / "a" / LOCK_FILE
+    assert list(_lock_files(config(tmp_path / "a", "checkpoint"))) == [mine]
+    for folder in ("../shared", str(tmp_path / "shared")):
+        files = list(_lock_files(config(tmp_path / "a", folder)))
+        assert files[0] == mine and files[1].resolve() == tmp_path / f".shared.{LOCK_FILE}"
+        assert list(_lock_files(config(tmp_path / "a", folder, enable=False))) == [mine]
