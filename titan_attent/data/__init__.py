@@ -1,13 +1,15 @@
 """The way of the data, from documents to the ids of a step.
 
-    inputs.py      NAME=PATH -> files              of named data sources; walk.py: folders, each once
-         |
-    documents.py   files -> documents              one JSON line, parquet row or text file each
+    inputs.py      NAME=PATH -> files              of named data sources; input_files.py: records or a text;
+         |                                         folders.py: which files of a folder; walk.py: folders, each once
+    documents.py   files -> documents              a JSON record (json_values.py), parquet row (parquet_text.py) or
+         |                                         text file each; bad.py: what cannot be used
          |
     tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (ranks.py)
-         |                                         encode.py: many documents at a time
+         |                                         on text of all inputs (sample.py); encode.py: many at a time
          |
-    writer.py      token ids -> shards on disk     parallel, resumable (progress.py)
+    writer.py      token ids -> shards on disk     parallel, resumable (progress.py, consumed.py)
+         |                                         writer_options.py: its command; summary.py: what it tells
          |
     format.py      shards and index.json           hashes, fingerprint; atomic.py: files that are whole
          |

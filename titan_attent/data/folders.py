@@ -9,6 +9,7 @@ Cost: two listings of each folder, one stat a file that is read, and a look at t
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ ABOUT = (
     "_",
 )
 """How the names of files begin that are about those beside them; a "_" only where there is no extension."""
+_SPLIT = re.compile(r"(?<![a-z])(train|test|val|dev)(?:ing|id|idation)?(?![a-z])")
 OTHER_EXTENSION, BESIDE_RECORDS, BESIDE_TEXTS = "of another extension", "beside records", "records beside texts"
 
 
@@ -83,6 +85,9 @@ def list_folder(
     strange = [path for path in beside if not _is_about(path)]
     many = len(strange) > len(records) and sum(path.stat().st_size for path in strange) > _num_bytes(records)
     _leave_out(beside, BESIDE_RECORDS, left_out)
+    splits = {match for file in records for match in _SPLIT.findall(os.path.relpath(file.path, folder).lower())}
+    if len(splits) > 1:
+        left_out.notes.append(f"{folder}: {', '.join(sorted(splits))} are read together; name one to keep them apart")
     if not many:
         left_out.harmless.add(BESIDE_RECORDS)
     return records

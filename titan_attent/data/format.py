@@ -179,7 +179,7 @@ def read_index(folder: Path) -> Index:
         index = typed(Index, fields)
         _check_consistency(index)
         fingerprint = _fingerprint(dtype=index.dtype, shards=index.shards, tokenizer=index.tokenizer)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
     if fingerprint != index.fingerprint:
         raise ValueError(

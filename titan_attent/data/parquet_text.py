@@ -55,8 +55,11 @@ def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: i
 
 def _dictionary_bytes(path: Path, chunk: Any) -> int:
     """Size of the dictionary, inflated: the second number of its page's header (thrift's compact protocol)."""
+    declared, place = int(chunk.total_uncompressed_size), chunk.dictionary_page_offset
+    if place is None or not 0 <= place < path.stat().st_size:
+        return declared
     with open(path, "rb") as file:
-        file.seek(chunk.dictionary_page_offset)
+        file.seek(place)
         header = file.read(32)
     numbers: list[int] = []
     at = 0
@@ -70,7 +73,7 @@ def _dictionary_bytes(path: Path, chunk: Any) -> int:
                 break
         numbers.append(number >> 1 ^ -(number & 1))
     # Of a header that is not as expected nothing is believed: it has all that the column declares.
-    return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else int(chunk.total_uncompressed_size)
+    return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else declared
 
 
 def _values(array: Any) -> list[Any]:

@@ -24,15 +24,17 @@ class LeftOut:
 
     Attributes:
         harmless: reasons that take nothing from what is read.
+        notes: what else is to be told of an input.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.harmless = set(UNCOUNTED)
+        self.notes: list[str] = []
 
     def __bool__(self) -> bool:
-        return bool(self.counts)
+        return bool(self.counts or self.notes)
 
     def add(self, reason: str, where: str | os.PathLike[str], count: int = 1) -> None:
         self.counts[reason] += count
@@ -42,6 +44,7 @@ class LeftOut:
         self.counts.update(other.counts)
         self.first = {**other.first, **self.first}
         self.harmless |= other.harmless
+        self.notes += other.notes
 
     @property
     def num_counted(self) -> int:
@@ -51,7 +54,7 @@ class LeftOut:
     def summary(self) -> str:
         """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``; "" where there is nothing to tell."""
         parts = [f"{count:,} {reason} (first: {self.first[reason]})" for reason, count in sorted(self.counts.items())]
-        return "left out " + ", ".join(parts) if parts else ""
+        return "; ".join((["left out " + ", ".join(parts)] if parts else []) + self.notes)
 
 
 class FolderWalk:

@@ -331,6 +331,15 @@ def test_an_index_nested_deeply(copy: Path) -> None:
     refused(copy, "index.json", "nested too deeply", "restore the file")
 
 
+@pytest.mark.parametrize("depth", range(400, 1000, 100))
+def test_a_tokenizer_nested_so_deeply_that_it_can_be_read_but_not_hashed(copy: Path, depth: int) -> None:
+    content = json.loads((copy / "index.json").read_text())
+    content["tokenizer"]["x"] = "HERE"
+    text = json.dumps(content).replace('"HERE"', "[" * depth + "]" * depth)
+    (copy / "index.json").write_text(text)
+    refused(copy, "index.json", "restore the file")
+
+
 @pytest.mark.parametrize("change", [{"format": "other"}, {"version": 3}, {"version": None}])
 def test_unknown_format(copy: Path, change: dict) -> None:
     edit_index(copy, **change)

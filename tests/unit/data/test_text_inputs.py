@@ -170,6 +170,11 @@ def test_a_snapshot_of_a_data_set_is_its_records(tmp_path):
     assert texts_of(tmp_path, left_out=left_out) == TEXTS
     assert left_out.counts == {"beside records": 5, "hidden": 1}
     assert "5 beside records (first: " in left_out.summary()
+    assert left_out.summary().endswith(f"{tmp_path}: test, train are read together; name one to keep them apart")
+    (tmp_path / "data/test.ndjson").rename(tmp_path / "data/latest-contest.ndjson")
+    left_out = LeftOut()
+    texts_of(tmp_path, left_out=left_out)
+    assert not left_out.notes
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.json", "a.ndjson", "deep/er/a.json.gz"])
