@@ -7,10 +7,10 @@ same model with other classes.
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.tools.logging import logger
 
+from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.mistakes import fail
 
 HEAD = ("output.", "decoder_", "mask_token")
@@ -19,7 +19,7 @@ HEAD = ("output.", "decoder_", "mask_token")
 
 def trunk_of(weights: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Those of ``weights`` that are of the trunk; ValueError if the checkpoint ``path`` has not all of them."""
-    there: dict[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
+    there: dict[str, Any] = read_metadata(path).state_dict_metadata
     trunk = {name: weight for name, weight in weights.items() if not name.startswith(HEAD)}
     differing = [
         f"{name} is {list(weight.shape)} here and {list(there[name].size) if name in there else 'absent'} there"

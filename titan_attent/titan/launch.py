@@ -17,8 +17,10 @@ from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
 from titan_attent.titan import compat, compat_cpu, preflight, quiet
-from titan_attent.titan.mistakes import fail, let_first_rank_speak
+from titan_attent.titan.load_sources import check_start, checkpoint_to_load
+from titan_attent.titan.mistakes import end_well, fail, let_first_rank_speak
 from titan_attent.titan.opened import DataSets
+from titan_attent.titan.resume_checks import what_is_finished
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
@@ -82,11 +84,14 @@ def train() -> None:
         job_config = parse(argv)
         datasets = DataSets()
         spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
+        check_start(job_config)
         preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)
+    if finished := what_is_finished(job_config):
+        end_well(finished)
     register_train_spec(job_config.model.name, spec)
-    compat.mend_tensorboard(resumed=preflight.checkpoint_to_load(job_config) is not None)
+    compat.mend_tensorboard(resumed=checkpoint_to_load(job_config) is not None)
     # torchtitan parses the command line again, and would miss what was decided here.
     with patch.object(ConfigManager, "parse_args", lambda manager: job_config):
         torchtitan_main(TeachingTrainer)

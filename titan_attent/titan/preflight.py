@@ -10,17 +10,12 @@ an example where losses on disk are read.
 """
 
 import importlib
-import json
-import os
-import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec
@@ -32,10 +27,11 @@ from titan_attent.foundations.system import Facts
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems import systems_on
 from titan_attent.titan.kinds import kind_of
-from titan_attent.titan.loader import check_geometry, geometry_of, global_batch_size
+from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.mistakes import on_all_ranks
 from titan_attent.titan.opened import DataSets
 from titan_attent.titan.parallelism import check_parallelism, check_split
+from titan_attent.titan.resume_checks import check_checkpoint
 from titan_attent.titan.value_checks import check_fit, check_flavor, check_values
 
 if sys.version_info >= (3, 11):
@@ -166,7 +162,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
     if data.num_workers < 0:
         raise ValueError(f"[data] num_workers = {data.num_workers}: it must be at least 0")
     warn_of_unread_keys(job_config)
-    check_checkpoint(job_config, geometry_of(job_config, dataset, batch_size=batch_size))
+    check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
 
 
 def check_files(job_config: JobConfig, datasets: DataSets) -> None:
@@ -197,44 +193,3 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
             datasets.verify_references()
 
     on_all_ranks(look)
-
-
-def checkpoint_to_load(job_config: JobConfig) -> Path | None:
-    """The folder that torchtitan's CheckpointManager will load everything from, or None for a fresh start."""
-    config = job_config.checkpoint
-    if not config.enable:
-        return None
-    folder = Path(job_config.job.dump_folder) / config.folder
-    if not folder.exists():
-        full = config.initial_load_path and not config.initial_load_model_only
-        return Path(config.initial_load_path) if full else None
-    if config.load_step != -1:
-        return folder / f"step-{config.load_step}" if config.load_step > 0 else None
-    steps = [int(m[1]) for entry in os.listdir(folder) if (m := re.fullmatch(r"step-(\d+)", entry))]
-    complete = [step for step in steps if (folder / f"step-{step}" / ".metadata").is_file()]
-    return folder / f"step-{max(complete)}" if complete and max(complete) > 0 else None
-
-
-def check_checkpoint(job_config: JobConfig, geometry: dict[str, Any]) -> None:
-    """Refuse a checkpoint of other data, sequence length, batch or seeds before any tensor is read."""
-    path = checkpoint_to_load(job_config)
-    if path is None:
-        return
-    if not (path / ".metadata").is_file():
-        raise ValueError(f"the checkpoint {path} does not exist or was never finished: check checkpoint.load_step")
-    excluded = set(job_config.checkpoint.exclude_from_loading)
-    keys = FileSystemReader(path).read_metadata().state_dict_metadata
-    kept = {system.name for system in systems_on(job_config) if system.keeps_state}
-    for state in sorted({"dataloader", *kept} - excluded):
-        if not any(key.startswith(f"{state}.") for key in keys):
-            raise ValueError(
-                f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only), "
-                "stock torchtitan's, or of a run without it. To go on with its weights under a new one set "
-                f"checkpoint.exclude_from_loading = {json.dumps([*sorted(kept), 'dataloader'])} (full checkpoint), or "
-                "start in a new job.dump_folder with checkpoint.initial_load_path (model-only)"
-            )
-    if "dataloader" in excluded:
-        return
-    stored: dict[str, Any] = {"dataloader": {"geometry": ""}}
-    dcp.load(stored, checkpoint_id=path, no_dist=True)
-    check_geometry(json.loads(stored["dataloader"]["geometry"]), geometry, where=f"the checkpoint {path}")

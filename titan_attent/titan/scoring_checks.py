@@ -3,10 +3,8 @@
 import argparse
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
@@ -16,8 +14,11 @@ from titan_attent.scores.reference import ROLES, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.titan import preflight
+from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.kinds import kind_of
+from titan_attent.titan.load_sources import check_checkpoint_path, warn_of_pickles
 from titan_attent.titan.opened import DataSets
+from titan_attent.titan.resume_checks import check_shapes
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:
@@ -41,7 +42,9 @@ def check_scoring(
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
     if not job_config.teacher.reference_path:
         raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
-    check_checkpoint(job_config.checkpoint.initial_load_path)
+    check_checkpoint_path(job_config.checkpoint.initial_load_path)
+    read_metadata(path := str(job_config.checkpoint.initial_load_path))
+    warn_of_pickles(path)
     datasets = datasets or DataSets()
     preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets)
     if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
@@ -55,46 +58,9 @@ def check_scoring(
     writer_of(job_config, dataset, role=role)
 
 
-def check_checkpoint(path: str | None) -> None:
-    """Refuse what is not a finished DCP checkpoint."""
-    if not path:
-        raise ValueError(
-            "[checkpoint] initial_load_path is empty: give the step folder of the checkpoint that scores, such as "
-            "outputs/checkpoint/step-1000"
-        )
-    folder = Path(path)
-    if (folder / ".metadata").is_file():
-        return
-    steps = [*folder.glob("step-*/.metadata"), *folder.glob("*/step-*/.metadata")]
-    if steps:
-        latest = max((file.parent for file in steps), key=lambda step: (len(step.name), step.name))
-        what = f"holds checkpoints but is none: give one of them, such as {latest}"
-    elif not folder.is_dir():
-        what = "does not exist: check the path"
-    elif any(folder.glob("*.safetensors*")):
-        what = "is in safetensors format: load it into torchtitan and save it there, and give that step folder"
-    else:
-        what = "is no DCP checkpoint, or was never finished (no .metadata in it): give a step folder of torchtitan's"
-    raise ValueError(f"[checkpoint] initial_load_path = {path} {what}")
-
-
 def check_weights(weights: dict[str, Tensor], path: str) -> None:
     """Refuse a checkpoint of another model than has ``weights``: other names, more layers, or other shapes."""
-    metadata: dict[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
-    here = {name: list(weight.shape) for name, weight in weights.items()}
-    modules = {name.partition(".")[0] for name in here}
-    # Beside the model's, a full checkpoint holds the optimizer's and others', each under a name of its own.
-    there = {name: list(meta.size) for name, meta in metadata.items() if name.partition(".")[0] in modules}
-    differing = [
-        f"{name} is {here.get(name, 'absent')} here and {there.get(name, 'absent')} there"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"the checkpoint {path} is of another model: {'; '.join(differing[:3])} (of {len(differing)} differences). "
-            "Set [model] name and flavor to what it was trained with"
-        )
+    check_shapes({name: list(weight.shape) for name, weight in weights.items()}, read_metadata(path), path)
 
 
 def writer_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> ReferenceWriter:

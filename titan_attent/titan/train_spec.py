@@ -21,7 +21,7 @@ from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_
 
 from titan_attent.data.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
-from titan_attent.titan import compat, preflight, vision
+from titan_attent.titan import compat, compat_checkpoint, preflight, vision
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.mistakes import fail
@@ -138,6 +138,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     model = name.removesuffix(SUFFIX)
     compat.mend_clipping()
     compat.drop_pipeline_warning()
+    compat_checkpoint.mend()
     if model in VISION_MODELS:
         return _vision_spec(model, datasets)
     if model == "qwen3":

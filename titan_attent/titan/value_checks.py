@@ -21,6 +21,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.foundations.checks import check_number, check_one_of, closest
 from titan_attent.titan import compat
+from titan_attent.titan.load_sources import check_sources
 
 RANGES: dict[str, dict[str, Any]] = {
     "training.steps": {"at_least": 0, "whole": True},
@@ -181,22 +182,7 @@ def _check_checkpoint(job_config: JobConfig) -> None:
         raise ValueError(
             f"[job] dump_folder = {job_config.job.dump_folder}: {nearest} cannot be written to. Choose another folder"
         )
-    if folder.exists() and config.load_step == 0 and not (folder / "step-0").is_dir():
-        raise ValueError(
-            f"[checkpoint] load_step = 0 asks for the seed checkpoint {folder / 'step-0'}, which does not exist: leave "
-            "it out to resume from the latest one"
-        )
-    if not folder.exists():  # else it resumes from there
-        if config.initial_load_path and not Path(config.initial_load_path).is_dir():
-            raise ValueError(
-                f"[checkpoint] initial_load_path = {config.initial_load_path} does not exist: check the path"
-            )
-        assets = job_config.model.hf_assets_path
-        if config.initial_load_in_hf and not config.initial_load_path and not Path(assets).is_dir():
-            raise ValueError(
-                f"[model] hf_assets_path = {assets} does not exist: checkpoint.initial_load_in_hf loads from there, "
-                "or from checkpoint.initial_load_path"
-            )
+    check_sources(job_config)
 
 
 def _check_compile(job_config: JobConfig) -> None:
