@@ -1,0 +1,118 @@
+"""A checkpoint is looked at without running what is in it, and what cannot be read is said in words."""
+
+import collections
+import pathlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorProperties
+
+from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
+
+EARLIER = Path(__file__).parents[2] / "integration" / "earlier" / "run" / "checkpoint" / "step-35"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    state = {"w": torch.ones(2, 3), "half": torch.ones(4, dtype=torch.bfloat16), "at": {"step": 7, "text": "a" * 100}}
+    dcp.save(state, checkpoint_id=tmp_path / "step-7", no_dist=True)
+    return tmp_path / "step-7"
+
+
+def test_reads_what_torch_reads(saved: Path) -> None:
+    for path in (saved, EARLIER):
+        ours, torchs = read_metadata(path), FileSystemReader(path).read_metadata()
+        assert ours.state_dict_metadata == torchs.state_dict_metadata
+        assert ours.storage_data == torchs.storage_data and ours.planner_data == torchs.planner_data
+    metadata = read_metadata(saved)
+    assert shapes_of(metadata, modules=["w", "half", "at"]) == {"w": [2, 3], "half": [4]}
+    assert read_value(saved, metadata, "at.step") == 7
+    assert read_value(saved, metadata, "at.text") == "a" * 100
+    assert read_value(EARLIER, read_metadata(EARLIER), "train_state.step") == 35
+
+
+class Touch:
+    """Its unpickling makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "other", [Touch, lambda path: collections.Counter(), lambda path: len, lambda path: torch.nn.Linear], ids=str
+)
+def test_a_class_outside_the_list_is_refused(saved: Path, tmp_path: Path, other: Any) -> None:
+    ran = tmp_path / "ran"
+    metadata = FileSystemReader(saved).read_metadata()
+    metadata.planner_data = other(ran)
+    (saved / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(
+        ValueError, match=r"\.metadata holds .*, which is no part .* only those of people that you trust"
+    ):
+        read_metadata(saved)
+    assert not ran.exists()
+    if other is Touch:  # the test itself: torch's own reader runs it
+        FileSystemReader(saved).read_metadata()
+        assert ran.exists()
+
+
+def test_a_value_is_not_run_either(saved: Path, tmp_path: Path) -> None:
+    metadata, ran = read_metadata(saved), tmp_path / "ran"
+    torch.save(Touch(ran), saved / "x.distcp")
+    for entry in metadata.storage_data.values():
+        entry.relative_path, entry.offset, entry.length = "x.distcp", 0, (saved / "x.distcp").stat().st_size
+    with pytest.raises(ValueError, match=r"step-7 is damaged: its at.step cannot be read .*restore it"):
+        read_value(saved, metadata, "at.step")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [{"relative_path": "../x"}, {"length": 2**40}, {"length": -1}, {"offset": -5}, {"relative_path": "none"}],
+    ids=str,
+)
+def test_places_that_cannot_be(saved: Path, place: dict[str, Any]) -> None:
+    metadata = read_metadata(saved)
+    for entry in metadata.storage_data.values():
+        vars(entry).update(place)
+    with pytest.raises(ValueError, match="damaged: its at.step cannot be read"):
+        read_value(saved, metadata, "at.step")
+    with pytest.raises(ValueError, match="its nothing cannot be read .it is not there"):
+        read_value(saved, metadata, "nothing")
+
+
+def test_of_a_later_torch(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.15 writes it: the strides of a tensor after its other properties."""
+    stock = TensorProperties.__getstate__
+    metadata = FileSystemReader(saved).read_metadata()
+    monkeypatch.setattr(TensorProperties, "__getstate__", lambda self: (*stock(self), (3, 1)))
+    (saved / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="too many values to unpack"):  # torch's own
+        pickle.loads((saved / ".metadata").read_bytes())
+    with pytest.raises(ValueError, match=r"step-7 was written by a later torch than this one, .*under the torch that"):
+        read_metadata(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"no pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})], ids=str)
+def test_damaged(saved: Path, content: bytes) -> None:
+    (saved / ".metadata").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged.*estore it, or give another checkpoint"):
+        read_metadata(saved)
+
+
+def test_truncated_or_missing(saved: Path) -> None:
+    content = (saved / ".metadata").read_bytes()
+    (saved / ".metadata").write_bytes(content[:-20])
+    with pytest.raises(ValueError, match="damaged"):
+        read_metadata(saved)
+    (saved / ".metadata").unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_metadata(saved)
