@@ -14,6 +14,7 @@
 Cost: a directory and a small file on rank 0, and a broadcast of a few bytes, at each save.
 """
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -104,6 +105,10 @@ def first_failure(error: CheckpointException) -> str:
     """What went wrong on the first rank that failed, in one line."""
     rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
     what = str(cause).strip().partition("\n")[0]
+    if "unexpected pos" in what:  # what torch's writer of archives says then
+        return f"the disk took no more on rank {rank} ({what})"
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk took no more on rank {rank} ({what})"
     return f"{type(cause).__name__} on rank {rank}: {what}"
 
 
