@@ -176,6 +176,7 @@ def test_pixels_whose_range_is_unknown_are_bad() -> None:
 KINDS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_a_torn_picture_is_bad(kind: str, share: float) -> None:

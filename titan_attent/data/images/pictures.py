@@ -123,15 +123,15 @@ def _not_an_image(error: Exception) -> ValueError:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings the picture upright; None if nothing has to, or its metadata cannot be read."""
+    """What brings the picture upright once it is loaded; None if nothing has to, or its metadata cannot be read."""
     try:
         exif = image.getexif()
-        turn = _UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))
-        # The load of a TIFF would turn it by itself, and look into all of this.
-        for tag in (ExifTags.Base.Orientation, *TiffTags.TAGS_V2_GROUPS):
+        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+            return _UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))
+        for tag in TiffTags.TAGS_V2_GROUPS:  # its load turns it, and would look into these
             if tag in exif:
                 del exif[tag]
-        return turn
+        return None
     except Exception:  # which Pillow raises nearly any of, and which says nothing about the pixels
         return None
 
