@@ -117,10 +117,10 @@ def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
     where = str(file.path)
     try:
         with gzip.open(file.path) if file.compressed else open(file.path, "rb") as stream:
-            content = stream.read(max_bytes + 1)
+            content = stream.read(max_bytes + 1) if file.compressed or file.num_bytes <= max_bytes else b""
     except GZIP_ERRORS as error:
         return Bad(where, DAMAGED, f"damaged gzip file ({error})", "download or compress it again")
-    if len(content) > max_bytes:
+    if len(content) > max_bytes or (file.num_bytes > max_bytes and not file.compressed):
         return Bad(where, SIZE, f"has more than {max_bytes:,} bytes", "split it, or raise --max-document-bytes")
     # A byte-order mark says for certain what the bytes are, and is no part of the text. UTF-32's begins as UTF-16's.
     wide = next((mark for mark in WIDE_BOMS if content.startswith(mark)), None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from titan_attent.data.json_values import TooLargeError
 
-READ_BYTES = 2**27
+READ_BYTES = 2**26
 MAX_ROWS = 1024
 
 

@@ -135,6 +135,10 @@ def resume(
             f"{folder}: holds an interrupted run with other arguments: {'; '.join(sorted(described))}. Use the same "
             f"command to resume it{behind}, or delete the folder to start anew"
         )
+    if state.consumed is None and any(file.extension == "json" and file.kind != "text" for file in files):
+        raise ValueError(
+            f"{folder}: was begun by an earlier version, which read .json files as texts; delete it to start anew"
+        )
     if state.cursor.file > len(files):
         raise ValueError(f"{folder / PROGRESS_FILE}: malformed (cursor {state.cursor}); delete {folder} to start anew")
     itemsize = token_dtype(state.tokenizer["vocab_size"]).itemsize

@@ -95,7 +95,7 @@ def test_rows_are_read_by_bytes(tmp_path, monkeypatch, dictionary):
     assert max(sizes) <= 10
     short = table(tmp_path / "b.parquet", [f"{i}" for i in range(5000)], dictionary=dictionary)
     sizes.clear()
-    monkeypatch.setattr(parquet_text, "READ_BYTES", 2**27)
+    monkeypatch.setattr(parquet_text, "READ_BYTES", 2**26)
     assert read(short) == [f"{i}" for i in range(5000)]
     assert len(sizes) < 30 + 10 * dictionary  # and many at a time where they are short
 

@@ -296,3 +296,17 @@ def test_a_run_of_an_earlier_version_is_resumed_with_the_same_inputs_alone(
     summary = write(inputs, output, ranks, on_bad="skip")
     assert texts_of(output) == documents(0, 60)
     assert summary.skipped == {"without text": 1}
+
+
+def test_a_run_of_an_earlier_version_that_read_json_as_text_is_not_mixed(ranks: str, tmp_path: Path) -> None:
+    inputs, output = (
+        [put(tmp_path / "a.json", rows(0, 20)), put(tmp_path / "b.json", [*rows(0, 2), "{"])],
+        tmp_path / "o",
+    )
+    with pytest.raises(ValueError, match="malformed JSON line"):
+        write(inputs, output, ranks)
+    progress = json.loads((output / "progress.json").read_text())
+    del progress["consumed"]
+    (output / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(ValueError, match=r"earlier version, which read .json files as texts; delete it"):
+        write(inputs, output, ranks, on_bad="skip")
