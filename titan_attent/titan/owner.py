@@ -33,8 +33,13 @@ _held: dict[tuple[int, int], int] = {}
 
 def own_folders(job_config: JobConfig) -> None:
     """Take the folders that a run writes; ends all ranks where another run has one. A collective, on all ranks."""
+
+    def take() -> None:
+        for path, key in _lock_files(job_config).items():
+            own(path, key)
+
     try:
-        on_first_rank(lambda: [own(path, key) for path, key in _lock_files(job_config).items()])
+        on_first_rank(take)
     except ValueError as error:
         fail(error)
 
