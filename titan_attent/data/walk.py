@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
-"""Reasons of a walk: a name with a dot in front; a folder read elsewhere; a link to nothing; a pipe or device."""
+"""Reasons of a walk: a dot in front, or a cache; a folder read elsewhere; a link to nothing; a pipe or device."""
 UNCOUNTED = (HIDDEN, AGAIN)
 """Reasons that take nothing from what is read: they never make up the greater part of an input."""
 
@@ -104,7 +104,7 @@ class FolderWalk:
                 self._followed.add(folder)
             inner: list[str] = []
             for entry in _entries(folder):
-                if entry.name.startswith("."):
+                if _is_hidden(entry):
                     self.left_out.add(HIDDEN, entry.path)
                 elif entry.is_symlink() and _is_folder(entry):
                     links.append(entry.path)
@@ -126,7 +126,7 @@ class FolderWalk:
             return
         stack = [start]
         while stack:
-            entries = [entry for entry in _entries(stack.pop()) if not entry.name.startswith(".")]
+            entries = [entry for entry in _entries(stack.pop()) if not _is_hidden(entry)]
             yield from (entry.path for entry in entries if not _is_folder(entry) and _is_file(entry))
             stack += reversed([entry.path for entry in entries if entry.path in self._followed])
 
@@ -134,6 +134,11 @@ class FolderWalk:
         """Names of the folders that stand in the root itself and are walked, sorted."""
         entries = _entries(self.root)
         return [entry.name for entry in entries if entry.path in self._followed]
+
+
+def _is_hidden(entry: os.DirEntry[str]) -> bool:
+    """By its dot; Python's cache of compiled modules, too, which stands beside its sources."""
+    return entry.name.startswith(".") or entry.name == "__pycache__"
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -24,6 +24,14 @@ def test_files_go_before_folders_each_by_name(tmp_path):
     assert _walked(tmp_path) == ["a.txt", "c.txt", "a/z.txt", "a-b/x.txt", "b/1.txt", "b/2.txt", "b/a/0.txt"]
 
 
+def test_what_python_compiled_beside_its_sources_is_hidden(tmp_path):
+    """Else a folder of modules that were once imported holds more that is not read than is."""
+    _make(tmp_path, "a.py", "__pycache__/a.cpython-311.pyc", "__pycache__/a.cpython-312.pyc", "sub/__pycache__/b.pyc")
+    walk = FolderWalk(tmp_path)
+    assert _walked(tmp_path) == ["a.py"]
+    assert walk.left_out.counts == {"hidden": 2} and walk.left_out.num_counted == 0
+
+
 def test_links_to_folders_are_followed(tmp_path):
     _make(tmp_path / "root", "a/x.txt")
     _make(tmp_path / "elsewhere", "y.txt", "sub/z.txt")
