@@ -1,6 +1,7 @@
 """The tables of the convergence benchmark: all that has finished, rules by corpora."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 from convergence_rules import BATCH_SIZE, FORWARD_COST, RULES, reference_task, rule_task, score_task
 from convergence_runs import load_result
 from corpora import CORPORA, Sizes
+from first_passage import first_passage
 
 from titan_attent.data.format import write_atomically
-from titan_attent.report.runs import VALIDATION, RunScalars
-from titan_attent.report.saving import reach, target_loss
 
 RIVALS = [rule for rule in RULES if rule != "uniform"]
 
@@ -90,21 +90,21 @@ def make_shares(results: Sequence[dict[str, Any]]) -> str:
 
 
 def make_savings(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the steps after which uniform's final loss was reached, counted as the report does; empty without it.
+    """Markdown: the steps after which uniform's final loss was first reached; empty without it.
 
     The mean over the seeds that both have; "-" where one of them never was there.
     """
 
-    def curve(result: dict[str, Any]) -> RunScalars:
-        losses = {int(step): loss for step, loss in result["validation_loss"].items()}
-        return RunScalars(Path(), {VALIDATION: losses}, {VALIDATION: dict.fromkeys(losses, 0.0)})
+    def curve(result: dict[str, Any]) -> dict[int, float]:
+        return {int(step): loss for step, loss in result["validation_loss"].items()}
 
     curves = by_cell(results, curve)
 
     def steps(rule: str, corpus: str) -> str:
         control, own = curves["uniform", corpus], curves.get((rule, corpus), {})
-        reached = [reach(own[seed], target_loss(control[seed])) for seed in sorted(own.keys() & control.keys())]
-        needed = [at.step for at in reached if at is not None]
+        both = sorted(own.keys() & control.keys())
+        reached = [first_passage(own[seed], next(reversed(control[seed].values()), math.nan)) for seed in both]
+        needed = [step for step in reached if math.isfinite(step)]
         if not reached:
             return ""
         return f"{mean(needed):.0f}" if len(needed) == len(reached) else "-"

@@ -6,15 +6,12 @@ Pure: results in, numbers out. A result is a ``result.json`` with what evidence_
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from convergence_table import by_cell, mean
 from evidence_corpora import CORPORA
 from evidence_rules import RULES, STEPS
-
-from titan_attent.report.runs import VALIDATION, RunScalars
-from titan_attent.report.saving import reach
+from first_passage import first_passage
 
 Result = dict[str, Any]
 Losses = dict[tuple[str, str], dict[int, float]]
@@ -101,10 +98,7 @@ def curve(result: Result) -> dict[int, float]:
 
 def reached(result: Result, target: float) -> float:
     """The step at which a run was first at a loss, linear between validations; inf if it never was."""
-    losses = curve(result)
-    run = RunScalars(Path(), {VALIDATION: losses}, {VALIDATION: dict.fromkeys(losses, 0.0)})
-    at = reach(run, target)
-    return math.inf if at is None else at.step
+    return first_passage(curve(result), target)
 
 
 def time_to_uniform(results: Iterable[Result], controls: dict[int, float]) -> tuple[float, float, float] | None:

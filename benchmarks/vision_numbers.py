@@ -7,14 +7,11 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from first_passage import first_passage
 from intervals import half_width
 from vision_rules import BATCH_SIZE, RULES, SETS, scorers_charge
-
-from titan_attent.report.runs import ACCURACY, RunScalars
-from titan_attent.report.saving import TOP1, reach
 
 Result = dict[str, Any]
 Value = Callable[[Result], float]
@@ -133,9 +130,7 @@ def step_equivalents(result: Result) -> float:
 def reached(result: Result, target: float) -> float:
     """The step at which a run first had an accuracy, linear between validations; inf if it never had."""
     curve = dict(sorted((int(step), value) for step, value in result["accuracy"].items()))
-    run = RunScalars(Path(), {ACCURACY: curve}, {ACCURACY: dict.fromkeys(curve, 0.0)})
-    at = reach(run, target, TOP1)
-    return math.inf if at is None else at.step
+    return first_passage(curve, target, rises=True)
 
 
 # -- goals ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from vision_tasks import Run
 from titan_attent.data.format import write_atomically
 from titan_attent.data.images import ImageDataset
 from titan_attent.foundations.toml import to_toml
-from titan_attent.report.runs import ACCURACY, VALIDATION, read_run
+from titan_attent.report import read_run
+from titan_attent.report.runs import ACCURACY, VALIDATION
 from titan_attent.vision.config import VisionConfig
 
 PRELOADED = [

@@ -79,6 +79,7 @@ def tell(folder: Path, run: Any, *, losses: Collection[str | os.PathLike[str]]) 
             "data": dataset.stored.fingerprint,
             "global batch": run.batch_size,
             "tokens of an example": dataset.tokens_per_example,
+            "training.steps": _key(job, "training.steps"),
             "optimizer.lr": _key(job, "optimizer.lr"),
             "debug.seed": _key(job, "debug.seed"),
             "data.seed": _key(job, "data.seed"),

@@ -3,78 +3,112 @@
     RUN/images.png       from teacher/trace.jsonl: the 48 images that were trained most often, and the 48 least often
     RUN/quarantine.png   from teacher/quarantine.jsonl: the first 96 that no selection takes any more
 
-Both need the data set where the run had it (teacher/data.json). Among images of as many visits those with the smaller
-ids come first.
+Both need the data set where the run had it, with the fingerprint that it had (teacher/data.json); of another one
+nothing is drawn. Among images of as many visits those with the smaller ids come first.
 
 Cost: one pass over the trace, a million ids a second, and 8 bytes an image of the data set; the sheets take a second.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from titan_attent.data.images import ImageDataset
+from titan_attent.data.told import read_told
 from titan_attent.report.picture import write_whole
+from titan_attent.report.reading import json_lines
 from titan_attent.report.sheets import BOX, Cell, draw_sheet
 
 MOST, MOST_QUARANTINED = 48, 96
 HINT = "set teacher.trace = true to see what was taught most and least"
 
 
-def draw_images(run: Path) -> tuple[list[Path], str | None]:
-    """Write the sheets for which the run in the folder ``run`` has the files.
+@dataclass
+class Sheets:
+    """What was written for a run, what to do to see more, and what could not be shown and why."""
 
-    Returns:
-        What was written, and what to do to see more; neither for a run of text.
+    files: list[Path] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    Raises:
-        ValueError: a line of those files is not the teacher's, the data set has changed or is damaged, a sheet cannot
-            be written.
-    """
-    images = open_images(run)
-    if images is None:
-        return [], None
-    trace, quarantine, sheets = run / "teacher" / "trace.jsonl", run / "teacher" / "quarantine.jsonl", {}
-    if trace.is_file():
-        sheets[run / "images.png"] = draw_taught(run, images, *count_visits(trace, len(images)))
-    if quarantine.is_file() and (set_aside := read_quarantined(quarantine, len(images))):
-        sheets[run / "quarantine.png"] = draw_quarantined(run, images, set_aside)
+
+def draw_images(run: Path) -> Sheets:
+    """Write the sheets for which the run in the folder ``run`` has the files; none for a run of text, nor of another
+    data set than the one that was trained. OSError if a sheet cannot be written."""
+    found = Sheets()
+    try:
+        images = open_images(run)
+        if images is None:
+            return found
+        trace, quarantine = run / "teacher" / "trace.jsonl", run / "teacher" / "quarantine.jsonl"
+        sheets = dict[Path, Image.Image]()
+        if trace.is_file():
+            sheets[run / "images.png"] = draw_taught(run, images, *count_visits(trace, len(images), found.notes))
+        else:
+            found.hints.append(f"{run}: {HINT}")
+        if quarantine.is_file() and (set_aside := read_quarantined(quarantine, len(images), found.notes)):
+            sheets[run / "quarantine.png"] = draw_quarantined(run, images, set_aside)
+    except ValueError as error:
+        found.notes.append(f"{run}: its images are left out: {error}")
+        return found
     for path, sheet in sheets.items():
-        _save(sheet, path)
-    return list(sheets), None if trace.is_file() else f"{run}: {HINT}"
+        try:
+            write_whole(path, partial(sheet.save, format="PNG"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        found.files.append(path)
+    return found
 
 
 def open_images(run: Path) -> ImageDataset | None:
-    """The data set of images that a run was trained on; None for one of text, and where it is no longer there."""
+    """The data set of images that a run was trained on; None for one of text, and where it is no longer there.
+
+    Raises:
+        ValueError: it has changed since, or is damaged.
+    """
+    told = read_told(run)
+    folder = Path(told.path)
     try:
-        folder = Path(json.loads((run / "teacher" / "data.json").read_bytes())["path"])
         index = json.loads((folder / "index.json").read_bytes())
-        if index["format"] != "titan_attent.images":
+        if not told.path or index["format"] != "titan_attent.images":
             return None
         height, width = index["height"], index["width"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     # Small ones as they are, to be shown in whole pixels.
-    is_small = height is not None and height == width and height <= BOX
-    return ImageDataset(folder, size=0 if is_small else BOX)
+    is_small = isinstance(height, int) and height == width and height <= BOX
+    images = ImageDataset(folder, size=0 if is_small else BOX)
+    if told.fingerprint not in (None, images.fingerprint):
+        raise ValueError(
+            f"{folder} has changed since: the run was trained on the data set of fingerprint {told.fingerprint}, and "
+            f"this one has {images.fingerprint}. Put that back to see what was taught"
+        )
+    return images
 
 
-def count_visits(trace: Path, num_images: int) -> tuple[np.ndarray, int]:
+def count_visits(trace: Path, num_images: int, notes: list[str] | None = None) -> tuple[np.ndarray, int]:
     """How often each image was trained, int64 [num_images], and in how many steps."""
     visits, num_steps = np.zeros(num_images, np.int64), 0
-    for _, ids in _lines(trace, "ids", num_images):
+    for _, ids in _lines(trace, "ids", num_images, [] if notes is None else notes):
         np.add.at(visits, ids, 1)
         num_steps += 1
     return visits, num_steps
 
 
-def read_quarantined(path: Path, num_images: int) -> dict[int, int]:
+def read_quarantined(path: Path, num_images: int, notes: list[str] | None = None) -> dict[int, int]:
     """Id -> the step that set it aside, by the id's last line; in the order of their first lines."""
-    return {i: step for step, ids in _lines(path, "example_id", num_images) for i in ids.tolist()}
+    return {
+        i: step
+        for step, ids in _lines(path, "example_id", num_images, [] if notes is None else notes)
+        for i in ids.tolist()
+    }
 
 
 def draw_taught(run: Path, images: ImageDataset, visits: np.ndarray, num_steps: int) -> Image.Image:
@@ -116,31 +150,17 @@ def _count(number: int, name: str, start: int | None = None) -> str:
     return f"{several}{number:,} {name}{'s' * (number != 1)}"
 
 
-def _lines(path: Path, key: str, num_images: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The step of each line and its ids, int64 [n], under ``key``; ValueError names a bad line. A last line without its
-    end was cut short by a kill, or is being written: it is left out."""
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                record = json.loads(line)
-                step, ids = int(record["step"]), np.array(record[key], np.int64).reshape(-1)
-            except (ValueError, TypeError, KeyError, OverflowError):
-                raise ValueError(
-                    f"{path}, line {number} is not the teacher's: {line.strip()[:60]!r}. Move the file away, and the "
-                    "report will do without it"
-                ) from None
-            if len(ids) and not 0 <= ids.min() <= ids.max() < num_images:
-                raise ValueError(
-                    f"{path}, line {number} names an image beyond the {num_images:,} of the data set, which is not the "
-                    "one that was trained: put that back, or move the file away"
-                )
-            yield step, ids
+def _lines(path: Path, key: str, num_images: int, notes: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """The step of each line and its ids, int64 [n], under ``key``; lines that are not the teacher's are left out and
+    noted. ValueError names a line of another data set."""
 
+    def parse(record: Any) -> tuple[int, np.ndarray]:
+        return int(record["step"]), np.array(record[key], np.int64).reshape(-1)
 
-def _save(sheet: Image.Image, path: Path) -> None:
-    try:
-        write_whole(path, lambda file: sheet.save(file, format="PNG"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+    for step, ids in json_lines(path, parse, "the teacher's", notes):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < num_images:
+            raise ValueError(
+                f"{path}, step {step} names an image beyond the {num_images:,} of the data set, which is not the one "
+                "that was trained: put that back, or move the file away"
+            )
+        yield step, ids

@@ -13,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from titan_attent.report.comparing import Comparison, compare
 from titan_attent.report.runs import TOP5, TRAIN, VALIDATION, Axis, RunScalars
-from titan_attent.report.saving import LOSS, TOP1, Measure, Reached, final, measures_of, reach, saved_percent
+from titan_attent.report.saving import LOSS, TOP1, measures_of
+from titan_attent.report.sentence import short
 from titan_attent.report.style import mark_resumes, not_logged, smoothed, title, x_axis
-from titan_attent.report.summary import AXES, saving_text
+from titan_attent.report.summary import AXES
 
 DOTS: Any = {"marker": "o", "markersize": 4.5, "linewidth": 0.9}
 STAR: Any = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "markeredgewidth": 0.7, "linestyle": ""}
@@ -45,7 +47,8 @@ def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> N
     labels = {"step": "step", "tokens": f"tokens trained{' (patches)' * images}", "seconds": "seconds"}
     for tags, row in zip(rows_of(runs), grid, strict=True):
         measure = next((m for m in (LOSS, TOP1) if tags == (m.tag,)), None)  # what runs are compared by, if this is it
-        target = None if measure is None else final(runs[0], measure)
+        found = [] if measure is None else [compare(runs[0], run, measure) for run in runs]
+        target = found[0].target if found else None
         for axis, axes in zip(AXES, row, strict=True):
             label, scale = labels[axis], 1.0
             if axis == "seconds" and hours:
@@ -55,8 +58,8 @@ def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> N
                 not_logged(axes)
             mark_resumes(axes, runs, axis, scale)
             entries = _entries(runs[0], tags) if len(runs) == 1 else []
-            if measure is not None and target is not None:
-                entries += _saving(axes, runs, measure, target, axis, scale)
+            if len(runs) > 1 and found:
+                entries += _saving(axes, found, axis, scale)
             title(axes, _title(tags, runs), entries)
             x_axis(axes, label)
             if TOP1.tag in tags and any(drawn):
@@ -99,27 +102,26 @@ def _entries(run: RunScalars, tags: Sequence[str]) -> list[Line2D]:
     ]
 
 
-def _saving(
-    axes: Axes, runs: Sequence[RunScalars], measure: Measure, target: float, axis: Axis, scale: float
-) -> list[Line2D]:
+def _saving(axes: Axes, found: Sequence[Comparison], axis: Axis, scale: float) -> list[Line2D]:
     """Draw the line and the stars; returns their entries for the legend."""
-    reached: list[Reached | None] = [reach(run, target, measure) for run in runs]
-    base = reached[0]
-    if base is None:
+    target = found[0].target
+    if target is None or found[0].base is None:
         return []
     axes.axhline(target, color="0.35", linestyle="--", linewidth=1.0, zorder=1)
     entries = [Line2D([], [], color="0.35", linestyle="--", linewidth=1.0, label="end of the first run")]
-    for i, own in enumerate(reached):
-        if own is None:
-            if measure.tag in runs[i].scalars:
-                entries.append(Line2D([], [], color=f"C{i}", linestyle="", marker="x", label="not reached"))
-            continue
-        cost, saved = own.cost(axis), saved_percent(own, base, axis)
-        if cost is not None:
-            axes.plot([cost / scale], [target], color=f"C{i}", zorder=5, **STAR)
-        if i and saved is not None:
-            label = ("" if own.between else "at least ") + saving_text(saved)
-            entries.append(Line2D([], [], color=f"C{i}", label=label, **(STAR | {"markersize": 11})))
+    for i, one in enumerate(found):
+        color = f"C{i}"
+        if one.apart:
+            entries += [Line2D([], [], color=color, linestyle="", marker="x", label="not compared")] * bool(i)
+        elif one.own is None:
+            entries.append(Line2D([], [], color=color, linestyle="", marker="x", label="not reached"))
+        else:
+            cost = one.own.cost(axis)
+            if cost is not None:
+                axes.plot([cost / scale], [target], color=color, zorder=5, **STAR)
+            label = "reached" if axis == "step" else short(one.savings.get(axis)) or "reached"
+            if i:
+                entries.append(Line2D([], [], color=color, label=label, **(STAR | {"markersize": 11})))
     return entries
 
 

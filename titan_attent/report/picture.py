@@ -13,6 +13,9 @@ from titan_attent.report.losses import draw_losses, rows_of
 from titan_attent.report.runs import RunScalars
 from titan_attent.report.teaching import draw_panel, panels_of
 
+LONGEST = 64
+"""Characters of a run's name."""
+
 
 def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
     """Write the panels as a PNG, whole or not at all; OSError if it cannot be written."""
@@ -44,9 +47,17 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> 
 
 
 def run_names(runs: Sequence[RunScalars]) -> list[str]:
-    """The name of each run: of a single run its path, of several the part of their paths that tells them apart."""
-    if len(runs) == 1:
-        return [str(runs[0].path)]
+    """The name of each run as it is drawn: of a single run its path, of several the part of their paths that tells them
+    apart; the end of a long one. matplotlib reads ``$`` as mathematics, and leaves out of a legend what begins with
+    ``_``."""
+    names = [str(runs[0].path)] if len(runs) == 1 else _parts_apart(runs)
+    ends = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names]
+    names = ends if len(set(ends)) == len(set(names)) else names
+    drawn = (name.encode(errors="backslashreplace").decode().replace("$", r"\$") for name in names)
+    return [f" {name}" if name.startswith("_") else name for name in drawn]
+
+
+def _parts_apart(runs: Sequence[RunScalars]) -> list[str]:
     parts = [Path(os.path.abspath(run.path)).parts for run in runs]
     while len(set(parts)) > 1 and len({part[-1] for part in parts}) == 1:
         parts = [part[:-1] for part in parts]

@@ -1,8 +1,7 @@
-"""Read what a run left behind: its TensorBoard events, and the decisions of its teacher.
+"""The scalars of a run: its TensorBoard events, and the decisions of its teacher. reading.py reads them.
 
-Events are read in the order they were written; with ``metrics.save_for_all_ranks`` the lowest rank's are. An event
-file is one session of the run. A session hides what earlier sessions logged from its first step on, as these steps
-were trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the
+An event file is one session of the run. A session hides what earlier sessions logged from its first step on, as these
+steps were trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the
 sessions.)
 
 ``teacher/rounds.jsonl`` has every pass at its first step; TensorBoard sees a pass only if a log step falls into it.
@@ -11,21 +10,18 @@ Where both have a tag they are put together, and without the file TensorBoard is
 Seconds are wall time from the first to the last event of a session, added up over the sessions: pauses do not count,
 nor does what a session does before its first event (start, compilation, steps up to the first logged one). Work that a
 kill made the run repeat counts: it was paid for.
-
-Cost: one pass over the events, 50,000 a second; 100 bytes a scalar.
 """
 
-import json
 import math
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from titan_attent.data.told import Told
 from titan_attent.systems import SYSTEMS
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
@@ -33,6 +29,7 @@ TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/l
 ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
 SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
+SCORED = "ledger/examples_scored"
 WALL, COVERED_RATE = "ledger/wall_seconds", "ledger/tokens_covered_per_second"
 PREFIXES = (*(f"{system.name}/" for system in SYSTEMS), "ledger/")
 """How the tags begin that the systems of a run, and its ledger, log."""
@@ -52,6 +49,9 @@ class RunScalars:
     session_starts: list[int] = field(default_factory=list)  # first logged steps
     session_seconds: list[float] = field(default_factory=list)  # of the run, when those sessions start
     wall_seconds: float = 0.0  # first to last event of each session, added up: pauses do not count
+    hosts: set[str] = field(default_factory=set)  # on which the sessions ran
+    told: Told = field(default_factory=Told)
+    notes: list[str] = field(default_factory=list)  # what of its files could not be read
 
     @property
     def is_of_images(self) -> bool:
@@ -93,13 +93,16 @@ class RunScalars:
 
     @property
     def tokens_per_step(self) -> float | None:
-        """Tokens of a global batch over all ranks; None where nothing tells.
+        """Tokens of a global batch over all ranks, as the run told or else logged them; None where nothing tells.
 
         ``n_tokens_seen`` is the sum over the ranks, so any number of them gives the same; its first logged value comes
         before any resume, which in torchtitan alone goes wrong on another number of ranks. Under context parallelism
         it counts every token once a rank of the ``cp`` mesh (torchtitan #2990). The ledger counts examples, on no rank
         more than once, so where both are there a whole multiple of the ledger's count is corrected to it.
         """
+        told = (self.told.batch_size or 0) * (self.told.tokens_per_example or 0)
+        if told > 0:
+            return float(told)
         step, seen = next(iter(self.scalars.get(TOKENS, {}).items()), (0, 0.0))
         logged, counted = seen / step if step else None, self._ledger_tokens_per_step()
         if logged is None or counted is None:
@@ -129,11 +132,11 @@ class RunScalars:
         finite = {tag: [value for value in values if math.isfinite(value)] for tag, values in logged.items()}
         return {tag.removeprefix(family): sum(values) / len(values) for tag, values in finite.items() if values}
 
-    def add_session(self, event_file: Path) -> None:
+    def add_session(self, events: Iterable[Event], *, host: str) -> None:
         start: int | None = None
         added: dict[str, dict[int, tuple[float, float]]] = {}  # value, clock
         clocks = []
-        for event in LegacyEventFileLoader(str(event_file)).Load():
+        for event in events:
             if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
                 start = event.step
             for value in event.summary.value:
@@ -144,8 +147,9 @@ class RunScalars:
             return
         self.scalars, self.seconds = _before(start, self.scalars), _before(start, self.seconds)
         if not self.scalars:  # no resume: another run had used this folder
-            self.session_starts, self.session_seconds, self.wall_seconds = [], [], 0.0
+            self.session_starts, self.session_seconds, self.wall_seconds, self.hosts = [], [], 0.0, set()
         if clocks:
+            self.hosts.add(host)
             self.session_starts.append(start)
             self.session_seconds.append(self.wall_seconds)
             for tag, points in added.items():
@@ -158,47 +162,3 @@ class RunScalars:
 def _before(start: int, scalars: Scalars) -> Scalars:
     kept = {tag: {step: x for step, x in values.items() if step < start} for tag, values in scalars.items()}
     return {tag: values for tag, values in kept.items() if values}
-
-
-def read_run(path: str | os.PathLike[str]) -> RunScalars:
-    """Read the run whose ``job.dump_folder`` is ``path``; ValueError if that is no folder, has no events below ``tb``,
-    or has a ``teacher/rounds.jsonl`` that is not the teacher's."""
-    run = RunScalars(Path(path))
-    if not run.path.is_dir():
-        raise ValueError(f"{run.path} is not a folder: name the job.dump_folder of a run")
-    tb = run.path / "tb"
-    lowest: dict[str, Path] = {}  # stamped folder -> its first rank's folder
-    for event_file in sorted(tb.rglob("events.out.tfevents.*")):
-        if lowest.setdefault(event_file.relative_to(tb).parts[0], event_file.parent) == event_file.parent:
-            run.add_session(event_file)
-    if not run.scalars:
-        raise ValueError(
-            f"{tb} holds no TensorBoard scalars: set metrics.enable_tensorboard = true for the run "
-            "(and leave metrics.save_tb_folder at tb), or wait for its first logged step"
-        )
-    run.scalars = {tag: dict(sorted(values.items())) for tag, values in run.scalars.items()}
-    rounds = run.path / "teacher" / "rounds.jsonl"
-    run.decided = read_rounds(rounds) if rounds.is_file() else {}
-    return run
-
-
-def read_rounds(path: Path) -> Scalars:
-    """The ``teacher/*`` and ``ledger/*`` of ``rounds.jsonl`` at the first step of each pass; ValueError names a bad
-    line. A last line without its end was cut short by a kill, or is being written: it is left out."""
-    decided: Scalars = {}
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                record = json.loads(line)
-                step = int(record["step"])
-                values = {tag: float(value) for tag, value in record.items() if tag.startswith(PREFIXES)}
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise ValueError(
-                    f"{path}, line {number} is not a decision of the teacher: {line.strip()[:60]!r}. "
-                    "Move the file away, and the report will read TensorBoard alone"
-                ) from None
-            for tag, value in values.items():
-                decided.setdefault(tag, {})[step] = value
-    return decided

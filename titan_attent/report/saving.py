@@ -1,20 +1,21 @@
-"""What a run needed to reach the validation loss, or the accuracy, that the first run ended with.
+"""Where a run was at the validation loss, or the accuracy, at which the first run ended, and what it had cost there.
 
-The target is the last validation loss of the first run. A run reaches it at the first validation that is not above it;
-between that validation and the one before, steps, tokens and seconds are interpolated linearly in the loss. A falling
-loss curve bends below its chord, so the moment told is later than the true one rather than earlier, by less than one
-interval between two validations of that run; runs that validate at different steps can be compared to that precision.
-An accuracy is reached at the first validation that is not below it, and all else is the same.
-
-The first run is measured the same way: had it been at its final loss before, the saving counts from there, and a run
-compared with itself saves nothing. Only tokens that were trained on count; scoring passes show in the seconds alone.
+How a curve is smoothed says curves.py, what is charged costs.py, and where it makes a saving comparing.py. The first
+run is measured alike, so that a run saves nothing against itself. An accuracy rises, and all else is the same.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from titan_attent.report.runs import ACCURACY, VALIDATION, Axis, RunScalars
+import numpy as np
+
+from titan_attent.report import curves
+from titan_attent.report.costs import Costs
+from titan_attent.report.runs import ACCURACY, VALIDATION, RunScalars
+
+Charge = Literal["step", "tokens", "FLOPs", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,18 @@ TOP1 = Measure(ACCURACY, "validation accuracy", "{:.2%}", rises=True)
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a run first was at a loss or an accuracy. ``between``: the steps of the two validations; None if no usable
-    validation came before, so that it may have been there earlier. ``tokens`` is None where the run does not tell."""
+    """Where a run was at a loss or an accuracy. ``between``: the steps of the two validations; None if no usable
+    validation came before, so that it may have been there earlier. ``tokens`` and ``flops`` are None where the run
+    does not tell; ``flops`` counts trained tokens that cost as much."""
 
     step: float
     tokens: float | None
     seconds: float
     between: tuple[int, int] | None
+    flops: float | None = None
 
-    def cost(self, axis: Axis) -> float | None:
-        return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}[axis]
+    def cost(self, charge: Charge) -> float | None:
+        return {"step": self.step, "tokens": self.tokens, "FLOPs": self.flops, "seconds": self.seconds}[charge]
 
 
 def measures_of(runs: Sequence[RunScalars]) -> list[Measure]:
@@ -51,36 +54,40 @@ def measures_of(runs: Sequence[RunScalars]) -> list[Measure]:
 
 
 def final(run: RunScalars, measure: Measure) -> float | None:
-    """The last of it in a run, perhaps not finite; None without validations."""
-    return next(reversed(run.scalars.get(measure.tag, {}).values()), None)
+    """The level at which a run ended, perhaps not finite; None without validations."""
+    level = curves.level(*curve_of(run, measure))
+    return -level if measure.rises and level is not None else level
 
 
 def target_loss(first: RunScalars) -> float | None:
-    """The last validation loss of the first run: :func:`final` of the loss."""
+    """What the others are measured by: :func:`final` of the first run's loss."""
     return final(first, LOSS)
 
 
+def curve_of(run: RunScalars, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+    """Steps int64 [n] and values float64 [n], the smaller the better."""
+    steps, values = run.series(measure.tag)
+    return steps, -values if measure.rises else values
+
+
 def reach(run: RunScalars, target: float | None, measure: Measure = LOSS) -> Reached | None:
-    """Where ``run`` first was at ``target``; None if it was not, or if there is no finite target."""
+    """Where ``run`` was at ``target``; None if it was not, or if there is no finite target."""
     if target is None or not math.isfinite(target):
         return None
-    logged, seconds = run.scalars.get(measure.tag, {}), run.seconds.get(measure.tag, {})
-    before: int | None = None  # the step of the validation before, if that has a finite value
-    for step, value in logged.items():
-        if value >= target if measure.rises else value <= target:  # never for nan
-            share = 1.0  # of the way from the validation before
-            if before is not None and math.isfinite(value):
-                share = (logged[before] - target) / (logged[before] - value)
-            start, since = (step, seconds[step]) if before is None else (before, seconds[before])
-            at = start + share * (step - start)
-            tokens = at * run.tokens_per_step if run.tokens_per_step else None
-            when = since + share * (seconds[step] - since)
-            return Reached(at, tokens, when, None if before is None else (before, step))
-        before = step if math.isfinite(value) else None
-    return None
+    steps, values = curve_of(run, measure)
+    found = curves.crossing(steps, values, -target if measure.rises else target)
+    if found is None:
+        return None
+    clock = run.seconds.get(measure.tag, {})
+    until = clock[int(steps[found.i])]
+    since = until if found.before is None else clock[int(steps[found.before])]
+    between = None if found.before is None else (int(steps[found.before]), int(steps[found.i]))
+    seconds = since + found.share * (until - since)
+    costs = Costs(run)
+    return Reached(found.step, costs.tokens(found.step), seconds, between, costs.charged_tokens(found.step))
 
 
-def saved_percent(run: Reached, first: Reached, axis: Axis) -> float | None:
+def saved_percent(run: Reached, first: Reached, charge: Charge) -> float | None:
     """How much less than the first run ``run`` needed, in percent; negative if more; None where it cannot be told."""
-    own, base = run.cost(axis), first.cost(axis)
+    own, base = run.cost(charge), first.cost(charge)
     return None if own is None or not base else 100 * (1 - own / base)

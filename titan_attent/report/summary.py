@@ -1,12 +1,17 @@
-"""The table: one line a fact, one column a run; and what a comparison of several runs says of the teacher's saving."""
+"""The table: one line a fact, one column a run."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from titan_attent.report.comparing import compare, cost_of
+from titan_attent.report.costs import Costs
 from titan_attent.report.runs import IMAGE_SPEED, PREFIXES, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
-from titan_attent.report.saving import LOSS, TOP1, Measure, final, measures_of, reach, saved_percent
+from titan_attent.report.saving import LOSS, TOP1, Charge, Measure, measures_of
+from titan_attent.report.sentence import conclusion, short
 from titan_attent.systems import SYSTEMS
+
+__all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "table", "with_unit"]
 
 ACCOUNTS = tuple(
     f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange", "probe")
@@ -14,6 +19,7 @@ ACCOUNTS = tuple(
 # The order of the table; further teacher/* and ledger/* tags come after them.
 ORDER = (
     *("teacher/round", "teacher/ratio", "teacher/selected", "teacher/importance_mean", "teacher/importance_p99"),
+    "teacher/repeats",
     *("teacher/effective_sample_size", "teacher/never_selected", "teacher/overlap", "teacher/max_weight"),
     *("teacher/loss_age", "teacher/quarantined", "teacher/nonfinite", "teacher/fallback"),
     *("ledger/examples_trained", "ledger/examples_covered", "ledger/examples_scored", "ledger/examples_skipped"),
@@ -22,11 +28,17 @@ ORDER = (
 )
 # In the table with or without a value.
 ALWAYS = {
-    *(*ORDER[:9], "ledger/select_seconds", "ledger/exchange_seconds", "ledger/overhead_percent"),
+    *(
+        *(tag for tag in ORDER[:10] if tag != "teacher/repeats"),
+        "ledger/select_seconds",
+        "ledger/exchange_seconds",
+        "ledger/overhead_percent",
+    ),
     *("ledger/examples_trained", "ledger/examples_covered", "ledger/tokens_covered_per_second"),
 }
 BETWEEN = "between validations at"
-REACHED = ("reached at step", "reached after tokens", "reached after seconds")
+REACHED = ("reached at step", "reached after tokens", "reached after FLOPs", "reached after seconds")
+CHARGES: tuple[Charge, ...] = ("step", "tokens", "FLOPs", "seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
 _PANELS = [panel for system in SYSTEMS for panel in system.panels if panel.family]
@@ -101,7 +113,7 @@ def with_unit(tag: str, value: float) -> str:
         return f"{value:.3g}%"
     if name in SHARES or name.endswith("_share") or tag.startswith(FAMILIES):
         return f"{100 * value:.2f}%"
-    return number + (" steps" if name == "loss_age" else "")
+    return number + {"loss_age": " steps", "repeats": " times"}.get(name, "")
 
 
 def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
@@ -115,58 +127,29 @@ def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
 def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: str = "") -> dict[str, str]:
     """``prefix``: of the lines below the first."""
     wanted, (at_step, *_), between = f"first run's final {measure.name}", REACHED, prefix + BETWEEN
-    axes = {prefix + name: axis for name, axis in zip(REACHED, AXES, strict=True)}
-    target = final(first, measure)
-    facts = {wanted: "-"} | dict.fromkeys((*axes, between), "-")
-    if target is None:
+    charges = {prefix + name: charge for name, charge in zip(REACHED, CHARGES, strict=True)}
+    found = compare(first, run, measure)
+    facts = {wanted: "-"} | dict.fromkeys((*charges, between), "-")
+    if found.target is None:
         return facts | {wanted: f"-: it has no {measure.name}"}
-    own, base = reach(run, target, measure), reach(first, target, measure)
-    if base is None:
-        return facts | {wanted: f"-: it is {target}"}
-    facts[wanted] = measure.form.format(target)
+    if found.base is None:
+        return facts | {wanted: f"-: it is {found.target}"}
+    facts[wanted] = measure.form.format(found.target)
+    own = found.own
+    if found.apart:
+        return facts
     if own is None:
-        return facts | ({prefix + at_step: "not reached"} if measure.tag in run.scalars else {})
-    for fact, axis in axes.items():
-        cost, saved = own.cost(axis), saved_percent(own, base, axis)
-        if cost is not None:
-            facts[fact] = ("" if own.between else "at most ") + f"{cost:,.{1 - (axis == 'tokens')}f}".removesuffix(".0")
-            if run is not first and saved is not None:
-                facts[fact] += f" ({'' if own.between else 'at least '}{saving_text(saved)})"
+        return facts | {prefix + at_step: "not reached"}
+    for fact, charge in charges.items():
+        cost = own.cost(charge) if charge == "seconds" else cost_of(run, own, charge)
+        if cost is None or (charge == "FLOPs" and not Costs(run).flops_per_token):
+            continue
+        number = f"{cost:.3g}" if charge == "FLOPs" else f"{cost:,.{1 - (charge == 'tokens')}f}".removesuffix(".0")
+        facts[fact] = ("" if own.between else "at most ") + number
+        if run is not first and (saved := short(found.savings.get(charge))):
+            facts[fact] += f" ({saved})"
     facts[between] = "{:,} and {:,}".format(*own.between) if own.between else f"the first at {own.step:,.0f}"
     return facts
-
-
-def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """One line: what ``run`` needed to reach the final validation loss of ``first``; of images their ends, too."""
-    measures = measures_of([first, run])[::-1]
-    ends = (_ends(first, run, measure) for measure in measures if measure.rises)
-    text = "; ".join([*ends, *(_conclusion_in(first, run, measure) for measure in measures)])
-    reached = any(reach(run, final(first, measure), measure) for measure in measures)
-    prepaid = run.series("ledger/prepaid_seconds")[1][-1:].sum()
-    return text + (f"; its scorers took {prepaid:,.0f} s before" if reached and prepaid else "")
-
-
-def _ends(first: RunScalars, run: RunScalars, measure: Measure) -> str:
-    ends = {one.path: final(one, measure) for one in (run, first)}
-    told = (f"{path} at {'-' if end is None else measure.form.format(end)}" for path, end in ends.items())
-    return f"final {measure.name}: {', '.join(told)}"
-
-
-def _conclusion_in(first: RunScalars, run: RunScalars, measure: Measure) -> str:
-    target = final(first, measure)
-    base, own = reach(first, target, measure), reach(run, target, measure)
-    if target is None or base is None:
-        return f"{first.path} has no final {measure.name} to compare with"
-    wanted = f"the final {measure.name} of {first.path}, {measure.form.format(target)}"
-    if own is None:
-        return f"{run.path} did not reach {wanted}"
-    saved = saved_percent(own, base, "step")
-    text = f"{run.path} reached {wanted}, after {own.step:,.0f} steps instead of {base.step:,.0f}"
-    return text + ("" if saved is None else f": {saving_text(saved)}")
-
-
-def saving_text(saved: float) -> str:
-    return f"{saved:.1f}% saved" if saved > -0.05 else f"{-saved:.1f}% more"
 
 
 def shown_members(runs: Sequence[RunScalars], family: str) -> tuple[list[str], list[str]]:

@@ -20,8 +20,11 @@ from titan_attent.report.summary import ACCOUNTS, shown_members
 from titan_attent.systems import SYSTEMS
 
 TIME = "where the time went"
+OF_SYSTEMS = tuple(panel for system in SYSTEMS for panel in system.panels)
+REPEATS = Panel("times that a selected example is trained in the run", ("teacher/repeats",), from_zero=True)
 PANELS: tuple[Panel, ...] = (
-    *(panel for system in SYSTEMS for panel in system.panels),
+    *OF_SYSTEMS,
+    *(REPEATS for _ in range(not any("teacher/repeats" in panel.tags for panel in OF_SYSTEMS))),
     Panel(TIME),
     Panel("tokens/s/device, smoothed", (SPEED,), from_zero=True),
     Panel("images/s/device, smoothed", (IMAGE_SPEED,), from_zero=True),

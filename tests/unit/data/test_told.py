@@ -14,7 +14,7 @@ from titan_attent.data.told import Told, read_told, tell
 def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNamespace:
     (folder / "validation").mkdir(exist_ok=True)
     (folder / "validation" / "index.json").write_text('{"fingerprint": "of validation"}')
-    job = {
+    job: dict[str, dict[str, Any]] = {
         "model": {"name": name, "flavor": "8B"},
         "data": {"path": "data", "validation_path": str(folder / "validation"), "seed": 3},
         "validation": {"seq_len": 64, "steps": -1},

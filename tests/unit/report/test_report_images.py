@@ -236,9 +236,9 @@ def test_a_failed_sheet_leaves_the_old_one(
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"step": 1}', '{"step": 1, "ids": ["much"]}', '{"ids": [1]}', "\0\0"])
-def test_a_bad_line_is_named(run: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+def test_a_bad_line_is_named_and_left_out(run: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     file = trace(run, [[1]], cut=f"{line}\n")
-    assert main([str(run)]) == 2
+    assert main([str(run)]) == 0 and "images.png" in names(run)
     error = capsys.readouterr().err
     assert error.startswith(f"titan_attent.report: {file}, line 2 is not the teacher's: ") and error.count("\n") == 1
 
@@ -246,8 +246,23 @@ def test_a_bad_line_is_named(run: Path, capsys: pytest.CaptureFixture[str], line
 @pytest.mark.parametrize("stranger", [NUM, -1])
 def test_another_data_set_is_refused(run: Path, capsys: pytest.CaptureFixture[str], stranger: int) -> None:
     file = set_aside(run, [(1, 5), (stranger, 6)])
-    assert main([str(run)]) == 2
-    assert f"{file}, line 2 names an image beyond the 130 of the data set" in capsys.readouterr().err
+    assert main([str(run)]) == 0 and names(run) == FILES
+    assert f"{file}, step 6 names an image beyond the 130 of the data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["the same", "another", None])
+def test_images_of_a_data_set_that_changed_are_left_out(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str], told: str | None
+) -> None:
+    trace(run, [[1]])
+    fingerprint = json.loads((data / "index.json").read_text())["fingerprint"] if told == "the same" else told
+    content = {"path": str(data), "validation_path": ""} | ({"fingerprint": fingerprint} if fingerprint else {})
+    (run / "teacher" / "data.json").write_text(json.dumps(content))
+    assert main([str(run)]) == 0
+    assert ("images.png" in names(run)) == (told != "another")  # an earlier version told the folder alone
+    error = capsys.readouterr().err
+    assert (error == "") == (told != "another")
+    assert told != "another" or (f"{data} has changed since" in error and error.count("\n") == 1)
 
 
 # -- sheets -----------------------------------------------------------------------------------------------------------

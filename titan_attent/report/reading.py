@@ -1,0 +1,118 @@
+"""Read what a run left behind: the files of its folder -> RunScalars (runs.py).
+
+Events are read in the order they were written; with ``metrics.save_for_all_ranks`` the lowest rank's are. A file that
+ends within an event was cut short by a kill, or is being written. What cannot be read beside that is left out, and said
+in the run's ``notes``: a damaged file from its first damaged event on, lines of JSON that are not the teacher's.
+
+Cost: one pass over the events, 50,000 a second; 100 bytes a scalar. No more of a file is held than its largest event.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+from titan_attent.data.told import read_told
+from titan_attent.report.runs import PREFIXES, RunScalars, Scalars
+
+Parsed = TypeVar("Parsed")
+
+
+def read_run(path: str | os.PathLike[str]) -> RunScalars:
+    """Read the run whose ``job.dump_folder`` is ``path``; ValueError if that is no folder, or has no scalars below
+    ``tb``."""
+    run = RunScalars(Path(path))
+    if not run.path.is_dir():
+        raise ValueError(f"{run.path} is not a folder: name the job.dump_folder of a run")
+    tb = run.path / "tb"
+    lowest: dict[str, Path] = {}  # stamped folder -> its first rank's folder
+    for event_file in sorted(tb.rglob("events.out.tfevents.*")):
+        if lowest.setdefault(event_file.relative_to(tb).parts[0], event_file.parent) == event_file.parent:
+            run.add_session(events(event_file, run.notes), host=_host(event_file.name))
+    if not run.scalars:
+        why = "; ".join(run.notes) or (
+            f"{tb} holds no TensorBoard scalars: set metrics.enable_tensorboard = true for the run "
+            "(and leave metrics.save_tb_folder at tb), or wait for its first logged step"
+        )
+        raise ValueError(why)
+    run.scalars = {tag: dict(sorted(values.items())) for tag, values in run.scalars.items()}
+    rounds = run.path / "teacher" / "rounds.jsonl"
+    run.decided = read_rounds(rounds, run.notes) if rounds.is_file() else {}
+    run.told = read_told(run.path)
+    return run
+
+
+def events(path: Path, notes: list[str]) -> Iterator[Event]:
+    """The events of a file of TensorBoard's, up to its end or to the first one that is damaged, which is noted.
+
+    A record is 8 bytes of length, 4 of checksum, the event, 4 of checksum.
+    """
+    try:
+        with open(path, "rb") as file:
+            size, start = os.fstat(file.fileno()).st_size, 0
+            while start + 16 <= size:
+                header = file.read(12)
+                (length,) = struct.unpack("<Q", header[:8])
+                is_sound = masked_crc32c(header[:8]) == struct.unpack("<I", header[8:])[0]
+                if is_sound and start + 16 + length > size:
+                    return  # cut short
+                data = file.read(length + 4) if is_sound else b""
+                try:
+                    if not is_sound or masked_crc32c(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+                        raise DecodeError
+                    yield Event.FromString(data[:-4])
+                except (DecodeError, struct.error):
+                    notes.append(f"{path} is damaged at byte {start:,} of {size:,}: what follows in it is left out")
+                    return
+                start += 16 + length
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror or error}")
+
+
+def read_rounds(path: Path, notes: list[str]) -> Scalars:
+    """The ``teacher/*`` and ``ledger/*`` of ``rounds.jsonl`` at the first step of each pass."""
+
+    def parse(record: Any) -> tuple[int, dict[str, float]]:
+        return int(record["step"]), {tag: float(x) for tag, x in record.items() if tag.startswith(PREFIXES)}
+
+    decided: Scalars = {}
+    for step, values in json_lines(path, parse, "a decision of the teacher", notes):
+        for tag, value in values.items():
+            decided.setdefault(tag, {})[step] = value
+    return decided
+
+
+def json_lines(path: Path, parse: Callable[[Any], Parsed], what: str, notes: list[str]) -> Iterator[Parsed]:
+    """What ``parse`` makes of each line; lines of which it makes nothing (ValueError and the like) are left out, and
+    noted together. A last line without its end was cut short by a kill, or is being written: it is left out, too."""
+    num, bad = 0, list[tuple[int, str]]()
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for num, line in enumerate(lines, 1):
+                if not line.endswith("\n"):
+                    break
+                try:
+                    parsed = parse(json.loads(line))
+                except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+                    bad.append((num, line.strip()[:60]))
+                    continue
+                yield parsed
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror or error}")
+    if bad:
+        (first, text), many = bad[0], len(bad) > 1
+        notes.append(
+            f"{path}, line {first} is not {what}: {text!r}"
+            f"{f'; {len(bad):,} of {num:,} lines are not, and are' * many or '. It is'} left out"
+        )
+
+
+def _host(name: str) -> str:
+    """Of an event file: events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER."""
+    return ".".join(name.split(".")[4:-2])
