@@ -6,8 +6,8 @@
     scorers.py         the command that makes scorers; scorers_plan.py: what they are; scorers_bigram.py: those that are
                        counted; stages.py: the commands that make those that are trained
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
-    mistakes.py        how a user's mistake ends a run; owner.py: one run a folder; health.py: a run whose weights are no
-                       numbers any more
+    mistakes.py        how a user's mistake ends a run; owner.py: one run a folder; health.py: a run whose weights are
+                       no numbers any more
     opened.py          the data sets of a run, each opened once
     kinds.py           what differs between learners of text and of images; vision.py: the models of images, and theirs
                        in a run; initial_weights.py: a trunk with a new head
