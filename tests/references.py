@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from titan_attent.foundations.keyed import STREAM_TIES, fold_key, hash_ids
+
 
 def exact_norm(tensors: Iterable[torch.Tensor]) -> float:
     """Of all elements together, summed in fp64.
@@ -32,6 +34,14 @@ def plain_top_k(keys: np.ndarray, k: int) -> tuple[np.ndarray, int]:
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[order[:k]] = True
     return chosen, int(keys[order[k]]) if k < len(keys) else -1
+
+
+def plain_top_k_by_hash(keys: np.ndarray, k: int, ids: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """The same mask, ties by the largest upper half of the hash of (seed, id), then by place."""
+    hashes = hash_ids(torch.from_numpy(ids), fold_key(STREAM_TIES, *seed)).numpy() >> 32
+    chosen = np.zeros(len(keys), dtype=bool)
+    chosen[np.lexsort((np.arange(len(keys)), -hashes, -keys))[:k]] = True
+    return chosen
 
 
 def sequential_sampling_law(probabilities: np.ndarray, k: int) -> dict[tuple[int, ...], float]:

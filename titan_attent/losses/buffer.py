@@ -10,12 +10,10 @@ can make their decisions differ.
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
 with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
 
-Where an example was trained as a share of a mixture (``with_shares``), its record moves towards the mixture's loss by
-that share, so that it is a moving mean over the mixtures that it was part of.
-
 Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
-depend on the number of ranks. A non-finite loss never enters: its visit counts, its value is dropped and counted in
-``num_nonfinite``.
+depend on the number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of one
+in a window of ``flush_every`` steps count, by their shares (mixtures.py), and a visit takes a share of one half. A
+non-finite loss never enters: its visit counts, its value is dropped and counted in ``num_nonfinite``.
 """
 
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.foundations.agreement import Agreement, Decision
 from titan_attent.foundations.sharding import ExampleSharding
+from titan_attent.losses.mixtures import HALF, Mixtures
 from titan_attent.losses.records import NEVER, Records, bits_of, floats_of
 from titan_attent.losses.window import FLUSH_EVERY, LossWindow
 
@@ -91,6 +90,11 @@ class LossBuffer:
             self._state["gradient"] = torch.zeros(slots, dtype=torch.float32, device=self.device)
         self._num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
         self.window, self.with_shares = window, with_shares
+        self.mixtures: Mixtures | None = None
+        if with_shares:
+            names = ("loss", "gradient")[: 1 + with_gradient]
+            self.mixtures = Mixtures(names, slots=slots, steps=flush_every, device=self.device)
+            self._state |= self.mixtures.state
         self._pending: list[Tensor] = []
         self._pending_kind = (0, True)  # last step, and whether trained: one exchange holds one kind
         self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool], Decision | None] | None = None
@@ -129,9 +133,9 @@ class LossBuffer:
             losses: [B], mean nats a token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
             gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
-            shares: [B], in [0, 1]; needed with ``with_shares``.
+            shares: [B], in [0, 1]; needed with ``with_shares``. Not read of a score, which is of a whole example.
             trained: whether this counts as a visit; False for a score from a forward pass. A collective where it
-                differs from the record before: what is pending is exchanged first.
+                differs from the record before, or with shares the window: what is pending is exchanged first.
         """
         if example_ids.shape != losses.shape or example_ids.ndim != 1:
             raise ValueError(
@@ -146,7 +150,8 @@ class LossBuffer:
             if is_wanted and values is None:
                 raise ValueError(f"this buffer keeps {name}: record them with {name}=")
             rows += [bits_of(values, self.device)] if is_wanted and values is not None else []
-        if self._pending and self._pending_kind[1] != trained:
+        before, kind = self._pending_kind
+        if self._pending and (kind != trained or (self.mixtures is not None and self.mixtures.parts(before, step))):
             self.flush()
         self._pending.append(torch.stack(rows))
         self._pending_kind = step, trained
@@ -183,18 +188,20 @@ class LossBuffer:
         rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # (rank, time) -> (step, rank, row)
         if trained and self.window is not None:
             self.window.write(floats_of(rows[1]), step=step)
-        self._write(rows, trained=trained)
+        self._write(rows, step=step, trained=trained)
 
-    def _write(self, rows: Tensor, *, trained: bool) -> None:
+    def _write(self, rows: Tensor, *, step: int, trained: bool) -> None:
         """Apply gathered records, int64 [2 to 4, n], in the order of their steps; no shape depends on their values."""
         state, trash = self._state, self.sharding.num_local
         ids = rows[0]
         slot = self.sharding.local_index(ids, elsewhere=trash)
-        if trained:
-            state["visits"].index_add_(0, slot, torch.ones_like(slot, dtype=torch.int32))
-
         finite = torch.isfinite(floats_of(rows[1:])).all(dim=0)
         self._num_nonfinite += (~finite & (ids < self.sharding.num_examples)).sum()
+        if trained:
+            visited = torch.ones_like(finite)
+            if self.with_shares:
+                visited, finite = floats_of(rows[-1]) >= HALF, finite & (floats_of(rows[-1]) > 0)
+            state["visits"].index_add_(0, slot, visited.int())
         slot, order = torch.sort(torch.where(finite, slot, trash), stable=True)
         rows = rows[:, order]
         steps, losses = (rows[1] >> 32).to(torch.int32), floats_of(rows[1])
@@ -207,12 +214,13 @@ class LossBuffer:
         unseen = state["first_step"][slot] == NEVER
         first = torch.where(starts & unseen, slot, trash)
         last = torch.where(ends, slot, trash)
-        state["first_loss"].index_copy_(0, first, losses)
-        state["first_step"].index_copy_(0, first, steps)
         seen = {"loss": losses} | ({"gradient": floats_of(rows[2])} if "gradient" in state else {})
+        if self.mixtures is not None:
+            shares = floats_of(rows[-1]) if trained else None
+            seen, first, last = self.mixtures.take(slot, seen, shares, first=first, last=last, step=step)
+        state["first_loss"].index_copy_(0, first, seen["loss"])
+        state["first_step"].index_copy_(0, first, steps)
         for name, values in seen.items():
-            if self.with_shares:
-                values = torch.where(unseen, values, torch.lerp(state[name][slot], values, floats_of(rows[-1])))
             state[name].index_copy_(0, last, values)
         state["step"].index_copy_(0, last, steps)
 

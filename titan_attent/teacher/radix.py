@@ -70,16 +70,23 @@ def score_of_key(key: int) -> float:
 
 
 def largest_keys(
-    keys: Stretches, ranks: Callable[[int, int], list[int]], *, sharding: ExampleSharding, device: torch.device
+    keys: Stretches,
+    ranks: Callable[[int, int], list[int]],
+    *,
+    sharding: ExampleSharding,
+    device: torch.device,
+    num_local: int | None = None,
 ) -> list[Found]:
     """The k-th largest of all ranks' keys, for several k at once. A collective: 4 all-reduces, or 1 for no k.
 
     Args:
         keys: int32, of this rank's ``sharding.num_local`` places.
         ranks: from the numbers of keys of +inf and above, and of -inf and below, to the k looked for, each 1 to N.
+        num_local: of this rank's keys, where they are of other things than its places.
     """
+    num_local = sharding.num_local if num_local is None else num_local
     upper = torch.zeros(_HALF, dtype=torch.int64, device=device)
-    for block in blocks(sharding.num_local, device=device):
+    for block in blocks(num_local, device=device):
         upper += torch.bincount((keys(block) >> 16).add_(_HALF // 2), minlength=_HALF)
     infinite = torch.stack((upper[UNSEEN_KEY >> 16 :].sum(), upper[: (_BROKEN_KEY >> 16) + 1].sum()))
     by_byte = upper.view(256, 256)
@@ -91,7 +98,7 @@ def largest_keys(
         target.narrow(first[:256])
     rows = [target.prefix for target in targets]
     _narrow(targets, by_byte[torch.tensor(rows, device=device)], sharding=sharding)
-    few = _with_prefixes(keys, {target.prefix for target in targets}, sharding=sharding, device=device)
+    few = _with_prefixes(keys, {target.prefix for target in targets}, num_local=num_local, device=device)
     for num_bits in (16, 24):
         _narrow(targets, _count_next(few, [target.prefix for target in targets], num_bits), sharding=sharding)
     return [Found(target.prefix, target.num_above, target.num_equal) for target in targets]
@@ -119,13 +126,13 @@ def _narrow(targets: list[_Target], counts: Tensor, *, sharding: ExampleSharding
         target.narrow(row)
 
 
-def _with_prefixes(keys: Stretches, prefixes: set[int], *, sharding: ExampleSharding, device: torch.device) -> Tensor:
+def _with_prefixes(keys: Stretches, prefixes: set[int], *, num_local: int, device: torch.device) -> Tensor:
     """int32 [n], the keys of this rank that begin with one of the 16-bit ``prefixes``."""
     wanted = torch.zeros(_HALF, dtype=torch.bool)
     wanted[list(prefixes)] = True
     wanted = wanted.to(device)
     few = [torch.zeros(0, dtype=torch.int32, device=device)]
-    for block in blocks(sharding.num_local, device=device):
+    for block in blocks(num_local, device=device):
         here = keys(block)
         few.append(here[wanted.index_select(0, (here >> 16).add_(_HALF // 2))])
     return torch.cat(few)

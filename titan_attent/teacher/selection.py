@@ -1,37 +1,50 @@
 """Exact top-k over scores that no rank holds together.
 
 Every example has a 32-bit key whose unsigned order is the order of its score. The k-th largest key of all ranks is
-found by radix descent (radix.py). Ties at that key go to the smallest places, which takes an all-gather of a count a
-rank where there are more of them than are wanted. The chosen set travels as a bitmask. N is the size of the pool, and
-a place in a pool of all examples is the example's id.
+found by radix descent (radix.py). Where more keys equal it than are wanted, a hash of (seed of the draw, example id)
+decides among them, by a second descent: what stands first in the data set is not preferred. The chosen set travels as
+a bitmask. N is the size of the pool, and a place in a pool of all examples is the example's id.
 
 Cost a rank and selection: 12 KiB of counts, N/8 bytes of bitmask, 3 passes over the N / ranks local keys; no scores
-travel. Host syncs are allowed here: selection happens between rounds only. All sums are of integers, so the result is
-the same for every number of ranks.
+travel. Ties cost one pass more, a hash of each example tied here, and 4 all-reduces of at most 256 counts. Host syncs
+are allowed here: selection happens between rounds only. All sums are of integers, so the result is the same for every
+number of ranks.
 
 Soft selection (Gumbel-top-k; Kool et al. 2019, "Stochastic Beams and Where to Find Them", equations 5-6): adding
 independent Gumbel noise to log-probabilities and taking the k largest keys draws k examples without replacement,
 exactly as k sequential draws in proportion to the probabilities would.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from titan_attent.foundations.keyed import STREAM_NOISE, STREAM_UNSEEN, fold_key, gumbel, hash_ids
+from titan_attent.foundations.keyed import STREAM_NOISE, STREAM_TIES, STREAM_UNSEEN, fold_key, gumbel, hash_ids
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, largest_keys, ordered_keys
 
 _FLOOR_BINS = 1 << 16
 
 
-def select_top_k(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple[Tensor, int]:
-    """The k examples with the largest keys, ties by smallest place.
+def select_top_k(
+    keys: Tensor,
+    *,
+    k: int,
+    sharding: ExampleSharding,
+    ids: Callable[[Tensor], Tensor] | None = None,
+    seed: tuple[int, ...] = (),
+) -> tuple[Tensor, int]:
+    """The k examples with the largest keys; of those that tie at the last one, the largest hashes.
 
     Args:
         keys: int32 [num_local], this rank's keys in the order of its places (radix.py).
         k: 1 to N.
+        ids: int64 [n], each in [0, num_local) -> the ids of the examples there. Without it ties go to the smallest
+            places, as do those of equal hashes.
+        seed: of the draw.
 
     Returns:
         (chosen, threshold): bool [num_local], and the (k+1)-th largest key, -1 when everything is chosen.
@@ -41,10 +54,22 @@ def select_top_k(keys: Tensor, *, k: int, sharding: ExampleSharding) -> tuple[Te
     kth, *after = largest_keys(
         lambda block: keys[block], lambda *_: [k] if last else [k, k + 1], sharding=sharding, device=keys.device
     )
-    num_wanted = k - kth.num_above
+    num_wanted, num_equal = k - kth.num_above, kth.num_equal
     chosen = keys >= kth.key - KEY_OFFSET
-    if num_wanted < kth.num_equal:
-        tied = (keys == kth.key - KEY_OFFSET).nonzero().flatten()
+    tied = (keys == kth.key - KEY_OFFSET).nonzero().flatten() if num_wanted < num_equal else keys[:0]
+    if num_wanted < num_equal and ids is not None:
+        hashes = (hash_ids(ids(tied), fold_key(STREAM_TIES, *seed)) >> 32).int()
+        (last_hash,) = largest_keys(
+            lambda block: hashes[block],
+            lambda *_: [num_wanted],
+            sharding=sharding,
+            device=keys.device,
+            num_local=len(tied),
+        )
+        chosen[tied[hashes < last_hash.key - KEY_OFFSET]] = False
+        tied = tied[hashes == last_hash.key - KEY_OFFSET]
+        num_wanted, num_equal = num_wanted - last_hash.num_above, last_hash.num_equal
+    if num_wanted < num_equal:
         counts, _ = sharding.gather(torch.tensor([len(tied)], device=keys.device))
         taken_before = int(counts[: sharding.rank].sum())
         chosen[tied[max(0, num_wanted - taken_before) :]] = False

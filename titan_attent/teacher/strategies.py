@@ -86,7 +86,7 @@ THRESHOLD_DROP = 0.5
 def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """A random subset of the size that the schedule asks for: the control at equal compute. Equal weights."""
     keys = _keys(lambda block: random_keys(candidates.ids_at(block), seed=seed), candidates)
-    return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
+    return _top(keys, k, seed, candidates)[0].float(), k
 
 
 @_strategy()
@@ -96,7 +96,7 @@ def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
     What is dropped with certainty cannot be corrected for by weights.
     """
     keys = _keys_of_seen(lambda block: ordered_keys(scores.values[block]), scores, seed, candidates)
-    return select_top_k(keys, k=k, sharding=candidates.sharding)[0].float(), k
+    return _top(keys, k, seed, candidates)[0].float(), k
 
 
 @_strategy(redrawn=True, weighted_where=("inverse_probability",))
@@ -130,7 +130,7 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
     keys = _keys_of_seen(
         lambda block: soft_keys(phi(block), ids=candidates.ids_at(block), seed=seed), scores, seed, candidates
     )
-    chosen, threshold = select_top_k(keys, k=k, sharding=sharding)
+    chosen, threshold = _top(keys, k, seed, candidates)
     del keys
     # With a threshold among the unseen, all that was drawn is equal.
     if config.weighting != "inverse_probability" or threshold >= UNSEEN_KEY:
@@ -157,6 +157,11 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
         weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
         num_chosen += positive(weights[block]).sum()
     return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
+
+
+def _top(keys: Tensor, k: int, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """:func:`select_top_k`, ties by a hash of the draw's seed and the example's id."""
+    return select_top_k(keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed)
 
 
 def _keys(keys: Stretches, candidates: Candidates) -> Tensor:

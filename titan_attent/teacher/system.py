@@ -58,7 +58,7 @@ class Teaching(System):
     @classmethod
     def identity(cls, job_config: Any) -> dict[str, Any]:
         config: TeacherConfig = job_config.teacher
-        return {
+        kept = {
             "teacher.seed": config.seed,
             "teacher.pool_size": config.pool_size,
             # What the teacher keeps of every example: the keys of its state.
@@ -66,6 +66,7 @@ class Teaching(System):
             "streaks for the quarantine kept": config.keeps_streaks,
             "recent losses kept": config.weighting == "loss",
         }
+        return kept | ({"records of mixtures kept": True} if job_config.vision.mixes else {})
 
     def __init__(self, run: Run):
         super().__init__(run)

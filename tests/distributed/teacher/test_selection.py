@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from distributed.spawn import run_on_ranks
-from references import plain_inverse_weights, plain_top_k
+from references import plain_inverse_weights, plain_top_k, plain_top_k_by_hash
 
 from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.foundations.sharding import ExampleSharding
@@ -76,7 +76,9 @@ def select_everywhere(mesh) -> list[tuple]:
         if k % 4 == 1:  # several at once, some of them equal
             ranks = partial(given, [k, 1, size, k])
             found = largest_keys(keys.__getitem__, ranks, sharding=sharding, device=CPU)
-        results.append((chosen.numpy(), threshold, found, bitmask))
+        ids = partial(torch.add, sharding.start * 3, alpha=3)  # ids are not places
+        by_hash, _ = select_top_k(keys, k=k, sharding=sharding, ids=ids, seed=(5, k))
+        results.append((chosen.numpy(), threshold, found, bitmask, by_hash.numpy()))
     return results
 
 
@@ -177,7 +179,7 @@ def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
         at_ends = [int(np.sort(keys)[-place]) for place in (k, 1, size, k)]
         np.testing.assert_array_equal(np.concatenate([rank[case][0] for rank in ranks]), expected, err_msg=where)
         for rank in ranks:
-            _, threshold, found, bitmask = rank[case]
+            _, threshold, found, bitmask, _ = rank[case]
             assert threshold == expected_threshold, where
             expected_found = [(key, int((keys > key).sum()), int((keys == key).sum())) for key in at_ends]
             assert found in (None, expected_found), where
@@ -185,6 +187,14 @@ def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
         selected = SelectedPlaces(size, bitmask=ranks[0][case][3])
         assert len(selected) == k
         np.testing.assert_array_equal(selected.select(np.arange(k)), np.flatnonzero(expected), err_msg=where)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_ties_go_by_hash_on_any_number_of_ranks(worlds, num_ranks):
+    for case, (kind, size, k) in enumerate(cases()):
+        chosen = np.concatenate([selected[case][4] for selected, _ in worlds[num_ranks]])
+        expected = plain_top_k_by_hash(keys_of(kind, size), k, 3 * np.arange(size), (5, k))
+        np.testing.assert_array_equal(chosen, expected, err_msg=f"{kind}, N = {size}, k = {k}")
 
 
 LOCAL = ("phi", "keys", "weights", "hard", "random", "chosen", "last_draw", "steps")

@@ -19,6 +19,7 @@ from titan_attent.data.sampler import TeachingSampler
 from titan_attent.foundations.keyed import (
     STREAM_NOISE,
     STREAM_ORDER,
+    STREAM_TIES,
     STREAM_UNSEEN,
     fold_key,
     gumbel,
@@ -338,8 +339,10 @@ class PlainTeacher:
             phi = (-np.logaddexp(0, -scores) if config.normalization == "sigmoid" else scores) / config.temperature
             phi[np.isinf(scores)] = scores[np.isinf(scores)]
             scores = (phi + gumbel(ids, fold_key(STREAM_NOISE, *seed)).numpy()).astype(np.float32)
-        # Unseen first in their random order, then by score, ties by place.
-        rank = sorted(range(num), key=lambda i: (not unseen[i], -int(unseen_order[i]) if unseen[i] else -scores[i], i))
+        # Unseen first in their random order, then by score, ties by a hash of their own.
+        tie = -((hash_ids(ids, fold_key(STREAM_TIES, *seed)).numpy() >> 32) + 0.0)
+        order = [-float(unseen_order[i]) if unseen[i] else -scores[i] for i in range(num)]
+        rank = sorted(range(num), key=lambda i: (not unseen[i], order[i], tie[i], i))
         chosen = np.isin(np.arange(num), rank[:k])
         weights = np.ones(num)
         if config.strategy == "soft" and config.weighting == "inverse_probability":

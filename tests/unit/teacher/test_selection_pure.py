@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from paper import paper_config
-from references import chi_square, chi_square_critical, plain_top_k, sequential_sampling_law
+from references import chi_square, chi_square_critical, plain_top_k, plain_top_k_by_hash, sequential_sampling_law
 
 from titan_attent.data.order import Pool
 from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.foundations.sharding import ExampleSharding
+from titan_attent.teacher import selection
 from titan_attent.teacher.candidates import Candidates
 from titan_attent.teacher.radix import KEY_OFFSET, UNSEEN_KEY, largest_keys, ordered_keys, score_of_key
 from titan_attent.teacher.selection import (
@@ -99,6 +100,38 @@ def test_top_k_is_that_of_a_sort(keys, random):
     kth = int(np.sort(keys)[-k])
     (found,) = largest_keys(lambda block: kept[block], lambda *_: [k], sharding=sharding, device=kept.device)
     assert found == (kth, int((keys > kth).sum()), int((keys == kth).sum()))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 4), st.integers(0, 99), st.randoms(use_true_random=False))
+def test_ties_go_by_a_hash_of_the_draw_and_the_id(size, num_values, seed, random):
+    keys = np.array([random.randint(0, num_values) for _ in range(size)])
+    ids = np.array(random.sample(range(10_000), size))
+    k, sharding = random.randint(1, size), ExampleSharding(size)
+    kept = torch.from_numpy((keys - KEY_OFFSET).astype(np.int32))
+    chosen, threshold = select_top_k(
+        kept, k=k, sharding=sharding, ids=lambda places: torch.from_numpy(ids)[places], seed=(seed, 1)
+    )
+    np.testing.assert_array_equal(chosen.numpy(), plain_top_k_by_hash(keys, k, ids, (seed, 1)))
+    assert threshold == plain_top_k(keys, k)[1] and chosen.sum() == k
+
+
+def test_among_equals_every_id_is_taken_equally_often():
+    num, k, draws = 40, 10, 400
+    keys, taken = torch.zeros(num, dtype=torch.int32), np.zeros(num)
+    for seed in range(draws):
+        taken += select_top_k(keys, k=k, sharding=ExampleSharding(num), ids=lambda at: at, seed=(0, seed))[0].numpy()
+    assert taken.sum() == draws * k
+    # Counts of draws without replacement vary less than independent ones: a bound from above.
+    assert chi_square(taken, np.full(num, draws * k / num)) < chi_square_critical(num - 1)
+
+
+def test_equal_hashes_go_by_place(monkeypatch):
+    monkeypatch.setattr(selection, "hash_ids", lambda ids, key: (ids % 3) << 32)
+    keys = torch.zeros(10, dtype=torch.int32)
+    for k, expected in ((2, [2, 5]), (3, [2, 5, 8]), (5, [1, 2, 4, 5, 8])):
+        chosen, _ = select_top_k(keys, k=k, sharding=ExampleSharding(10), ids=lambda at: at)
+        assert chosen.nonzero().flatten().tolist() == expected
 
 
 # -- the law of the soft draw -------------------------------------------------------------------------------------
