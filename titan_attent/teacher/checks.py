@@ -7,6 +7,8 @@ the section alone.
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from titan_attent.foundations.system import Facts
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.teacher.config import TeacherConfig
@@ -136,3 +138,10 @@ def check_parts(
         raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `blind_loss`')
     if config.weighting == "loss" and window is None:
         raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
+    for name, losses in (("reference", reference), ("amateur", amateur), ("trusted", trusted)):
+        known = None if losses is None else torch.as_tensor(losses)
+        if known is not None and (bad := int((~torch.isfinite(known)).sum())):
+            raise ValueError(
+                f"{bad} of the {len(known)} numbers in `{name}` are not finite, and NaN would be taught before all "
+                "others: score these examples again, or leave them out of the data"
+            )

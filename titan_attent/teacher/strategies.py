@@ -91,7 +91,8 @@ def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates
 
 @_strategy()
 def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """The examples of largest importance, the never-seen first, exact over all ranks. Equal weights.
+    """The examples of largest importance, the never-seen first, exact over all ranks. Equal weights. Among equal
+    importances a keyed hash decides.
 
     What is dropped with certainty cannot be corrected for by weights.
     """

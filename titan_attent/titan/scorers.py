@@ -44,11 +44,13 @@ from titan_attent.titan.scorers_bigram import MOST_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scorers_plan import (
     HELD_OUT,
     MODEL,
+    REPORT_FILE,
     Options,
     announcement,
     cost_of,
     identity,
     parse_options,
+    report_of,
     training_toml,
 )
 from titan_attent.titan.stages import run_on_all_ranks
@@ -84,7 +86,7 @@ class Making:
         check_same_tokens(self.trusted.shards, self.data.shards, what="--trusted ")
         if options.is_counted:
             check_vocabulary(self.data.shards.index.tokenizer["vocab_size"])
-        self.report: dict[str, Any] = {"seconds": {}, "device_seconds": {}}
+        self.report: dict[str, Any] = {}
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -157,22 +159,8 @@ class Making:
         """Refuse a folder that was begun with something else; announce the cost."""
         own(self.output / LOCK_FILE, "--output")
         self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / "scorers.json"
         now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
-        if path.is_file():
-            try:
-                self.report = dict(json.loads(path.read_bytes()))
-                then = dict(self.report["asked"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: malformed ({error}); name another --output, or remove it") from error
-            differing = [
-                f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items() if then.get(key) != value
-            ]
-            if differing:
-                raise ValueError(
-                    f"{self.output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for "
-                    "the same to resume"
-                )
+        self.report = report_of(self.output, asked=now)
         if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
             kept = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
             self._stop_clock(max(path.stat().st_mtime for path in kept))
@@ -221,7 +209,7 @@ class Making:
         )
 
     def _save(self) -> None:
-        write_atomically(self.output / "scorers.json", (json.dumps(self.report, indent=1) + "\n").encode())
+        write_atomically(self.output / REPORT_FILE, (json.dumps(self.report, indent=1) + "\n").encode())
 
 
 def _scoring(losses: Path, name: str) -> str:

@@ -12,7 +12,10 @@ from torchtitan.protocols.train_spec import TrainSpec
 from titan_attent.data.holdout import MOST
 from titan_attent.data.shards import TokenDataset
 from titan_attent.foundations.toml import to_toml
+from titan_attent.foundations.typed import typed
+from titan_attent.foundations.versioned_json import read_json_object
 from titan_attent.scores.bigram import NUM_BUCKETS
+from titan_attent.scores.reference import ROLES
 from titan_attent.titan.scorers_bigram import num_counted
 from titan_attent.titan.train_spec import SCORER_FLAVORS
 from titan_attent.titan.value_checks import check_flavor
@@ -24,6 +27,9 @@ BIGRAM_OPERATIONS = 10
 """Of a token that a bigram model scores."""
 HELD_OUT = 2048
 """Trusted examples held out, at most; and at most a quarter of them."""
+REPORT_FILE = "scorers.json"
+TAKEN = ("seconds", "device_seconds")
+"""In the report: by stage."""
 DEFAULTS = {"steps": 300, "batch_size": 32}
 """Of a flavor that is trained."""
 
@@ -93,6 +99,41 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
         "data_fingerprint": data.shards.fingerprint,
         "trusted_fingerprint": trusted.shards.fingerprint,
     }
+
+
+def report_of(output: Path, *, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a command before has left of its report in ``output``, or an empty one.
+
+    Raises:
+        ValueError: the folder was begun with something else than ``asked``, or does not tell.
+    """
+    path, mend = output / REPORT_FILE, "Name another --output, or delete the folder"
+    if not path.is_file():
+        if found := [name for name in ("trusted", "models", *ROLES) if (output / name).exists()]:
+            raise ValueError(
+                f"{output}: holds {', '.join(found)}, but no {REPORT_FILE}, which says of which data and models "
+                f"they are. {mend}"
+            )
+        return {name: {} for name in TAKEN}
+    try:
+        report = read_json_object(path)
+        then = typed(dict[str, Any], report["asked"], where="asked")
+        report |= {name: typed(dict[str, float], report[name], where=name) for name in TAKEN}
+        if "under_way" in report:
+            clock = typed(dict[str, Any], report["under_way"], where="under_way")
+            for name, kind in (("stage", str), ("since", float), ("ranks", int)):
+                clock[name] = typed(kind, clock[name], where=name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: malformed ({error}). {mend}") from error
+    differing = [
+        f"{key} was {then.get(key)!r} and is {value!r}" for key, value in asked.items() if then.get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for the same "
+            "to resume"
+        )
+    return report
 
 
 def cost_of(

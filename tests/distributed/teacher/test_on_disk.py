@@ -210,6 +210,15 @@ def test_a_part_that_is_missing_is_named(part: str) -> None:
         Teacher(LossBuffer(8), DIFFERENCE, batch_size=4, total_steps=9, **given)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["reference", "amateur", "trusted"])
+def test_a_part_that_is_not_finite_is_refused(part: str, value: float) -> None:
+    given: dict[str, Any] = {"reference": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0] * 8}
+    given[part] = torch.tensor([0.0, value, 1.0, value] * 2) if part != "trusted" else [0.0, value, 1.0, value] * 2
+    with pytest.raises(ValueError, match=f"4 of the 8 numbers in `{part}` are not finite"):
+        Teacher(LossBuffer(8), DIFFERENCE, batch_size=4, total_steps=9, **given)
+
+
 def test_a_strategy_that_does_not_read_the_ratio_goes_its_own_way() -> None:
     """InfoBatch leaves out half of the easy ones, whatever share the schedule would keep."""
     config = replace(DIFFERENCE, strategy="threshold", ratio_schedule="adaptive", initial_ratio=1.0)
