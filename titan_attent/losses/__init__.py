@@ -8,5 +8,6 @@ patches.py          the same contract for predicted patches of images: squared e
 mixed.py            the same contract for images made of two: cross-entropy against two labels
 records.py          what is known of an example
 buffer.py           the records of all examples, sharded over the ranks; exchanged every few steps
+mixtures.py         the records of examples that are trained as shares of mixtures
 window.py           the last losses of all, for weights that follow the loss within the step
 """

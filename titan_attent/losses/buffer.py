@@ -8,7 +8,8 @@ one rank replace those of the others. This brings the losses of the last pipelin
 can make their decisions differ.
 
 Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
-with functional gradients. The write is two stable sorts of the gathered records (not of the data set).
+with functional gradients, 24 (or 36) and 8 more with shares. The write is two stable sorts of the gathered records (not
+of the data set).
 
 Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
 depend on the number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of one
