@@ -1,18 +1,20 @@
 # Sourced by the other scripts: a virtual environment with this package in it, made once and kept up to date.
-#   PYTHON   the interpreter to make it with (3.10 or newer; default python3)
-#   VENV     where (default .venv in the repository)
-# The environment is rebuilt when pyproject.toml has changed since the last install.
+#   PYTHON        the interpreter to make it with (3.10 or newer; default python3)
+#   VENV          where (default .venv in the repository)
+#   CONSTRAINTS   pip's constraints (default scripts/constraints.txt: the torch that the suite runs on)
+# The environment is rebuilt when pyproject.toml or the constraints have changed since the last install.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
+CONSTRAINTS=${CONSTRAINTS:-scripts/constraints.txt}
 if [ ! -x "$VENV/bin/python" ]; then
     echo "Making the virtual environment $VENV"
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
     "${PYTHON:-python3}" -m venv "$VENV"
 fi
-if ! cmp -s pyproject.toml "$VENV/installed.toml"; then
+if ! cat pyproject.toml "$CONSTRAINTS" | cmp -s - "$VENV/installed.toml"; then
     echo "Installing titan_attent and its dependencies"
-    "$VENV/bin/python" -m pip install --quiet --editable '.[dev]'
-    cp pyproject.toml "$VENV/installed.toml"
+    "$VENV/bin/python" -m pip install --quiet --constraint "$CONSTRAINTS" --editable '.[dev]'
+    cat pyproject.toml "$CONSTRAINTS" > "$VENV/installed.toml"
 fi
 export PATH="$(cd "$VENV" && pwd)/bin:$PATH"

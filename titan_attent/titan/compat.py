@@ -1,4 +1,4 @@
-"""Mends for torchtitan 0.2.2 and torch 2.11 to 2.13, each with the reason and the day it can go.
+"""Mends for torchtitan 0.2.2 and torch 2.11 to 2.15, each with the reason and the day it can go.
 
 Import this module before anything of torchtitan. Without an accelerator it also puts the mends of compat_cpu.py in
 force.
