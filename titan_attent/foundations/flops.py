@@ -2,9 +2,9 @@
 
 A matrix of P numbers takes 2 P T in the forward pass, as much for its weight gradient and as much for its input
 gradient; of experts the share that a token visits. Attention's two products take 2 T^2 H (q + v) forward, with H heads
-whose queries and keys are q wide and whose values v, and twice that backward, all of it on the way of the input gradient
+whose queries and keys are q wide and values v, and twice that backward, all of it on the way of the input gradient
 (torchtitan's convention: no discount for causality, windows or documents). A look-up takes none, and neither does what
-goes element by element: norms, biases, the softmax.
+goes element by element: norms, biases, the softmax, the weights of experts.
 """
 
 from typing import Any

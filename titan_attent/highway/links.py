@@ -9,6 +9,9 @@ are and free the weights. So the weights are kept between the passes over one bl
 backpropagation's), a pass for the input alone finds nothing to reduce, and only the last pass of a microbatch is
 announced as the last one, which keeps what was gathered ahead.
 
+Modules that a run has frozen (``[modules]``): below the lowest block in which something learns no pass is made, as by
+backpropagation, and that block's own is the last of the microbatch. What is watched there repeats what was seen above.
+
 Embeddings that the head shares stand in one FSDP2 group with it, which has no hook at the embeddings' output. So their
 backward is one call with the weights' of the first block, whose hook sees to the group; until then it is not reduced.
 That call computes an input gradient of the first block for nothing.
@@ -30,32 +33,40 @@ class BlockLink:
         block: the module.
         x: its detached input; requires gradients if input gradients will be asked for.
         y: its output, with the graph from x.
-        on_last: called before the last pass.
+        learns_below: whether something below the block learns; without it its input gradient is of no use.
+        on_last: called before the last pass, where nothing below learns.
     """
 
-    def __init__(self, block: nn.Module, x: Tensor, y: Tensor, on_last: Callable[[], None]):
-        self.block, self.x, self.y, self.on_last = block, x, y, on_last
+    def __init__(self, block: nn.Module, x: Tensor, y: Tensor, *, learns_below: bool, on_last: Callable[[], None]):
+        self.block, self.x, self.y, self.learns_below, self.on_last = block, x, y, learns_below, on_last
+        self._is_gathered = False
 
     def input_gradient(self, w: Tensor) -> Tensor:
+        """w itself, without a pass, where nothing below learns."""
+        if not self.learns_below:
+            return w
         self._keep_gathered(True)
+        self._is_gathered = True
         (gradient,) = torch.autograd.grad(self.y, self.x, w.to(self.y.dtype), retain_graph=True)
         return gradient.to(w.dtype)
 
     def weight_gradients(self, w: Tensor) -> None:
         self._keep_gathered(False)
-        self.on_last()
-        if not self.x.requires_grad:
-            if self.y.requires_grad:  # else all weights are frozen
-                torch.autograd.backward(self.y, w.to(self.y.dtype))
-            return
-        # After an input gradient: under FSDP2 these are the gathered weights, which the graph knows.
         weights = [weight for weight in self.block.parameters() if weight.requires_grad]
-        if weights:
-            torch.autograd.backward(self.y, w.to(self.y.dtype), inputs=weights)
+        if not weights:
+            return
+        if not self.learns_below:
+            self.on_last()
+        # After an input gradient these are the weights that the graph knows; before it FSDP2 has others there.
+        known = weights if self._is_gathered else None
+        torch.autograd.backward(self.y, w.to(self.y.dtype), inputs=known)
+        self.x.grad = None
 
     def both(self, w: Tensor) -> Tensor:
+        if not self.learns_below:
+            self.weight_gradients(w)
+            return w
         self._keep_gathered(False)
-        self.on_last()
         torch.autograd.backward(self.y, w.to(self.y.dtype))
         gradient, self.x.grad = self.x.grad, None
         assert gradient is not None
@@ -79,9 +90,10 @@ class HeldBlockLink(BlockLink):
     def backward_with(self, bottom: Tensor, below: Tensor) -> None:
         """One call for the block's weights and for what is below ``bottom``."""
         self._keep_gathered(False)
-        pairs = [(self.y, self.held), (bottom, below)]
-        outputs, gradients = zip(*((y, w.to(y.dtype)) for y, w in pairs if y.requires_grad), strict=True)
-        torch.autograd.backward(outputs, gradients)
+        pairs = [(y, w.to(y.dtype)) for y, w in ((self.y, self.held), (bottom, below)) if y.requires_grad]
+        if pairs:
+            outputs, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(outputs, gradients)
         self.x.grad = None
 
 
@@ -110,6 +122,7 @@ class Cuts:
         self.bottom: Tensor | None = None
         self.top: Tensor | None = None
         self._needed: bool | None = None
+        self._learns = False  # of what the forward pass has come through
         self._inputs: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
         for i, block in enumerate(self.blocks):
@@ -124,9 +137,10 @@ class Cuts:
                 if torch.is_grad_enabled() and block.training:
                     self._needed = self.needs_input_gradients()
                     self.bottom = args[0]
+                    self._learns = args[0].requires_grad
             if self._needed is None:
                 return None
-            x = args[0].detach().requires_grad_(self._needed)
+            x = args[0].detach().requires_grad_(self._needed and self._learns)
             self._inputs.append(x)
             return (x, *args[1:])
 
@@ -137,20 +151,21 @@ class Cuts:
             if self._needed is None:
                 return None
             kind = HeldBlockLink if i == 0 and self.tied is not None else BlockLink
-            self.links.append(kind(block, self._inputs[i], y, self._announce if i == 0 else _nothing))
+            link = kind(block, self._inputs[i], y, learns_below=self._learns, on_last=lambda: self.set_last(True))
+            self.links.append(link)
+            self._learns = self._learns or any(weight.requires_grad for weight in block.parameters())
             if i < len(self.blocks) - 1:
                 return y.detach()
             self.top = y.detach().requires_grad_()
+            if not self._learns:
+                self.set_last(True)
             return self.top
 
         return cut
 
-    def _announce(self) -> None:
-        if self.bottom is None or not self.bottom.requires_grad:
-            self.set_last(True)
-
     def set_last(self, is_last: bool) -> None:
-        """Whether the next backward is the last of its microbatch."""
+        """Whether the next backward is the last of its microbatch; the head's is where nothing below it learns."""
+        is_last = is_last or (self.top is not None and not self._learns)
         if self.root is not None:
             self.root.set_is_last_backward(is_last)
         if self.tied is not None:
@@ -162,8 +177,8 @@ class Cuts:
 
     def send_below(self, w: Tensor) -> None:
         """Go on below the first block with this gradient at its input."""
-        self.set_last(True)
         assert self.bottom is not None
+        self.set_last(True)
         if isinstance(first := self.links[0], HeldBlockLink):
             first.backward_with(self.bottom, w)
         elif self.bottom.requires_grad:
@@ -173,6 +188,7 @@ class Cuts:
         """Forget the microbatch."""
         self.links, self._inputs = [], []
         self.bottom = self.top = self._needed = None
+        self._learns = False
 
     def remove(self) -> None:
         self.clear()
@@ -188,7 +204,3 @@ def tied_embeddings(model: nn.Module) -> FSDPModule | None:
         return None
     shared = set(map(id, nn.Module.parameters(embeddings))) & set(map(id, head.parameters()))  # type: ignore[arg-type]
     return embeddings if shared else None
-
-
-def _nothing() -> None:
-    pass
