@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, ScheduleGPipe, _batch_p2p, _wait_batch_p2p
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -116,11 +117,13 @@ class HighwaySchedule(ScheduleGPipe):
         self._initialize_stage(*known[: len(inspect.signature(self._initialize_stage).parameters)])
 
         stage, num = self._stage, self._n_microbatches
-        # Ahead of all sends to the same neighbour: NCCL serves a pair of ranks in the order of the calls.
-        arriving = [_batch_p2p(stage.get_fwd_recv_ops(i)) for i in range(num)]
+        # NCCL serves the messages of a rank, or of a pair of ranks, in the order of the calls. So the last stage asks
+        # for all inputs before it sends a gradient: its neighbour takes none before it has sent them all. Any other
+        # stage asks for one at a time: an output behind all inputs would wait for the last of them.
+        ahead = [_batch_p2p(stage.get_fwd_recv_ops(i)) for i in range(num) if stage.is_last]
         sends: list[dist.Work] = []
         for i in range(num):
-            _wait_batch_p2p(arriving[i])
+            _wait_batch_p2p(ahead[i] if stage.is_last else _batch_p2p(stage.get_fwd_recv_ops(i)))
             output = stage.forward_one_chunk(i, arg_mbs[i], kwarg_mbs[i], save_forward_output=return_outputs)
             sends += _batch_p2p(stage.get_fwd_send_ops(i))
             self._maybe_compute_loss(stage, output, target_mbs, i, *loss.values())
@@ -150,7 +153,7 @@ class HighwaySchedule(ScheduleGPipe):
             after = self._receive(i)
             sends += self._send(i, _corrected(product, after, w))
             w = after
-        # On w, which is in the stage's buffer.
+        self._hand_back(i, w)
         stage.backward_one_chunk(i, full_backward=not goes_on)
         if goes_on:
             sends += _batch_p2p(stage.get_bwd_send_ops(i))
@@ -162,7 +165,13 @@ class HighwaySchedule(ScheduleGPipe):
     def _receive(self, i: int) -> Tensor:
         _wait_batch_p2p(_batch_p2p(self._stage.get_bwd_recv_ops(i)))
         (w,) = self._stage._retrieve_recv_grads(i)
-        return w.clone()  # the next one comes into the same buffer
+        return w.clone()  # up to torch 2.14 the next one comes into the same buffer
+
+    def _hand_back(self, i: int, w: Tensor) -> None:
+        """The stage's own backward takes w from the buffer, which torch 2.15 empties when it is read."""
+        (info,) = self._stage.grad_recv_info[i]
+        if info.buffer is None:
+            info.buffer = w.to_local() if isinstance(w, DTensor) else w
 
     def _send(self, i: int, w: Tensor) -> list[dist.Work]:
         self._stage.bwd_cache[i] = (w,)
@@ -175,12 +184,14 @@ class HighwaySchedule(ScheduleGPipe):
             module.set_is_last_backward(False)
             module.set_reshard_after_backward(False)
             module.set_requires_gradient_sync(False)
-        (output,), inputs = self._stage.fwd_cache[i]
+        (output,), inputs = _ends(self._stage, i)
         (product,) = torch.autograd.grad(output, inputs[0], w, retain_graph=True)
+        if isinstance(module, FSDPModule):
+            module.set_is_last_backward(True)  # the default, on which torch 2.15's stage relies outside of steps
         return product
 
     def _check_outputs(self, i: int) -> None:
-        outputs, inputs = self._stage.fwd_cache[i]
+        outputs, inputs = _ends(self._stage, i)
         if len(outputs) != 1 or (not self._stage.is_first and outputs[0].shape != inputs[0].shape):
             raise ValueError(
                 f"stage {self._stage.stage_index} hands on {[tuple(y.shape) for y in outputs]}: highway "
@@ -206,6 +217,14 @@ def highway_schedule(stock: PipelineScheduleSingle, iterations: int) -> HighwayS
         output_merge_spec=stock._output_merge_spec,
         scale_grads=stock.scale_grads,
     )
+
+
+def _ends(stage: Any, i: int) -> tuple[Any, Any]:
+    """Outputs and inputs of microbatch i, with the graph between them; torch 2.15 keeps them under another name."""
+    if hasattr(stage, "fwd_cache"):
+        return stage.fwd_cache[i]
+    state = stage._forward_chunk_states[i]
+    return state.stage_output_for_backward(), state.input_values
 
 
 def _corrected(product: Tensor, after: Tensor, before: Tensor) -> Tensor:
