@@ -1,6 +1,7 @@
 """The principal eigenvalue of every module's tangent kernel, on probe examples that stay the same for the whole run.
 
-    s_i       what is asked of example i: its logits along a random direction of signs ("ntk"), or its loss ("loss")
+    s_i       what is asked of example i: its logits along a random direction of signs ("ntk"), or its mean loss
+              ("loss"), both over the tokens whose label counts
     G_l[i,j]  = <ds_i/dtheta_l, ds_j/dtheta_l>      gram.py
     lambda_l  = the largest eigenvalue of G_l, mean over the groups
 
@@ -20,7 +21,7 @@ Shapes: n examples of a group, T tokens, V vocabulary entries, U modules.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from titan_attent.foundations.keyed import fold_key, hash_ids, permute
 from titan_attent.foundations.system import Run
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.modules.capture import Capture
 from titan_attent.modules.gram import principal_eigenvalues, wide
 from titan_attent.modules.units import Unit
@@ -48,9 +50,10 @@ def signs(length: int, key: int, *, device: torch.device) -> Tensor:
     return (hash_ids(torch.arange(length, device=device), key) >> 40 & 1).float() * 2 - 1
 
 
-def projected_logits(logits: Tensor, key: int) -> Tensor:
-    """The sum over the examples of <signs, logits_i> / sqrt(T V), from logits [n, T, V]; the signs are those of the
-    key, the same for every example."""
+def projected_logits(logits: Tensor, key: int, labels: Tensor | None = None) -> Tensor:
+    """The sum over the examples of <signs, logits_i> / sqrt(T_i V), from logits [n, T, V]; the signs are those of the
+    key, the same for every example. Of the T tokens those count whose label in int64 [n, T] does; all without labels.
+    """
     _, length, vocab = logits.shape
     by_token = signs(length, fold_key(key, 0), device=logits.device)
     by_entry = signs(vocab, fold_key(key, 1), device=logits.device).to(logits.dtype)[None, :, None]
@@ -61,13 +64,28 @@ def projected_logits(logits: Tensor, key: int) -> Tensor:
         by_entry = DTensor.from_local(by_entry, mesh, [Replicate()] * mesh.ndim).redistribute(placements=cut)
     along = torch.matmul(logits, by_entry)
     along = along.full_tensor() if isinstance(along, DTensor) else along
-    return (wide(along.squeeze(-1)) * by_token).sum() / (length * vocab) ** 0.5
+    asked = wide(along.squeeze(-1)) * by_token
+    if labels is None:
+        return asked.sum() / (length * vocab) ** 0.5
+    valid, num = _valid(labels)
+    return ((asked * valid).sum(dim=1) / (num.to(asked.dtype) * vocab).sqrt()).sum()
 
 
 def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum over the examples of their mean loss in nats, from logits [n, T, V] and labels int64 [n, T]."""
-    loss = F.cross_entropy(wide(logits.flatten(0, 1)), labels.flatten(0, 1), reduction="sum") / labels.shape[1]
-    return loss.full_tensor() if isinstance(loss, DTensor) else loss
+    """The sum over the examples of their mean loss in nats over the tokens whose label counts, 0 of an example without
+    any, from logits [n, T, V] and labels int64 [n, T]."""
+    losses = []
+    for i, num in enumerate(_valid(labels)[1]):
+        of_tokens, own = wide(logits[i : i + 1].flatten(0, 1)), labels[i]
+        loss: Any = F.cross_entropy(of_tokens, own, ignore_index=IGNORE_INDEX, reduction="sum")
+        losses.append((loss.full_tensor() if isinstance(loss, DTensor) else loss) / num)
+    return torch.stack(losses).sum()
+
+
+def _valid(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels count, bool [n, T], and how many of each example, fp32 [n], at least 1."""
+    valid = labels != IGNORE_INDEX
+    return valid, valid.sum(dim=1).float().clamp(min=1.0)
 
 
 class Measures(NamedTuple):
@@ -139,7 +157,7 @@ class Prober:
             capture.stop()
             logits, on_device = predicted
             if self.kind == "ntk":
-                scalar = projected_logits(logits, fold_key(self.seed, STREAM_SIGNS, group))
+                scalar = projected_logits(logits, fold_key(self.seed, STREAM_SIGNS, group), on_device)
             else:
                 scalar = mean_losses(logits, on_device)
             grams = capture.grams(scalar)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.modules import gram
 from titan_attent.modules.capture import Capture
 from titan_attent.modules.gram import principal_eigenvalues
@@ -39,7 +40,7 @@ def model_of(cell: str) -> tuple[nn.Module, list[Unit], torch.Tensor, torch.Tens
 
 
 def scalar(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return projected_logits(logits, 5) if kind == "ntk" else mean_losses(logits, labels)
+    return projected_logits(logits, 5, labels) if kind == "ntk" else mean_losses(logits, labels)
 
 
 def logits_of(model: Any, inputs: torch.Tensor) -> torch.Tensor:
@@ -88,6 +89,55 @@ def test_against_gradients_of_single_examples(cell: str, kind: str) -> None:
         assert theirs.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any("forward" in vars(module) for module in model.modules())  # nothing stays behind
+
+
+def ignored(labels: torch.Tensor) -> torch.Tensor:
+    """Of the first example nothing, of the second all but one, of the third a part."""
+    labels = labels.clone()
+    labels[1, 1:] = labels[2, ::3] = IGNORE_INDEX
+    return labels
+
+
+@pytest.mark.parametrize("cell", ["llama3", "qwen3, tied", "qwen3, experts"])
+def test_ignored_labels_leave_the_mean_over_the_others(cell: str) -> None:
+    """Against the gradient of each example's mean loss, over the tokens that count alone."""
+    model, units, inputs, labels = model_of(cell)
+    labels = ignored(labels)
+    with Capture(units, num_examples=NUM_EXAMPLES) as capture:
+        grams = capture.grams(mean_losses(logits_of(model, inputs), labels))
+    rows = []
+    for one, own in zip(inputs, labels, strict=True):
+        valid = own != IGNORE_INDEX
+        loss = -logits_of(model, one[None])[0].log_softmax(-1)[valid, own[valid]].mean()
+        weights = [weight for unit in units for weight in unit.parameters]
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        names = {id(weight): plain_name(name) for name, weight in model.named_parameters()}
+        rows.append(
+            {
+                id(weight): gradient.flatten()
+                for weight, gradient in zip(weights, found, strict=True)
+                if gradient is not None and not names[id(weight)].endswith(WITHOUT_MATRIX)
+            }
+        )
+    for unit, ours in zip(units, grams, strict=True):
+        vectors = [torch.cat([row[id(w)] for w in unit.parameters if id(w) in row]) for row in rows]
+        theirs = torch.tensor([[float(a @ b) for b in vectors] for a in vectors]).double()
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max())), unit.name
+
+
+def test_of_ignored_labels_no_logit_is_asked() -> None:
+    logits = torch.randn(NUM_EXAMPLES, SEQ_LEN, VOCAB, generator=torch.Generator().manual_seed(2)).double()
+    logits.requires_grad_()
+    _, _, _, labels = model_of("llama3")
+    assert projected_logits(logits, 5, labels).item() == pytest.approx(projected_logits(logits, 5).item(), rel=1e-12)
+    labels = ignored(labels)
+    (gradient,) = torch.autograd.grad(projected_logits(logits, 5, labels), logits)
+    valid = labels != IGNORE_INDEX
+    assert torch.equal(gradient.abs().sum(-1) > 0, valid)
+    # Signs over the root of how many there are: each example's square is 1.
+    assert gradient.square().sum(dim=(1, 2)).tolist() == pytest.approx([1.0] * NUM_EXAMPLES, rel=1e-12)
+    labels[0] = IGNORE_INDEX
+    assert mean_losses(logits[:1], labels[:1]).item() == projected_logits(logits[:1], 5, labels[:1]).item() == 0
 
 
 def test_eigenvalues_are_those_of_the_kernel_of_torch_func() -> None:
