@@ -2,8 +2,8 @@
 
 FLOPs are counted as in units.py; probing is charged: a probe example takes a forward pass and the input gradients.
 Bytes are what no longer enters a reduce-scatter under FSDP2, over all ranks' parameters. Seconds are measured: what a
-step took while every module was active, less what it takes now. The first steps, which compile and allocate, do not
-count.
+step took while every module was active, less what it takes now. The first steps of a process, which compile and
+allocate, do not count, those after a resume neither.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from titan_attent.modules.units import Unit, backward_flops, saved_flops
 
 SETTLE = 3
-"""Steps from the start of a run on whose seconds do not count."""
+"""Steps from the start of a process on whose seconds do not count."""
 
 
 class Account:
@@ -33,6 +33,7 @@ class Account:
         self.probe = sum(unit.forward + unit.inputs for unit in units)
         self.parameters = sum(unit.numel for unit in units)
         self.active = [True] * len(units)
+        self.steps_here = 0
         self.counts = dict.fromkeys(
             ("steps", "weight_flops", "input_flops", "probe_flops", "reduced_bytes", "updates"), 0.0
         )
@@ -43,12 +44,13 @@ class Account:
         weight, inputs = saved_flops(self.units, active)
         frozen = sum(unit.numel for unit, on in zip(self.units, active, strict=True) if not on)
         self.counts["steps"] += 1
+        self.steps_here += 1
         self.counts["weight_flops"] += weight * self.batch_size
         self.counts["input_flops"] += inputs * self.batch_size
         self.counts["reduced_bytes"] += frozen * self.bytes_of_update
         self.counts["updates"] += frozen
         self.active = list(active)
-        if self.counts["steps"] > SETTLE:
+        if self.steps_here > SETTLE:
             kind = "full" if all(active) else "frozen"
             self.seconds[kind] += seconds
             self.seconds[f"{kind}_steps"] += 1

@@ -2,8 +2,10 @@
 
 A policy gives every module a value; the modules of least value are frozen, one after the other, until the share of the
 backward pass that is left comes closest to ``backward_share``. Values compare within a kind: they are divided by the
-mean of their kind, so that with alpha = the largest frozen value, exactly the modules below alpha times the mean of
-their kind are frozen. That alpha is the dynamic threshold of MAT, whose formula is not public.
+mean of their kind, so that with alpha = the largest frozen value, the modules below alpha times the mean of their kind
+are frozen, but for those whose cost alone would miss the share by more than leaving them does: they are passed over, so
+that a module of more value but less cost may be frozen instead. That alpha is the dynamic threshold of MAT, whose
+formula is not public.
 
 Scattered policies freeze modules of kinds with several members, and leave one active of each. ``prefix`` weighs every
 cut of the model: freeze everything below it, the embedding included, and above it scattered modules as far as still

@@ -1,7 +1,7 @@
 """The systems of a run as one: each call goes to all of them, in their order (foundations/system.py)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -67,11 +67,14 @@ class Together:
     def outside_steps(self) -> AbstractContextManager[Any]:
         return _all_of(system.outside_steps() for system in self.systems)
 
-    def aside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, which is no training step."""
+    def aside(
+        self, function: Callable[..., Any], *, when: Callable[..., bool] = lambda *_, **__: True
+    ) -> Callable[..., Any]:
+        """``function``, which is no training step; where ``when`` of the same arguments says no, it does nothing that
+        a system must know of."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self.outside_steps():
+            with self.outside_steps() if when(*args, **kwargs) else nullcontext():
                 return function(*args, **kwargs)
 
         return wrapper

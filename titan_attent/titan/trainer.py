@@ -57,7 +57,8 @@ class TeachingTrainer(Trainer):
             if job_config.validation.enable:
                 self.validator.pp_schedule = self.pp_schedule
         self.health = Health(self)
-        save = self.health.guarded(self.systems.aside(self.checkpointer.save))
+        save = self.systems.aside(self.checkpointer.save, when=self.checkpointer._should_save)
+        save = self.health.guarded(save)
         self.checkpointer.save = self.ledger.charged("save", save)
         if job_config.validation.enable:
             self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))

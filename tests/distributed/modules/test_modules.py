@@ -138,7 +138,9 @@ def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STE
                 "weights": {name: full(parameter) for name, parameter in named.items()},
                 "values": list(system.history.smooth),
             }
-            trainer.checkpointer.save(trainer.step)
+            with mock.patch.object(system.freezer, "_reshard", wraps=system.freezer._reshard) as walks:
+                trainer.checkpointer.save(trainer.step)
+            steps[trainer.step]["walks"] = walks.call_count
         optimizer = trainer.optimizers.state_dict()
         return {
             "steps": steps,
@@ -246,6 +248,13 @@ def test_a_probe_of_three_ranks_and_of_one(worlds: dict[int, list[dict[str, Any]
     assert np.allclose(first[1], first[2], rtol=1e-4) and not np.allclose(first[1], first[3], rtol=1e-4)
 
 
+def test_modules_are_unfrozen_for_checkpoints_that_are_written(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    """Not around each call of torchtitan's, which comes in every step; of one that saves see below."""
+    for cells in worlds.values():
+        for name, run in cells[0].items():
+            assert [seen["walks"] for seen in run["steps"].values()] == [0] * STEPS, name
+
+
 def test_heads_are_written_where_they_are_asked_for(
     worlds: dict[int, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -305,6 +314,8 @@ def test_killed_and_resumed_is_uninterrupted(
     for size, stop in ((first, SAVED), (second, STEPS)):
         own = settings | batch(global_batch // size)
         resumed = run_on_ranks(train, size, own, data, str(tmp_path), stop, timeout=200.0, apart=True)[0]
+        walks = {step: seen["walks"] for step, seen in resumed["steps"].items()}
+        assert walks == {step: 2 if step == SAVED else 0 for step in walks}  # off for it, and on again
     assert list(resumed["steps"]) == [4, 5] and resumed["probe_at_start"] > 0
     for step, seen in resumed["steps"].items():
         assert seen["active"] == whole["steps"][step]["active"] and seen["ids"] == whole["steps"][step]["ids"]
