@@ -41,6 +41,10 @@ class BlockLink:
         self.block, self.x, self.y, self.learns_below, self.on_last = block, x, y, learns_below, on_last
         self._is_gathered = False
 
+    def weights(self) -> list[nn.Parameter]:
+        """Those that learn."""
+        return [weight for weight in self.block.parameters() if weight.requires_grad]
+
     def input_gradient(self, w: Tensor) -> Tensor:
         """w itself, without a pass, where nothing below learns."""
         if not self.learns_below:
@@ -52,8 +56,8 @@ class BlockLink:
 
     def weight_gradients(self, w: Tensor) -> None:
         self._keep_gathered(False)
-        weights = [weight for weight in self.block.parameters() if weight.requires_grad]
-        if not weights:
+        weights = self.weights()
+        if not (weights and self.y.requires_grad):
             return
         if not self.learns_below:
             self.on_last()
@@ -153,7 +157,7 @@ class Cuts:
             kind = HeldBlockLink if i == 0 and self.tied is not None else BlockLink
             link = kind(block, self._inputs[i], y, learns_below=self._learns, on_last=lambda: self.set_last(True))
             self.links.append(link)
-            self._learns = self._learns or any(weight.requires_grad for weight in block.parameters())
+            self._learns = self._learns or (y.requires_grad and bool(link.weights()))
             if i < len(self.blocks) - 1:
                 return y.detach()
             self.top = y.detach().requires_grad_()

@@ -28,21 +28,22 @@ NUM_BLOCKS, WIDTH, VOCABULARY, MICROBATCHES = 3, 8, 12, 2
 BOTTOM = ("tok_embeddings",)
 FROZEN: dict[str, tuple[str, ...]] = {
     "nothing": (),
-    "the embedding": BOTTOM,
     "a block in the midst": ("layers.1",),
-    "the first block alone": ("layers.0",),
     "the embedding and a part of the first block": (*BOTTOM, "layers.0.up"),
     "the embedding and the first block": (*BOTTOM, "layers.0"),
     "the embedding and another block": (*BOTTOM, "layers.1"),
     "all below the last block": (*BOTTOM, "layers.0", "layers.1"),
     "all below the head": (*BOTTOM, "layers"),
 }
-TIED = ("nothing", "the first block alone", "the embedding and the first block", "all below the last block")
+TIED = ("nothing", "a block in the midst", "the embedding and the first block")
 """With tied embeddings these freeze the head, too."""
 WAYS: dict[str, tuple[int | None, bool]] = {
     "exact": (None, False),
-    **{f"k = {k}": (k, False) for k in range(NUM_BLOCKS + 1)},
-    **{f"k = {k}, cosines": (k, True) for k in range(2)},
+    "k = 0": (0, False),
+    "k = 0, cosines": (0, True),
+    "k = 1": (1, False),
+    "k = 1, cosines": (1, True),
+    "k = L": (NUM_BLOCKS, False),
 }
 """Rounds, and whether the exact gradient is measured; backpropagation where there are none."""
 
@@ -172,7 +173,7 @@ CASES += [(way, frozen, True) for way in WAYS for frozen in TIED]
 
 @cache
 def sharded() -> dict[Any, dict[str, Any]]:
-    return run_on_ranks(work, 2, CASES)[0]
+    return run_on_ranks(work, 2, CASES, timeout=300.0)[0]
 
 
 @cache
@@ -193,7 +194,7 @@ def test_gradients_are_those_of_the_whole_model(way: str) -> None:
 
 def test_as_many_rounds_as_blocks_are_backpropagation_whatever_is_frozen() -> None:
     for way, frozen, is_tied in CASES:
-        if way == f"k = {NUM_BLOCKS}":
+        if way == "k = L":
             expected = whole()["exact", frozen, is_tied]["gradients"]
             for name, gradient in sharded()[way, frozen, is_tied]["gradients"].items():
                 np.testing.assert_allclose(gradient, expected[name], rtol=1e-9, atol=1e-14, err_msg=f"{frozen} {name}")

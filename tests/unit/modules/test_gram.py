@@ -121,7 +121,7 @@ def test_ignored_labels_leave_the_mean_over_the_others(cell: str) -> None:
         )
     for unit, ours in zip(units, grams, strict=True):
         vectors = [torch.cat([row[id(w)] for w in unit.parameters if id(w) in row]) for row in rows]
-        theirs = torch.tensor([[float(a @ b) for b in vectors] for a in vectors]).double()
+        theirs = torch.tensor([[float(a @ b) for b in vectors] for a in vectors], dtype=torch.float64)
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max())), unit.name
 
 
