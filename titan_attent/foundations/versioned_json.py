@@ -59,16 +59,15 @@ def read_versioned(path: Path, *, format: str, versions: Sequence[int], mend: st
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a file with a JSON object in it ({error}); {mend}") from error
     found = fields.pop("format", None), fields.pop("version", None)
-    if isinstance(found[0], str) and found[0] in FORMATS and found[0] != format and format in FORMATS:
-        raise ValueError(
-            f"{path.parent}: this folder holds {FORMATS[found[0]]}; what is wanted here is {FORMATS[format]}. Name "
-            "another folder, or another model"
-        )
     if found[0] != format or type(found[1]) is not int or found[1] not in versions:
         name, version = (repr(value)[:80] for value in found)
+        what = f"{path}: format {name} version {version}, but what is read here is {format!r} version "
+        what += " or ".join(map(str, versions))
+        if isinstance(found[0], str) and found[0] != format and {found[0], format} <= FORMATS.keys():
+            raise ValueError(
+                f"{what}. The folder holds {FORMATS[found[0]]}; what is wanted is {FORMATS[format]}. Name another "
+                "folder, or another model"
+            )
         how = "wrote it" if found[0] == format else f"reads {name}, give a folder of the format that is read here"
-        raise ValueError(
-            f"{path}: format {name} version {version}, but what is read here is {format!r} version "
-            f"{' or '.join(map(str, versions))}; use the package version that {how}, or {mend}"
-        )
+        raise ValueError(f"{what}; use the package version that {how}, or {mend}")
     return fields

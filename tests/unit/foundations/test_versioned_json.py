@@ -15,7 +15,10 @@ def test_a_folder_of_another_kind_is_called_by_what_it_holds(tmp_path: Path, fou
     with pytest.raises(ValueError) as caught:
         read_versioned(path, format=wanted, versions=(1,), mend="restore it")
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: ") and "package version" not in message
+    assert (
+        message.startswith(f"{path}: format {found!r} version 1, but what is read here is {wanted!r}")
+        and "package version" not in message
+    )
     assert message.index(FORMATS[found]) < message.index(FORMATS[wanted]) < message.index("another model")
 
 
