@@ -67,6 +67,8 @@ def tell(folder: Path, run: Any, *, losses: Collection[str | os.PathLike[str]]) 
     if measured["learner"] == "autoencoder":
         measured |= {key: _key(job, key) for key in ("vision.mask_ratio", "vision.normalize_patches")}
         measured["patches"] = dataset.tokens_per_example
+        if not _key(job, "vision.normalize_patches"):  # pixels are in units of the std of the training images
+            measured["training data"] = dataset.stored.fingerprint
     content = {
         "path": _key(job, "data.path"),
         "validation_path": _key(job, "data.validation_path"),

@@ -60,6 +60,14 @@ def test_what_a_validation_measures(tmp_path: Path) -> None:
     assert of_vit == told(tmp_path, a_run(tmp_path, "vit_attent", vision__mask_ratio=0.75)).measured
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_patches_as_they_are_compare_in_the_units_of_one_training_set(normalized: bool, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, "mae_attent", vision__normalize_patches=normalized) for _ in range(2)]
+    runs[1].dataset.stored.fingerprint = "of other data"
+    first, second = (told(tmp_path, run).measured for run in runs)
+    assert (first == second) == normalized
+
+
 def test_what_scorers_took(tmp_path: Path) -> None:
     for name, content in (("a", '{"flops": 3e12}'), ("b", '{"flops": 1e12}'), ("c", '{"flops": NaN}'), ("d", "{}")):
         (tmp_path / name).mkdir()
