@@ -8,6 +8,8 @@
     preflight.py       every check before the first process group; parallelism.py, value_checks.py: of the configuration
     mistakes.py        how a user's mistake ends a run; owner.py: one run a folder; health.py: a run whose weights are
                        no numbers any more
+    load_sources.py    what a run starts from; checkpoint_folder.py: which checkpoints a folder holds;
+                       resume_checks.py: whether one fits the run; checkpoint_look.py: a look that runs nothing
     opened.py          the data sets of a run, each opened once
     kinds.py           what differs between learners of text and of images; vision.py: the models of images, and theirs
                        in a run; initial_weights.py: a trunk with a new head
@@ -17,7 +19,8 @@
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same shards each time
     metrics.py         torchtitan's metrics with those of the systems beside them
-    compat.py          mends torchtitan 0.2.2; compat_cpu.py: on CPU, whose log quiet.py keeps free of GPUs
+    compat.py          mends torchtitan 0.2.2; compat_checkpoint.py: its checkpoints, with resumed_schedule.py;
+                       compat_cpu.py: on CPU, whose log quiet.py keeps free of GPUs
 
 Importing this package puts the mends in force before anything of torchtitan is imported, which copies the device type
 by name.
