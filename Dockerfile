@@ -23,9 +23,10 @@ ENV PATH=/venv/bin:$PATH VENV=/venv PYTHONUNBUFFERED=1
 # The pinned dependencies first: they change less often than the code.
 COPY --chown=trainer:trainer requirements.lock pyproject.toml README.md ./
 COPY --chown=trainer:trainer titan_attent ./titan_attent
-RUN python3.12 -m venv /venv && pip install --no-cache-dir --constraint requirements.lock . \
-    && cp pyproject.toml /venv/installed.toml
+RUN python3.12 -m venv /venv && pip install --no-cache-dir --constraint requirements.lock .
 
 COPY --chown=trainer:trainer train_configs ./train_configs
 COPY --chown=trainer:trainer scripts ./scripts
+# As scripts/environment.sh leaves it: the scripts take the environment as it is.
+RUN cat pyproject.toml scripts/constraints.txt > /venv/installed.toml
 CMD ["bash", "scripts/quickstart.sh"]

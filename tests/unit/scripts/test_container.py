@@ -57,15 +57,18 @@ def test_the_scripts_of_the_default_command_find_their_files_there() -> None:
 
 def test_the_environment_of_the_image_is_taken_as_it_is(tmp_path: Path) -> None:
     """No second one is made, and nothing is installed at the start of a container."""
-    assert ENVIRONMENT["VENV"] == "/venv" and "cp pyproject.toml /venv/installed.toml" in TEXT
+    assert (
+        ENVIRONMENT["VENV"] == "/venv" and "cat pyproject.toml scripts/constraints.txt > /venv/installed.toml" in TEXT
+    )
     image, venv = tmp_path / "workspace", tmp_path / "venv"
     (image / "scripts").mkdir(parents=True)
-    for name in ("pyproject.toml", "scripts/environment.sh"):
+    for name in ("pyproject.toml", "scripts/constraints.txt", "scripts/environment.sh"):
         (image / name).write_bytes((ROOT / name).read_bytes())
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").write_text("#!/bin/sh\necho asked to install >&2\nexit 1\n")
     (venv / "bin" / "python").chmod(0o755)
-    (venv / "installed.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    parts = ("pyproject.toml", "scripts/constraints.txt")
+    (venv / "installed.toml").write_bytes(b"".join((ROOT / name).read_bytes() for name in parts))
     script = "set -euo pipefail; source scripts/environment.sh; pwd; command -v python"
     done = subprocess.run(
         ["bash", "-c", script],
