@@ -4,8 +4,9 @@ import logging
 
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
-from titan_attent.teacher.config import TeacherConfig
-from titan_attent.teacher.schedule import Plan
+from titan_attent.teacher.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.teacher.schedule import Plan, RepeatBound
+from titan_attent.teacher.strategies import READ_THE_RATIO
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         return
     logger.info(
         f"Teacher: {config.strategy}, {num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
-        f"again from step {plan.anneal_start + 1} of {total_steps}"
+        f"again from step {plan.anneal_start + 1} of {total_steps}{_visits(config, plan, num_examples / batch_size)}"
     )
     if config.strategy == "uniform":
         if unread := keys_without_a_rule(config):
@@ -53,6 +54,19 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
     if (risk := risk_of(config)) is not None:
         logger.log(*risk)
+
+
+def _visits(config: TeacherConfig, plan: Plan, steps_of_pass: float) -> str:
+    """How often a selected example will be trained, as far as the plan alone tells."""
+    if config.strategy not in READ_THE_RATIO or plan.warmup_steps >= plan.anneal_start:
+        return ""
+    if config.ratio_schedule in DECIDED_BY_SCORES:
+        return ""  # forecast.py tells, once there are scores
+    steps = range(plan.warmup_steps, plan.anneal_start, max(1, plan.total_steps // 1000))
+    ratio = sum(plan.ratio(step) or 1.0 for step in steps) / len(steps)
+    return (
+        f"; an example that is always selected is trained {plan.visits(ratio, steps_of_pass=steps_of_pass):.1f} times"
+    )
 
 
 def keys_without_a_rule(config: TeacherConfig) -> list[str]:
@@ -126,4 +140,25 @@ def warn_of_fallback(step: int, *, share: float, least: float) -> None:
             f"The pass after step {step} trains its whole pool: the effective sample size of the importances is "
             f"{share:.2%} of the pool, under teacher.min_effective_sample_size = {least}. Said once: the metric "
             "teacher/fallback is 1 for every such pass"
+        )
+
+
+def warn_of_foreign_text(*, asked: float, likeness: float) -> None:
+    """Warn on the first rank of trusted text of a kind that the data do not hold; the run trains everything."""
+    if is_first_rank():
+        logger.warning(
+            "Trained uniformly: the trusted text is of another kind than the data. Of the data "
+            f"{asked:.2%} come close to it, which score as high as trusted text with a probability of {likeness:.1%}, "
+            "where text of one kind has 50%. Make the scorers (torchrun -m titan_attent.scorers) with trusted text of "
+            "the kinds that you want of this data. Windows that mix documents look like no kind of text, either"
+        )
+
+
+def warn_of_repeats(bound: RepeatBound, *, asked: float, ratio: float, size: int) -> None:
+    """Warn on the first rank that a selection is larger than the scores ask for, since a smaller one would repeat."""
+    if is_first_rank():
+        logger.warning(
+            f"The scores ask for {asked:.1%} of {size:,} examples, which this run would train "
+            f"{bound.passes / asked:.1f} times each. With teacher.max_repeats = {bound.max_repeats:g} it selects "
+            f"{ratio:.1%}, the best first. Said once; teacher/repeats tells how often the selected ones are trained"
         )

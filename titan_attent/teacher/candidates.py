@@ -10,14 +10,28 @@ a place / ranks. Nothing here depends on N.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from titan_attent.data.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
+from titan_attent.losses.records import Records
 
 _BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the owners know of this rank's candidates, [num_local] each."""
+
+    records: Records
+    last_draw: Tensor
+    reference: Tensor | None = None
+    amateur: Tensor | None = None
+    streak: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Candidates:

@@ -7,10 +7,12 @@ sections instead of merging them.
 from dataclasses import dataclass
 
 from titan_attent.foundations.checks import check_number, check_one_of
+from titan_attent.teacher.config_checks import check_combinations
 from titan_attent.teacher.importance import IMPORTANCES, reads
 from titan_attent.teacher.strategies import STRATEGIES
 
-RATIO_SCHEDULES = ("constant", "incremental", "cosine", "adaptive", "calibrated")
+DECIDED_BY_SCORES = ("adaptive", "calibrated")
+RATIO_SCHEDULES = ("constant", "incremental", "cosine", *DECIDED_BY_SCORES)
 
 
 @dataclass
@@ -69,7 +71,14 @@ class TeacherConfig:
     How the selected share moves from ``initial_ratio`` to ``final_ratio``: "constant", "incremental", "cosine";
     "adaptive": from the effective sample size of the round's importances, between the two; or "calibrated", which reads
     neither: it leaves out the examples whose cross-entropy difference is so low that trusted held-out text has it less
-    than half as often, and nothing where that would save less than a tenth.
+    than half as often, and nothing where that would save less than a tenth. Both keep what ``max_repeats`` asks for.
+    """
+
+    max_repeats: float = 0.0
+    """
+    How often a run may train an example because the scores choose it again and again, at least 1: the adaptive and the
+    calibrated schedule keep at least training steps x global batch / (max_repeats x examples). 0 for 1 where the run
+    takes no more than one pass over the data, and for 4 where it takes more.
     """
 
     initial_ratio: float = 0.5
@@ -169,67 +178,14 @@ class TeacherConfig:
         check_number("loss_chunks", self.loss_chunks, at_least=1, whole=True)
         check_number("quarantine_after", self.quarantine_after, at_least=0, whole=True)
         check_number("min_effective_sample_size", self.min_effective_sample_size, at_least=0, below=1)
+        check_number("max_repeats", self.max_repeats, at_least=0)
+        if 0 < self.max_repeats < 1:
+            raise ValueError(
+                f"[teacher] max_repeats = {self.max_repeats}: an example is trained once or more; set it to 1 or more, "
+                "or to 0 for the default"
+            )
         check_number("seed", self.seed, whole=True)
-        if "reference" in reads(self.importance) and not self.reference_path:
-            raise ValueError(
-                f'[teacher] importance = "{self.importance}" needs reference_path: the folder of reference losses, '
-                "written by torchrun -m titan_attent.score"
-            )
-        self._validate_amateur()
-        if self.scoring == "forward_once" and self.pool_size:
-            raise ValueError(
-                f'[teacher] scoring = "forward_once" with pool_size = {self.pool_size}: each round has a pool of '
-                'its own; use scoring = "forward", or pool_size = 0'
-            )
-        if self.strategy == "uniform" and self.weighting == "loss":
-            raise ValueError(
-                '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
-                'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
-            )
-        if self.strategy == "uniform" and self.loss_chunks > 1:
-            raise ValueError(
-                f'[teacher] loss_chunks = {self.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
-                "loss: set it to 1, or choose another strategy"
-            )
-        if self.strategy == "uniform" and self.shadow:
-            raise ValueError(
-                '[teacher] shadow = true with strategy = "uniform", which decides nothing: name the strategy whose '
-                'decisions are to be seen, such as strategy = "hard", or set shadow = false'
-            )
-        if self.strategy == "threshold" and self.weighting == "loss":
-            raise ValueError(
-                '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
-                "another of the two"
-            )
-        if self.ratio_schedule == "adaptive" and self.initial_ratio > self.final_ratio:
-            raise ValueError(
-                f"[teacher] initial_ratio = {self.initial_ratio} is above final_ratio = {self.final_ratio}: the "
-                "adaptive schedule moves between the two; swap them"
-            )
-
-    def _validate_amateur(self) -> None:
-        needed = reads(self.importance)
-        if not self.amateur_path and ("amateur" in needed or self.scoring == "amateur"):
-            key = "scoring" if self.scoring == "amateur" else "importance"
-            raise ValueError(
-                f'[teacher] {key} = "{getattr(self, key)}" needs amateur_path: the folder of an amateur\'s losses, '
-                "written by torchrun -m titan_attent.scorers"
-            )
-        if self.amateur_path and not {"loss", "amateur"} & needed:
-            raise ValueError(
-                f'[teacher] importance = "{self.importance}" has no use for amateur_path: it reads more of an example '
-                'than one loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove amateur_path'
-            )
-        if "amateur" in needed and self.scores_forward:
-            raise ValueError(
-                f'[teacher] scoring = "{self.scoring}" with importance = "{self.importance}", which reads nothing of '
-                'the learner: the forward passes would be for nothing. Use scoring = "amateur"'
-            )
-        if self.ratio_schedule == "calibrated" and self.importance != "cross_entropy_difference":
-            raise ValueError(
-                f'[teacher] ratio_schedule = "calibrated" with importance = "{self.importance}": it compares with the '
-                'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
-            )
+        check_combinations(self)
 
     @property
     def scores_forward(self) -> bool:

@@ -9,7 +9,6 @@ pool that is a stretch of the order (candidates.py).
 """
 
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,30 +18,19 @@ from titan_attent.data.order import Pool, SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, signed
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.losses.records import NEVER, Records
+from titan_attent.losses.records import NEVER
 from titan_attent.teacher import schedule
 from titan_attent.teacher.advice import warn_of_fallback
 from titan_attent.teacher.audit import Sources, audit_choice, audit_scores
-from titan_attent.teacher.candidates import Candidates
+from titan_attent.teacher.candidates import Candidates, Seen
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.guards import Quarantine, Quarantined
 from titan_attent.teacher.importance import Known, importance, reads
 from titan_attent.teacher.radix import blocks, positive, replace_bits
+from titan_attent.teacher.ratios import RatioFromScores
 from titan_attent.teacher.selection import gather_bitmask
 from titan_attent.teacher.statistics import Scores
 from titan_attent.teacher.strategies import READ_THE_RATIO, Seed, choose
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the owners know of this rank's candidates, [num_local] each."""
-
-    records: Records
-    last_draw: Tensor
-    reference: Tensor | None = None
-    amateur: Tensor | None = None
-    streak: Tensor | None = None
-    start: Tensor | None = None
 
 
 class Draws:
@@ -57,6 +45,7 @@ class Draws:
         blind_loss: what a blind guess costs, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
+        bound: how often the run may train an example, where the scores decide the ratio (schedule.py).
 
     Attributes:
         size: P, candidates of a pool.
@@ -79,13 +68,17 @@ class Draws:
         blind_loss: float | None = None,
         trusted: Tensor | None = None,
         sources: Sources = (),
+        bound: schedule.RepeatBound = schedule.UNBOUND,
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.blind_loss, self.trusted, self.sources = blind_loss, trusted, sources
+        self.blind_loss, self.sources = blind_loss, sources
         self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
+        self.ratios = RatioFromScores(
+            config, size=self.size, bound=bound, trusted=trusted, all_scores=self._differences
+        )
         self.num_draws = 0
         self.digest = 0
         self.num_ever_chosen = 0
@@ -123,8 +116,7 @@ class Draws:
         measures, audit = scores.measures, audit_scores(scores)
         self.takes_all = False
         if ratio is None:
-            below = [] if self.trusted is None else scores.num_below(self.trusted)
-            ratio = schedule.decided_ratio(config, share=measures.clipped_share, below=below, num_examples=self.size)
+            ratio = self.ratios.decide(scores, at_least=self.batch_size)
             self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
         if falls_back and not self._warned:
@@ -169,7 +161,7 @@ class Draws:
             self.audit["teacher/quarantined"] = float(self.quarantine.count)
         return ratio, newly
 
-    def _fetch(self, candidates: Candidates) -> "_Seen":
+    def _fetch(self, candidates: Candidates) -> Seen:
         kept = {"last_draw": self.last_draw}
         kept |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
         if self.quarantine is not None:
@@ -182,9 +174,14 @@ class Draws:
             return fetched[: len(tensors)]
 
         records = self.buffer.records().moved(fetch, self.sharding)
-        return _Seen(records, **dict(zip(kept, here, strict=True)))
+        return Seen(records, **dict(zip(kept, here, strict=True)))
 
-    def _measure(self, scores: Scores, seen: "_Seen", candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
+    def _differences(self) -> Scores:
+        """What the calibrated schedule compares with trusted text, of all examples of the data set."""
+        known = Known(reference=self.on_disk["reference"], amateur=self.on_disk["amateur"])
+        return Scores(importance(self.buffer.records(), name=self.config.importance, known=known), sharding=self.owners)
+
+    def _measure(self, scores: Scores, seen: Seen, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
         """Measure the scores, and count what the last selections brought.
 
         Returns:
@@ -205,7 +202,7 @@ class Draws:
             guard.count += num_newly
         return newly, guard.set_aside(seen.streak) if guard.count else None
 
-    def _remember(self, seen: "_Seen", candidates: Candidates) -> None:
+    def _remember(self, seen: Seen, candidates: Candidates) -> None:
         """Bring what this draw decided to the owners."""
         targets, values = [self.last_draw], [seen.last_draw]
         for block in blocks(len(self.weights), device=self.weights.device):

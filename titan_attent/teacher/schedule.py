@@ -6,8 +6,9 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from titan_attent.teacher.config import TeacherConfig
+from titan_attent.teacher.config import DECIDED_BY_SCORES, TeacherConfig
 
 
 def progress(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -64,11 +65,104 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
     return 1.0 - below[-place] / num_examples if gain >= LEAST_GAIN else 1.0
 
 
-def decided_ratio(config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int) -> float:
-    """The ratio of a schedule that leaves it to the scores; see the two above for what they read."""
+LEAST_LIKENESS = 0.1
+LEAST_VOUCHED_FOR = 1 / 30
+
+
+def likeness(below: Sequence[int], *, num_examples: int) -> float:
+    """How much like trusted text that is which :func:`calibrated_ratio` would keep: 1/2 where it is of the same kind.
+
+    The probability that a kept example scores at least as high as a trusted one (Mann and Whitney 1947). Trusted text
+    of another kind than anything in the data lies above nearly all of it: what would be kept are the data's outliers.
+
+    Args:
+        below: as of :func:`calibrated_ratio`.
+    """
+    kept = round(calibrated_ratio(below, num_examples=num_examples) * num_examples)
+    above = sum(min(kept, num_examples - count) for count in below)
+    return above / (kept * len(below)) if kept else 0.0
+
+
+MOST_REPEATS = 4.0
+"""Passes over the same text that teach almost as much as new text does (Muennighoff et al., NeurIPS 2023)."""
+
+
+class RepeatBound(NamedTuple):
+    """How often a run may train an example, and what follows.
+
+    Attributes:
+        least_ratio: the smallest ratio that a schedule may take from the scores.
+        max_repeats: times that a run may train an example.
+        passes: that the run would take over the whole data set.
+    """
+
+    least_ratio: float
+    max_repeats: float
+    passes: float
+
+
+UNBOUND = RepeatBound(0.0, math.inf, 0.0)
+
+
+def repeat_bound(config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int) -> RepeatBound:
+    """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
+
+    Up to a whole batch. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data, and for
+    ``MOST_REPEATS`` where it takes more. ``UNBOUND`` for the other schedules.
+    """
+    if config.ratio_schedule not in DECIDED_BY_SCORES:
+        return UNBOUND
+    passes = total_steps * batch_size / num_examples
+    repeats = config.max_repeats or (1.0 if passes <= 1 else MOST_REPEATS)
+    size = config.pool_size or num_examples
+    num_batches = math.ceil(total_steps * size / (repeats * num_examples) - 1e-9)
+    least = num_batches * batch_size / size if num_batches < size // batch_size else 1.0
+    return RepeatBound(least, repeats, passes)
+
+
+class Decided(NamedTuple):
+    """What the scores say of the ratio.
+
+    Attributes:
+        ratio: to be selected.
+        asked: what it would be without :func:`repeat_bound`.
+    """
+
+    ratio: float
+    asked: float
+
+
+def decided_ratio(
+    config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int, least: float, is_foreign: bool
+) -> Decided:
+    """The ratio of a schedule that leaves it to the scores; see the functions above for what they read.
+
+    Args:
+        share: effective sample size, for the adaptive schedule.
+        below, num_examples: of the pool, for the calibrated one.
+        least: of :func:`repeat_bound`.
+        is_foreign: the trusted text is of another kind than the data, as :func:`holds_trusted_kind` says: nothing is
+            left out.
+    """
     if config.ratio_schedule == "calibrated":
-        return calibrated_ratio(below, num_examples=num_examples)
-    return adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+        asked = calibrated_ratio(below, num_examples=num_examples)
+    else:
+        asked = adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+    return Decided(1.0 if is_foreign else max(asked, least), asked)
+
+
+def holds_trusted_kind(*, asked: float, likeness: float, least: float) -> bool:
+    """Whether the data hold enough of the trusted text's kind to select by it.
+
+    Where they do not, what is closest to the trusted text is of no kind that anybody asked for, and training on it
+    does harm (docs/choosing.md).
+
+    Args:
+        asked: of all data, by :func:`calibrated_ratio`; 1 where nothing is to be left out.
+        likeness: of all data, by :func:`likeness`.
+        least: of :func:`repeat_bound`, the share that the run has to train.
+    """
+    return asked == 1.0 or (likeness >= LEAST_LIKENESS and asked >= LEAST_VOUCHED_FOR * least)
 
 
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
@@ -111,10 +205,19 @@ class Plan:
     def ratio(self, step: int) -> float | None:
         """The ratio of a round that starts after ``step`` steps; None where the scores decide it."""
         config = self.config
-        if config.ratio_schedule in ("adaptive", "calibrated"):
+        if config.ratio_schedule in DECIDED_BY_SCORES:
             return None
         initial, final = config.initial_ratio, config.final_ratio
         return ratio_at(self._progress(step), schedule=config.ratio_schedule, initial=initial, final=final)
+
+    def visits(self, ratio: float, *, steps_of_pass: float) -> float:
+        """How often the whole run trains an example that it selects, where every round selects ``ratio``.
+
+        Args:
+            steps_of_pass: training steps of a pass over all examples, with its fraction.
+        """
+        selecting = max(0, self.anneal_start - self.warmup_steps)
+        return (self.total_steps - selecting + selecting / ratio) / steps_of_pass
 
     def interval(self, step: int) -> int:
         """The passes of a round that starts after ``step`` steps."""

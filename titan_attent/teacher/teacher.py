@@ -28,8 +28,9 @@ from titan_attent.teacher.audit import Sources
 from titan_attent.teacher.checks import check_parts, check_sizes
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.draws import Draws
+from titan_attent.teacher.forecast import log_forecast
 from titan_attent.teacher.rounds import Record, Rounds
-from titan_attent.teacher.schedule import Plan
+from titan_attent.teacher.schedule import Plan, repeat_bound
 
 
 class Teacher:
@@ -96,6 +97,7 @@ class Teacher:
             blind_loss=blind_loss,
             trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
             sources=sources,
+            bound=repeat_bound(config, num_examples=self.num_examples, batch_size=batch_size, total_steps=total_steps),
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
@@ -110,6 +112,7 @@ class Teacher:
             on_quarantine=on_quarantine,
         )
         self._pass: Pass | None = None
+        self._forecast = False
         self._neutral_statistics = neutral_statistics(buffer.device)
 
     @property
@@ -141,9 +144,13 @@ class Teacher:
             self.rounds.decide(step)
             self._pass = self.rounds.build_pass()
             self.buffer.agreement.announce(self.rounds.digest(), round=self.round)
+        metrics = self.metrics()
+        if self.draws.num_draws and not self._forecast:
+            takes_all, self._forecast = self.draws.takes_all, True
+            log_forecast(self.config, metrics, step=step, num_examples=self.num_examples, takes_all=takes_all)
         if self.on_decision is not None:
             self.on_decision(
-                {"step": step + 1, "pass": self.pass_index, "num_steps": self.rounds.num_batches} | self.metrics()
+                {"step": step + 1, "pass": self.pass_index, "num_steps": self.rounds.num_batches} | metrics
             )
         return self._pass
 
@@ -189,7 +196,13 @@ class Teacher:
     def metrics(self) -> dict[str, float]:
         """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
         selected, pool = self.rounds.num_trained(), self.rounds.num_candidates()
-        position = {"teacher/round": self.round, "teacher/ratio": selected / max(1, pool), "teacher/selected": selected}
+        ratio = selected / max(1, pool)
+        position = {
+            "teacher/round": self.round,
+            "teacher/ratio": ratio,
+            "teacher/selected": selected,
+            "teacher/repeats": self.plan.visits(ratio, steps_of_pass=self.num_examples / self.batch_size),
+        }
         return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
 
     # -- checkpoint -----------------------------------------------------------------------------------------------

@@ -21,10 +21,16 @@ DIFFERENCE = TeacherConfig(
     reference_path="an expert's",
     amateur_path="an amateur's",
     ratio_schedule="calibrated",
+    max_repeats=100.0,
     anneal_fraction=0.0,
 )
 ATTAINMENT = TeacherConfig(
-    strategy="hard", amateur_path="an amateur's", scoring="amateur", initial_ratio=0.1, anneal_fraction=0.0
+    strategy="hard",
+    amateur_path="an amateur's",
+    scoring="amateur",
+    initial_ratio=0.1,
+    max_repeats=100.0,
+    anneal_fraction=0.0,
 )
 CASES = {
     "difference": DIFFERENCE,

@@ -21,7 +21,13 @@ def make_teacher(losses: torch.Tensor, **config: object) -> tuple[Teacher, list[
         scored.append(step)
         buffer.record(torch.arange(NUM_EXAMPLES), losses, step=step, trained=False)
 
-    settings = {"strategy": "hard", "interval_schedule": "fixed", "anneal_fraction": 0.0, **config}
+    settings = {
+        "strategy": "hard",
+        "interval_schedule": "fixed",
+        "anneal_fraction": 0.0,
+        "max_repeats": 1e6,
+        **config,
+    }
     teacher = Teacher(buffer, paper_config(**settings), batch_size=BATCH, total_steps=400, score=score)  # type: ignore[arg-type]
     return teacher, scored
 

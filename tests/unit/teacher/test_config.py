@@ -57,6 +57,7 @@ OUT_OF_RANGE = [
     ("final_ratio", [0, 1.0001, NAN, -INF, False, [0.5]], "a number above 0 and at most 1"),
     ("temperature", [0, 0.0, -1.0, NAN, INF, True, "1"], "a number above 0"),
     ("min_inclusion_probability", [-0.01, 1, 1.0, NAN, True], "a number at least 0 and below 1"),
+    ("max_repeats", [-1, -0.5, NAN, INF, True, "4"], "a number at least 0"),
     ("max_weight", [0.99, 0, -4.0, NAN, INF, True], "a number at least 1"),
     ("anneal_fraction", [-0.1, 1.1, NAN, INF, True], "a number at least 0 and at most 1"),
     ("warmup_passes", [-2, 0.5, 1.0, NAN, True, "1"], "a whole number at least -1"),
@@ -75,6 +76,7 @@ GOOD = {
     "final_ratio": [1e-9, 1],
     "temperature": [1e-3, 1, 100.0],
     "min_inclusion_probability": [0, 0.0, 0.999],
+    "max_repeats": [0, 1, 1.5, 1e6],
     "max_weight": [1, 1.0, 1e6],
     "anneal_fraction": [0, 0.125, 1, 1.0],
     "warmup_passes": [-1, 0, 1, 3],
@@ -192,3 +194,7 @@ def test_closest_names_only_a_near_miss():
 )
 def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):
     assert mend in refusal(**values)
+
+
+def test_a_share_of_a_repeat_is_refused():
+    assert "set it to 1 or more, or to 0 for the default" in refusal(max_repeats=0.5)

@@ -1,0 +1,173 @@
+"""A selection never repeats more often than ``max_repeats``, and text of another kind selects nothing."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
+from titan_attent.teacher.schedule import LEAST_LIKENESS, calibrated_ratio, likeness, repeat_bound
+
+NUM_EXAMPLES, BATCH = 2000, 8
+CALIBRATED: dict[str, Any] = {
+    "strategy": "hard",
+    "importance": "cross_entropy_difference",
+    "ratio_schedule": "calibrated",
+    "amateur_path": "a",
+    "reference_path": "e",
+    "anneal_fraction": 0.0,
+}
+CLEAN = np.random.default_rng(0).normal(0.0, 1.0, NUM_EXAMPLES).astype(np.float32)
+DIRTY = np.where(np.arange(NUM_EXAMPLES) % 10 < 1, CLEAN, CLEAN - 8).astype(np.float32)  # a tenth is clean
+TRUSTED = np.random.default_rng(1).normal(0.0, 1.0, 500).tolist()
+
+
+def train(
+    differences: np.ndarray, *, steps: int, trusted: list[float] = TRUSTED, batch: int = BATCH, **changes: Any
+) -> tuple[Counter[int], list[dict[str, Any]]]:
+    """(how often each example was trained, the decisions) of a run that reads scores on disk."""
+    decisions: list[dict[str, Any]] = []
+    num = len(differences)
+    teacher = Teacher(
+        LossBuffer(num),
+        TeacherConfig(**CALIBRATED | changes),
+        batch_size=batch,
+        total_steps=steps,
+        amateur=torch.from_numpy(differences),
+        reference=torch.zeros(num),
+        trusted=trusted,
+        blind_loss=7.0,
+        sources=[("web", 0), ("code", num // 2)],
+        on_decision=decisions.append,
+    )
+    visits: Counter[int] = Counter()
+    for _, (ids, _) in zip(range(steps), TeachingSampler(teacher), strict=False):
+        visits.update(ids.tolist())
+        teacher.step_done()
+    return visits, decisions
+
+
+@pytest.mark.parametrize("strategy", ["hard", "soft"])
+@pytest.mark.parametrize("pool_size", [0, 400])
+@pytest.mark.parametrize(
+    "steps, max_repeats, allowed",
+    [(25, 0, 1), (100, 0, 1), (249, 0, 1), (250, 0, 1), (251, 0, 4), (500, 0, 4), (100, 2.5, 3), (100, 7, 7)],
+)
+def test_no_example_is_trained_more_often(
+    steps: int, max_repeats: float, allowed: int, pool_size: int, strategy: str
+) -> None:
+    """25 steps need 200 examples, as many as are clean; 251 are more than a pass."""
+    visits, _ = train(DIRTY, steps=steps, max_repeats=max_repeats, pool_size=pool_size, strategy=strategy)
+    # Soft draws anew for each pass: none of its examples is bound to come again.
+    assert max(visits.values()) <= allowed + (strategy == "soft")
+    assert sum(visits.values()) == steps * BATCH
+
+
+def test_what_needs_no_repeat_is_left_alone() -> None:
+    """Where the scores ask for more than the run trains, the bound changes nothing."""
+    bounded, free = (train(DIRTY, steps=20, max_repeats=bound) for bound in (0.0, 1e9))
+    assert bounded[0] == free[0] and 0.09 < bounded[1][0]["teacher/ratio"] < 0.11
+
+
+def test_the_best_are_taken_first() -> None:
+    visits, (decision, *_) = train(DIRTY, steps=100)
+    assert set(visits) == set(np.argsort(-DIRTY, kind="stable")[:800].tolist())
+    assert decision["teacher/ratio"] == 0.4 and decision["teacher/repeats"] == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "incremental", "cosine"])
+def test_a_ratio_that_is_given_is_taken(schedule: str) -> None:
+    config = TeacherConfig(**CALIBRATED | {"ratio_schedule": schedule})
+    bound = repeat_bound(config, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=250)
+    assert bound.least_ratio == 0.0
+
+
+def test_the_adaptive_schedule_is_bounded_too() -> None:
+    few = np.where(np.arange(NUM_EXAMPLES) < 50, 2.0, 0.01).astype(np.float32)
+    rule = {"ratio_schedule": "adaptive", "initial_ratio": 0.01, "min_effective_sample_size": 0.0}
+    loose, _ = train(few, steps=200, max_repeats=1e9, **rule)
+    bounded, _ = train(few, steps=200, **rule)
+    assert max(loose.values()) > 20 and max(bounded.values()) == 1
+
+
+@pytest.mark.parametrize("num, batch, steps", [(2000, 8, 1), (2003, 12, 60), (97, 5, 40), (64, 64, 3), (100, 99, 2)])
+@pytest.mark.parametrize("max_repeats", [0.0, 1.0, 1.7, 4.0])
+def test_the_least_ratio_is_whole_batches_and_no_more(num: int, batch: int, steps: int, max_repeats: float) -> None:
+    """Of the whole batches, the fewest that need no more repeats; all of the data where none do."""
+    config = TeacherConfig(**CALIBRATED | {"max_repeats": max_repeats})
+    bound = repeat_bound(config, num_examples=num, batch_size=batch, total_steps=steps)
+    allowed = max_repeats or (1.0 if steps * batch <= num else 4.0)
+    fits = [k for k in range(batch, num + 1, batch) if steps * batch <= allowed * k]
+    expected = fits[0] if fits and fits[0] + batch <= num else num
+    assert bound.least_ratio * num == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pool_size", [0, 400])
+@pytest.mark.parametrize("scale", [9.0, 40.0])
+def test_trusted_text_of_another_kind_trains_everything(
+    scale: float, pool_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    visits, decisions = train(DIRTY, steps=250, trusted=[t + scale for t in TRUSTED], pool_size=pool_size)
+    assert set(visits.values()) == {1} and len(visits) == NUM_EXAMPLES
+    assert all(decision["teacher/ratio"] == 1.0 for decision in decisions)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1 and "of another kind than the data" in warned[0]
+
+
+def test_a_rare_kind_is_still_chosen() -> None:
+    """One example in a hundred is of the trusted kind: few, but they are what is wanted."""
+    rare = np.where(np.arange(NUM_EXAMPLES) % 100 == 0, CLEAN, CLEAN - 8).astype(np.float32)
+    visits, (decision, *_) = train(rare, steps=50)
+    assert {i for i in range(NUM_EXAMPLES) if i % 100 == 0} <= set(visits)
+    assert decision["teacher/ratio"] == 0.2 and max(visits.values()) == 1
+
+
+def test_a_handful_of_the_kind_is_not_repeated() -> None:
+    """Two examples of 2,000 are of the trusted kind: a run of 400 would train them, and 398 others, which nobody asked for."""
+    handful = np.where(np.arange(NUM_EXAMPLES) < 2, 1.0, CLEAN - 20).astype(np.float32)
+    visits, (decision, *_) = train(handful, steps=50)
+    assert decision["teacher/ratio"] == 1.0 and len(visits) == 400
+
+
+def test_likeness_against_all_pairs() -> None:
+    trusted = np.sort(np.float32(TRUSTED))
+    for data in (CLEAN, DIRTY, CLEAN - 1, CLEAN - 4, np.zeros(NUM_EXAMPLES, dtype=np.float32)):
+        below = [int((data < t).sum()) for t in trusted]
+        kept = np.sort(data)[::-1][: round(calibrated_ratio(below, num_examples=NUM_EXAMPLES) * NUM_EXAMPLES)]
+        expected = (kept[:, None] >= trusted[None, :]).mean()
+        assert likeness(below, num_examples=NUM_EXAMPLES) == pytest.approx(expected)
+    same, other = (
+        likeness([int((data < t).sum()) for t in trusted], num_examples=NUM_EXAMPLES) for data in (DIRTY, CLEAN - 4)
+    )
+    assert 0.4 < same < 0.6 and other < LEAST_LIKENESS < same
+    assert likeness([10] * 40, num_examples=10) == 0.0 and likeness([0] * 40, num_examples=10) == 1.0
+
+
+@pytest.mark.parametrize(
+    "steps, max_repeats, level, said",
+    [
+        (20, 0.0, logging.INFO, ["from step 1 on 9.6% of 2,000", "trained 0.8 times", "of code 9.5%, web 9.7%"]),
+        (100, 0.0, logging.WARNING, ["ask for 10.", "4.0 times each", "max_repeats = 1 it selects 40.0%"]),
+        (100, 4.0, logging.WARNING, ["trained 4.0 times in this run", "more than 2 times"]),
+        (1200, 0.0, logging.INFO, ["nothing is left out", "trained 4.8 times"]),
+    ],
+)
+def test_what_will_be_trained_is_told_before_it_is(
+    steps: int, max_repeats: float, level: int, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train(DIRTY, steps=steps, max_repeats=max_repeats)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert max(record.levelno for record in caplog.records) == max(level, logging.WARNING if "ask for" in text else 0)
+    for part in said:
+        assert text.count(part) == 1, f"{part!r} in:\n{text}"
+
+
+def test_a_source_that_is_left_out_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    web_is_dirt = np.where(np.arange(NUM_EXAMPLES) < NUM_EXAMPLES // 2, CLEAN - 8, CLEAN).astype(np.float32)
+    train(web_is_dirt, steps=50)
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Next to nothing of web is trained" in warned and "code 9" in warned
