@@ -126,7 +126,7 @@ def test_a_rare_kind_is_still_chosen() -> None:
 
 
 def test_a_handful_of_the_kind_is_not_repeated() -> None:
-    """Two examples of 2,000 are of the trusted kind: a run of 400 would train them, and 398 others, which nobody asked for."""
+    """Two of 2,000 are of the trusted kind: a run of 400 would train them, and 398 which nobody asked for."""
     handful = np.where(np.arange(NUM_EXAMPLES) < 2, 1.0, CLEAN - 20).astype(np.float32)
     visits, (decision, *_) = train(handful, steps=50)
     assert decision["teacher/ratio"] == 1.0 and len(visits) == 400
