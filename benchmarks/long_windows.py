@@ -1,4 +1,4 @@
-"""What the recommended rule does where it could harm: windows that hold several documents, trusted text of another kind.
+"""What the recommended rule does where it could harm: long windows, and trusted text of another kind.
 
     python benchmarks/long_windows.py --output outputs/long_windows --seeds 0 1 2 [--publish docs/evidence/long_windows]
 

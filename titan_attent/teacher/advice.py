@@ -1,7 +1,10 @@
 """What a user is told: plans that cannot teach, and teaching that does not pay."""
 
 import logging
+import math
 
+from titan_attent.data.examples import Examples
+from titan_attent.data.mixing import documents_per_example
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.teacher.config import DECIDED_BY_SCORES, TeacherConfig
@@ -152,6 +155,27 @@ def warn_of_foreign_text(*, asked: float, likeness: float) -> None:
             "where text of one kind has 50%. Make the scorers (torchrun -m titan_attent.scorers) with trusted text of "
             "the kinds that you want of this data. Windows that mix documents look like no kind of text, either"
         )
+
+
+MIXED = 1.5
+"""Documents per window from which on windows are no good unit of choice."""
+
+
+def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
+    """Warn of examples that hold several documents, where scores decide which examples are trained."""
+    if config.strategy in ("uniform", "random") or (documents := documents_per_example(dataset)) < MIXED:
+        return
+    logger.warning(
+        f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents: its score is their mean, windows "
+        "differ less than documents do, and choosing among them gains less or does harm (docs/choosing.md). Set "
+        f"training.seq_len to about {_round(dataset.seq_len / documents)}, choose among documents before they are "
+        'written, or use strategy = "uniform"'
+    )
+
+
+def _round(tokens: float) -> int:
+    """The power of two next to it, 64 at least."""
+    return max(64, 1 << round(math.log2(tokens)))
 
 
 def warn_of_repeats(bound: RepeatBound, *, asked: float, ratio: float, size: int) -> None:

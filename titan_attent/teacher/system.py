@@ -27,7 +27,7 @@ from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.teacher import checks
-from titan_attent.teacher.advice import log_plan
+from titan_attent.teacher.advice import log_plan, warn_of_mixed_windows
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.importance import reads
 from titan_attent.teacher.panels import PANELS
@@ -144,6 +144,7 @@ class Teaching(System):
     def begin(self) -> None:
         if not is_first_rank():
             return
+        warn_of_mixed_windows(self.config, self.run.dataset)
         folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
         tell(folder, self.run, losses=checks.paths_of_losses(self.config).values())
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
