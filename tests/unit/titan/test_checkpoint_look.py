@@ -47,7 +47,9 @@ class Touch:
 
 
 @pytest.mark.parametrize(
-    "other", [Touch, lambda path: collections.Counter(), lambda path: len, lambda path: torch.nn.Linear], ids=str
+    "other",
+    [Touch, lambda path: collections.Counter(), lambda path: len, lambda path: torch.nn.Linear],
+    ids=["touch", "counter", "len", "linear"],  # the same in every process: the suite runs in two
 )
 def test_a_class_outside_the_list_is_refused(saved: Path, tmp_path: Path, other: Any) -> None:
     ran = tmp_path / "ran"
