@@ -19,8 +19,8 @@
          |
     reader.py      ids -> batches                  threads that live as long as the run
 
-examples.py says what a data set is to the rest, of text or of images (images/: from image files to pixels).
-mixing.py counts the documents that share an example. fixed.py reads a list of examples in order, for validation and scoring; holdout.py cuts a data set in two; told.py is
-what a run tells of its data; same_tokens.py: whether the ids of two data sets mean the same. config.py is the section
-[data]. torchtitan's loader over all this is titan/loader.py.
+examples.py says what a data set is to the rest, of text or of images (images/: from image files to pixels). mixing.py
+counts the documents that share an example. fixed.py reads a list of examples in order, for validation and scoring;
+holdout.py cuts a data set in two; told.py is what a run tells of its data; same_tokens.py: whether the ids of two
+data sets mean the same. config.py is the section [data]. torchtitan's loader over all this is titan/loader.py.
 """
