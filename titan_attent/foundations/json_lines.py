@@ -4,13 +4,17 @@
     rounds.jsonl   what was decided of a pass  {"step": 10, "pass": 0, "teacher/ratio": 0.5, ...}
 
 Written by rank 0 alone, a line at a time, flushed, so that a killed run loses at most its last line. A resumed run
-drops the lines of steps that it trains again; a fresh run in an old folder moves the old file aside.
+drops the lines of steps that it trains again, and lines that are damaged, with a warning; a fresh run in an old folder
+moves the old file aside.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -41,13 +45,27 @@ class JsonLines:
         os.replace(self.path, aside)
 
     def _keep_until(self, step: int) -> None:
-        """Drop lines after ``step`` and a line that a kill cut short; the file is replaced whole."""
-        temporary = self.path.with_suffix(".tmp")
-        with open(self.path, encoding="utf-8") as old, open(temporary, "w", encoding="utf-8") as new:
-            for line in old:
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
-                    break
-                new.write(line)
+        """Drop lines after ``step``, a line that a kill cut short, and damaged ones; the file is replaced whole."""
+        temporary, bad = self.path.with_suffix(".tmp"), list[int]()
+        with open(self.path, "rb") as old, open(temporary, "wb") as new:
+            for number, line in enumerate(old, 1):
+                found = _step_of(line) if line.endswith(b"\n") else None
+                if found is None:
+                    bad.append(number)
+                elif found <= step:
+                    new.write(line)
             new.flush()
             os.fsync(new.fileno())
         os.replace(temporary, self.path)
+        if bad:
+            many = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+            logger.warning(f"{self.path}: line {bad[0]:,} is cut short or damaged{many}; left out of what goes on")
+
+
+def _step_of(line: bytes) -> int | None:
+    """The training step of a line, or None where it is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None

@@ -1,4 +1,4 @@
-"""trace.py: what is on disk after kills, resumes and fresh starts, read back line by line."""
+"""json_lines.py: what is on disk after kills, resumes and fresh starts, read back line by line."""
 
 import json
 from pathlib import Path
@@ -59,6 +59,48 @@ def test_a_line_cut_by_a_kill_is_dropped(path, kept):
         file.write(line[:kept])
     run_steps(path, start=6, stop=7, run=2)
     assert entries(path) == [entry(step, run=1) for step in range(1, 6)] + [entry(7, run=2)]
+
+
+DAMAGED = {
+    "half a line": b'{"step": 3, "round": 0, "str',
+    "zeros of a disk that lost power": b"\0" * 40,
+    "no UTF-8": b'{"step": 3, "strategy": "\xff"}',
+    "another value": b"[3]",
+    "no step": b'{"round": 0}',
+    "a step of another type": b'{"step": "3"}',
+    "nothing": b"",
+    "deeply nested": b'{"step": ' * 100_000,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("place", ["middle", "last"])
+def test_a_damaged_line_is_dropped_with_a_warning_and_the_run_goes_on(path, what, place, caplog):
+    run_steps(path, start=0, stop=5, run=1)
+    lines = path.read_bytes().splitlines()
+    number = {"middle": 3, "last": 5}[place]
+    lines[number - 1] = DAMAGED[what]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    run_steps(path, start=5, stop=6, run=2)
+    assert entries(path) == [entry(step, run=1) for step in range(1, 6) if step != number] + [entry(6, run=2)]
+    assert [file.name for file in path.parent.iterdir()] == ["trace.jsonl"]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: line {number} is cut short or damaged;")
+
+
+def test_of_many_damaged_lines_the_first_is_named_and_the_rest_counted(path, caplog):
+    run_steps(path, start=0, stop=5, run=1)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], b"x", b"y", lines[3], b"z", b""]))
+    run_steps(path, start=5, stop=5, run=2)
+    assert entries(path) == [entry(1, run=1), entry(4, run=1)]
+    assert "line 2 is cut short or damaged, and 2 more;" in caplog.text
+
+
+def test_a_whole_resume_says_nothing(path, caplog):
+    run_steps(path, start=0, stop=9)
+    run_steps(path, start=4, stop=6)
+    assert not caplog.messages
 
 
 def test_a_fresh_run_moves_old_traces_aside(path):
