@@ -4,8 +4,8 @@ One gradient that is NaN or infinite poisons AdamW's state and the weights for e
 to its end, and its purge drops the good checkpoints one by one. The rule:
 
 - A run ends where its weights or its optimizer's state hold NaN or infinity. They are looked at before every save, so
-  that no such checkpoint is written and no good one purged; before the first step; and where a logged step's loss, its
-  gradient norm or a validation loss is not finite.
+  that no such checkpoint is written and no good one purged; before the first step and after the last; and where a
+  logged step's loss, its gradient norm or a validation loss is not finite.
 - A loss or norm that is not finite and leaves the weights finite (a norm that overflows, which clipping then makes a
   step of nothing) is a warning. After ``PATIENCE`` such logged steps in a row the run ends, too: it learns nothing.
 
@@ -111,10 +111,11 @@ class Health:
             )
 
     def guarded(self, save: Callable[..., Any]) -> Callable[..., Any]:
-        """``save`` of the checkpointer, where a look comes first. A collective, as saving is."""
+        """``save`` of the checkpointer, where a look comes first: at the last step in any case. A collective, as saving
+        is."""
 
         def wrapper(curr_step: int, last_step: bool = False) -> Any:
-            if self.trainer.checkpointer._should_save(curr_step, last_step):
+            if last_step or self.trainer.checkpointer._should_save(curr_step, last_step):
                 self._look_or_end(curr_step)
             return save(curr_step, last_step=last_step)
 

@@ -17,6 +17,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torchtitan.config import JobConfig
@@ -54,12 +55,23 @@ def release_folders(job_config: JobConfig) -> None:
 def _lock_files(job_config: JobConfig) -> dict[Path, str]:
     """Lock file -> the key of the folder that it stands for."""
     dump, checkpoint = Path(job_config.job.dump_folder), job_config.checkpoint
-    files = {dump / LOCK_FILE: "[job] dump_folder"}
-    folder = dump / checkpoint.folder
-    if checkpoint.enable and not folder.resolve().is_relative_to(dump.resolve()):
-        # Not in it: whether the folder exists decides what torchtitan loads.
-        files[folder.parent / f".{folder.name}.{LOCK_FILE}"] = "[checkpoint] folder"
+    files, key = {dump / LOCK_FILE: "[job] dump_folder"}, "[checkpoint] folder"
+    if not checkpoint.enable:
+        return files
+    folder = (dump / checkpoint.folder).resolve()  # runs may reach one folder by links of their own
+    is_outside = not folder.is_relative_to(dump.resolve())
+    # Beside it: whether the folder exists decides what torchtitan loads.
+    if is_outside or _beside(folder).exists():
+        files[_beside(folder)] = key
+    if is_outside:  # but in the dump folder of another run, perhaps
+        others = (place / LOCK_FILE for place in (folder, *folder.parents))
+        if (other := next((file for file in others if file.is_file()), None)) is not None:
+            files[other] = key
     return files
+
+
+def _beside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.{LOCK_FILE}"
 
 
 def own(path: Path, key: str) -> None:
@@ -69,7 +81,7 @@ def own(path: Path, key: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _open(path)
     except OSError:
         return  # Where no file can be made, this run overwrites none; what it needs to write there says so itself.
     if (place := _key(os.fstat(handle))) in _held:
@@ -92,8 +104,16 @@ def own(path: Path, key: str) -> None:
         return
     _held[place] = handle
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(), 0)
+    with suppress(OSError):  # another user's file, or a full disk
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(), 0)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, in a folder that both write
 
 
 def _key(status: os.stat_result) -> tuple[int, int]:

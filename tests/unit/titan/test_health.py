@@ -130,6 +130,16 @@ def test_the_last_save_is_looked_at_like_any_other() -> None:
     assert not tiny.checkpointer.saved
 
 
+def test_the_last_step_is_looked_at_where_nothing_is_saved_or_logged() -> None:
+    tiny: Any = Tiny()
+    tiny.checkpointer = SimpleNamespace(enable=False, _should_save=lambda *step: False, save=lambda *step, **how: None)
+    tiny.save = tiny.health.guarded(tiny.checkpointer.save)
+    tiny.train(loss=NAN, grad=NAN)
+    tiny.save(1)
+    with pytest.raises(Ended, match="step 2: the loss is not finite since step 1.*no checkpoint"):
+        tiny.save(2, last_step=True)
+
+
 def test_a_logged_step_ends_a_poisoned_run_before_a_save_is_due() -> None:
     tiny = Tiny()
     tiny.train()

@@ -117,3 +117,39 @@ def test_a_checkpoint_folder_elsewhere_has_a_lock_of_its_own(tmp_path: Path) -> 
         files = list(_lock_files(config(tmp_path / "a", folder)))
         assert files[0] == mine and files[1].resolve() == tmp_path / f".shared.{LOCK_FILE}"
         assert list(_lock_files(config(tmp_path / "a", folder, enable=False))) == [mine]
+
+
+def test_one_checkpoint_folder_is_one_by_whatever_way_runs_reach_it(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    for run in "ab":
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "checkpoint").symlink_to(tmp_path / "shared")
+    a, b = (list(_lock_files(config(tmp_path / run, "checkpoint"))) for run in "ab")
+    assert a[0] != b[0] and a[1] == b[1] == tmp_path / f".shared.{LOCK_FILE}"
+
+
+def test_a_checkpoint_folder_in_the_dump_folder_of_another_run(tmp_path: Path) -> None:
+    theirs = tmp_path / "b" / LOCK_FILE
+    beside = tmp_path / "b" / f".checkpoint.{LOCK_FILE}"
+    own(theirs, "[job] dump_folder")
+    assert list(_lock_files(config(tmp_path / "a", "../b/checkpoint")))[1:] == [beside, theirs]
+    own(beside, "[checkpoint] folder")
+    assert list(_lock_files(config(tmp_path / "b", "checkpoint"))) == [theirs, beside]
+
+
+def test_the_lock_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, really = tmp_path / LOCK_FILE, os.open
+    holder = hold(path)
+
+    def others(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", others)
+    with pytest.raises(ValueError, match="another run is at work there .process 7 on elsewhere"):
+        own(path, "key")
+    holder.kill()
+    holder.wait()
+    own(path, "key")
+    assert owner._held
