@@ -107,17 +107,21 @@ def read_told(run: Path) -> Told:
         value = content.get(name)
         return value if isinstance(value, kind) and not isinstance(value, bool) else default
 
+    def count(name: str) -> int | None:
+        value = get(name, int)
+        return value if value is not None and 0 < value < 2**63 else None
+
     flops = get("scorers_flops", (int, float))
     return Told(
         path=get("path", str, ""),
         fingerprint=get("fingerprint", str),
-        batch_size=get("batch_size", int),
-        tokens_per_example=get("tokens_per_example", int),
+        batch_size=count("batch_size"),
+        tokens_per_example=count("tokens_per_example"),
         measured=get("measured", dict, {}),
-        setting=get("setting", dict, {}),
+        setting={key: x for key, x in get("setting", dict, {}).items() if isinstance(x, (str, int, float, type(None)))},
         devices=get("devices", str),
         losses=tuple(map(str, get("losses", list, []))),
-        scorers_flops=flops if flops is not None and 0 <= flops < math.inf else None,
+        scorers_flops=flops if flops is not None and 0 <= flops < 1e300 else None,
     )
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.told import read_told
 from titan_attent.report.picture import write_whole
-from titan_attent.report.reading import json_lines
+from titan_attent.report.reading import json_lines, step_of
 from titan_attent.report.sheets import BOX, Cell, draw_sheet
 
 MOST, MOST_QUARANTINED = 48, 96
@@ -155,7 +155,7 @@ def _lines(path: Path, key: str, num_images: int, notes: list[str]) -> Iterator[
     noted. ValueError names a line of another data set."""
 
     def parse(record: Any) -> tuple[int, np.ndarray]:
-        return int(record["step"]), np.array(record[key], np.int64).reshape(-1)
+        return step_of(record), np.array(record[key], np.int64).reshape(-1)
 
     for step, ids in json_lines(path, parse, "the teacher's", notes):
         if len(ids) and not 0 <= ids.min() <= ids.max() < num_images:

@@ -79,13 +79,21 @@ def read_rounds(path: Path, notes: list[str]) -> Scalars:
     """The ``teacher/*`` and ``ledger/*`` of ``rounds.jsonl`` at the first step of each pass."""
 
     def parse(record: Any) -> tuple[int, dict[str, float]]:
-        return int(record["step"]), {tag: float(x) for tag, x in record.items() if tag.startswith(PREFIXES)}
+        return step_of(record), {tag: float(x) for tag, x in record.items() if tag.startswith(PREFIXES)}
 
     decided: Scalars = {}
     for step, values in json_lines(path, parse, "a decision of the teacher", notes):
         for tag, value in values.items():
             decided.setdefault(tag, {})[step] = value
     return decided
+
+
+def step_of(record: Any) -> int:
+    """Of a line; ValueError and the like where it has none."""
+    step = int(record["step"])
+    if not 0 <= step < 2**62:
+        raise ValueError(f"no step is {step}")
+    return step
 
 
 def json_lines(path: Path, parse: Callable[[Any], Parsed], what: str, notes: list[str]) -> Iterator[Parsed]:

@@ -85,6 +85,18 @@ def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str | None) -> No
     assert read_told(tmp_path) == Told()
 
 
+@pytest.mark.parametrize("number", ["-1", "0", "1" + "0" * 400, "2.5", "NaN", "Infinity", "[1]", "true", "null"])
+def test_numbers_that_cannot_be_are_not_told(tmp_path: Path, number: str) -> None:
+    (tmp_path / "teacher").mkdir()
+    keys = ("batch_size", "tokens_per_example", "fingerprint", "devices")
+    fields = ", ".join(f'"{key}": {number}' for key in keys)
+    content = (
+        f'{{{fields}, "scorers_flops": {number if number not in ("0", "2.5") else -1}, "setting": {{"model": [1]}}}}'
+    )
+    (tmp_path / "teacher" / "data.json").write_text(content)
+    assert read_told(tmp_path) == Told()
+
+
 def test_an_earlier_version_told_its_folders(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "data.json").write_text(json.dumps({"path": "data", "validation_path": ""}))

@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -101,6 +102,15 @@ def test_a_half_written_last_decision_costs_nothing(
     assert main([str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "50.00%" in out and err.count("\n") == cut.endswith("\n")
+
+
+@pytest.mark.parametrize("step", [-1, 10**400, 1e308, "x", None, [1]])
+def test_a_decision_of_no_step_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], step: Any) -> None:
+    write(tmp_path, losses(1, 9))
+    decide(tmp_path, [{"step": step, "teacher/overlap": 0.9}, {"step": 1, "teacher/overlap": 0.5}])
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "50.00%" in out and "line 1 is not a decision of the teacher" in err
 
 
 def test_a_run_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

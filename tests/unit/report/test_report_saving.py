@@ -53,6 +53,23 @@ def test_equal_curves_of_another_batch_size_save_nothing() -> None:
     assert "saved" not in "".join(summarize(b, [a, b]).values())
 
 
+def test_settings_are_told_apart_where_both_runs_tell_them() -> None:
+    """A run of an earlier version, or whose data.json is damaged, tells none or some."""
+    full = Told(setting={"model": "m 8B", "data": "x", "optimizer.lr": 0.1})
+    some, other = Told(setting={"optimizer.lr": 0.2}), Told(setting={"model": "m 8B", "data": "y", "optimizer.lr": 0.1})
+    for mine, others, word in (
+        (full, Told(), ""),
+        (Told(), full, ""),
+        (full, full, ""),
+        (some, full, "; the two differ in optimizer.lr (0.2, 0.1), too"),
+        (full, some, "; the two differ in optimizer.lr (0.1, 0.2), too"),
+        (full, other, "; the two differ in training data, too"),
+    ):
+        text = conclusion(made("a", told=others), made("b", lambda t: curve(1.25 * t), told=mine))
+        assert "20.0% saved" in text and text.partition("saved")[2].partition(", in ")[0].endswith(word), text
+        assert ("differ" in text) == bool(word)
+
+
 @pytest.mark.parametrize("faster", [1.05, 1.25, 2.0, 0.8])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_true_saving_is_told_in_tokens_and_flops(faster: float, batch: int) -> None:
