@@ -1,4 +1,4 @@
-"""Text that cannot be used: why, where, and how to mend it; and the file that lists what was left out."""
+"""What of an input cannot be used: why, where, and how to mend it; and the file that lists what text was left out."""
 
 import json
 import os
@@ -15,19 +15,20 @@ ENCODING, BINARY, SIZE, DAMAGED = "not UTF-8", "binary", "too large", "damaged"
 
 
 class Bad(NamedTuple):
-    """A record, a file or the rest of one that cannot be used."""
+    """A record, an image, a file or the rest of one that cannot be used: what is wrong, and how to mend it."""
 
     where: str
     reason: str
-    """One of those above."""
+    """One of those above; of images one of images/examples.py."""
     problem: str
     mend: str
 
     def message(self) -> str:
-        return (
-            f"{self.where}: {self.problem}; {self.mend}, or leave out what cannot be used with --on-bad skip (on_bad="
-            '"skip")'
-        )
+        return f"{self.where}: {self.problem}; {self.mend}, or leave out what cannot be used with --on-bad skip"
+
+    def line(self) -> str:
+        """Of ``skipped.jsonl``."""
+        return json.dumps({"where": self.where, "reason": self.reason, "problem": self.problem[:300]}) + "\n"
 
 
 class SkippedLog:
@@ -47,8 +48,7 @@ class SkippedLog:
         self._lines: list[bytes] = []
 
     def add(self, bad: Bad) -> None:
-        line = json.dumps({"where": bad.where, "reason": bad.reason, "problem": bad.problem[:300]}) + "\n"
-        self._lines.append(line.encode("ascii"))
+        self._lines.append(bad.line().encode("ascii"))
         if len(self._lines) >= 10_000:
             self.flush()
 

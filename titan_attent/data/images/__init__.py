@@ -1,13 +1,15 @@
 """Images: from files of many kinds to shards, and from shards to augmented batches.
 
 inputs.py      folders, parquet, npz and tar files -> images and labels    folders.py, splits.py, kinds.py; arrays.py;
-     |                                                                     tables.py; tars.py, archive.py
+     |                                                                     tables.py; tars.py, archive.py; what each
+     |                                                                     gives: examples.py
      |
 classes.py     labels as they were found -> numbers of classes
      |
-pictures.py    bytes <-> pictures                                          Pillow
+pictures.py    bytes <-> pictures                                          Pillow; by several threads: prepare.py
      |
-writer.py      images -> shards on disk                                    __main__.py: the command
+writer.py      images -> shards on disk                                    output.py: the folder; __main__.py: the
+     |                                                                     command; summary.py: what it tells
      |
 format.py      shards and index.json                                       hashes, fingerprint
      |

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from titan_attent.data.bad import Bad
 from titan_attent.data.walk import LeftOut
 
 IMAGE_KEYS = ("image", "images", "img", "x", "data")
@@ -14,7 +15,6 @@ LABEL_KEYS = ("label", "labels", "y", "target", "targets")
 
 Label = int | str
 """The number or the name of a class."""
-
 
 MAX_PIXELS = 2**27
 """Of an image, where nothing else is asked for: half a gigabyte once it is decoded."""
@@ -36,16 +36,6 @@ class Example(NamedTuple):
     where: str
     image: bytes | np.ndarray
     label: Label
-
-
-class Bad(NamedTuple):
-    """An image, or the rest of a file, that cannot be used: what is wrong, and how to mend it."""
-
-    where: str
-    reason: str
-    """One of REASONS."""
-    problem: str
-    mend: str
 
 
 REASONS = ("undecodable", "label", "size", "damaged", "class", "large", "link", "name", "twice")

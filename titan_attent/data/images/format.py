@@ -29,7 +29,6 @@ from titan_attent.foundations.versioned_json import encode_versioned, read_versi
 FORMAT = "titan_attent.images"
 VERSION = 1
 ENCODINGS = ("raw", "file")
-SKIPPED_FILE = "skipped.jsonl"
 LEAST_STD = 5e-7
 WRITER = "`python -m titan_attent.data.images`"
 

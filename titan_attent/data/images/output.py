@@ -4,7 +4,6 @@ Until index.json stands in it, all of this is leftovers, which the next writer r
 """
 
 import hashlib
-import json
 import os
 import re
 from array import array
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from titan_attent.data.bad import SKIPPED_FILE
 from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, write_atomically
 from titan_attent.data.images.examples import Bad
-from titan_attent.data.images.format import SKIPPED_FILE, ImageShardEntry
+from titan_attent.data.images.format import ImageShardEntry
 
 _LEFTOVER = re.compile(rf"(shard-\d{{5,}}(\.labels|\.offsets)?\.bin|{SKIPPED_FILE}|{INDEX_FILE}\.tmp)(\.tmp)?")
 
@@ -123,7 +123,7 @@ class Skipped:
     def add(self, bad: Bad) -> None:
         self.counts[bad.reason] += 1
         self.first.setdefault(bad.reason, bad)
-        self._file.write(json.dumps({"where": bad.where, "reason": bad.reason, "problem": bad.problem}) + "\n")
+        self._file.write(bad.line())
 
     def tell(self) -> str:
         """``2 label (first: a.tar: 0.png: an empty .cls; write ...)``; "" where there is none."""

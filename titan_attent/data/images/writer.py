@@ -203,9 +203,7 @@ class _Writing:
 
     def _reject(self, bad: Bad) -> None:
         if not self.skip:
-            raise ValueError(
-                f"{bad.where}: {bad.problem}; {bad.mend}, or leave out what cannot be used with --on-bad skip"
-            )
+            raise ValueError(bad.message())
         self.skipped.add(bad)
 
     def _finish_shard(self) -> None:
