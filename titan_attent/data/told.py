@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.format import INDEX_FILE, write_atomically
+from titan_attent.foundations.typed import typed
+from titan_attent.foundations.versioned_json import read_json_object
 
 FILE = "data.json"
 
@@ -97,10 +99,8 @@ def tell(folder: Path, run: Any, *, losses: Collection[str | os.PathLike[str]]) 
 def read_told(run: Path) -> Told:
     """What the run in the folder ``run`` told; nothing where it did not, or where the file is damaged."""
     try:
-        content = json.loads((run / "teacher" / FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return Told()
-    if not isinstance(content, dict):
+        content = read_json_object(run / "teacher" / FILE)
+    except (OSError, ValueError):
         return Told()
 
     def get(name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
@@ -134,8 +134,8 @@ def _key(job_config: Any, name: str) -> Any:
 def _fingerprint(folder: str | None) -> str | None:
     """Of the data set in a folder, as its index says."""
     try:
-        return str(json.loads((Path(folder) / "index.json").read_bytes())["fingerprint"]) if folder else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(read_json_object(Path(folder) / INDEX_FILE)["fingerprint"]) if folder else None
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -151,10 +151,10 @@ def _flops(losses: Collection[str | os.PathLike[str]]) -> float | None:
     total = 0.0
     for folder in losses:
         try:
-            flops = float(json.loads((Path(folder) / "cost.json").read_bytes())["flops"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            flops = typed(float, read_json_object(Path(folder) / "cost.json")["flops"])
+        except (OSError, ValueError, KeyError):
             return None
-        if not 0 <= flops < math.inf:
+        if flops < 0:
             return None
         total += flops
     return total

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titan_attent.data.format import write_atomically
+from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
 BRANCH, ABANDONED = "branch.json", "abandoned"
@@ -64,10 +65,13 @@ def read_branch(folder: Path) -> Branch:
         return Branch()
     mend = "remove it, and give checkpoint.load_step at the next start"
     fields = read_versioned(path, format=_FORMAT, versions=[_VERSION], mend=mend)
-    numbers = [fields.get("start"), *(fields["left"] if isinstance(fields.get("left"), list) else [None])]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise ValueError(f"{path}: malformed ({fields}); {mend}")
-    return Branch(fields["start"], tuple(fields["left"]))
+    try:
+        branch = typed(Branch, {"start": None, "left": None} | fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: malformed ({error}); {mend}") from error
+    if min((branch.start, *branch.left)) < 0:
+        raise ValueError(f"{path}: malformed ({branch}); {mend}")
+    return branch
 
 
 def _write_branch(folder: Path, branch: Branch) -> None:
