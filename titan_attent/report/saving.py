@@ -59,11 +59,6 @@ def final(run: RunScalars, measure: Measure) -> float | None:
     return -level if measure.rises and level is not None else level
 
 
-def target_loss(first: RunScalars) -> float | None:
-    """What the others are measured by: :func:`final` of the first run's loss."""
-    return final(first, LOSS)
-
-
 def curve_of(run: RunScalars, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
     """Steps int64 [n] and values float64 [n], the smaller the better."""
     steps, values = run.series(measure.tag)
@@ -85,9 +80,3 @@ def reach(run: RunScalars, target: float | None, measure: Measure = LOSS) -> Rea
     seconds = since + found.share * (until - since)
     costs = Costs(run)
     return Reached(found.step, costs.tokens(found.step), seconds, between, costs.charged_tokens(found.step))
-
-
-def saved_percent(run: Reached, first: Reached, charge: Charge) -> float | None:
-    """How much less than the first run ``run`` needed, in percent; negative if more; None where it cannot be told."""
-    own, base = run.cost(charge), first.cost(charge)
-    return None if own is None or not base else 100 * (1 - own / base)

@@ -17,7 +17,7 @@ def check_combinations(config: TeacherConfig) -> None:
             f'[teacher] importance = "{config.importance}" needs reference_path: the folder of reference losses, '
             "written by torchrun -m titan_attent.score"
         )
-    check_amateur(config)
+    _check_amateur(config)
     if config.scoring == "forward_once" and config.pool_size:
         raise ValueError(
             f'[teacher] scoring = "forward_once" with pool_size = {config.pool_size}: each round has a pool of '
@@ -50,7 +50,7 @@ def check_combinations(config: TeacherConfig) -> None:
         )
 
 
-def check_amateur(config: TeacherConfig) -> None:
+def _check_amateur(config: TeacherConfig) -> None:
     """Refuse an amateur that nothing reads, and what reads one where none is given."""
     needed = reads(config.importance)
     if not config.amateur_path and ("amateur" in needed or config.scoring == "amateur"):

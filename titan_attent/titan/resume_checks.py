@@ -133,10 +133,8 @@ def _check_steps(job_config: JobConfig, source: Source, *, step: int) -> None:
     raise ValueError(
         f"nothing is left to train: the checkpoint {source.path} is already at step {step}, and [training] steps = "
         f"{steps}. Set training.steps above {step} to train on from there"
-        + (
-            ", an earlier checkpoint with checkpoint.load_step, or start anew in another job.dump_folder"
-            * source.is_own
-        )
+        + ", go back with checkpoint.load_step, or start anew in another job.dump_folder"
+        * source.is_own
     )
 
 

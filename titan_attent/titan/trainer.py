@@ -88,6 +88,7 @@ class TeachingTrainer(Trainer):
             served=lambda: self.loader.served,
             forward=self.forward,
             model_parts=self.model_parts,
+            loss=kind_of(job_config).loss(job_config),
             build_example_loss=kind_of(job_config).example_loss(job_config),
             predict=self.predict,
         )
