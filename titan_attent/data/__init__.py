@@ -15,7 +15,7 @@
          |
     shards.py      example id -> tokens            files.py: positioned reads, few files open
          |
-    sampler.py     (selection, seed, pass, consumed) -> the ids of this rank
+    sampler.py     (selection, seed, pass, consumed) -> the ids of this rank; order.py: the order of a pass
          |
     reader.py      ids -> batches                  threads that live as long as the run
 

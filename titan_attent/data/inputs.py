@@ -56,15 +56,14 @@ def list_files(
 
     Args:
         inputs: source and path of each, of :func:`~.inputs.parse_inputs`.
-        extensions: what is read of a folder (``txt``), records and texts alike; None for the rule above.
+        extensions: what is read of a folder (``txt``), records and texts alike; None for the rule of folders.py.
         text_key: of .json files that are records.
         left_out: counts what is not read.
         skip: leave out also where that is the greater part.
 
     Raises:
-        ValueError: an input is missing or of unknown extension, or a folder has no file to read, or more that are
-        not read
-            than are.
+        ValueError: an input is missing or of unknown extension, or a folder has no file to read, or more that are not
+            read than are.
     """
     files: list[InputFile] = []
     for source, path in inputs:

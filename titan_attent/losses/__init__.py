@@ -1,5 +1,6 @@
 """From logits and labels to one loss an example, and what is kept of it.
 
+build.py            which of these a run takes
 cross_entropy.py    one loss an example and the weighted scalar, in one pass over the logits
 chunked.py          the same without a second copy of the logits
 head.py             the same without the logits: the output layer and its loss in one
