@@ -15,7 +15,6 @@ Cost: a few small files read at the start of a run, by its first rank.
 """
 
 import json
-import math
 import os
 import platform
 from collections.abc import Collection
