@@ -12,10 +12,11 @@ import io
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 TRUSTED = (
     "checkpoints are Python pickles, which can run any program of whoever wrote them: open only those of people that "
@@ -39,6 +40,9 @@ ALLOWED: dict[str, frozenset[str]] = {
 _PLAIN = (torch.dtype, torch.layout, torch.memory_format)
 _MOST_BYTES = 2**24
 """Of one value: those that are looked at are a few hundred."""
+
+
+Kind = TypeVar("Kind")
 
 
 class _Refused(Exception):
@@ -74,9 +78,29 @@ def read_metadata(path: str | Path) -> Metadata:
         ) from None
     except Exception as error:  # whatever unpickling runs into
         raise ValueError(_unreadable(path, error)) from None
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.state_dict_metadata, dict):
+    if not _is_whole(metadata):
         raise ValueError(f"{file} is no checkpoint's metadata: it is damaged; restore it, or give another checkpoint")
     return metadata
+
+
+def _is_whole(metadata: Any) -> bool:
+    """Whether its fields are of the types that they have in a checkpoint's metadata."""
+    try:
+        names, places = metadata.state_dict_metadata, metadata.storage_data or {}
+        sizes = [entry.size for entry in names.values() if isinstance(entry, TensorStorageMetadata)]
+        return (
+            isinstance(metadata, Metadata)
+            and all(isinstance(name, str) for name in names)
+            and all(isinstance(size, torch.Size) for size in sizes)
+            and all(isinstance(place, MetadataIndex) for place in places)
+            and all(isinstance(entry, _StorageInfo) and _is_place(entry) for entry in places.values())
+        )
+    except (AttributeError, TypeError):
+        return False
+
+
+def _is_place(entry: _StorageInfo) -> bool:
+    return isinstance(entry.relative_path, str) and type(entry.offset) is int and type(entry.length) is int
 
 
 def _unreadable(path: str | Path, error: Exception) -> str:
@@ -98,12 +122,13 @@ def shapes_of(metadata: Metadata, *, modules: Iterable[str]) -> dict[str, list[i
     return {
         name: list(entry.size)
         for name, entry in metadata.state_dict_metadata.items()
-        if name.partition(".")[0] in wanted and hasattr(entry, "size")
+        if name.partition(".")[0] in wanted and isinstance(entry, TensorStorageMetadata)
     }
 
 
-def read_value(path: str | Path, metadata: Metadata, name: str) -> Any:
-    """A number or string of the checkpoint ``path`` by its name; ValueError if it is not there or not readable."""
+def read_value(path: str | Path, metadata: Metadata, name: str, kind: type[Kind]) -> Kind:
+    """A number or string of the checkpoint ``path`` by its name; ValueError if it is not there, not readable, or not of
+    its ``kind``."""
     entry = (metadata.storage_data or {}).get(MetadataIndex(name))
     damaged = f"the checkpoint {path} is damaged: its {name} cannot be read"
     mend = "restore it, or give another checkpoint with checkpoint.load_step"
@@ -115,7 +140,10 @@ def read_value(path: str | Path, metadata: Metadata, name: str) -> Any:
     try:
         with file.open("rb") as stream:
             stream.seek(entry.offset)
-            return torch.load(io.BytesIO(stream.read(length)), weights_only=True)
+            value = torch.load(io.BytesIO(stream.read(length)), weights_only=True)
+        if type(value) is not kind:
+            raise TypeError(f"a {type(value).__name__} where {kind.__name__} is expected")
+        return value
     except Exception as error:  # whatever unpickling runs into
         what = str(error).partition("\n")[0]
         raise ValueError(f"{damaged} ({type(error).__name__}: {what}); {mend}") from None

@@ -56,10 +56,23 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
     _check_excluded(excluded, known={"model", "dataloader", *STOCK_STATES, *kept})
     _check_states(path, metadata, excluded=excluded, kept=kept)
     if "dataloader" not in excluded:
-        stored = json.loads(read_value(path, metadata, "dataloader.geometry"))
+        stored = _geometry(path, metadata)
         check_geometry(stored, geometry, where=f"the checkpoint {path}")
     if "train_state" not in excluded:
-        _check_steps(job_config, source, step=int(read_value(path, metadata, "train_state.step")))
+        _check_steps(job_config, source, step=read_value(path, metadata, "train_state.step", int))
+
+
+def _geometry(path: Path, metadata: Metadata) -> dict[str, Any]:
+    try:
+        stored = json.loads(read_value(path, metadata, "dataloader.geometry", str))
+    except (json.JSONDecodeError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError(
+            f"the checkpoint {path} is damaged: its dataloader.geometry is no JSON object; restore it, or give another "
+            "checkpoint with checkpoint.load_step"
+        )
+    return stored
 
 
 def _check_adapter(job_config: JobConfig, spec: TrainSpec) -> None:
@@ -153,7 +166,7 @@ def what_is_finished(job_config: JobConfig) -> str:
     source = _finished_source(job_config)
     if source is None or not source.is_full or "train_state" in job_config.checkpoint.exclude_from_loading:
         return ""
-    step = int(read_value(source.path, read_metadata(source.path), "train_state.step"))
+    step = read_value(source.path, read_metadata(source.path), "train_state.step", int)
     if step < job_config.training.steps:
         return ""
     return (

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorProperties
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
 from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
 
@@ -31,9 +31,9 @@ def test_reads_what_torch_reads(saved: Path) -> None:
         assert ours.storage_data == torchs.storage_data and ours.planner_data == torchs.planner_data
     metadata = read_metadata(saved)
     assert shapes_of(metadata, modules=["w", "half", "at"]) == {"w": [2, 3], "half": [4]}
-    assert read_value(saved, metadata, "at.step") == 7
-    assert read_value(saved, metadata, "at.text") == "a" * 100
-    assert read_value(EARLIER, read_metadata(EARLIER), "train_state.step") == 35
+    assert read_value(saved, metadata, "at.step", int) == 7
+    assert read_value(saved, metadata, "at.text", str) == "a" * 100
+    assert read_value(EARLIER, read_metadata(EARLIER), "train_state.step", int) == 35
 
 
 class Touch:
@@ -72,7 +72,7 @@ def test_a_value_is_not_run_either(saved: Path, tmp_path: Path) -> None:
     for entry in metadata.storage_data.values():
         entry.relative_path, entry.offset, entry.length = "x.distcp", 0, (saved / "x.distcp").stat().st_size
     with pytest.raises(ValueError, match=r"step-7 is damaged: its at.step cannot be read .*restore it"):
-        read_value(saved, metadata, "at.step")
+        read_value(saved, metadata, "at.step", int)
     assert not ran.exists()
 
 
@@ -86,9 +86,9 @@ def test_places_that_cannot_be(saved: Path, place: dict[str, Any]) -> None:
     for entry in metadata.storage_data.values():
         vars(entry).update(place)
     with pytest.raises(ValueError, match="damaged: its at.step cannot be read"):
-        read_value(saved, metadata, "at.step")
+        read_value(saved, metadata, "at.step", int)
     with pytest.raises(ValueError, match="its nothing cannot be read .it is not there"):
-        read_value(saved, metadata, "nothing")
+        read_value(saved, metadata, "nothing", int)
 
 
 def test_of_a_later_torch(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +108,33 @@ def test_damaged(saved: Path, content: bytes) -> None:
     (saved / ".metadata").write_bytes(content)
     with pytest.raises(ValueError, match="damaged.*estore it, or give another checkpoint"):
         read_metadata(saved)
+
+
+SPOILED: dict[str, Any] = {
+    "no names": lambda metadata: setattr(metadata, "state_dict_metadata", [1]),
+    "a name of another type": lambda metadata: metadata.state_dict_metadata.update({7: None}),
+    "places in a list": lambda metadata: setattr(metadata, "storage_data", [1]),
+    "a place of another type": lambda metadata: setattr(metadata, "storage_data", {MetadataIndex("at.step"): 7}),
+    "a place by a number": lambda metadata: metadata.storage_data.update({7: None}),
+    "an offset of text": lambda metadata: vars(next(iter(metadata.storage_data.values()))).update(offset="x"),
+    "a size of text": lambda metadata: setattr(metadata.state_dict_metadata["w"], "size", "x"),
+    "no fields": lambda metadata: vars(metadata).clear(),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_fields_of_other_types(saved: Path, how: str) -> None:
+    metadata = FileSystemReader(saved).read_metadata()
+    SPOILED[how](metadata)
+    (saved / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="is no checkpoint's metadata: it is damaged"):
+        read_metadata(saved)
+
+
+def test_a_value_of_another_type(saved: Path) -> None:
+    metadata = read_metadata(saved)
+    with pytest.raises(ValueError, match="its at.text cannot be read .TypeError: a str where int is expected"):
+        read_value(saved, metadata, "at.text", int)
 
 
 def test_truncated_or_missing(saved: Path) -> None:
