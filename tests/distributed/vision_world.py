@@ -137,7 +137,9 @@ def train_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -
     return {name: train_cell(settings, data=data, folder=places[name]) for name, settings in cells.items()}
 
 
-def _losses(model: torch.nn.Module, batch: Any, config: JobConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(
+    model: torch.nn.Module, batch: Any, config: JobConfig, *, smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss of each image, with a graph; its functional gradient's norm), from the definitions."""
     inputs, labels = dict(batch[0]), batch[1]
     other_labels, share = inputs.pop("other_label", labels[:, 0]), inputs.pop("share", torch.ones(len(labels)))
@@ -148,7 +150,6 @@ def _losses(model: torch.nn.Module, batch: Any, config: JobConfig) -> tuple[torc
         loss = deviation.square().flatten(1).mean(dim=1)
     else:
         classes = pred.shape[-1]
-        smoothing = config.vision.label_smoothing
         first, other = (F.one_hot(numbers, classes) for numbers in (labels[:, 0], other_labels))
         targets = (1 - smoothing) * (share[:, None] * first + (1 - share[:, None]) * other) + smoothing / classes
         loss = -(targets * pred[:, 0].log_softmax(-1)).sum(-1)
@@ -163,12 +164,12 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
     optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
     examples = kind.open(datasets, config)
     everything = torch.arange(len(examples))
-    mixes = config.vision.mixes
+    mixes, smoothing = config.vision.mixes, config.vision.label_smoothing
     buffer = LossBuffer(len(examples), device="cpu", with_gradient=True, with_shares=mixes)
 
     def score(step: int, pool: Pool) -> None:
         with torch.no_grad():
-            losses, norms = _losses(model.eval(), examples.read(everything), config)
+            losses, norms = _losses(model.eval(), examples.read(everything), config, smoothing=smoothing)
         model.train()
         shares = torch.ones(len(examples)) if mixes else None
         buffer.record(everything, losses, step=step, gradients=norms, shares=shares, trained=False)
@@ -185,7 +186,7 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
             step += 1
             ids = sampler.local_ids(current, batch, part)
             read = examples.read(ids, current.turn)
-            losses, norms = _losses(model, read, config)
+            losses, norms = _losses(model, read, config, smoothing=smoothing)
             optimizers.zero_grad()
             (losses * weights).mean().backward()
             norm = exact_norm(parameter.grad for parameter in model.parameters())
@@ -212,7 +213,7 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
     examples = kind.open(datasets, config, validation=True)
     with torch.no_grad():
         inputs, labels = batch = examples.read(torch.arange(len(examples)))
-        result = {"loss": _losses(model.eval(), batch, config)[0].mean().item()}
+        result = {"loss": _losses(model.eval(), batch, config, smoothing=0.0)[0].mean().item()}
         if config.model.name == "vit_attent":
             ranks = model(inputs["input"])[:, 0].argsort(dim=-1, descending=True)
             result["accuracy"] = (ranks[:, 0] == labels[:, 0]).double().mean().item()

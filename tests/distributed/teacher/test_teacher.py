@@ -43,7 +43,12 @@ CASES = {
     "soft, sigmoid": paper_config(min_inclusion_probability=0, normalization="sigmoid", final_ratio=1.0, seed=3),
     "threshold": paper_config(strategy="threshold", initial_interval=2),
     "learnability": paper_config(
-        strategy="hard", importance="learnability", scoring="forward", ratio_schedule="adaptive", initial_ratio=0.2
+        strategy="hard",
+        importance="learnability",
+        scoring="forward",
+        ratio_schedule="adaptive",
+        initial_ratio=0.2,
+        max_repeats=100.0,
     ),
     "soft, scored once": paper_config(
         scoring="forward_once", weighting="none", warmup_passes=2, min_inclusion_probability=0
