@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from convergence_rules import BATCH_SIZE, FORWARD_COST, Task
+from convergence_rules import BATCH_SIZE, FORWARD_COST, Task, in_words_of_today
 from corpora import KINDS, KINDS_FILE, MANIFEST_FILE, Sizes
 from measure import ROOT, cpu_model, versions
 
@@ -31,7 +31,7 @@ def load_result(output: Path, task: Task) -> dict[str, Any] | None:
     result = json.loads(path.read_text(encoding="utf-8"))
     then, now = (
         {f"{name}.{key}": value for name, section in config.items() for key, value in section.items()}
-        for config in (result["config"], task.config)
+        for config in (in_words_of_today(result["config"], task.config), task.config)
     )
     if changed := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
         was, would = ({key: config.get(key) for key in changed} for config in (then, now))

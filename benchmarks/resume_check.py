@@ -41,6 +41,7 @@ path = "{data}"
 [teacher]
 strategy = "soft"
 initial_ratio = 0.5
+max_repeats = 1000
 trace = true
 [training]
 local_batch_size = {local}

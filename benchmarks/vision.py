@@ -26,6 +26,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from convergence_rules import in_words_of_today
 from convergence_runs import load_result, machine
 from measure import versions
 from vision_data import num_rows, prepare
@@ -97,7 +98,7 @@ def read_known(paths: Sequence[Path], lr: float | None) -> dict[str, dict[str, A
     for path in paths:
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
             run = run_of(result, lr)
-            if result["config"] != run.config:
+            if in_words_of_today(result["config"], run.config) != run.config:
                 raise ValueError(f"{path}: {run.folder} was made with other settings: leave the file out")
             found[run.folder] = result
     return found

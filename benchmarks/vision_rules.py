@@ -7,7 +7,7 @@ for with steps.
 from dataclasses import dataclass
 from typing import Any
 
-from convergence_rules import ADAPTIVE, COMMON, FORWARD_COST
+from convergence_rules import ADAPTIVE, COMMON, FORWARD_COST, UNBOUNDED
 
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.schedule import Plan, selection_size
@@ -131,6 +131,7 @@ SCORERS: dict[str, Any] = {
     "reference_path": EXPERT,
     "amateur_path": AMATEUR,
     "ratio_schedule": "calibrated",
+    "max_repeats": UNBOUNDED,
     "anneal_fraction": 0.0,
 }
 EXCESS = HALF | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT}

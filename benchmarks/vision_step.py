@@ -40,7 +40,10 @@ from titan_attent.titan.vision import args_of
 ENDLESS = 1_000_000
 VARIANTS = {
     "uniform": ["--teacher.strategy", "uniform"],
-    "soft, functional gradient": ["--teacher.strategy", "soft", "--teacher.importance", "functional_gradient"],
+    "soft, functional gradient": [
+        *("--teacher.strategy", "soft", "--teacher.importance", "functional_gradient"),
+        *("--teacher.max_repeats", str(ENDLESS)),  # of endless steps the default would leave out nothing
+    ],
 }
 
 

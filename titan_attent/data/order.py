@@ -116,6 +116,10 @@ class Cursor:
             self.order, start = self.order + 1, 0
         self.start, self.size = start, size or self.num_examples - start
 
+    def take_the_rest(self) -> None:
+        """Lengthen the stretch to the end of its order."""
+        self.size = self.num_examples - self.start
+
     def pool(self) -> Pool:
         """The stretch."""
         return Pool(self.num_examples, order=(self.seed, 0, self.order), start=self.start, size=self.size)

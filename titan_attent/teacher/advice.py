@@ -20,7 +20,7 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         return
     logger.info(
         f"Teacher: {config.strategy}, {num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
-        f"again from step {plan.anneal_start + 1} of {total_steps}{_visits(config, plan, num_examples / batch_size)}"
+        f"again from step {plan.anneal_start + 1} of {total_steps}{_visits(config, plan, num_examples, batch_size)}"
     )
     if config.strategy == "uniform":
         if unread := keys_without_a_rule(config):
@@ -48,6 +48,12 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
                 f"An example is trained {visits:.2g} times in this run: learnability needs two readings of its loss "
                 "and falls back to the loss itself"
             )
+    key = "initial_interval" if config.interval_schedule == "fixed" else "max_interval"
+    if config.pool_size and (passes := plan.interval(total_steps)) < (asked := getattr(config, key)):
+        logger.warning(
+            f"A selection from a pool is trained in {passes} passes, not in the {asked} of teacher.{key}: with "
+            f"teacher.max_repeats = {plan.max_repeats:g} no example comes more often"
+        )
     if config.amateur_path and config.anneal_fraction > 0:
         logger.info(
             f"The last {config.anneal_fraction:.1%} of the steps train on the full data, with what the scores on disk "
@@ -59,17 +65,14 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         logger.log(*risk)
 
 
-def _visits(config: TeacherConfig, plan: Plan, steps_of_pass: float) -> str:
+def _visits(config: TeacherConfig, plan: Plan, num_examples: int, batch_size: int) -> str:
     """How often a selected example will be trained, as far as the plan alone tells."""
     if config.strategy not in READ_THE_RATIO or plan.warmup_steps >= plan.anneal_start:
         return ""
     if config.ratio_schedule in DECIDED_BY_SCORES:
         return ""  # forecast.py tells, once there are scores
-    steps = range(plan.warmup_steps, plan.anneal_start, max(1, plan.total_steps // 1000))
-    ratio = sum(plan.ratio(step) or 1.0 for step in steps) / len(steps)
-    return (
-        f"; an example that is always selected is trained {plan.visits(ratio, steps_of_pass=steps_of_pass):.1f} times"
-    )
+    visits = plan.visits(None, num_examples=num_examples, batch_size=batch_size)
+    return f"; an example that is always selected is trained {visits:.1f} times"
 
 
 def keys_without_a_rule(config: TeacherConfig) -> list[str]:
@@ -178,11 +181,13 @@ def _round(tokens: float) -> int:
     return max(64, 1 << round(math.log2(tokens)))
 
 
-def warn_of_repeats(bound: RepeatBound, *, asked: float, ratio: float, size: int) -> None:
+def warn_of_repeats(config: TeacherConfig, bound: RepeatBound, *, asked: float, ratio: float, size: int) -> None:
     """Warn on the first rank that a selection is larger than the scores ask for, since a smaller one would repeat."""
     if is_first_rank():
+        first = "" if config.strategy == "random" else ", the best first"
         logger.warning(
             f"The scores ask for {asked:.1%} of {size:,} examples, which this run would train "
-            f"{bound.passes / asked:.1f} times each. With teacher.max_repeats = {bound.max_repeats:g} it selects "
-            f"{ratio:.1%}, the best first. Said once; teacher/repeats tells how often the selected ones are trained"
+            f"{bound.visits(asked):.1f} times each. With teacher.max_repeats = {bound.max_repeats:g} it "
+            f"{'leaves nothing out' if ratio == 1.0 else f'selects {ratio:.1%}{first}'}; raise it to follow the scores "
+            "all the same. Said once; teacher/repeats tells how often the selected ones are trained"
         )

@@ -116,7 +116,7 @@ class Draws:
         measures, audit = scores.measures, audit_scores(scores)
         self.takes_all = False
         if ratio is None:
-            ratio = self.ratios.decide(scores, at_least=self.batch_size)
+            ratio = self.ratios.decide(scores, batch_size=self.batch_size)
             self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
         falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
         if falls_back and not self._warned:

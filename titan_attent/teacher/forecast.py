@@ -23,19 +23,19 @@ _INCLUSION = "teacher/inclusion/"
 
 
 def log_forecast(
-    config: TeacherConfig, metrics: Mapping[str, float], *, step: int, num_examples: int, takes_all: bool
+    config: TeacherConfig, metrics: Mapping[str, float], *, visits: float, step: int, num_examples: int, takes_all: bool
 ) -> None:
     """Log on the first rank what the decision in force means for the run; a warning where examples come often.
 
     Args:
         metrics: the teacher's, of that decision.
+        visits: how often the run trains an example that is selected, or would, in shadow mode.
         step: training steps done.
         num_examples: of the data set.
         takes_all: the scores leave nothing out.
     """
     if not is_first_rank():
         return
-    visits = metrics["teacher/repeats"]
     if takes_all:
         logger.info(f"Teacher: nothing is left out; each of {num_examples:,} examples is trained {visits:.1f} times")
         return

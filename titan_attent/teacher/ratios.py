@@ -12,6 +12,7 @@ from titan_attent.teacher import schedule
 from titan_attent.teacher.advice import warn_of_foreign_text, warn_of_repeats
 from titan_attent.teacher.config import TeacherConfig
 from titan_attent.teacher.statistics import Scores
+from titan_attent.teacher.strategies import READ_THE_RATIO
 
 
 class RatioFromScores:
@@ -23,6 +24,8 @@ class RatioFromScores:
         bound: how often the run may train an example (schedule.py).
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         all_scores: the scores of all examples, whatever the pool; asked for once. A collective.
+
+    Where the strategy does not read the ratio nothing is told of it.
     """
 
     def __init__(
@@ -35,15 +38,20 @@ class RatioFromScores:
         all_scores: Callable[[], Scores],
     ):
         self.config, self.size, self.bound, self.trusted, self.all_scores = config, size, bound, trusted, all_scores
-        self._is_foreign: bool | None = None
-        self._told = False
+        self._is_foreign = None if config.strategy in READ_THE_RATIO else False
+        self._told = config.strategy not in READ_THE_RATIO
 
-    def decide(self, scores: Scores, *, at_least: int) -> float:
+    @property
+    def never_selects(self) -> bool:
+        """Whether every draw of the run takes all, whatever its scores."""
+        return self.bound.least_ratio == 1.0 or bool(self._is_foreign)
+
+    def decide(self, scores: Scores, *, batch_size: int) -> float:
         """The ratio of a draw. A collective.
 
         Args:
             scores: of the pool.
-            at_least: examples that a selection holds, whatever the ratio.
+            batch_size: a selection holds a multiple of it.
         """
         if self._is_foreign is None:
             self._is_foreign = self._finds_foreign_text()
@@ -55,9 +63,13 @@ class RatioFromScores:
             least=self.bound.least_ratio,
             is_foreign=self._is_foreign,
         )
-        if decided.ratio > decided.asked and not (self._told or self._is_foreign):
-            asked = max(decided.asked, at_least / self.size)
-            warn_of_repeats(self.bound, asked=asked, ratio=decided.ratio, size=self.size)
+        least, selected = (
+            schedule.selection_size(self.size, ratio=ratio, batch_size=batch_size)
+            for ratio in (decided.asked, decided.ratio)
+        )
+        if selected > least and not (self._told or self._is_foreign):
+            asked = max(decided.asked, batch_size / self.size)
+            warn_of_repeats(self.config, self.bound, asked=asked, ratio=decided.ratio, size=self.size)
             self._told = True
         return decided.ratio
 

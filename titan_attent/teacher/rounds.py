@@ -141,6 +141,8 @@ class Rounds:
         self.selecting = not (config.shadow or self.draws.takes_all)
         if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
+        elif self.draws.takes_all and self.draws.ratios.never_selects and not config.shadow:
+            self.cursor.take_the_rest()
 
     def _start_round(self, *, interval: int) -> None:
         self.round += 1

@@ -5,7 +5,8 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from titan_attent.teacher.config import DECIDED_BY_SCORES, TeacherConfig
@@ -93,31 +94,32 @@ class RepeatBound(NamedTuple):
     Attributes:
         least_ratio: the smallest ratio that a schedule may take from the scores.
         max_repeats: times that a run may train an example.
-        passes: that the run would take over the whole data set.
+        visits: ratio -> times that a run which selects it trains an example that it selects.
     """
 
     least_ratio: float
     max_repeats: float
-    passes: float
+    visits: Callable[[float], float]
 
 
-UNBOUND = RepeatBound(0.0, math.inf, 0.0)
+UNBOUND = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
 
 
 def repeat_bound(config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int) -> RepeatBound:
     """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
 
-    Up to a whole batch. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data, and for
-    ``MOST_REPEATS`` where it takes more. ``UNBOUND`` for the other schedules.
+    Up to a whole batch. Of pools those of whole passes over one selection count, and of an order of the data those that
+    are full. ``UNBOUND`` for the other schedules.
     """
     if config.ratio_schedule not in DECIDED_BY_SCORES:
         return UNBOUND
-    passes = total_steps * batch_size / num_examples
-    repeats = config.max_repeats or (1.0 if passes <= 1 else MOST_REPEATS)
-    size = config.pool_size or num_examples
-    num_batches = math.ceil(total_steps * size / (repeats * num_examples) - 1e-9)
+    plan = Plan(config, steps_of_full_pass=num_examples // batch_size, total_steps=total_steps)
+    repeats, size = plan.max_repeats, config.pool_size or num_examples
+    shortest, longest = (plan.interval(step) for step in (0, total_steps)) if config.pool_size else (1, 1)
+    allowed = repeats if longest == 1 else shortest * (repeats // longest)
+    num_batches = math.ceil(total_steps / (allowed * (num_examples // size)) - 1e-9)
     least = num_batches * batch_size / size if num_batches < size // batch_size else 1.0
-    return RepeatBound(least, repeats, passes)
+    return RepeatBound(least, repeats, partial(plan.visits, num_examples=num_examples, batch_size=batch_size))
 
 
 class Decided(NamedTuple):
@@ -189,6 +191,9 @@ class Plan:
     Attributes:
         warmup_passes, warmup_steps: full passes before the first selection, and their steps.
         anneal_start: steps before the tail on the full data.
+        max_repeats: times that the run may train an example because the scores choose it again; infinite where they do
+            not decide the ratio. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data,
+            and for ``MOST_REPEATS`` where it takes more.
     """
 
     def __init__(self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int):
@@ -198,6 +203,9 @@ class Plan:
             passes = 0 if config.amateur_path else 1
         self.warmup_passes, self.warmup_steps = passes, passes * steps_of_full_pass
         self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
+        self.max_repeats = math.inf
+        if config.ratio_schedule in DECIDED_BY_SCORES:
+            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MOST_REPEATS)
 
     def _progress(self, step: int) -> float:
         return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
@@ -210,17 +218,26 @@ class Plan:
         initial, final = config.initial_ratio, config.final_ratio
         return ratio_at(self._progress(step), schedule=config.ratio_schedule, initial=initial, final=final)
 
-    def visits(self, ratio: float, *, steps_of_pass: float) -> float:
-        """How often the whole run trains an example that it selects, where every round selects ``ratio``.
+    def visits(self, ratio: float | None, *, num_examples: int, batch_size: int) -> float:
+        """How often the whole run trains an example that it always selects.
 
         Args:
-            steps_of_pass: training steps of a pass over all examples, with its fraction.
+            ratio: of every round; None for those of the schedule, where the scores decide none.
         """
-        selecting = max(0, self.anneal_start - self.warmup_steps)
-        return (self.total_steps - selecting + selecting / ratio) / steps_of_pass
+        steps = range(self.warmup_steps, self.anneal_start)
+        selected = len(steps) / (ratio or 1.0)
+        if ratio is None and steps:
+            size, sampled = self.config.pool_size or num_examples, steps[:: max(1, len(steps) // 1000)]
+            sizes = [selection_size(size, ratio=self.ratio(i) or 1.0, batch_size=batch_size) for i in sampled]
+            selected = len(steps) * sum(size / k for k in sizes) / len(sizes)
+        passes = selected * batch_size / num_examples
+        if self.config.pool_size:  # what is selected of a pool is trained in all passes over it
+            passes = max(passes, min(self.interval(self.total_steps), len(steps)))
+        return (self.total_steps - len(steps)) * batch_size / num_examples + passes
 
     def interval(self, step: int) -> int:
-        """The passes of a round that starts after ``step`` steps."""
+        """The passes of a round that starts after ``step`` steps: over a pool no more than ``max_repeats``."""
         config = self.config
         initial, maximum = config.initial_interval, config.max_interval
-        return interval_at(self._progress(step), schedule=config.interval_schedule, initial=initial, maximum=maximum)
+        passes = interval_at(self._progress(step), schedule=config.interval_schedule, initial=initial, maximum=maximum)
+        return min(passes, int(self.max_repeats)) if config.pool_size and self.max_repeats < passes else passes

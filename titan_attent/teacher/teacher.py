@@ -26,11 +26,12 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.teacher.audit import Sources
 from titan_attent.teacher.checks import check_parts, check_sizes
-from titan_attent.teacher.config import TeacherConfig
+from titan_attent.teacher.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.teacher.draws import Draws
 from titan_attent.teacher.forecast import log_forecast
 from titan_attent.teacher.rounds import Record, Rounds
 from titan_attent.teacher.schedule import Plan, repeat_bound
+from titan_attent.teacher.strategies import READ_THE_RATIO
 
 
 class Teacher:
@@ -145,9 +146,10 @@ class Teacher:
             self._pass = self.rounds.build_pass()
             self.buffer.agreement.announce(self.rounds.digest(), round=self.round)
         metrics = self.metrics()
-        if self.draws.num_draws and not self._forecast:
-            takes_all, self._forecast = self.draws.takes_all, True
-            log_forecast(self.config, metrics, step=step, num_examples=self.num_examples, takes_all=takes_all)
+        if self.draws.audit and not self._forecast:  # a draw is in force
+            visits, takes_all, self._forecast = self._visits(), self.draws.takes_all, True
+            num = self.num_examples
+            log_forecast(self.config, metrics, visits=visits, step=step, num_examples=num, takes_all=takes_all)
         if self.on_decision is not None:
             self.on_decision(
                 {"step": step + 1, "pass": self.pass_index, "num_steps": self.rounds.num_batches} | metrics
@@ -196,14 +198,20 @@ class Teacher:
     def metrics(self) -> dict[str, float]:
         """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
         selected, pool = self.rounds.num_trained(), self.rounds.num_candidates()
-        ratio = selected / max(1, pool)
         position = {
             "teacher/round": self.round,
-            "teacher/ratio": ratio,
+            "teacher/ratio": selected / max(1, pool),
             "teacher/selected": selected,
-            "teacher/repeats": self.plan.visits(ratio, steps_of_pass=self.num_examples / self.batch_size),
+            "teacher/repeats": self._visits(),
         }
         return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
+
+    def _visits(self) -> float:
+        """How often the run trains an example that it always selects: as its schedule says, or as in the last draw."""
+        draws, config = self.draws, self.config
+        given = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
+        ratio = None if given else draws.num_selected / draws.size
+        return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_size)
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 

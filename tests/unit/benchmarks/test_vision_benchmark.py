@@ -1,7 +1,9 @@
 """The vision evidence: its rules, what they are charged, its tasks, and its numbers and tables on made-up results."""
 
+import json
 import math
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from titan_attent.foundations.toml import to_toml
 from titan_attent.teacher.config import TeacherConfig
+from titan_attent.teacher.schedule import repeat_bound
 from titan_attent.vision.config import VisionConfig
 from titan_attent.vision.vit import ViTArgs
 
@@ -65,6 +68,44 @@ def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> Non
         spent = rules.compute_of(rule, task, rows=task.rows, steps=run.steps)
         assert rule.compute * task.steps - 0.05 * task.steps < spent <= rule.compute * task.steps + 1e-6
         assert "<" not in str(run.config)
+
+
+@pytest.mark.parametrize("name", ["scorers_70", "attainment_80"])
+def test_many_passes_leave_out_what_the_scores_say(name: str) -> None:
+    """The default of max_repeats, 4, would leave out nothing in 18 passes."""
+    run = tasks.rule_run("digits", "copies", name, 0, rows=1078)
+    config = TeacherConfig(**run.config["teacher"])
+    free, bounded = (
+        repeat_bound(bound, num_examples=1078, batch_size=rules.BATCH_SIZE, total_steps=run.steps).least_ratio
+        for bound in (config, replace(config, max_repeats=0.0))
+    )
+    assert free == rules.BATCH_SIZE / 1078 and bounded == 1.0
+
+
+def test_the_quickstart_leaves_out_what_the_scores_say() -> None:
+    keys = tomllib.loads((Path(__file__).parents[3] / "train_configs" / "quickstart_vision.toml").read_text())
+    steps, batch = keys["training"]["steps"], keys["training"]["global_batch_size"]
+    config = TeacherConfig(**keys["teacher"])
+    assert repeat_bound(config, num_examples=1438, batch_size=batch, total_steps=steps).least_ratio < 0.5
+
+
+def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
+    """They differ in max_repeats alone, which none had; one that was set to another value is another run."""
+    made = result("attainment_80", 0, 0.9)
+    teacher = {key: value for key, value in made["config"]["teacher"].items() if key != "max_repeats"}
+    before = made | {"config": made["config"] | {"teacher": teacher}}
+    for name, config in (("before", before["config"]), ("now", made["config"])):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"results": [made | {"config": config}]}))
+        assert list(vision.read_known([path], None)) == ["runs/digits/clean/attainment_80/seed-0"]
+    run = tasks.rule_run("digits", "clean", "attainment_80", 0, rows=1078)
+    (tmp_path / run.folder).mkdir(parents=True)
+    (tmp_path / run.folder / "result.json").write_text(json.dumps(before))
+    assert runs.load_result(tmp_path, run) == before
+    other = made["config"] | {"teacher": teacher | {"max_repeats": 4.0}}
+    (tmp_path / "other.json").write_text(json.dumps({"results": [made | {"config": other}]}))
+    with pytest.raises(ValueError, match="other settings"):
+        vision.read_known([tmp_path / "other.json"], None)
 
 
 def test_every_control_is_there_where_it_is_asked_for() -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
-from titan_attent.teacher.schedule import LEAST_LIKENESS, calibrated_ratio, likeness, repeat_bound
+from titan_attent.teacher.advice import log_plan
+from titan_attent.teacher.schedule import (
+    LEAST_LIKENESS,
+    Plan,
+    calibrated_ratio,
+    likeness,
+    repeat_bound,
+    selection_size,
+)
 
 NUM_EXAMPLES, BATCH = 2000, 40
 CALIBRATED: dict[str, Any] = {
@@ -171,3 +179,100 @@ def test_a_source_that_is_left_out_is_named(caplog: pytest.LogCaptureFixture) ->
     train(web_is_dirt, steps=10)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "Next to nothing of web is trained" in warned and "code 9" in warned
+
+
+@pytest.mark.parametrize("pool_size, intervals", [(300, (1, 1)), (400, (3, 3)), (300, (2, 3)), (70, (1, 5))])
+@pytest.mark.parametrize("steps, max_repeats, allowed", [(20, 0, 1), (25, 0, 1), (50, 0, 1), (70, 0, 4), (37, 3, 3)])
+def test_pools_that_do_not_divide_the_data_or_are_passed_over_again_repeat_no_more(
+    steps: int, max_repeats: float, allowed: int, pool_size: int, intervals: tuple[int, int]
+) -> None:
+    visits, decisions = train(
+        DIRTY,
+        steps=steps,
+        max_repeats=max_repeats,
+        pool_size=pool_size,
+        interval_schedule="incremental",
+        initial_interval=intervals[0],
+        max_interval=intervals[1],
+    )
+    assert max(visits.values()) <= allowed and sum(visits.values()) == steps * BATCH
+    assert decisions[0]["teacher/repeats"] <= allowed + 1e-9
+
+
+@pytest.mark.parametrize("pool_size", [0, 300])
+def test_where_everything_has_to_be_trained_a_pass_is_that_of_uniform(pool_size: int) -> None:
+    visits, decisions = train(DIRTY, steps=50, pool_size=pool_size)
+    assert set(visits.values()) == {1} and len(visits) == NUM_EXAMPLES and len(decisions) == 1
+
+
+def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rule = {"pool_size": 400, "initial_interval": 3, "max_repeats": 2.0}
+    config = TeacherConfig(**CALIBRATED | rule)
+    plan = Plan(config, steps_of_full_pass=50, total_steps=20)
+    log_plan(config, plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=20)
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "in 2 passes, not in the 3 of teacher.initial_interval: with teacher.max_repeats = 2" in warned
+
+
+@pytest.mark.parametrize(
+    "rule, said, unsaid",
+    [
+        # A strategy that does not read the ratio is not held back from anything.
+        ({"strategy": "threshold"}, "are selected", "The scores ask for"),
+        ({"strategy": "random"}, "it selects 40.0%; raise it", "the best first"),
+        ({"shadow": True}, "40.0% of 2,000 examples would be selected, each trained 1.0 times", "are selected"),
+        # 10 steps on all, 10 on the tenth that the scores ask for: 0.2 + 0.2 / 0.1 times.
+        ({"anneal_fraction": 0.5}, "which this run would train 2.2 times each", "4.0 times"),
+        # 0.2, 0.4, ... of the data a pass: the sum of the inverses, not the inverse of the mean.
+        (
+            {"ratio_schedule": "incremental", "initial_ratio": 0.2, "final_ratio": 1.0},
+            "each trained 0.8 times",
+            "2.0 times",
+        ),
+    ],
+)
+def test_the_numbers_told_are_those_of_the_run(
+    rule: dict[str, Any], said: str, unsaid: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train(DIRTY, steps=20, **rule)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert said in text and unsaid not in text, text
+
+
+@pytest.mark.parametrize("rule", [{"initial_ratio": 0.3}, {"ratio_schedule": "incremental", "initial_ratio": 0.1}])
+def test_visits_against_a_walk_over_the_rounds(rule: dict[str, Any]) -> None:
+    config = TeacherConfig(**CALIBRATED | {"ratio_schedule": "constant"} | rule)
+    plan, step, passes = Plan(config, steps_of_full_pass=50, total_steps=5000), 0, 0.0
+    while step < 5000:
+        batches = selection_size(NUM_EXAMPLES, ratio=plan.ratio(step), batch_size=BATCH) // BATCH
+        passes, step = passes + min(1.0, (5000 - step) / batches), step + batches
+    visits = plan.visits(None, num_examples=NUM_EXAMPLES, batch_size=BATCH)
+    assert visits == pytest.approx(passes, rel=0.02) and visits > 5000 / 50
+
+
+def test_a_run_that_resumes_in_its_tail_forecasts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The tail trains everything whatever was selected before; repeats are still those of the selection."""
+    caplog.set_level(logging.INFO)
+
+    def build() -> Teacher:
+        config = TeacherConfig(**CALIBRATED | {"anneal_fraction": 0.5})
+        return Teacher(
+            LossBuffer(NUM_EXAMPLES),
+            config,
+            batch_size=BATCH,
+            total_steps=200,
+            amateur=torch.from_numpy(DIRTY),
+            reference=torch.zeros(NUM_EXAMPLES),
+            trusted=TRUSTED,
+        )
+
+    teacher = build()
+    teacher.next_pass(step=0)
+    before = teacher.metrics()["teacher/repeats"]
+    resumed = build()
+    resumed.load_state_dict(teacher.state_dict())
+    caplog.clear()
+    resumed.next_pass(step=100)
+    assert not caplog.records and resumed.rounds.annealing
+    assert resumed.metrics()["teacher/repeats"] == before > 4 / 2
