@@ -77,15 +77,22 @@ class TeacherConfig:
     max_repeats: float = 0.0
     """
     How often a run may train an example because the scores choose it again and again, at least 1: the adaptive and the
-    calibrated schedule keep at least training steps x global batch / (max_repeats x examples). 0 for 1 where the run
-    takes no more than one pass over the data, and for 4 where it takes more.
+    calibrated schedule keep at least training steps x global batch / (max_repeats x examples), and train a selection
+    from a pool in no more passes. 0 for 1 where the run takes no more than one pass over the data, and for 4 where it
+    takes more: beyond 4 passes nothing is left out then, unless this is raised. A tail on the full data comes on top.
     """
 
     initial_ratio: float = 0.5
-    """Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule."""
+    """
+    Share of the data set selected at the start, in (0, 1]; the least share of the adaptive schedule, unless
+    ``max_repeats`` asks for more.
+    """
 
     final_ratio: float = 1.0
-    """Share selected at the end, in (0, 1]; the largest of the adaptive schedule; not read by the constant one."""
+    """
+    Share selected at the end, in (0, 1]; the largest of the adaptive schedule, unless ``max_repeats`` asks for more;
+    not read by the constant one.
+    """
 
     interval_schedule: str = "fixed"
     """How the passes over one selection move from ``initial_interval`` to ``max_interval``: "fixed", "incremental"."""

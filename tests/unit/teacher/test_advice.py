@@ -2,12 +2,14 @@
 
 import logging
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from titan_attent import TeacherConfig
-from titan_attent.teacher.advice import log_plan, risk_of
+from titan_attent.teacher import advice
+from titan_attent.teacher.advice import MIXED, log_plan, risk_of, warn_of_mixed_windows
 from titan_attent.teacher.schedule import Plan
 
 HARD = {"strategy": "hard"}
@@ -65,3 +67,29 @@ def test_a_rule_without_a_strategy_is_told(
     log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
     told = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
     assert told == [] if said is None else said in told[0]
+
+
+@pytest.mark.parametrize(
+    "settings, documents, said",
+    [
+        (HARD, 4.0, ["1,024 tokens holds 4.0 documents", "training.seq_len to about 256,"]),
+        ({"strategy": "threshold"}, MIXED, ["holds 1.5 documents"]),
+        (DIFFERENCE | HARD, 500.0, ["training.seq_len to about 64,"]),
+        (HARD, MIXED - 0.01, None),
+        ({}, 4.0, None),
+        ({"strategy": "random"}, 4.0, None),
+    ],
+)
+def test_windows_that_mix_documents_are_told(
+    settings: dict[str, Any],
+    documents: float,
+    said: list[str] | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(advice, "documents_per_example", lambda dataset: documents)
+    warn_of_mixed_windows(TeacherConfig(**settings), cast(Any, SimpleNamespace(seq_len=1024)))
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == (said is not None)
+    for part in said or []:
+        assert part in warned[0]

@@ -206,7 +206,7 @@ def test_where_everything_has_to_be_trained_a_pass_is_that_of_uniform(pool_size:
 
 
 def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    rule = {"pool_size": 400, "initial_interval": 3, "max_repeats": 2.0}
+    rule: dict[str, Any] = {"pool_size": 400, "initial_interval": 3, "max_repeats": 2.0}
     config = TeacherConfig(**CALIBRATED | rule)
     plan = Plan(config, steps_of_full_pass=50, total_steps=20)
     log_plan(config, plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=20)
@@ -245,7 +245,7 @@ def test_visits_against_a_walk_over_the_rounds(rule: dict[str, Any]) -> None:
     config = TeacherConfig(**CALIBRATED | {"ratio_schedule": "constant"} | rule)
     plan, step, passes = Plan(config, steps_of_full_pass=50, total_steps=5000), 0, 0.0
     while step < 5000:
-        batches = selection_size(NUM_EXAMPLES, ratio=plan.ratio(step), batch_size=BATCH) // BATCH
+        batches = selection_size(NUM_EXAMPLES, ratio=plan.ratio(step) or 1.0, batch_size=BATCH) // BATCH
         passes, step = passes + min(1.0, (5000 - step) / batches), step + batches
     visits = plan.visits(None, num_examples=NUM_EXAMPLES, batch_size=BATCH)
     assert visits == pytest.approx(passes, rel=0.02) and visits > 5000 / 50
