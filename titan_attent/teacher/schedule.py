@@ -231,7 +231,7 @@ class Plan:
             sizes = [selection_size(size, ratio=self.ratio(i) or 1.0, batch_size=batch_size) for i in sampled]
             selected = len(steps) * sum(size / k for k in sizes) / len(sizes)
         passes = selected * batch_size / num_examples
-        if self.config.pool_size:  # what is selected of a pool is trained in all passes over it
+        if self.config.pool_size and ratio != 1.0:  # what is selected of a pool is trained in all passes over it
             passes = max(passes, min(self.interval(self.total_steps), len(steps)))
         return (self.total_steps - len(steps)) * batch_size / num_examples + passes
 
