@@ -7,13 +7,19 @@ Cost: one document in memory, for parquet the bytes of parquet_text.py.
 """
 
 import gzip
-import json
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_STRING, NO_TEXT, SIZE, Bad
 from titan_attent.data.inputs import InputFile
-from titan_attent.data.json_values import GZIP_ERRORS, WIDE_BOMS, TooLargeError, read_values
+from titan_attent.data.json_values import (
+    GZIP_ERRORS,
+    WIDE_BOMS,
+    RepeatedKeyError,
+    TooLargeError,
+    decode_record,
+    read_values,
+)
 from titan_attent.data.parquet_text import read_column
 
 MAX_DOCUMENT_BYTES = 2**28
@@ -154,33 +160,28 @@ def _read_lines(
 
 def _text_of_line(line: bytes, *, text_key: str, where: str) -> str | Bad:
     mend = "fix or remove the line"
-    twice = line.count(json.dumps(text_key).encode("ascii")) > 1
-    pairs: list[tuple[str, Any]] = []
-
-    def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = found  # those of the outermost object come last
-        return dict(found)
-
     try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=keep if twice else None)
+        record = decode_record(line.decode("utf-8-sig"), text_key=text_key)
     except RecursionError:
         return Bad(where, MALFORMED, "malformed JSON line (nested too deeply)", mend)
+    except RepeatedKeyError as error:
+        return Bad(where, MALFORMED, str(error), mend)
     except ValueError as error:
         return Bad(where, MALFORMED, f"malformed JSON line ({error})", mend)
-    if sum(key == text_key for key, _ in pairs) > 1:
-        return Bad(where, MALFORMED, f"the key {text_key!r} stands twice", mend)
     return _text_of_record(record, text_key=text_key, where=where)
 
 
 def _read_array(
     file: InputFile, stream: IO[bytes], at: Cursor, text_key: str, max_bytes: int
 ) -> Iterator[tuple[str | Bad, int, int]]:
-    for row, record in enumerate(read_values(stream, max_bytes=max_bytes), start=1):
+    for row, record in enumerate(read_values(stream, text_key=text_key, max_bytes=max_bytes), start=1):
         if row > at.row:
             yield _text_of_record(record, text_key=text_key, where=f"{file.path}: record {row}"), row, 0
 
 
 def _text_of_record(record: Any, *, text_key: str, where: str) -> str | Bad:
+    if isinstance(record, RepeatedKeyError):
+        return Bad(where, MALFORMED, str(record), "fix or remove the record")
     if not isinstance(record, dict):
         problem = f"a JSON {type(record).__name__} where an object with the key {text_key!r} is expected"
         return Bad(where, MALFORMED, problem, "write one object a line")

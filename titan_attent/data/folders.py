@@ -10,7 +10,7 @@ Cost: two listings of each folder, one stat a file that is read, and a look at t
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from titan_attent.data.input_files import (
@@ -49,6 +49,7 @@ def list_folder(
         extensions: what is read (``txt``), records and texts alike; None for the rule above.
     """
     walk = FolderWalk(folder)
+    walk.drop_copies(lambda path: _is_wanted(extension_of(Path(path)), extensions))
     left_out.update(walk.left_out)
     records: list[InputFile] = []
     texts: list[InputFile] = []
@@ -56,21 +57,16 @@ def list_folder(
     # Sorted as strings, whatever order the walk has.
     for path in sorted(map(Path, walk.files()), key=lambda path: path.as_posix()):
         extension = extension_of(path)
-        if extensions is None:
-            bare = extension.removesuffix(".gz")
-            wanted = bare in TEXT_EXTENSIONS or (bare in RECORD_EXTENSIONS and extension != "parquet.gz")
-        else:
-            wanted = extension in extensions
-        if not wanted:
+        if not _is_wanted(extension, extensions):
             others.append(path)
             continue
         kind = kind_of(path, extension=extension, text_key=text_key)
         (texts if kind == "text" else records).append(input_file(path, source=source, optional=True, kind=kind))
-    plain = [file for file in texts if not _is_about(file.path)]
+    plain = [file for file in texts if not is_about(file.path)]
     if not records and plain and all(file.extension.removesuffix(".gz") == "json" for file in plain):
         # Nothing but .json: records of another key, which who reads them names, rather than texts full of braces.
         records = [file._replace(kind="values") for file in plain]
-        texts = [file for file in texts if _is_about(file.path)]
+        texts = [file for file in texts if is_about(file.path)]
         plain = []
     if extensions is not None:
         _leave_out(others, OTHER_EXTENSION, left_out)
@@ -79,25 +75,39 @@ def list_folder(
     if not records or fewer:
         _leave_out(others, OTHER_EXTENSION, left_out)
         _leave_out([file.path for file in records], BESIDE_TEXTS, left_out)
+        _note_splits((str(Path(os.path.relpath(file.path, folder)).parent) for file in texts), folder, left_out)
         return texts
     # What is about the records takes nothing from them; nor do others that are few, or small.
     beside = [file.path for file in texts] + others
-    strange = [path for path in beside if not _is_about(path)]
+    strange = [path for path in beside if not is_about(path)]
     many = len(strange) > len(records) and sum(path.stat().st_size for path in strange) > _num_bytes(records)
     _leave_out(beside, BESIDE_RECORDS, left_out)
-    splits = {match for file in records for match in _SPLIT.findall(os.path.relpath(file.path, folder).lower())}
-    if len(splits) > 1:
-        left_out.notes.append(f"{folder}: {', '.join(sorted(splits))} are read together; name one to keep them apart")
+    _note_splits((os.path.relpath(file.path, folder) for file in records), folder, left_out)
     if not many:
         left_out.harmless.add(BESIDE_RECORDS)
     return records
+
+
+def _is_wanted(extension: str, extensions: Sequence[str] | None) -> bool:
+    if extensions is not None:
+        return extension in extensions
+    bare = extension.removesuffix(".gz")
+    return bare in TEXT_EXTENSIONS or (bare in RECORD_EXTENSIONS and extension != "parquet.gz")
+
+
+def _note_splits(paths: Iterable[str], folder: Path, left_out: LeftOut) -> None:
+    """Tell of train and test side by side; of texts the folders alone say so: a test.py is none."""
+    splits = {match for path in set(paths) for match in _SPLIT.findall(path.lower())}
+    if len(splits) > 1:
+        left_out.notes.append(f"{folder}: {', '.join(sorted(splits))} are read together; name one to keep them apart")
 
 
 def _num_bytes(files: list[InputFile]) -> int:
     return sum(file.num_bytes for file in files)
 
 
-def _is_about(path: Path) -> bool:
+def is_about(path: Path) -> bool:
+    """Whether a file is about those beside it, by its name: a README, a licence."""
     name = path.name.lower()
     return name.startswith(ABOUT) and (not name.startswith("_") or "." not in name)
 

@@ -14,7 +14,7 @@ TEXT_EXTENSIONS = (
     *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
     *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "ts", "sh"),
 )
-LINE_EXTENSIONS = ("jsonl", "ndjson")
+LINE_EXTENSIONS = ("jsonl", "ndjson", "jsonlines", "jl")
 RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet")
 """All of these but parquet, and those of text, may be compressed: ``.json.gz``."""
 PACKED_EXTENSIONS = ("zst", "bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", "gz")
@@ -56,6 +56,11 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
         raise ValueError(
             f"{path}: unsupported extension {extension!r}; unpack it first, into .jsonl, .parquet or text files ("
             ".jsonl.gz, .json.gz and .txt.gz are read)"
+        )
+    if not extension:
+        raise ValueError(
+            f"{path}: has no extension, which tells how a file is read; give its name one: .txt of a text, .jsonl of "
+            "JSON lines, .parquet"
         )
     raise ValueError(
         f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from titan_attent.data.folders import list_folder
+from titan_attent.data.folders import is_about, list_folder
 from titan_attent.data.format import DEFAULT_SOURCE, is_source_name
 from titan_attent.data.input_files import RECORD_EXTENSIONS, TEXT_EXTENSIONS, InputFile, list_named_file
 from titan_attent.data.walk import LeftOut
@@ -80,10 +80,12 @@ def list_files(
                     f"{'' if extensions is not None else ', and none of ' + ', '.join(RECORD_EXTENSIONS)}{told}; name "
                     "those to read with --extensions"
                 )
-            if extensions is None and not skip and here.num_counted > len(found):
+            # A README beside data is none.
+            num_data = sum(file.kind != "text" or not is_about(file.path) for file in found)
+            if extensions is None and not skip and here.num_counted > num_data:
                 raise ValueError(
-                    f"{path}: {here.summary()}, and only {len(found)} files to read; name those to read with "
-                    "--extensions, or leave out the others with --on-bad skip"
+                    f"{path}: {here.summary()}, and only {len(found)} files to read, {num_data} of them no README or "
+                    "licence; name those to read with --extensions, or leave out the others with --on-bad skip"
                 )
             files += found
         else:

@@ -29,6 +29,10 @@ class Kind(NamedTuple):
     """There is a line for each of at least two."""
 
 
+class RepeatedKeyError(ValueError):
+    """An object has the key of its text twice."""
+
+
 class TooLargeError(ValueError):
     """A value that is larger than what may be read."""
 
@@ -70,14 +74,37 @@ def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
     return (value, end) if isinstance(value, dict) else (None, 0)
 
 
-def read_values(stream: IO[bytes], *, max_bytes: int) -> Iterator[Any]:
+def decode_record(text: str, *, text_key: str) -> Any:
+    """The value that ``text`` is.
+
+    Raises:
+        RepeatedKeyError: it is an object in which ``text_key`` stands twice.
+        ValueError: malformed.
+    """
+    if text.count(json.dumps(text_key)) < 2:
+        return json.loads(text)
+    pairs: list[tuple[str, Any]] = []
+
+    def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = found  # those of the outermost object come last
+        return dict(found)
+
+    record = json.loads(text, object_pairs_hook=keep)
+    if isinstance(record, dict) and sum(key == text_key for key, _ in pairs) > 1:
+        raise RepeatedKeyError(f"the key {text_key!r} stands twice")
+    return record
+
+
+def read_values(stream: IO[bytes], *, text_key: str = "text", max_bytes: int) -> Iterator[Any]:
     """The elements of an array, or the values one after the other, of a file in UTF-8.
+
+    One in which ``text_key`` stands twice is a RepeatedKeyError, given and not raised: the others are sound.
 
     Raises:
         TooLargeError: one takes more than ``max_bytes``.
         ValueError: malformed, not UTF-8, or nested too deeply.
     """
-    source = _Source(stream, max_bytes)
+    source = _Source(stream, max_bytes, text_key)
     if source.next_character() != "[":
         while source.next_character():
             yield source.value()
@@ -99,8 +126,9 @@ def read_values(stream: IO[bytes], *, max_bytes: int) -> Iterator[Any]:
 class _Source:
     """The text of a stream, of which only what is not yet parsed is kept."""
 
-    def __init__(self, stream: IO[bytes], max_bytes: int):
-        self.stream, self.max_bytes = stream, max_bytes
+    def __init__(self, stream: IO[bytes], max_bytes: int, text_key: str):
+        self.stream, self.max_bytes, self.text_key = stream, max_bytes, text_key
+        self._quoted = json.dumps(text_key)
         self.text, self.position, self.ended = "", 0, False
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._json = json.JSONDecoder()
@@ -136,7 +164,12 @@ class _Source:
                 if end < len(self.text) or self.ended:
                     if end - self.position > self.max_bytes:
                         raise TooLargeError
-                    self.position = end
+                    start, self.position = self.position, end
+                    if self.text.count(self._quoted, start, end) > 1:
+                        try:
+                            decode_record(self.text[start:end], text_key=self.text_key)
+                        except RepeatedKeyError as error:
+                            return error
                     return value
             if len(self.text) - self.position > self.max_bytes:
                 raise TooLargeError

@@ -2,19 +2,20 @@
 
 Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands,
 if that is inside the folder walked, else behind the first of its links; so a link upwards, sideways or to itself
-gives no copy, and one to a folder around the root nothing. Hidden entries, links to nothing and what is no regular
-file are left out, and counted.
+gives no copy, and one to a folder around the root nothing. Files are read once, too, if copies are dropped. Hidden
+entries, links to nothing and what is no regular file are left out, and counted.
 
-Cost: every folder is listed twice, the first time to learn which links to follow; memory for folders, not for files.
+Cost: every folder is listed twice, the first time to learn which links to follow, and once more where links lead to
+files; memory for folders and for links, not for files.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
-"""Reasons of a walk: a dot in front, or a cache; a folder read elsewhere; a link to nothing; a pipe or device."""
+"""Reasons of a walk: a dot in front, or a cache; what is read elsewhere; a link to nothing; a pipe or device."""
 UNCOUNTED = (HIDDEN, AGAIN)
 """Reasons that take nothing from what is read: they never make up the greater part of an input."""
 
@@ -73,6 +74,8 @@ class FolderWalk:
         self.left_out = LeftOut()
         self.dead: list[str] = []
         self._followed: set[str] = set()
+        self._links: list[str] = []
+        self._copies: set[str] = set()
         # In rounds: all that really stands in a round's folders goes before what their links lead to.
         # Folders around the root count as seen: no link leads out of it by them.
         seen = {_identity(str(folder)) for folder in Path(root).resolve().parents}
@@ -113,7 +116,30 @@ class FolderWalk:
                 elif not _is_file(entry):
                     self.left_out.add(DEAD if entry.is_symlink() else SPECIAL, entry.path)
                     self.dead.append(entry.path)
+                elif entry.is_symlink():
+                    self._links.append(entry.path)
             stack += reversed(inner)
+
+    def drop_copies(self, wanted: Callable[[str], bool]) -> set[str]:
+        """Leave out, and count, links to files that :meth:`files` gives under another name; their paths.
+
+        A file counts where it really stands, or else behind the first of its links.
+
+        Args:
+            wanted: whether a path is read; others are no copies, and have none.
+        """
+        names: dict[tuple[int, int], list[str]] = {}
+        for link in filter(wanted, self._links):
+            names.setdefault(_identity(link), []).append(link)
+        copies = {link for links in names.values() for link in links[1:]}
+        inodes = {inode for _, inode in names}
+        for entry in self._files("") if names else ():
+            if entry.inode() in inodes and not entry.is_symlink() and wanted(entry.path):
+                copies.update(names.get(_identity(entry.path), [])[:1])
+        for link in sorted(copies):
+            self.left_out.add(AGAIN, link)
+        self._copies |= copies
+        return copies
 
     def files(self, under: str = "") -> Iterator[str]:
         """Paths, folder by folder: a folder's files by name, then its folders by name.
@@ -121,13 +147,16 @@ class FolderWalk:
         Args:
             under: the name of one of :meth:`folders`, to have its files alone.
         """
+        return (entry.path for entry in self._files(under) if entry.path not in self._copies)
+
+    def _files(self, under: str) -> Iterator[os.DirEntry[str]]:
         start = os.path.join(self.root, under) if under else self.root
         if under and start not in self._followed:
             return
         stack = [start]
         while stack:
             entries = [entry for entry in _entries(stack.pop()) if not _is_hidden(entry)]
-            yield from (entry.path for entry in entries if not _is_folder(entry) and _is_file(entry))
+            yield from (entry for entry in entries if not _is_folder(entry) and _is_file(entry))
             stack += reversed([entry.path for entry in entries if entry.path in self._followed])
 
     def folders(self) -> list[str]:

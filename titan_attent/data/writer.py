@@ -37,6 +37,9 @@ from titan_attent.data.tokenizer import Tokenizer, make_tokenizer
 from titan_attent.data.walk import LeftOut
 from titan_attent.data.writer_options import make_parser, parse_extensions
 
+_JSON_LINES, _HEAD = b'}\n{"', 2**16
+"""Where one record of JSON lines ends and the next begins; bytes of a document that are looked at for it."""
+
 
 def write_dataset(
     inputs: Sequence[str | Path],
@@ -188,7 +191,9 @@ def _count(document: Document, state: Progress, *, log: SkippedLog, files: Seque
         log.add(document.bad)
         return
     state.num_documents += 1
-    for note, holds in (("are empty", not content), ("had lone surrogates, now U+FFFD", not sound)):
+    notes = {"are empty": not content, "had lone surrogates, now U+FFFD": not sound}
+    notes["are JSON lines in one text; name such a file .jsonl"] = _JSON_LINES in content[:_HEAD]
+    for note, holds in notes.items():
         if holds:
             state.noted[note] = state.noted.get(note, 0) + 1
 

@@ -104,6 +104,29 @@ def test_class_folders_may_be_links_but_not_to_the_same(tmp_path: Path) -> None:
     assert written(summary) == {"cat": [0, 1], "dog": [0]} and summary.left_out == {"linked twice": 1}
 
 
+def test_a_link_to_an_image_of_another_class_gives_no_copy(tmp_path: Path) -> None:
+    folder = make(tmp_path / "in", "cat/0.png", "dog/1.png")
+    (folder / "dog/a.png").symlink_to("../cat/0.png")
+    (folder / "cat/z.png").symlink_to("../dog/1.png")
+    summary = write(folder)
+    assert written(summary) == {"cat": [0], "dog": [1]} and summary.left_out == {"linked twice": 2}
+
+
+def test_a_folder_of_archives_by_its_name_in_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to archives of it give no copies either."""
+    (tmp_path / "in").mkdir()
+    archive(tmp_path / "in/b.tar", 2)
+    (tmp_path / "in/a.tar").symlink_to("b.tar")
+    monkeypatch.chdir(tmp_path / "in")
+    summary = write_images([Path(".")], output=tmp_path / "out", num_threads=1)
+    assert summary.num_images == 2 and summary.left_out == {"linked twice": 1}
+
+
+def test_an_archive_without_an_image_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image in .*a\.tar; give inputs that hold images"):
+        write(archive(tmp_path / "a.tar", 0))
+
+
 def test_an_image_that_cannot_be_read_is_one_bad_image(tmp_path: Path) -> None:
     root = make(tmp_path / "in", "cat/0.png", "dog/1.png")
     (root / "cat" / "x.png").symlink_to("nowhere.png")

@@ -230,10 +230,10 @@ def test_text_behind_links_is_read_once(tmp_path):
     (tmp_path / "disk/deep/back").symlink_to("../../corpus")
     (tmp_path / "corpus/copy.txt").symlink_to("a/x.txt")
     left_out = LeftOut()
-    assert texts_of(tmp_path / "corpus", left_out=left_out) == ["one", "three", "two", "one"]
-    assert left_out.counts["linked twice"] >= 3
+    assert texts_of(tmp_path / "corpus", left_out=left_out) == ["one", "three", "two"]
+    assert left_out.counts["linked twice"] >= 4
     (tmp_path / "link").symlink_to("corpus")
-    assert texts_of(tmp_path / "link") == ["one", "three", "two", "one"]
+    assert texts_of(tmp_path / "link") == ["one", "three", "two"]
 
 
 # Texts.
@@ -372,3 +372,59 @@ def test_bytes_that_are_no_text_in_a_row(tmp_path):
     )
     path = write_table(tmp_path / "b.parquet", array)
     assert texts_of(path, skip=True) == ["a", None, "c"]
+
+
+# What a second look found.
+
+
+@pytest.mark.parametrize("content", [b'[{"text": "a", "text": "b"}, {"text": "c", "m": {"text": 1}}]', b""])
+def test_a_key_that_stands_twice_in_an_array_is_refused_like_a_line(tmp_path, content):
+    name = "a.json" if content else "a.jsonl"
+    content = content or b'{"text": "a", "text": "b"}\n{"text": "c", "m": {"text": 1}}\n'
+    make(tmp_path, {name: content})
+    refused(lambda: texts_of(tmp_path / name), "the key 'text' stands twice")
+    assert texts_of(tmp_path / name, skip=True) == [None, "c"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonlines", "a.jl", "a.jl.gz"])
+def test_json_lines_by_other_names_are_records(tmp_path, name):
+    make(tmp_path, {name: gzip.compress(lines()) if name.endswith("gz") else lines()})
+    assert texts_of(tmp_path / name) == texts_of(tmp_path) == TEXTS
+
+
+def test_a_file_without_an_extension_is_to_be_given_one(tmp_path):
+    make(tmp_path, {"corpus": lines()})
+    refused(lambda: texts_of(tmp_path / "corpus"), "has no extension", ".txt of a text, .jsonl of JSON lines")
+
+
+@pytest.mark.parametrize("beside", ["data.csv", "data.arrow", "data.parquet.gz", "data.jsonl.zst"])
+def test_a_readme_is_not_the_data_beside_it(tmp_path, beside):
+    make(tmp_path, {"README.md": "about", "LICENSE.txt": "free", beside: b"text"})
+    refused(lambda: texts_of(tmp_path), "1 of another extension", "0 of them no README")
+    assert texts_of(tmp_path, skip=True) == ["free", "about"]
+
+
+def test_a_readme_alone_and_records_by_its_names_are_data(tmp_path):
+    make(tmp_path / "one", {"README.md": "about"})
+    make(tmp_path / "two", {"licenses.jsonl": lines(), "x.csv": "text"})
+    assert texts_of(tmp_path / "one") == ["about"] and texts_of(tmp_path / "two") == TEXTS
+
+
+def test_a_link_to_a_file_that_is_read_gives_no_copy(tmp_path):
+    make(tmp_path, {"blobs/0af": lines(), "data/part-1.jsonl": lines(RECORDS[:1])})
+    for revision in ("r1", "r2"):
+        (tmp_path / revision).mkdir()
+        (tmp_path / revision / "a.jsonl").symlink_to("../blobs/0af")
+    (tmp_path / "data/latest.jsonl").symlink_to("part-1.jsonl")
+    left_out = LeftOut()
+    assert texts_of(tmp_path, left_out=left_out) == [TEXTS[0], *TEXTS]
+    assert left_out.counts["linked twice"] == 2
+
+
+def test_folders_of_splits_are_told_for_texts_too(tmp_path):
+    make(tmp_path / "data", {"train/a.txt": "a", "test/b.txt": "b"})
+    make(tmp_path / "code", {"train.py": "a", "test.py": "b"})
+    for name, notes in (("data", 1), ("code", 0)):
+        left_out = LeftOut()
+        texts_of(tmp_path / name, left_out=left_out)
+        assert len(left_out.notes) == notes

@@ -74,6 +74,25 @@ def test_a_folder_that_two_links_lead_to_is_read_behind_the_first(tmp_path):
     assert list(walk.files("b")) == []
 
 
+def test_links_to_files_give_no_copies_of_what_is_wanted(tmp_path):
+    root = tmp_path / "root"
+    _make(tmp_path, "out.txt", "root/b/1.txt", "root/blob", "root/c/other.bin")
+    for link, target in {
+        "a.txt": "b/1.txt",  # sorts before what it leads to
+        "b/out.txt": "../../out.txt",
+        "c/out.txt": "../../out.txt",
+        "c/blob.txt": "../blob",  # which is no .txt where it stands
+        "c/self.bin": "other.bin",
+    }.items():
+        (root / link).symlink_to(target)
+    walk = FolderWalk(root)
+    copies = walk.drop_copies(lambda path: path.endswith(".txt"))
+    assert {os.path.relpath(path, root) for path in copies} == {"a.txt", "c/out.txt"}
+    read = [os.path.relpath(path, root) for path in walk.files()]
+    assert read == ["blob", "b/1.txt", "b/out.txt", "c/blob.txt", "c/other.bin", "c/self.bin"]
+    assert walk.left_out.counts == {"linked twice": 2} and walk.left_out.num_counted == 0
+
+
 def test_what_a_walk_leaves_out_is_counted(tmp_path):
     _make(tmp_path, "a.txt", ".git/config", ".hidden.txt")
     (tmp_path / "dead").symlink_to("nowhere")

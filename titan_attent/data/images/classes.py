@@ -43,12 +43,16 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
             texts = [text for _, text in sorted(zip(values, texts, strict=True))]
         return tuple(texts)
     if not numbers:
+        first = next((example for item in inputs for example in item.examples()), None)
         bad = next((example for item in inputs for example in item.examples() if isinstance(example, Bad)), None)
+        if first is None:
+            paths = ", ".join(str(item.path) for item in inputs)
+            raise ValueError(f"no image in {paths}; give inputs that hold images")
         why = f" ({bad.where}: {bad.problem}; {bad.mend})" if bad else ""
         raise ValueError(f"no input has a label{why}; {_GIVE}")
     most = max(numbers)
     if not 0 <= most < MOST_UNNAMED:
-        raise ValueError(f"the largest label is {most}; {_GIVE}")
+        raise ValueError(f"the largest label is {str(most)[:40]}; {_GIVE}")
     return tuple(str(number) for number in range(most + 1))
 
 

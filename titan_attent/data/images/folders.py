@@ -37,6 +37,7 @@ class FolderInput:
     def __init__(self, path: Path, *, limits: Limits, all_splits: bool = False):
         self.path, self.limits = path, limits
         self._walk = FolderWalk(path)
+        self._walk.drop_copies(is_image)
         folders = self._walk.folders()
         if not folders:
             held = sorted(entry.name for entry in os.scandir(path) if is_archive(entry.name))

@@ -55,8 +55,10 @@ def open_inputs(
                     f"{path}: its files {', '.join(splits[:5])} are of several splits of a data set; name those to "
                     f"write by a pattern, such as '{path}/*train*', or, if all are to be read, add --all-splits"
                 )
-            opened += [(source, _READERS[kind_of_archive(file.name)](file, keys=keys, limits=limits)) for file in files]
-            opened.append((source, BesideArchives(path, files)))
+            beside = BesideArchives(path, files)
+            for file in beside.files:
+                opened.append((source, _READERS[kind_of_archive(file.name)](file, keys=keys, limits=limits)))
+            opened.append((source, beside))
         elif not path.is_file():
             raise ValueError(f"{path}: no such file or folder; correct the path of this input")
         elif kind := kind_of_archive(path.name):
@@ -73,7 +75,7 @@ class BesideArchives:
     """What a folder holds beside the .parquet and tar files that are read: no image, but a count.
 
     Args:
-        files: that are read; they count as ``num_images`` here.
+        files: of it that are read, but for links to others of them; they count as ``num_images`` here.
     """
 
     holds_files = True
@@ -81,8 +83,11 @@ class BesideArchives:
     names = ()
 
     def __init__(self, path: Path, files: Sequence[Path]):
-        self.path, self.num_images, self.num_unread = path, len(files), 0
-        walk, read = FolderWalk(path), {os.fspath(file) for file in files}
+        walk = FolderWalk(path)
+        read = {os.path.join(walk.root, file.name) for file in files}
+        copies = walk.drop_copies(read.__contains__)
+        self.files = [file for file in files if os.path.join(walk.root, file.name) not in copies]
+        self.path, self.num_images, self.num_unread = path, len(self.files), 0
         self.left_out = walk.left_out
         for file in walk.files():
             if file not in read:
