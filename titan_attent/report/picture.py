@@ -14,7 +14,7 @@ from titan_attent.report.runs import RunScalars
 from titan_attent.report.teaching import draw_panel, panels_of
 
 LONGEST = 64
-"""Characters of a run's name."""
+"""Characters of a run's name in a legend; a title has room for twice as many."""
 
 
 def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
@@ -51,7 +51,8 @@ def run_names(runs: Sequence[RunScalars]) -> list[str]:
     apart; the end of a long one. matplotlib reads ``$`` as mathematics, and leaves out of a legend what begins with
     ``_``."""
     names = [str(runs[0].path)] if len(runs) == 1 else _parts_apart(runs)
-    ends = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names]
+    longest = 2 * LONGEST if len(runs) == 1 else LONGEST
+    ends = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
     names = ends if len(set(ends)) == len(set(names)) else names
     drawn = (name.encode(errors="backslashreplace").decode().replace("$", r"\$") for name in names)
     return [f" {name}" if name.startswith("_") else name for name in drawn]

@@ -43,9 +43,9 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
             texts = [text for _, text in sorted(zip(values, texts, strict=True))]
         return tuple(texts)
     if not numbers:
-        first = next((example for item in inputs for example in item.examples()), None)
+        any_example = next((example for item in inputs for example in item.examples()), None)
         bad = next((example for item in inputs for example in item.examples() if isinstance(example, Bad)), None)
-        if first is None:
+        if any_example is None:
             paths = ", ".join(str(item.path) for item in inputs)
             raise ValueError(f"no image in {paths}; give inputs that hold images")
         why = f" ({bad.where}: {bad.problem}; {bad.mend})" if bad else ""
