@@ -59,8 +59,8 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
         )
     if not extension:
         raise ValueError(
-            f"{path}: has no extension, which tells how a file is read; give its name one: .txt of a text, .jsonl of "
-            "JSON lines, .parquet"
+            f"{path}: unsupported extension: it has no extension, which tells how a file is read. Give its name one: "
+            ".txt of a text, .jsonl of JSON lines, .parquet, or another that --extensions names; or convert it to jsonl"
         )
     raise ValueError(
         f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "
