@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import titan_attent.titan.compat  # noqa: E402, F401
+import titan_attent.titan.patches.compat  # noqa: E402, F401
 
 import measure  # noqa: E402
 import torch  # noqa: E402
@@ -43,7 +43,7 @@ from distributed.titan.test_parallelism import (  # noqa: E402
 from one_gpu import meshes_of_one  # noqa: E402
 from torch.distributed.device_mesh import DeviceMesh  # noqa: E402
 
-from titan_attent.data.writer import write_dataset  # noqa: E402
+from titan_attent.data.text.writer import write_dataset  # noqa: E402
 
 
 def cells_of(num_ranks: int) -> dict[str, Settings]:

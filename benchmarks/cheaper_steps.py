@@ -40,7 +40,7 @@ from convergence_rules import LEARNING_RATE, Task
 from convergence_runs import load_result, machine, run_tasks
 from corpora import build_corpora
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report import read_run
 
 SECONDS = "time_metrics/end_to_end(s)"

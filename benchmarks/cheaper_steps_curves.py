@@ -11,7 +11,7 @@ from cheaper_steps_rules import CONTROL, RULES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report.style import COLORS, settings, x_axis
 
 DASHES = ("-", "--", ":", "-.")

@@ -18,7 +18,7 @@ from corpora import KINDS, KINDS_FILE, MANIFEST_FILE, Sizes
 from measure import ROOT, cpu_model, versions
 
 import titan_attent
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.foundations.toml import to_toml
 from titan_attent.report import VALIDATION, read_run
 

@@ -12,7 +12,7 @@ from convergence_runs import load_result
 from corpora import CORPORA, Sizes
 from first_passage import first_passage
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 
 RIVALS = [rule for rule in RULES if rule != "uniform"]
 

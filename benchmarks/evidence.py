@@ -38,9 +38,9 @@ from evidence_results import data_fingerprint, gather, read_known
 from evidence_rules import RULES, data_of, kinds_task, rule_task, scored_data, scorers_task, scores_folder
 from evidence_table import report
 
-from titan_attent.data.format import INDEX_FILE
-from titan_attent.data.shards import TokenDataset
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.io.folder import INDEX_FILE
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.scores.reference import REFERENCE_FILE
 
 

@@ -36,8 +36,8 @@ import texts
 from corpora import CLEAN, COPY, KINDS_FILE, MANIFEST_FILE, RANDOM, SHUFFLED, soil, write_rows
 from datasketch import MinHash, MinHashLSH
 
-from titan_attent.data.format import write_atomically
-from titan_attent.data.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
 
 SEQ_LEN = 96
 NUM_ROWS = 32_000

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report.style import COLORS
 
 DPI = 100

@@ -23,7 +23,7 @@ from evidence_numbers import (
 from evidence_rules import RULES
 from intervals import interval
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 
 CHOOSING = ("difference", "attainment", "dedup", "perplexity")
 """The rules that choose, and take as many steps as uniform."""

@@ -5,7 +5,7 @@
 
     1F1B, GPipe            torch's; 1F1B without its refusal of fewer microbatches than stages
     Interleaved1F1B, ZBV   torch's, two stages of half the cost a rank
-    highway k              titan_attent/highway/stagewise.py; k = P - 2 gives exact gradients, as do all stock schedules
+    highway k              systems/highway/stagewise.py; k = P - 2 gives exact gradients, as do all stock schedules
 
 A stage is two transformer layers (width 256, 256 tokens) with a microbatch of 2 rows. ``--work compute`` runs them,
 and is of use only with a core a stage. ``--work sleep`` sleeps in their place for what one process of one thread
@@ -39,7 +39,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
-from titan_attent.highway.stagewise import HighwaySchedule
+from titan_attent.systems.highway.stagewise import HighwaySchedule
 
 WIDTH, LENGTH, ROWS, LAYERS = 256, 256, 2, 2
 BASE = "1F1B"

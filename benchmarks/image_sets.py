@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.foundations.keyed import fold_key, uniform
 
 DIGITS = tuple("0123456789")

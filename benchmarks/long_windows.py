@@ -83,7 +83,7 @@ def write_data(folder: Path, texts: Path, case: str, seed: int) -> None:
         source = folder / f"{name}.jsonl"
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in found), encoding="utf-8")
         tokenizer = "train:1024" if name == "train" else folder / "train" / "tokenizer.tiktoken"
-        writer = [sys.executable, "-m", "titan_attent.data.writer", source, "--output", folder / name]
+        writer = [sys.executable, "-m", "titan_attent.data.text", source, "--output", folder / name]
         run([*writer, "--tokenizer", tokenizer], folder / f"{name}.log")
 
 

@@ -3,7 +3,7 @@
 A rank does its operations in order, one at a time; one that needs another rank's result starts no sooner than ``send``
 seconds after that was there. Sends cost the ranks nothing and do not share a link. With S stages on P ranks a stage has
 P / S of the cost of one of P. The orders of the stock schedules are torch's own, those of 1F1B and GPipe written out,
-as torch's classes refuse fewer microbatches than stages; highway's is that of titan_attent/highway/stagewise.py.
+as torch's classes refuse fewer microbatches than stages; highway's is that of systems/highway/stagewise.py.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
-from titan_attent.highway.stagewise import num_rounds, span
+from titan_attent.systems.highway.stagewise import num_rounds, span
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torchdata.nodes import IterableWrapper, ParallelMapper, Prefetcher
 
-from titan_attent.data.format import ShardWriter, write_index
-from titan_attent.data.reader import Reader
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.io.reader import Reader
+from titan_attent.data.text.format import ShardWriter, write_index
+from titan_attent.data.text.shards import TokenDataset
 
 TOKENS = 32_000_000
 DTYPE = np.dtype("<u2")

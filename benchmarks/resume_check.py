@@ -26,7 +26,7 @@ import measure
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.writer import write_dataset
 
 MODES = ("disabled", "async", "async_with_pinned_mem")
 STEPS, SAVED, KILLED = 30, 10, 13

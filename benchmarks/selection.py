@@ -33,17 +33,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 import titan_attent.foundations.sharding
-from titan_attent.data.order import Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
 from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.teacher.draws import Draws
-from titan_attent.teacher.importance import importance
-from titan_attent.teacher.radix import blocks
-from titan_attent.teacher.selection import lowest_log_probability
-from titan_attent.teacher.statistics import QUANTILE
-from titan_attent.teacher.weights import inclusion_probabilities
+from titan_attent.systems.teaching.draws import Draws
+from titan_attent.systems.teaching.importance import importance
+from titan_attent.systems.teaching.radix import blocks
+from titan_attent.systems.teaching.selection import lowest_log_probability
+from titan_attent.systems.teaching.statistics import QUANTILE
+from titan_attent.systems.teaching.weights import inclusion_probabilities
 
 RATIO, BATCH, STEP = 0.5, 1024, 5000
 CONFIG = TeacherConfig(strategy="hard")

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import measure
 import torch
@@ -45,8 +45,8 @@ from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 from torchtitan.train import Trainer
 
-from titan_attent.data.shards import TokenDataset
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.writer import write_dataset
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 

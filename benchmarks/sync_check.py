@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import measure
 import step_time
@@ -41,7 +41,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from titan_attent.data.shards import TokenShards
+from titan_attent.data.text.shards import TokenShards
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
 

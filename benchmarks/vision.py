@@ -37,7 +37,7 @@ from vision_table import report
 from vision_tasks import Run, data_task, rule_run, scorer_runs
 
 import titan_attent
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from vision_numbers import Result, Runs
 from vision_rules import CONDITIONS, RULES
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report.style import COLORS, settings
 
 DPI = 100

@@ -9,8 +9,8 @@ from typing import Any
 
 from convergence_rules import ADAPTIVE, COMMON, FORWARD_COST, UNBOUNDED
 
-from titan_attent.teacher.config import TeacherConfig
-from titan_attent.teacher.schedule import Plan, selection_size
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.schedule import Plan, selection_size
 
 BATCH_SIZE = 64
 CONDITIONS = ("clean", "wrong_labels", "copies", "long_tail")

@@ -26,20 +26,20 @@ from vision_data import write_condition
 from vision_rules import BATCH_SIZE
 from vision_tasks import Run
 
-from titan_attent.data.format import write_atomically
 from titan_attent.data.images import ImageDataset
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.foundations.toml import to_toml
+from titan_attent.models.vision.config import VisionConfig
 from titan_attent.report import read_run
 from titan_attent.report.runs import ACCURACY, VALIDATION
-from titan_attent.vision.config import VisionConfig
 
 PRELOADED = [
     "__main__",
-    "titan_attent.titan.compat",
+    "titan_attent.titan.patches.compat",
     "torch.distributed.checkpoint",
     "torchtitan.train",
     "titan_attent.titan.launch",
-    "titan_attent.titan.scorer",
+    "titan_attent.titan.scoring.scorer",
 ]
 TICK = 0.02
 
@@ -140,7 +140,7 @@ def command(run: Run) -> None:
     import torchtitan.train
 
     from titan_attent.titan.launch import train
-    from titan_attent.titan.scorer import score
+    from titan_attent.titan.scoring.scorer import score
 
     # torchtitan ends with two seconds of sleep "for other ranks to complete": there are none.
     torchtitan.train.time = SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))
@@ -200,7 +200,7 @@ def class_accuracy(run: Run) -> list[float]:
     """The accuracy of the last weights on each class of the test images. The checkpoint is removed."""
     from torch.distributed.checkpoint import load
 
-    from titan_attent.titan.vision import CLASSIFIER, MODELS, args_of
+    from titan_attent.titan.models.vision import CLASSIFIER, MODELS, args_of
 
     sections: Any = SimpleNamespace(
         model=SimpleNamespace(**run.config["model"]),

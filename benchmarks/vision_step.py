@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import measure
 import numpy as np
@@ -33,9 +33,9 @@ from torchtitan.config import ConfigManager
 from torchtitan.protocols.train_spec import register_train_spec
 
 from titan_attent.data.images import ImageDataset, write_images
+from titan_attent.titan.models.vision import args_of
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
-from titan_attent.titan.vision import args_of
 
 ENDLESS = 1_000_000
 VARIANTS = {

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from titan_attent.data.order import Pool
+from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
-from titan_attent.teacher.candidates import Candidates
-from titan_attent.teacher.statistics import Scores
-from titan_attent.teacher.strategies import choose
+from titan_attent.systems.teaching.candidates import Candidates
+from titan_attent.systems.teaching.statistics import Scores
+from titan_attent.systems.teaching.strategies import choose
 
 CEILINGS = (1.0, 2.0, 4.0, 8.0, 1e9)
 """1 leaves equal weights: the plain mean."""

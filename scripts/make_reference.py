@@ -16,10 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.job_config import JobConfig
-from titan_attent.teacher.importance import IMPORTANCES
-from titan_attent.teacher.strategies import STRATEGIES
+from titan_attent.systems.teaching.importance import IMPORTANCES
+from titan_attent.systems.teaching.strategies import STRATEGIES
 
 PATH = Path(__file__).parents[1] / "docs" / "reference.md"
 
@@ -37,21 +37,21 @@ UNIFORM = (
 )
 
 REFUSALS = {
-    "an unknown key or section in the TOML; data, checkpoints and batches that do not fit": "titan/preflight.py",
+    "an unknown key or section in the TOML; data, checkpoints and batches that do not fit": "titan/checks/preflight.py",
     "a value of torchtitan's that it would take in silence: types, ranges, keys that exclude each other": (
-        "titan/value_checks.py"
+        "titan/checks/value_checks.py"
     ),
     "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](parallelism.md))": (
-        "titan/parallelism.py"
+        "titan/checks/parallelism.py"
     ),
-    "a value of `[teacher]`": "teacher/config.py",
-    "a parallelism, a data set or reference losses that the teacher cannot work with": "teacher/checks.py",
-    "a value of `[modules]`": "modules/config.py",
-    "a parallelism or a model whose modules cannot be probed or frozen": "modules/system.py",
-    "a value of `[backward]`": "highway/config.py",
-    "a parallelism or a model that Highway backpropagation cannot work with": "highway/checks.py",
-    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring_checks.py",
-    "a damaged, truncated or swapped shard": "data/shards.py",
+    "a value of `[teacher]`": "systems/teaching/config.py",
+    "a parallelism, a data set or reference losses that the teacher cannot work with": "systems/teaching/checks.py",
+    "a value of `[modules]`": "systems/freezing/config.py",
+    "a parallelism or a model whose modules cannot be probed or frozen": "systems/freezing/system.py",
+    "a value of `[backward]`": "systems/highway/config.py",
+    "a parallelism or a model that Highway backpropagation cannot work with": "systems/highway/checks.py",
+    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring/scoring_checks.py",
+    "a damaged, truncated or swapped shard": "data/text/shards.py",
 }
 
 TAIL = """

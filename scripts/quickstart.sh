@@ -9,7 +9,7 @@ DATA=data/quickstart OUT=outputs/quickstart CONFIG=train_configs/quickstart.toml
 
 if [ ! -f "$DATA/validation/index.json" ]; then
     python scripts/quickstart_data.py "$DATA/text"
-    write() { python -m titan_attent.data.writer "${@:3}" --output "$DATA/$1" --tokenizer "$2"; }
+    write() { python -m titan_attent.data.text "${@:3}" --output "$DATA/$1" --tokenizer "$2"; }
     [ -f "$DATA/train/index.json" ] || write train train:1024 code="$DATA/text/code.jsonl" \
         tables="$DATA/text/tables.jsonl" encoded="$DATA/text/encoded.jsonl"
     [ -f "$DATA/trusted/index.json" ] || write trusted "$DATA/train/tokenizer.tiktoken" "$DATA/text/trusted.jsonl"

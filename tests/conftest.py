@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Training and validation data sets of a few ten thousand tokens, vocabulary of 512; training in several shards."""
-    from titan_attent.data.writer import write_dataset
+    from titan_attent.data.text.writer import write_dataset
 
     root = tmp_path_factory.mktemp("token_data")
     train, validation = root / "train", root / "validation"

@@ -5,7 +5,7 @@ Many tests were written against it; the package's own default is another.
 
 from typing import Any
 
-from titan_attent.teacher.config import TeacherConfig
+from titan_attent.systems.teaching.config import TeacherConfig
 
 PAPER: dict[str, Any] = {
     "strategy": "soft",

@@ -8,10 +8,10 @@ ConfigManager replaces sections instead of merging them.
 from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
-from titan_attent.highway.config import BackwardConfig
-from titan_attent.modules.config import ModulesConfig
-from titan_attent.teacher.config import TeacherConfig
-from titan_attent.vision.config import VisionConfig
+from titan_attent.models.vision.config import VisionConfig
+from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.teaching.config import TeacherConfig
 
 
 @dataclass

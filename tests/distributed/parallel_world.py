@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titan_attent.titan.compat import expert_counts_kept
+from titan_attent.titan.patches.compat import expert_counts_kept
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ from torchtitan.models.moe import MoEArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 
-from titan_attent.data.order import Pool
-from titan_attent.data.sampler import TeachingSampler
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.chunked import chunked_weighted_cross_entropy
-from titan_attent.teacher.system import Teaching
-from titan_attent.teacher.teacher import Teacher
-from titan_attent.titan import preflight
+from titan_attent.systems.teaching.system import Teaching
+from titan_attent.systems.teaching.teacher import Teacher
+from titan_attent.titan.checks import preflight
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 

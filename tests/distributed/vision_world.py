@@ -22,16 +22,16 @@ from torch.nn import functional as F
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 
-from titan_attent.data.order import Pool
-from titan_attent.data.sampler import TeachingSampler
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.teacher.system import Teaching
-from titan_attent.teacher.teacher import Teacher
-from titan_attent.titan import preflight
-from titan_attent.titan.kinds import kind_of
-from titan_attent.titan.opened import DataSets
+from titan_attent.systems.teaching.system import Teaching
+from titan_attent.systems.teaching.teacher import Teacher
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.vision import FLAVORS, args_of
 from titan_attent.titan.train_spec import attent_spec
-from titan_attent.titan.vision import FLAVORS, args_of
 
 STEPS = 4
 SETTINGS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launch import write_config
 
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.writer import write_dataset
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

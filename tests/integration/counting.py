@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent import job_config
-from titan_attent.foundations.system import Columns, Facts, LossFunction, Panel, Seen, StepLoss, System
+from titan_attent.systems.system import Columns, Facts, LossFunction, Panel, Seen, StepLoss, System
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Counting(System):
 
 
 def add_to_the_list() -> None:
-    """What the line in titan_attent/systems.py would do."""
-    import titan_attent.systems
+    """What the line in titan_attent/systems/system_list.py would do."""
+    import titan_attent.systems.system_list
 
-    titan_attent.systems.SYSTEMS = (*titan_attent.systems.SYSTEMS, Counting)
+    titan_attent.systems.system_list.SYSTEMS = (*titan_attent.systems.system_list.SYSTEMS, Counting)

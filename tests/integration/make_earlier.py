@@ -38,7 +38,7 @@ def add_flavor() -> None:
 
 
 def make(folder: Path) -> None:
-    from titan_attent.data.writer import write_dataset
+    from titan_attent.data.text.writer import write_dataset
 
     folder.mkdir()
     source = Path(sysconfig.get_paths()["stdlib"]) / "json" / "encoder.py"

@@ -3,7 +3,7 @@
 Not the commands themselves, which run as ``__main__``, and nothing that keeps state of a run.
 """
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import hypothesis  # noqa: F401
 import pytest  # noqa: F401
@@ -11,6 +11,6 @@ import torch.distributed.checkpoint  # noqa: F401
 import torch.distributed.tensor  # noqa: F401
 import torchtitan.train  # noqa: F401
 
-import titan_attent.titan.preflight  # noqa: F401
+import titan_attent.titan.checks.preflight  # noqa: F401
 import titan_attent.titan.train_spec  # noqa: F401
 import titan_attent.titan.trainer  # noqa: F401

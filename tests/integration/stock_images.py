@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 from torchtitan.train import Trainer, main
 
-from titan_attent.titan.vision import ViTModelArgs
-from titan_attent.vision.vit import VisionTransformer
+from titan_attent.models.vision.vit import VisionTransformer
+from titan_attent.titan.models.vision import ViTModelArgs
 
 
 class TraceLoader(BaseDataLoader):

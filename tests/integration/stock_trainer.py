@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import torch

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
-from titan_attent.titan import preflight
-from titan_attent.titan.opened import DataSets
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.train_spec import attent_spec
 
 CLI = ["--job.custom_config_module", "titan_attent.job_config"]
@@ -52,12 +52,12 @@ def test_good_input_passes(config: Path) -> None:
 
 def test_missing_data_folder(config: Path, data: dict[str, Path]) -> None:
     shutil.rmtree(data["train"])
-    with refuses(r"\[data\] path", str(data["train"]), "titan_attent.data.writer"):
+    with refuses(r"\[data\] path", str(data["train"]), "titan_attent.data.text"):
         check(config)
 
 
 def test_no_data_path(config: Path) -> None:
-    with refuses(r"\[data\] path is empty", "titan_attent.data.writer"):
+    with refuses(r"\[data\] path is empty", "titan_attent.data.text"):
         check(config, "--data.path", "")
 
 
@@ -149,7 +149,7 @@ def test_missing_toml(tmp_path: Path) -> None:
 
 def test_missing_validation_data(config: Path, data: dict[str, Path]) -> None:
     shutil.rmtree(data["validation"])
-    with refuses(r"\[data\] validation_path", str(data["validation"]), "titan_attent.data.writer"):
+    with refuses(r"\[data\] validation_path", str(data["validation"]), "titan_attent.data.text"):
         check(config, "--validation.enable")
 
 

@@ -9,7 +9,7 @@ import torch
 from launch import read_scalars, read_trace, run, write_config
 from make_earlier import ARGUMENTS, SAVED_AT, STEPS, TRAIN_LOSS, add_flavor
 
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
 
 EARLIER = Path(__file__).parent / "earlier"

@@ -4,12 +4,12 @@ import json
 import re
 from pathlib import Path
 
-import titan_attent.titan.compat as compat
+import titan_attent.titan.patches.compat as compat
 
 import pytest
 from launch import launch, read_scalars, read_trace, run
 
-from titan_attent.titan import compat_cpu
+from titan_attent.titan.patches import cpu
 
 pytestmark = pytest.mark.skipif(not compat.IS_CPU, reason="what is asked and said where there is no accelerator")
 
@@ -27,7 +27,7 @@ def no_native_bfloat16() -> None:
     def has_native_bfloat16() -> bool:
         return False
 
-    compat_cpu.has_native_bfloat16 = has_native_bfloat16
+    cpu.has_native_bfloat16 = has_native_bfloat16
 
 
 @pytest.fixture

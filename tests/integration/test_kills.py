@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import torch
 from launch import TIMEOUT, finish, read_checkpoint, read_scalars, read_trace, run, start
@@ -25,7 +25,7 @@ from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.train import Trainer
 
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.teacher.teacher import Teacher
+from titan_attent.systems.teaching.teacher import Teacher
 
 LOSS = "loss_metrics/global_avg_loss"
 STEPS, INTERVAL = 39, 3

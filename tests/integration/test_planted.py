@@ -3,7 +3,7 @@
 import sysconfig
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from titan_attent.job_config import BackwardConfig, DataConfig, ModulesConfig, TeacherConfig, VisionConfig
+from titan_attent.systems.teaching.config_checks import check_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,5 +56,6 @@ def test_sections() -> None:
         for name in ("model", "checkpoint"):
             sections.pop(name, None)
         for name, config in OURS.items():
-            config(**sections.pop(name, {})).validate()
+            made = config(**sections.pop(name, {}))
+            check_config(made) if isinstance(made, TeacherConfig) else made.validate()
         assert not sections

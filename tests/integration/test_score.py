@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ from launch import kill_when, launch, read_weights, run, start, write_config
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan import scorer, write_losses
+from titan_attent.titan.scoring import scorer, write_losses
 from titan_attent.titan.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")

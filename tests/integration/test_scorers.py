@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -24,13 +24,14 @@ from launch import TIMEOUT, kill_when, launch, read_trace, run, start, write_con
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchtitan.components.checkpoint import CheckpointManager
 
-from titan_attent.data.holdout import write_tokens
-from titan_attent.data.shards import TokenDataset
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.text.holdout import write_tokens
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan import stages, write_losses
-from titan_attent.titan.scorers_bigram import BATCH_SIZE
+from titan_attent.titan.scoring import subcommands as stages
+from titan_attent.titan.scoring import write_losses
+from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE
 
 SEQ_LEN = 64
 LENGTHS = ("--training.seq_len", str(SEQ_LEN), "--validation.seq_len", str(SEQ_LEN))

@@ -3,15 +3,15 @@
 import shutil
 from pathlib import Path
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import torch
 from launch import launch, read_checkpoint, read_scalars, read_trace, read_weights, run, write_config
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent.data.order import Pool
-from titan_attent.data.shards import TokenShards
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.text.shards import TokenShards
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ import torch.distributed as dist
 from scale.made_up import MadeUpMesh, MadeUpRanks
 from torch import Tensor
 
-from titan_attent.data.reader import Reader
+from titan_attent.data.io.reader import Reader
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan import write_losses
-from titan_attent.titan.scorers_bigram import BATCH_SIZE, Bigrams
+from titan_attent.titan.scoring import write_losses
+from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE, Bigrams
 
 RANKS = (64, 512, 4096)
 NUM_EXAMPLES, SEQ_LEN, VOCAB_SIZE = 10**10, 4, 128_256

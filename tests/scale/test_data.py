@@ -8,16 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
 import torch
 from distributed.parallel_world import FLAVORS, config_of
 
-from titan_attent.data.format import ShardEntry, write_index
-from titan_attent.titan import preflight, train_spec
-from titan_attent.titan.opened import DataSets
+from titan_attent.data.text.format import ShardEntry, write_index
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.models import train_spec
 
 NUM_SHARDS, SHARD_TOKENS, RANKS = 100_000, 150_000_000, 512
 SOURCES = ("code", "web")
@@ -61,7 +62,7 @@ class Asked:
 
 @pytest.fixture
 def asked(folder: Path) -> Iterator[Asked]:
-    import titan_attent.data.shards as shards
+    import titan_attent.data.text.shards as shards
 
     asked = Asked(folder)
     with (

@@ -10,11 +10,11 @@ import torch
 from paper import paper_config
 from scale.made_up import MadeUpMesh, MadeUpRanks
 
-from titan_attent.data.order import Pool
+from titan_attent.data.plan.order import Pool
 from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.teacher import candidates
-from titan_attent.teacher.draws import Draws
+from titan_attent.systems.teaching import candidates
+from titan_attent.systems.teaching.draws import Draws
 
 LOCAL, STEP = 1000, 5000
 SOURCES = [("web", 0), ("code", 10_000)]

@@ -11,14 +11,14 @@ from threading import get_ident
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
 
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.write_losses import Stretches
+from titan_attent.titan.scoring.write_losses import Stretches
 
 NUM_EXAMPLES = 10**9
 WORLDS = [(512, 16), (1024, 32)]

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import titan_attent.data.order
+import titan_attent.data.plan.order
 from titan_attent import LossBuffer, Teacher, TeachingSampler
 from titan_attent.foundations.sharding import ExampleSharding
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_is_36_bytes_an_example_shared_by_the_ranks() -> None:
 
 def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
     for num_ranks in RANKS:
-        evaluated, permute = [], titan_attent.data.order.permute
+        evaluated, permute = [], titan_attent.data.plan.order.permute
 
         def counted(positions: torch.Tensor, size: int, key: int, evaluated=evaluated, permute=permute) -> torch.Tensor:
             evaluated.append(positions.numel())
@@ -160,7 +160,7 @@ def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
         teacher = Teacher(buffer, paper_config(), batch_size=GLOBAL_BATCH, total_steps=10_000)
         sampler = TeachingSampler(teacher, rank=num_ranks - 1, num_ranks=num_ranks, microbatches=2)
         current = sampler.current_pass()
-        with mock.patch.object(titan_attent.data.order, "permute", counted):
+        with mock.patch.object(titan_attent.data.plan.order, "permute", counted):
             for batch, microbatch in ((0, 0), (0, 1), (1, 0)):
                 sampler.local_ids(current, batch, microbatch)
         assert sum(evaluated) == 3 * GLOBAL_BATCH // num_ranks // 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 @dataclass
 class DataConfig:
     path: str = ""
-    """Folder of the token data set, written by ``python -m titan_attent.data.writer``."""
+    """Folder of the token data set, written by ``python -m titan_attent.data.text``."""
 
     validation_path: str = ""
     """Folder of the validation token data set; read when ``validation.enable`` is set."""

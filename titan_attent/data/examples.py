@@ -1,6 +1,6 @@
 """What a data set of any kind is to the rest: numbered examples, read by their ids.
 
-Two kinds: windows of tokens (shards.py), images with what a model is asked about them (vision/examples.py).
+Two kinds: windows of tokens (shards.py), images with what a model is asked about them (models/vision/examples.py).
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from titan_attent.data.reader import Batch
+from titan_attent.data.io.reader import Batch
 
 
 class Stored(Protocol):

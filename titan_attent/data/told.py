@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from titan_attent.data.format import INDEX_FILE, write_atomically
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
 
@@ -51,7 +52,7 @@ def tell(folder: Path, run: Any, *, losses: Collection[str | os.PathLike[str]]) 
 
     Args:
         folder: DUMP_FOLDER/teacher.
-        run: :class:`~titan_attent.foundations.system.Run`.
+        run: :class:`~titan_attent.systems.system.Run`.
         losses: the folders of losses on disk that the run reads.
     """
     job, dataset = run.job_config, run.dataset

@@ -1,9 +1,8 @@
-"""What every other room stands on. Nothing here knows of models or of torchtitan.
+"""What every other package stands on. Nothing here knows of models or of torchtitan.
 
 keyed.py           randomness as a hash of (key, id) instead of a generator: equal for every number of ranks
 sharding.py        which rank owns which example, and the few collectives of the package
 agreement.py       do all ranks follow the same decision?
-system.py          the seam: how a system takes part in the steps of a run
 flops.py           floating point operations of a layer, as every system counts them
 ledger.py          where the time of a run went, what was trained and skipped
 json_lines.py      append-only logs that a resume goes on with

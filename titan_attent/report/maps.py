@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from titan_attent.foundations.system import Panel
 from titan_attent.report.runs import RunScalars
 from titan_attent.report.style import title, x_axis
+from titan_attent.systems.system import Panel
 
 MOST_LABELS = 14
 

@@ -22,7 +22,7 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from titan_attent.data.told import Told
-from titan_attent.systems import SYSTEMS
+from titan_attent.systems.system_list import SYSTEMS
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
 # Of runs of images; the first two only where images are classified.

@@ -9,7 +9,7 @@ from titan_attent.report.costs import Costs
 from titan_attent.report.runs import IMAGE_SPEED, PREFIXES, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
 from titan_attent.report.saving import LOSS, TOP1, Charge, Measure, measures_of
 from titan_attent.report.sentence import conclusion, short
-from titan_attent.systems import SYSTEMS
+from titan_attent.systems.system_list import SYSTEMS
 
 __all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "table", "with_unit"]
 

@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from titan_attent.foundations.system import Panel
 from titan_attent.report.maps import draw_map
 from titan_attent.report.runs import IMAGE_SPEED, SPEED, SPEEDS, WALL, RunScalars
 from titan_attent.report.style import LIGHT_COLORS, REST_COLOR, mark_resumes, smoothed, title, x_axis
 from titan_attent.report.summary import ACCOUNTS, shown_members
-from titan_attent.systems import SYSTEMS
+from titan_attent.systems.system import Panel
+from titan_attent.systems.system_list import SYSTEMS
 
 TIME = "where the time went"
 OF_SYSTEMS = tuple(panel for system in SYSTEMS for panel in system.panels)

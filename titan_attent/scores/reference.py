@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from titan_attent.data.io.files import HASH_BLOCK
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object, read_versioned
 
@@ -48,7 +49,6 @@ OF_IMAGES = ("vit_attent", "mae_attent")
 """Models whose loss depends on ``[vision]``."""
 
 DTYPE = np.dtype("<f4")
-HASH_BLOCK = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)

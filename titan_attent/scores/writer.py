@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from titan_attent.data.format import write_atomically
-from titan_attent.data.progress import locked
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.io.files import HASH_BLOCK
+from titan_attent.data.io.folder import locked
 from titan_attent.foundations.versioned_json import encode_versioned
 from titan_attent.scores.reference import (
     DTYPE,
     FORMAT,
-    HASH_BLOCK,
     LOSSES_FILE,
     PARTS_FOLDER,
     REFERENCE_FILE,

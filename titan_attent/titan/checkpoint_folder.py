@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from titan_attent.data.format import write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.tools.logging import logger
 
-from titan_attent.titan.mistakes import fail
+from titan_attent.titan.user_errors import fail
 
 PATIENCE = 3
 """Logged steps in a row that may learn nothing."""

@@ -16,13 +16,14 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
-from titan_attent.titan import compat, compat_cpu, preflight, quiet
-from titan_attent.titan.load_sources import check_start, checkpoint_to_load
-from titan_attent.titan.mistakes import end_well, fail, let_first_rank_speak
-from titan_attent.titan.opened import DataSets
-from titan_attent.titan.resume_checks import what_is_finished
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
+from titan_attent.titan.checks.resume_checks import what_is_finished
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
+from titan_attent.titan.user_errors import end_well, fail, let_first_rank_speak
 
 
 def _option(argv: list[str], name: str) -> str | None:
@@ -53,7 +54,7 @@ def parse(argv: list[str]) -> JobConfig:
     """
     init_logger()
     if compat.IS_CPU:
-        quiet.install()
+        log_filter.install()
     config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
     toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
     if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out
@@ -72,7 +73,7 @@ def parse(argv: list[str]) -> JobConfig:
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
         written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None
-        training.mixed_precision_param = compat_cpu.default_precision(training.mixed_precision_param, written=written)
+        training.mixed_precision_param = cpu.default_precision(training.mixed_precision_param, written=written)
     return job_config
 
 

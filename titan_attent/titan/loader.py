@@ -1,6 +1,6 @@
 """The loader: torchtitan's BaseDataLoader over shards of tokens or images, in the order that a sampler decides.
 
-    sampler (places of a pass) -> reader threads (data/reader.py) -> {"input", "example_id", "weight"}, labels
+    sampler (places of a pass) -> reader threads (data/io/reader.py) -> {"input", "example_id", "weight"}, labels
 
 The threads run ahead within a pass only. At its end the loader asks the sampler for the next pass, in the training
 thread and on all ranks at the same batch. The threads evaluate the order of the pass, too, which takes some
@@ -9,7 +9,7 @@ microseconds an id.
 The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
 loader cannot (its threads #811, #816).
 
-Cost: that of data/reader.py.
+Cost: that of data/io/reader.py.
 """
 
 import json
@@ -22,13 +22,13 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.order import Pass
-from titan_attent.data.reader import Batch, Reader
-from titan_attent.data.sampler import TeachingSampler
-from titan_attent.systems import systems_on
-from titan_attent.titan import compat
-from titan_attent.titan.kinds import kind_of
-from titan_attent.titan.opened import DataSets
+from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.plan.order import Pass
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.systems.system_list import systems_on
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.patches import compat
 
 
 def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:

@@ -8,18 +8,15 @@ step, which all ranks log, they are told; so every rank prints the loss, and all
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.protocols import BaseModelArgs
 
 from titan_attent.titan.pipeline import from_last_stage
-from titan_attent.titan.vision import is_vision
-
-if TYPE_CHECKING:
-    from titan_attent.titan.trainer import TeachingTrainer
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
@@ -38,16 +35,22 @@ class TeachingMetricsProcessor(MetricsProcessor):
     validated: Callable[[int, float], None] | None = None
     """Are told the step and its numbers, once they are logged."""
 
-    def follow(self, trainer: "TeachingTrainer") -> None:
-        """Log what ``trainer`` has beside torchtitan's metrics, and tell its health what was logged."""
-        self.system_metrics = trainer.systems.metrics
-        self.logged, self.validated = trainer.health.logged, trainer.health.validated
-        if is_vision(trainer.job_config.model.name):
-            self.tokens_per_image = trainer.tokens_per_example
+    def follow(
+        self,
+        *,
+        system_metrics: Callable[[], dict[str, float]],
+        logged: Callable[[int, float, float], None],
+        validated: Callable[[int, float], None],
+        tokens_per_image: int | None,
+        is_last_stage: bool,
+        device: torch.device,
+    ) -> None:
+        """Log ``system_metrics`` beside torchtitan's, and report what was logged to ``logged`` and ``validated``."""
+        self.system_metrics, self.logged, self.validated = system_metrics, logged, validated
+        self.tokens_per_image = tokens_per_image
         mesh = self.parallel_dims.get_optional_mesh("pp")
         if mesh is not None:
-            is_last = trainer.pp_has_last_stage
-            self.told = partial(from_last_stage, is_last=is_last, mesh=mesh, device=trainer.device)
+            self.told = partial(from_last_stage, is_last=is_last_stage, mesh=mesh, device=device)
 
     def log(
         self,

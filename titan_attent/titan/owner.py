@@ -23,7 +23,7 @@ from pathlib import Path
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
-from titan_attent.titan.mistakes import fail, on_first_rank
+from titan_attent.titan.user_errors import fail, on_first_rank
 
 LOCK_FILE = "run.lock"
 _HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)

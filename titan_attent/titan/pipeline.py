@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.distributed import ParallelDims
 
-from titan_attent.foundations.system import Columns, LossFunction, Seen
+from titan_attent.systems.system import Columns, LossFunction, Seen
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -19,14 +19,16 @@ from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
-from titan_attent.titan import compat, compat_checkpoint, preflight, vision
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
-from titan_attent.titan.mistakes import fail
-from titan_attent.titan.opened import DataSets
+from titan_attent.titan.models import vision
+from titan_attent.titan.patches import checkpoint, compat
 from titan_attent.titan.pipeline import PipelineLoss
+from titan_attent.titan.user_errors import fail
 from titan_attent.titan.validator import build_validator
 
 SUFFIX = "_attent"
@@ -138,7 +140,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     model = name.removesuffix(SUFFIX)
     compat.mend_clipping()
     compat.drop_pipeline_warning()
-    compat_checkpoint.mend()
+    checkpoint.mend()
     if model in VISION_MODELS:
         return _vision_spec(model, datasets)
     if model == "qwen3":

@@ -1,4 +1,4 @@
-"""TeachingTrainer: torchtitan's Trainer with the run's systems in its step (foundations/system.py).
+"""TeachingTrainer: torchtitan's Trainer with the run's systems in its step (systems/system.py).
 
 It knows no system by name. It makes those that the TOML turns on, gives them what they may use of the run, and calls
 them in their fixed order. What differs from the stock step: where a system changes the loss, its loss is
@@ -18,20 +18,21 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
-from titan_attent.data.reader import Batch
+from titan_attent.data.io.reader import Batch
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.foundations.system import Columns, LossFunction, Run, Seen, StepLoss
 from titan_attent.losses.mixed import mixing
-from titan_attent.systems import systems_on
-from titan_attent.titan import compat
+from titan_attent.systems.system import Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.systems.system_list import systems_on
 from titan_attent.titan.health import Health
-from titan_attent.titan.initial_weights import keep_new_head
-from titan_attent.titan.kinds import kind_of
+from titan_attent.titan.joined_systems import Together
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
+from titan_attent.titan.models.initial_weights import keep_new_head
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.vision import is_vision
 from titan_attent.titan.owner import own_folders, release_folders
+from titan_attent.titan.patches import compat
 from titan_attent.titan.pipeline import PipelineLoss, copies_of
-from titan_attent.titan.together import Together
 
 
 class TeachingTrainer(Trainer):
@@ -62,7 +63,14 @@ class TeachingTrainer(Trainer):
         self.checkpointer.save = self.ledger.charged("save", save)
         if job_config.validation.enable:
             self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))
-        cast(TeachingMetricsProcessor, self.metrics_processor).follow(self)
+        cast(TeachingMetricsProcessor, self.metrics_processor).follow(
+            system_metrics=self.systems.metrics,
+            logged=self.health.logged,
+            validated=self.health.validated,
+            tokens_per_image=self.tokens_per_example if is_vision(job_config.model.name) else None,
+            is_last_stage=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
+            device=self.device,
+        )
         if job_config.vision.new_head:
             keep_new_head(self.checkpointer)
         # Made of a host number, which a step must not copy to the device.

@@ -25,13 +25,13 @@ from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.fixed import FixedLoader
-from titan_attent.data.order import Key, Pool
+from titan_attent.data.plan.fixed import FixedLoader
+from titan_attent.data.plan.order import Key, Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.titan import compat
-from titan_attent.titan.kinds import kind_of
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import global_batch_size
-from titan_attent.titan.opened import DataSets
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.patches import compat
 
 SAMPLE_ORDER: Key = (0, 0, 0)
 """Key of the order whose first examples are the sample: no run's seed, so that runs compare."""

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from titan_attent.data.order import SelectedPlaces
+from titan_attent.data.plan.order import SelectedPlaces
 from titan_attent.foundations.keyed import fold_key, permute
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.teacher.selection import gather_bitmask
+from titan_attent.systems.teaching.selection import gather_bitmask
 
 SIZES = (1, 2, 3, 4, 5, 7, 100, 101)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config.job_config import Checkpoint, LRScheduler
 
-from titan_attent.titan import mistakes
+from titan_attent.titan import user_errors
 from titan_attent.titan.checkpoint_folder import latest, read_branch, steps_in
-from titan_attent.titan.compat_checkpoint import Checkpoints
+from titan_attent.titan.patches.checkpoint import Checkpoints
 
 
 class TrainState:
@@ -116,7 +116,7 @@ def test_a_folder_without_a_finished_checkpoint_is_no_start(tmp_path: Path) -> N
 
 def listening(mesh: DeviceMesh) -> io.StringIO:
     """What this rank says from here on, to whom a mistake is told."""
-    mistakes.let_first_rank_speak = lambda: None
+    user_errors.let_first_rank_speak = lambda: None
     os.environ["LOCAL_RANK"] = str(mesh.get_rank())
     sys.stderr = io.StringIO()
     return sys.stderr

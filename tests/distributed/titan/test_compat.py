@@ -1,8 +1,8 @@
-"""Mends of titan/compat.py that only other versions of torch need: what they do is tested on every version."""
+"""Mends of titan/patches/compat.py that only other versions of torch need: what they do is tested on every version."""
 
 from typing import Any
 
-from titan_attent.titan.compat import sum_gradients
+from titan_attent.titan.patches.compat import sum_gradients
 
 import pytest
 import torch

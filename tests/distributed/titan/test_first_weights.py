@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import titan_attent.titan.compat
+import titan_attent.titan.patches.compat
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
 pytestmark = pytest.mark.skipif(
-    not titan_attent.titan.compat.IS_CPU, reason="with an accelerator torch draws by itself"
+    not titan_attent.titan.patches.compat.IS_CPU, reason="with an accelerator torch draws by itself"
 )
 
 

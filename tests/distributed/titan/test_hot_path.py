@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.protocols.train_spec import _extra_train_specs, get_train_spec, register_train_spec
 from torchtitan.train import Trainer
 
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import LossWindow
 from titan_attent.titan.trainer import TeachingTrainer

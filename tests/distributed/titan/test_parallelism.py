@@ -13,7 +13,7 @@ import pytest
 from distributed.parallel_world import STEPS, Settings, train_cells, train_plainly
 from distributed.spawn import run_on_ranks
 
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.writer import write_dataset
 
 
 def degrees(**degrees: int) -> Settings:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.checkpoint import MODEL
 
-from titan_attent.data.reader import Reader
+from titan_attent.data.io.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan import mistakes
-from titan_attent.titan import scorer as scorer_module
-from titan_attent.titan import write_losses as loop_module
-from titan_attent.titan.scorer import ReferenceScorer
+from titan_attent.titan import user_errors
+from titan_attent.titan.scoring import scorer as scorer_module
+from titan_attent.titan.scoring import write_losses as loop_module
+from titan_attent.titan.scoring.scorer import ReferenceScorer
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(
@@ -67,7 +67,7 @@ def small_stretches() -> Iterator[None]:
     with (
         mock.patch.object(loop_module, "STRETCH_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
-        mock.patch.object(mistakes, "let_first_rank_speak"),
+        mock.patch.object(user_errors, "let_first_rank_speak"),
     ):
         yield
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from distributed.spawn import run_on_ranks
 
-from titan_attent.data.holdout import write_tokens
-from titan_attent.data.reader import Reader
-from titan_attent.data.shards import TokenDataset, TokenShards
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.io.reader import Reader
+from titan_attent.data.text.holdout import write_tokens
+from titan_attent.data.text.shards import TokenDataset, TokenShards
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
 from titan_attent.scores.bigram import SMOOTHING
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan.scorers_bigram import BATCH_SIZE, Bigrams, num_counted
+from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE, Bigrams, num_counted
 
 SEQ_LEN, SEED = 32, 3
 NUM_DATA, NUM_OTHERS = 317, 211

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ import torch.distributed as dist
 from distributed.parallel_world import FLAVORS, config_of
 from distributed.spawn import run_on_ranks
 
-from titan_attent.data.fixed import FixedLoader
-from titan_attent.data.reader import Reader
-from titan_attent.data.shards import TokenDataset, TokenShards
+from titan_attent.data.io.reader import Reader
+from titan_attent.data.plan.fixed import FixedLoader
+from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.scores import reference
 from titan_attent.scores.reference import Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan import preflight
-from titan_attent.titan.mistakes import on_all_ranks
-from titan_attent.titan.opened import DataSets
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.user_errors import on_all_ranks
 from titan_attent.titan.validator import sample
 
 
@@ -154,7 +154,7 @@ def ids_of(dataset: TokenDataset, pool: Any, *, batch_size: int, ranks: int) -> 
 
 
 def test_a_sample_for_validation_is_the_same_for_all_and_of_all_sources(tmp_path: Path) -> None:
-    from titan_attent.data.format import ShardWriter, write_index
+    from titan_attent.data.text.format import ShardWriter, write_index
 
     dtype, entries = np.dtype("<u2"), []
     for source in ("code", "prose"):

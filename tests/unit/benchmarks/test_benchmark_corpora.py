@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from titan_attent.data.shards import TokenDataset
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.job_config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -240,7 +241,7 @@ def test_every_rule_validates_at_its_last_step(name: str) -> None:
         task = rules.rule_task("junk", name, 3, steps=steps, lr=1e-3)
         config = tomllib.loads(runs.to_toml(task.config))
         assert config == task.config
-        TeacherConfig(**config["teacher"]).validate()
+        check_config(TeacherConfig(**config["teacher"]))
         assert task.steps % config["validation"]["freq"] == 0 and task.steps % config["metrics"]["log_freq"] == 0
         if steps >= 100:
             assert 50 <= config["validation"]["freq"] <= 100

@@ -6,16 +6,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 from torchtitan.models.llama3 import Transformer
 
-from titan_attent.highway.account import Account
-from titan_attent.highway.config import BackwardConfig
-from titan_attent.modules.config import ModulesConfig
-from titan_attent.modules.policy import History, decide
-from titan_attent.modules.units import backward_flops, find_units, saved_flops
+from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.policy import History, decide
+from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
+from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.config import BackwardConfig
 from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))

@@ -11,6 +11,7 @@ from made_up import corpora, evidence, goals, intervals, numbers, result, rows, 
 
 from titan_attent.foundations.toml import to_toml
 from titan_attent.job_config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +26,7 @@ def test_every_rule_validates_at_its_last_step(name: str) -> None:
     for corpus in corpora.CORPORA:
         task = rules.rule_task(corpus, name, 3)
         assert tomllib.loads(to_toml(task.config)) == task.config
-        TeacherConfig(**task.config["teacher"]).validate()
+        check_config(TeacherConfig(**task.config["teacher"]))
         assert task.steps % task.config["validation"]["freq"] == 0 and task.steps <= 400
         assert task.steps % task.config["metrics"]["log_freq"] == 0
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from titan_attent.foundations.toml import to_toml
-from titan_attent.teacher.config import TeacherConfig
-from titan_attent.teacher.schedule import repeat_bound
-from titan_attent.vision.config import VisionConfig
-from titan_attent.vision.vit import ViTArgs
+from titan_attent.models.vision.config import VisionConfig
+from titan_attent.models.vision.vit import ViTArgs
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.schedule import repeat_bound
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,7 +62,7 @@ def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> Non
     for condition in rule.conditions:
         run = tasks.rule_run(set_name, condition, name, 3, rows=task.rows)
         assert tomllib.loads(to_toml(run.config)) == run.config
-        TeacherConfig(**run.config["teacher"]).validate()
+        check_config(TeacherConfig(**run.config["teacher"]))
         VisionConfig(**run.config["vision"]).validate()
         assert run.steps % run.config["validation"]["freq"] == 0 and run.steps % run.config["metrics"]["log_freq"] == 0
         assert run.config["checkpoint"]["enable"] == (condition == "long_tail")

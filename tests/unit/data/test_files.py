@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from titan_attent.data.files import OpenFiles, open_file_limit
+from titan_attent.data.io.files import OpenFiles, open_file_limit
 
 NUM_FILES, SIZE = 30, 1000
 
@@ -103,8 +103,8 @@ SHARDS = 1100
 MANY = f"""
 import sys, numpy as np, torch
 from pathlib import Path
-from titan_attent.data.format import ShardWriter, write_index
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.text.format import ShardWriter, write_index
+from titan_attent.data.text.shards import TokenDataset
 folder, dtype = Path(sys.argv[1]), np.dtype("<u2")
 stream = np.random.default_rng(0).integers(0, 500, {SHARDS} * 20).astype(dtype)
 entries = []

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_attent.data.format import INDEX_FILE
-from titan_attent.data.holdout import PIECES, STRETCH, hold_out, pieces, write_tokens
-from titan_attent.data.shards import TokenDataset
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.io.folder import INDEX_FILE
+from titan_attent.data.text.holdout import PIECES, STRETCH, hold_out, pieces, write_tokens
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.tokenizer import Tokenizer
 
 SEQ_LEN, BASE = 4, 100
 

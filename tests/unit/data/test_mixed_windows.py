@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from titan_attent.data.format import ShardWriter, token_dtype, write_index
-from titan_attent.data.mixing import NUM_SAMPLED, documents_per_example
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
+from titan_attent.data.text.mixing import NUM_SAMPLED, documents_per_example
+from titan_attent.data.text.shards import TokenDataset
 
 EOS = 3
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from titan_attent.data.reader import Batch, Reader
+from titan_attent.data.io.reader import Batch, Reader
 
 
 @pytest.fixture(params=[0, 1, 3])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from titan_attent.data.same_tokens import check_same_tokens, tokenizer_differences
-from titan_attent.data.shards import TokenShards
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.text.same_tokens import check_same_tokens, tokenizer_differences
+from titan_attent.data.text.shards import TokenShards
+from titan_attent.data.text.writer import write_dataset
 
 INFO: dict[str, Any] = {
     "name": "train:300",

@@ -11,10 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import sample
-from titan_attent.data.inputs import list_files, parse_inputs
-from titan_attent.data.sample import sample_texts
-from titan_attent.data.writer import write_dataset
+from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.text import sample
+from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.sample import sample_texts
+from titan_attent.data.text.writer import write_dataset
 
 
 def sampled(paths: list[Path], num_bytes: int) -> list[str]:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from titan_attent.data.order import Cursor, Pass, Pool, SelectedPlaces
-from titan_attent.data.sampler import TeachingSampler
+from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
 
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_attent.data.format import ShardWriter, token_dtype
-from titan_attent.data.shards import ShardEntry, TokenDataset, TokenShards, write_index
+from titan_attent.data.text.format import ShardWriter, token_dtype
+from titan_attent.data.text.shards import ShardEntry, TokenDataset, TokenShards, write_index
 
 INFO = {"name": "none", "vocab_size": 60000, "eos_id": 0}
 
@@ -305,24 +305,28 @@ def refused(folder: Path, *words: str, seq_len: int | None = None) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "no such folder", "correct the path", "python -m titan_attent.data.writer")
+    refused(tmp_path / "nowhere", "no such folder", "correct the path", "python -m titan_attent.data.text")
 
 
 def test_missing_index(copy: Path) -> None:
     (copy / "index.json").unlink()
-    refused(copy, "no index.json", "python -m titan_attent.data.writer")
+    refused(copy, "no index.json", "python -m titan_attent.data.text")
 
 
 def test_interrupted_writer(copy: Path) -> None:
     (copy / "index.json").rename(copy / "progress.json")
-    refused(copy, "interrupted", "run the same", "python -m titan_attent.data.writer", "resumes")
+    refused(copy, "interrupted", "run the same", "python -m titan_attent.data.text", "resumes")
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"\xff\xfe\xff"])
 def test_malformed_json(copy: Path, content: bytes) -> None:
     (copy / "index.json").write_bytes(content)
     refused(
-        copy, "index.json", "not a file with a JSON object", "restore the file", "python -m titan_attent.data.writer"
+        copy,
+        "index.json",
+        "not a file with a JSON object",
+        "restore the file",
+        "python -m titan_attent.data.text",
     )
 
 

@@ -11,11 +11,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import json_values
-from titan_attent.data.documents import Document, read_documents
-from titan_attent.data.inputs import list_files, parse_inputs
-from titan_attent.data.json_values import TooLargeError, read_values
-from titan_attent.data.walk import LeftOut
+from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.io.walk import LeftOut
+from titan_attent.data.text import json_values
+from titan_attent.data.text.documents import Document, read_documents
+from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.json_values import TooLargeError, read_values
 
 TEXTS = ["one\ntwo", "漢字 “q”", "", "{braces} [too]", "last"]
 Records = list[dict[str, object]]

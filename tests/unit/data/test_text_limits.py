@@ -12,11 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import encode, parquet_text
-from titan_attent.data.documents import START, Document, read_documents
-from titan_attent.data.inputs import list_files, parse_inputs
-from titan_attent.data.parquet_text import _dictionary_bytes
-from titan_attent.data.tokenizer import Tokenizer
+from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.text import encode, parquet_text
+from titan_attent.data.text.documents import START, Document, read_documents
+from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.parquet_text import _dictionary_bytes
+from titan_attent.data.text.tokenizer import Tokenizer
 
 LIMIT = 1000
 

@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import writer
-from titan_attent.data.writer import Summary, main, write_dataset
+from titan_attent.data.text import writer
+from titan_attent.data.text.__main__ import main
+from titan_attent.data.text.writer import Summary, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def stopped(inputs: list[Path], output: Path, ranks: str) -> int:
 @pytest.fixture(autouse=True)
 def _nothing_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk a document: all that stands in front of a bad record is in finished shards."""
-    monkeypatch.setattr("titan_attent.data.encode.CHUNK_CHARACTERS", 1)
+    monkeypatch.setattr("titan_attent.data.text.encode.CHUNK_CHARACTERS", 1)
 
 
 @pytest.mark.parametrize("mend", ["remove", "fix", "remove the rest", "skip", "add a file", "another size in front"])

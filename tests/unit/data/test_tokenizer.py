@@ -16,8 +16,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_attent.data.ranks import parse_ranks, train_ranks
-from titan_attent.data.tokenizer import SPLIT_PATTERN, WHITESPACE_BLOCK, Tokenizer, load_tokenizer, train_tokenizer
+from titan_attent.data.text.bpe import parse_ranks, train_ranks
+from titan_attent.data.text.tokenizer import SPLIT_PATTERN, WHITESPACE_BLOCK, Tokenizer, load_tokenizer, train_tokenizer
 
 HARD_TEXTS = [
     "",
@@ -122,7 +122,7 @@ def test_training_is_deterministic(trained: Tokenizer, corpus: str, tmp_path: Pa
     source = tmp_path / "text.txt"
     source.write_bytes(corpus.encode())
     code = (
-        "import sys; from pathlib import Path; from titan_attent.data.tokenizer import train_tokenizer;"
+        "import sys; from pathlib import Path; from titan_attent.data.text.tokenizer import train_tokenizer;"
         "text = Path(sys.argv[1]).read_bytes().decode();"
         "print(train_tokenizer(text.splitlines(keepends=True), vocab_size=2000).info()['sha256'])"
     )
@@ -309,7 +309,7 @@ def test_unknown_name(spec: str) -> None:
 
 def test_no_network(tmp_path: Path) -> None:
     """tiktoken's real download, through a proxy that is not there."""
-    code = "from titan_attent.data.tokenizer import load_tokenizer; load_tokenizer('o200k_base')"
+    code = "from titan_attent.data.text.tokenizer import load_tokenizer; load_tokenizer('o200k_base')"
     proxies = {name: "http://127.0.0.1:9" for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")}
     environment = {**os.environ, **proxies, "NO_PROXY": "", "no_proxy": "", "TIKTOKEN_CACHE_DIR": str(tmp_path)}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -364,4 +364,4 @@ def test_changed_or_missing_tokenizer_of_a_data_set(trained: Tokenizer, tmp_path
             f"{tmp_path}: its tokenizer file {elsewhere!r} is not the name of a file in the folder",
         )
     del info["file"]
-    refused(lambda: Tokenizer.from_info(info, tmp_path), str(tmp_path), "no tokenizer file", "titan_attent.data.writer")
+    refused(lambda: Tokenizer.from_info(info, tmp_path), str(tmp_path), "no tokenizer file", "titan_attent.data.text")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from titan_attent.data.walk import FolderWalk, LeftOut
+from titan_attent.data.io.walk import FolderWalk, LeftOut
 
 
 def _make(root: Path, *names: str) -> None:

@@ -20,12 +20,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from titan_attent.data import encode, format, writer
-from titan_attent.data.documents import START, Document, read_documents
-from titan_attent.data.inputs import list_files, parse_inputs
-from titan_attent.data.shards import TokenDataset, TokenShards
-from titan_attent.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from titan_attent.data.writer import Summary, main, write_dataset
+from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.text import encode, format, writer
+from titan_attent.data.text.__main__ import main
+from titan_attent.data.text.documents import START, Document, read_documents
+from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.shards import TokenDataset, TokenShards
+from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from titan_attent.data.text.writer import Summary, write_dataset
 
 EOS = 256
 TEXTS = [f"document {i}: " + "漢字 and words\n" * (i % 7) for i in range(60)] + ["", "<|endoftext|>", "\x01 👩‍👧"]
@@ -445,13 +447,13 @@ def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.Cap
     output = tmp_path / "out"
     arguments = ["--tokenizer", "train:500", "--shard-tokens", "10000", "--max-training-bytes", "100000"]
     command = [str(source), "--output", str(output), *arguments]
-    # `python -m titan_attent.data.writer`, made slow enough to be killed in the middle on any machine.
+    # `python -m titan_attent.data.text`, made slow enough to be killed in the middle on any machine.
     slow = """
 import runpy, time
-from titan_attent.data.format import ShardWriter
+from titan_attent.data.text.format import ShardWriter
 finish = ShardWriter.finish
 ShardWriter.finish = lambda self: (time.sleep(0.05), finish(self))[1]
-runpy.run_module("titan_attent.data.writer", run_name="__main__")
+runpy.run_module("titan_attent.data.text", run_name="__main__")
 """
     process = subprocess.Popen([sys.executable, "-c", slow, *command], stderr=subprocess.DEVNULL)
     try:

@@ -4,7 +4,7 @@ not ``dim`` wide together."""
 from dataclasses import replace
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
 
 from titan_attent.foundations.flops import product_flops
-from titan_attent.highway.account import Account
-from titan_attent.modules.config import ModulesConfig
-from titan_attent.modules.policy import History, decide
-from titan_attent.modules.units import backward_flops, find_units, saved_flops
-from titan_attent.titan.compat_cpu_attention import dense_attention
+from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.policy import History, decide
+from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
+from titan_attent.systems.highway.account import Account
+from titan_attent.titan.patches.cpu_attention import dense_attention
 
 SEQ_LEN = 16
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from titan_attent.foundations.system import Panel
 from titan_attent.report.maps import draw_map, members_of
 from titan_attent.report.runs import RunScalars
+from titan_attent.systems.system import Panel
 
 FAMILY = "modules/active/"
 NAMES = ["tok_embeddings", "layers.0.attention", "layers.2.feed_forward", "layers.10.attention", "output"]

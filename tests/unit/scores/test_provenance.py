@@ -16,8 +16,9 @@ import torch
 from titan_attent.scores.provenance import check_scores
 from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_what_is_known
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.teacher.checks import check_data
-from titan_attent.teacher.config import TeacherConfig
+from titan_attent.systems.teaching.checks import check_data
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
 
 NUM, NUM_TRUSTED = 40, 35
 SCORING = Scoring(
@@ -83,7 +84,7 @@ def check(
         amateur_path="" if amateur is None else str(amateur),
         reference_path=str(reference),
     )
-    config.validate()
+    check_config(config)
     facts: Any = SimpleNamespace(dataset=Data(), batch_size=4, open_reference=ReferenceLosses, loss=loss)
     check_data(config, facts)
 

@@ -4,20 +4,20 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import numpy as np
 import pytest
 import torch
 
-from titan_attent.data.fixed import FixedLoader
-from titan_attent.data.format import ShardWriter, write_index
-from titan_attent.data.order import Pass, Pool, SelectedPlaces
-from titan_attent.data.reader import Batch
-from titan_attent.data.sampler import TeachingSampler
-from titan_attent.data.shards import TokenDataset
+from titan_attent.data.io.reader import Batch
+from titan_attent.data.plan.fixed import FixedLoader
+from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.text.format import ShardWriter, write_index
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import TeachingLoader
-from titan_attent.titan.opened import DataSets
 
 SEQ_LEN, ROWS, BATCHES, PASSES = 6, 4, 5, 4
 

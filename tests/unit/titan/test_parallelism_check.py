@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.systems import systems_on
-from titan_attent.titan.parallelism import check_parallelism
+from titan_attent.systems.system_list import systems_on
+from titan_attent.titan.checks.parallelism import check_parallelism
 
 
 def config_of(**values: Any) -> JobConfig:

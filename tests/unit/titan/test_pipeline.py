@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.system import Columns, StepLoss
+from titan_attent.systems.system import Columns, StepLoss
 from titan_attent.titan.pipeline import PipelineLoss, pack_target, unpack_target
 
 LABELS = torch.tensor([[1, 2, -100], [4, 5, 6]])

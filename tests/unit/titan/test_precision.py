@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from titan_attent.titan import compat_cpu
+from titan_attent.titan.patches import cpu
 
 
 def native(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def has_native_bfloat16() -> bool:
         return answer
 
-    monkeypatch.setattr(compat_cpu, "has_native_bfloat16", has_native_bfloat16)
+    monkeypatch.setattr(cpu, "has_native_bfloat16", has_native_bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_fp32_unless_native_or_written(
     caplog.set_level("INFO")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        assert compat_cpu.default_precision(value, written=written) == expected
+        assert cpu.default_precision(value, written=written) == expected
     assert [record.levelname for record in caplog.records] == ([level] if level else []), "rank 0 alone says so, once"
     assert all("training.mixed_precision_param" in record.getMessage() for record in caplog.records)
 
@@ -58,7 +58,7 @@ def test_the_first_rank_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None
         for rank, answer in ((0, first), (1, not first)):
             native(answer, monkeypatch)
             monkeypatch.setenv("RANK", str(rank))
-            assert compat_cpu.default_precision("bfloat16", written=False) == expected
+            assert cpu.default_precision("bfloat16", written=False) == expected
 
 
 def test_native_means_instructions_and_not_their_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +68,9 @@ def test_native_means_instructions_and_not_their_emulation(monkeypatch: pytest.M
     for has_instructions in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=has_instructions: answer)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
-        assert compat_cpu.has_native_bfloat16() is has_instructions
+        assert cpu.has_native_bfloat16() is has_instructions
     for hidden in ("AVX2", "avx512_core"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", hidden)
-        assert not compat_cpu.has_native_bfloat16()
+        assert not cpu.has_native_bfloat16()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    assert compat_cpu.has_native_bfloat16()
+    assert cpu.has_native_bfloat16()

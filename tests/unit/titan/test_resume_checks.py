@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat as compat  # noqa: F401
+import titan_attent.titan.patches.compat as compat  # noqa: F401
 
 import pytest
 import torch
@@ -21,10 +21,10 @@ from torchtitan.components.checkpoint import ModelWrapper
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.titan import load_sources, preflight
+from titan_attent.titan.checks import load_sources, preflight
+from titan_attent.titan.checks.resume_checks import model_shapes, what_is_finished
+from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of
-from titan_attent.titan.opened import DataSets
-from titan_attent.titan.resume_checks import model_shapes, what_is_finished
 from titan_attent.titan.train_spec import attent_spec
 
 STATES = {"optimizer": {"o": 1}, "lr_scheduler": {"last_epoch": 1}, "teacher": {"round": 0}}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch

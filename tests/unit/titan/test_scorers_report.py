@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 
-from titan_attent.titan.scorers_plan import report_of
+from titan_attent.titan.scoring.scorers_plan import report_of
 
 ASKED = {"flavor": "bigram", "data_fingerprint": "f"}
 REPORT: dict[str, Any] = {"asked": ASKED, "seconds": {"a": 1.5}, "device_seconds": {"a": 3}, "cost": {}}

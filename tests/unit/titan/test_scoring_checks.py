@@ -4,13 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 
+from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.reference import Scoring
-from titan_attent.titan.scoring_checks import role_of, scoring_of
-from titan_attent.vision.config import VisionConfig
+from titan_attent.titan.scoring.scoring_checks import role_of, scoring_of
 
 
 def scoring(folder: Path, name: str, role: str = "", **vision: Any) -> Scoring:

@@ -1,4 +1,4 @@
-"""titan/preflight.py: which module has the sections, and what a TOML may hold because of it."""
+"""titan/checks/preflight.py: which module has the sections, and what a TOML may hold because of it."""
 
 import sys
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from titan_attent.job_config import JobConfig
-from titan_attent.titan.preflight import check_toml, sections_of
+from titan_attent.titan.checks.preflight import check_toml, sections_of
 
 
 @dataclass

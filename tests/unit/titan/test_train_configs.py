@@ -4,13 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
-from titan_attent.systems import systems_on
-from titan_attent.titan import preflight, train_spec
+from titan_attent.systems.system_list import systems_on
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.models import train_spec
 
 ROOT = Path(__file__).parents[3]
 LARGE = "llama3_8b_attent.toml"

@@ -4,17 +4,17 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-import titan_attent.titan.compat  # noqa: F401, I001
+import titan_attent.titan.patches.compat  # noqa: F401, I001
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from titan_attent.titan.kinds import kind_of
+from titan_attent.models.vision.config import VisionConfig
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.vision import build_loss
 from titan_attent.titan.validator import ShardValidator
-from titan_attent.titan.vision import build_loss
-from titan_attent.vision.config import VisionConfig
 
 CLASSES = 5
 TAUGHT = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.4, "mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 1.0}]

@@ -4,13 +4,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import titan_attent.titan.compat as compat
+import titan_attent.titan.patches.compat as compat
 
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.titan import preflight
+from titan_attent.titan.checks import preflight
 from titan_attent.titan.train_spec import attent_spec
 
 QUICKSTART = Path(__file__).parents[3] / "train_configs" / "quickstart.toml"

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from titan_attent.data.bad import SKIPPED_FILE
-from titan_attent.data.format import DEFAULT_SOURCE
 from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS
 from titan_attent.data.images.format import ENCODINGS
 from titan_attent.data.images.pictures import pillows_limit_off
 from titan_attent.data.images.summary import tell
 from titan_attent.data.images.writer import write_images
+from titan_attent.data.io.bad import SKIPPED_FILE
+from titan_attent.data.io.folder import DEFAULT_SOURCE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
-from titan_attent.data.walk import LeftOut
+from titan_attent.data.io.walk import LeftOut
 
 _BLOCK = 2**20
 _CHANNELS = (1, 3, 4)

@@ -72,7 +72,7 @@ class ImageDataset:
         """Stretches of examples of one data source: its name and the first example id, from 0 on and rising.
 
         No two neighbours have the same name. Computed from the index, O(shards); read it as
-        :attr:`titan_attent.data.shards.TokenDataset.sources`.
+        :attr:`titan_attent.data.text.shards.TokenDataset.sources`.
         """
         stretches: list[tuple[str, int]] = []
         first = 0

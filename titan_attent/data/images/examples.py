@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from titan_attent.data.bad import Bad
-from titan_attent.data.walk import LeftOut
+from titan_attent.data.io.bad import Bad
+from titan_attent.data.io.walk import LeftOut
 
 IMAGE_KEYS = ("image", "images", "img", "x", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")

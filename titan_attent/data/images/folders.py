@@ -14,13 +14,13 @@ from pathlib import Path
 from titan_attent.data.images.examples import Bad, Example, Label, Limits
 from titan_attent.data.images.kinds import IMAGE_EXTENSIONS, describe, is_archive, is_beside, is_image
 from titan_attent.data.images.splits import folder_splits
-from titan_attent.data.walk import DEAD, SPECIAL, FolderWalk, LeftOut
+from titan_attent.data.io.walk import DEAD, SPECIAL, FolderWalk, LeftOut
 
 
 class FolderInput:
     """A folder that has a folder of images, or of folders of them, for each class; hidden ones are left out.
 
-    Each real folder is read once, links or not (:mod:`titan_attent.data.walk`). Files of another extension than
+    Each real folder is read once, links or not (:mod:`titan_attent.data.io.walk`). Files of another extension than
     ``IMAGE_EXTENSIONS`` are counted.
 
     Args:

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.format import INDEX_FILE, check_file_name, is_source_name, write_atomically
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.io.folder import INDEX_FILE, check_file_name, is_source_name
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 

@@ -11,7 +11,7 @@ from titan_attent.data.images.kinds import describe, is_beside, kind_of_archive
 from titan_attent.data.images.splits import file_splits
 from titan_attent.data.images.tables import TableInput
 from titan_attent.data.images.tars import TarInput
-from titan_attent.data.walk import FolderWalk
+from titan_attent.data.io.walk import FolderWalk
 
 _LIMITS = Limits()
 _READERS: dict[str, Callable[..., Input]] = {

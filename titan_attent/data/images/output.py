@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from titan_attent.data.bad import SKIPPED_FILE
-from titan_attent.data.format import INDEX_FILE, PROGRESS_FILE, write_atomically
 from titan_attent.data.images.examples import Bad
 from titan_attent.data.images.format import ImageShardEntry
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.io.bad import SKIPPED_FILE
+from titan_attent.data.io.folder import INDEX_FILE, PROGRESS_FILE
 
 _LEFTOVER = re.compile(rf"(shard-\d{{5,}}(\.labels|\.offsets)?\.bin|{SKIPPED_FILE}|{INDEX_FILE}\.tmp)(\.tmp)?")
 

@@ -17,10 +17,9 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from titan_attent.data.files import OpenFiles
-from titan_attent.data.format import INDEX_FILE
 from titan_attent.data.images.format import WRITER, ImageIndex, ImageShardEntry, read_index
-from titan_attent.data.shards import HASH_BLOCK
+from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
+from titan_attent.data.io.folder import INDEX_FILE
 
 _LARGE_READ = 2**26
 MEND = f"copy the data set again, or write it anew with {WRITER}"

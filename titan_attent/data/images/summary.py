@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from titan_attent.data.bad import SKIPPED_FILE
+from titan_attent.data.io.bad import SKIPPED_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
-from titan_attent.data.walk import LeftOut
+from titan_attent.data.io.walk import LeftOut
 
 MOST_ROWS = 16
 MOST_LABELS = 2**12

@@ -15,7 +15,7 @@ from titan_attent.data.images.archive import Archive, Damaged, Member
 from titan_attent.data.images.classes import as_integer
 from titan_attent.data.images.examples import LABEL_KEYS, Bad, Example, Label, Limits
 from titan_attent.data.images.kinds import IMAGE_EXTENSIONS, describe, is_beside, is_image
-from titan_attent.data.walk import HIDDEN, LeftOut
+from titan_attent.data.io.walk import HIDDEN, LeftOut
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Taken before the others, which are images only where none of these is there."""

@@ -25,9 +25,9 @@ from titan_attent.data.images.output import ImageShardWriter, Skipped, check_out
 from titan_attent.data.images.pictures import READ_PIXELS
 from titan_attent.data.images.prepare import Preparation, Prepared, prepare
 from titan_attent.data.images.summary import ImageSummary
-from titan_attent.data.inputs import parse_inputs
-from titan_attent.data.progress import locked
-from titan_attent.data.walk import LeftOut
+from titan_attent.data.io.folder import locked
+from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.io.walk import LeftOut
 
 
 def write_images(
@@ -52,7 +52,7 @@ def write_images(
     Args:
         inputs: folders with a folder a class; .parquet, .npz, .tar or .tar.gz files, or folders of .parquet or tar
             files. A string may be a pattern, and name the data source in front, ``NAME=PATH``
-            (:func:`titan_attent.data.inputs.parse_inputs`). They stay in their order.
+            (:func:`titan_attent.data.text.inputs.parse_inputs`). They stay in their order.
         output: the folder to write, made if missing; not inside an input.
         size: resize the shorter side to it, antialiased, and cut the centre square; 0: as they are, all of one size.
         grayscale: one channel, not three.

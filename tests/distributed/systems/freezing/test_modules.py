@@ -1,0 +1,442 @@
+"""Frozen modules under the real trainer, against one plain process that is told what was active in each step."""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from distributed.parallel_world import (
+    NoMesh,
+    Settings,
+    config_of,
+    full,
+    plain_model,
+    plain_name,
+    spec_of,
+    token_losses,
+)
+from distributed.spawn import run_on_ranks
+from distributed.syncs import CountSyncs, from_forward_to_optimizer
+from torch._dynamo.utils import counters
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.writer import write_dataset
+from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.policy import History
+from titan_attent.systems.freezing.system import AdaptiveModules
+from titan_attent.systems.freezing.units import Unit, find_units
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.trainer import TeachingTrainer
+
+STEPS, SAVED = 5, 3
+COMMON: Settings = {
+    "teacher.strategy": "uniform",
+    "training.steps": STEPS,
+    "checkpoint.interval": SAVED,
+    "modules.warmup_steps": 1,
+    "modules.interval": 1,
+    "modules.backward_share": 0.6,
+    "modules.smoothing": 0.0,
+    "modules.hysteresis": 0.0,
+    "modules.probe_groups": 3,
+    "modules.probe_examples": 2,
+}
+HEADS: Settings = {"modules.heads": True}
+MAT: Settings = {"modules.policy": "mat"}
+PREFIX: Settings = {"modules.policy": "prefix"}
+DRAWN: Settings = {"modules.policy": "random", "modules.backward_share": 0.55}
+NORMS: Settings = {"modules.policy": "gradient_norm"}
+TP: Settings = {"parallelism.tensor_parallel_degree": 2}
+EXPERTS: Settings = {"model.name": "qwen3_attent", "model.flavor": "moe of 2"}
+TWO_LAYERS: Settings = {"model.flavor": "cell of 2"}
+HSDP: Settings = {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 2}
+
+
+def batch(size: int) -> Settings:
+    return {"training.local_batch_size": size}
+
+
+CELLS: dict[int, dict[str, Settings]] = {
+    1: {"mat": batch(8) | MAT, "prefix": batch(8) | PREFIX, "random": batch(8) | DRAWN, "norms": batch(8) | NORMS},
+    2: {
+        "mat": batch(4) | MAT | HEADS,
+        "prefix": batch(2) | PREFIX | {"activation_checkpoint.mode": "full"},
+        "random": batch(4) | DRAWN,
+        "norms": batch(4) | NORMS | {"activation_checkpoint.mode": "selective"},
+        "TP": batch(8) | TP | PREFIX,
+        "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"modules.probe": "loss"},
+        "experts": batch(4) | EXPERTS | MAT,
+        "bfloat16": batch(4) | TWO_LAYERS | DRAWN | {"training.mixed_precision_param": "bfloat16"},
+    },
+    3: {"mat": batch(4) | MAT | {"training.global_batch_size": 12}},
+    4: {"HSDP": batch(2) | TWO_LAYERS | HSDP | MAT, "FSDP + TP": batch(4) | TWO_LAYERS | TP | PREFIX},
+}
+
+
+LAST_PART: Settings = batch(4) | DRAWN | {"modules.final_fraction": 0.4}
+
+
+def environment() -> None:
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
+    os.environ["WORLD_SIZE"] = str(size)
+
+
+def trainer_of(settings: Settings, *, data: str, folder: str) -> TeachingTrainer:
+    environment()
+    config = config_of(COMMON | settings, data=data, folder=folder)
+    preflight.check_run(config, spec_of(config.model.name), world_size=int(os.environ["WORLD_SIZE"]))
+    return TeachingTrainer(config)
+
+
+def modules_of(trainer: TeachingTrainer) -> AdaptiveModules:
+    (system,) = (system for system in trainer.systems if isinstance(system, AdaptiveModules))
+    return system
+
+
+def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STEPS) -> dict[str, Any]:
+    """A run until step ``stop``, from the checkpoint in ``folder`` where there is one."""
+    trainer = trainer_of(settings, data=data, folder=folder)
+    try:
+        if not trainer.checkpointer.load():
+            weights = plain_model(settings).state_dict()
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(trainer.model_parts[0], {k: v.clone() for k, v in weights.items()}, options=options)
+        system = modules_of(trainer)
+        probe_at_start = trainer.ledger.seconds["probe"]
+        (model,) = trainer.model_parts
+        batches, steps, without = trainer.batch_generator(trainer.dataloader), {}, set[str]()
+        optimize = trainer.optimizers.step
+
+        def watched() -> None:
+            without.clear()
+            without.update(plain_name(name) for name, parameter in model.named_parameters() if parameter.grad is None)
+            optimize()
+
+        trainer.optimizers.step = watched
+        while trainer.step < stop:
+            trainer.step += 1
+            active = dict(zip((unit.name for unit in system.units), system.freezer.active, strict=True))
+            trainer.train_step(batches)
+            current, number = trainer.loader.served
+            named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+            steps[trainer.step] = {
+                "ids": current.ids(number, number + 1).tolist(),
+                "active": active,
+                "without_gradient": set(without),
+                "weights": {name: full(parameter) for name, parameter in named.items()},
+                "values": list(system.history.smooth),
+            }
+            with mock.patch.object(system.freezer, "_reshard", wraps=system.freezer._reshard) as walks:
+                trainer.checkpointer.save(trainer.step)
+            steps[trainer.step]["walks"] = walks.call_count
+        optimizer = trainer.optimizers.state_dict()
+        return {
+            "steps": steps,
+            "account": system.account.counts,
+            "metrics": system.metrics(),
+            "moments": sorted(key for key in optimizer if key.endswith("exp_avg")),
+            "probe": trainer.ledger.seconds["probe"],
+            "probe_at_start": probe_at_start,
+        }
+    finally:
+        trainer.close()
+
+
+def train_all(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:
+    return {name: train(mesh, settings, data, f"{folder}/{name}") for name, settings in cells.items()}
+
+
+def replay(settings: Settings, steps: dict[int, dict[str, Any]], data: str) -> dict[int, dict[str, np.ndarray]]:
+    """The weights after each step of a plain process in which the same modules were active."""
+    config = config_of(COMMON | settings, data=data, folder="")
+    model = plain_model(settings)
+    optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
+    units = {unit.name: unit for unit in find_units(model, seq_len=32)}
+    dataset, weights = TokenDataset(data, seq_len=32), {}
+    for step, seen in steps.items():
+        for name, active in seen["active"].items():
+            for parameter in units[name].parameters:
+                parameter.requires_grad_(active)
+        optimizers.zero_grad()
+        loss, _ = token_losses(model, *dataset.batch(torch.tensor(seen["ids"])))
+        loss.mean().backward()
+        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        torch.nn.utils.clip_grad_norm_(trained, config.training.max_norm)
+        optimizers.step()
+        weights[step] = {name: full(parameter) for name, parameter in model.named_parameters()}
+    return weights
+
+
+@pytest.fixture(scope="module")
+def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("modules_data")
+    source = Path(json.__file__).parent / "decoder.py"
+    write_dataset([source], output=folder, tokenizer=str(token_data["train"] / "tokenizer.tiktoken"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def worlds(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("modules")
+    runs = CELLS | {2: CELLS[2] | {"last part": LAST_PART}}
+    return {
+        size: run_on_ranks(train_all, size, cells, data, f"{folder}/{size}", timeout=400.0, apart=True)
+        for size, cells in runs.items()
+    }
+
+
+@pytest.mark.parametrize("size, name", [(size, name) for size, cells in CELLS.items() for name in cells])
+def test_a_step_updates_what_is_active_as_a_plain_process_does(
+    worlds: dict[int, list[dict[str, Any]]], data: str, size: int, name: str
+) -> None:
+    ranks = [rank[name] for rank in worlds[size]]
+    steps = ranks[0]["steps"]
+    assert all(rank["steps"][step]["active"] == steps[step]["active"] for rank in ranks for step in steps)
+    masks = [tuple(seen["active"].values()) for seen in steps.values()]
+    assert all(masks[0]) and not any(map(all, masks[1:]))
+    tolerance = 2e-2 if name == "bfloat16" else 2e-5
+    expected = replay(CELLS[size][name], steps, data)
+    before: dict[str, np.ndarray] = {}
+    for step, seen in steps.items():
+        idle = [unit for unit, active in seen["active"].items() if not active]
+        frozen = {parameter for parameter in expected[step] if unit_of(parameter, seen["active"]) in idle}
+        assert seen["without_gradient"] == frozen, step
+        for parameter in frozen:
+            assert np.array_equal(seen["weights"][parameter], before[parameter]), f"{parameter} moved in step {step}"
+        for parameter, weights in expected[step].items():
+            assert np.allclose(seen["weights"][parameter], weights, atol=tolerance), f"{parameter} in step {step}"
+            if before and parameter not in frozen:
+                assert not np.array_equal(seen["weights"][parameter], before[parameter]), f"{parameter} stood still"
+        before = seen["weights"]
+    assert ranks[0]["probe"] > 0
+
+
+def unit_of(parameter: str, units: Collection[str]) -> str:
+    """By its name alone."""
+    top, *rest = parameter.split(".")
+    if top != "layers":
+        return "output" if top == "norm" else top
+    part = "attention" if rest[1].startswith("attention") else "moe"
+    return next(unit for unit in (f"layers.{rest[0]}.{part}", f"layers.{rest[0]}.feed_forward") if unit in units)
+
+
+@pytest.mark.parametrize("name", ["mat", "prefix", "random", "norms"])
+def test_the_number_of_ranks_changes_no_decision(worlds: dict[int, list[dict[str, Any]]], name: str) -> None:
+    one, two = (worlds[size][0][name]["steps"] for size in (1, 2))
+    assert [seen["active"] for seen in one.values()] == [seen["active"] for seen in two.values()]
+    for step in one:
+        assert np.allclose(one[step]["values"], two[step]["values"], rtol=1e-3)
+
+
+def test_a_probe_of_three_ranks_and_of_one(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    """Before the first decision, from equal weights; batches differ there, so that later steps do, too."""
+    first = {size: worlds[size][0]["mat"]["steps"][1]["values"] for size in (1, 2, 3)}
+    assert len(first[1]) == 10 and first[1][1] > 0
+    # After the step of another batch: close, not equal.
+    assert np.allclose(first[1], first[2], rtol=1e-4) and not np.allclose(first[1], first[3], rtol=1e-4)
+
+
+def test_modules_are_unfrozen_for_checkpoints_that_are_written(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    """Not around each call of torchtitan's, which comes in every step; of one that saves see below."""
+    for cells in worlds.values():
+        for name, run in cells[0].items():
+            assert [seen["walks"] for seen in run["steps"].values()] == [0] * STEPS, name
+
+
+def test_heads_are_written_where_they_are_asked_for(
+    worlds: dict[int, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert all(rank["mat"]["steps"] for rank in worlds[2])
+    (folder,) = tmp_path_factory.getbasetemp().glob("modules[0-9]")
+    for name, asked in (("mat", True), ("norms", False)):
+        lines = (folder / "2" / name / "modules" / "decisions.jsonl").read_text().splitlines()
+        assert len(lines) == STEPS - 1
+        for line in lines:
+            heads = json.loads(line).get("heads", {})
+            assert [len(values) for values in heads.values()] == ([4] * 4 if asked else [])
+            assert all(value > 0 for values in heads.values() for value in values)
+
+
+def test_modules_come_back(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    for size, name in ((2, "random"), (1, "norms")):
+        masks = np.array([list(seen["active"].values()) for seen in worlds[size][0][name]["steps"].values()])
+        back = (~masks[1:-1] & masks[2:]).sum()
+        assert back > 0, name
+
+
+def test_the_account(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    """Against FLOPs of the layers counted from their shapes here."""
+    run = worlds[1][0]["prefix"]
+    dim, hidden, length, vocab = 32, 96, 32, 512
+    attention = 2 * length * (2 * dim * dim + 2 * dim * dim // 2)
+    weight = {"attention": attention, "feed_forward": 2 * length * 3 * dim * hidden, "embedding": 0.0}
+    weight["output"] = 2 * length * dim * vocab
+    inputs = weight | {"attention": attention + 8 * length**2 * dim}
+    saved = {"weight": 0.0, "inputs": 0.0}
+    for seen in run["steps"].values():
+        kinds = {name: "embedding" if name == "tok_embeddings" else name.split(".")[-1] for name in seen["active"]}
+        below = True
+        for name, active in seen["active"].items():
+            below = below and not active
+            saved["weight"] += 0 if active else weight[kinds[name]]
+            saved["inputs"] += inputs[kinds[name]] if below else 0
+    assert run["account"]["weight_flops"] == pytest.approx(8 * saved["weight"])
+    assert run["account"]["input_flops"] == pytest.approx(8 * saved["inputs"])
+    assert run["account"]["steps"] == STEPS
+    counts = {"attention": 4, "feed_forward": 4, "output": 1}
+    full_pass = sum((weight[kind] + inputs[kind]) * number for kind, number in counts.items())
+    forward = sum(weight[kind] * number for kind, number in counts.items()) + 4 * 4 * length**2 * dim
+    probe = forward + sum(inputs[kind] * number for kind, number in counts.items())
+    assert run["account"]["probe_flops"] == pytest.approx((STEPS - 1) * 6 * probe)
+    share = 1 - (saved["weight"] + saved["inputs"] - run["account"]["probe_flops"] / 8) / (STEPS * full_pass)
+    assert 1 - run["metrics"]["modules/saved_of_backward"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("first, second, name", [(2, 1, "random"), (1, 2, "mat"), (2, 3, "mat")])
+def test_killed_and_resumed_is_uninterrupted(
+    worlds: dict[int, list[dict[str, Any]]], data: str, tmp_path: Path, first: int, second: int, name: str
+) -> None:
+    """On another number of ranks, against the world above that trained on in one go."""
+    global_batch, whole = (12, worlds[3][0][name]) if second == 3 else (8, worlds[2][0][name])
+    settings = CELLS[2][name] | {"checkpoint.enable": True, "training.global_batch_size": global_batch}
+    for size, stop in ((first, SAVED), (second, STEPS)):
+        own = settings | batch(global_batch // size)
+        resumed = run_on_ranks(train, size, own, data, str(tmp_path), stop, timeout=200.0, apart=True)[0]
+        walks = {step: seen["walks"] for step, seen in resumed["steps"].items()}
+        assert walks == {step: 2 if step == SAVED else 0 for step in walks}  # off for it, and on again
+    assert list(resumed["steps"]) == [4, 5] and resumed["probe_at_start"] > 0
+    for step, seen in resumed["steps"].items():
+        assert seen["active"] == whole["steps"][step]["active"] and seen["ids"] == whole["steps"][step]["ids"]
+        for parameter, weights in seen["weights"].items():
+            assert np.allclose(weights, whole["steps"][step]["weights"][parameter], atol=2e-5), (step, parameter)
+    assert resumed["moments"] == whole["moments"] and len(resumed["moments"]) == 39
+    differ = {"reduced_bytes"}  # of FSDP2, which a single process has not
+    assert {k: v for k, v in resumed["account"].items() if k not in differ} == pytest.approx(
+        {k: v for k, v in whole["account"].items() if k not in differ}
+    )
+
+
+# -- what a run must not notice ---------------------------------------------------------------------------------------
+
+
+def any_choice(units: list[Unit], history: History, config: ModulesConfig) -> list[bool]:
+    """Everything below some cut frozen, and some modules above it."""
+    history.decisions += 1
+    draw = random.Random(history.decisions)
+    cut = draw.choice([0, 0, 1, 2, 4, 5, 8])
+    return [i >= cut and (draw.random() < 0.6 or unit.kind == "output") for i, unit in enumerate(units)]
+
+
+def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
+    """Steps with other modules active each, validations and checkpoints among them, and nothing compiled again."""
+    counters.clear()
+    torch.compiler.reset()
+    settings = batch(4) | {
+        "modules.policy": "mat",
+        "compile.enable": True,
+        "compile.backend": "aot_eager",
+        "validation.enable": True,
+        "validation.local_batch_size": 4,
+        "checkpoint.enable": True,
+        "training.steps": 12,
+        # By a validation, when the choice changes, the groups are still gathered.
+        "parallelism.fsdp_reshard_after_forward": "never",
+    }
+    trainer = trainer_of(settings, data=data, folder=folder)
+    try:
+        system = modules_of(trainer)
+        batches, patterns, moved = trainer.batch_generator(trainer.dataloader), set(), []
+
+        def step() -> None:
+            trainer.step += 1
+            trainer.train_step(batches)
+            if trainer.step % 3 == 1:
+                trainer.checkpointer.save(trainer.step)
+                trainer.validator.validate(trainer.model_parts, trainer.step)
+
+        with mock.patch("titan_attent.systems.freezing.system.decide", any_choice):
+            step()
+            graphs = counters["stats"]["unique_graphs"]
+            with torch.compiler.set_stance("fail_on_recompile"):
+                while trainer.step < 12:
+                    active = system.freezer.active
+                    patterns.add(tuple(active))
+                    before = [full(unit.parameters[-1]) for unit in system.units]
+                    step()
+                    after = [full(unit.parameters[-1]) for unit in system.units]
+                    moved.append([not np.array_equal(*pair) for pair in zip(before, after, strict=True)] == active)
+        return {
+            "breaks": dict(counters["graph_break"]),
+            "graphs": (graphs, counters["stats"]["unique_graphs"]),
+            "patterns": len(patterns),
+            "moved": all(moved),
+        }
+    finally:
+        trainer.close()
+
+
+def test_compiled_before_the_first_step_and_never_again(data: str, tmp_path: Path) -> None:
+    for seen in run_on_ranks(compiled, 2, data, str(tmp_path), timeout=300.0):
+        assert seen["breaks"] == {} and seen["graphs"][0] == seen["graphs"][1] > 1
+        assert seen["moved"], "a graph of other modules was used"
+        assert seen["patterns"] > 7
+
+
+def synced(mesh: Any, data: str, folder: str, settings: Settings) -> Counter[str]:
+    """What waits for the device between the first forward and the optimizer's step, in steps without a decision."""
+    trainer = trainer_of(batch(4) | settings, data=data, folder=folder)
+    try:
+        batches, syncs = trainer.batch_generator(trainer.dataloader), CountSyncs()
+        with from_forward_to_optimizer(trainer, syncs):
+            while trainer.step < STEPS - 1:
+                trainer.step += 1
+                trainer.train_step(batches)
+        return syncs.seen
+    finally:
+        trainer.close()
+
+
+def off_and(mesh: Any, run: Callable[..., Any], policy: str, data: str, folder: str, settings: Settings) -> list[Any]:
+    """What ``run`` finds without modules and with a policy, in one world."""
+    return [run(mesh, data, f"{folder}/{name}", settings | {"modules.policy": name}) for name in ("off", policy)]
+
+
+def test_no_host_sync_in_the_step(data: str, tmp_path: Path) -> None:
+    for off, on in run_on_ranks(off_and, 2, synced, "prefix", data, str(tmp_path), {}):
+        assert on == off
+
+
+def weights_after(mesh: Any, data: str, folder: str, settings: Settings) -> dict[str, np.ndarray]:
+    trainer = trainer_of(batch(4) | settings, data=data, folder=folder)
+    try:
+        batches = trainer.batch_generator(trainer.dataloader)
+        while trainer.step < STEPS:
+            trainer.step += 1
+            trainer.train_step(batches)
+        return {name: full(parameter) for name, parameter in trainer.model_parts[0].named_parameters()}
+    finally:
+        trainer.close()
+
+
+@pytest.mark.parametrize("model", [{}, EXPERTS])
+def test_to_look_changes_nothing(data: str, tmp_path: Path, model: Settings) -> None:
+    """Probes leave the weights of a run bit for bit what they are without this section."""
+    off, looked = run_on_ranks(off_and, 2, weights_after, "all", data, str(tmp_path), model)[0]
+    assert off.keys() == looked.keys() and all(np.array_equal(off[name], looked[name]) for name in off)
+
+
+def test_the_last_part_trains_everything(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    steps = worlds[2][0]["last part"]["steps"]
+    assert [all(seen["active"].values()) for seen in steps.values()] == [True, False, False, True, True]

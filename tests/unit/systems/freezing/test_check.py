@@ -1,0 +1,50 @@
+"""What ``[modules]`` refuses before a run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from distributed.parallel_world import config_of
+
+from titan_attent.systems.freezing.system import AdaptiveModules
+
+
+def check(settings: dict[str, Any], num_examples: int = 100) -> None:
+    config = config_of({"modules.policy": "mat", "modules.warmup_steps": 1} | settings, data="", folder="")
+    AdaptiveModules.check(config)
+    AdaptiveModules.check_data(config, SimpleNamespace(dataset=range(num_examples)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"parallelism.pipeline_parallel_degree": 2}, "parallelism.pipeline_parallel_degree = 2.*Set it to 1"),
+        ({"parallelism.context_parallel_degree": 2}, "parallelism.context_parallel_degree = 2"),
+        ({"parallelism.expert_parallel_degree": 2}, "parallelism.expert_parallel_degree = 2"),
+        (
+            {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
+            "which is DDP.*Set data_parallel_shard_degree above 1",
+        ),
+        ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # of four processes
+        ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
+        ({"modules.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
+        ({"modules.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
+        ({"modules.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
+        ({"modules.probe": "fisher"}, "probe = 'fisher' is unknown"),
+    ],
+)
+def test_refused(settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=said) as caught:
+        check(settings)
+    assert str(caught.value).startswith("[modules] ")
+
+
+def test_granted() -> None:
+    check({})
+    check({"modules.policy": "random", "modules.probe_groups": 26})  # probes nothing
+    check({"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 2})
+
+
+def test_off_by_default() -> None:
+    assert not AdaptiveModules.is_on(config_of({}, data="", folder=""))

@@ -1,0 +1,119 @@
+"""[backward]: every value out of range, and every run that it cannot be part of, is refused with the mend."""
+
+import re
+from typing import Any
+
+import pytest
+from distributed.parallel_world import Settings, config_of
+
+from titan_attent.systems.highway.checks import rounds
+from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.stages import HighwayStages
+from titan_attent.systems.highway.system import Highway
+
+OUT_OF_RANGE = [
+    ("method", "higway", 'did you mean "highway"'),
+    ("method", "", '"exact", "highway"'),
+    ("iterations", -2, "a whole number at least -1"),
+    ("iterations", 1.5, "a whole number"),
+    ("iterations", True, "a whole number"),
+    ("cut", "branches", 'did you mean "branch"'),
+    ("tolerance", -0.1, "at least 0 and below 1"),
+    ("tolerance", 1.0, "at least 0 and below 1"),
+    ("exact_fraction", 1.5, "at least 0 and at most 1"),
+    ("exact_fraction", float("nan"), "a number"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), OUT_OF_RANGE)
+def test_a_value_out_of_range(key: str, value: Any, hint: str) -> None:
+    config = BackwardConfig(**{"method": "highway", "iterations": 1, "cut": "block", key: value})
+    with pytest.raises(ValueError, match=re.escape(f"[backward] {key} = {value!r}") + ".*" + re.escape(hint)):
+        config.validate()
+
+
+@pytest.mark.parametrize(("key", "value"), [("fit_gain", True), ("tolerance", 0.1)])
+def test_what_needs_input_gradients(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"\[backward\] {key} = .* with iterations = 0.*Set iterations = 1"):
+        BackwardConfig(method="highway", **{key: value}).validate()
+    BackwardConfig(method="highway", cut="block", iterations=1, **{key: value}).validate()
+    BackwardConfig(method="highway", cut="block", iterations=-1, **{key: value}).validate()
+
+
+@pytest.mark.parametrize(("key", "value"), [("iterations", 1), ("iterations", -1), ("log_cosine", True)])
+def test_what_branches_cannot_do(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf'\[backward\] {key} = .* with cut = "branch".*Set cut = "block"'):
+        BackwardConfig(method="highway", **{key: value}).validate()
+
+
+REFUSED: list[tuple[Settings, str]] = [
+    (
+        {"parallelism.pipeline_parallel_degree": 2},
+        'pipeline_parallel_degree = 2: no rank has all blocks. Set cut = "stage"',
+    ),
+    (
+        {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
+        "data_parallel_replicate_degree = 2.*DDP.*Set data_parallel_shard_degree",
+    ),
+    ({"parallelism.data_parallel_replicate_degree": 2}, "DDP"),  # of two processes
+    ({"activation_checkpoint.mode": "full"}, 'mode = "full".*Set the mode to "none"'),
+    ({"activation_checkpoint.mode": "selective"}, 'mode = "selective"'),
+    ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
+    ({"model.name": "flux_attent"}, "flux_attent.*llama3"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    on: Settings = {"backward.method": "highway"}
+    Highway.check(config_of(on, data="", folder=""))
+    with pytest.raises(ValueError, match=message):
+        Highway.check(config_of(on | settings, data="", folder=""))
+
+
+STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
+REFUSED_STAGES: list[tuple[Settings, str]] = [
+    ({"parallelism.pipeline_parallel_degree": 1}, 'there is no stage. Set cut = "block" or "branch"'),
+    ({"parallelism.pipeline_parallel_schedule": "ZBVZeroBubble"}, "one stage a rank. Use one of 1F1B, GPipe"),
+    ({"compile.enable": True}, "a compiled stage does not tell"),
+    ({"optimizer.early_step_in_backward": True}, "early_step_in_backward"),
+    ({"backward.log_cosine": True}, 'log_cosine with cut = "stage": no stage compares rounds'),
+    ({"backward.tolerance": 0.1, "backward.iterations": 1}, 'tolerance with cut = "stage"'),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED_STAGES)
+def test_what_is_refused_between_stages(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for good in ({}, {"activation_checkpoint.mode": "full"}, {"parallelism.pipeline_parallel_schedule": "GPipe"}):
+        HighwayStages.check(config_of(STAGES | good, data="", folder=""))
+    with pytest.raises(ValueError, match=message):
+        HighwayStages.check(config_of(STAGES | settings, data="", folder=""))
+
+
+def test_one_of_the_two_systems_is_on() -> None:
+    for settings, on in (({}, []), ({"backward.method": "highway"}, [Highway]), (STAGES, [HighwayStages])):
+        config = config_of(settings, data="", folder="")
+        assert [system for system in (Highway, HighwayStages) if system.is_on(config)] == on
+
+
+@pytest.mark.parametrize("shard", [-1, 2])
+def test_sharded_copies_are_not_ddp(shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    degrees = {"data_parallel_replicate_degree": 2, "data_parallel_shard_degree": shard}
+    settings = {f"parallelism.{name}": value for name, value in degrees.items()}
+    Highway.check(config_of({"backward.method": "highway"} | settings, data="", folder=""))
+
+
+def test_rounds_of_a_model() -> None:
+    assert [rounds(BackwardConfig(iterations=k), 4) for k in (-1, 0, 3, 4)] == [4, 0, 3, 4]
+    with pytest.raises(ValueError, match=r"iterations = 5 with a model of 4 blocks.*-1"):
+        rounds(BackwardConfig(iterations=5), 4)
+
+
+def test_it_is_off_by_default() -> None:
+    config = config_of({}, data="", folder="")
+    assert not Highway.is_on(config)
+    config.backward.method = "higway"
+    assert Highway.is_on(config), "a slip would train by backpropagation without a word"

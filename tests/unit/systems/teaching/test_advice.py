@@ -1,0 +1,96 @@
+"""What a user is told of a rule that can do harm, and that nothing is said of the others."""
+
+import logging
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from titan_attent import TeacherConfig
+from titan_attent.systems.teaching import advice
+from titan_attent.systems.teaching.advice import MIXED, log_plan, risk_of, warn_of_mixed_windows
+from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.schedule import Plan
+
+HARD = {"strategy": "hard"}
+AMATEUR, EXPERT = {"amateur_path": "a"}, {"reference_path": "e"}
+DIFFERENCE = {"importance": "cross_entropy_difference", **AMATEUR, **EXPERT}
+
+
+@pytest.mark.parametrize(
+    "settings, level, said",
+    [
+        ({"importance": "loss", **HARD}, logging.WARNING, "noise keeps the highest loss for ever"),
+        ({"importance": "loss", "strategy": "soft"}, logging.WARNING, 'use "cross_entropy_difference"'),
+        ({"importance": "functional_gradient", **HARD}, logging.WARNING, "titan_attent.scorers makes what it needs"),
+        (AMATEUR | HARD, logging.WARNING, "such as a second language"),
+        (HARD, logging.WARNING, 'where data has copies.*Use scoring = "forward_once"'),
+        (DIFFERENCE | HARD, logging.INFO, "watch teacher/inclusion"),
+        ({}, None, ""),
+        (HARD | {"scoring": "forward_once"}, logging.WARNING, "all of the rare ones"),
+        (HARD | {"importance": "loss", "warmup_passes": 0}, logging.WARNING, "none of the easy ones"),
+        ({"strategy": "random", "importance": "loss"}, None, ""),
+        ({"importance": "loss", "shadow": True, **HARD}, None, ""),
+        ({"importance": "excess_loss", **EXPERT, **HARD}, None, ""),
+    ],
+)
+def test_what_a_rule_risks(
+    settings: dict[str, Any], level: int | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TeacherConfig(**settings)
+    check_config(config)
+    risk = risk_of(config)
+    assert (risk and risk[0]) == level
+    caplog.set_level(logging.INFO)
+    plan = Plan(config, steps_of_full_pass=10, total_steps=100)
+    log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
+    told = [(record.levelno, bool(re.search(said, record.getMessage()))) for record in caplog.records]
+    assert level is None or (level, True) in told
+    assert level is not None or all(level == logging.INFO for level, _ in told)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({}, None),
+        ({"strategy": "uniform", "seed": 3, "trace": True}, None),
+        (DIFFERENCE, "not read are teacher.importance, teacher.reference_path, teacher.amateur_path. To teach, name"),
+        ({"shadow": True}, "not read is teacher.shadow."),
+        ({"importance": "loss"} | HARD, None),
+    ],
+)
+def test_a_rule_without_a_strategy_is_told(
+    settings: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TeacherConfig(**settings)
+    plan = Plan(config, steps_of_full_pass=10, total_steps=100)
+    log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
+    told = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert told == [] if said is None else said in told[0]
+
+
+@pytest.mark.parametrize(
+    "settings, documents, said",
+    [
+        (HARD, 4.0, ["1,024 tokens holds 4.0 documents", "training.seq_len to about 256,"]),
+        ({"strategy": "threshold"}, MIXED, ["holds 1.5 documents"]),
+        (DIFFERENCE | HARD, 500.0, ["training.seq_len to about 64,"]),
+        (HARD, MIXED - 0.01, None),
+        ({}, 4.0, None),
+        ({"strategy": "random"}, 4.0, None),
+    ],
+)
+def test_windows_that_mix_documents_are_told(
+    settings: dict[str, Any],
+    documents: float,
+    said: list[str] | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(advice, "documents_per_example", lambda dataset: documents)
+    warn_of_mixed_windows(TeacherConfig(**settings), cast(Any, SimpleNamespace(seq_len=1024)))
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == (said is not None)
+    for part in said or []:
+        assert part in warned[0]

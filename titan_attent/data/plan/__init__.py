@@ -1,0 +1,6 @@
+"""The order of the examples: which of them come, and when, on every number of ranks alike.
+
+order.py    a pass and its pool, as pure functions from positions to example ids
+sampler.py  (selection, seed, pass, consumed batches) -> ids and weights of this rank
+fixed.py    a fixed list of examples in batches, for validation and scoring
+"""

@@ -1,0 +1,131 @@
+"""This rank's share of a pass: (pass, consumed batches) -> example ids and weights, microbatch after microbatch.
+
+Global batch b of a pass is its positions [b G, (b + 1) G) (order.py); rank r of W takes the r-th of W equal contiguous
+blocks of it, cut again into microbatches. So 1, 2 or 3 ranks train the same examples in the same global order, and
+the state is just a number of batches.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from titan_attent.data.plan.order import Pass
+
+
+class Passes(Protocol):
+    """Who decides the passes: what :class:`TeachingSampler` asks of titan_attent.systems.teaching.Teacher."""
+
+    batch_size: int
+    """Examples of a global batch."""
+
+    @property
+    def round(self) -> int:
+        """Of the pass in progress."""
+
+    @property
+    def pass_index(self) -> int:
+        """Of the pass in progress, within its round."""
+
+    @property
+    def weights_every(self) -> int:
+        """Global batches whose weights are asked for at once."""
+
+    def current_pass(self) -> Pass | None: ...
+    def next_pass(self, *, step: int) -> Pass: ...
+    def follow_plan(self, *, step: int, consumed: int) -> None: ...
+    def weights_of(self, places: Tensor) -> Tensor: ...
+    def batch_served(self) -> None: ...
+
+
+class TeachingSampler:
+    """This rank's example ids and weights, microbatch after microbatch, without end.
+
+    The teacher is asked for the next pass when one is used up.
+
+    Args:
+        teacher: decides the passes.
+        rank, num_ranks: place in the data-parallel group.
+        microbatches: gradient accumulation steps of a training step.
+
+    ``state_dict`` is rank-free: it loads under any number of ranks with the same global batch.
+    """
+
+    def __init__(self, teacher: Passes, *, rank: int = 0, num_ranks: int = 1, microbatches: int = 1):
+        if teacher.batch_size % (num_ranks * microbatches):
+            raise ValueError(
+                f"the global batch of {teacher.batch_size} examples does not split into {num_ranks} ranks x "
+                f"{microbatches} microbatches: make it a multiple of {num_ranks * microbatches}"
+            )
+        self.teacher = teacher
+        self.rank, self.num_ranks, self.microbatches = rank, num_ranks, microbatches
+        self.batch_size = teacher.batch_size // (num_ranks * microbatches)
+        self.step = 0  # global batches served in all passes
+        self.consumed = 0  # of them, in the current pass
+        self._resumed = False
+
+    def current_pass(self) -> Pass:
+        """The pass in progress, the next one when it is used up. A collective when the teacher has to choose."""
+        if self._resumed:  # the teacher, too, by now
+            self.teacher.follow_plan(step=self.step, consumed=self.consumed)
+            self._resumed = False
+        current = self.teacher.current_pass()
+        if current is None or self.consumed >= current.num_batches:
+            current = self.teacher.next_pass(step=self.step)
+            self.consumed = 0
+        return current
+
+    def batch_consumed(self) -> None:
+        """Note one global batch as served."""
+        self.step += 1
+        self.consumed += 1
+        self.teacher.batch_served()
+
+    def local_rows(self) -> slice:
+        """Where this rank's microbatches, one after the other, lie in the global batch."""
+        size = self.microbatches * self.batch_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def local_places(self, current: Pass, *, start: int) -> Iterator[tuple[int, int]]:
+        """(global batch, microbatch) of every microbatch of the pass from global batch ``start`` on. Pure."""
+        return product(range(start, current.num_batches), range(self.microbatches))
+
+    def local_ids(self, current: Pass, batch: int, microbatch: int) -> Tensor:
+        """int64 [batch_size], this rank's ids of a microbatch; some microseconds an id. Pure, from any thread."""
+        first = self.local_rows().start + microbatch * self.batch_size
+        return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
+
+    def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
+        """fp32 [batch_size] weights beside :meth:`local_places`; ones where the pass is not weighted.
+
+        A collective for every ``weights_every`` global batches of a weighted pass, when the first of them is asked for:
+        all ranks must consume it in step.
+        """
+        block = self.teacher.weights_every
+        for first in range(start, current.num_batches, block):
+            last = min(first + block, current.num_batches)
+            weights = torch.ones((last - first) * self.microbatches * self.batch_size)
+            if current.weighted:
+                weights = self.teacher.weights_of(current.places(first, last, self.local_rows()))
+            yield from weights.view(-1, self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""
+        while True:
+            current, start = self.current_pass(), self.consumed
+            places, weights = self.local_places(current, start=start), self.local_weights(current, start=start)
+            for (batch, microbatch), weight in zip(places, weights, strict=True):
+                ids = self.local_ids(current, batch, microbatch)
+                if microbatch == self.microbatches - 1:
+                    self.batch_consumed()
+                yield ids, weight
+
+    def state_dict(self) -> dict[str, Any]:
+        teacher = self.teacher
+        return {"step": self.step, "round": teacher.round, "pass": teacher.pass_index, "consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.consumed = state["step"], state["consumed"]
+        self._resumed = True

@@ -1,0 +1,102 @@
+"""The command that writes documents as a data set of tokens.
+
+python -m titan_attent.data.text INPUT ... --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
+python -m titan_attent.data.text web=INPUT code=INPUT ... --output DIR --tokenizer ...
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from titan_attent.data.io.bad import SKIPPED_FILE
+from titan_attent.data.io.folder import DEFAULT_SOURCE
+from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
+from titan_attent.data.text.inputs import TEXT_EXTENSIONS
+from titan_attent.data.text.writer import write_dataset
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m titan_attent.data.text",
+        description="Write documents as token shards. A killed run is resumed by the same command.",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl, .ndjson, .json (each also .gz), .parquet or text file, folder or pattern; SOURCE=INPUT names the "
+        "data source it belongs to "
+        f"(default: {DEFAULT_SOURCE})",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="NAME|FILE|train:VOCAB_SIZE",
+        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or the size of one to train",
+    )
+    parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: %(default)s)")
+    parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens of a shard (default: %(default)s)")
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument(
+        "--max-training-bytes",
+        type=int,
+        default=2**28,
+        help="text to train a tokenizer on, from all inputs alike (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--extensions",
+        default="",
+        help="files to read of a folder, records and texts alike (default: its records, or else its texts: "
+        f"{','.join(TEXT_EXTENSIONS)})",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help=f"end at the first record that cannot be used, or leave such out and list them in {SKIPPED_FILE}",
+    )
+    parser.add_argument(
+        "--max-document-bytes",
+        type=int,
+        default=MAX_DOCUMENT_BYTES,
+        help="largest document, and largest JSON line, that is read (default: %(default)s)",
+    )
+    return parser
+
+
+def parse_extensions(text: str) -> list[str] | None:
+    """None where none are named."""
+    return [extension.strip().lstrip(".").lower() for extension in text.split(",")] if text.strip() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
+    options = vars(make_parser().parse_args(arguments))
+    extensions = parse_extensions(options.pop("extensions"))
+    try:
+        summary = write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; once that is mended, the same command resumes", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    if told := summary.told():
+        print(f"warning: {told}", file=sys.stderr)
+    print(
+        f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
+        f"shards, {summary.tokens_per_second:,.0f} tokens/s"
+    )
+    if len(summary.source_tokens) > 1:
+        for source, num_tokens in summary.source_tokens.items():
+            print(f"  {source}: {num_tokens:,} tokens ({num_tokens / summary.num_tokens:.1%})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

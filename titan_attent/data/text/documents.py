@@ -1,0 +1,235 @@
+"""Documents out of files: one JSON record, one parquet row or one text file each, in a fixed order.
+
+The files, listed by inputs.py, are read as a stream. Every document comes with a cursor to what follows it, from
+which reading can go on later without reading again what came before (in a gzip file or a JSON array it is read again).
+
+Cost: one document in memory, for parquet the bytes of parquet_text.py.
+"""
+
+import gzip
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_STRING, NO_TEXT, SIZE, Bad
+from titan_attent.data.text.inputs import InputFile
+from titan_attent.data.text.json_values import (
+    GZIP_ERRORS,
+    WIDE_BOMS,
+    RepeatedKeyError,
+    TooLargeError,
+    decode_record,
+    read_values,
+)
+from titan_attent.data.text.parquet_text import read_column
+
+MAX_DOCUMENT_BYTES = 2**28
+"""Largest document, and largest JSON line, that is read where no other limit is given."""
+UTF8_MEND = "convert the file to UTF-8"
+
+
+class Cursor(NamedTuple):
+    """Where to read on: in file number ``file``, after ``row`` lines or rows and ``offset`` bytes."""
+
+    file: int = 0
+    row: int = 0
+    offset: int = 0
+
+
+START = Cursor()
+
+
+class Document(NamedTuple):
+    """``text`` is None for what cannot be used, as ``bad`` says; ``num_bytes`` is what it takes in the file."""
+
+    source: str
+    text: str | None
+    cursor: Cursor
+    num_bytes: int
+    bad: Bad | None = None
+
+
+def read_documents(
+    files: Sequence[InputFile],
+    *,
+    text_key: str,
+    start: Cursor = START,
+    skip: bool = False,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+) -> Iterator[Document]:
+    """The documents of ``files`` in order, from ``start`` on.
+
+    Args:
+        text_key: the key of a JSON record, or the column of a parquet file, that holds the text.
+        skip: give what cannot be used without its text, and go on (optional files that are no text always).
+        max_bytes: of a document and of a JSON line.
+
+    Raises:
+        ValueError: a record or file that cannot be used, without ``skip``; names the file and the line or row.
+    """
+    for number in range(start.file, len(files)):
+        file = files[number]
+        at = start if number == start.file else Cursor(number)
+        place = 0
+        for text, cursor, done in _read_file(file, at, text_key, max_bytes):
+            if isinstance(text, Bad):
+                if not (skip or (file.optional and file.kind == "text" and text.reason in (BINARY, ENCODING))):
+                    raise ValueError(text.message())
+                yield Document(file.source, None, cursor, done - place, text)
+            else:
+                yield Document(file.source, text, cursor, done - place)
+            place = done
+
+
+Item = tuple[str | Bad, Cursor, int]
+"""A text, where to read on, and the bytes of the file, as it is on disk, up to there."""
+
+
+def _read_file(file: InputFile, at: Cursor, text_key: str, max_bytes: int) -> Iterator[Item]:
+    behind = Cursor(at.file + 1)
+    if file.kind == "parquet":
+        yield from _read_parquet(file, at, text_key, max_bytes)
+        return
+    if file.kind == "text":
+        yield _read_text(file, max_bytes), behind, file.num_bytes
+        return
+    with open(file.path, "rb") as raw:
+        head = raw.read(4)
+        raw.seek(0)
+        if head.startswith(WIDE_BOMS):
+            problem = "UTF-16 or UTF-32, by its byte-order mark, where JSON is UTF-8"
+            yield Bad(str(file.path), ENCODING, problem, UTF8_MEND), behind, file.num_bytes
+            return
+        stream: Any = gzip.open(raw) if file.compressed else raw  # noqa: SIM115
+        row = at.row
+        try:
+            read = _read_lines if file.kind == "lines" else _read_array
+            for text, row, offset in read(file, stream, at, text_key, max_bytes):
+                yield text, Cursor(at.file, row, offset), raw.tell()
+        except GZIP_ERRORS as error:
+            problem = f"damaged gzip file after {'line' if file.kind == 'lines' else 'record'} {row} ({error})"
+            yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), behind, file.num_bytes
+        except ValueError as error:
+            # Of an array: what is malformed takes all behind it with it, as nothing tells where the next record begins.
+            too_large = isinstance(error, TooLargeError)
+            problem = (
+                f"record {row + 1} takes more than {max_bytes:,} bytes" if too_large else f"malformed JSON ({error})"
+            )
+            mend = "raise --max-document-bytes" if too_large else "fix the file, or write one object a line"
+            problem += f" after record {row}" * (not too_large)
+            yield Bad(str(file.path), SIZE if too_large else MALFORMED, problem, mend), behind, file.num_bytes
+
+
+def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
+    where = str(file.path)
+    try:
+        with gzip.open(file.path) if file.compressed else open(file.path, "rb") as stream:
+            content = stream.read(max_bytes + 1) if file.compressed or file.num_bytes <= max_bytes else b""
+    except GZIP_ERRORS as error:
+        return Bad(where, DAMAGED, f"damaged gzip file ({error})", "download or compress it again")
+    if len(content) > max_bytes or (file.num_bytes > max_bytes and not file.compressed):
+        return Bad(where, SIZE, f"has more than {max_bytes:,} bytes", "split it, or raise --max-document-bytes")
+    # A byte-order mark says for certain what the bytes are, and is no part of the text. UTF-32's begins as UTF-16's.
+    wide = next((mark for mark in WIDE_BOMS if content.startswith(mark)), None)
+    encoding = "utf-8-sig" if wide is None else "utf-32" if len(wide) == 4 else "utf-16"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        return Bad(where, ENCODING, f"not {'UTF-8' if wide is None else encoding.upper()} ({error})", UTF8_MEND)
+    if (place := text.find("\0")) >= 0:
+        problem = f"holds a NUL at character {place:,}, as binary files and UTF-16 without a byte-order mark do"
+        return Bad(where, BINARY, problem, f"{UTF8_MEND}, or remove it from the inputs")
+    return text
+
+
+def _read_lines(
+    file: InputFile, stream: IO[bytes], at: Cursor, text_key: str, max_bytes: int
+) -> Iterator[tuple[str | Bad, int, int]]:
+    row, offset = at.row, at.offset
+    stream.seek(offset)
+    while line := stream.readline(max_bytes + 1):
+        row, offset = row + 1, offset + len(line)
+        where = f"{file.path}:{row}"
+        if len(line) > max_bytes:
+            while not line.endswith(b"\n") and (line := stream.readline(2**20)):
+                offset += len(line)
+            problem = f"this line has more than {max_bytes:,} bytes"
+            yield Bad(where, SIZE, problem, "split its text, or raise --max-document-bytes"), row, offset
+        elif line.strip():
+            yield _text_of_line(line, text_key=text_key, where=where), row, offset
+
+
+def _text_of_line(line: bytes, *, text_key: str, where: str) -> str | Bad:
+    mend = "fix or remove the line"
+    try:
+        record = decode_record(line.decode("utf-8-sig"), text_key=text_key)
+    except RecursionError:
+        return Bad(where, MALFORMED, "malformed JSON line (nested too deeply)", mend)
+    except RepeatedKeyError as error:
+        return Bad(where, MALFORMED, str(error), mend)
+    except ValueError as error:
+        return Bad(where, MALFORMED, f"malformed JSON line ({error})", mend)
+    return _text_of_record(record, text_key=text_key, where=where)
+
+
+def _read_array(
+    file: InputFile, stream: IO[bytes], at: Cursor, text_key: str, max_bytes: int
+) -> Iterator[tuple[str | Bad, int, int]]:
+    for row, record in enumerate(read_values(stream, text_key=text_key, max_bytes=max_bytes), start=1):
+        if row > at.row:
+            yield _text_of_record(record, text_key=text_key, where=f"{file.path}: record {row}"), row, 0
+
+
+def _text_of_record(record: Any, *, text_key: str, where: str) -> str | Bad:
+    if isinstance(record, RepeatedKeyError):
+        return Bad(where, MALFORMED, str(record), "fix or remove the record")
+    if not isinstance(record, dict):
+        problem = f"a JSON {type(record).__name__} where an object with the key {text_key!r} is expected"
+        return Bad(where, MALFORMED, problem, "write one object a line")
+    if text_key not in record:
+        return Bad(where, NO_TEXT, f"no key {text_key!r}", _choose(record))
+    return _check_text(record[text_key], text_key=text_key, where=where)
+
+
+def _choose(names: Any) -> str:
+    shown = [repr(name)[:80] for name in names]
+    return f"name the one that holds the text with --text-key, of {', '.join(shown[:40])}"
+
+
+def _check_text(text: Any, *, text_key: str, where: str) -> str | Bad:
+    if isinstance(text, str):
+        return text
+    problem = f"{text_key!r} is {type(text).__name__}, not a string"
+    mend = "fix or remove the record, or choose another --text-key"
+    return Bad(where, NO_TEXT if text is None else NO_STRING, problem, mend)
+
+
+def _read_parquet(file: InputFile, at: Cursor, text_key: str, max_bytes: int) -> Iterator[Item]:
+    import pyarrow
+    import pyarrow.parquet
+
+    where, behind = str(file.path), Cursor(at.file + 1)
+    try:
+        # Not mapped, and a column is read a piece at a time.
+        with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
+            num_rows, names = max(1, table.metadata.num_rows), table.schema_arrow.names
+            if names.count(text_key) != 1:
+                what, mend = f"no column {text_key!r}", _choose(names)
+                if text_key in names:
+                    what, mend = f"the column {text_key!r} stands twice", "write the file again with one of them"
+                yield Bad(where, NO_TEXT, what, mend), behind, file.num_bytes
+                return
+            for row, value in read_column(file.path, table, column=text_key, start=at.row, max_bytes=max_bytes):
+                here = f"{where}: row {row}"
+                if isinstance(value, bytes):
+                    text: str | Bad = Bad(here, ENCODING, f"{text_key!r} is no UTF-8", "fix or remove the row")
+                else:
+                    text = _check_text(value, text_key=text_key, where=here)
+                if isinstance(text, str) and len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
+                    problem, mend = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
+                    text = Bad(here, SIZE, problem, mend)
+                yield text, Cursor(at.file, row), file.num_bytes * row // num_rows
+    except TooLargeError as error:
+        yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), behind, file.num_bytes
+    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+        problem = f"damaged or not a parquet file ({error})"
+        yield Bad(where, DAMAGED, problem, "download or write it again"), behind, file.num_bytes

@@ -1,0 +1,67 @@
+"""Documents to token ids, in parallel and in order: the tokenizers release the interpreter's lock.
+
+Cost: memory for ``PENDING_CHUNKS`` chunks of documents a thread, by their characters, or for one longer document and
+one more: what is queued is bounded by size, not by number.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from titan_attent.data.text.documents import Document
+from titan_attent.data.text.tokenizer import Tokenizer
+
+CHUNK_CHARACTERS = 2**18
+"""What a thread encodes at a time: some 20 ms of work, against microseconds to hand it over."""
+
+PENDING_CHUNKS = 2
+"""Chunks a thread that are queued or encoded; twice as many characters where documents are longer than a chunk."""
+
+Encoded = tuple[Document, np.ndarray | None]
+
+
+def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num_threads: int) -> Generator[Encoded]:
+    """Every document with its ids and eos, uint32 [T] (None if it is not text), in order."""
+    eos = np.array([tokenizer.eos_id], dtype=np.uint32)
+
+    def encode(chunk: list[Document]) -> list[Encoded]:
+        return [
+            (document, None if document.text is None else np.append(tokenizer.encode_to_array(document.text), eos))
+            for document in chunk
+        ]
+
+    pool = ThreadPoolExecutor(num_threads)
+    pending: deque[tuple[Future[list[Encoded]], int]] = deque()
+    held, most = 0, 2 * PENDING_CHUNKS * num_threads * CHUNK_CHARACTERS
+    try:
+        for chunk, size in _chunks(documents):
+            while pending and (held + size > most or len(pending) >= PENDING_CHUNKS * num_threads + 1):
+                future, done = pending.popleft()
+                yield from future.result()
+                held -= done
+            pending.append((pool.submit(encode, chunk), size))
+            held += size
+        while pending:
+            yield from pending.popleft()[0].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
+    """Chunks, and their characters."""
+    chunk: list[Document] = []
+    num_characters = 0
+    for document in documents:
+        size = len(document.text or "")
+        if chunk and num_characters + size > 2 * CHUNK_CHARACTERS:  # a long document goes alone
+            yield chunk, num_characters
+            chunk, num_characters = [], 0
+        chunk.append(document)
+        num_characters += size
+        if num_characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_CHARACTERS:
+            yield chunk, num_characters
+            chunk, num_characters = [], 0
+    if chunk:
+        yield chunk, num_characters

@@ -1,0 +1,222 @@
+"""Modular Adaptive Training as a system of a run: between steps it probes the modules and chooses which the next steps
+update.
+
+    step done -> probe (every ``interval`` steps) -> eigenvalues -> policy -> requires_grad of whole modules
+
+Cost: that of probe.py every ``interval`` steps, charged to the ledger's account ``probe``. In the step nothing: what is
+frozen takes no part in it.
+"""
+
+import json
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+from titan_attent.foundations.flops import is_experts
+from titan_attent.foundations.json_lines import JsonLines
+from titan_attent.foundations.sharding import is_first_rank, num_shards
+from titan_attent.systems.freezing import panels
+from titan_attent.systems.freezing.account import Account
+from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.freezing import Freezer
+from titan_attent.systems.freezing.policy import History, decide, relative
+from titan_attent.systems.freezing.probe import Prober
+from titan_attent.systems.freezing.units import backward_flops, find_units
+from titan_attent.systems.system import Facts, Run, System
+
+logger = logging.getLogger(__name__)
+
+
+class AdaptiveModules(System):
+    """The section ``[modules]``."""
+
+    name = "modules"
+    keeps_state = True
+    panels = panels.PANELS
+
+    @classmethod
+    def is_on(cls, job_config: Any) -> bool:
+        return job_config.modules.policy != "off"
+
+    @classmethod
+    def check(cls, job_config: Any) -> None:
+        config: ModulesConfig = job_config.modules
+        config.validate()
+        parallelism = job_config.parallelism
+        refused = {
+            "pipeline_parallel_degree": parallelism.pipeline_parallel_degree,
+            "context_parallel_degree": parallelism.context_parallel_degree,
+            "expert_parallel_degree": parallelism.expert_parallel_degree,
+        }
+        for key, degree in refused.items():
+            if degree > 1:
+                raise ValueError(
+                    f'[modules] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
+                    'examples and all modules on a rank. Set it to 1, or policy = "off"'
+                )
+        replicate = parallelism.data_parallel_replicate_degree
+        if replicate > 1 and num_shards(parallelism) == 1:
+            raise ValueError(
+                f'[modules] policy = "{config.policy}" with data_parallel_replicate_degree = {replicate} and no '
+                "sharding, which is DDP: it waits for the gradients of frozen parameters. Set "
+                "data_parallel_shard_degree above 1 (HSDP), or data_parallel_replicate_degree to 1 (FSDP2)"
+            )
+        if job_config.optimizer.early_step_in_backward:
+            raise ValueError(
+                f'[modules] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
+                "backward pass without a step. Set it to false"
+            )
+        if config.heads and parallelism.tensor_parallel_degree > 1:
+            raise ValueError(
+                f"[modules] heads = true with tensor_parallel_degree = {parallelism.tensor_parallel_degree}: the heads "
+                "are spread over the ranks. Set heads = false"
+            )
+        if config.warmup_steps >= job_config.training.steps:
+            raise ValueError(
+                f"[modules] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
+                f'{job_config.training.steps}: lower it, or set policy = "off"'
+            )
+
+    @classmethod
+    def check_data(cls, job_config: Any, facts: Facts) -> None:
+        config: ModulesConfig = job_config.modules
+        needed = config.probe_groups * config.probe_examples
+        if config.probes and needed > len(facts.dataset):
+            raise ValueError(
+                f"[modules] probe_groups x probe_examples = {needed} are more than the {len(facts.dataset)} examples "
+                "of data.path: lower one of them"
+            )
+
+    @classmethod
+    def identity(cls, job_config: Any) -> dict[str, Any]:
+        config: ModulesConfig = job_config.modules
+        keys = ("seed", "probe", "probe_groups", "probe_examples")
+        return {f"modules.{key}": getattr(config, key) for key in keys}
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        self.config: ModulesConfig = run.job_config.modules
+        (self.model,) = run.model_parts
+        training = run.job_config.training
+        self.units = find_units(self.model, seq_len=training.seq_len)
+        self._check_model()
+        sharded = run.mesh("fsdp") is not None
+        self.account = Account(
+            self.units,
+            batch_size=run.batch_size,
+            microbatches=run.microbatches,
+            reduced_bytes=(4 if training.mixed_precision_reduce == "float32" else 2) if sharded else 0,
+        )
+        self.freezer = Freezer(self.model, self.units)
+        self.history = History(active=list(self.freezer.active))
+        self.prober = Prober(
+            run,
+            self.units,
+            kind="loss" if self.config.policy == "gradient_norm" else self.config.probe,
+            groups=self.config.probe_groups,
+            size=self.config.probe_examples,
+            seed=self.config.seed,
+            num_heads=cast(Any, self.model).model_args.n_heads if self.config.heads else 0,
+        )
+        self.heads: dict[str, list[float]] = {}
+        self.train_seconds = 0.0
+        self.log: JsonLines | None = None
+
+    def _check_model(self) -> None:
+        has_experts = any(is_experts(layer) for unit in self.units for layer in unit.layers.values())
+        if has_experts and self.config.probes and self.run.mesh("tp") is not None:
+            raise ValueError(
+                f'[modules] policy = "{self.config.policy}" with experts and tensor_parallel_degree above 1: a probe '
+                'follows whole tokens through the experts. Set tensor_parallel_degree = 1, or policy = "random"'
+            )
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        run, config, step = self.run, self.config, self.run.step()
+        if is_first_rank():
+            full = backward_flops(self.units) / 1e9
+            logger.info(
+                f"Modules: {config.policy}, {len(self.units)} modules, all active for {config.warmup_steps} steps; "
+                f"then {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs of an example's backward pass are "
+                f"kept, decided every {config.interval} steps"
+            )
+            self.log = JsonLines(Path(run.job_config.job.dump_folder) / "modules" / "decisions.jsonl", step=step)
+        compiled = run.job_config.compile
+        if step > 0 and not all(self.history.active):
+            self.freezer.first_forward(run)
+        if compiled.enable and "model" in compiled.components and config.policy != "all":
+            self.freezer.warm(run)
+        self.freezer.apply(self.history.active)
+        self.train_seconds = run.ledger.seconds["train"]
+
+    def outside_steps(self) -> AbstractContextManager[Any]:
+        return self.freezer.all_active()
+
+    def step_done(self) -> None:
+        now = self.run.ledger.seconds["train"]
+        self.account.step_done(self.freezer.active, seconds=now - self.train_seconds)
+        self.train_seconds = now
+        step, total = self.run.step(), self.run.job_config.training.steps
+        if step >= total:
+            return
+        if step >= total * (1 - self.config.final_fraction):
+            if not all(self.history.active):
+                self._put_in_force([True] * len(self.units))
+        elif step >= self.config.warmup_steps and (step - self.config.warmup_steps) % self.config.interval == 0:
+            with self.run.ledger.charge("probe"):
+                self._decide()
+
+    def _decide(self) -> None:
+        """A collective, on all ranks at the same step."""
+        if self.config.probes:
+            with self.freezer.all_active():
+                found = self.prober.measure()
+            self.heads = found.heads
+            self.account.probed(self.config.probe_groups * self.config.probe_examples)
+            by_norm = self.config.policy == "gradient_norm"
+            self.history.see(found.norms if by_norm else found.eigenvalues, self.config)
+        self._put_in_force(decide(self.units, self.history, self.config))
+
+    def _put_in_force(self, active: list[bool]) -> None:
+        self.history.active = active
+        self.freezer.apply(active)
+        if self.log is not None:
+            frozen = [unit.name for unit, on in zip(self.units, active, strict=True) if not on]
+            smooth = {unit.name: value for unit, value in zip(self.units, self.history.smooth, strict=False)}
+            record = {"step": self.run.step(), "frozen": frozen, "values": smooth}
+            self.log.write(record | ({"heads": self.heads} if self.heads else {}))
+
+    # -- what it tells --------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        history = self.history
+        found = {panels.ACTIVE + unit.name: float(on) for unit, on in zip(self.units, history.active, strict=True)}
+        if history.smooth:
+            values = relative(self.units, history.smooth)
+            found |= {panels.EIGENVALUE + unit.name: value for unit, value in zip(self.units, values, strict=True)}
+        return self.account.metrics() | found
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+    # -- checkpoint -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "names": [unit.name for unit in self.units],
+            "history": self.history.state(),
+            "account": self.account.state(),
+            "probe_seconds": self.run.ledger.seconds["probe"],
+        }
+        return {"state": json.dumps(state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        loaded = json.loads(state["state"])
+        if loaded["names"] != [unit.name for unit in self.units]:
+            raise ValueError("the checkpoint's modules are not this model's: it was written by another flavor")
+        self.history = History(**loaded["history"])
+        self.account.load(loaded["account"])
+        self.run.ledger.seconds["probe"] = loaded["probe_seconds"]

@@ -1,0 +1,238 @@
+"""Highway backpropagation as a system of a run (systems/system.py).
+
+The stock backward of a microbatch ends at the last block's output, as hooks have cut the graph there (links.py); behind
+it a sweep over the blocks does the rest (sweep.py). In the last ``exact_fraction`` of the steps the hooks let
+everything pass: torch's own backpropagation.
+
+A step is *looked at*, step 1 and every 16, where the configuration lets the number of rounds or the gains follow what
+is seen; it is *measured* if the next one is logged, as numbers must be on the host by then. Both only add sums on the
+device to the step. Behind it, in ``step_done``, one all-reduce of them, a few hundred bytes, and where a number is
+wanted on the host one copy.
+
+This system stands last in system_list.py: a forward pass that another one differentiates between steps
+(``Run.predict``) is not cut.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch
+import torch.compiler.config as compiler
+import torch.distributed as dist
+from torch import Tensor
+
+from titan_attent.systems.highway import checks
+from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.branches import BranchCuts
+from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.links import Cuts, tied_embeddings
+from titan_attent.systems.highway.panels import PANELS
+from titan_attent.systems.highway.sums import Sums, Watched, enough_rounds, fitted_gains, read
+from titan_attent.systems.highway.sweep import num_vjps, separate_vjps, sweep
+from titan_attent.systems.system import Columns, Run, Seen, System
+
+LOOK_EVERY = 16
+GAIN_RATE = 0.5
+"""Of the moving average of the gains, a look."""
+
+
+@contextmanager
+def several_passes() -> Iterator[None]:
+    """Compile graphs, flex attention's among them, whose backward may run several times (pytorch #130580).
+
+    Otherwise it overwrites what was saved for it, and the next pass is wrong without a word. So what was compiled
+    before is not used again, in this process or, as torch's key of its cache on disk does not tell the two apart, in
+    another.
+    """
+    before = functorch.donated_buffer, compiler.cache_key_tag
+    functorch.donated_buffer, compiler.cache_key_tag = False, f"{before[1]}titan_attent.systems.highway"
+    torch.compiler.reset()
+    try:
+        yield
+    finally:
+        functorch.donated_buffer, compiler.cache_key_tag = before
+
+
+class Highway(System):
+    """Its state: the number of rounds, the gains and what was saved, which are the same on all ranks."""
+
+    name = "backward"
+    keeps_state = True
+    panels = PANELS
+
+    @classmethod
+    def is_on(cls, job_config: Any) -> bool:
+        return job_config.backward.method != "exact" and job_config.backward.cut != "stage"
+
+    @classmethod
+    def check(cls, job_config: Any) -> None:
+        job_config.backward.validate()
+        checks.check_run(job_config.backward, job_config)
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        config: BackwardConfig = run.job_config.backward
+        (model,) = run.model_parts
+        blocks = list(model.layers.children())  # type: ignore[union-attr]
+        self.config, self.num_blocks = config, len(blocks)
+        self.most = checks.rounds(config, len(blocks))
+        self.rounds = self.most
+        self.gains = torch.ones(len(blocks), device=run.device)
+        steps = run.job_config.training.steps
+        self.last_cut_step = steps - round(config.exact_fraction * steps)
+        self.in_step, self.microbatches = False, 0
+        self.branches = BranchCuts(blocks) if config.cut == "branch" else None
+        self.sums: Sums | None = None
+        self.watched: Watched | None = None
+        compiled = run.job_config.compile
+        self.is_compiled = compiled.enable and "model" in compiled.components
+        seq_len = run.job_config.training.seq_len
+        self.account = Account(model, blocks, seq_len=seq_len, is_compiled=self.is_compiled)
+        self.compiler_options: AbstractContextManager[None] = (
+            several_passes() if self.most or config.log_cosine else nullcontext()
+        )
+        self.compiler_options.__enter__()
+        needed = self._needs_input_gradients
+        self.cuts = Cuts(blocks, root=model, tied=tied_embeddings(model), needs_input_gradients=needed)
+
+    # -- what a step does -----------------------------------------------------------------------------------------
+
+    def _is_cut(self, step: int) -> bool:
+        return step <= self.last_cut_step
+
+    def _is_looked_at(self, step: int) -> bool:
+        return bool(self.config.tolerance or self.config.fit_gain) and (step == 1 or step % LOOK_EVERY == 0)
+
+    def _is_measured(self, step: int) -> bool:
+        return (step + 1) % self.run.job_config.metrics.log_freq == 0 and (self.most > 0 or self.config.log_cosine)
+
+    def _rounds(self, step: int) -> int:
+        """All of them are tried where it is looked at how many there must be."""
+        return self.most if self.config.tolerance and self._is_looked_at(step) else self.rounds
+
+    def _wants_exact(self, step: int) -> bool:
+        return self.config.log_cosine and self._is_measured(step)
+
+    def _needs_input_gradients(self) -> bool | None:
+        step = self.run.step()
+        if not (self.in_step and self._is_cut(step)):
+            self._forget()
+            return None
+        self.cuts.set_last(False)
+        if self.branches is not None:
+            self.branches.switch.is_on = True
+        return self._rounds(step) > 0 or self._wants_exact(step)
+
+    @contextmanager
+    def around_backward(self) -> Iterator[None]:
+        try:
+            yield
+            gradient = self.cuts.gradient()
+            if gradient is not None:
+                self._sweep(gradient)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.cuts.clear()
+        if self.branches is not None:
+            self.branches.switch.is_on = False
+
+    def _sweep(self, gradient: Tensor) -> None:
+        step = self.run.step()
+        rounds = self._rounds(step)
+        if self.sums is None and (self._is_looked_at(step) or self._is_measured(step)):
+            wants_exact = self._wants_exact(step)
+            self.sums = Sums(self.num_blocks, rounds, wants_exact=wants_exact, device=gradient.device)
+        gains = self.gains if self.config.fit_gain else None
+        below = sweep(self.cuts.links, gradient, iterations=rounds, gains=gains, sums=self.sums)
+        self.cuts.send_below(below)
+
+    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+        self.microbatches += 1
+        if self.microbatches == self.run.microbatches:
+            self.in_step, self.microbatches = False, 0
+            if self.branches is not None and self._is_cut(self.run.step()):
+                self.branches.norm_gradients()
+
+    def begin(self) -> None:
+        has_both = self.last_cut_step < self.run.job_config.training.steps or self.config.log_cosine
+        if self.is_compiled and self.most == 0 and has_both:
+            self._compile_exact()
+        self.in_step = True
+
+    def _compile_exact(self) -> None:
+        """Compile the blocks whose input needs a gradient, too, now instead of in the midst of the run."""
+        training = self.run.job_config.training
+        tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.int64)
+        with self.run.predict(tokens, tokens) as (logits, _):
+            logits.sum().backward()
+        for part in self.run.model_parts:
+            part.zero_grad()
+
+    def step_done(self) -> None:
+        step, sums, self.sums = self.run.step(), self.sums, None
+        self.in_step = True
+        if self._is_cut(step):
+            vjps = separate_vjps(
+                self.num_blocks,
+                self._rounds(step),
+                complete=sums is not None,
+                exact_too=self._wants_exact(step),
+            )
+            self.account.step_done(branches=self.branches is not None, vjps=vjps)
+        else:
+            self.account.step_done()
+            self.watched = None
+        if sums is None:
+            return
+        for name in ("batch", "cp", "tp"):
+            if (mesh := self.run.mesh(name)) is not None:
+                dist.all_reduce(sums.table, group=mesh.get_group())
+        looked_at = self._is_looked_at(step)
+        if looked_at and self.config.fit_gain:
+            self.gains = self.gains.lerp(fitted_gains(sums.table), GAIN_RATE)
+        if self._is_measured(step) or (looked_at and self.config.tolerance):
+            self.watched = read(sums.table)
+            if looked_at and self.config.tolerance:
+                self.rounds = enough_rounds(self.watched.changes, tolerance=self.config.tolerance)
+
+    # -- what it tells, and keeps ---------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        step = self.run.step()
+        is_cut = self._is_cut(step)
+        rounds = self._rounds(step) if is_cut else self.num_blocks
+        watched = self._is_measured(step) or self._is_looked_at(step)
+        vjps = num_vjps(
+            self.num_blocks, rounds, complete=is_cut and watched, exact_too=self._wants_exact(step) and is_cut
+        )
+        found = {"exact": float(not is_cut), "iterations": float(rounds), "vjps": float(vjps)} | self.account.metrics()
+        if is_cut and self.watched is not None:
+            if changes := self.watched.changes:
+                found["step_norm"] = changes[-1]
+            if cosines := self.watched.cosines:
+                found["cosine"] = sum(cosines) / len(cosines)
+                found |= {f"cosine/layer_{i}": cosine for i, cosine in enumerate(cosines)}
+        return {f"backward/{name}": value for name, value in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        # An earlier checkpoint has no key but these two, and a number under the first.
+        counts = {"rounds": self.rounds, "account": self.account.counts}
+        return {"rounds": json.dumps(counts), "gains": self.gains.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        loaded = json.loads(state["rounds"]) if isinstance(state["rounds"], str) else {"rounds": state["rounds"]}
+        if self.config.tolerance:
+            self.rounds = min(loaded["rounds"], self.most)
+        self.account.counts = loaded.get("account", self.account.counts)
+        self.gains = state["gains"].to(self.run.device)
+
+    def close(self) -> None:
+        self.cuts.remove()
+        if self.branches is not None:
+            self.branches.remove()
+        self.compiler_options.__exit__(None, None, None)

@@ -1,0 +1,248 @@
+"""The seam: how a system takes part in the steps of a run.
+
+The example teacher is a system; so is whatever else changes how a step learns. The trainer (titan/trainer.py) knows no
+system by name. It makes those that the TOML turns on, in the order of system_list.py, and calls them:
+
+    before the run           check, check_data      refusals; no process group yet, nothing is built
+                             identity               what a checkpoint and the run that resumes it must share
+    once the ranks can talk  __init__(run)
+                             schedule               of a pipeline
+    before the first step    begin
+    a batch is read          read                   columns beside the tokens; in reader threads
+    a microbatch             loss                   what is differentiated, and what is seen of each example
+                             around_backward
+                             microbatch_done
+    a step                   step_done
+    no training step         outside_steps          saving, validating, a forward pass for scores
+    a logged step            metrics
+    a checkpoint             state_dict, load_state_dict
+    the end                  close
+    the report               panels
+
+A method that is not overridden does nothing. Where no system changes the loss, the step is torchtitan's own code.
+
+Cost: none of its own. What runs between the first forward and the optimizer's step (``loss``, ``around_backward``,
+``microbatch_done``) must neither wait for the device nor have a shape that depends on values. Shapes: B examples of a
+microbatch, L tokens of an example.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from titan_attent.data.examples import Examples
+from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.foundations.ledger import Ledger
+from titan_attent.scores.reference import ReferenceLosses
+
+Columns = dict[str, Tensor]
+"""Numbers of the examples of a microbatch, each int64 or fp32 [B]: ``example_id``, and what data and systems add."""
+
+Seen = dict[str, Tensor]
+"""What a loss saw of the examples of a microbatch, each [B], detached."""
+
+
+class StepLoss(NamedTuple):
+    """The loss of a microbatch.
+
+    Attributes:
+        to_differentiate: fp32 scalar, a sum over the valid tokens; the trainer divides it by the number of valid tokens
+        of the global batch.
+        logged: fp32 scalar, detached: the unweighted sum of nats, so that runs compare.
+        seen: by name; empty for torchtitan's own loss.
+    """
+
+    to_differentiate: Tensor
+    logged: Tensor
+    seen: Seen
+
+
+LossFunction = Callable[[Tensor, Tensor, Columns], StepLoss]
+"""Of logits as the parallelism leaves them, labels int64 [B, L], and the columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a run once its data were opened, before its first process group.
+
+    Attributes:
+        dataset: the training examples.
+        batch_size: examples of a global batch.
+        open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
+        loss: what the learner's loss is called, with what changes its value (scores/reference.py).
+    """
+
+    dataset: Examples
+    batch_size: int
+    open_reference: Callable[[str], ReferenceLosses]
+    loss: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Facts):
+    """What a system may use of the run that it takes part in.
+
+    Attributes:
+        job_config: torchtitan's, with the sections of titan_attent.job_config.
+        device: of the model.
+        mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
+            dimension has one rank only.
+        rank, num_ranks, microbatches: place in the ``batch`` mesh; gradient accumulation steps.
+        copies: (mesh, rank) of each mesh dimension beside ``batch``: its ranks train the same examples, and what the
+            named local rank sees of them counts; on a pipeline's that is the one with the last stage.
+        vocabulary_is_cut: whether logits come as DTensors that are cut along the vocabulary.
+        ledger, reader: where the time of the training thread goes; the reader threads.
+        step: the number of the training step under way, or done last.
+        served: (pass, global batch in it) whose examples the loader handed out last.
+        forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in
+            eval mode without gradients. None was seen on pipeline stages before the last. A collective.
+        model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
+        build_example_loss: what measures a loss of every example, by the names of losses/build.py.
+        predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
+            differentiated inside the context. Not under a pipeline. A collective.
+    """
+
+    job_config: Any
+    device: torch.device
+    mesh: Callable[[str], DeviceMesh | None]
+    rank: int
+    num_ranks: int
+    microbatches: int
+    copies: Sequence[tuple[DeviceMesh, int]]
+    vocabulary_is_cut: bool
+    ledger: Ledger
+    reader: Reader
+    step: Callable[[], int]
+    served: Callable[[], Any]
+    forward: Callable[[Iterable[Batch], LossFunction], Iterator[tuple[Columns, Seen | None]]]
+    model_parts: Sequence[nn.Module]
+    build_example_loss: Callable[..., Any]
+    predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of the report's picture: scalars of a system against the steps.
+
+    Attributes:
+        title: above it.
+        tags: drawn as a line each, at most three; none for a ``family``.
+        labels: tag -> its name in the legend, where the tag's last part will not do.
+        right: the tag among them that gets an axis of its own at the right.
+        family: prefix of tags of which there are as many as the data have sources: a line each, of the most and of
+            the least; with several runs bars of their means.
+        shares: the axis goes from 0 to 1.
+        from_zero: the axis starts at 0.
+        counts: the axis has whole numbers only.
+        when_not_zero: the panel is left out while all values are 0.
+        map: a ``family`` is drawn as a map, a row a member and a column a step; of several runs the last one's.
+    """
+
+    title: str
+    tags: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    right: str | None = None
+    family: str | None = None
+    shares: bool = False
+    from_zero: bool = False
+    counts: bool = False
+    when_not_zero: bool = False
+    map: bool = False
+
+
+class System:
+    """A part of a run that takes part in its steps; to be derived from, and named in system_list.py.
+
+    Class attributes:
+        name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
+        columns: names of the columns that the loader or :meth:`read` adds for it.
+        keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
+        panels: of the report.
+
+    Attributes:
+        sampler: decides which examples are trained; exactly one system of a run has one.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]] = ()
+    keeps_state: ClassVar[bool] = False
+    panels: ClassVar[tuple[Panel, ...]] = ()
+
+    sampler: TeachingSampler | None = None
+
+    # -- before the run: the same on every rank -------------------------------------------------------------------
+
+    @classmethod
+    def is_on(cls, job_config: Any) -> bool:
+        """Whether the TOML turns it on."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, job_config: Any) -> None:
+        """Raise a ValueError (what, where, the mend) for values, or parallelisms, that it cannot work with."""
+
+    @classmethod
+    def check_data(cls, job_config: Any, facts: Facts) -> None:
+        """The same for data that it cannot work with. Opens small files only."""
+
+    @classmethod
+    def identity(cls, job_config: Any) -> dict[str, Any]:
+        """What a checkpoint and the run that resumes it must share: a name for people -> a JSON value."""
+        return {}
+
+    # -- in the run, on all ranks ---------------------------------------------------------------------------------
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def begin(self) -> None:
+        """Called once, after a checkpoint was loaded and before the first step."""
+
+    def read(self, example_ids: Tensor) -> Columns:
+        """Its columns of some examples, int64 [B]; called in reader threads, ahead of the step."""
+        return {}
+
+    def loss(self, loss: LossFunction) -> LossFunction:
+        """The loss of this system, around or instead of ``loss``, which the systems before it have made. Called
+        once."""
+        return loss
+
+    def schedule(self, schedule: Any) -> Any:
+        """What runs a step's microbatches under a pipeline, instead of torch's ``schedule``. Called once."""
+        return schedule
+
+    def around_backward(self) -> AbstractContextManager[Any]:
+        """Entered for the backward of each microbatch; for its forward, too, where one call runs both: torchtitan's
+        own step, and pipelines."""
+        return nullcontext()
+
+    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+        """After the backward of a microbatch. None was seen on pipeline stages before the last."""
+
+    def step_done(self) -> None:
+        """After every training step; the one place where a system may talk to other ranks."""
+
+    def outside_steps(self) -> AbstractContextManager[Any]:
+        """Entered, on all ranks, for what is not a training step: saving a checkpoint, validating, and
+        :attr:`Run.forward`."""
+        return nullcontext()
+
+    def metrics(self) -> dict[str, float]:
+        """Host numbers to log, their tags beginning with ``<name>/``; no collective and no device sync."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to go on, on any number of ranks. A collective, if it must be one."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over such a state, before :meth:`begin`."""
+
+    def close(self) -> None:
+        """The run ends."""

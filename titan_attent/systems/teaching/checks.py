@@ -1,0 +1,147 @@
+"""What the teacher refuses before the run: values, parallelisms and data that it cannot work with.
+
+Each check raises a ValueError that says what is wrong, where, and how to mend it. TeacherConfig.validate has those of
+the section alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
+from titan_attent.systems.system import Facts
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.importance import reads
+
+LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
+
+WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
+"""Pipeline schedules that torch cannot run without a backward."""
+
+
+def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
+    """Refuse what a parallelism of the run cannot do for the teacher."""
+    parallelism, batch = job_config.parallelism, job_config.training.local_batch_size
+    cp, tp = parallelism.context_parallel_degree, parallelism.tensor_parallel_degree
+    if cp > 1 and config.weighting == "loss":
+        raise ValueError(
+            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
+            'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
+        )
+    if tp > 1 and not parallelism.disable_loss_parallel and config.loss_chunks > 1:
+        raise ValueError(
+            f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
+            "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
+        )
+    if parallelism.pipeline_parallel_degree == 1 or not config.scores_forward:
+        return
+    if (schedule := parallelism.pipeline_parallel_schedule) in WITHOUT_FORWARD:
+        raise ValueError(
+            f'[teacher] scoring = "{config.scoring}" with pipeline_parallel_schedule = "{schedule}": torch cannot run '
+            'it without a backward, as scoring does. Set teacher.scoring = "train", or use "Interleaved1F1B"'
+        )
+    if config.scoring_batch_size not in (0, batch):
+        raise ValueError(
+            f"[teacher] scoring_batch_size = {config.scoring_batch_size} differs from training.local_batch_size = "
+            f"{batch}: pipeline stages exchange tensors of one shape. Make the two equal"
+        )
+
+
+def check_data(config: TeacherConfig, facts: Facts) -> None:
+    """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
+    dataset = facts.dataset
+    check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
+    paths = paths_of_losses(config)
+    scores = {name: facts.open_reference(path) for name, path in paths.items()}
+    for losses in scores.values():
+        losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
+    check_scores(scores, learners_loss=facts.loss, compared="loss" in reads(config.importance))
+    if needs_trusted(config):
+        for name, losses in scores.items():
+            check_trusted(losses, facts.open_reference(str(Path(paths[name]) / TRUSTED)))
+        trusted_differences(config, facts)
+
+
+def paths_of_losses(config: TeacherConfig) -> dict[str, str]:
+    """The folders of losses on disk that a run reads: "reference", "amateur" -> folder. Uniform reads none."""
+    if config.strategy == "uniform":
+        return {}
+    paths = {"reference": config.reference_path} if "reference" in reads(config.importance) else {}
+    return paths | ({"amateur": config.amateur_path} if config.amateur_path else {})
+
+
+def needs_trusted(config: TeacherConfig) -> bool:
+    """Whether a run compares with trusted text."""
+    return config.ratio_schedule == "calibrated" and config.strategy != "uniform"
+
+
+def trusted_differences(config: TeacherConfig, facts: Facts) -> list[float]:
+    """amateur's - expert's loss of the trusted held-out examples that both have scored; ValueError if there are none.
+
+    At most the first ``MOST_TRUSTED`` of them.
+    """
+    amateur, expert = (
+        facts.open_reference(str(Path(path) / TRUSTED)) for path in (config.amateur_path, config.reference_path)
+    )
+    of_amateur, of_expert = amateur.scoring, expert.scoring
+    if (of_amateur.data_fingerprint, of_amateur.seq_len) != (of_expert.data_fingerprint, of_expert.seq_len):
+        raise ValueError(
+            f"{amateur.path} and {expert.path} hold losses of different examples: score the same trusted held-out data "
+            "with both models; torchrun -m titan_attent.scorers does"
+        )
+    num = min(of_amateur.num_examples, MOST_TRUSTED)
+    if num < LEAST_TRUSTED:
+        raise ValueError(
+            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score {LEAST_TRUSTED}"
+        )
+    return (amateur.read(0, num) - expert.read(0, num)).tolist()
+
+
+def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
+    """Refuse a data set that is smaller than a batch, and a pool that does not lie between the two."""
+    if batch_size > num_examples:
+        raise ValueError(
+            f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
+            "write more data, or lower training.global_batch_size or training.seq_len"
+        )
+    if config.pool_size and not batch_size <= config.pool_size <= num_examples:
+        raise ValueError(
+            f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
+            f"set ({num_examples} examples), or 0 for the whole of it"
+        )
+
+
+def check_parts(
+    config: TeacherConfig,
+    *,
+    score: object,
+    reference: object,
+    amateur: object,
+    trusted: object,
+    blind_loss: object,
+    window: object,
+) -> None:
+    """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
+    if config.strategy == "uniform":
+        return
+    needed = reads(config.importance)
+    if config.scores_forward and score is None:
+        raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
+    if "reference" in needed and reference is None:
+        raise ValueError(f'importance = "{config.importance}" needs the examples\' reference losses: give `reference`')
+    if config.amateur_path and amateur is None:
+        raise ValueError("amateur_path is set: give the examples' losses that are there as `amateur`")
+    if config.ratio_schedule == "calibrated" and not trusted:
+        raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
+    if "blind_loss" in needed and blind_loss is None:
+        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `blind_loss`')
+    if config.weighting == "loss" and window is None:
+        raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
+    for name, losses in (("reference", reference), ("amateur", amateur), ("trusted", trusted)):
+        known = None if losses is None else torch.as_tensor(losses)
+        if known is not None and (bad := int((~torch.isfinite(known)).sum())):
+            raise ValueError(
+                f"{bad} of the {len(known)} numbers in `{name}` are not finite, and NaN would be taught before all "
+                "others: score these examples again, or leave them out of the data"
+            )

@@ -1,0 +1,107 @@
+"""Values of ``[teacher]`` that are refused: out of their range, or keys that do not go together."""
+
+from titan_attent.foundations.checks import check_number, check_one_of
+from titan_attent.systems.teaching.config import RATIO_SCHEDULES, TeacherConfig
+from titan_attent.systems.teaching.importance import IMPORTANCES, reads
+from titan_attent.systems.teaching.strategies import STRATEGIES
+
+
+def check_config(config: TeacherConfig) -> None:
+    """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
+    check_one_of("strategy", config.strategy, ("uniform", *STRATEGIES))
+    check_one_of("importance", config.importance, tuple(IMPORTANCES))
+    check_one_of("scoring", config.scoring, ("train", "forward", "forward_once", "amateur"))
+    check_one_of("ratio_schedule", config.ratio_schedule, RATIO_SCHEDULES)
+    check_one_of("interval_schedule", config.interval_schedule, ("fixed", "incremental"))
+    check_one_of("normalization", config.normalization, ("softmax", "sigmoid"))
+    check_one_of("weighting", config.weighting, ("none", "inverse_probability", "loss"))
+    check_number("initial_ratio", config.initial_ratio, above=0, at_most=1)
+    check_number("final_ratio", config.final_ratio, above=0, at_most=1)
+    check_number("temperature", config.temperature, above=0)
+    check_number("min_inclusion_probability", config.min_inclusion_probability, at_least=0, below=1)
+    check_number("max_weight", config.max_weight, at_least=1)
+    check_number("anneal_fraction", config.anneal_fraction, at_least=0, at_most=1)
+    check_number("warmup_passes", config.warmup_passes, at_least=-1, whole=True)
+    check_number("initial_interval", config.initial_interval, at_least=1, whole=True)
+    incremental = config.interval_schedule == "incremental"  # the fixed one does not read max_interval
+    least = config.initial_interval if incremental else 1
+    check_number("max_interval", config.max_interval, at_least=least, whole=True)
+    check_number("scoring_batch_size", config.scoring_batch_size, at_least=0, whole=True)
+    check_number("pool_size", config.pool_size, at_least=0, whole=True)
+    check_number("loss_chunks", config.loss_chunks, at_least=1, whole=True)
+    check_number("quarantine_after", config.quarantine_after, at_least=0, whole=True)
+    check_number("min_effective_sample_size", config.min_effective_sample_size, at_least=0, below=1)
+    check_number("max_repeats", config.max_repeats, at_least=0)
+    if 0 < config.max_repeats < 1:
+        raise ValueError(
+            f"[teacher] max_repeats = {config.max_repeats}: an example is trained once or more; set it to 1 or more, "
+            "or to 0 for the default"
+        )
+    check_number("seed", config.seed, whole=True)
+    _check_combinations(config)
+
+
+def _check_combinations(config: TeacherConfig) -> None:
+    """Refuse keys that contradict each other, or that one of them needs."""
+    if "reference" in reads(config.importance) and not config.reference_path:
+        raise ValueError(
+            f'[teacher] importance = "{config.importance}" needs reference_path: the folder of reference losses, '
+            "written by torchrun -m titan_attent.score"
+        )
+    _check_amateur(config)
+    if config.scoring == "forward_once" and config.pool_size:
+        raise ValueError(
+            f'[teacher] scoring = "forward_once" with pool_size = {config.pool_size}: each round has a pool of '
+            'its own; use scoring = "forward", or pool_size = 0'
+        )
+    if config.strategy == "uniform" and config.weighting == "loss":
+        raise ValueError(
+            '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
+            'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
+        )
+    if config.strategy == "uniform" and config.loss_chunks > 1:
+        raise ValueError(
+            f'[teacher] loss_chunks = {config.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
+            "loss: set it to 1, or choose another strategy"
+        )
+    if config.strategy == "uniform" and config.shadow:
+        raise ValueError(
+            '[teacher] shadow = true with strategy = "uniform", which decides nothing: name the strategy whose '
+            'decisions are to be seen, such as strategy = "hard", or set shadow = false'
+        )
+    if config.strategy == "threshold" and config.weighting == "loss":
+        raise ValueError(
+            '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
+            "another of the two"
+        )
+    if config.ratio_schedule == "adaptive" and config.initial_ratio > config.final_ratio:
+        raise ValueError(
+            f"[teacher] initial_ratio = {config.initial_ratio} is above final_ratio = {config.final_ratio}: the "
+            "adaptive schedule moves between the two; swap them"
+        )
+
+
+def _check_amateur(config: TeacherConfig) -> None:
+    """Refuse an amateur that nothing reads, and what reads one where none is given."""
+    needed = reads(config.importance)
+    if not config.amateur_path and ("amateur" in needed or config.scoring == "amateur"):
+        key = "scoring" if config.scoring == "amateur" else "importance"
+        raise ValueError(
+            f'[teacher] {key} = "{getattr(config, key)}" needs amateur_path: the folder of an amateur\'s losses, '
+            "written by torchrun -m titan_attent.scorers"
+        )
+    if config.amateur_path and not {"loss", "amateur"} & needed:
+        raise ValueError(
+            f'[teacher] importance = "{config.importance}" has no use for amateur_path: it reads more of an example '
+            'than one loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove amateur_path'
+        )
+    if "amateur" in needed and config.scores_forward:
+        raise ValueError(
+            f'[teacher] scoring = "{config.scoring}" with importance = "{config.importance}", which reads nothing of '
+            'the learner: the forward passes would be for nothing. Use scoring = "amateur"'
+        )
+    if config.ratio_schedule == "calibrated" and config.importance != "cross_entropy_difference":
+        raise ValueError(
+            f'[teacher] ratio_schedule = "calibrated" with importance = "{config.importance}": it compares with the '
+            'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
+        )

@@ -1,0 +1,34 @@
+"""The teacher's panels in the report: what it chose, and whether that pays."""
+
+from titan_attent.systems.system import Panel
+
+PANELS = (
+    Panel(
+        "share of the pool in a pass, and round",
+        ("teacher/ratio", "teacher/round"),
+        labels=(("teacher/ratio", "share"), ("teacher/round", "round (right axis)")),
+        right="teacher/round",
+        shares=True,
+    ),
+    Panel("importance", ("teacher/importance_mean", "teacher/importance_p99")),
+    Panel(
+        "selection, shares",
+        ("teacher/effective_sample_size", "teacher/never_selected", "teacher/overlap"),
+        shares=True,
+    ),
+    Panel("chosen of each data source, share", family="teacher/inclusion/", shares=True),
+    Panel(
+        "examples skipped, and needed for teaching to pay",
+        ("ledger/skipped_share", "ledger/break_even_share"),
+        labels=(("ledger/break_even_share", "share to break even"),),
+        from_zero=True,
+    ),
+    # That no guard ever struck is said by the table.
+    Panel(
+        "guards",
+        ("teacher/quarantined", "teacher/nonfinite", "teacher/fallback"),
+        from_zero=True,
+        counts=True,
+        when_not_zero=True,
+    ),
+)

@@ -1,0 +1,185 @@
+"""Rounds: which pass comes next, on what, and how long; the part of the teacher that decides.
+
+    round 0   warm-up: `warmup_passes` full passes
+    round r   a selection from the round's pool, `interval` passes over it (soft draws anew for each)
+    last      anneal: full passes
+
+Cost: a draw (draws.py) before a pass over a selection, and the caller's ``score`` where a round is scored.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
+from titan_attent.foundations.keyed import fold_key, signed
+from titan_attent.foundations.ledger import Ledger
+from titan_attent.systems.teaching import schedule
+from titan_attent.systems.teaching.advice import warn_below_break_even
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.draws import Draws
+from titan_attent.systems.teaching.strategies import REDRAWN, is_weighted
+
+Record = dict[str, Any]
+
+
+class Rounds:
+    """The position of a run in its rounds, and the decision that moves it on.
+
+    Args:
+        draws: the selections.
+        config: of the teacher.
+        plan: when a round has which ratio and interval.
+        batch_size: G, examples of a global batch.
+        data_seed: seed of the order within a pass.
+        ledger: charged for scoring.
+        score: called with the step and a pool on all ranks to record the loss of each of its examples.
+        on_quarantine: called with a JSON-ready record of each example that is set aside.
+
+    Attributes:
+        round, pass_index: the round, and the pass within it.
+        ratio, interval: the share selected in the round, and how many passes it has.
+        annealing: the run is in its last part, on the full data.
+        num_batches: of the current pass; 0 before the first.
+        selecting: the current pass trains a selection.
+        cursor: the stretch of the shuffled order that a full pass or a pool took last.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        config: TeacherConfig,
+        plan: schedule.Plan,
+        *,
+        batch_size: int,
+        data_seed: int,
+        ledger: Ledger,
+        score: Callable[[int, Pool], None] | None,
+        on_quarantine: Callable[[Record], None] | None,
+    ):
+        self.draws, self.config, self.plan = draws, config, plan
+        self.num_examples, self.batch_size, self.data_seed = draws.owners.num_examples, batch_size, data_seed
+        self.ledger, self.score, self.on_quarantine = ledger, score, on_quarantine
+        self.round = 0
+        self.pass_index = 0
+        self.ratio = 1.0
+        self.interval = max(1, plan.warmup_passes)
+        self.annealing = False
+        self.num_batches = 0
+        self.selecting = False
+        self.cursor = Cursor(self.num_examples, data_seed)
+        self._warned = False
+
+    def decide(self, step: int) -> None:
+        """Move on to the pass that starts after ``step`` training steps. A collective where it is a selection."""
+        uniform = self.config.strategy == "uniform"
+        anneal = not uniform and step >= self.plan.anneal_start
+        self.pass_index += 1 if self.num_batches else 0
+        if uniform or anneal or step < self.plan.warmup_steps:
+            if anneal and not self.annealing:
+                self._start_round(interval=1)
+            self.annealing, self.selecting = anneal, False
+            self.draws.audit = {}
+            self.cursor.take(at_least=self.batch_size)
+        else:
+            self._select(step)
+        self.num_batches = self.num_trained() // self.batch_size
+        if not (uniform or anneal):
+            self.num_batches = min(self.num_batches, self.plan.anneal_start - step)
+
+    def digest(self) -> int:
+        """A signed 64-bit hash of the decision in force, equal on all ranks that agree."""
+        position = (self.round, self.pass_index, self.num_batches, int(self.annealing), int(self.selecting))
+        cursor = (self.cursor.order, self.cursor.start, self.cursor.size)
+        return signed(fold_key(*position, *cursor, self.draws.digest if self.selecting else 0))
+
+    def follow_plan(self, *, step: int, consumed: int) -> None:
+        """Fit the pass under way to this run's plan: the checkpoint may be of a run with other ``total_steps``.
+
+        A tail on the full data ends where this run is not that far; any other pass ends where this run's tail starts.
+
+        Args:
+            step: training steps done.
+            consumed: of them, in the pass under way.
+        """
+        if self.config.strategy == "uniform":
+            return
+        if self.annealing:
+            if step < self.plan.anneal_start:
+                self.num_batches = consumed
+        else:
+            until_tail = self.plan.anneal_start - (step - consumed)
+            self.num_batches = max(consumed, min(self.num_trained() // self.batch_size, until_tail))
+
+    def num_trained(self) -> int:
+        """Examples of the pass in progress, where nothing cuts it."""
+        return self.draws.num_selected if self.selecting else self.cursor.size
+
+    def num_candidates(self) -> int:
+        """Examples that they were chosen from; of a full pass they themselves."""
+        return self.draws.size if self.selecting else self.cursor.size
+
+    def _select(self, step: int) -> None:
+        config = self.config
+        self.annealing = False  # a resumed run may be longer than the one that was in its tail
+        new_round = not self.selecting or self.pass_index >= self.interval
+        if new_round:
+            if not self._warned and self.draws.num_draws > 1:
+                self._warned = warn_below_break_even(self.ledger)
+            self._start_round(interval=self.plan.interval(step))
+            if config.pool_size:
+                self.cursor.take(config.pool_size)
+            self._maybe_score(step)
+        if new_round or config.strategy in REDRAWN:
+            seed = (config.seed, self.round, self.pass_index)
+            ratio = self.plan.ratio(step) if new_round else self.ratio
+            self.ratio, quarantined = self.draws.draw(self._pool(), step=step, seed=seed, ratio=ratio)
+            for example_id, loss in quarantined:
+                if self.on_quarantine is not None:
+                    self.on_quarantine({"step": step + 1, "round": self.round, "example_id": example_id, "loss": loss})
+        # Where nothing is to be left out it is a full pass, in the very order that uniform has.
+        self.selecting = not (config.shadow or self.draws.takes_all)
+        if not (self.selecting or config.pool_size):
+            self.cursor.take(at_least=self.batch_size)
+        elif self.draws.takes_all and self.draws.ratios.never_selects and not config.shadow:
+            self.cursor.take_the_rest()
+
+    def _start_round(self, *, interval: int) -> None:
+        self.round += 1
+        self.pass_index = 0
+        self.interval = interval
+
+    def _maybe_score(self, step: int) -> None:
+        scoring = self.config.scoring
+        if scoring == "forward" or (scoring == "forward_once" and self.draws.num_draws == 0):
+            assert self.score is not None
+            with self.ledger.charge("score"):
+                self.score(step, self._pool())
+                self.draws.buffer.sync()
+            self.ledger.examples_scored += self.draws.size
+
+    def _pool(self) -> Pool:
+        """The candidates of the round."""
+        return self.cursor.pool() if self.config.pool_size else Pool.whole(self.num_examples)
+
+    def build_pass(self) -> Pass:
+        """The pass in progress. A collective where it is a selection."""
+        build = partial(Pass, batch_size=self.batch_size, num_batches=self.num_batches, round=self.round)
+        if not self.selecting:
+            stretch = self.cursor.pool()  # shuffled already
+            return build(stretch, SelectedPlaces(stretch.size), order=None)
+        order, weighted = (self.data_seed, self.round, self.pass_index), is_weighted(self.config)
+        return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
+
+    _POSITION = ("round", "pass_index", "ratio", "interval", "annealing", "num_batches", "selecting")
+
+    def state_dict(self) -> Record:
+        return {
+            "position": {name: getattr(self, name) for name in self._POSITION},
+            "cursor": self.cursor.state_dict(),
+        }
+
+    def load_state_dict(self, state: Record) -> None:
+        for name in self._POSITION:
+            setattr(self, name, state["position"][name])
+        self.cursor.load_state_dict(state["cursor"])

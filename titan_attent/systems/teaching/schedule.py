@@ -1,0 +1,243 @@
+"""Schedules: progress in [0, 1] -> the ratio and the interval of a round. Pure.
+
+AtteNT's "complex" recipe moves both along the training: small, quickly renewed selections while losses change fast,
+large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once when a round starts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+
+
+def progress(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """(step - warm-up) / (total - warm-up), clipped to [0, 1]."""
+    return min(1.0, max(0.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+def ratio_at(progress: float, *, schedule: str, initial: float, final: float) -> float:
+    """The share of the pool to train on."""
+    if schedule == "constant":
+        return initial
+    if schedule == "cosine":
+        return initial + (final - initial) * (1 - math.cos(math.pi * progress)) / 2
+    assert schedule == "incremental"
+    return initial + (final - initial) * progress
+
+
+LEAST_LEFT_OUT = 0.3
+"""Of the adaptive schedule: where it would leave out less, it leaves out nothing."""
+
+
+def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
+    """The ratio from the effective sample size: ``share`` squared, within bounds.
+
+    share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal and about m / N when m of them matter. On
+    clean data it stays near 1 and the teacher fades to uniform; the square lets it leave out more where few matter.
+    Clean text that has been trained once differs in how well it is known, and comes to 0.73 to 0.78: leaving out a
+    quarter of it does harm (docs/convergence.md). So from 0.7 on everything stays; a twentieth of junk brings it below.
+    """
+    ratio = share * share
+    return min(highest, max(lowest, 1.0 if ratio >= 1 - LEAST_LEFT_OUT else ratio))
+
+
+WEIGHT_OF_TRUSTED = 2
+LEAST_GAIN = 0.1
+
+
+def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
+    """The share of the data to keep, from how much of it scores lower than trusted text does.
+
+    The cut lies where the share of the data below it exceeds twice the share of the trusted text below it by most:
+    there the scores begin to be less than half as frequent in trusted text as in the data, and an example that has one
+    is more likely something else, whatever the rest of the data is. Where that excess is less than a tenth everything
+    stays: so little saves little, and it may be good text of a kind that the trusted text has too little of.
+
+    The two-sample statistic of Kolmogorov and Smirnov, weighted by the costs of the two errors (Youden 1950).
+
+    Args:
+        below: of the j-th smallest score of trusted text, j from 0 on: how many examples score lower.
+        num_examples: of the data.
+    """
+    loss = WEIGHT_OF_TRUSTED / len(below)
+    gain, place = max((count / num_examples - loss * j, -j) for j, count in enumerate(below))
+    return 1.0 - below[-place] / num_examples if gain >= LEAST_GAIN else 1.0
+
+
+LEAST_LIKENESS = 0.1
+LEAST_VOUCHED_FOR = 1 / 30
+
+
+def likeness(below: Sequence[int], *, num_examples: int) -> float:
+    """How much like trusted text that is which :func:`calibrated_ratio` would keep: 1/2 where it is of the same kind.
+
+    The probability that a kept example scores at least as high as a trusted one (Mann and Whitney 1947). Trusted text
+    of another kind than anything in the data lies above nearly all of it: what would be kept are the data's outliers.
+
+    Args:
+        below: as of :func:`calibrated_ratio`.
+    """
+    kept = round(calibrated_ratio(below, num_examples=num_examples) * num_examples)
+    above = sum(min(kept, num_examples - count) for count in below)
+    return above / (kept * len(below)) if kept else 0.0
+
+
+MOST_REPEATS = 4.0
+"""Passes over the same text that teach almost as much as new text does (Muennighoff et al., NeurIPS 2023)."""
+
+
+class RepeatBound(NamedTuple):
+    """How often a run may train an example, and what follows.
+
+    Attributes:
+        least_ratio: the smallest ratio that a schedule may take from the scores.
+        max_repeats: times that a run may train an example.
+        visits: ratio -> times that a run which selects it trains an example that it selects.
+    """
+
+    least_ratio: float
+    max_repeats: float
+    visits: Callable[[float], float]
+
+
+UNBOUND = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
+
+
+def repeat_bound(config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int) -> RepeatBound:
+    """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
+
+    Up to a whole batch. Of pools those of whole passes over one selection count, and of an order of the data those that
+    are full. ``UNBOUND`` for the other schedules.
+    """
+    if config.ratio_schedule not in DECIDED_BY_SCORES:
+        return UNBOUND
+    plan = Plan(config, steps_of_full_pass=num_examples // batch_size, total_steps=total_steps)
+    repeats, size = plan.max_repeats, config.pool_size or num_examples
+    shortest, longest = (plan.interval(step) for step in (0, total_steps)) if config.pool_size else (1, 1)
+    allowed = repeats if longest == 1 else shortest * (repeats // longest)
+    num_batches = math.ceil(total_steps / (allowed * (num_examples // size)) - 1e-9)
+    least = num_batches * batch_size / size if num_batches < size // batch_size else 1.0
+    return RepeatBound(least, repeats, partial(plan.visits, num_examples=num_examples, batch_size=batch_size))
+
+
+class Decided(NamedTuple):
+    """What the scores say of the ratio.
+
+    Attributes:
+        ratio: to be selected.
+        asked: what it would be without :func:`repeat_bound`.
+    """
+
+    ratio: float
+    asked: float
+
+
+def decided_ratio(
+    config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int, least: float, is_foreign: bool
+) -> Decided:
+    """The ratio of a schedule that leaves it to the scores; see the functions above for what they read.
+
+    Args:
+        share: effective sample size, for the adaptive schedule.
+        below, num_examples: of the pool, for the calibrated one.
+        least: of :func:`repeat_bound`.
+        is_foreign: the trusted text is of another kind than the data, as :func:`holds_trusted_kind` says: nothing is
+            left out.
+    """
+    if config.ratio_schedule == "calibrated":
+        asked = calibrated_ratio(below, num_examples=num_examples)
+    else:
+        asked = adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+    return Decided(1.0 if is_foreign else max(asked, least), asked)
+
+
+def holds_trusted_kind(*, asked: float, likeness: float, least: float) -> bool:
+    """Whether the data hold enough of the trusted text's kind to select by it.
+
+    Where they do not, what is closest to the trusted text is of no kind that anybody asked for, and training on it
+    does harm (docs/choosing.md).
+
+    Args:
+        asked: of all data, by :func:`calibrated_ratio`; 1 where nothing is to be left out.
+        likeness: of all data, by :func:`likeness`.
+        least: of :func:`repeat_bound`, the share that the run has to train.
+    """
+    return asked == 1.0 or (likeness >= LEAST_LIKENESS and asked >= LEAST_VOUCHED_FOR * least)
+
+
+def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
+    """Passes over one selection."""
+    if schedule == "fixed":
+        return initial
+    assert schedule == "incremental"
+    return initial + round((maximum - initial) * progress)
+
+
+def selection_size(num_examples: int, *, ratio: float, batch_size: int) -> int:
+    """k = round(ratio x pool), down to a multiple of the global batch, at least one batch."""
+    return max(batch_size, round(ratio * num_examples) // batch_size * batch_size)
+
+
+class Plan:
+    """The phases of a run and what its schedules say at a step.
+
+    Args:
+        config: schedules, warm-up, tail.
+        steps_of_full_pass: training steps of a pass over all examples.
+        total_steps: training steps of the run.
+
+    Attributes:
+        warmup_passes, warmup_steps: full passes before the first selection, and their steps.
+        anneal_start: steps before the tail on the full data.
+        max_repeats: times that the run may train an example because the scores choose it again; infinite where they do
+            not decide the ratio. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data,
+            and for ``MOST_REPEATS`` where it takes more.
+    """
+
+    def __init__(self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int):
+        self.config, self.total_steps = config, total_steps
+        passes = config.warmup_passes
+        if passes < 0:
+            passes = 0 if config.amateur_path else 1
+        self.warmup_passes, self.warmup_steps = passes, passes * steps_of_full_pass
+        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
+        self.max_repeats = math.inf
+        if config.ratio_schedule in DECIDED_BY_SCORES:
+            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MOST_REPEATS)
+
+    def _progress(self, step: int) -> float:
+        return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+
+    def ratio(self, step: int) -> float | None:
+        """The ratio of a round that starts after ``step`` steps; None where the scores decide it."""
+        config = self.config
+        if config.ratio_schedule in DECIDED_BY_SCORES:
+            return None
+        initial, final = config.initial_ratio, config.final_ratio
+        return ratio_at(self._progress(step), schedule=config.ratio_schedule, initial=initial, final=final)
+
+    def visits(self, ratio: float | None, *, num_examples: int, batch_size: int) -> float:
+        """How often the whole run trains an example that it always selects.
+
+        Args:
+            ratio: of every round; None for those of the schedule, where the scores decide none.
+        """
+        steps = range(self.warmup_steps, self.anneal_start)
+        selected = len(steps) / (ratio or 1.0)
+        if ratio is None and steps:
+            size, sampled = self.config.pool_size or num_examples, steps[:: max(1, len(steps) // 1000)]
+            sizes = [selection_size(size, ratio=self.ratio(i) or 1.0, batch_size=batch_size) for i in sampled]
+            selected = len(steps) * sum(size / k for k in sizes) / len(sizes)
+        passes = selected * batch_size / num_examples
+        if self.config.pool_size and ratio != 1.0:  # what is selected of a pool is trained in all passes over it
+            passes = max(passes, min(self.interval(self.total_steps), len(steps)))
+        return (self.total_steps - len(steps)) * batch_size / num_examples + passes
+
+    def interval(self, step: int) -> int:
+        """The passes of a round that starts after ``step`` steps: over a pool no more than ``max_repeats``."""
+        config = self.config
+        initial, maximum = config.initial_interval, config.max_interval
+        passes = interval_at(self._progress(step), schedule=config.interval_schedule, initial=initial, maximum=maximum)
+        return min(passes, int(self.max_repeats)) if config.pool_size and self.max_repeats < passes else passes

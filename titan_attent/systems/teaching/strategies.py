@@ -1,0 +1,221 @@
+"""Strategies: scores of all examples -> which are chosen, and with what weights. One function each.
+
+A new strategy is one function here, with the decorator and a docstring, whose first paragraph goes into
+docs/reference.md; its name is then a value of ``[teacher] strategy``. Its test, against a plain teacher in numpy,
+belongs into tests/distributed/systems/teaching/test_teacher.py.
+
+All are collectives over integer sums, equal for every number of ranks; see selection.py for the cost.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from titan_attent.systems.teaching.candidates import Candidates
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.radix import (
+    KEY_OFFSET,
+    UNSEEN_KEY,
+    Stretches,
+    blocks,
+    ordered_keys,
+    positive,
+    score_of_key,
+)
+from titan_attent.systems.teaching.selection import (
+    log_probabilities,
+    lowest_log_probability,
+    random_keys,
+    select_top_k,
+    soft_keys,
+    unseen_first,
+)
+from titan_attent.systems.teaching.statistics import Scores
+from titan_attent.systems.teaching.weights import inverse_probability_weights, mean_one
+
+Seed = tuple[int, ...]
+Strategy = Callable[[Scores, int, TeacherConfig, Seed, Candidates], tuple[Tensor, int]]
+"""(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number chosen of all ranks).
+
+The weights are 0 where not chosen, above 0 elsewhere, and average 1 over the chosen examples of all ranks.
+"""
+
+STRATEGIES: dict[str, Strategy] = {}
+"""By name, as ``[teacher] strategy`` has it."""
+
+REDRAWN: set[str] = set()
+"""Those that draw anew for each pass of a round."""
+
+READ_THE_RATIO: set[str] = set()
+"""Those that take as many examples as the schedule says."""
+
+_WEIGHTED_WHERE: dict[str, tuple[str, ...]] = {}
+
+
+def _strategy(
+    *, redrawn: bool = False, reads_ratio: bool = True, weighted_where: tuple[str, ...] = ()
+) -> Callable[[Strategy], Strategy]:
+    """Make a function a strategy of its name.
+
+    Args:
+        redrawn: it draws anew for each pass of a round.
+        reads_ratio: it takes as many examples as the schedule says.
+        weighted_where: values of ``[teacher] weighting`` under which it gives other weights than 1.
+    """
+
+    def add(function: Strategy) -> Strategy:
+        name = function.__name__
+        STRATEGIES[name], _WEIGHTED_WHERE[name] = function, weighted_where
+        if redrawn:
+            REDRAWN.add(name)
+        if reads_ratio:
+            READ_THE_RATIO.add(name)
+        return function
+
+    return add
+
+
+def is_weighted(config: TeacherConfig) -> bool:
+    """Whether selected examples may have other weights than 1 before their loss is known."""
+    return config.weighting in _WEIGHTED_WHERE.get(config.strategy, ())
+
+
+THRESHOLD_DROP = 0.5
+"""InfoBatch's pruning probability r; the published default."""
+
+
+@_strategy()
+def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """A random subset of the size that the schedule asks for: the control at equal compute. Equal weights."""
+    keys = _keys(lambda block: random_keys(candidates.ids_at(block), seed=seed), candidates)
+    return _top(keys, k, seed, candidates)[0].float(), k
+
+
+@_strategy()
+def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """The examples of largest importance, the never-seen first, exact over all ranks. Equal weights. Among equal
+    importances a keyed hash decides.
+
+    What is dropped with certainty cannot be corrected for by weights.
+    """
+    keys = _keys_of_seen(lambda block: ordered_keys(scores.values[block]), scores, seed, candidates)
+    return _top(keys, k, seed, candidates)[0].float(), k
+
+
+@_strategy(redrawn=True, weighted_where=("inverse_probability",))
+def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """A draw without replacement in proportion to exp(importance / temperature), with a floor for every example.
+
+    Gumbel-top-k, anew for each pass. Weights of 1 / inclusion probability, clipped, mean 1, if ``weighting`` says so.
+    """
+    sharding, summary, device = candidates.sharding, scores.summary, candidates.device
+
+    def unfloored(clipped: Tensor) -> Tensor:
+        return log_probabilities(clipped, temperature=config.temperature, normalization=config.normalization)
+
+    low, high = unfloored(torch.tensor([summary.low, summary.high], device=device)).tolist()
+    lowest = lowest_log_probability(
+        lambda block: unfloored(summary.clipped(scores.values[block])),
+        ends=(low, high),
+        num_infinite=(summary.num_unseen, summary.num_broken),
+        k=k,
+        minimum=config.min_inclusion_probability,
+        sharding=sharding,
+        device=device,
+    )
+
+    def phi(block: slice) -> Tensor:
+        raw = unfloored(summary.clipped(scores.values[block]))
+        if not summary.num_broken:
+            return raw.clamp_(min=lowest)
+        return torch.where(raw == float("-inf"), raw, raw.clamp(min=lowest))
+
+    keys = _keys_of_seen(
+        lambda block: soft_keys(phi(block), ids=candidates.ids_at(block), seed=seed), scores, seed, candidates
+    )
+    chosen, threshold = _top(keys, k, seed, candidates)
+    del keys
+    # With a threshold among the unseen, all that was drawn is equal.
+    if config.weighting != "inverse_probability" or threshold >= UNSEEN_KEY:
+        return chosen.float(), k
+    kappa = score_of_key(threshold) if threshold >= 0 else float("-inf")
+    return inverse_probability_weights(
+        phi, chosen=chosen, kappa=kappa, max_weight=config.max_weight, sharding=sharding
+    ), k
+
+
+@_strategy(redrawn=True, reads_ratio=False, weighted_where=("none", "inverse_probability"))
+def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """Half of the examples below the mean importance are left out, anew for each pass; the other half counts double.
+
+    InfoBatch (Qin et al., ICLR 2024); ``k``, hence the ratio, is not read. InfoBatch sums the weighted losses; here the
+    weights are divided by their mean (law 6 of the design), so that the learning rate keeps its meaning: the ratio of 2
+    to 1 is the published one. Examples never scored are kept.
+    """
+    mean, weights = scores.measures.mean, torch.empty_like(scores.values)
+    num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
+    for block in blocks(len(weights), device=weights.device):
+        below = scores.values[block].double() < mean  # -inf, never finite, too
+        heads = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
+        weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
+        num_chosen += positive(weights[block]).sum()
+    return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
+
+
+def _top(keys: Tensor, k: int, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
+    """:func:`select_top_k`, ties by a hash of the draw's seed and the example's id."""
+    return select_top_k(keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed)
+
+
+def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
+    """int32 [num_local], kept as they are looked at several times and cost much to make."""
+    kept = torch.empty(candidates.sharding.num_local, dtype=torch.int32, device=candidates.device)
+    for block in blocks(len(kept), device=kept.device):
+        kept[block] = keys(block)
+    return kept
+
+
+def _keys_of_seen(keys: Stretches, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
+    """The same, with the examples never scored above all."""
+    if not scores.has_unseen:
+        return _keys(keys, candidates)
+
+    def with_unseen(block: slice) -> Tensor:
+        unseen = scores.values[block] == float("inf")
+        return unseen_first(keys(block), unseen, ids=candidates.ids_at(block), seed=seed)
+
+    return _keys(with_unseen, candidates)
+
+
+def choose(
+    scores: Scores,
+    *,
+    k: int,
+    config: TeacherConfig,
+    seed: Seed,
+    candidates: Candidates,
+    excluded: Tensor | None = None,
+    at_least: int,
+) -> tuple[Tensor, int]:
+    """Apply ``config.strategy``; a collective.
+
+    Args:
+        scores: importances of the candidates; -inf where ``excluded``.
+        excluded: bool [num_local], candidates that no strategy may take; None for none.
+        at_least: everything is chosen, with equal weights, where fewer would be: "threshold" may leave less than a
+            batch, a pass without a step.
+
+    Returns:
+        (weights, number chosen): fp32 [num_local], 0 where not chosen and above 0 elsewhere, mean 1 over the chosen
+        of all ranks; the number of these.
+    """
+    weights, num_chosen = STRATEGIES[config.strategy](scores, k, config, seed, candidates)
+    if excluded is not None:
+        weights.masked_fill_(excluded, 0.0)
+    if excluded is not None or (config.quarantine_after and is_weighted(config)):
+        here = positive(weights).sum()
+        weights, num_chosen = mean_one(weights, num_chosen=here, sharding=candidates.sharding)
+    if num_chosen < at_least:
+        return torch.ones_like(weights), candidates.pool.size
+    return weights, num_chosen

@@ -1,0 +1,250 @@
+"""The teacher as a system of a run: it decides which examples come, and its loss gives the buffer what it learns from.
+
+    loader -> example_id, weight -> weighted loss -> one loss an example -> buffer -> teacher -> loader
+
+Under ``strategy = "uniform"`` it decides the order only: the loss and the step stay torchtitan's own.
+
+Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes an example (12 with
+functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from titan_attent.data.plan.fixed import FixedLoader
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.told import tell
+from titan_attent.foundations.json_lines import JsonLines
+from titan_attent.foundations.sharding import is_first_rank
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.mixed import mixing
+from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
+from titan_attent.losses.window import LossWindow, neutral_statistics
+from titan_attent.systems.system import Columns, Facts, LossFunction, Run, Seen, StepLoss, System
+from titan_attent.systems.teaching import checks
+from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.importance import reads
+from titan_attent.systems.teaching.panels import PANELS
+from titan_attent.systems.teaching.teacher import Record, Teacher
+
+
+class Teaching(System):
+    """The section ``[teacher]``. Always on: something has to decide the order of the examples."""
+
+    name = "teacher"
+    columns = ("weight",)
+    keeps_state = True
+    panels = PANELS
+
+    @classmethod
+    def is_on(cls, job_config: Any) -> bool:
+        return True
+
+    @classmethod
+    def check(cls, job_config: Any) -> None:
+        check_config(job_config.teacher)
+        checks.check_parallelism(job_config.teacher, job_config)
+
+    @classmethod
+    def check_data(cls, job_config: Any, facts: Facts) -> None:
+        checks.check_data(job_config.teacher, facts)
+
+    @classmethod
+    def identity(cls, job_config: Any) -> dict[str, Any]:
+        config: TeacherConfig = job_config.teacher
+        kept = {
+            "teacher.seed": config.seed,
+            "teacher.pool_size": config.pool_size,
+            # What the teacher keeps of every example: the keys of its state.
+            "functional gradients kept": "gradient" in reads(config.importance),
+            "streaks for the quarantine kept": config.keeps_streaks,
+            "recent losses kept": config.weighting == "loss",
+        }
+        return kept | ({"records of mixtures kept": True} if job_config.vision.mixes else {})
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        job_config = run.job_config
+        config: TeacherConfig = job_config.teacher
+        self.config = config
+        self.with_gradient = "gradient" in reads(config.importance)
+        temperature = config.temperature if config.weighting == "loss" else None
+        window = None
+        if temperature is not None:
+            window = LossWindow(batch_size=run.batch_size, temperature=temperature, device=run.device)
+        self.buffer = LossBuffer(
+            len(run.dataset),
+            mesh=run.mesh("batch"),
+            device=run.device,
+            with_gradient=self.with_gradient,
+            with_shares="share" in run.dataset.columns,
+            window=window,
+            copies=run.copies,
+        )
+        self.teacher = Teacher(
+            self.buffer,
+            config,
+            batch_size=run.batch_size,
+            total_steps=job_config.training.steps,
+            data_seed=job_config.data.seed,
+            ledger=run.ledger,
+            **self._losses_on_disk(),
+            blind_loss=run.dataset.blind_loss,
+            sources=run.dataset.sources,
+            score=self.score_examples,
+            on_decision=self._write_decision,
+            on_quarantine=self._write_quarantined,
+        )
+        self.sampler = TeachingSampler(
+            self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
+        )
+        compiled = job_config.compile
+        self.weighted_loss = run.build_example_loss(
+            vocabulary_is_cut=run.vocabulary_is_cut,
+            num_chunks=config.loss_chunks,
+            compile_loss=compiled.enable and "loss" in compiled.components,
+            with_gradient=self.with_gradient,
+            temperature=temperature,
+            backend=compiled.backend,
+        )
+        # Made of host numbers, which a step must not copy to the device.
+        self.neutral_statistics = neutral_statistics(run.device)
+        # Of the first rank, from the first step on.
+        self.trace: JsonLines | None = None
+        self.rounds: JsonLines | None = None
+        self.quarantine: JsonLines | None = None
+        log_plan(
+            config,
+            self.teacher.plan,
+            num_examples=len(run.dataset),
+            batch_size=run.batch_size,
+            total_steps=job_config.training.steps,
+        )
+
+    def _losses_on_disk(self) -> dict[str, Any]:
+        """What the teacher reads of them: fp32 [num_local] of the examples that this rank owns, and differences."""
+        config, sharding, found, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
+        ledger.prepaid_seconds = 0.0
+        for name, path in checks.paths_of_losses(config).items():
+            losses = self.run.open_reference(path)
+            found[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
+            ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
+        if checks.needs_trusted(config):
+            found["trusted"] = checks.trusted_differences(config, self.run)
+        return found
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        if not is_first_rank():
+            return
+        warn_of_mixed_windows(self.config, self.run.dataset)
+        folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
+        tell(folder, self.run, losses=checks.paths_of_losses(self.config).values())
+        self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
+        if self.config.keeps_streaks:
+            self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
+        if self.config.trace:
+            self.trace = JsonLines(folder / "trace.jsonl", step=step)
+
+    def loss(self, loss: LossFunction) -> LossFunction:
+        """The weighted loss of every example, instead of the stock loss; with weights of 1 the two are the same."""
+        return loss if self.config.strategy == "uniform" else self._training_loss
+
+    def _training_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
+        statistics = self.teacher.loss_statistics(self.run.step())
+        return self._example_loss(pred, labels, columns["weight"], statistics, *mixing(columns))
+
+    def _scoring_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
+        ones = torch.ones_like(columns["example_id"], dtype=torch.float32)
+        return self._example_loss(pred, labels, ones, self.neutral_statistics)
+
+    def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
+        weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights, *more)
+        seen = {"loss": losses, "valid": valid_counts(labels)}
+        return StepLoss(weighted_sum, loss_sum, seen if gradients is None else seen | {"gradient": gradients})
+
+    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+        if self.config.strategy != "uniform":
+            self._record(columns, seen, step=self.run.step(), trained=True)
+
+    def _record(self, columns: Columns, seen: Seen | None, *, step: int, trained: bool) -> None:
+        """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
+        ids = columns["example_id"]
+        if seen is None:  # an earlier stage of a pipeline: the buffer's exchange brings them
+            nothing = torch.zeros_like(ids, dtype=torch.float32)
+            seen = dict.fromkeys(("loss", "valid", "gradient") if self.with_gradient else ("loss", "valid"), nothing)
+        losses, gradients = seen["loss"], seen.get("gradient")
+        mesh = self.run.mesh("cp")
+        if mesh is not None:
+            losses, gradients = whole_example_means(losses, gradients, seen["valid"], group=mesh.get_group())
+        shares = None
+        if self.buffer.with_shares:  # of a mixture: under both of its examples
+            shares = columns.get("share", torch.ones_like(losses))
+            if "share" in columns:  # next to each other, so that the order of all records is that of the batch
+                ids = torch.stack((ids, columns["other_id"]), dim=1).flatten()
+                shares = torch.stack((shares, 1 - shares), dim=1).flatten()
+                losses = losses.repeat_interleave(2)
+                gradients = None if gradients is None else gradients.repeat_interleave(2)
+        self.buffer.record(ids, losses, step=step, gradients=gradients, shares=shares, trained=trained)
+
+    def step_done(self) -> None:
+        self.teacher.step_done()
+        if self.trace is not None:
+            current, batch = self.run.served()
+            ids = current.ids(batch, batch + 1).tolist()
+            record = {"step": self.run.step(), "round": current.round, "strategy": current.strategy, "ids": ids}
+            self.trace.write(record)
+
+    def score_examples(self, step: int, pool: Pool) -> None:
+        """Record the loss of every example of ``pool`` by a forward pass; each rank takes its share.
+
+        A collective, on all ranks; about a third of the compute of a training pass over the pool.
+        """
+        run = self.run
+        batches = FixedLoader(
+            run.dataset,
+            pool,
+            batch_size=self.config.scoring_batch_size or run.job_config.training.local_batch_size,
+            dp_rank=run.rank,
+            dp_world_size=run.num_ranks,
+            reader=run.reader,
+        )
+        for i, (columns, seen) in enumerate(run.forward(batches, self._scoring_loss)):
+            self._record(columns, seen, step=step, trained=False)
+            if (i + 1) % self.buffer.flush_every == 0:
+                self.buffer.flush()
+
+    # -- what it tells --------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        return self.teacher.metrics()
+
+    def _write_decision(self, record: Record) -> None:
+        if self.rounds is not None:
+            self.rounds.write(record)
+
+    def _write_quarantined(self, record: Record) -> None:
+        """One line of teacher/quarantine.jsonl: what was set aside, and where it stands."""
+        if self.quarantine is not None:
+            self.quarantine.write(record | self.run.dataset.whereabouts(record["example_id"]))
+
+    def close(self) -> None:
+        for log in (self.trace, self.rounds, self.quarantine):
+            if log is not None:
+                log.close()
+
+    # -- checkpoint -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.teacher.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state)

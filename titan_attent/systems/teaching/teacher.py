@@ -1,0 +1,244 @@
+"""The teacher: decides, pass after pass, which examples are trained and with what weights.
+
+    round 0   warm-up: `warmup_passes` full passes; the losses seen are the first scores
+    round r   choose k of the round's pool by importance, train `interval` passes over them (soft draws anew for each)
+    last      anneal: full passes for the last `anneal_fraction` of the steps
+
+The pool of a round is the whole data set, or the next ``pool_size`` examples of its shuffled order; full passes take
+what is left of that order. With `shadow` a round is decided before every pass over its pool, logged, and not acted on.
+
+Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
+integers, and what draws.py keeps. A pass that was under way when a checkpoint was written is rebuilt from them.
+
+Cost: a selection every pass (draws.py); for weighted passes an all-gather of 8 bytes and an all-reduce of 4 bytes a
+trained example, in blocks of ``flush_every`` steps; scoring passes only where asked for.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from titan_attent.data.plan.order import Pass, Pool
+from titan_attent.foundations.ledger import Ledger
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.window import neutral_statistics
+from titan_attent.systems.teaching.audit import Sources
+from titan_attent.systems.teaching.checks import check_parts, check_sizes
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.draws import Draws
+from titan_attent.systems.teaching.forecast import log_forecast
+from titan_attent.systems.teaching.rounds import Record, Rounds
+from titan_attent.systems.teaching.schedule import Plan, repeat_bound
+from titan_attent.systems.teaching.strategies import READ_THE_RATIO
+
+
+class Teacher:
+    """Rounds, passes and weights over the examples of ``buffer``.
+
+    Args:
+        buffer: the losses, whose sharding (mesh, device) the teacher shares.
+        config: what to teach; validated here.
+        batch_size: G, examples of a global batch over all ranks and microbatches.
+        total_steps: training steps of the whole run; schedules and the anneal tail are fractions of it.
+        data_seed: seed of the order within a pass.
+        tokens_per_example: for the token rate of a ledger of its own.
+        ledger: of the run, for what teaching costs; one of its own by default.
+        reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
+        amateur: the same of an amateur.
+        trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
+        blind_loss: what a blind guess costs, for importance "attainment".
+        sources: (name, first example id) of each stretch of the data set, for the audit by source.
+        score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
+            pass (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
+        on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
+            scalars of :meth:`metrics`.
+        on_quarantine: called on every rank with a JSON-ready record of each example that is set aside.
+    """
+
+    def __init__(
+        self,
+        buffer: LossBuffer,
+        config: TeacherConfig,
+        *,
+        batch_size: int,
+        total_steps: int,
+        data_seed: int = 0,
+        tokens_per_example: int = 1,
+        ledger: Ledger | None = None,
+        reference: Tensor | None = None,
+        amateur: Tensor | None = None,
+        trusted: Sequence[float] | None = None,
+        blind_loss: float | None = None,
+        sources: Sources = (),
+        score: Callable[[int, Pool], None] | None = None,
+        on_decision: Callable[[Record], None] | None = None,
+        on_quarantine: Callable[[Record], None] | None = None,
+    ):
+        check_config(config)
+        self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
+        self.batch_size, self.on_decision = batch_size, on_decision
+        check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
+        check_parts(
+            config,
+            score=score,
+            reference=reference,
+            amateur=amateur,
+            trusted=trusted,
+            blind_loss=blind_loss,
+            window=buffer.window,
+        )
+        self.draws = Draws(
+            buffer,
+            config,
+            batch_size=batch_size,
+            reference=reference,
+            amateur=amateur,
+            blind_loss=blind_loss,
+            trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
+            sources=sources,
+            bound=repeat_bound(config, num_examples=self.num_examples, batch_size=batch_size, total_steps=total_steps),
+        )
+        self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
+        self.plan = Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
+        self.rounds = Rounds(
+            self.draws,
+            config,
+            self.plan,
+            batch_size=batch_size,
+            data_seed=data_seed,
+            ledger=self.ledger,
+            score=score,
+            on_quarantine=on_quarantine,
+        )
+        self._pass: Pass | None = None
+        self._forecast = False
+        self._neutral_statistics = neutral_statistics(buffer.device)
+
+    @property
+    def round(self) -> int:
+        """Of the pass in progress; 0 is the warm-up."""
+        return self.rounds.round
+
+    @property
+    def pass_index(self) -> int:
+        """Of the pass in progress, within its round."""
+        return self.rounds.pass_index
+
+    # -- passes ---------------------------------------------------------------------------------------------------
+
+    def current_pass(self) -> Pass | None:
+        """The pass in progress, None before the first; rebuilt (a collective) after a checkpoint was loaded."""
+        if self._pass is None and self.rounds.num_batches:
+            self._pass = self.rounds.build_pass()
+        return self._pass
+
+    def next_pass(self, *, step: int) -> Pass:
+        """Decide the pass that starts after ``step`` training steps. A collective, on all ranks.
+
+        Never on the hot path: host syncs, a selection and perhaps a scoring pass happen in here.
+        """
+        with self.ledger.charge("select"):
+            self.buffer.sync()  # brings the peers' hashes of the decision before
+            self.buffer.agreement.check()
+            self.rounds.decide(step)
+            self._pass = self.rounds.build_pass()
+            self.buffer.agreement.announce(self.rounds.digest(), round=self.round)
+        metrics = self.metrics()
+        if self.draws.audit and not self._forecast:  # a draw is in force
+            visits, takes_all, self._forecast = self._visits(), self.draws.takes_all, True
+            num = self.num_examples
+            log_forecast(self.config, metrics, visits=visits, step=step, num_examples=num, takes_all=takes_all)
+        if self.on_decision is not None:
+            self.on_decision(
+                {"step": step + 1, "pass": self.pass_index, "num_steps": self.rounds.num_batches} | metrics
+            )
+        return self._pass
+
+    def follow_plan(self, *, step: int, consumed: int) -> None:
+        """Fit the pass under way to this run's plan: see :meth:`Rounds.follow_plan`."""
+        self.rounds.follow_plan(step=step, consumed=consumed)
+        self._pass = None
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    @property
+    def weights_every(self) -> int:
+        """Global batches whose weights are asked for at once (:class:`TeachingSampler` does)."""
+        return self.buffer.flush_every
+
+    def weights_of(self, places: Tensor) -> Tensor:
+        """The weights of places in the pool of the current pass. A collective without a host sync.
+
+        Args:
+            places: int64 [n] on any device, those that this rank asks for; equally many on every rank.
+
+        Returns:
+            fp32 [n] on the buffer's device; 0 for what the selection in force left out.
+        """
+        with self.ledger.charge("exchange"):
+            return self.draws.weights_of(places)
+
+    def loss_statistics(self, step: int) -> Tensor:
+        """fp32 [3] on the buffer's device, for the weights of ``weighting = "loss"`` in training step ``step``."""
+        if self.buffer.window is None or not self.rounds.selecting:
+            return self._neutral_statistics
+        return self.buffer.window.statistics(step)
+
+    def batch_served(self) -> None:
+        """A global batch of the current pass goes to training (:class:`TeachingSampler` calls it)."""
+        self.ledger.batch_served(covered_per_trained=self.rounds.num_candidates() / self.rounds.num_trained())
+
+    def step_done(self) -> None:
+        """Call after every training step, on all ranks: exchanges losses when it is time."""
+        with self.ledger.charge("exchange"):
+            self.buffer.step_done()
+
+    def metrics(self) -> dict[str, float]:
+        """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
+        selected, pool = self.rounds.num_trained(), self.rounds.num_candidates()
+        position = {
+            "teacher/round": self.round,
+            "teacher/ratio": selected / max(1, pool),
+            "teacher/selected": selected,
+            "teacher/repeats": self._visits(),
+        }
+        return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
+
+    def _visits(self) -> float:
+        """How often the run trains an example that it always selects: as its schedule says, or as in the last draw."""
+        draws, config = self.draws, self.config
+        given = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
+        ratio = None if given else draws.num_selected / draws.size
+        return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_size)
+
+    # -- checkpoint -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> Record:
+        """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first).
+
+        A RuntimeError if that exchange shows that the ranks have decided differently: no such state is worth keeping.
+        """
+        buffer = self.buffer.state_dict()
+        self.buffer.agreement.check()
+        state = {
+            "buffer": buffer,
+            "draws": self.draws.state_dict(),
+            **self.rounds.state_dict(),
+            # One leaf: DCP loads the keys that are there before loading, and this dictionary starts empty.
+            "audit": json.dumps(self.draws.audit),
+            "ledger": self.ledger.state_dict(),
+        }
+        return state if self.buffer.window is None else state | {"window": self.buffer.window.state_dict()}
+
+    def load_state_dict(self, state: Record) -> None:
+        self.buffer.load_state_dict(state["buffer"])
+        self.draws.load_state_dict(state["draws"])
+        self.rounds.load_state_dict(state)
+        self.draws.audit = json.loads(state["audit"])
+        self.ledger.load_state_dict(state["ledger"])
+        if self.buffer.window is not None:
+            self.buffer.window.load_state_dict(state["window"])
+        self._pass = None

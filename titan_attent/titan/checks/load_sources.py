@@ -1,0 +1,172 @@
+"""What a run starts from: a checkpoint of its own folder, that of another, or nothing; and keys that contradict it.
+
+The same answers as those of checkpoint.py, which loads, from the same functions (checkpoint_folder.py).
+
+Cost: a directory or two.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger
+
+from titan_attent.titan.checkpoint_folder import checkpoint, is_safetensors, latest
+from titan_attent.titan.checkpoint_look import TRUSTED
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that will be loaded: ``is_full`` with everything in it, else the weights alone; ``is_own`` if it is
+    of the run's folder."""
+
+    path: Path
+    is_full: bool
+    is_own: bool
+    in_safetensors: bool = False
+
+
+def folder_of(job_config: JobConfig) -> Path:
+    """Of the run's own checkpoints."""
+    return Path(job_config.job.dump_folder) / job_config.checkpoint.folder
+
+
+def source_of(job_config: JobConfig) -> Source | None:
+    """What torchtitan's CheckpointManager will load, mended; None for a start from random weights.
+
+    Raises:
+        ValueError: as :func:`checkpoint_folder.latest`.
+    """
+    config, folder = job_config.checkpoint, folder_of(job_config)
+    if not config.enable or config.create_seed_checkpoint:
+        return None
+    step = config.load_step if config.load_step != -1 and folder.exists() else latest(folder)
+    if step is not None:
+        path = checkpoint(folder, step)
+        hf = is_safetensors(path) and not (path / ".metadata").is_file()
+        return Source(path, is_full=step > 0, is_own=True, in_safetensors=hf)
+    initial = config.initial_load_path or (job_config.model.hf_assets_path if config.initial_load_in_hf else None)
+    if not initial:
+        return None
+    is_full = not config.initial_load_model_only
+    return Source(Path(initial), is_full=is_full, is_own=False, in_safetensors=config.initial_load_in_hf)
+
+
+def checkpoint_to_load(job_config: JobConfig) -> Path | None:
+    """The folder that everything is loaded from, or None where at most weights are."""
+    source = source_of(job_config)
+    return source.path if source is not None and source.is_full else None
+
+
+def check_start(job_config: JobConfig) -> None:
+    """Refuse, for a training run, keys of a start that would not take place with ``checkpoint.enable = false``."""
+    config = job_config.checkpoint
+    if config.enable:
+        return
+    if config.create_seed_checkpoint:
+        raise ValueError("[checkpoint] create_seed_checkpoint = true with enable = false: set enable = true")
+    asked = {
+        "initial_load_path": bool(config.initial_load_path),
+        "initial_load_in_hf": config.initial_load_in_hf,
+        "load_step": config.load_step > -1,
+    }
+    for key, is_set in asked.items():
+        if is_set:
+            raise ValueError(
+                f"[checkpoint] {key} = {getattr(config, key)} with enable = false: nothing would be loaded, and the "
+                f"run would start from random weights. Set enable = true (with load_only = true nothing is saved), or "
+                f"leave {key} out"
+            )
+
+
+def check_sources(job_config: JobConfig) -> None:
+    """Refuse keys of ``[checkpoint]`` that contradict each other or what is on disk; where it is enabled."""
+    config, folder = job_config.checkpoint, folder_of(job_config)
+    _check_hf(job_config)
+    if config.load_step == 0 and not (folder / "step-0").is_dir():
+        if folder.exists():
+            raise ValueError(
+                f"[checkpoint] load_step = 0 asks for the seed checkpoint {folder / 'step-0'}, which does not exist: "
+                "leave it out to resume from the latest one"
+            )
+        start = config.initial_load_path or "random weights"
+        logger.warning(f"[checkpoint] load_step = 0: there is no {folder / 'step-0'}, the run starts from {start}")
+    if config.load_step > 0 and not folder.exists():
+        there = config.initial_load_path
+        mend = f"give --checkpoint.initial_load_path {there}/step-{config.load_step}" if there else "leave it out"
+        raise ValueError(
+            f"[checkpoint] load_step = {config.load_step}: {folder / f'step-{config.load_step}'} does not exist, nor "
+            f"its folder; load_step chooses among the run's own checkpoints. Check job.dump_folder, or {mend} to start "
+            "anew"
+        )
+    source = source_of(job_config)
+    if source is None or source.is_own:
+        return
+    if config.initial_load_path:
+        _check_initial(source)
+    elif not source.path.is_dir():
+        raise ValueError(
+            f"[model] hf_assets_path = {source.path} does not exist: checkpoint.initial_load_in_hf loads from there, "
+            "or from checkpoint.initial_load_path"
+        )
+
+
+def _check_hf(job_config: JobConfig) -> None:
+    config = job_config.checkpoint
+    if config.initial_load_in_hf and not config.initial_load_model_only:
+        raise ValueError(
+            "[checkpoint] initial_load_in_hf = true: that format holds a model only. Set initial_load_model_only = true"
+        )
+    if config.initial_load_in_hf_quantized and not config.initial_load_in_hf:
+        raise ValueError(
+            "[checkpoint] initial_load_in_hf_quantized = true is read with initial_load_in_hf = true only: set both"
+        )
+    if config.export_dtype != "float32" and not config.last_save_model_only:
+        logger.warning(
+            f'[checkpoint] export_dtype = "{config.export_dtype}" has no effect: it is that of the last checkpoint '
+            "with last_save_model_only = true"
+        )
+
+
+def _check_initial(source: Source) -> None:
+    where = f"[checkpoint] initial_load_path = {source.path}"
+    if not source.path.is_dir():
+        raise ValueError(f"{where} does not exist: check the path")
+    if source.in_safetensors:
+        if not is_safetensors(source.path):
+            raise ValueError(f"{where} holds no *.safetensors: set initial_load_in_hf = false, or check the path")
+        return
+    check_checkpoint_path(str(source.path))
+
+
+def check_checkpoint_path(path: str | None) -> None:
+    """Refuse what is not a finished DCP checkpoint as ``checkpoint.initial_load_path``."""
+    if not path:
+        raise ValueError(
+            "[checkpoint] initial_load_path is empty: give the step folder of the checkpoint that scores, such as "
+            "outputs/checkpoint/step-1000"
+        )
+    folder = Path(path)
+    if (folder / ".metadata").is_file():
+        return
+    steps = [*folder.glob("step-*/.metadata"), *folder.glob("*/step-*/.metadata")]
+    if steps:
+        latest_step = max((file.parent for file in steps), key=lambda step: (len(step.name), step.name))
+        what = f"holds checkpoints but is none: give one of them, such as {latest_step}"
+    elif not folder.is_dir():
+        what = "does not exist: check the path"
+    elif is_safetensors(folder):
+        what = (
+            "is in safetensors format: train from it with initial_load_in_hf = true; to score, load it into torchtitan "
+            "and save it there, and give that step folder"
+        )
+    else:
+        what = "is no DCP checkpoint, or was never finished (no .metadata in it): give a step folder of torchtitan's"
+    raise ValueError(f"[checkpoint] initial_load_path = {path} {what}")
+
+
+def warn_of_pickles(path: str | Path) -> None:
+    """Say once that a checkpoint from elsewhere is to be trusted as a program is."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(f"[checkpoint] initial_load_path = {path}: {TRUSTED}")

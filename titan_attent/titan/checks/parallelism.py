@@ -1,0 +1,168 @@
+"""Which parallelisms a run may combine: refusals of what torchtitan 0.2.2 cannot do, or would train wrongly.
+
+All checks read the configuration only. What is granted here is compared with plain training in
+tests/distributed/titan/test_parallelism.py, or stands in the README's table as not tested.
+"""
+
+from typing import Any, cast
+
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
+from torchtitan.config import JobConfig
+from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part
+from torchtitan.protocols import BaseModelArgs
+
+from titan_attent.titan.patches import compat
+
+
+def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
+    """Refuse degrees that do not fit together or that torchtitan cannot combine; returns the data-parallel one."""
+    parallelism, training = job_config.parallelism, job_config.training
+    degree = {
+        name: getattr(parallelism, f"{name}_degree")
+        for name in (
+            *("data_parallel_replicate", "data_parallel_shard", "context_parallel", "tensor_parallel"),
+            *("pipeline_parallel", "expert_parallel", "expert_tensor_parallel"),
+        )
+    }
+    for name, value in degree.items():
+        if value < 1 and (name, value) != ("data_parallel_shard", -1):
+            raise ValueError(f"[parallelism] {name}_degree = {value}: it must be at least 1; 1 turns it off")
+    replicate, shard = degree["data_parallel_replicate"], degree["data_parallel_shard"]
+    cp, tp, pp = degree["context_parallel"], degree["tensor_parallel"], degree["pipeline_parallel"]
+    if shard == -1:
+        shard = max(1, world_size // (replicate * cp * tp * pp))
+    if replicate * shard * cp * tp * pp != world_size:
+        raise ValueError(
+            f"[parallelism] data_parallel_replicate_degree {replicate} x data_parallel_shard_degree {shard} x "
+            f"context_parallel_degree {cp} x tensor_parallel_degree {tp} x pipeline_parallel_degree {pp} must be "
+            f"the number of processes, {world_size}: change one of them or --nproc_per_node"
+        )
+    if replicate > 1 and shard * cp == 1 and tp * pp > 1:
+        raise ValueError(
+            f"[parallelism] data_parallel_replicate_degree = {replicate} without sharding is DDP, which torchtitan "
+            "0.2.2 does not combine with tensor or pipeline parallelism. Set data_parallel_shard_degree above 1 (HSDP) "
+            "or data_parallel_replicate_degree to 1 (FSDP2)"
+        )
+    seq_lens = {"training": training.seq_len}
+    if job_config.validation.enable and tp * cp > 1:
+        seq_lens["validation"] = job_config.validation.seq_len
+    for section, seq_len in seq_lens.items():
+        if seq_len % (tp * 2 * cp):
+            raise ValueError(
+                f"[{section}] seq_len = {seq_len} must be a multiple of tensor_parallel_degree x 2 x "
+                f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
+            )
+    if training.enable_cpu_offload and compat.IS_CPU:
+        raise ValueError(
+            "[training] enable_cpu_offload = true: there is no accelerator to offload from. Set it to false"
+        )
+    ep, etp = degree["expert_parallel"], degree["expert_tensor_parallel"]
+    _check_experts(ep, etp, shard=shard, cp=cp, tp=tp)
+    if pp > 1:
+        _check_pipeline(job_config)
+    _check_model(job_config.model.name, tp=tp, pp=pp, cp=cp)
+    return replicate * shard
+
+
+def _check_experts(ep: int, etp: int, *, shard: int, cp: int, tp: int) -> None:
+    if ep == 1 and etp in (1, tp):
+        return
+    if ep > 1 and tp > 1 and etp != tp:
+        raise ValueError(
+            f"[parallelism] expert_parallel_degree = {ep} with tensor_parallel_degree = {tp} and "
+            f"expert_tensor_parallel_degree = {etp}: torchtitan 0.2.2 loses gradients below the experts there (its "
+            f"threads #2387, #2416). Set expert_tensor_parallel_degree = {tp}"
+        )
+    if etp not in (1, tp):
+        raise ValueError(
+            f"[parallelism] expert_tensor_parallel_degree = {etp} must be 1 or tensor_parallel_degree, {tp}"
+        )
+    if shard * cp % ep or ep % cp:
+        raise ValueError(
+            f"[parallelism] expert_parallel_degree = {ep} must divide data_parallel_shard_degree x "
+            f"context_parallel_degree = {shard} x {cp} and be a multiple of the latter: experts are spread over these"
+        )
+
+
+def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
+    """Refuse more tensor parallel ranks than heads share out evenly, and more pipeline stages than layers."""
+    config, flavor = job_config.parallelism, job_config.model.flavor
+    for name in ("n_heads", "n_kv_heads"):
+        heads = getattr(model_args, name, None)
+        if heads and heads % config.tensor_parallel_degree:
+            raise ValueError(
+                f"[parallelism] tensor_parallel_degree = {config.tensor_parallel_degree} must divide {name} = {heads} "
+                f"of flavor {flavor}: choose a divisor, or another flavor"
+            )
+    if config.pipeline_parallel_degree == 1 or config.module_fqns_per_model_part is not None:
+        return
+    weights = (config.pipeline_parallel_first_stage_less_layers, config.pipeline_parallel_last_stage_less_layers)
+    num_layers = cast(Any, model_args).n_layers
+    if (per_stage := config.pipeline_parallel_layers_per_stage) is None:
+        is_single = issubclass(get_schedule_class(config.pipeline_parallel_schedule), PipelineScheduleSingle)
+        num_stages = config.pipeline_parallel_degree * (1 if is_single else 2)
+    else:
+        num_stages = -(-(num_layers + sum(weights)) // max(1, per_stage))
+    try:
+        generate_llm_fqn_per_model_part(num_stages, num_layers, *weights)
+    except ValueError as error:
+        raise ValueError(
+            f"[parallelism] pipeline_parallel_degree = {config.pipeline_parallel_degree} with the {num_layers} layers "
+            f"of flavor {flavor}: {error}"
+        ) from None
+
+
+def _check_model(name: str, *, tp: int, pp: int, cp: int) -> None:
+    """What torchtitan 0.2.2 lacks for single models, before it fails half-way."""
+    if pp > 1 and name in ("qwen3_attent", "gpt_oss_attent"):
+        raise ValueError(
+            f"[parallelism] pipeline_parallel_degree = {pp}: torchtitan 0.2.2 has no pipeline for "
+            f"{name.removesuffix('_attent')}. Set it to 1"
+        )
+    if name == "gpt_oss_attent" and cp > 1:
+        raise ValueError(
+            f"[parallelism] context_parallel_degree = {cp}: torchtitan 0.2.2 cannot cut gpt_oss's flex attention. Set "
+            "it to 1"
+        )
+    if name == "gpt_oss_attent" and tp > 1:
+        raise ValueError(
+            f"[parallelism] tensor_parallel_degree = {tp}: torchtitan 0.2.2 leaves parameters of gpt_oss off the mesh "
+            "and then cannot clip its gradients. Set it to 1, and use data_parallel_shard_degree and "
+            "expert_parallel_degree"
+        )
+
+
+def _check_pipeline(job_config: JobConfig) -> None:
+    parallelism, training, validation = job_config.parallelism, job_config.training, job_config.validation
+    name = parallelism.pipeline_parallel_schedule
+    try:
+        get_schedule_class(name)
+    except ValueError as error:
+        raise ValueError(f'[parallelism] pipeline_parallel_schedule = "{name}" is unknown: {error}') from None
+    if name == "DualPipeV" and parallelism.pipeline_parallel_expert_parallel_overlap and compat.IS_CPU:
+        raise ValueError(
+            '[parallelism] pipeline_parallel_schedule = "DualPipeV" overlaps work on the streams of an accelerator, '
+            "and there is none. Set pipeline_parallel_expert_parallel_overlap = false"
+        )
+    microbatch, batch = parallelism.pipeline_parallel_microbatch_size, training.local_batch_size
+    if microbatch < 1 or batch % microbatch:
+        raise ValueError(
+            f"[parallelism] pipeline_parallel_microbatch_size = {microbatch} must divide training.local_batch_size = "
+            f"{batch}: change one of the two"
+        )
+    # The stages send each other tensors of one shape.
+    if name in ("ZBVZeroBubble", "DualPipeV") and validation.enable:
+        raise ValueError(
+            f'[parallelism] pipeline_parallel_schedule = "{name}": torch cannot run it without a backward, as '
+            'validation does. Set validation.enable = false, or use "Interleaved1F1B"'
+        )
+    shapes = {}
+    if validation.enable:
+        shapes["[validation] local_batch_size"] = (validation.local_batch_size, batch, "training.local_batch_size")
+        shapes["[validation] seq_len"] = (validation.seq_len, training.seq_len, "training.seq_len")
+    for key, (value, expected, other) in shapes.items():
+        if value != expected:
+            raise ValueError(
+                f"{key} = {value} differs from {other} = {expected}: pipeline stages exchange tensors of one shape. "
+                "Make the two equal"
+            )

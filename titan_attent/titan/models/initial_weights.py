@@ -1,0 +1,51 @@
+"""Initial weights from a checkpoint of another head: ``[vision] new_head`` with ``checkpoint.initial_load_path``.
+
+The trunk of ``vit_attent`` and of ``mae_attent`` has the same names, so that one's checkpoint starts the other, or the
+same model with other classes.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torchtitan.components.checkpoint import CheckpointManager
+from torchtitan.tools.logging import logger
+
+from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.user_errors import fail
+
+HEAD = ("output.", "decoder_", "mask_token")
+"""How the names begin that are no part of the trunk."""
+
+
+def trunk_of(weights: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Those of ``weights`` that are of the trunk; ValueError if the checkpoint ``path`` has not all of them."""
+    there: dict[str, Any] = read_metadata(path).state_dict_metadata
+    trunk = {name: weight for name, weight in weights.items() if not name.startswith(HEAD)}
+    differing = [
+        f"{name} is {list(weight.shape)} here and {list(there[name].size) if name in there else 'absent'} there"
+        for name, weight in trunk.items()
+        if name not in there or list(there[name].size) != list(weight.shape)
+    ]
+    if differing:
+        raise ValueError(
+            f"[checkpoint] initial_load_path = {path} has another trunk: {'; '.join(differing[:3])} (of "
+            f"{len(differing)} differences). Set [model] flavor, [vision] patch_size and the channels of the data to "
+            "what it was trained with"
+        )
+    return trunk
+
+
+def keep_new_head(checkpointer: CheckpointManager) -> None:
+    """Let the initial load of ``checkpointer`` take the trunk only; a later resume takes all."""
+    load_all = checkpointer.dcp_load
+
+    def dcp_load(state_dict: dict[str, Any], checkpoint_id: str, **how: Any) -> None:
+        if checkpoint_id == checkpointer.initial_load_path:
+            try:
+                state_dict = trunk_of(state_dict, checkpoint_id)
+            except ValueError as error:
+                fail(error)
+            logger.info(f"Starting with the trunk of {checkpoint_id}, and a new head")
+        load_all(state_dict, checkpoint_id=checkpoint_id, **how)
+
+    checkpointer.dcp_load = dcp_load

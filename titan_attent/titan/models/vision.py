@@ -1,0 +1,249 @@
+"""Learners of images: ``vit_attent`` and ``mae_attent`` under torchtitan, and what is theirs in a run.
+
+The models (vision/) name their parts as torchtitan's llama3 does, so that FSDP2, HSDP, DDP, activation checkpointing
+and torch.compile are torchtitan's own functions for it.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torchtitan.components.loss import LossFunction, build_cross_entropy_loss
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.models.llama3.infra import parallelize as llama
+from torchtitan.protocols import BaseModelArgs
+
+from titan_attent.data.examples import Examples
+from titan_attent.data.images import ImageDataset
+from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
+from titan_attent.losses.mixed import build_mixed_loss, mixed_cross_entropy_sum
+from titan_attent.losses.patches import build_patch_loss, squared_error_sum
+from titan_attent.models.vision.examples import ClassExamples, PatchExamples
+from titan_attent.models.vision.flavors import DECODERS, PAPERS_DECODER, SIZES
+from titan_attent.models.vision.mae import MAEArgs, MaskedAutoencoder
+from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
+from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.titan.dataset_cache import DataSets
+
+CLASSIFIER, AUTOENCODER = "vit", "mae"
+NAMES = ("vit_attent", "mae_attent")
+TOP = 5
+"""Of the second accuracy."""
+
+
+def is_vision(name: str) -> bool:
+    """Whether ``model.name`` is a learner of images."""
+    return name in NAMES
+
+
+# -- models ---------------------------------------------------------------------------------------------------------
+
+
+class _FromConfig(BaseModelArgs):
+    """torchtitan's side of a model's sizes: those that the run and its data decide."""
+
+    def update_from_config(self, job_config: JobConfig, **kwargs: Any) -> None:
+        """Take over ``[vision]`` and the shape of the data; ValueError if they do not fit each other."""
+        args: Any = self
+        images, vision = ImageDataset(job_config.data.path, size=job_config.vision.image_size), job_config.vision
+        args.image_size, args.channels = images.size, images.channels
+        args.num_classes = len(images.classes)
+        args.patch_size = vision.patch_size or args.patch_size
+        args.drop_path = vision.drop_path
+        if hasattr(args, "mask_ratio"):
+            args.mask_ratio = vision.mask_ratio
+        args.check()
+
+    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+        """Parameters, and training FLOPs of a patch, which is what counts as a token."""
+        args: Any = self
+        return sum(p.numel() for p in model.parameters()), args.flops_per_image() // args.num_patches
+
+
+@dataclass
+class ViTModelArgs(ViTArgs, _FromConfig):
+    """Of ``vit_attent``."""
+
+
+@dataclass
+class MAEModelArgs(MAEArgs, _FromConfig):
+    """Of ``mae_attent``."""
+
+
+FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
+    CLASSIFIER: {name: ViTModelArgs(**sizes) for name, sizes in SIZES.items()},
+    AUTOENCODER: {name: MAEModelArgs(**sizes, **DECODERS.get(name, PAPERS_DECODER)) for name, sizes in SIZES.items()},
+}
+MODELS: dict[str, type[nn.Module]] = {CLASSIFIER: VisionTransformer, AUTOENCODER: MaskedAutoencoder}
+
+
+def flavors(model: str) -> dict[str, BaseModelArgs]:
+    """Copies of a model's: torchtitan writes the run's settings into the flavor it picks."""
+    return copy.deepcopy(FLAVORS[model])
+
+
+def args_of(job_config: JobConfig) -> Any:
+    """The sizes of a run's model; ValueError if the data and ``[vision]`` do not fit the flavor."""
+    args = flavors(job_config.model.name.removesuffix("_attent"))[job_config.model.flavor]
+    args.update_from_config(job_config)
+    return args
+
+
+def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobConfig) -> nn.Module:
+    """torchtitan's ``parallelize_fn``: llama3's, whose names the trunk has; a decoder's blocks are sharded before."""
+    decoder: Any = getattr(model, "decoder_layers", None)
+    if decoder is not None and parallel_dims.fsdp_enabled:
+        names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
+        training = job_config.training
+        policy = MixedPrecisionPolicy(
+            param_dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
+            reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
+        )
+        for block in decoder.values():
+            fully_shard(block, mesh=parallel_dims.get_mesh(names), mp_policy=policy)
+    # Selective checkpointing keeps the results of matrix products; those with a bias have a name of their own.
+    llama._op_sac_save_list.add(torch.ops.aten.addmm.default)
+    return llama.parallelize_llama(model, parallel_dims, job_config)
+
+
+def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
+    """torchtitan's ``build_loss_fn``: its own, but for mixtures, smoothed labels, and patches that are padding.
+
+    Labels are smoothed where something is learned from them. Of logits without a gradient, as in validation, the loss
+    is torchtitan's own of the label, so that runs that differ in what they are taught compare.
+    """
+    vision, compiled = job_config.vision, job_config.compile
+
+    def build(loss: LossFunction) -> LossFunction:
+        wanted = compiled.enable and "loss" in compiled.components
+        return torch.compile(loss, backend=compiled.backend) if wanted else loss
+
+    if job_config.model.name != "vit_attent":
+        return build(squared_error_sum)
+    plain = build_cross_entropy_loss(job_config, **kwargs)
+    if not (vision.mixes or vision.label_smoothing):
+        return plain
+    taught = build(partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing))
+
+    def loss(pred: Tensor, labels: Tensor, *mixing: Tensor) -> Tensor:
+        return taught(pred, labels, *mixing) if pred.requires_grad or mixing else plain(pred, labels)
+
+    return loss
+
+
+# -- what is theirs in a run ---------------------------------------------------------------------------------------
+
+
+class Images:
+    """Of ``vit_attent``: images (titan_attent.data.images) and their class."""
+
+    measures: tuple[str, ...] = ("accuracy", f"accuracy_top{TOP}")
+    writer = "python -m titan_attent.data.images"
+
+    def check(self, job_config: JobConfig) -> None:
+        """Refuse values of ``[vision]``, and what a learner of images cannot do."""
+        name, config = job_config.model.name, job_config.parallelism
+        job_config.vision.validate()
+        for dimension in ("tensor_parallel", "context_parallel", "pipeline_parallel", "expert_parallel"):
+            if (degree := getattr(config, f"{dimension}_degree")) > 1:
+                raise ValueError(
+                    f"[parallelism] {dimension}_degree = {degree}: {name} runs under FSDP2, HSDP and DDP. Set it to 1"
+                )
+        for section, key, off in (("modules", "policy", "off"), ("backward", "method", "exact")):
+            if (value := getattr(getattr(job_config, section), key)) != off:
+                raise ValueError(f'[{section}] {key} = "{value}" is for text: for {name} set it to "{off}"')
+        checkpoint = job_config.checkpoint
+        given = checkpoint.enable and checkpoint.initial_load_path and checkpoint.initial_load_model_only
+        if job_config.vision.new_head and not given:
+            raise ValueError(
+                "[vision] new_head = true, but there are no weights to put it on: set checkpoint.enable and "
+                "checkpoint.initial_load_model_only = true, and checkpoint.initial_load_path to a step folder of "
+                "torchtitan's; or new_head = false"
+            )
+        if job_config.vision.mixes and job_config.teacher.weighting == "loss":
+            raise ValueError(
+                '[teacher] weighting = "loss" with [vision] mixup or cutmix: a mixture has no loss of one image. Set '
+                'weighting = "inverse_probability", or both alphas to 0'
+            )
+        if (chunks := job_config.teacher.loss_chunks) > 1:
+            raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to cut. Set it to 1")
+
+    def _images(self, datasets: DataSets, job_config: JobConfig, *, size: int, validation: bool) -> ImageDataset:
+        data, vision = job_config.data, job_config.vision
+        images = datasets.images(
+            data.validation_path if validation else data.path,
+            size=size,
+            augment=vision.augmentation,
+            seed=data.seed,
+        )
+        if not validation:
+            return images
+        trained = datasets.images(data.path, size=images.size)
+        if self.measures and images.classes != trained.classes:
+            raise ValueError(
+                f"{data.validation_path} has the classes {', '.join(images.classes)}, and data.path "
+                f"{', '.join(trained.classes)}: write it with --classes and the list of the training set"
+            )
+        return images.normalized_as(trained)
+
+    def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
+        args, vision = args_of(job_config), job_config.vision
+        images = self._images(datasets, job_config, size=args.image_size, validation=validation)
+        mixing = {"mixup": vision.mixup, "cutmix": vision.cutmix}
+        return ClassExamples(images, args, seed=job_config.data.seed, **mixing)
+
+    def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
+        """Nothing: the model follows the data."""
+
+    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+        build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
+        build = partial(build, label_smoothing=job_config.vision.label_smoothing)
+        return lambda vocabulary_is_cut=False, num_chunks=1, **options: build(**options)
+
+    def loss(self, job_config: JobConfig) -> str:
+        smoothing = job_config.vision.label_smoothing
+        return CROSS_ENTROPY + (f", label_smoothing {smoothing}" if smoothing else "")
+
+    def validated(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
+
+    def count(self, pred: Tensor, labels: Tensor) -> Tensor:
+        """Images whose class is the first guess, and among the first five."""
+        guesses = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
+        return torch.stack((guesses[:, 0].sum(), guesses.any(dim=-1).sum())).double()
+
+
+class Patches(Images):
+    """Of ``mae_attent``: images, and the pixels of their masked patches."""
+
+    measures = ()
+
+    def check(self, job_config: JobConfig) -> None:
+        super().check(job_config)
+        for key in ("mixup", "cutmix", "label_smoothing"):
+            if value := getattr(job_config.vision, key):
+                raise ValueError(f"[vision] {key} = {value}: mae_attent has no classes. Set it to 0")
+
+    def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
+        args, normalize = args_of(job_config), job_config.vision.normalize_patches
+        images = self._images(datasets, job_config, size=args.image_size, validation=validation)
+        return PatchExamples(images, args, seed=job_config.data.seed, normalize=normalize)
+
+    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+        return lambda vocabulary_is_cut=False, num_chunks=1, **options: build_patch_loss(**options)
+
+    def loss(self, job_config: JobConfig) -> str:
+        vision = job_config.vision
+        side = vision.patch_size or SIZES[job_config.model.flavor]["patch_size"]
+        pixels = "normalised patches" if vision.normalize_patches else "patches"
+        return f"squared error of {pixels} of {side} pixels, mask_ratio {vision.mask_ratio}"
+
+    def validated(self, job_config: JobConfig) -> str:
+        units = "" if job_config.vision.normalize_patches else ", in variances of the training images"
+        return self.loss(job_config) + units

@@ -1,0 +1,230 @@
+"""Mends for torchtitan 0.2.2 and torch 2.11 to 2.15, each with the reason and the day it can go.
+
+Import this module before anything of torchtitan. Without an accelerator it also puts the mends of cpu.py in
+force.
+
+1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
+   A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
+2. Tied embeddings (small qwen3): torch 2.13 refuses a weight in two FSDP groups, as 0.2.2 makes them (torchtitan #2495,
+   mended there by #2522). Embedding, norm and output become one group. Goes with torchtitan 0.3.
+3. Mixture of experts: a layer counts its tokens in eval mode too, so that validation and scoring would move the bias by
+   which the experts are balanced. Their counts are put back. Goes when torchtitan counts in training only.
+4. Mixture of experts under tensor parallelism: each rank holds a share of the router's gradient, which nothing sums, so
+   that the copies of the router drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with
+   torchtitan 0.3.
+5. torch 2.13's pipeline schedules learn shapes by running the stages on memory that was never written; the experts'
+   counts of such tokens are put back. Goes when torch uses meta tensors for it.
+6. Compiled blocks under tensor parallelism: the embedding hands the first one a sum that is still on its way (torch's
+   AsyncCollectiveTensor), whose gradient torch 2.13 then takes for a plain tensor and fails ("no attribute
+   '_local_tensor'"; torchtitan's own trainer alike). It is waited for on the stream. Goes when torch mends it.
+7. Pipeline stages of torch 2.11 make their receive buffers at the first call, without gradients if that is a scoring or
+   validation pass, and every training step after it fails ("expecting to send gradients"). They are always made with
+   gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
+8. torch 2.11 clips gradients with an operator that skips, without a word, a DTensor whose ranks hold shares of a sum:
+   the gradient of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
+9. Under a pipeline torchtitan warns that ranks without the last stage print no loss. Here they do (metrics.py), and the
+   warning would mislead. Goes when torchtitan tells them.
+
+Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
+parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
+metrics.py, the validation loss under context parallelism (#3257) in validator.py.
+"""
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as collectives
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import RowwiseParallel
+
+from titan_attent.titan.patches import cpu
+
+IS_CPU = not torch.accelerator.is_available()
+
+
+_STAMP = re.compile(r"\d{8}-\d{4}")
+
+
+def resumed_log_dir(log_dir: str) -> str:
+    """``<tb>/<stamp of now>[/rank_N]`` -> the same below the newest stamp that exists there, or ``log_dir`` itself."""
+    parts = log_dir.split(os.sep)
+    place = max((i for i, part in enumerate(parts) if _STAMP.fullmatch(part)), default=None)
+    if place is None:
+        return log_dir
+    folder = os.sep.join(parts[:place]) or os.sep
+    stamps = sorted(name for name in os.listdir(folder) if _STAMP.fullmatch(name)) if os.path.isdir(folder) else []
+    return os.sep.join([*parts[:place], stamps[-1], *parts[place + 1 :]]) if stamps else log_dir
+
+
+def mend_tensorboard(*, resumed: bool) -> None:
+    """Choose the TensorBoard folder for the run about to start; call before the metrics processor is built."""
+    import torchtitan.components.metrics as titan_metrics
+    from torch.utils.tensorboard import SummaryWriter
+
+    stock = titan_metrics.BaseLogger
+
+    class ContinuedTensorBoardLogger(stock):  # type: ignore[valid-type, misc]
+        """torchtitan's TensorBoardLogger, opened at the first logged step, so that steps which are trained again can
+        be hidden."""
+
+        def __init__(self, log_dir: str, tag: str | None = None):
+            self.log_dir = resumed_log_dir(log_dir) if resumed else log_dir
+            self.tag = tag
+            self.writer: SummaryWriter | None = None
+            titan_metrics.logger.info(f"TensorBoard logging enabled. Logs will be saved at {self.log_dir}")
+
+        def log(self, metrics: dict[str, Any], step: int) -> None:
+            if self.writer is None:
+                # At every start, not only at a resume: some readers ignore the first purge they meet.
+                self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
+            for name, value in metrics.items():
+                self.writer.add_scalar(name if self.tag is None else f"{self.tag}/{name}", value, step)
+
+        def close(self) -> None:
+            if self.writer is not None:
+                self.writer.close()
+
+    titan_metrics.TensorBoardLogger = ContinuedTensorBoardLogger
+
+
+def mend_tied_embeddings() -> None:
+    """Shard tied embeddings in one FSDP group; call before a model with ``enable_weight_tying`` is parallelised."""
+    import torchtitan.models.llama4.infra.parallelize as llama4
+    import torchtitan.models.qwen3.infra.parallelize as qwen3
+
+    stock_apply, stock_shard = llama4.apply_fsdp, llama4.fully_shard
+
+    def apply_fsdp(model: Any, *args: Any, **kwargs: Any) -> None:
+        def shard(module: nn.Module | list[nn.Module], **config: Any) -> None:
+            if module is model.tok_embeddings:
+                return  # below, together with the output that shares its weight
+            if isinstance(module, list):
+                module = [model.tok_embeddings, *module]
+            stock_shard(module, **config)
+
+        tied = getattr(model, "enable_weight_tying", False)
+        with patch.object(llama4, "fully_shard", shard if tied else stock_shard):
+            stock_apply(model, *args, **kwargs)
+
+    qwen3.apply_fsdp = apply_fsdp
+
+
+@contextmanager
+def expert_counts_kept(model_parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Run forward passes that are not trained on without counting their tokens toward the balance of the experts."""
+    counts = [
+        buffer for part in model_parts for name, buffer in part.named_buffers() if name.endswith("tokens_per_expert")
+    ]
+    before = [count.clone() for count in counts]
+    try:
+        yield
+    finally:
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
+
+
+class _SumGradient(torch.autograd.Function):
+    """The identity, whose gradient is summed over a process group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return collectives.wait_tensor(collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
+
+
+def mend_router_gradients(model: str) -> None:
+    """Sum the gradients of expert scores over tensor parallel ranks; call before the model is parallelised."""
+    # qwen3 and deepseek_v3 have copied llama4's function by name.
+    module: Any = importlib.import_module(f"torchtitan.models.{model}.infra.parallelize")
+    stock = module.apply_moe_ep_tp
+
+    def apply_moe_ep_tp(model: Any, *, tp_mesh: DeviceMesh | None, **kwargs: Any) -> None:
+        stock(model, tp_mesh=tp_mesh, **kwargs)
+        if tp_mesh is None:
+            return
+        group = tp_mesh.get_group()
+        for block in model.layers.values():
+            # Scores that are applied to the experts' output meet a rank's own share of it.
+            if block.moe_enabled and not block.moe.score_before_experts:
+                block.moe.router.gate.register_forward_hook(
+                    lambda gate, args, scores: _SumGradient.apply(scores, group)
+                )
+
+    module.apply_moe_ep_tp = apply_moe_ep_tp
+
+
+def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """torchtitan's ``parallelize_fn``, so that no block gets a tensor that a collective still works on."""
+    stock = RowwiseParallel._prepare_output_fn
+
+    def prepare_output(layouts: Any, local: bool, module: nn.Module, outputs: DTensor, mesh: DeviceMesh) -> Tensor:
+        return stock(layouts, local, module, outputs.redistribute(placements=layouts), mesh)
+
+    def mended(*args: Any, **kwargs: Any) -> nn.Module:
+        with patch.object(RowwiseParallel, "_prepare_output_fn", staticmethod(prepare_output)):
+            return parallelize(*args, **kwargs)
+
+    return mended
+
+
+def mend_clipping() -> None:
+    """Sum what ranks hold shares of before torchtitan clips it; call before the first step."""
+    import torchtitan.distributed.utils as utils
+
+    stock = utils.clip_grad_norm_
+
+    def clip_grad_norm_(parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        parameters = list(parameters)
+        sum_gradients(parameters)
+        return stock(parameters, *args, **kwargs)
+
+    if torch.__version__ < "2.13":
+        utils.clip_grad_norm_ = clip_grad_norm_
+
+
+def drop_pipeline_warning() -> None:
+    """Call before a trainer is made."""
+    import torchtitan.train
+
+    torchtitan.train.ensure_pp_loss_visible = lambda *args: None
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient that is a ``Partial`` DTensor by its sum, equal on the ranks. A collective."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(grad, DTensor) and any(placement.is_partial() for placement in grad.placements):
+            whole = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
+            parameter.grad = grad.redistribute(placements=whole)
+
+
+def _mend_pipeline_start() -> None:
+    stock = PipelineStage._prepare_forward_infra
+    is_told = "has_backward" in inspect.signature(stock).parameters  # torch 2.13, of every call
+
+    def prepare(self: PipelineStage, *args: Any, **kwargs: Any) -> Any:
+        with_gradients = nullcontext() if is_told else patch.object(self, "_has_backward", True)
+        with expert_counts_kept([self.submod]), with_gradients:
+            return stock(self, *args, **kwargs)
+
+    PipelineStage._prepare_forward_infra = prepare  # type: ignore[method-assign]
+
+
+_mend_pipeline_start()
+if IS_CPU:
+    cpu.mend()

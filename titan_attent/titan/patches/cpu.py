@@ -1,0 +1,205 @@
+"""What torchtitan 0.2.2 needs to train on CPU with gloo: for tests and small runs, not for speed.
+
+Part of compat.py, which calls :func:`mend` where there is no accelerator, before anything else of torchtitan is
+imported: several of its modules copy the device type by name at import.
+
+1. torchtitan takes "cuda" and fails in ``set_device``. Its device type and device module are "cpu" and a twin here.
+   Goes when torchtitan supports CPU.
+2. gloo has no PREMUL_SUM, which FSDP2 asks for once a gradient divide factor is set; every such FSDP module is told to
+   use plain sums. Goes when FSDP2 asks the backend.
+3. DTensor and torch's context parallelism know the attention kernels of GPUs only, and flex attention has no backward
+   on CPU: cpu_attention.py has twins. Goes when they know the CPU's.
+4. Mixture of experts: ``torch.histc`` refuses integers on CPU, and the token order of expert parallelism comes from a
+   Triton kernel; torchtitan's own CPU twin of that kernel is used. Go when torch and torchtitan do so.
+5. torchtitan computes in bfloat16 unless told otherwise, which costs 60 to 100 times fp32's time on a CPU that has no
+   instructions for it: fp32 is the default there (:func:`default_precision`). Goes when torchtitan asks the device.
+6. DTensor draws random numbers shard by shard on CPU, so that a model's first weights depended on the number of ranks:
+   whole tensors are drawn (:func:`drawn_whole`). Goes when DTensor's random operators support the CPU.
+7. No peak of operations a second is known of a CPU: torchtitan would look for a GPU and take an A100's.
+"""
+
+import logging
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import TCPStore
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.attention.flex_attention import create_block_mask
+
+from titan_attent.titan.patches.cpu_attention import CpuContextParallel, dense_attention, on_local_heads
+
+logger = logging.getLogger(__name__)
+
+ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN, torch's matrix library, leaves bfloat16's instructions unused."""
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16, and torch uses them.
+
+    On x86 that is AVX512_BF16, which every CPU with AMX has too. AVX-512 without it is not native: torch's own answer
+    is yes there, for oneDNN emulates it, at a third to a quarter of fp32's speed. Elsewhere torch's answer counts.
+    ``ONEDNN_MAX_CPU_ISA=AVX2`` hides the instructions from oneDNN, and so from here.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ISA_WITHOUT_BFLOAT16:
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def default_precision(precision: str, *, written: bool) -> str:
+    """The ``training.mixed_precision_param`` to run with, from its value and whether the user has written it.
+
+    The same on all ranks: rank 0 decides, and the others learn it from the store that torchrun keeps.
+    """
+    if precision != "bfloat16" or _answer_of_first_rank(has_native_bfloat16):
+        return precision
+    is_first = os.environ.get("RANK", "0") == "0"
+    if written:
+        if is_first:
+            logger.warning(
+                'training.mixed_precision_param = "bfloat16" is slow here: this CPU has no instructions for it. '
+                'Without the key it is "float32"'
+            )
+        return precision
+    if is_first:
+        logger.info(
+            'training.mixed_precision_param = "float32": this CPU has no instructions for bfloat16, torchtitan\'s '
+            "default. To have that nevertheless, write the key in the TOML or on the command line"
+        )
+    return "float32"
+
+
+def _answer_of_first_rank(question: Callable[[], bool]) -> bool:
+    """Rank 0's answer, on every rank that torchrun started; each rank's own under another launcher."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return question()
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    key = f"titan_attent/{question.__name__}"
+    if os.environ["RANK"] == "0":
+        store.set(key, str(question()))
+    return store.get(key) == b"True"
+
+
+def drawn_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``fill(x, ...)``, which fills ``x`` with random numbers, also for a DTensor: as if one process held all of it.
+
+    Every rank draws the whole tensor from its generator, equal on the ranks of the tensor's mesh, and keeps its part.
+    Cost: the whole tensor in memory, one at a time, and every rank the time of a single process.
+    """
+
+    def filled(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(x, DTensor):
+            return fill(x, *args, **kwargs)
+        whole = fill(torch.empty(x.shape, dtype=x.dtype, device=x.device), *args, **kwargs)
+        mesh = x.device_mesh
+        return x.copy_(DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False))
+
+    return filled
+
+
+class CpuDeviceModule:
+    """What torchtitan calls on ``torch.cuda``, for the CPU: the process's memory stands for the device's."""
+
+    @staticmethod
+    def set_device(device: torch.device | int | None) -> None:
+        """One CPU: nothing to choose."""
+
+    @staticmethod
+    def current_device() -> int:
+        """An index as on an accelerator; ``torch.cpu`` answers with a string, which ``barrier`` refuses."""
+        return 0
+
+    @staticmethod
+    def synchronize(device: torch.device | int | None = None) -> None:
+        """CPU work is synchronous."""
+
+    @staticmethod
+    def get_device_name(device: torch.device | int | None = None) -> str:
+        return platform.processor() or platform.machine()
+
+    @staticmethod
+    def get_device_properties(device: torch.device | int | None = None) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+    @staticmethod
+    def memory_stats(device: torch.device | int | None = None) -> dict[str, int]:
+        """Peak resident memory of this process in bytes, under the names of the CUDA allocator."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak, "num_alloc_retries": 0, "num_ooms": 0}
+
+    @staticmethod
+    def reset_peak_memory_stats(device: torch.device | int | None = None) -> None:
+        """The kernel's peak cannot be reset without privileges: the peak is the run's."""
+
+    @staticmethod
+    def empty_cache() -> None:
+        """There is no cache."""
+
+
+def mend() -> None:
+    """Put all of it in force."""
+    # torchtitan asks torch for the device once, while its modules import each other.
+    if "torchtitan" in sys.modules:
+        raise ImportError("torchtitan was imported before titan_attent.titan: import titan_attent.titan first")
+    with (
+        patch("torch._utils._get_available_device_type", lambda: "cpu"),
+        patch("torch._utils._get_device_module", lambda device_type: CpuDeviceModule),
+    ):
+        import torchtitan.tools.utils
+
+    torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # so that the use of it reads 0%
+
+    DTensor.normal_ = drawn_whole(Tensor.normal_)  # type: ignore[method-assign]
+    DTensor.uniform_ = drawn_whole(Tensor.uniform_)  # type: ignore[method-assign]
+    # Draws again what falls outside, as often as this rank's part needs it.
+    init: Any = nn.init
+    init._no_grad_trunc_normal_ = drawn_whole(init._no_grad_trunc_normal_)
+
+    set_factor = FSDPModule.set_gradient_divide_factor
+
+    def set_factor_with_sums(self: FSDPModule, factor: float) -> None:
+        set_factor(self, factor)
+        self.set_force_sum_reduction_for_comms(True)
+
+    FSDPModule.set_gradient_divide_factor = set_factor_with_sums  # type: ignore[method-assign]
+
+    import torchtitan.distributed.context_parallel as titan_cp
+
+    titan_cp._ContextParallel = CpuContextParallel
+
+    import torchtitan.models.attention as titan_attention
+
+    stock_sdpa = titan_attention.ScaledDotProductAttentionWrapper.forward
+
+    def sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return on_local_heads(partial(stock_sdpa, module))(*args, **kwargs)
+
+    titan_attention.ScaledDotProductAttentionWrapper.forward = sdpa
+    titan_attention.FlexAttentionWrapper.forward = dense_attention
+    titan_attention._compiled_create_block_mask = partial(create_block_mask, device="cpu")
+
+    import torchtitan.models.moe.utils as titan_moe
+
+    titan_moe.generate_permute_indices = partial(titan_moe.generate_permute_indices, use_cpu=True)
+    stock_histc = torch.histc
+
+    def histc(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if input.is_floating_point():
+            return stock_histc(input, *args, **kwargs)
+        return stock_histc(input.double(), *args, **kwargs).to(input.dtype)
+
+    torch.histc = histc

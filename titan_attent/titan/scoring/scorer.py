@@ -1,0 +1,115 @@
+"""What ``python -m titan_attent.score`` does: the reference losses of ``[data] path`` (scores/reference.py).
+
+``checkpoint.initial_load_path`` is a step folder that torchtitan wrote (DCP), full or model-only, of the model and
+flavor in ``[model]``; the losses go to the folder ``teacher.reference_path``. A killed scoring goes on where it was
+when the same command runs again, on any number of ranks. The run's TOML serves as it is: what concerns training, saving
+and logging is not read, and nothing is written but the reference. ``--role amateur`` or ``expert`` is kept with it, and
+a run refuses it in the place of the other.
+
+torchtitan's Trainer builds, shards and loads the model; the examples are scored in batches of
+``validation.local_batch_size`` rows of every data-parallel rank.
+
+Cost: a forward pass over the data, and what writing its losses costs (write_losses.py).
+"""
+
+import os
+from itertools import count
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+from torchtitan.components.checkpoint import MODEL
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.tools.logging import init_logger, logger
+from torchtitan.train import Trainer
+
+from titan_attent.foundations.sharding import ExampleSharding
+from titan_attent.losses.window import neutral_statistics
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.launch import arguments, parse, scored_data
+from titan_attent.titan.loader import TeachingLoader
+from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.scoring.scoring_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
+from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.user_errors import fail
+
+
+class ReferenceScorer(Trainer):
+    """Builds the model as torchtitan does and, instead of training, writes the reference losses.
+
+    ``job_config`` comes from :func:`scoring_config`. Not a TeachingTrainer: it has no teacher, and that one would want
+    the reference that is still to be written.
+    """
+
+    def __init__(self, job_config: JobConfig, *, role: str = ""):
+        super().__init__(job_config)
+        loader = cast(TeachingLoader, self.dataloader)
+        self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
+        self.sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
+        self.batch_size = job_config.validation.local_batch_size
+        self.checkpoint_path = job_config.checkpoint.initial_load_path
+        compiled = job_config.compile
+        self.example_loss = kind_of(job_config).example_loss(job_config)(
+            compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
+        )
+        self.neutral_statistics = neutral_statistics(self.device)
+        self.writer = writer_of(job_config, self.dataset, role=role)
+
+    @record
+    def train(self) -> None:
+        """Load, score what is missing, and finish the reference. A collective, on all ranks."""
+        weights = self.checkpointer.states[MODEL].state_dict()
+        with fail_on_mistake():
+            check_weights(weights, self.checkpoint_path)
+        (model,), numbers = self.model_parts, count(1)
+        model.eval()
+
+        def losses(input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
+            self.gc_handler.run(next(numbers))
+            return self._losses(model, input_dict, labels)
+
+        with entered(self.writer) as start, torch.no_grad():
+            self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
+            logger.info(f"Scoring with the weights of {self.checkpoint_path}")
+            write_losses(
+                self.writer,
+                losses,
+                start=start,
+                dataset=self.dataset,
+                reader=self.reader,
+                sharding=self.sharding,
+                batch_size=self.batch_size,
+                pin_memory=self.pin_memory,
+            )
+            logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
+
+    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Mean nats a token, or of the kind's own loss, fp32 [B]."""
+        input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels.to(self.device))
+        with self.train_context(), self.maybe_enable_amp:
+            pred = model(inputs, **extra_inputs, **extra_kwargs)
+            ones = torch.ones(len(labels), device=self.device)
+            return self.example_loss(pred, labels, ones, self.neutral_statistics)[2]
+
+
+def score() -> None:
+    """The whole of the scoring command."""
+    argv = arguments("titan_attent.score")
+    try:
+        role, argv = role_of(argv)
+        job_config = scoring_config(parse(argv))
+        datasets = DataSets()
+        spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
+        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets, role=role)
+    except ValueError as error:
+        fail(error)
+    register_train_spec(job_config.model.name, spec)
+    init_logger()
+    scorer = ReferenceScorer(job_config, role=role)
+    scorer.train()
+    scorer.close()
+    torch.distributed.destroy_process_group()

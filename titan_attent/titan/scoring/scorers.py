@@ -1,0 +1,232 @@
+"""What ``python -m titan_attent.scorers`` does: two small models score the data of a run, once, before it.
+
+    trusted/train, trusted/held_out    rows of the trusted text, cut in two (data/text/holdout.py)
+    models/amateur, models/expert      of flavors that are trained: runs of titan_attent.train, on the data of the run
+                                       and on trusted/train
+    amateur/, expert/                  their losses on the data of the run, and below them, in trusted/, those on
+                                       trusted/held_out: what ``teacher.amateur_path`` and ``reference_path`` name
+    scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
+
+Both models are tables of counts (scorers_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
+with the vocabulary of the data, of which each stage is a command of this package, in a process of its own on every
+rank. The first steps of a transformer's run are a random sample of its data: nothing is copied. What a killed command
+had finished is there when it runs again, on any number of ranks, and the stage under way goes on from its last
+checkpoint or stretch of losses.
+
+Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models, one conditioned on trusted text).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger
+
+from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.text.holdout import hold_out
+from titan_attent.data.text.same_tokens import check_same_tokens
+from titan_attent.scores.bigram import check_vocabulary
+from titan_attent.scores.provenance import TRUSTED
+from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.launch import arguments, parse
+from titan_attent.titan.owner import LOCK_FILE, own
+from titan_attent.titan.scoring.scorers_bigram import MOST_TOKENS, Bigrams, num_counted
+from titan_attent.titan.scoring.scorers_plan import (
+    HELD_OUT,
+    MODEL,
+    REPORT_FILE,
+    Options,
+    announcement,
+    cost_of,
+    identity,
+    parse_options,
+    report_of,
+    training_toml,
+)
+from titan_attent.titan.scoring.subcommands import run_on_all_ranks
+from titan_attent.titan.train_spec import attent_spec
+from titan_attent.titan.user_errors import fail, on_first_rank
+
+MODELS = ROLES
+SCORING_BATCHES = 4
+"""Of a training step's rows in a scoring batch: there is no backward."""
+PATIENCE = timedelta(days=7)
+"""Of ranks that wait for the others' stage."""
+
+
+class Making:
+    """The stages, on every rank.
+
+    Args:
+        options: of the command.
+        job_config: of the run to come; its data, sequence length, precision and seed are read.
+    """
+
+    def __init__(self, options: Options, job_config: JobConfig):
+        self.options, self.run, self.output = options, job_config, options.output
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if not options.is_counted and options.batch_size % self.world_size:
+            raise ValueError(
+                f"--batch_size {options.batch_size} is no multiple of the {self.world_size} ranks: make it one"
+            )
+        self.datasets = DataSets()
+        self.spec = attent_spec(MODEL, self.datasets, data=job_config.data.path)
+        seq_len = job_config.training.seq_len
+        self.data = self.datasets.dataset(job_config.data.path, seq_len=seq_len)
+        self.trusted = self.datasets.dataset(options.trusted, seq_len=seq_len)
+        check_same_tokens(self.trusted.shards, self.data.shards, what="--trusted ")
+        if options.is_counted:
+            check_vocabulary(self.data.shards.index.tokenizer["vocab_size"])
+        self.report: dict[str, Any] = {}
+
+    # -- the stages -----------------------------------------------------------------------------------------------
+
+    def all(self) -> None:
+        """Do what is not done yet. A collective, on all ranks."""
+        on_first_rank(self._begin)
+        train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
+        num_train = MOST_TOKENS // self.trusted.seq_len
+        if not self.options.is_counted:
+            num_train = self.options.steps * self.options.batch_size
+        on_first_rank(
+            lambda: hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
+        )
+        if self.options.is_counted:
+            self._count_and_score(train, held_out)
+        else:
+            for name, data in zip(MODELS, (self.run.data.path, str(train)), strict=True):
+                self._train(name, data)
+            for name in MODELS:
+                self._score(name, str(held_out), self.output / name / TRUSTED)
+                self._score(name, self.run.data.path, self.output / name)
+        on_first_rank(self._finish)
+
+    def _count_and_score(self, train: Path, held_out: Path) -> None:
+        trusted, others = (self.datasets.dataset(path, seq_len=self.data.seq_len) for path in (train, held_out))
+        num = num_counted(num_trusted=len(trusted), num_examples=len(self.data), seq_len=self.data.seq_len)
+        mesh = init_device_mesh("cpu", (self.world_size,), mesh_dim_names=("batch",))
+        reader = self.datasets.reader(self.run.data.num_workers)
+        for name, made_of in zip(MODELS, (self.data, trusted), strict=True):
+            wanted = ((others, self.output / name / TRUSTED), (self.data, self.output / name))
+            missing = [(data, losses) for data, losses in wanted if not (losses / REFERENCE_FILE).is_file()]
+            if missing:
+                model = Bigrams(made_of, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
+                self._timed(f"count for the {name}", model.count)
+                for data, losses in missing:
+                    self._timed(_scoring(losses, name), partial(model.score, data, losses))
+
+    def _train(self, name: str, data: str) -> None:
+        folder, steps = self.output / "models" / name, self.options.steps
+        on_first_rank(lambda: self._write_config(folder, data))
+        if not (folder / "checkpoint" / f"step-{steps}" / ".metadata").is_file():
+            self._stage(f"train {name}", "titan_attent.train", ["--job.config_file", str(folder / "config.toml")])
+
+    def _score(self, name: str, data: str, losses: Path) -> None:
+        if (losses / REFERENCE_FILE).is_file():
+            return
+        folder = self.output / "models" / name
+        settings = {
+            "job.config_file": folder / "config.toml",
+            "data.path": data,
+            "teacher.reference_path": losses,
+            "checkpoint.initial_load_path": folder / "checkpoint" / f"step-{self.options.steps}",
+            "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
+        }
+        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))] + ["--role", name]
+        self._stage(_scoring(losses, name), "titan_attent.score", argv)
+
+    def _stage(self, name: str, module: str, argv: list[str]) -> None:
+        """Run a command of this package on all ranks; all end together if it fails on one."""
+        self._timed(name, lambda: run_on_all_ranks(module, argv))
+
+    def _timed(self, name: str, stage: Callable[[], None]) -> None:
+        on_first_rank(lambda: self._start_clock(name))
+        stage()
+        on_first_rank(lambda: self._stop_clock(time.time()))
+
+    # -- files, on rank 0 -----------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Refuse a folder that was begun with something else; announce the cost."""
+        own(self.output / LOCK_FILE, "--output")
+        self.output.mkdir(parents=True, exist_ok=True)
+        now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
+        self.report = report_of(self.output, asked=now)
+        if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
+            kept = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
+            self._stop_clock(max(path.stat().st_mtime for path in kept))
+        cost = cost_of(
+            self.options,
+            self.run,
+            num_examples=len(self.data),
+            num_trusted=len(self.trusted),
+            spec=self.spec,
+            run_spec=attent_spec(self.run.model.name, self.datasets, data=self.run.data.path),
+            num_ranks=self.world_size,
+        )
+        self.report |= {"asked": now, "cost": cost}
+        logger.info(announcement(self.options, cost))
+        self._save()
+
+    def _write_config(self, folder: Path, data: str) -> None:
+        text = training_toml(self.options, self.run, folder=folder, data=data, num_ranks=self.world_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.toml", text.encode())
+
+    def _start_clock(self, stage: str) -> None:
+        logger.info(f"Scorers: {stage}")
+        self.report["under_way"] = {"stage": stage, "since": time.time(), "ranks": self.world_size}
+        self._save()
+
+    def _stop_clock(self, now: float) -> None:
+        clock = self.report.pop("under_way")
+        seconds, stage = max(0.0, now - clock["since"]), clock["stage"]
+        for name, taken in (("seconds", seconds), ("device_seconds", seconds * clock["ranks"])):
+            self.report[name][stage] = self.report[name].get(stage, 0.0) + taken
+        self._save()
+
+    def _finish(self) -> None:
+        cost = self.report["cost"]
+        for name in MODELS:
+            mine = [seconds for stage, seconds in self.report["device_seconds"].items() if stage.endswith(name)]
+            content = {"device_seconds": sum(mine), "flops": cost["flops"] / len(MODELS)}
+            write_atomically(self.output / name / COST_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        seconds = sum(self.report["seconds"].values())
+        logger.info(
+            f"Scorers: done in {seconds:.0f} s. To train with them:\n[teacher]\n"
+            f'strategy = "hard"\nimportance = "cross_entropy_difference"\nratio_schedule = "calibrated"\n'
+            f'amateur_path = "{self.output / "amateur"}"\nreference_path = "{self.output / "expert"}"\n'
+            'interval_schedule = "fixed"\nanneal_fraction = 0.0'
+        )
+
+    def _save(self) -> None:
+        write_atomically(self.output / REPORT_FILE, (json.dumps(self.report, indent=1) + "\n").encode())
+
+
+def _scoring(losses: Path, name: str) -> str:
+    return f"score {'trusted text' if losses.name == TRUSTED else 'the data'} with the {name}"
+
+
+def make_scorers() -> None:
+    """The whole of the command."""
+    try:
+        options, rest = parse_options(arguments("titan_attent.scorers"))
+        making = Making(options, parse(rest))
+    except ValueError as error:
+        fail(error)
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        making.all()
+    except ValueError as error:
+        fail(error)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,104 @@
+"""What score.py takes of a run's configuration, and what it refuses before a model is built."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from torch import Tensor
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+
+from titan_attent.data.examples import Examples
+from titan_attent.foundations.checks import closest
+from titan_attent.scores.reference import ROLES, Scoring
+from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks.load_sources import check_checkpoint_path, warn_of_pickles
+from titan_attent.titan.checks.resume_checks import check_shapes
+from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.models.kinds import kind_of
+
+
+def scoring_config(job_config: JobConfig) -> JobConfig:
+    """The same object, without what a run is for: its teacher, batch, checkpoints and logs."""
+    # The importance may well be excess_loss already, whose reference does not exist yet.
+    job_config.teacher = TeacherConfig(reference_path=job_config.teacher.reference_path)
+    job_config.training.local_batch_size, job_config.training.global_batch_size = 1, -1
+    job_config.validation.enable = False
+    # The manager would load the run's own latest checkpoint instead of the one it is told; it holds the model only.
+    job_config.checkpoint.enable = False
+    job_config.metrics.enable_tensorboard = job_config.metrics.enable_wandb = False
+    job_config.activation_checkpoint.mode = "none"  # there is no backward
+    job_config.job.save_config_file = None
+    job_config.comm.trace_buf_size = 0  # else a folder for traces is made in the run's
+    return job_config
+
+
+def check_scoring(
+    job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None, role: str = ""
+) -> None:
+    """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
+    if not job_config.teacher.reference_path:
+        raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
+    check_checkpoint_path(job_config.checkpoint.initial_load_path)
+    read_metadata(path := str(job_config.checkpoint.initial_load_path))
+    warn_of_pickles(path)
+    datasets = datasets or DataSets()
+    preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets)
+    if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
+        raise ValueError(
+            "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
+            "--parallelism.tensor_parallel_degree 1, and so on for pipeline and context"
+        )
+    if (batch_size := job_config.validation.local_batch_size) < 1:
+        raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
+    dataset = kind_of(job_config).open(datasets, job_config)
+    writer_of(job_config, dataset, role=role)
+
+
+def check_weights(weights: dict[str, Tensor], path: str) -> None:
+    """Refuse a checkpoint of another model than has ``weights``: other names, more layers, or other shapes."""
+    check_shapes({name: list(weight.shape) for name, weight in weights.items()}, read_metadata(path), path)
+
+
+def writer_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> ReferenceWriter:
+    """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
+    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset, role=role))
+
+
+def role_of(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's own option, ``--role``, and the rest of the command line; ValueError for another role."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m titan_attent.score",
+        description="All other options are those of titan_attent.train.",
+        allow_abbrev=False,
+        add_help=False,
+        argument_default="",
+        exit_on_error=False,
+    )
+    parser.add_argument("--role")
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"--role: {error}; give one of {', '.join(ROLES)}") from None
+    if found.role and found.role not in ROLES:
+        raise ValueError(f"--role {found.role}{closest(found.role, ROLES)} It must be one of {', '.join(ROLES)}")
+    return found.role, rest
+
+
+def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:
+    """What decides the losses; the reference keeps it. ``role``: of :class:`Scoring`."""
+    path = Path(job_config.checkpoint.initial_load_path).resolve()
+    return Scoring(
+        data_fingerprint=dataset.stored.fingerprint,
+        seq_len=dataset.seq_len,
+        num_examples=len(dataset),
+        model=f"{job_config.model.name} {job_config.model.flavor}",
+        precision=job_config.training.mixed_precision_param,
+        checkpoint=str(path),
+        checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),
+        loss=kind_of(job_config).loss(job_config),
+        role=role,
+    )
