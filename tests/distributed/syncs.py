@@ -63,7 +63,7 @@ def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[N
     """``syncs`` is active from the first microbatch's forward to the optimizer's step, and in what follows a step."""
     forward, optimize = trainer.forward_backward_step, trainer.optimizers.step
     teaching = next(iter(trainer.systems)) if isinstance(trainer, TeachingTrainer) else None
-    after = None if teaching is None else teaching.step_done
+    after = None if teaching is None else teaching.after_step
     active = False
 
     def first(**kwargs: Any) -> Any:
@@ -91,5 +91,5 @@ def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[N
         if after is None:
             yield
         else:
-            with mock.patch.object(teaching, "step_done", watched_after):
+            with mock.patch.object(teaching, "after_step", watched_after):
                 yield

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent import job_config
-from titan_attent.systems.system import Columns, Facts, LossFunction, Panel, Seen, StepLoss, System
+from titan_attent.systems.settings import RunSettings
+from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Panel, Run, Seen, StepLoss, System
 
 
 @dataclass
@@ -37,36 +38,34 @@ class Counting(System):
     panels = (Panel("steps counted", ("counting/steps",), from_zero=True),)
 
     @classmethod
-    def is_on(cls, config: Any) -> bool:
-        return config.counting.enable
+    def is_on(cls, config: CountingConfig) -> bool:
+        return config.enable
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        if (degree := config.parallelism.context_parallel_degree) > 1:
+    def check(cls, config: CountingConfig, settings: RunSettings) -> None:
+        if (degree := settings.degrees.context) > 1:
             raise ValueError(f"[counting] enable = true with context_parallel_degree = {degree}: set it to 1")
 
     @classmethod
-    def check_data(cls, config: Any, facts: Facts) -> None:
+    def check_data(cls, config: CountingConfig, facts: Facts) -> None:
         if len(facts.dataset) < 3 * facts.batch_size:
             raise ValueError("[counting] enable = true needs three batches of examples: write more data")
 
-    def __init__(self, run: Any):
-        super().__init__(run)
+    def __init__(self, run: Run, config: CountingConfig):
+        super().__init__(run, config)
         self.steps, self.begun_at = 0, -1
         self.microbatches, self.backwards, self.odd, self.wrong = 0, 0, 0, 0
 
-    def begin(self) -> None:
+    def before_first_step(self) -> None:
         self.begun_at = self.run.step()
 
-    def read(self, example_ids: Any) -> Columns:
+    def read_columns(self, example_ids: Any) -> Columns:
         return {"is_odd": example_ids % 2}
 
-    def loss(self, loss: LossFunction) -> LossFunction:
-        factor = self.run.job_config.counting.factor
-
-        def multiplied(pred: Any, labels: Any, columns: Columns) -> StepLoss:
-            inner = loss(pred, labels, columns)
-            return inner._replace(to_differentiate=inner.to_differentiate * factor)
+    def wrap_loss(self, loss: LossFunction) -> LossFunction:
+        def multiplied(pred: Any, batch: Batch) -> StepLoss:
+            inner = loss(pred, batch)
+            return inner._replace(to_differentiate=inner.to_differentiate * self.config.factor)
 
         return multiplied
 
@@ -75,13 +74,13 @@ class Counting(System):
         self.backwards += 1
         yield
 
-    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         self.microbatches += 1
-        self.odd += int(columns["is_odd"].sum())
-        self.wrong += int((columns["is_odd"] != columns["example_id"] % 2).sum())
+        self.odd += int(batch.columns["is_odd"].sum())
+        self.wrong += int((batch.columns["is_odd"] != batch.examples % 2).sum())
         assert seen is not None and bool((seen["loss"] > 0).all())  # of the system before
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         self.steps += 1
 
     def metrics(self) -> dict[str, float]:
@@ -99,8 +98,4 @@ class Counting(System):
             Path(os.environ["COUNTED"]).write_text(json.dumps({name: getattr(self, name) for name in names}))
 
 
-def add_to_the_list() -> None:
-    """What the line in titan_attent/systems/system_list.py would do."""
-    import titan_attent.systems.system_list
-
-    titan_attent.systems.system_list.SYSTEMS = (*titan_attent.systems.system_list.SYSTEMS, Counting)
+SYSTEMS = (Counting,)

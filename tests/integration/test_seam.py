@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from counting import add_to_the_list
 from launch import environment, launch, read_scalars, read_trace, read_weights, run
 
 STEPS = 6
@@ -33,7 +32,7 @@ def plain(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_it_sees_every_step_and_changes_nothing_that_it_does_not_mean_to(
     small_run: list[str], plain: Path, tmp_path: Path
 ) -> None:
-    run(*arguments(small_run, tmp_path, *COUNTING), prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
+    run(*arguments(small_run, tmp_path, *COUNTING), COUNTED=str(tmp_path / "counted.json"))
     seen = counted(tmp_path)
     local = sum(sum(id % 2 for id in line["ids"][:4]) for line in read_trace(tmp_path))
     assert seen == {"steps": 6, "begun_at": 0, "microbatches": 6, "backwards": 6, "odd": local, "wrong": 0}
@@ -49,7 +48,7 @@ def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, t
     config = tmp_path / "counting.toml"
     config.write_text(toml + "[counting]\nenable = true\nfactor = 0.5\n")
     from_toml = ["--job.config_file", str(config), *small_run[2:], "--training.max_norm", "1e9"]
-    run(*arguments(from_toml, tmp_path), prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
+    run(*arguments(from_toml, tmp_path), COUNTED=str(tmp_path / "counted.json"))
     assert read_scalars(tmp_path, "loss_metrics/global_avg_loss")[1] == pytest.approx(
         read_scalars(plain, "loss_metrics/global_avg_loss")[1], rel=1e-6
     )
@@ -59,11 +58,10 @@ def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, t
 def test_its_state_goes_through_a_checkpoint_of_other_ranks(small_run: list[str], tmp_path: Path) -> None:
     extra = [*COUNTING, "--training.global_batch_size", "8"]
     first = arguments(small_run, tmp_path, *extra, "--training.steps", "4")
-    run(*first, prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
+    run(*first, COUNTED=str(tmp_path / "counted.json"))
     run(
         *arguments(small_run, tmp_path, *extra),
         num_processes=1,
-        prepare=add_to_the_list,
         COUNTED=str(tmp_path / "counted.json"),
     )
     seen = counted(tmp_path)
@@ -72,7 +70,7 @@ def test_its_state_goes_through_a_checkpoint_of_other_ranks(small_run: list[str]
 
 def test_a_checkpoint_without_its_state_is_refused(small_run: list[str], plain: Path, tmp_path: Path) -> None:
     os.symlink(plain / "checkpoint", tmp_path / "checkpoint")
-    result = launch(*arguments(small_run, tmp_path, *COUNTING), prepare=add_to_the_list, COUNTED="unused")
+    result = launch(*arguments(small_run, tmp_path, *COUNTING), COUNTED="unused")
     assert result.returncode != 0 and "holds no counting state" in result.stderr
 
 
@@ -86,13 +84,12 @@ def test_a_checkpoint_without_its_state_is_refused(small_run: list[str], plain: 
 def test_its_refusals_end_the_run_before_it_begins(
     small_run: list[str], tmp_path: Path, mistake: list[str], message: str
 ) -> None:
-    result = launch(*arguments(small_run, tmp_path, *COUNTING, *mistake), prepare=add_to_the_list, COUNTED="unused")
+    result = launch(*arguments(small_run, tmp_path, *COUNTING, *mistake), COUNTED="unused")
     assert result.returncode != 0 and message in result.stderr
 
 
 REPORT = """
 import sys
-from counting import add_to_the_list
 add_to_the_list()
 from titan_attent.report import main, read_run
 from titan_attent.report.teaching import panels_of
@@ -102,7 +99,7 @@ print([panel.title for panel in panels_of([read_run(sys.argv[1])])])
 
 
 def test_its_scalars_and_its_panel_are_in_the_report(small_run: list[str], tmp_path: Path) -> None:
-    run(*arguments(small_run, tmp_path, *COUNTING), prepare=add_to_the_list, COUNTED=str(tmp_path / "counted.json"))
+    run(*arguments(small_run, tmp_path, *COUNTING), COUNTED=str(tmp_path / "counted.json"))
     command = [sys.executable, "-c", REPORT, str(tmp_path)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout.splitlines()
     assert any(line.split() == ["counting/steps", str(STEPS - 1)] for line in lines)

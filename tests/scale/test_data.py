@@ -16,9 +16,9 @@ import torch
 from distributed.parallel_world import FLAVORS, config_of
 
 from titan_attent.data.text.format import ShardEntry, write_index
+from titan_attent.titan import train_spec
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.models import train_spec
 
 NUM_SHARDS, SHARD_TOKENS, RANKS = 100_000, 150_000_000, 512
 SOURCES = ("code", "web")

@@ -54,8 +54,31 @@ def test_the_trainer_names_no_system() -> None:
         for node in ast.walk(ast.parse((PACKAGE / "titan" / "trainer.py").read_text()))
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    assert "titan_attent.systems.system_list" in imported
-    assert not any(module.startswith("titan_attent.systems.teaching") for module in imported)
+    assert "titan_attent.titan.joined_systems" in imported
+    systems = [module for module in imported if module.startswith("titan_attent.systems.")]
+    assert systems == ["titan_attent.systems.system"]
+
+
+def names_in(path: Path) -> set[str]:
+    """Every name, attribute and argument in a module's code."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+    return names
+
+
+def test_only_titan_knows_the_trainers_configuration() -> None:
+    """RunSettings and its own section are all that a system sees of a run's configuration."""
+    outside = [
+        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("titan", "job_config.py")
+    ]
+    assert len(outside) > 100
+    assert [path for path in outside if names_in(path) & {"job_config", "JobConfig"}] == []
 
 
 def num_code_lines(source: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from titan_attent.data.io.reader import Batch
+from titan_attent.data.io.reader import ReadBatch
 
 
 class Stored(Protocol):
@@ -59,7 +59,7 @@ class Examples(Protocol):
     def whereabouts(self, i: int) -> dict[str, Any]:
         """For people: where example i stands, its shard file and its place in it."""
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
+    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
         """A batch of the examples of ``ids``, int64 [B]; IndexError outside [0, N). From any thread.
 
         Args:

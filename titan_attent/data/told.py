@@ -16,13 +16,10 @@ Cost: a few small files read at the start of a run, by its first rank.
 
 import json
 import os
-import platform
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.folder import INDEX_FILE
@@ -37,6 +34,7 @@ class Told:
     """What a run told, as far as it did: earlier versions told the two folders alone."""
 
     path: str = ""
+    validation_path: str = ""
     fingerprint: str | None = None
     batch_size: int | None = None
     tokens_per_example: int | None = None
@@ -47,51 +45,15 @@ class Told:
     scorers_flops: float | None = None
 
 
-def tell(folder: Path, run: Any, *, losses: Collection[str | os.PathLike[str]]) -> None:
+def tell(folder: Path, told: Told, *, losses: Collection[str | os.PathLike[str]]) -> None:
     """Write data.json into ``folder``, which is made.
 
     Args:
         folder: DUMP_FOLDER/teacher.
-        run: :class:`~titan_attent.systems.system.Run`.
+        told: what the run is known to be.
         losses: the folders of losses on disk that the run reads.
     """
-    job, dataset = run.job_config, run.dataset
-    name, steps = _key(job, "model.name"), _key(job, "validation.steps")
-    measured = {
-        "validation data": _fingerprint(_key(job, "data.validation_path")),
-        "validated examples": steps * run.batch_size if steps is not None and steps > 0 else "all",
-        "learner": {"vit_attent": "classifier", "mae_attent": "autoencoder"}.get(str(name), "language model"),
-    }
-    if measured["learner"] == "language model":
-        measured["validation.seq_len"] = _key(job, "validation.seq_len")
-    else:
-        measured["image size"] = dataset.seq_len
-    if measured["learner"] == "autoencoder":
-        measured |= {key: _key(job, key) for key in ("vision.mask_ratio", "vision.normalize_patches")}
-        measured["patches"] = dataset.tokens_per_example
-        if not _key(job, "vision.normalize_patches"):  # pixels are in units of the std of the training images
-            measured["training data"] = dataset.stored.fingerprint
-    content = {
-        "path": _key(job, "data.path"),
-        "validation_path": _key(job, "data.validation_path"),
-        "fingerprint": dataset.stored.fingerprint,
-        "batch_size": run.batch_size,
-        "tokens_per_example": dataset.tokens_per_example,
-        "measured": measured,
-        "setting": {
-            "model": f"{name} {_key(job, 'model.flavor')}",
-            "data": dataset.stored.fingerprint,
-            "global batch": run.batch_size,
-            "tokens of an example": dataset.tokens_per_example,
-            "training.steps": _key(job, "training.steps"),
-            "optimizer.lr": _key(job, "optimizer.lr"),
-            "debug.seed": _key(job, "debug.seed"),
-            "data.seed": _key(job, "data.seed"),
-        },
-        "devices": _devices(run.device),
-        "losses": [str(path) for path in losses],
-        "scorers_flops": _flops(losses),
-    }
+    content = asdict(told) | {"losses": [str(path) for path in losses], "scorers_flops": _flops(losses)}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / FILE, (json.dumps(content) + "\n").encode())
 
@@ -114,6 +76,7 @@ def read_told(run: Path) -> Told:
     flops = get("scorers_flops", (int, float))
     return Told(
         path=get("path", str, ""),
+        validation_path=get("validation_path", str, ""),
         fingerprint=get("fingerprint", str),
         batch_size=count("batch_size"),
         tokens_per_example=count("tokens_per_example"),
@@ -125,25 +88,12 @@ def read_told(run: Path) -> Told:
     )
 
 
-def _key(job_config: Any, name: str) -> Any:
-    """The value of ``section.key``; None where there is none."""
-    section, key = name.split(".")
-    return getattr(getattr(job_config, section, None), key, None)
-
-
-def _fingerprint(folder: str | None) -> str | None:
-    """Of the data set in a folder, as its index says."""
+def fingerprint_of(folder: str | None) -> str | None:
+    """The fingerprint of the data set in a folder, as its index says; None where there is none."""
     try:
         return str(read_json_object(Path(folder) / INDEX_FILE)["fingerprint"]) if folder else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _devices(device: torch.device) -> str:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if device.type == "cuda":
-        return f"{world} x {torch.cuda.get_device_name(device)}"
-    return f"{world} x {device.type} of {platform.node()}"
 
 
 def _flops(losses: Collection[str | os.PathLike[str]]) -> float | None:

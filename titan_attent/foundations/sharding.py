@@ -6,9 +6,6 @@ torchtitan's ``batch`` mesh (dp_replicate x dp_shard), never WORLD: tensor- and 
 copies and take equal decisions. Without a mesh (one process) every collective is the identity.
 """
 
-import os
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,16 +19,6 @@ _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 def is_first_rank() -> bool:
     """Whether this process is the one of the run that speaks for all."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def num_shards(parallelism: Any) -> int:
-    """Ranks over which FSDP2 shards the model, of torchtitan's ``[parallelism]``; with 1 of them copies are DDP's."""
-    shard, cp = parallelism.data_parallel_shard_degree, parallelism.context_parallel_degree
-    if shard == -1:
-        others = parallelism.data_parallel_replicate_degree * parallelism.tensor_parallel_degree * cp
-        others *= parallelism.pipeline_parallel_degree
-        shard = max(1, int(os.environ.get("WORLD_SIZE", "1")) // others)
-    return shard * cp
 
 
 class ExampleSharding:

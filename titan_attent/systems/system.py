@@ -5,24 +5,26 @@ system by name. It makes those that the TOML turns on, in the order of system_li
 
     before the run           check, check_data      refusals; no process group yet, nothing is built
                              identity               what a checkpoint and the run that resumes it must share
-    once the ranks can talk  __init__(run)
-                             schedule               of a pipeline
-    before the first step    begin
-    a batch is read          read                   columns beside the tokens; in reader threads
-    a microbatch             loss                   what is differentiated, and what is seen of each example
+    once the ranks can talk  __init__(run, config)
+                             wrap_schedule          of a pipeline
+    an initial checkpoint    weights_to_load        which weights a run takes from checkpoint.initial_load_path
+    before the first step    set_initial_weights    of a run that starts anew
+                             before_first_step
+    a batch is read          read_columns           columns beside the tokens; in reader threads
+    a microbatch             wrap_loss              what is differentiated, and what is seen of each example
                              around_backward
-                             microbatch_done
-    a step                   step_done
-    no training step         outside_steps          saving, validating, a forward pass for scores
+                             after_microbatch
+    a step                   after_step
+    no training step         paused                 saving, validating, a forward pass for scores
     a logged step            metrics
     a checkpoint             state_dict, load_state_dict
     the end                  close
-    the report               panels
+    the report               panels, units
 
 A method that is not overridden does nothing. Where no system changes the loss, the step is torchtitan's own code.
 
-Cost: none of its own. What runs between the first forward and the optimizer's step (``loss``, ``around_backward``,
-``microbatch_done``) must neither wait for the device nor have a shape that depends on values. Shapes: B examples of a
+Cost: none of its own. What runs between the first forward and the optimizer's step (``wrap_loss``, ``around_backward``,
+``after_microbatch``) must neither wait for the device nor have a shape that depends on values. Shapes: B examples of a
 microbatch, L tokens of an example.
 """
 
@@ -36,13 +38,37 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.told import Told
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.systems.settings import RunSettings
 
 Columns = dict[str, Tensor]
-"""Numbers of the examples of a microbatch, each int64 or fp32 [B]: ``example_id``, and what data and systems add."""
+"""What is known of the examples of a microbatch, each [B, ...]: ``example_id``, and what data and systems add. Under a
+pipeline their dtypes are integers, bool, or floats of 16, 32 or 64 bits."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A microbatch as the systems see it.
+
+    Attributes:
+        inputs: what the model reads: token ids int64 [B, L], or images; with context parallelism this rank's part.
+        labels: int64 [B, L].
+        columns: by name.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    columns: Columns
+
+    @property
+    def examples(self) -> Tensor:
+        """The example ids, int64 [B]."""
+        return self.columns["example_id"]
+
 
 Seen = dict[str, Tensor]
 """What a loss saw of the examples of a microbatch, each [B], detached."""
@@ -63,8 +89,8 @@ class StepLoss(NamedTuple):
     seen: Seen
 
 
-LossFunction = Callable[[Tensor, Tensor, Columns], StepLoss]
-"""Of logits as the parallelism leaves them, labels int64 [B, L], and the columns."""
+LossFunction = Callable[[Tensor, Batch], StepLoss]
+"""Of logits as the parallelism leaves them, and the microbatch that they are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +101,14 @@ class Facts:
         dataset: the training examples.
         batch_size: examples of a global batch.
         open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
+        settings: of the run.
         loss: what the learner's loss is called, with what changes its value (scores/reference.py).
     """
 
     dataset: Examples
     batch_size: int
     open_reference: Callable[[str], ReferenceLosses]
+    settings: RunSettings
     loss: str = ""
 
 
@@ -89,7 +117,7 @@ class Run(Facts):
     """What a system may use of the run that it takes part in.
 
     Attributes:
-        job_config: torchtitan's, with the sections of titan_attent.job_config.
+        description: of the run, for the report (data/told.py).
         device: of the model.
         mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
             dimension has one rank only.
@@ -100,7 +128,7 @@ class Run(Facts):
         ledger, reader: where the time of the training thread goes; the reader threads.
         step: the number of the training step under way, or done last.
         served: (pass, global batch in it) whose examples the loader handed out last.
-        forward: batches and a loss -> the columns of each batch and what the loss saw of them, from a forward pass in
+        forward: batches and a loss -> each batch and what the loss saw of it, from a forward pass in
             eval mode without gradients. None was seen on pipeline stages before the last. A collective.
         model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
         build_example_loss: what measures a loss of every example, by the names of losses/build.py.
@@ -108,7 +136,7 @@ class Run(Facts):
             differentiated inside the context. Not under a pipeline. A collective.
     """
 
-    job_config: Any
+    description: Told
     device: torch.device
     mesh: Callable[[str], DeviceMesh | None]
     rank: int
@@ -120,7 +148,7 @@ class Run(Facts):
     reader: Reader
     step: Callable[[], int]
     served: Callable[[], Any]
-    forward: Callable[[Iterable[Batch], LossFunction], Iterator[tuple[Columns, Seen | None]]]
+    forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, Seen | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
@@ -161,9 +189,14 @@ class System:
 
     Class attributes:
         name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
-        columns: names of the columns that the loader or :meth:`read` adds for it.
+        columns: names of the columns that the loader or :meth:`read_columns` adds for it.
         keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
+        comes_last: whether it is called after all that do not say so, those from outside included.
         panels: of the report.
+
+    Args:
+        run: what it may use.
+        config: its section.
 
     Attributes:
         sampler: decides which examples are trained; exactly one system of a run has one.
@@ -172,6 +205,7 @@ class System:
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     keeps_state: ClassVar[bool] = False
+    comes_last: ClassVar[bool] = False
     panels: ClassVar[tuple[Panel, ...]] = ()
 
     sampler: TeachingSampler | None = None
@@ -179,41 +213,50 @@ class System:
     # -- before the run: the same on every rank -------------------------------------------------------------------
 
     @classmethod
-    def is_on(cls, job_config: Any) -> bool:
-        """Whether the TOML turns it on."""
+    def is_on(cls, config: Any) -> bool:
+        """Whether its section turns it on."""
         raise NotImplementedError
 
     @classmethod
-    def check(cls, job_config: Any) -> None:
-        """Raise a ValueError (what, where, the mend) for values, or parallelisms, that it cannot work with."""
+    def check(cls, config: Any, settings: RunSettings) -> None:
+        """Raise a ValueError (what, where, the fix) for values, or parallelisms, that it cannot work with."""
 
     @classmethod
-    def check_data(cls, job_config: Any, facts: Facts) -> None:
+    def check_data(cls, config: Any, facts: Facts) -> None:
         """The same for data that it cannot work with. Opens small files only."""
 
     @classmethod
-    def identity(cls, job_config: Any) -> dict[str, Any]:
+    def identity(cls, config: Any, settings: RunSettings) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must share: a name for people -> a JSON value."""
         return {}
 
     # -- in the run, on all ranks ---------------------------------------------------------------------------------
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, config: Any):
+        self.run, self.config = run, config
 
-    def begin(self) -> None:
+    def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the model's ``weights`` that the run takes from the initial checkpoint ``path``; the others stay as
+        they were initialised. Not called on a resume. ValueError if the checkpoint does not fit."""
+        return weights
+
+    def set_initial_weights(self) -> None:
+        """Called once in a run that starts at step 0, after its weights were initialised or loaded: the place to
+        change them. Not called on a resume."""
+
+    def before_first_step(self) -> None:
         """Called once, after a checkpoint was loaded and before the first step."""
 
-    def read(self, example_ids: Tensor) -> Columns:
+    def read_columns(self, example_ids: Tensor) -> Columns:
         """Its columns of some examples, int64 [B]; called in reader threads, ahead of the step."""
         return {}
 
-    def loss(self, loss: LossFunction) -> LossFunction:
+    def wrap_loss(self, loss: LossFunction) -> LossFunction:
         """The loss of this system, around or instead of ``loss``, which the systems before it have made. Called
         once."""
         return loss
 
-    def schedule(self, schedule: Any) -> Any:
+    def wrap_schedule(self, schedule: Any) -> Any:
         """What runs a step's microbatches under a pipeline, instead of torch's ``schedule``. Called once."""
         return schedule
 
@@ -222,13 +265,13 @@ class System:
         own step, and pipelines."""
         return nullcontext()
 
-    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         """After the backward of a microbatch. None was seen on pipeline stages before the last."""
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         """After every training step; the one place where a system may talk to other ranks."""
 
-    def outside_steps(self) -> AbstractContextManager[Any]:
+    def paused(self) -> AbstractContextManager[Any]:
         """Entered, on all ranks, for what is not a training step: saving a checkpoint, validating, and
         :attr:`Run.forward`."""
         return nullcontext()
@@ -242,7 +285,7 @@ class System:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over such a state, before :meth:`begin`."""
+        """Take over such a state, before :meth:`before_first_step`."""
 
     def close(self) -> None:
         """The run ends."""

@@ -3,7 +3,8 @@
 A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from titan_attent.systems.freezing.system import AdaptiveModules
 from titan_attent.systems.highway.stages import HighwayStages
@@ -19,6 +20,20 @@ SYSTEMS: tuple[type[System], ...] = (
 )
 
 
-def systems_on(job_config: Any) -> list[type[System]]:
-    """Those that ``job_config`` turns on, in order."""
-    return [system for system in SYSTEMS if hasattr(job_config, system.name) and system.is_on(job_config)]
+class SystemOn(NamedTuple):
+    """A system that takes part in a run, and its section."""
+
+    system: type[System]
+    config: Any
+
+
+def systems_on(sections: Any, *, from_outside: Sequence[type[System]] = ()) -> list[SystemOn]:
+    """The systems that are turned on, in the order in which they are called.
+
+    Args:
+        sections: has each section of the configuration as an attribute.
+        from_outside: systems beside those of this package; they come before a system with ``comes_last``.
+    """
+    systems = sorted((*SYSTEMS, *from_outside), key=lambda system: system.comes_last)
+    found = [SystemOn(system, getattr(sections, system.name)) for system in systems if hasattr(sections, system.name)]
+    return [one for one in found if one.system.is_on(one.config)]

@@ -7,14 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.systems.system import Columns, LossFunction, Run, Seen, System
+from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, System
+from titan_attent.systems.system_list import SystemOn
 
 
-class Together:
+class JoinedSystems:
     """Made once the ranks can talk.
 
     Args:
-        kinds: of the systems that take part.
+        on: the systems that take part, each with its section.
         run: what they may use.
         loss: torchtitan's own.
 
@@ -26,53 +27,62 @@ class Together:
         states: name -> a system with a state in the checkpoint.
     """
 
-    def __init__(self, kinds: Iterable[type[System]], run: Run, loss: LossFunction):
-        self.systems: list[System] = [kind(run) for kind in kinds]
+    def __init__(self, on: Iterable[SystemOn], run: Run, loss: LossFunction):
+        self.systems: list[System] = [system(run, config) for system, config in on]
         self.column_names = ("example_id", *(name for system in self.systems for name in system.columns))
         self.loss = loss
         for system in self.systems:
-            self.loss = system.loss(self.loss)
+            self.loss = system.wrap_loss(self.loss)
         self.sampler: TeachingSampler
         (self.sampler,) = (system.sampler for system in self.systems if system.sampler is not None)
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
-            system.read for system in self.systems if type(system).read is not System.read
+            system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
 
     def __iter__(self) -> Iterator[System]:
         return iter(self.systems)
 
-    def schedule(self, schedule: Any) -> Any:
+    def wrap_schedule(self, schedule: Any) -> Any:
         for system in self.systems:
-            schedule = system.schedule(schedule)
+            schedule = system.wrap_schedule(schedule)
         return schedule
 
-    def begin(self) -> None:
+    def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for system in self.systems:
-            system.begin()
+            weights = system.weights_to_load(path, weights)
+        return weights
+
+    def set_initial_weights(self) -> None:
+        for system in self.systems:
+            system.set_initial_weights()
+
+    def before_first_step(self) -> None:
+        for system in self.systems:
+            system.before_first_step()
 
     def around_backward(self) -> AbstractContextManager[Any]:
         return _all_of(system.around_backward() for system in self.systems)
 
-    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         for system in self.systems:
-            system.microbatch_done(columns, seen)
+            system.after_microbatch(batch, seen)
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         for system in self.systems:
-            system.step_done()
+            system.after_step()
 
-    def outside_steps(self) -> AbstractContextManager[Any]:
-        return _all_of(system.outside_steps() for system in self.systems)
+    def paused(self) -> AbstractContextManager[Any]:
+        return _all_of(system.paused() for system in self.systems)
 
-    def aside(
+    def during_pause(
         self, function: Callable[..., Any], *, when: Callable[..., bool] = lambda *_, **__: True
     ) -> Callable[..., Any]:
         """``function``, which is no training step; where ``when`` of the same arguments says no, it does nothing that
         a system must know of."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self.outside_steps() if when(*args, **kwargs) else nullcontext():
+            with self.paused() if when(*args, **kwargs) else nullcontext():
                 return function(*args, **kwargs)
 
         return wrapper

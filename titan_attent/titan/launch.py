@@ -21,6 +21,7 @@ from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_lo
 from titan_attent.titan.checks.resume_checks import what_is_finished
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.patches import compat, cpu, log_filter
+from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 from titan_attent.titan.user_errors import end_well, fail, let_first_rank_speak
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> JobConfig:
     config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
     toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
     if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out
-        argv = [*argv, "--job.custom_config_module", preflight.CUSTOM_CONFIG]
+        argv = [*argv, "--job.custom_config_module", CUSTOM_CONFIG]
     # tyro reports a bad command line itself and exits; one rank's report is enough.
     first = os.environ["RANK"] == "0"
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):

@@ -22,13 +22,13 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.order import Pass
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.systems.system_list import systems_on
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.kinds import kind_of
 from titan_attent.titan.patches import compat
+from titan_attent.titan.settings import settings_of, systems_of
 
 
 def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
@@ -40,8 +40,9 @@ def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) ->
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
     }
-    for system in systems_on(job_config):
-        geometry |= system.identity(job_config)
+    settings = settings_of(job_config)
+    for system, config in systems_of(job_config):
+        geometry |= system.identity(config, settings)
     return geometry
 
 
@@ -109,13 +110,13 @@ class TeachingLoader(BaseDataLoader):
         """
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
 
-    def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> Batch:
+    def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *place)
         inputs, labels = self.dataset.read(ids, current.turn)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
         return {**inputs, "example_id": ids, **columns}, labels
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ReadBatch]:
         sampler = self.sampler
         assert sampler is not None, "follow a sampler before iterating"
         while True:

@@ -1,9 +1,10 @@
 """The loss function of a pipeline schedule: the columns of the examples ride with the target.
 
 torch's pipeline schedules call the loss on the last stage, once a microbatch, with that microbatch's rows of one target
-tensor, and differentiate what it returns. So the target carries the columns of the examples, too (their ids, their
-weights, what systems add), and what was seen of the examples is put aside here until the step has ended. On the other
-stages nothing is seen; the loss buffer's exchange brings them what the last stage has recorded (losses/buffer.py).
+tensor, and differentiate what it returns. So the target carries the inputs and the columns of the examples, too (their
+ids, their weights, what systems add). What was seen of the examples is put aside here until the step has ended. On the
+other stages nothing is seen; the loss buffer's exchange brings them what the last stage has recorded
+(losses/buffer.py).
 
 torchtitan 0.2.2 differentiates the SUM under a pipeline and divides by the number of valid tokens only what it logs, so
 gradients are too large by that number (its thread #2972). Here the sum is divided before.
@@ -21,9 +22,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.distributed import ParallelDims
 
-from titan_attent.systems.system import Columns, LossFunction, Seen
+from titan_attent.systems.system import Batch, Columns, LossFunction, Seen
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
+
+INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers of as many bytes as a float has."""
+
+INPUTS = "inputs"
+"""Rides beside the columns, under this name."""
 
 
 def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
@@ -45,22 +52,29 @@ def from_last_stage(values: Sequence[float], *, is_last: bool, mesh: DeviceMesh,
     return mine.tolist()
 
 
+def _as_integers(column: Tensor) -> Tensor:
+    """int64 [B, n] of [B, ...]: floats as their bits."""
+    if column.dtype.is_floating_point:
+        column = column.contiguous().view(INTEGER_OF_SIZE[column.dtype.itemsize])
+    return column.long().flatten(1) if column.ndim > 1 else column.long()[:, None]
+
+
 def pack_target(labels_BL: Tensor, columns: Columns) -> Tensor:
-    """int64 [B, L + number of columns]: the labels, then each column; fp32 ones as their bits."""
-    packed = [
-        column.view(torch.int32).long() if column.dtype == torch.float32 else column for column in columns.values()
-    ]
-    return torch.cat((labels_BL, *(column[:, None] for column in packed)), dim=1)
+    """int64 [B, L + numbers of all columns]: the labels, then each column, flattened; floats as their bits."""
+    return torch.cat((labels_BL, *(_as_integers(column) for column in columns.values())), dim=1)
 
 
-def unpack_target(target: Tensor, dtypes: dict[str, torch.dtype]) -> tuple[Tensor, Columns]:
-    """Labels and columns of :func:`pack_target`; ``dtypes``: of the columns, in their order."""
-    num_labels = target.shape[1] - len(dtypes)
+def unpack_target(target: Tensor, like: Columns) -> tuple[Tensor, Columns]:
+    """Labels and columns of :func:`pack_target`; ``like``: columns of these dtypes and shapes, but for B, in order."""
+    widths = [column[:1].numel() for column in like.values()]
+    labels, *packed = target.split((target.shape[1] - sum(widths), *widths), dim=1)
     columns = {}
-    for i, (name, dtype) in enumerate(dtypes.items()):
-        column = target[:, num_labels + i]
-        columns[name] = column.to(torch.int32).view(torch.float32) if dtype == torch.float32 else column
-    return target[:, :num_labels], columns
+    for (name, column), numbers in zip(like.items(), packed, strict=True):
+        shape = (len(target), *column.shape[1:])
+        if column.dtype.is_floating_point:
+            numbers = numbers.to(INTEGER_OF_SIZE[column.dtype.itemsize]).contiguous().view(column.dtype)
+        columns[name] = numbers.to(column.dtype).reshape(shape)
+    return labels, columns
 
 
 class PipelineStep:
@@ -70,19 +84,20 @@ class PipelineStep:
     learn the shapes of gradients. That call comes first, so only the last ones count.
     """
 
-    def __init__(self, loss: LossFunction, columns: Columns, *, num_microbatches: int, divisor: Tensor | float) -> None:
-        self.loss, self.columns = loss, columns
+    def __init__(self, loss: LossFunction, batch: Batch, *, num_microbatches: int, divisor: Tensor | float) -> None:
+        self.loss, self.labels = loss, batch.labels
+        self.columns = {**batch.columns, INPUTS: batch.inputs}
         self.num_microbatches, self.divisor = num_microbatches, divisor
         self._logged: list[Tensor] = []
         self._seen: list[Seen] = []
 
-    def target(self, labels_BL: Tensor) -> Tensor:
+    def target(self) -> Tensor:
         """What the schedule is given as its target."""
-        return pack_target(labels_BL, self.columns)
+        return pack_target(self.labels, self.columns)
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
-        labels, columns = unpack_target(target, {name: column.dtype for name, column in self.columns.items()})
-        loss = self.loss(pred, labels, columns)
+        labels, columns = unpack_target(target, self.columns)
+        loss = self.loss(pred, Batch(columns.pop(INPUTS), labels, columns))
         self._logged.append(loss.logged)
         self._seen.append(loss.seen)
         return loss.to_differentiate / self.divisor
@@ -106,16 +121,16 @@ class PipelineLoss:
 
     @contextmanager
     def step(
-        self, loss: LossFunction, columns: Columns, *, num_microbatches: int, divisor: Tensor | float
+        self, loss: LossFunction, batch: Batch, *, num_microbatches: int, divisor: Tensor | float
     ) -> Iterator[PipelineStep]:
         """Let the schedule call ``loss``; its targets come from :meth:`PipelineStep.target`.
 
         Args:
-            columns: of the examples of the step.
+            batch: of the step.
             num_microbatches: of the schedule.
             divisor: valid tokens of the global batch; what is differentiated is divided by it.
         """
-        self._step = PipelineStep(loss, columns, num_microbatches=num_microbatches, divisor=divisor)
+        self._step = PipelineStep(loss, batch, num_microbatches=num_microbatches, divisor=divisor)
         try:
             yield self._step
         finally:

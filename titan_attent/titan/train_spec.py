@@ -28,10 +28,9 @@ from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.models import vision
 from titan_attent.titan.patches import checkpoint, compat
 from titan_attent.titan.pipeline import PipelineLoss
+from titan_attent.titan.settings import SUFFIX
 from titan_attent.titan.user_errors import fail
 from titan_attent.titan.validator import build_validator
-
-SUFFIX = "_attent"
 
 TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
 """torchtitan's text models, each trained by tests/distributed/titan/test_parallelism.py."""

@@ -18,21 +18,21 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
-from titan_attent.data.io.reader import Batch
+from titan_attent.data.io.reader import ReadBatch
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.mixed import mixing
-from titan_attent.systems.system import Columns, LossFunction, Run, Seen, StepLoss
-from titan_attent.systems.system_list import systems_on
+from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
 from titan_attent.titan.health import Health
-from titan_attent.titan.joined_systems import Together
+from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
-from titan_attent.titan.models.initial_weights import keep_new_head
 from titan_attent.titan.models.kinds import kind_of
 from titan_attent.titan.models.vision import is_vision
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
+from titan_attent.titan.patches.checkpoint import Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, copies_of
+from titan_attent.titan.settings import describe, settings_of, systems_of
 
 
 class TeachingTrainer(Trainer):
@@ -45,7 +45,7 @@ class TeachingTrainer(Trainer):
         self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
         self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=self.tokens_per_example)
-        self.systems = Together(systems_on(job_config), self._run(), self._stock_loss)
+        self.systems = JoinedSystems(systems_of(job_config), self._run(), self._stock_loss)
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states |= self.systems.states
         self.loader.follow(
@@ -54,15 +54,17 @@ class TeachingTrainer(Trainer):
             reads=self.systems.reads,
         )
         if self.parallel_dims.pp_enabled:
-            self.pp_schedule: Any = self.systems.schedule(self.pp_schedule)
+            self.pp_schedule: Any = self.systems.wrap_schedule(self.pp_schedule)
             if job_config.validation.enable:
                 self.validator.pp_schedule = self.pp_schedule
         self.health = Health(self)
-        save = self.systems.aside(self.checkpointer.save, when=self.checkpointer._should_save)
+        save = self.systems.during_pause(self.checkpointer.save, when=self.checkpointer._should_save)
         save = self.health.guarded(save)
         self.checkpointer.save = self.ledger.charged("save", save)
         if job_config.validation.enable:
-            self.validator.validate = self.ledger.charged("validate", self.systems.aside(self.validator.validate))
+            self.validator.validate = self.ledger.charged(
+                "validate", self.systems.during_pause(self.validator.validate)
+            )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
             system_metrics=self.systems.metrics,
             logged=self.health.logged,
@@ -71,8 +73,7 @@ class TeachingTrainer(Trainer):
             is_last_stage=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
             device=self.device,
         )
-        if job_config.vision.new_head:
-            keep_new_head(self.checkpointer)
+        cast(Checkpoints, self.checkpointer).weights_to_load = self.systems.weights_to_load
         # Made of a host number, which a step must not copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
@@ -82,7 +83,8 @@ class TeachingTrainer(Trainer):
             dataset=self.loader.dataset,
             batch_size=self.batch_size,
             open_reference=self.loader.datasets.reference,
-            job_config=job_config,
+            settings=settings_of(job_config),
+            description=describe(job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device),
             device=self.device,
             mesh=dims.get_optional_mesh,
             rank=self.loader.dp_rank,
@@ -108,10 +110,10 @@ class TeachingTrainer(Trainer):
 
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
-    def _stock_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
+    def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         """torchtitan's own, which a system may build on."""
         loss = cast(PipelineLoss, self.loss_fn).stock if self.parallel_dims.pp_enabled else self.loss_fn
-        loss_sum = loss(pred, labels, *mixing(columns))
+        loss_sum = loss(pred, batch.labels, *mixing(batch.columns))
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
@@ -131,9 +133,10 @@ class TeachingTrainer(Trainer):
         divisor = global_valid_tokens / ddp_ranks
         if dims.pp_enabled:
             with systems.around_backward():
-                loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
+                batch, loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
         elif systems.loss == self._stock_loss and not self.loader.dataset.columns:
+            batch = Batch(input_dict["input"], labels, columns)
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             logged = loss / ddp_ranks
@@ -143,12 +146,13 @@ class TeachingTrainer(Trainer):
             with self.train_context():
                 with self.maybe_enable_amp:
                     pred = model(inputs, **extra_inputs, **extra_kwargs)
-                    to_differentiate, loss_sum, seen = systems.loss(pred, labels, columns)
+                    batch = Batch(inputs, labels, columns)
+                    to_differentiate, loss_sum, seen = systems.loss(pred, batch)
                 del pred  # before the backward, whose peak it would raise
                 with systems.around_backward():
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
-        systems.microbatch_done(columns, seen)
+        systems.after_microbatch(batch, seen)
         self.health.saw(logged)
         return logged
 
@@ -161,47 +165,49 @@ class TeachingTrainer(Trainer):
         *,
         divisor: Tensor | float,
         backward: bool = True,
-    ) -> tuple[Tensor | None, Seen | None]:
+    ) -> tuple[Batch, Tensor | None, Seen | None]:
         """A microbatch of the trainer's through the pipeline, which cuts it into its own.
 
         Returns:
-            (unweighted loss sum, what was seen of the examples); None and None where the last stage is not.
+            (the batch, unweighted loss sum, what was seen of the examples); None and None where the last stage is not.
         """
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         run = self.pp_schedule.step if backward else self.pp_schedule.eval
         first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
         loss_fn, config = cast(PipelineLoss, self.loss_fn), self.job_config
+        batch = Batch(inputs, labels, columns)
         num_microbatches = config.training.local_batch_size // config.parallelism.pipeline_parallel_microbatch_size
         with (
             self.train_context(),
-            loss_fn.step(loss, columns, num_microbatches=num_microbatches, divisor=divisor) as step,
+            loss_fn.step(loss, batch, num_microbatches=num_microbatches, divisor=divisor) as step,
         ):
             run(
                 *first[0],
                 **first[1],
                 **extra_kwargs,
-                target=step.target(labels) if self.pp_has_last_stage else None,
+                target=step.target() if self.pp_has_last_stage else None,
                 return_outputs=False,
             )
-        return (step.loss_sum(), step.seen()) if self.pp_has_last_stage else (None, None)
+        return (batch, step.loss_sum(), step.seen()) if self.pp_has_last_stage else (batch, None, None)
 
     @torch.no_grad()
-    def forward(self, batches: Iterable[Batch], loss: LossFunction) -> Iterator[tuple[Columns, Seen | None]]:
-        """The columns of each batch and what ``loss`` saw of them, in eval mode; see :class:`Run`. A collective."""
+    def forward(self, batches: Iterable[ReadBatch], loss: LossFunction) -> Iterator[tuple[Batch, Seen | None]]:
+        """Each batch and what ``loss`` saw of it, in eval mode; see :class:`Run`. A collective."""
         for part in self.model_parts:
             part.eval()
-        with self.systems.outside_steps(), compat.expert_counts_kept(self.model_parts):
+        with self.systems.paused(), compat.expert_counts_kept(self.model_parts):
             for input_dict, labels in batches:
                 input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
                 labels, columns = labels.to(self.device), self._take_columns(input_dict)
                 if self.parallel_dims.pp_enabled:
-                    _, seen = self._pipeline_step(input_dict, labels, columns, loss, divisor=1.0, backward=False)
+                    batch, _, seen = self._pipeline_step(input_dict, labels, columns, loss, divisor=1.0, backward=False)
                 else:
                     (model,) = self.model_parts
                     inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
                     with self.train_context(), self.maybe_enable_amp:
-                        seen = loss(model(inputs, **extra_inputs, **extra_kwargs), labels, columns).seen
-                yield columns, seen
+                        batch = Batch(inputs, labels, columns)
+                        seen = loss(model(inputs, **extra_inputs, **extra_kwargs), batch).seen
+                yield batch, seen
         for part in self.model_parts:
             part.train()
 
@@ -219,19 +225,21 @@ class TeachingTrainer(Trainer):
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
-    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+    def train_step(self, data_iterator: Iterator[ReadBatch]) -> None:
         with self.ledger.charge("train"):
             super().train_step(data_iterator)
-        self.systems.step_done()
+        self.systems.after_step()
 
-    def batch_generator(self, data_iterable: Any) -> Iterator[Batch]:
+    def batch_generator(self, data_iterable: Any) -> Iterator[ReadBatch]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
         self.health.begin()
-        self.systems.begin()
+        if self.step == 0:
+            self.systems.set_initial_weights()
+        self.systems.before_first_step()
         self.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))
 
-    def _charged_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _charged_batches(self, batches: Iterator[ReadBatch]) -> Iterator[ReadBatch]:
         next_batch = self.ledger.charged("load", lambda: next(batches, None))
         while (batch := next_batch()) is not None:
             # torchtitan counts labels as tokens; and whole sequences on every context parallel rank, which it adds up

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.io.reader import ReadBatch, Reader
 
 
 @pytest.fixture(params=[0, 1, 3])
@@ -17,12 +17,12 @@ def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
     reader.close()
 
 
-def batch_of(number: int) -> Batch:
+def batch_of(number: int) -> ReadBatch:
     time.sleep(0.002 * (number % 3))  # some overtake others
     return {"input": torch.full((2,), number)}, torch.full((2,), -number)
 
 
-def numbers(batches: Iterator[Batch]) -> list[int]:
+def numbers(batches: Iterator[ReadBatch]) -> list[int]:
     return [int(inputs["input"][0]) for inputs, labels in batches if int(labels[1]) == -int(inputs["input"][0])]
 
 
@@ -63,7 +63,7 @@ def test_it_runs_ahead_by_so_much_and_no_more() -> None:
 
 
 def test_what_a_reader_raises_comes_in_its_turn(reader: Reader) -> None:
-    def fails_at_five(number: int) -> Batch:
+    def fails_at_five(number: int) -> ReadBatch:
         if number == 5:
             raise ValueError("shard 5 is gone")
         return batch_of(number)
@@ -78,7 +78,7 @@ def test_what_a_reader_raises_comes_in_its_turn(reader: Reader) -> None:
 def test_dropped_half_way_the_next_one_reads_on(reader: Reader) -> None:
     called: list[int] = []
 
-    def slow(number: int) -> Batch:
+    def slow(number: int) -> ReadBatch:
         called.append(number)
         return batch_of(number)
 
@@ -92,7 +92,7 @@ def test_dropped_half_way_the_next_one_reads_on(reader: Reader) -> None:
 def test_close_ends_the_threads_and_does_not_wait() -> None:
     release = threading.Event()
 
-    def blocked(number: int) -> Batch:
+    def blocked(number: int) -> ReadBatch:
         release.wait(10)
         return batch_of(number)
 

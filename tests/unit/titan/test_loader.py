@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from titan_attent.data.io.reader import Batch
+from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
 from titan_attent.data.plan.sampler import TeachingSampler
@@ -64,7 +64,7 @@ class Scoring:
         """Not of interest here."""
 
 
-def check(dataset: TokenDataset, batch: Batch, ids: torch.Tensor) -> None:
+def check(dataset: TokenDataset, batch: ReadBatch, ids: torch.Tensor) -> None:
     inputs, labels = batch
     assert torch.equal(inputs["example_id"], ids)
     for row, i in enumerate(ids.tolist()):

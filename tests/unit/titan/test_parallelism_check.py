@@ -8,8 +8,8 @@ import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.systems.system_list import systems_on
 from titan_attent.titan.checks.parallelism import check_parallelism
+from titan_attent.titan.settings import settings_of, systems_of
 
 
 def config_of(**values: Any) -> JobConfig:
@@ -25,8 +25,9 @@ def config_of(**values: Any) -> JobConfig:
 def check(config: Any, *, world_size: int) -> int:
     """As preflight.check_run does: torchtitan's own, then those of the systems."""
     degree = check_parallelism(config, world_size=world_size)
-    for system in systems_on(config):
-        system.check(config)
+    settings = settings_of(config, world_size=world_size)
+    for system, section in systems_of(config):
+        system.check(section, settings)
     return degree
 
 

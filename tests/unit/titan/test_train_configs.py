@@ -9,9 +9,9 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
-from titan_attent.systems.system_list import systems_on
+from titan_attent.titan import train_spec
 from titan_attent.titan.checks import preflight
-from titan_attent.titan.models import train_spec
+from titan_attent.titan.settings import systems_of
 
 ROOT = Path(__file__).parents[3]
 LARGE = "llama3_8b_attent.toml"
@@ -49,7 +49,7 @@ def check(config: JobConfig, *, world_size: int, monkeypatch: pytest.MonkeyPatch
     """preflight.check_run, but for what needs the data and the losses themselves."""
     data = Sized(stored=SimpleNamespace(fingerprint="made up"), seq_len=config.training.seq_len, tokens_per_example=1)
     monkeypatch.setattr(preflight, "_open", lambda *args, **kwargs: data)
-    for system in systems_on(config):
+    for system, _ in systems_of(config):
         monkeypatch.setattr(system, "check_data", lambda *args: None)
     preflight.check_run(config, train_spec.attent_spec(config.model.name), world_size=world_size)
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Batch = tuple[dict[str, Tensor], Tensor]
-"""({"input": [B, L], ...}, labels [B, L])."""
+ReadBatch = tuple[dict[str, Tensor], Tensor]
+"""What a data set reads: ({"input": [B, L], ...}, labels [B, L])."""
 Request = TypeVar("Request")
 
 
@@ -33,8 +33,8 @@ class Reader:
         self._threads: ThreadPoolExecutor | None = None
 
     def read(
-        self, fn: Callable[[Request], Batch], requests: Iterable[Request], *, pin_memory: bool = False
-    ) -> Iterator[Batch]:
+        self, fn: Callable[[Request], ReadBatch], requests: Iterable[Request], *, pin_memory: bool = False
+    ) -> Iterator[ReadBatch]:
         """``fn`` of every request, in order; what it raises is raised here, in its turn.
 
         Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead of it: what takes time belongs into
@@ -49,7 +49,7 @@ class Reader:
             yield from map(fn, requests)
             return
         call = (lambda request: _pinned(fn(request))) if pin_memory else fn
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[Future[ReadBatch]] = deque()
         try:
             for request in requests:
                 pending.append(self._executor().submit(call, request))
@@ -82,6 +82,6 @@ def _use_device(device: int | None) -> None:
         torch.accelerator.set_device_index(device)
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pinned(batch: ReadBatch) -> ReadBatch:
     inputs, labels = batch
     return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.order import Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
@@ -32,14 +32,14 @@ class FixedLoader:
         self.dp_rank, self.dp_world_size, self.reader = dp_rank, dp_world_size, reader
         self.num_batches = -(-pool.size // (batch_size * dp_world_size))
 
-    def _read(self, places: Tensor) -> Batch:
+    def _read(self, places: Tensor) -> ReadBatch:
         padding = places >= self.pool.size
         ids = self.pool.ids(places.clamp(max=self.pool.size - 1))
         inputs, labels = self.dataset.read(ids)
         labels[padding] = IGNORE_INDEX
         return {**inputs, "example_id": ids.masked_fill(padding, len(self.dataset))}, labels
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ReadBatch]:
         rows = torch.arange(self.batch_size) + self.dp_rank * self.batch_size
         places = (rows + batch * self.batch_size * self.dp_world_size for batch in range(self.num_batches))
         return self.reader.read(self._read, places)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
 from titan_attent.data.io.folder import INDEX_FILE
-from titan_attent.data.io.reader import Batch
+from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.format import WRITER, Index, ShardEntry, read_index, write_index
 
 __all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
@@ -224,7 +224,7 @@ class TokenDataset(Dataset):
         shard, first = self.shards.locate(i * self.seq_len)
         return {"shard": shard, "first_token": first, "num_tokens": self.seq_len + 1}
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
+    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
         """:meth:`batch` as a model takes it; text is the same at every turn."""
         inputs, labels = self.batch(ids)
         return {"input": inputs}, labels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.images import ImageDataset
-from titan_attent.data.io.reader import Batch
+from titan_attent.data.io.reader import ReadBatch
 from titan_attent.foundations.keyed import STREAM_IMAGES, fold_key, hash_ids
 from titan_attent.models.vision.mae import MAEArgs, keyed_keep, keyed_masks, patch_targets
 from titan_attent.models.vision.mixing import keyed_draws, mix
@@ -86,7 +86,7 @@ class ClassExamples(ImageExamples):
         """ln C."""
         return math.log(len(self.images.classes))
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
+    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
         pixels, labels = self.images.pixels(ids, turn)
         inputs = {"input": pixels} | self._depth(ids, turn)
         if turn is not None and self.columns:
@@ -116,7 +116,7 @@ class PatchExamples(ImageExamples):
         super().__init__(images, args, seed=seed)
         self.normalize = normalize
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> Batch:
+    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
         args = self.args
         pixels, _ = self.images.pixels(ids, turn)
         # Validation looks at the same masks whatever the seed of the run.

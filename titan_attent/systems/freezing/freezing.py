@@ -79,7 +79,7 @@ class Freezer:
         dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
         for pattern in _patterns(self.units):
             self.apply(pattern)
-            with _predict(run, run.job_config.training.local_batch_size) as (logits, _):
+            with _predict(run, run.settings.local_batch_size) as (logits, _):
                 (logits.float().mean() * 0).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None

@@ -10,12 +10,11 @@ frozen takes no part in it.
 import json
 import logging
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, cast
 
 from titan_attent.foundations.flops import is_experts
 from titan_attent.foundations.json_lines import JsonLines
-from titan_attent.foundations.sharding import is_first_rank, num_shards
+from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
 from titan_attent.systems.freezing.account import Account
 from titan_attent.systems.freezing.config import ModulesConfig
@@ -23,6 +22,7 @@ from titan_attent.systems.freezing.freezing import Freezer
 from titan_attent.systems.freezing.policy import History, decide, relative
 from titan_attent.systems.freezing.probe import Prober
 from titan_attent.systems.freezing.units import backward_flops, find_units
+from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Facts, Run, System
 
 logger = logging.getLogger(__name__)
@@ -36,18 +36,17 @@ class AdaptiveModules(System):
     panels = panels.PANELS
 
     @classmethod
-    def is_on(cls, job_config: Any) -> bool:
-        return job_config.modules.policy != "off"
+    def is_on(cls, config: ModulesConfig) -> bool:
+        return config.policy != "off"
 
     @classmethod
-    def check(cls, job_config: Any) -> None:
-        config: ModulesConfig = job_config.modules
+    def check(cls, config: ModulesConfig, settings: RunSettings) -> None:
         config.validate()
-        parallelism = job_config.parallelism
+        degrees = settings.degrees
         refused = {
-            "pipeline_parallel_degree": parallelism.pipeline_parallel_degree,
-            "context_parallel_degree": parallelism.context_parallel_degree,
-            "expert_parallel_degree": parallelism.expert_parallel_degree,
+            "pipeline_parallel_degree": degrees.pipeline,
+            "context_parallel_degree": degrees.context,
+            "expert_parallel_degree": degrees.expert,
         }
         for key, degree in refused.items():
             if degree > 1:
@@ -55,32 +54,30 @@ class AdaptiveModules(System):
                     f'[modules] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
                     'examples and all modules on a rank. Set it to 1, or policy = "off"'
                 )
-        replicate = parallelism.data_parallel_replicate_degree
-        if replicate > 1 and num_shards(parallelism) == 1:
+        if degrees.is_ddp:
             raise ValueError(
-                f'[modules] policy = "{config.policy}" with data_parallel_replicate_degree = {replicate} and no '
-                "sharding, which is DDP: it waits for the gradients of frozen parameters. Set "
+                f'[modules] policy = "{config.policy}" with data_parallel_replicate_degree = {degrees.replicate} and '
+                "no sharding, which is DDP: it waits for the gradients of frozen parameters. Set "
                 "data_parallel_shard_degree above 1 (HSDP), or data_parallel_replicate_degree to 1 (FSDP2)"
             )
-        if job_config.optimizer.early_step_in_backward:
+        if settings.steps_in_backward:
             raise ValueError(
                 f'[modules] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
                 "backward pass without a step. Set it to false"
             )
-        if config.heads and parallelism.tensor_parallel_degree > 1:
+        if config.heads and degrees.tensor > 1:
             raise ValueError(
-                f"[modules] heads = true with tensor_parallel_degree = {parallelism.tensor_parallel_degree}: the heads "
+                f"[modules] heads = true with tensor_parallel_degree = {degrees.tensor}: the heads "
                 "are spread over the ranks. Set heads = false"
             )
-        if config.warmup_steps >= job_config.training.steps:
+        if config.warmup_steps >= settings.steps:
             raise ValueError(
                 f"[modules] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
-                f'{job_config.training.steps}: lower it, or set policy = "off"'
+                f'{settings.steps}: lower it, or set policy = "off"'
             )
 
     @classmethod
-    def check_data(cls, job_config: Any, facts: Facts) -> None:
-        config: ModulesConfig = job_config.modules
+    def check_data(cls, config: ModulesConfig, facts: Facts) -> None:
         needed = config.probe_groups * config.probe_examples
         if config.probes and needed > len(facts.dataset):
             raise ValueError(
@@ -89,24 +86,23 @@ class AdaptiveModules(System):
             )
 
     @classmethod
-    def identity(cls, job_config: Any) -> dict[str, Any]:
-        config: ModulesConfig = job_config.modules
+    def identity(cls, config: ModulesConfig, settings: RunSettings) -> dict[str, Any]:
         keys = ("seed", "probe", "probe_groups", "probe_examples")
         return {f"modules.{key}": getattr(config, key) for key in keys}
 
-    def __init__(self, run: Run):
-        super().__init__(run)
-        self.config: ModulesConfig = run.job_config.modules
+    config: ModulesConfig
+
+    def __init__(self, run: Run, config: ModulesConfig):
+        super().__init__(run, config)
         (self.model,) = run.model_parts
-        training = run.job_config.training
-        self.units = find_units(self.model, seq_len=training.seq_len)
+        self.units = find_units(self.model, seq_len=run.settings.seq_len)
         self._check_model()
         sharded = run.mesh("fsdp") is not None
         self.account = Account(
             self.units,
             batch_size=run.batch_size,
             microbatches=run.microbatches,
-            reduced_bytes=(4 if training.mixed_precision_reduce == "float32" else 2) if sharded else 0,
+            reduced_bytes=run.settings.reduce_dtype.itemsize if sharded else 0,
         )
         self.freezer = Freezer(self.model, self.units)
         self.history = History(active=list(self.freezer.active))
@@ -133,7 +129,7 @@ class AdaptiveModules(System):
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def before_first_step(self) -> None:
         run, config, step = self.run, self.config, self.run.step()
         if is_first_rank():
             full = backward_flops(self.units) / 1e9
@@ -142,23 +138,22 @@ class AdaptiveModules(System):
                 f"then {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs of an example's backward pass are "
                 f"kept, decided every {config.interval} steps"
             )
-            self.log = JsonLines(Path(run.job_config.job.dump_folder) / "modules" / "decisions.jsonl", step=step)
-        compiled = run.job_config.compile
+            self.log = JsonLines(run.settings.dump_folder / "modules" / "decisions.jsonl", step=step)
         if step > 0 and not all(self.history.active):
             self.freezer.first_forward(run)
-        if compiled.enable and "model" in compiled.components and config.policy != "all":
+        if run.settings.compiles_model and config.policy != "all":
             self.freezer.warm(run)
         self.freezer.apply(self.history.active)
         self.train_seconds = run.ledger.seconds["train"]
 
-    def outside_steps(self) -> AbstractContextManager[Any]:
+    def paused(self) -> AbstractContextManager[Any]:
         return self.freezer.all_active()
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         now = self.run.ledger.seconds["train"]
         self.account.step_done(self.freezer.active, seconds=now - self.train_seconds)
         self.train_seconds = now
-        step, total = self.run.step(), self.run.job_config.training.steps
+        step, total = self.run.step(), self.run.settings.steps
         if step >= total:
             return
         if step >= total * (1 - self.config.final_fraction):

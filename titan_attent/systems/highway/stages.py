@@ -9,6 +9,7 @@ from typing import Any
 from titan_attent.systems.highway import checks
 from titan_attent.systems.highway.config import BackwardConfig
 from titan_attent.systems.highway.stagewise import HighwaySchedule, highway_schedule
+from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Run, System
 
 
@@ -18,30 +19,29 @@ class HighwayStages(System):
     name = "backward"
 
     @classmethod
-    def is_on(cls, job_config: Any) -> bool:
-        return job_config.backward.method == "highway" and job_config.backward.cut == "stage"
+    def is_on(cls, config: BackwardConfig) -> bool:
+        return config.method == "highway" and config.cut == "stage"
 
     @classmethod
-    def check(cls, job_config: Any) -> None:
-        job_config.backward.validate()
-        checks.check_stages(job_config)
+    def check(cls, config: BackwardConfig, settings: RunSettings) -> None:
+        config.validate()
+        checks.check_stages(settings)
 
-    def __init__(self, run: Run):
-        super().__init__(run)
-        config: BackwardConfig = run.job_config.backward
-        steps = run.job_config.training.steps
+    def __init__(self, run: Run, config: BackwardConfig):
+        super().__init__(run, config)
+        steps = run.settings.steps
         self.last_cut_step = steps - round(config.exact_fraction * steps)
         self.iterations = config.iterations
         self.own: HighwaySchedule | None = None
 
-    def schedule(self, schedule: Any) -> Any:
+    def wrap_schedule(self, schedule: Any) -> Any:
         self.own = highway_schedule(schedule, self.iterations)
         return self.own
 
-    def begin(self) -> None:
+    def before_first_step(self) -> None:
         self._set(self.run.step() + 1)
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         self._set(self.run.step() + 1)
 
     def _set(self, step: int) -> None:
@@ -51,6 +51,6 @@ class HighwayStages(System):
     def metrics(self) -> dict[str, float]:
         assert self.own is not None
         is_exact = self.run.step() > self.last_cut_step
-        exact_rounds = max(0, self.run.job_config.parallelism.pipeline_parallel_degree - 2)
+        exact_rounds = max(0, self.run.settings.degrees.pipeline - 2)
         rounds = exact_rounds if is_exact else self.own.rounds
         return {"backward/exact": float(is_exact), "backward/iterations": float(rounds)}

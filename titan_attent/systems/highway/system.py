@@ -9,7 +9,7 @@ is seen; it is *measured* if the next one is logged, as numbers must be on the h
 device to the step. Behind it, in ``step_done``, one all-reduce of them, a few hundred bytes, and where a number is
 wanted on the host one copy.
 
-This system stands last in system_list.py: a forward pass that another one differentiates between steps
+This system comes last: a forward pass that another one differentiates between steps
 (``Run.predict``) is not cut.
 """
 
@@ -32,7 +32,8 @@ from titan_attent.systems.highway.links import Cuts, tied_embeddings
 from titan_attent.systems.highway.panels import PANELS
 from titan_attent.systems.highway.sums import Sums, Watched, enough_rounds, fitted_gains, read
 from titan_attent.systems.highway.sweep import num_vjps, separate_vjps, sweep
-from titan_attent.systems.system import Columns, Run, Seen, System
+from titan_attent.systems.settings import RunSettings
+from titan_attent.systems.system import Batch, Run, Seen, System
 
 LOOK_EVERY = 16
 GAIN_RATE = 0.5
@@ -61,36 +62,36 @@ class Highway(System):
 
     name = "backward"
     keeps_state = True
+    comes_last = True
     panels = PANELS
 
     @classmethod
-    def is_on(cls, job_config: Any) -> bool:
-        return job_config.backward.method != "exact" and job_config.backward.cut != "stage"
+    def is_on(cls, config: BackwardConfig) -> bool:
+        return config.method != "exact" and config.cut != "stage"
 
     @classmethod
-    def check(cls, job_config: Any) -> None:
-        job_config.backward.validate()
-        checks.check_run(job_config.backward, job_config)
+    def check(cls, config: BackwardConfig, settings: RunSettings) -> None:
+        config.validate()
+        checks.check_run(config, settings)
 
-    def __init__(self, run: Run):
-        super().__init__(run)
-        config: BackwardConfig = run.job_config.backward
+    config: BackwardConfig
+
+    def __init__(self, run: Run, config: BackwardConfig):
+        super().__init__(run, config)
         (model,) = run.model_parts
         blocks = list(model.layers.children())  # type: ignore[union-attr]
-        self.config, self.num_blocks = config, len(blocks)
+        self.num_blocks = len(blocks)
         self.most = checks.rounds(config, len(blocks))
         self.rounds = self.most
         self.gains = torch.ones(len(blocks), device=run.device)
-        steps = run.job_config.training.steps
+        steps = run.settings.steps
         self.last_cut_step = steps - round(config.exact_fraction * steps)
         self.in_step, self.microbatches = False, 0
         self.branches = BranchCuts(blocks) if config.cut == "branch" else None
         self.sums: Sums | None = None
         self.watched: Watched | None = None
-        compiled = run.job_config.compile
-        self.is_compiled = compiled.enable and "model" in compiled.components
-        seq_len = run.job_config.training.seq_len
-        self.account = Account(model, blocks, seq_len=seq_len, is_compiled=self.is_compiled)
+        self.is_compiled = run.settings.compiles_model
+        self.account = Account(model, blocks, seq_len=run.settings.seq_len, is_compiled=self.is_compiled)
         self.compiler_options: AbstractContextManager[None] = (
             several_passes() if self.most or config.log_cosine else nullcontext()
         )
@@ -107,7 +108,7 @@ class Highway(System):
         return bool(self.config.tolerance or self.config.fit_gain) and (step == 1 or step % LOOK_EVERY == 0)
 
     def _is_measured(self, step: int) -> bool:
-        return (step + 1) % self.run.job_config.metrics.log_freq == 0 and (self.most > 0 or self.config.log_cosine)
+        return (step + 1) % self.run.settings.log_every == 0 and (self.most > 0 or self.config.log_cosine)
 
     def _rounds(self, step: int) -> int:
         """All of them are tried where it is looked at how many there must be."""
@@ -151,29 +152,29 @@ class Highway(System):
         below = sweep(self.cuts.links, gradient, iterations=rounds, gains=gains, sums=self.sums)
         self.cuts.send_below(below)
 
-    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         self.microbatches += 1
         if self.microbatches == self.run.microbatches:
             self.in_step, self.microbatches = False, 0
             if self.branches is not None and self._is_cut(self.run.step()):
                 self.branches.norm_gradients()
 
-    def begin(self) -> None:
-        has_both = self.last_cut_step < self.run.job_config.training.steps or self.config.log_cosine
+    def before_first_step(self) -> None:
+        has_both = self.last_cut_step < self.run.settings.steps or self.config.log_cosine
         if self.is_compiled and self.most == 0 and has_both:
             self._compile_exact()
         self.in_step = True
 
     def _compile_exact(self) -> None:
         """Compile the blocks whose input needs a gradient, too, now instead of in the midst of the run."""
-        training = self.run.job_config.training
-        tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.int64)
+        settings = self.run.settings
+        tokens = torch.zeros(settings.local_batch_size, settings.seq_len, dtype=torch.int64)
         with self.run.predict(tokens, tokens) as (logits, _):
             logits.sum().backward()
         for part in self.run.model_parts:
             part.zero_grad()
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         step, sums, self.sums = self.run.step(), self.sums, None
         self.in_step = True
         if self._is_cut(step):

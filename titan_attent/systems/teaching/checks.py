@@ -1,15 +1,15 @@
 """What the teacher refuses before the run: values, parallelisms and data that it cannot work with.
 
-Each check raises a ValueError that says what is wrong, where, and how to mend it. TeacherConfig.validate has those of
+Each check raises a ValueError that says what is wrong, where, and how to mend it. config_checks.py has those of
 the section alone.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
+from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Facts
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.importance import reads
@@ -20,23 +20,22 @@ WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
 """Pipeline schedules that torch cannot run without a backward."""
 
 
-def check_parallelism(config: TeacherConfig, job_config: Any) -> None:
-    """Refuse what a parallelism of the run cannot do for the teacher."""
-    parallelism, batch = job_config.parallelism, job_config.training.local_batch_size
-    cp, tp = parallelism.context_parallel_degree, parallelism.tensor_parallel_degree
+def check_run(config: TeacherConfig, settings: RunSettings) -> None:
+    """Refuse what the run cannot do for the teacher."""
+    batch, cp, tp = settings.local_batch_size, settings.degrees.context, settings.degrees.tensor
     if cp > 1 and config.weighting == "loss":
         raise ValueError(
             f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
             'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
         )
-    if tp > 1 and not parallelism.disable_loss_parallel and config.loss_chunks > 1:
+    if settings.cuts_vocabulary and config.loss_chunks > 1:
         raise ValueError(
             f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
             "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
         )
-    if parallelism.pipeline_parallel_degree == 1 or not config.scores_forward:
+    if settings.degrees.pipeline == 1 or not config.scores_forward:
         return
-    if (schedule := parallelism.pipeline_parallel_schedule) in WITHOUT_FORWARD:
+    if (schedule := settings.pipeline_schedule) in WITHOUT_FORWARD:
         raise ValueError(
             f'[teacher] scoring = "{config.scoring}" with pipeline_parallel_schedule = "{schedule}": torch cannot run '
             'it without a backward, as scoring does. Set teacher.scoring = "train", or use "Interleaved1F1B"'

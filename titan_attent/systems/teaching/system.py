@@ -9,7 +9,6 @@ functional gradients). Everything else happens between steps (buffer.py) or betw
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
-from titan_attent.systems.system import Columns, Facts, LossFunction, Run, Seen, StepLoss, System
+from titan_attent.systems.settings import RunSettings
+from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Run, Seen, StepLoss, System
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows
 from titan_attent.systems.teaching.config import TeacherConfig
@@ -44,21 +44,20 @@ class Teaching(System):
     panels = PANELS
 
     @classmethod
-    def is_on(cls, job_config: Any) -> bool:
+    def is_on(cls, config: TeacherConfig) -> bool:
         return True
 
     @classmethod
-    def check(cls, job_config: Any) -> None:
-        check_config(job_config.teacher)
-        checks.check_parallelism(job_config.teacher, job_config)
+    def check(cls, config: TeacherConfig, settings: RunSettings) -> None:
+        check_config(config)
+        checks.check_run(config, settings)
 
     @classmethod
-    def check_data(cls, job_config: Any, facts: Facts) -> None:
-        checks.check_data(job_config.teacher, facts)
+    def check_data(cls, config: TeacherConfig, facts: Facts) -> None:
+        checks.check_data(config, facts)
 
     @classmethod
-    def identity(cls, job_config: Any) -> dict[str, Any]:
-        config: TeacherConfig = job_config.teacher
+    def identity(cls, config: TeacherConfig, settings: RunSettings) -> dict[str, Any]:
         kept = {
             "teacher.seed": config.seed,
             "teacher.pool_size": config.pool_size,
@@ -67,13 +66,13 @@ class Teaching(System):
             "streaks for the quarantine kept": config.keeps_streaks,
             "recent losses kept": config.weighting == "loss",
         }
-        return kept | ({"records of mixtures kept": True} if job_config.vision.mixes else {})
+        return kept | ({"records of mixtures kept": True} if settings.mixes_examples else {})
 
-    def __init__(self, run: Run):
-        super().__init__(run)
-        job_config = run.job_config
-        config: TeacherConfig = job_config.teacher
-        self.config = config
+    config: TeacherConfig
+
+    def __init__(self, run: Run, config: TeacherConfig):
+        super().__init__(run, config)
+        settings = run.settings
         self.with_gradient = "gradient" in reads(config.importance)
         temperature = config.temperature if config.weighting == "loss" else None
         window = None
@@ -92,8 +91,8 @@ class Teaching(System):
             self.buffer,
             config,
             batch_size=run.batch_size,
-            total_steps=job_config.training.steps,
-            data_seed=job_config.data.seed,
+            total_steps=settings.steps,
+            data_seed=settings.data_seed,
             ledger=run.ledger,
             **self._losses_on_disk(),
             blind_loss=run.dataset.blind_loss,
@@ -105,14 +104,13 @@ class Teaching(System):
         self.sampler = TeachingSampler(
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )
-        compiled = job_config.compile
         self.weighted_loss = run.build_example_loss(
             vocabulary_is_cut=run.vocabulary_is_cut,
             num_chunks=config.loss_chunks,
-            compile_loss=compiled.enable and "loss" in compiled.components,
+            compile_loss=settings.compiles_loss,
             with_gradient=self.with_gradient,
             temperature=temperature,
-            backend=compiled.backend,
+            backend=settings.compile_backend,
         )
         # Made of host numbers, which a step must not copy to the device.
         self.neutral_statistics = neutral_statistics(run.device)
@@ -125,7 +123,7 @@ class Teaching(System):
             self.teacher.plan,
             num_examples=len(run.dataset),
             batch_size=run.batch_size,
-            total_steps=job_config.training.steps,
+            total_steps=settings.steps,
         )
 
     def _losses_on_disk(self) -> dict[str, Any]:
@@ -142,38 +140,38 @@ class Teaching(System):
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def before_first_step(self) -> None:
         if not is_first_rank():
             return
         warn_of_mixed_windows(self.config, self.run.dataset)
-        folder, step = Path(self.run.job_config.job.dump_folder) / "teacher", self.run.step()
-        tell(folder, self.run, losses=checks.paths_of_losses(self.config).values())
+        folder, step = self.run.settings.dump_folder / "teacher", self.run.step()
+        tell(folder, self.run.description, losses=checks.paths_of_losses(self.config).values())
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
         if self.config.keeps_streaks:
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
         if self.config.trace:
             self.trace = JsonLines(folder / "trace.jsonl", step=step)
 
-    def loss(self, loss: LossFunction) -> LossFunction:
+    def wrap_loss(self, loss: LossFunction) -> LossFunction:
         """The weighted loss of every example, instead of the stock loss; with weights of 1 the two are the same."""
         return loss if self.config.strategy == "uniform" else self._training_loss
 
-    def _training_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
-        statistics = self.teacher.loss_statistics(self.run.step())
-        return self._example_loss(pred, labels, columns["weight"], statistics, *mixing(columns))
+    def _training_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
+        statistics, columns = self.teacher.loss_statistics(self.run.step()), batch.columns
+        return self._example_loss(pred, batch.labels, columns["weight"], statistics, *mixing(columns))
 
-    def _scoring_loss(self, pred: Tensor, labels: Tensor, columns: Columns) -> StepLoss:
-        ones = torch.ones_like(columns["example_id"], dtype=torch.float32)
-        return self._example_loss(pred, labels, ones, self.neutral_statistics)
+    def _scoring_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
+        ones = torch.ones_like(batch.examples, dtype=torch.float32)
+        return self._example_loss(pred, batch.labels, ones, self.neutral_statistics)
 
     def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
         weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights, *more)
         seen = {"loss": losses, "valid": valid_counts(labels)}
         return StepLoss(weighted_sum, loss_sum, seen if gradients is None else seen | {"gradient": gradients})
 
-    def microbatch_done(self, columns: Columns, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         if self.config.strategy != "uniform":
-            self._record(columns, seen, step=self.run.step(), trained=True)
+            self._record(batch.columns, seen, step=self.run.step(), trained=True)
 
     def _record(self, columns: Columns, seen: Seen | None, *, step: int, trained: bool) -> None:
         """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
@@ -195,7 +193,7 @@ class Teaching(System):
                 gradients = None if gradients is None else gradients.repeat_interleave(2)
         self.buffer.record(ids, losses, step=step, gradients=gradients, shares=shares, trained=trained)
 
-    def step_done(self) -> None:
+    def after_step(self) -> None:
         self.teacher.step_done()
         if self.trace is not None:
             current, batch = self.run.served()
@@ -212,13 +210,13 @@ class Teaching(System):
         batches = FixedLoader(
             run.dataset,
             pool,
-            batch_size=self.config.scoring_batch_size or run.job_config.training.local_batch_size,
+            batch_size=self.config.scoring_batch_size or run.settings.local_batch_size,
             dp_rank=run.rank,
             dp_world_size=run.num_ranks,
             reader=run.reader,
         )
-        for i, (columns, seen) in enumerate(run.forward(batches, self._scoring_loss)):
-            self._record(columns, seen, step=step, trained=False)
+        for i, (batch, seen) in enumerate(run.forward(batches, self._scoring_loss)):
+            self._record(batch.columns, seen, step=step, trained=False)
             if (i + 1) % self.buffer.flush_every == 0:
                 self.buffer.flush()
 

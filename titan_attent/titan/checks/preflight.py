@@ -25,23 +25,19 @@ from titan_attent.data.examples import Examples
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.system import Facts
-from titan_attent.systems.system_list import systems_on
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.value_checks import check_fit, check_flavor, check_values
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.settings import CUSTOM_CONFIG, settings_of, systems_from, systems_of
 from titan_attent.titan.user_errors import on_all_ranks
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-CUSTOM_CONFIG = "titan_attent.job_config"
-"""The module of this package's sections, where ``job.custom_config_module`` names no other."""
 
 
 def sections_of(module: str) -> type:
@@ -56,6 +52,12 @@ def sections_of(module: str) -> type:
             f"[job] custom_config_module = {module}: its JobConfig lacks {', '.join(sorted(missing))}; derive it from "
             f"that of {CUSTOM_CONFIG}"
         )
+    for system in systems_from(module):
+        if system.name not in {f.name for f in fields(custom)}:
+            raise ValueError(
+                f'[job] custom_config_module = {module}: its JobConfig has no section "{system.name}" for the system '
+                f"{system.__name__}; add it"
+            )
     return custom
 
 
@@ -135,12 +137,12 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
     """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``."""
     datasets = datasets or DataSets()
     data = job_config.data
-    systems = systems_on(job_config)
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     kind_of(job_config).check(job_config)
-    for system in systems:
-        system.check(job_config)
+    settings, systems = settings_of(job_config, world_size=world_size), systems_of(job_config)
+    for system, config in systems:
+        system.check(config, settings)
     batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
     flavor = job_config.model.flavor
     check_flavor(spec, model=job_config.model.name, flavor=flavor)
@@ -154,9 +156,11 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
             "size of an example"
         )
     loss = kind_of(job_config).loss(job_config)
-    facts = Facts(dataset=dataset, batch_size=batch_size, open_reference=datasets.reference, loss=loss)
-    for system in systems:
-        system.check_data(job_config, facts)
+    facts = Facts(
+        dataset=dataset, batch_size=batch_size, open_reference=datasets.reference, settings=settings, loss=loss
+    )
+    for system, config in systems:
+        system.check_data(config, facts)
     if job_config.validation.enable:
         _open(job_config, datasets, spec.model_args[flavor], validation=True)
     if data.num_workers < 0:

@@ -19,11 +19,11 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.systems.system_list import systems_on
 from titan_attent.titan.checkpoint_folder import latest
 from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
+from titan_attent.titan.settings import systems_of
 
 STOCK_STATES = ("train_state", "lr_scheduler", "optimizer")
 """torchtitan's own, beside the weights and the data loader's."""
@@ -52,7 +52,7 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
         check_shapes(model_shapes(job_config, spec), metadata, path)
     if not source.is_full:
         return
-    kept = {system.name for system in systems_on(job_config) if system.keeps_state}
+    kept = {system.name for system, _ in systems_of(job_config) if system.keeps_state}
     _check_excluded(excluded, known={"model", "dataloader", *STOCK_STATES, *kept})
     _check_states(path, metadata, excluded=excluded, kept=kept)
     if "dataloader" not in excluded:

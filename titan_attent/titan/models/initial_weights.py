@@ -7,11 +7,11 @@ same model with other classes.
 from typing import Any
 
 from torch import Tensor
-from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.tools.logging import logger
 
+from titan_attent.models.vision.config import VisionConfig
+from titan_attent.systems.system import System
 from titan_attent.titan.checkpoint_look import read_metadata
-from titan_attent.titan.user_errors import fail
 
 HEAD = ("output.", "decoder_", "mask_token")
 """How the names begin that are no part of the trunk."""
@@ -35,17 +35,16 @@ def trunk_of(weights: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     return trunk
 
 
-def keep_new_head(checkpointer: CheckpointManager) -> None:
-    """Let the initial load of ``checkpointer`` take the trunk only; a later resume takes all."""
-    load_all = checkpointer.dcp_load
+class NewHead(System):
+    """``[vision] new_head``: the initial checkpoint gives the trunk, and the head starts as it was initialised."""
 
-    def dcp_load(state_dict: dict[str, Any], checkpoint_id: str, **how: Any) -> None:
-        if checkpoint_id == checkpointer.initial_load_path:
-            try:
-                state_dict = trunk_of(state_dict, checkpoint_id)
-            except ValueError as error:
-                fail(error)
-            logger.info(f"Starting with the trunk of {checkpoint_id}, and a new head")
-        load_all(state_dict, checkpoint_id=checkpoint_id, **how)
+    name = "vision"
 
-    checkpointer.dcp_load = dcp_load
+    @classmethod
+    def is_on(cls, config: VisionConfig) -> bool:
+        return config.new_head
+
+    def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        trunk = trunk_of(weights, path)
+        logger.info(f"Starting with the trunk of {path}, and a new head")
+        return trunk

@@ -15,6 +15,7 @@ from titan_attent.data.text.same_tokens import check_same_tokens
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
 from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models import vision
 
@@ -25,10 +26,12 @@ class Kind(Protocol):
     Attributes:
         measures: names of what is counted beside the loss in validation.
         writer: the command that makes its data sets.
+        systems: that such a learner may have beside those of every run.
     """
 
     measures: tuple[str, ...]
     writer: str
+    systems: tuple[type[System], ...]
 
     def check(self, job_config: JobConfig) -> None:
         """Refuse what such a learner cannot do; ValueError."""
@@ -57,6 +60,7 @@ class Text:
 
     measures: tuple[str, ...] = ()
     writer = "python -m titan_attent.data.text"
+    systems: tuple[type[System], ...] = ()
 
     def check(self, job_config: JobConfig) -> None:
         """Nothing beside what parallelism.py and value_checks.py refuse."""

@@ -29,7 +29,9 @@ from titan_attent.models.vision.flavors import DECODERS, PAPERS_DECODER, SIZES
 from titan_attent.models.vision.mae import MAEArgs, MaskedAutoencoder
 from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
 from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.models.initial_weights import NewHead
 
 CLASSIFIER, AUTOENCODER = "vit", "mae"
 NAMES = ("vit_attent", "mae_attent")
@@ -145,6 +147,7 @@ class Images:
 
     measures: tuple[str, ...] = ("accuracy", f"accuracy_top{TOP}")
     writer = "python -m titan_attent.data.images"
+    systems: tuple[type[System], ...] = (NewHead,)
 
     def check(self, job_config: JobConfig) -> None:
         """Refuse values of ``[vision]``, and what a learner of images cannot do."""

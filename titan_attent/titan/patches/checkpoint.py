@@ -17,6 +17,7 @@ Cost: a directory and a small file on rank 0, and a broadcast of a few bytes, at
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Checkpoints(CheckpointManager):
     """torchtitan's, mended."""
 
     folder: str
+    weights_to_load: Callable[[str, dict[str, Any]], dict[str, Any]] = staticmethod(lambda path, weights: weights)
+    """Of the systems of a run: which weights it takes from ``initial_load_path``; ValueError if they do not fit."""
     _saving = -1
 
     def load(self, step: int = -1) -> bool:
@@ -79,6 +82,11 @@ class Checkpoints(CheckpointManager):
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
         """As torchtitan's; ends the run with one message if the checkpoint cannot be read."""
+        if checkpoint_id == self.initial_load_path and self.initial_load_model_only:
+            try:
+                state_dict = self.weights_to_load(checkpoint_id, state_dict)
+            except ValueError as error:
+                fail(error)
         try:
             super().dcp_load(state_dict, checkpoint_id, from_hf=from_hf, from_quantized=from_quantized)
         except CheckpointException as error:

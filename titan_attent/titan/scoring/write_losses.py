@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.io.reader import Batch, Reader
+from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan.user_errors import fail, on_first_rank
@@ -122,7 +122,7 @@ def write_losses(
 
 def _scored(
     stretches: Stretches,
-    batches: Iterator[Batch],
+    batches: Iterator[ReadBatch],
     score: Score,
     sharding: ExampleSharding,
     writer: ReferenceWriter,

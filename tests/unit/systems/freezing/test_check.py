@@ -7,12 +7,13 @@ import pytest
 from distributed.parallel_world import config_of
 
 from titan_attent.systems.freezing.system import AdaptiveModules
+from titan_attent.titan.settings import settings_of
 
 
 def check(settings: dict[str, Any], num_examples: int = 100) -> None:
     config = config_of({"modules.policy": "mat", "modules.warmup_steps": 1} | settings, data="", folder="")
-    AdaptiveModules.check(config)
-    AdaptiveModules.check_data(config, SimpleNamespace(dataset=range(num_examples)))  # type: ignore[arg-type]
+    AdaptiveModules.check(config.modules, settings_of(config))
+    AdaptiveModules.check_data(config.modules, SimpleNamespace(dataset=range(num_examples)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,4 @@ def test_granted() -> None:
 
 
 def test_off_by_default() -> None:
-    assert not AdaptiveModules.is_on(config_of({}, data="", folder=""))
+    assert not AdaptiveModules.is_on(config_of({}, data="", folder="").modules)

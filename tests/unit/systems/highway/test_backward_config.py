@@ -10,6 +10,14 @@ from titan_attent.systems.highway.checks import rounds
 from titan_attent.systems.highway.config import BackwardConfig
 from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
+from titan_attent.systems.system import System
+from titan_attent.titan.settings import settings_of
+
+
+def check(system: type[System], settings: Settings) -> None:
+    config = config_of(settings, data="", folder="")
+    system.check(config.backward, settings_of(config))
+
 
 OUT_OF_RANGE = [
     ("method", "higway", 'did you mean "highway"'),
@@ -59,7 +67,7 @@ REFUSED: list[tuple[Settings, str]] = [
     ({"activation_checkpoint.mode": "full"}, 'mode = "full".*Set the mode to "none"'),
     ({"activation_checkpoint.mode": "selective"}, 'mode = "selective"'),
     ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
-    ({"model.name": "flux_attent"}, "flux_attent.*llama3"),
+    ({"model.name": "flux_attent"}, "the family flux: .*llama3"),
 ]
 
 
@@ -67,9 +75,9 @@ REFUSED: list[tuple[Settings, str]] = [
 def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     on: Settings = {"backward.method": "highway"}
-    Highway.check(config_of(on, data="", folder=""))
+    check(Highway, on)
     with pytest.raises(ValueError, match=message):
-        Highway.check(config_of(on | settings, data="", folder=""))
+        check(Highway, on | settings)
 
 
 STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
@@ -87,15 +95,15 @@ REFUSED_STAGES: list[tuple[Settings, str]] = [
 def test_what_is_refused_between_stages(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     for good in ({}, {"activation_checkpoint.mode": "full"}, {"parallelism.pipeline_parallel_schedule": "GPipe"}):
-        HighwayStages.check(config_of(STAGES | good, data="", folder=""))
+        check(HighwayStages, STAGES | good)
     with pytest.raises(ValueError, match=message):
-        HighwayStages.check(config_of(STAGES | settings, data="", folder=""))
+        check(HighwayStages, STAGES | settings)
 
 
 def test_one_of_the_two_systems_is_on() -> None:
     for settings, on in (({}, []), ({"backward.method": "highway"}, [Highway]), (STAGES, [HighwayStages])):
         config = config_of(settings, data="", folder="")
-        assert [system for system in (Highway, HighwayStages) if system.is_on(config)] == on
+        assert [system for system in (Highway, HighwayStages) if system.is_on(config.backward)] == on
 
 
 @pytest.mark.parametrize("shard", [-1, 2])
@@ -103,7 +111,7 @@ def test_sharded_copies_are_not_ddp(shard: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "4")
     degrees = {"data_parallel_replicate_degree": 2, "data_parallel_shard_degree": shard}
     settings = {f"parallelism.{name}": value for name, value in degrees.items()}
-    Highway.check(config_of({"backward.method": "highway"} | settings, data="", folder=""))
+    check(Highway, {"backward.method": "highway"} | settings)
 
 
 def test_rounds_of_a_model() -> None:
@@ -113,7 +121,5 @@ def test_rounds_of_a_model() -> None:
 
 
 def test_it_is_off_by_default() -> None:
-    config = config_of({}, data="", folder="")
-    assert not Highway.is_on(config)
-    config.backward.method = "higway"
-    assert Highway.is_on(config), "a slip would train by backpropagation without a word"
+    assert not Highway.is_on(BackwardConfig())
+    assert Highway.is_on(BackwardConfig(method="higway")), "a slip would train by backpropagation without a word"

@@ -23,6 +23,7 @@ from titan_attent.systems.highway.links import Cuts
 from titan_attent.systems.highway.sums import Sums
 from titan_attent.systems.highway.sweep import num_vjps, separate_vjps, sweep
 from titan_attent.systems.highway.system import Highway
+from titan_attent.titan.settings import settings_of
 
 BATCH, SEQ_LEN, NUM_BLOCKS = 2, 16, 4
 MODELS: dict[str, dict[str, Any]] = {
@@ -141,18 +142,18 @@ class Made:
         self.at = 0
         model = model_of()
         run: Any = SimpleNamespace(
-            job_config=config,
+            settings=settings_of(config),
             model_parts=[model],
             device=torch.device("cpu"),
             step=lambda: self.at,
             mesh=lambda _: None,
         )
-        self.system = Highway(run)
+        self.system = Highway(run, config.backward)
 
     def steps(self, last: int) -> dict[str, float]:
         while self.at < last:
             self.at += 1
-            self.system.step_done()
+            self.system.after_step()
         return self.system.metrics()
 
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself, against the run that told it."""
+"""What a run reports of itself, against the run that reported it."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from titan_attent.data.told import Told, read_told, tell
+from titan_attent.titan.settings import describe
 
 
 def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNamespace:
@@ -19,6 +20,7 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
         "data": {"path": "data", "validation_path": str(folder / "validation"), "seed": 3},
         "validation": {"seq_len": 64, "steps": -1},
         "vision": {"mask_ratio": 0.5, "normalize_patches": False},
+        "training": {"steps": 20},
         "optimizer": {"lr": 0.25},
         "debug": {"seed": 7},
     }
@@ -34,7 +36,8 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
 
 
 def told(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> Told:
-    tell(folder / "run" / "teacher", run, losses=losses)
+    description = describe(run.job_config, run.dataset, batch_size=run.batch_size, device=run.device)
+    tell(folder / "run" / "teacher", description, losses=losses)
     return read_told(folder / "run")
 
 

@@ -1,0 +1,144 @@
+"""torchtitan's JobConfig -> what the rest of the package sees of it: settings, systems, and what the report is told.
+
+No module outside of titan/ reads a JobConfig; what it needs stands in systems/settings.py.
+"""
+
+import importlib
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+
+from titan_attent.data.examples import Examples
+from titan_attent.data.told import Told, fingerprint_of
+from titan_attent.systems.settings import Degrees, RunSettings
+from titan_attent.systems.system import System
+from titan_attent.systems.system_list import SYSTEMS, SystemOn, systems_on
+from titan_attent.titan.models.kinds import kind_of
+
+SUFFIX = "_attent"
+"""Of the name of a model that this package trains; the rest is its family."""
+
+CUSTOM_CONFIG = "titan_attent.job_config"
+"""The module of this package's sections, where ``job.custom_config_module`` names no other."""
+
+
+def family_of(job_config: JobConfig) -> str:
+    """The family of the run's model, as "llama3"."""
+    return job_config.model.name.removesuffix(SUFFIX)
+
+
+def degrees_of(parallelism: Any, *, world_size: int | None = None) -> Degrees:
+    """The degrees of torchtitan's ``[parallelism]``; a shard degree of -1 is what ``world_size`` leaves, by default
+    that of the environment."""
+    degrees = {
+        "replicate": parallelism.data_parallel_replicate_degree,
+        "context": parallelism.context_parallel_degree,
+        "tensor": parallelism.tensor_parallel_degree,
+        "pipeline": parallelism.pipeline_parallel_degree,
+    }
+    shard = parallelism.data_parallel_shard_degree
+    if shard == -1:
+        others = 1
+        for degree in degrees.values():
+            others *= degree
+        shard = max(1, (world_size or int(os.environ.get("WORLD_SIZE", "1"))) // others)
+    return Degrees(**degrees, shard=shard, expert=parallelism.expert_parallel_degree)
+
+
+def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunSettings:
+    """The settings of the run that ``job_config`` describes; its values were checked before."""
+    training, parallelism, compiled = job_config.training, job_config.parallelism, job_config.compile
+    return RunSettings(
+        family=family_of(job_config),
+        steps=training.steps,
+        seq_len=training.seq_len,
+        local_batch_size=training.local_batch_size,
+        data_seed=job_config.data.seed,
+        dump_folder=Path(job_config.job.dump_folder),
+        log_every=job_config.metrics.log_freq,
+        degrees=degrees_of(parallelism, world_size=world_size),
+        pipeline_schedule=parallelism.pipeline_parallel_schedule,
+        compiles_model=compiled.enable and "model" in compiled.components,
+        compiles_loss=compiled.enable and "loss" in compiled.components,
+        compile_backend=compiled.backend,
+        activation_checkpointing=job_config.activation_checkpoint.mode,
+        cuts_vocabulary=parallelism.tensor_parallel_degree > 1 and not parallelism.disable_loss_parallel,
+        steps_in_backward=job_config.optimizer.early_step_in_backward,
+        reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
+        mixes_examples=job_config.vision.mixes,
+    )
+
+
+def systems_from(name: str) -> Sequence[type[System]]:
+    """The systems that the module ``name`` of ``job.custom_config_module`` lists in ``SYSTEMS``; ValueError if it lists
+    others than systems with a name of their own."""
+    listed = tuple(getattr(importlib.import_module(name), "SYSTEMS", ()))
+    where = f"[job] custom_config_module = {name}"
+    taken = {system.name for system in SYSTEMS}
+    for system in listed:
+        if not (isinstance(system, type) and issubclass(system, System)):
+            raise ValueError(
+                f"{where}: {system!r} in its SYSTEMS is no class derived from titan_attent.systems.system.System"
+            )
+        if system.name in taken:
+            raise ValueError(f'{where}: the name "{system.name}" of a system is taken; choose another')
+        taken.add(system.name)
+    return listed
+
+
+def systems_of(job_config: JobConfig) -> list[SystemOn]:
+    """The systems that take part in a run, each with its section, in the order in which they are called."""
+    from_outside = systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
+    return systems_on(job_config, from_outside=(*kind_of(job_config).systems, *from_outside))
+
+
+def describe(job_config: JobConfig, dataset: Examples, *, batch_size: int, device: torch.device) -> Told:
+    """What a run reports of itself."""
+    name, steps, data, vision = job_config.model.name, job_config.validation.steps, job_config.data, job_config.vision
+    learner = {"vit_attent": "classifier", "mae_attent": "autoencoder"}.get(name, "language model")
+    measured: dict[str, Any] = {
+        "validation data": fingerprint_of(data.validation_path),
+        "validated examples": steps * batch_size if steps > 0 else "all",
+        "learner": learner,
+    }
+    if learner == "language model":
+        measured["validation.seq_len"] = job_config.validation.seq_len
+    else:
+        measured["image size"] = dataset.seq_len
+    if learner == "autoencoder":
+        measured["vision.mask_ratio"] = vision.mask_ratio
+        measured["vision.normalize_patches"] = vision.normalize_patches
+        measured["patches"] = dataset.tokens_per_example
+        if not vision.normalize_patches:  # pixels are in units of the std of the training images
+            measured["training data"] = dataset.stored.fingerprint
+    return Told(
+        path=data.path,
+        validation_path=data.validation_path,
+        fingerprint=dataset.stored.fingerprint,
+        batch_size=batch_size,
+        tokens_per_example=dataset.tokens_per_example,
+        measured=measured,
+        setting={
+            "model": f"{name} {job_config.model.flavor}",
+            "data": dataset.stored.fingerprint,
+            "global batch": batch_size,
+            "tokens of an example": dataset.tokens_per_example,
+            "training.steps": job_config.training.steps,
+            "optimizer.lr": job_config.optimizer.lr,
+            "debug.seed": job_config.debug.seed,
+            "data.seed": data.seed,
+        },
+        devices=_devices(device),
+    )
+
+
+def _devices(device: torch.device) -> str:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        return f"{world} x {torch.cuda.get_device_name(device)}"
+    return f"{world} x {device.type} of {platform.node()}"
