@@ -90,7 +90,6 @@ def test_its_refusals_end_the_run_before_it_begins(
 
 REPORT = """
 import sys
-add_to_the_list()
 from titan_attent.report import main, read_run
 from titan_attent.report.teaching import panels_of
 assert main([sys.argv[1]]) == 0

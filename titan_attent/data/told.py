@@ -7,6 +7,7 @@ which devices it ran.
      "setting": {"model": "llama3_attent 8B", ...},        what else two runs may differ in
      "devices": "8 x NVIDIA H200",
      "losses": ["out/scorers/expert", ...],                folders of losses on disk that it reads
+     "systems": [{"name": .., "units": .., "panels": ..}], systems from outside: what they log
      "scorers_flops": 1.2e15}                              what making them took; null if a folder does not tell
 
 A folder says where the data were, the fingerprint which they were: it is compared before anything is shown of them.
@@ -42,6 +43,7 @@ class Told:
     setting: dict[str, Any] = field(default_factory=dict)
     devices: str | None = None
     losses: tuple[str, ...] = ()
+    systems: tuple[dict[str, Any], ...] = ()
     scorers_flops: float | None = None
 
 
@@ -84,6 +86,7 @@ def read_told(run: Path) -> Told:
         setting={key: x for key, x in get("setting", dict, {}).items() if isinstance(x, (str, int, float, type(None)))},
         devices=get("devices", str),
         losses=tuple(map(str, get("losses", list, []))),
+        systems=tuple(one for one in get("systems", list, []) if isinstance(one, dict)),
         scorers_flops=flops if flops is not None and 0 <= flops < 1e300 else None,
     )
 

@@ -19,9 +19,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from titan_attent.data.told import read_told
-from titan_attent.report.runs import PREFIXES, RunScalars, Scalars
+from titan_attent.report.runs import RunScalars, Scalars
 
 Parsed = TypeVar("Parsed")
+
+OF_A_DECISION = ("teacher/", "ledger/")
+"""How the tags begin in rounds.jsonl."""
 
 
 def read_run(path: str | os.PathLike[str]) -> RunScalars:
@@ -79,7 +82,7 @@ def read_rounds(path: Path, notes: list[str]) -> Scalars:
     """The ``teacher/*`` and ``ledger/*`` of ``rounds.jsonl`` at the first step of each pass."""
 
     def parse(record: Any) -> tuple[int, dict[str, float]]:
-        return step_of(record), {tag: float(x) for tag, x in record.items() if tag.startswith(PREFIXES)}
+        return step_of(record), {tag: float(x) for tag, x in record.items() if tag.startswith(OF_A_DECISION)}
 
     decided: Scalars = {}
     for step, values in json_lines(path, parse, "a decision of the teacher", notes):

@@ -22,7 +22,6 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from titan_attent.data.told import Told
-from titan_attent.systems.system_list import SYSTEMS
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
 # Of runs of images; the first two only where images are classified.
@@ -31,8 +30,6 @@ SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
 SCORED = "ledger/examples_scored"
 WALL, COVERED_RATE = "ledger/wall_seconds", "ledger/tokens_covered_per_second"
-PREFIXES = (*(f"{system.name}/" for system in SYSTEMS), "ledger/")
-"""How the tags begin that the systems of a run, and its ledger, log."""
 
 Scalars = dict[str, dict[int, float]]  # [tag][step]
 Axis = Literal["step", "tokens", "seconds"]

@@ -6,10 +6,10 @@ import numpy as np
 
 from titan_attent.report.comparing import compare, cost_of
 from titan_attent.report.costs import Costs
-from titan_attent.report.runs import IMAGE_SPEED, PREFIXES, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
+from titan_attent.report.runs import IMAGE_SPEED, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
 from titan_attent.report.saving import LOSS, TOP1, Charge, Measure, measures_of
 from titan_attent.report.sentence import conclusion, short
-from titan_attent.systems.system_list import SYSTEMS
+from titan_attent.report.systems import families, prefixes, units
 
 __all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "table", "with_unit"]
 
@@ -40,11 +40,6 @@ BETWEEN = "between validations at"
 REACHED = ("reached at step", "reached after tokens", "reached after FLOPs", "reached after seconds")
 CHARGES: tuple[Charge, ...] = ("step", "tokens", "FLOPs", "seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
-SHARES = {"ratio", "effective_sample_size", "never_selected", "overlap"}
-_PANELS = [panel for system in SYSTEMS for panel in system.panels if panel.family]
-FAMILIES = tuple(str(panel.family) for panel in _PANELS if not panel.map)
-MAPS = tuple(str(panel.family) for panel in _PANELS if panel.map)
-"""Families that the picture alone shows."""
 SHOWN_MEMBERS = 8
 """Of a family of tags, one for each of many things such as data sources."""
 
@@ -55,11 +50,13 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     ``runs``: all that are compared, the first being what the others are measured by.
     """
 
+    unit_of = units(runs or [run])
+
     def last(tag: str, form: str = "") -> str:
         steps, values = run.series(tag)
         if not len(steps):
             return "-"
-        text = form.format(values[-1]) if form else with_unit(tag, values[-1])
+        text = form.format(values[-1]) if form else with_unit(tag, values[-1], unit=unit_of.get(tag, ""))
         if tag in ACCOUNTS and WALL in run.scalars and (wall := run.series(WALL)[1][-1]) > 0:
             text += f" ({100 * values[-1] / wall:.1f}%)"
         return text + ("" if steps[-1] >= run.last_step else f" at step {steps[-1]:,}")
@@ -76,9 +73,11 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         return f"{np.median(speeds):,.0f}" if len(speeds) else "-"
 
     resumes = len(run.session_starts) - 1
+    compared = runs or [run]
     minutes, seconds = divmod(round(run.wall_seconds), 60)
-    logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(PREFIXES)}
-    logged -= {tag for tag in logged if tag.startswith(FAMILIES + MAPS)}
+    logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(prefixes(compared))}
+    many = families(compared, maps=False) + families(compared, maps=True)
+    logged -= {tag for tag in logged if tag.startswith(many)}
     tags = [*(tag for tag in ORDER if tag in logged | ALWAYS), *sorted(logged.difference(ORDER))]
     checkpoints = [file.parent.name for file in run.path.glob("checkpoint/step-*/.metadata")]
     newest = max((name for name in checkpoints if name[5:].isdecimal()), key=lambda name: int(name[5:]), default=None)
@@ -103,17 +102,18 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     }
 
 
-def with_unit(tag: str, value: float) -> str:
-    """A scalar as its tag means it: seconds, percent, a share of the data, steps, or a plain number."""
+def with_unit(tag: str, value: float, *, unit: str = "") -> str:
+    """A scalar as its tag, or the unit that its system names, means it: seconds, percent, a share, a number of
+    something, or a plain number."""
     name = tag.split("/")[1]
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if name.endswith("_seconds"):
         return f"{number} s" if value >= 1e-3 or value == 0 else "under 1 ms"
     if name.endswith("_percent"):
         return f"{value:.3g}%"
-    if name in SHARES or name.endswith("_share") or tag.startswith(FAMILIES):
+    if unit == "share" or name.endswith("_share"):
         return f"{100 * value:.2f}%"
-    return number + {"loss_age": " steps", "repeats": " times"}.get(name, "")
+    return f"{number} {unit}" if unit else number
 
 
 def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
@@ -168,7 +168,7 @@ def shown_members(runs: Sequence[RunScalars], family: str) -> tuple[list[str], l
 
 def _family_facts(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
     facts: dict[str, str] = {}
-    for family in FAMILIES:
+    for family in families(runs, maps=False):
         shown, rest = shown_members(runs, family)
         means = run.family_means(family)
         facts |= {family + member: f"{100 * means[member]:.2f}%" if member in means else "-" for member in shown}

@@ -16,15 +16,11 @@ from titan_attent.report.maps import draw_map
 from titan_attent.report.runs import IMAGE_SPEED, SPEED, SPEEDS, WALL, RunScalars
 from titan_attent.report.style import LIGHT_COLORS, REST_COLOR, mark_resumes, smoothed, title, x_axis
 from titan_attent.report.summary import ACCOUNTS, shown_members
+from titan_attent.report.systems import logged_by
 from titan_attent.systems.system import Panel
-from titan_attent.systems.system_list import SYSTEMS
 
 TIME = "where the time went"
-OF_SYSTEMS = tuple(panel for system in SYSTEMS for panel in system.panels)
-REPEATS = Panel("times that a selected example is trained in the run", ("teacher/repeats",), from_zero=True)
-PANELS: tuple[Panel, ...] = (
-    *OF_SYSTEMS,
-    *(REPEATS for _ in range(not any("teacher/repeats" in panel.tags for panel in OF_SYSTEMS))),
+OF_EVERY_RUN: tuple[Panel, ...] = (
     Panel(TIME),
     Panel("tokens/s/device, smoothed", (SPEED,), from_zero=True),
     Panel("images/s/device, smoothed", (IMAGE_SPEED,), from_zero=True),
@@ -34,7 +30,9 @@ STYLES: tuple[Any, ...] = ("-", "--", "-.")
 
 
 def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
-    """The panels of :data:`PANELS` for which a run has something to draw; of the speeds the one that all share."""
+    """The panels of the systems of the runs, and of every run, for which a run has something to draw; of the speeds
+    the one that all share."""
+    of_systems = [panel for logged in logged_by(runs) for panel in logged.panels]
     other_speed = SPEED if all(run.is_of_images for run in runs) else IMAGE_SPEED
 
     def shows(panel: Panel) -> bool:
@@ -49,7 +47,7 @@ def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
         values = np.concatenate([run.series(tag)[1] for run in runs for tag in panel.tags])
         return bool(np.any(np.isfinite(values) & ((values != 0) if panel.when_not_zero else True)))
 
-    return [panel for panel in PANELS if shows(panel)]
+    return [panel for panel in (*of_systems, *OF_EVERY_RUN) if shows(panel)]
 
 
 def draw_panel(axes: Axes, panel: Panel, runs: Sequence[RunScalars], names: Sequence[str]) -> None:

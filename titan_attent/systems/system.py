@@ -28,7 +28,7 @@ Cost: none of its own. What runs between the first forward and the optimizer's s
 microbatch, L tokens of an example.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -193,6 +193,8 @@ class System:
         keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
         comes_last: whether it is called after all that do not say so, those from outside included.
         panels: of the report.
+        units: of its tags, by tag: "share" (shown as a percentage), or a word that follows the number. Tags that end in
+            ``_seconds``, ``_percent`` or ``_share`` need none.
 
     Args:
         run: what it may use.
@@ -207,6 +209,7 @@ class System:
     keeps_state: ClassVar[bool] = False
     comes_last: ClassVar[bool] = False
     panels: ClassVar[tuple[Panel, ...]] = ()
+    units: ClassVar[Mapping[str, str]] = {}
 
     sampler: TeachingSampler | None = None
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def systems_of(job_config: JobConfig) -> list[SystemOn]:
     return systems_on(job_config, from_outside=(*kind_of(job_config).systems, *from_outside))
 
 
-def describe(job_config: JobConfig, dataset: Examples, *, batch_size: int, device: torch.device) -> Told:
-    """What a run reports of itself."""
+def describe(
+    job_config: JobConfig, dataset: Examples, *, batch_size: int, device: torch.device, systems: Sequence[SystemOn] = ()
+) -> Told:
+    """What a run, with these systems, reports of itself."""
     name, steps, data, vision = job_config.model.name, job_config.validation.steps, job_config.data, job_config.vision
     learner = {"vit_attent": "classifier", "mae_attent": "autoencoder"}.get(name, "language model")
     measured: dict[str, Any] = {
@@ -134,7 +137,13 @@ def describe(job_config: JobConfig, dataset: Examples, *, batch_size: int, devic
             "data.seed": data.seed,
         },
         devices=_devices(device),
+        systems=tuple(_logged(system) for system, _ in systems if system not in SYSTEMS),
     )
+
+
+def _logged(system: type[System]) -> dict[str, Any]:
+    """What the report must know of a system that is not this package's."""
+    return {"name": system.name, "units": dict(system.units), "panels": [asdict(panel) for panel in system.panels]}
 
 
 def _devices(device: torch.device) -> str:

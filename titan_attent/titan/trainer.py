@@ -8,7 +8,7 @@ runs.
 Cost: none of its own. No host sync is added between forward and optimizer step.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from titan_attent.data.io.reader import ReadBatch
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.systems.system_list import SystemOn
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader
@@ -45,7 +46,8 @@ class TeachingTrainer(Trainer):
         self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
         self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=self.tokens_per_example)
-        self.systems = JoinedSystems(systems_of(job_config), self._run(), self._stock_loss)
+        on = systems_of(job_config)
+        self.systems = JoinedSystems(on, self._run(on), self._stock_loss)
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states |= self.systems.states
         self.loader.follow(
@@ -77,14 +79,16 @@ class TeachingTrainer(Trainer):
         # Made of a host number, which a step must not copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
-    def _run(self) -> Run:
+    def _run(self, systems: Sequence[SystemOn]) -> Run:
         job_config, dims = self.job_config, self.parallel_dims
         return Run(
             dataset=self.loader.dataset,
             batch_size=self.batch_size,
             open_reference=self.loader.datasets.reference,
             settings=settings_of(job_config),
-            description=describe(job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device),
+            description=describe(
+                job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device, systems=systems
+            ),
             device=self.device,
             mesh=dims.get_optional_mesh,
             rank=self.loader.dp_rank,

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from titan_attent.report import SPEED, TRAIN, VALIDATION, draw, main, read_run, summarize, table
 from titan_attent.report.summary import with_unit
+from titan_attent.systems.teaching.system import Teaching
 
 Rows = Sequence[tuple[str, int, float]]
 STAMP = "20260101-1200"
@@ -397,7 +398,7 @@ def test_a_fact_of_one_run_keeps_its_place() -> None:
     ],
 )
 def test_units(tag: str, value: float, text: str) -> None:
-    assert with_unit(tag, value) == text
+    assert with_unit(tag, value, unit=Teaching.units.get(tag, "")) == text
 
 
 def test_seconds_come_with_their_share_of_the_wall_time(tmp_path: Path) -> None:

@@ -2,6 +2,15 @@
 
 from titan_attent.systems.system import Panel
 
+UNITS = {
+    "teacher/ratio": "share",
+    "teacher/effective_sample_size": "share",
+    "teacher/never_selected": "share",
+    "teacher/overlap": "share",
+    "teacher/loss_age": "steps",
+    "teacher/repeats": "times",
+}
+
 PANELS = (
     Panel(
         "share of the pool in a pass, and round",
@@ -31,4 +40,5 @@ PANELS = (
         counts=True,
         when_not_zero=True,
     ),
+    Panel("times that a selected example is trained in the run", ("teacher/repeats",), from_zero=True),
 )

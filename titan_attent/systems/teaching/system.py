@@ -31,7 +31,7 @@ from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.importance import reads
-from titan_attent.systems.teaching.panels import PANELS
+from titan_attent.systems.teaching.panels import PANELS, UNITS
 from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
@@ -42,6 +42,7 @@ class Teaching(System):
     columns = ("weight",)
     keeps_state = True
     panels = PANELS
+    units = UNITS
 
     @classmethod
     def is_on(cls, config: TeacherConfig) -> bool:
