@@ -142,7 +142,8 @@ class Observed(TeachingTrainer):
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         input_dict = kwargs["input_dict"]
-        self.served.append((full(input_dict["example_id"]), full(input_dict["weight"])))
+        ids = input_dict["example_id"]  # where nobody chooses, there is no column of weights
+        self.served.append((full(ids), full(input_dict.get("weight", torch.ones(len(ids))))))
         return super().forward_backward_step(**kwargs)
 
 
@@ -151,10 +152,9 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
     config = config_of(settings, data=data, folder=folder)
     preflight.check_run(config, spec_of(config.model.name), world_size=dist.get_world_size())
     trainer = Observed(config)
-    (teaching,) = trainer.systems
-    assert isinstance(teaching, Teaching)
+    teaching = teaching_of(trainer)
     try:
-        chunked = getattr(teaching.weighted_loss, "func", None) is chunked_weighted_cross_entropy
+        chunked = getattr(getattr(teaching, "weighted_loss", None), "func", None) is chunked_weighted_cross_entropy
         assert chunked == (config.teacher.loss_chunks > 1)
         logged: list[dict[str, float]] = []
         trainer.metrics_processor.logger.log = lambda metrics, step: logged.append(metrics)
@@ -179,12 +179,12 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
             }
             steps[trainer.step] = step
             trainer.checkpointer.save(trainer.step)
-        buffer = teaching.buffer
-        buffer.sync()
+        if teaching is not None:
+            teaching.buffer.sync()
         result = {
             "steps": steps,
             "place": (trainer.dataloader.dp_rank, trainer.dataloader.dp_world_size, trainer.parallel_dims.cp),
-            "buffer": {name: full(tensor) for name, tensor in buffer.state_dict().items()},
+            "buffer": {name: full(tensor) for name, tensor in teaching.buffer.state_dict().items()} if teaching else {},
             "experts": {
                 plain_name(name): full(tensor)
                 for part in trainer.model_parts
@@ -197,11 +197,17 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
             trainer.validator.validate(trainer.model_parts, trainer.step)
             result["validation"] = logged[-1]["validation_metrics/loss"]
         if config.teacher.scoring != "train":
+            assert teaching is not None
             teaching.score_examples(trainer.step, Pool.whole(len(trainer.dataloader.dataset)))
         assert expert_counts(trainer) == counted, "tokens that were not trained"
         return result
     finally:
         trainer.close()
+
+
+def teaching_of(trainer: TeachingTrainer) -> Teaching | None:
+    """The teacher's system; None where nobody chooses."""
+    return next((system for system in trainer.systems if isinstance(system, Teaching)), None)
 
 
 def expert_counts(trainer: TeachingTrainer) -> list[list[float]]:
@@ -295,9 +301,10 @@ def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict
     buffer.sync()
     with torch.no_grad():
         validation = losses_of(everything)[0].mean().item()
+    uniform = config.teacher.strategy == "uniform"
     return {
         "steps": steps,
-        "buffer": {name: full(tensor) for name, tensor in buffer.state_dict().items()},
+        "buffer": {} if uniform else {name: full(tensor) for name, tensor in buffer.state_dict().items()},
         "experts": {name: full(tensor) for name, tensor in model.named_buffers() if name.endswith("expert_bias")},
         "validation": validation,
     }

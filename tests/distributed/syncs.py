@@ -62,7 +62,7 @@ class CountSyncs(TorchDispatchMode):
 def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[None]:
     """``syncs`` is active from the first microbatch's forward to the optimizer's step, and in what follows a step."""
     forward, optimize = trainer.forward_backward_step, trainer.optimizers.step
-    teaching = next(iter(trainer.systems)) if isinstance(trainer, TeachingTrainer) else None
+    teaching = next(iter(trainer.systems), None) if isinstance(trainer, TeachingTrainer) else None
     after = None if teaching is None else teaching.after_step
     active = False
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from distributed.parallel_world import NoMesh, Observed, config_of, full, plain_name
+from distributed.parallel_world import NoMesh, Observed, config_of, full, plain_name, teaching_of
 from distributed.syncs import CountSyncs, from_forward_to_optimizer
 from references import exact_norm
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -25,7 +25,6 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.systems.teaching.system import Teaching
 from titan_attent.systems.teaching.teacher import Teacher
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
@@ -94,8 +93,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
     spec = spec_of(config.model.name)
     preflight.check_run(config, spec, world_size=dist.get_world_size())
     trainer = Observed(config)
-    (teaching,) = trainer.systems
-    assert isinstance(teaching, Teaching)
+    teaching = teaching_of(trainer)
     try:
         logged: list[dict[str, float]] = []
         trainer.metrics_processor.logger.log = lambda metrics, step: logged.append(metrics)
@@ -116,13 +114,14 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
                 "metrics": logged[-1],
                 "gradients": gradients,
             }
-        teaching.buffer.sync()
+        if teaching is not None:
+            teaching.buffer.sync()
         trainer.validator.validate(trainer.model_parts, trainer.step)
         return {
             "steps": steps,
             "place": (trainer.dataloader.dp_rank, trainer.dataloader.dp_world_size),
             "syncs": dict(syncs.seen),
-            "buffer": {name: full(tensor) for name, tensor in teaching.buffer.state_dict().items()},
+            "buffer": {name: full(tensor) for name, tensor in teaching.buffer.state_dict().items()} if teaching else {},
             "validation": logged[-1],
         }
     finally:

@@ -16,17 +16,35 @@ divided by the seconds that training everything covered would have cost.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
-ACCOUNTS = ("load", "train", "score", "select", "exchange", "save", "validate", "probe")
-TEACHING = ("score", "select", "exchange")
-"""The accounts that a run without a teacher would not have."""
-OF_SYSTEMS = ("probe",)
-"""Those in the state of the system that charges them: a checkpoint of a run without it has them not."""
+OF_EVERY_RUN = ("load", "train", "save", "validate")
+"""The accounts of every run; systems add theirs."""
+
+
+class LedgerAccount(NamedTuple):
+    """An account of a system.
+
+    Attributes:
+        name: of the scalar ``ledger/NAME_seconds``.
+        is_overhead: whether it counts as the overhead of teaching. Those that do are kept in the ledger's state, the
+            others in that of their system.
+    """
+
+    name: str
+    is_overhead: bool = False
+
+
+TEACHING = (
+    LedgerAccount("score", is_overhead=True),
+    LedgerAccount("select", is_overhead=True),
+    LedgerAccount("exchange", is_overhead=True),
+)
+"""The accounts of a teacher."""
 
 
 class Ledger:
@@ -35,16 +53,26 @@ class Ledger:
     Args:
         batch_size: G, examples of a global batch.
         tokens_per_example: for tokens_covered_per_second.
+        accounts: of the systems, beside those of every run.
         clock: seconds from any fixed moment on.
 
     Attributes:
         prepaid_seconds: what scorers took before the run, as seconds of all of its devices; not part of the state.
     """
 
-    def __init__(self, *, batch_size: int, tokens_per_example: int, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        tokens_per_example: int,
+        accounts: Iterable[LedgerAccount] = TEACHING,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self.batch_size = batch_size
         self.tokens_per_example = tokens_per_example
-        self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
+        accounts = tuple(accounts)
+        self.overhead = tuple(account.name for account in accounts if account.is_overhead)
+        self.seconds = dict.fromkeys((*OF_EVERY_RUN, *(account.name for account in accounts)), 0.0)
         self.examples_trained = 0
         self.examples_covered = 0.0
         self.examples_scored = 0
@@ -94,6 +122,10 @@ class Ledger:
         return self._seconds_before + self._clock() - self._start
 
     @property
+    def overhead_seconds(self) -> float:
+        return sum(self.seconds[account] for account in self.overhead)
+
+    @property
     def skipped_share(self) -> float:
         return 1 - self.examples_trained / self.examples_covered if self.examples_covered else 0.0
 
@@ -101,16 +133,16 @@ class Ledger:
     def break_even_share(self) -> float:
         """The share that must be skipped for teaching to pay; 0 before anything was trained."""
         full = self.examples_covered * self.seconds["train"] / max(1, self.examples_trained)
-        return (self.prepaid_seconds + sum(self.seconds[account] for account in TEACHING)) / full if full else 0.0
+        return (self.prepaid_seconds + self.overhead_seconds) / full if full else 0.0
 
     def metrics(self) -> dict[str, float]:
         """The ``ledger/*`` scalars."""
         self._settle()
         wall = max(self.wall_seconds, 1e-9)
-        return {f"ledger/{account}_seconds": self.seconds[account] for account in ACCOUNTS} | {
+        return {f"ledger/{account}_seconds": spent for account, spent in self.seconds.items()} | {
             "ledger/wall_seconds": wall,
             "ledger/prepaid_seconds": self.prepaid_seconds,
-            "ledger/overhead_percent": 100 * sum(self.seconds[account] for account in TEACHING) / wall,
+            "ledger/overhead_percent": 100 * self.overhead_seconds / wall,
             "ledger/examples_trained": float(self.examples_trained),
             "ledger/examples_covered": self.examples_covered,
             "ledger/examples_skipped": self.examples_covered - self.examples_trained,
@@ -123,7 +155,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         return {
-            "seconds": {name: spent for name, spent in self.seconds.items() if name not in OF_SYSTEMS},
+            "seconds": {name: self.seconds[name] for name in (*OF_EVERY_RUN, *self.overhead)},
             "wall_seconds": self.wall_seconds,
             "examples_trained": self.examples_trained,
             "examples_covered": self.examples_covered,

@@ -16,6 +16,7 @@ __all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "tabl
 ACCOUNTS = tuple(
     f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange", "probe")
 )
+"""In the order of the table; those of systems from outside come after them."""
 # The order of the table; further teacher/* and ledger/* tags come after them.
 ORDER = (
     *("teacher/round", "teacher/ratio", "teacher/selected", "teacher/importance_mean", "teacher/importance_p99"),

@@ -24,7 +24,7 @@ class Logged(NamedTuple):
     panels: tuple[Panel, ...]
 
 
-OWN = tuple(Logged(system.name, dict(system.units), system.panels) for system in SYSTEMS)
+OWN = tuple(Logged(system.name, dict(system.tag_units), system.panels) for system in SYSTEMS)
 
 
 def logged_by(runs: Iterable[RunScalars]) -> list[Logged]:

@@ -3,7 +3,8 @@
 The example teacher is a system; so is whatever else changes how a step learns. The trainer (titan/trainer.py) knows no
 system by name. It makes those that the TOML turns on, in the order of system_list.py, and calls them:
 
-    before the run           check, check_data      refusals; no process group yet, nothing is built
+    before the run           check_values           refusals, of a system that is off, too
+                             check, check_data      refusals; no process group yet, nothing is built
                              identity               what a checkpoint and the run that resumes it must share
     once the ranks can talk  __init__(run, config)
                              wrap_schedule          of a pipeline
@@ -19,7 +20,7 @@ system by name. It makes those that the TOML turns on, in the order of system_li
     a logged step            metrics
     a checkpoint             state_dict, load_state_dict
     the end                  close
-    the report               panels, units
+    the report               panels, tag_units
 
 A method that is not overridden does nothing. Where no system changes the loss, the step is torchtitan's own code.
 
@@ -40,8 +41,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.data.told import Told
-from titan_attent.foundations.ledger import Ledger
+from titan_attent.foundations.ledger import Ledger, LedgerAccount
 from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.systems.settings import RunSettings
 
@@ -117,7 +117,6 @@ class Run(Facts):
     """What a system may use of the run that it takes part in.
 
     Attributes:
-        description: of the run, for the report (data/told.py).
         device: of the model.
         mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
             dimension has one rank only.
@@ -136,7 +135,6 @@ class Run(Facts):
             differentiated inside the context. Not under a pipeline. A collective.
     """
 
-    description: Told
     device: torch.device
     mesh: Callable[[str], DeviceMesh | None]
     rank: int
@@ -192,8 +190,9 @@ class System:
         columns: names of the columns that the loader or :meth:`read_columns` adds for it.
         keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
         comes_last: whether it is called after all that do not say so, those from outside included.
+        accounts: of the ledger, that it charges.
         panels: of the report.
-        units: of its tags, by tag: "share" (shown as a percentage), or a word that follows the number. Tags that end in
+        tag_units: tag -> "share" (shown as a percentage), or a word that follows the number. Tags that end in
             ``_seconds``, ``_percent`` or ``_share`` need none.
 
     Args:
@@ -201,15 +200,16 @@ class System:
         config: its section.
 
     Attributes:
-        sampler: decides which examples are trained; exactly one system of a run has one.
+        sampler: decides which examples are trained, instead of the plan of the data; at most one system has one.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     keeps_state: ClassVar[bool] = False
     comes_last: ClassVar[bool] = False
+    accounts: ClassVar[tuple[LedgerAccount, ...]] = ()
     panels: ClassVar[tuple[Panel, ...]] = ()
-    units: ClassVar[Mapping[str, str]] = {}
+    tag_units: ClassVar[Mapping[str, str]] = {}
 
     sampler: TeachingSampler | None = None
 
@@ -219,6 +219,10 @@ class System:
     def is_on(cls, config: Any) -> bool:
         """Whether its section turns it on."""
         raise NotImplementedError
+
+    @classmethod
+    def check_values(cls, config: Any) -> None:
+        """Raise a ValueError for values of its section that it could not work with, whether it is on or not."""
 
     @classmethod
     def check(cls, config: Any, settings: RunSettings) -> None:
@@ -237,6 +241,10 @@ class System:
 
     def __init__(self, run: Run, config: Any):
         self.run, self.config = run, config
+
+    def folders_read(self) -> Sequence[str]:
+        """Folders of losses on disk that it reads; the report counts what making them took."""
+        return ()
 
     def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those of the model's ``weights`` that the run takes from the initial checkpoint ``path``; the others stay as

@@ -11,9 +11,11 @@ from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
 from titan_attent.systems.system import System
 from titan_attent.systems.teaching.system import Teaching
+from titan_attent.systems.teaching.trace import Trace
 
 SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained, and with what weights
+    Trace,  # [teacher] trace: the ids of every step
     AdaptiveModules,  # [modules]: which parts of the model a step updates
     HighwayStages,  # [backward] cut = "stage": the way of the gradient between pipeline stages
     Highway,  # [backward]: which way the gradient takes; last, see its docstring
@@ -35,5 +37,14 @@ def systems_on(sections: Any, *, from_outside: Sequence[type[System]] = ()) -> l
         from_outside: systems beside those of this package; they come before a system with ``comes_last``.
     """
     systems = sorted((*SYSTEMS, *from_outside), key=lambda system: system.comes_last)
-    found = [SystemOn(system, getattr(sections, system.name)) for system in systems if hasattr(sections, system.name)]
-    return [one for one in found if one.system.is_on(one.config)]
+    return [one for one in _with_sections(systems, sections) if one.system.is_on(one.config)]
+
+
+def check_values(sections: Any, *, from_outside: Sequence[type[System]] = ()) -> None:
+    """Let every system, on or off, refuse values of its section; ValueError."""
+    for system, config in _with_sections((*SYSTEMS, *from_outside), sections):
+        system.check_values(config)
+
+
+def _with_sections(systems: Sequence[type[System]], sections: Any) -> list[SystemOn]:
+    return [SystemOn(system, getattr(sections, system.name)) for system in systems if hasattr(sections, system.name)]

@@ -22,7 +22,7 @@ class JoinedSystems:
     Attributes:
         column_names: of what is read beside the tokens.
         loss: of all: each system's around or instead of that of the systems before it.
-        sampler: the one that decides the order of the examples.
+        sampler: of the one that decides which examples come; None where the plan of the data does.
         reads: makes columns, in reader threads.
         states: name -> a system with a state in the checkpoint.
     """
@@ -33,8 +33,9 @@ class JoinedSystems:
         self.loss = loss
         for system in self.systems:
             self.loss = system.wrap_loss(self.loss)
-        self.sampler: TeachingSampler
-        (self.sampler,) = (system.sampler for system in self.systems if system.sampler is not None)
+        samplers = [system.sampler for system in self.systems if system.sampler is not None]
+        assert len(samplers) <= 1, "two systems decide which examples come"
+        self.sampler: TeachingSampler | None = samplers[0] if samplers else None
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
@@ -47,6 +48,9 @@ class JoinedSystems:
         for system in self.systems:
             schedule = system.wrap_schedule(schedule)
         return schedule
+
+    def folders_read(self) -> list[str]:
+        return [folder for system in self.systems for folder in system.folders_read()]
 
     def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for system in self.systems:

@@ -94,6 +94,7 @@ class TeachingLoader(BaseDataLoader):
         """The pass and the global batch in it that was handed out last."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
+        self._with_weights = True
 
     def follow(
         self,
@@ -101,14 +102,17 @@ class TeachingLoader(BaseDataLoader):
         *,
         before_decision: Callable[[], None] = lambda: None,
         reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
+        with_weights: bool = True,
     ) -> None:
         """Serve what ``sampler`` decides.
 
         Args:
             before_decision: called before it may change its state (wait for checkpoint staging).
             reads: example ids int64 [B] -> further columns of the batch; called in the reader threads.
+            with_weights: whether the batch has the column "weight".
         """
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
+        self._with_weights = with_weights
 
     def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *place)
@@ -130,7 +134,8 @@ class TeachingLoader(BaseDataLoader):
             )
             weights = sampler.local_weights(current, start=start)
             for i, ((input_dict, labels), weight) in enumerate(zip(batches, weights, strict=True)):
-                input_dict["weight"] = weight
+                if self._with_weights:
+                    input_dict["weight"] = weight
                 if (i + 1) % self.microbatches == 0:
                     self.served = (current, sampler.consumed)
                     sampler.batch_consumed()

@@ -18,7 +18,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.told import Told, fingerprint_of
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
-from titan_attent.systems.system_list import SYSTEMS, SystemOn, systems_on
+from titan_attent.systems.system_list import SYSTEMS, SystemOn, check_values, systems_on
 from titan_attent.titan.models.kinds import kind_of
 
 SUFFIX = "_attent"
@@ -94,12 +94,26 @@ def systems_from(name: str) -> Sequence[type[System]]:
 
 def systems_of(job_config: JobConfig) -> list[SystemOn]:
     """The systems that take part in a run, each with its section, in the order in which they are called."""
-    from_outside = systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
-    return systems_on(job_config, from_outside=(*kind_of(job_config).systems, *from_outside))
+    return systems_on(job_config, from_outside=_from_outside(job_config))
+
+
+def check_sections(job_config: JobConfig) -> None:
+    """Let every system, on or off, refuse values of its section; ValueError."""
+    check_values(job_config, from_outside=_from_outside(job_config))
+
+
+def _from_outside(job_config: JobConfig) -> Sequence[type[System]]:
+    """The systems of the run's family, and those that its ``custom_config_module`` lists."""
+    return *kind_of(job_config).systems, *systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
 
 
 def describe(
-    job_config: JobConfig, dataset: Examples, *, batch_size: int, device: torch.device, systems: Sequence[SystemOn] = ()
+    job_config: JobConfig,
+    dataset: Examples,
+    *,
+    batch_size: int,
+    device: torch.device,
+    systems: Sequence[type[System]] = (),
 ) -> Told:
     """What a run, with these systems, reports of itself."""
     name, steps, data, vision = job_config.model.name, job_config.validation.steps, job_config.data, job_config.vision
@@ -137,13 +151,13 @@ def describe(
             "data.seed": data.seed,
         },
         devices=_devices(device),
-        systems=tuple(_logged(system) for system, _ in systems if system not in SYSTEMS),
+        systems=tuple(_logged(system) for system in systems if system not in SYSTEMS),
     )
 
 
 def _logged(system: type[System]) -> dict[str, Any]:
     """What the report must know of a system that is not this package's."""
-    return {"name": system.name, "units": dict(system.units), "panels": [asdict(panel) for panel in system.panels]}
+    return {"name": system.name, "units": dict(system.tag_units), "panels": [asdict(panel) for panel in system.panels]}
 
 
 def _devices(device: torch.device) -> str:

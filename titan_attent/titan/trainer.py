@@ -8,8 +8,9 @@ runs.
 Cost: none of its own. No host sync is added between forward and optimizer step.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,10 +20,13 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
 from titan_attent.data.io.reader import ReadBatch
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.plan.shuffled import Shuffled
+from titan_attent.data.told import tell
 from titan_attent.foundations.ledger import Ledger
+from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
-from titan_attent.systems.system_list import SystemOn
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader
@@ -31,7 +35,7 @@ from titan_attent.titan.models.kinds import kind_of
 from titan_attent.titan.models.vision import is_vision
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
-from titan_attent.titan.patches.checkpoint import Checkpoints
+from titan_attent.titan.patches.checkpoint import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, copies_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
 
@@ -45,15 +49,22 @@ class TeachingTrainer(Trainer):
         self.loader = cast(TeachingLoader, self.dataloader)
         self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
-        self.ledger = Ledger(batch_size=self.batch_size, tokens_per_example=self.tokens_per_example)
         on = systems_of(job_config)
-        self.systems = JoinedSystems(on, self._run(on), self._stock_loss)
+        self.ledger = Ledger(
+            batch_size=self.batch_size,
+            tokens_per_example=self.tokens_per_example,
+            accounts=[account for system, _ in on for account in system.accounts],
+        )
+        self.systems = JoinedSystems(on, self._run(), self._stock_loss)
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states |= self.systems.states
+        if self.systems.sampler is None:  # who chooses keeps the ledger beside its own state
+            self.checkpointer.states[LEDGER] = self.ledger
         self.loader.follow(
-            self.systems.sampler,
+            self.systems.sampler or self._sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
             reads=self.systems.reads,
+            with_weights="weight" in self.systems.column_names,
         )
         if self.parallel_dims.pp_enabled:
             self.pp_schedule: Any = self.systems.wrap_schedule(self.pp_schedule)
@@ -68,7 +79,7 @@ class TeachingTrainer(Trainer):
                 "validate", self.systems.during_pause(self.validator.validate)
             )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
-            system_metrics=self.systems.metrics,
+            system_metrics=lambda: self.ledger.metrics() | self.systems.metrics(),
             logged=self.health.logged,
             validated=self.health.validated,
             tokens_per_image=self.tokens_per_example if is_vision(job_config.model.name) else None,
@@ -79,16 +90,13 @@ class TeachingTrainer(Trainer):
         # Made of a host number, which a step must not copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
-    def _run(self, systems: Sequence[SystemOn]) -> Run:
+    def _run(self) -> Run:
         job_config, dims = self.job_config, self.parallel_dims
         return Run(
             dataset=self.loader.dataset,
             batch_size=self.batch_size,
             open_reference=self.loader.datasets.reference,
             settings=settings_of(job_config),
-            description=describe(
-                job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device, systems=systems
-            ),
             device=self.device,
             mesh=dims.get_optional_mesh,
             rank=self.loader.dp_rank,
@@ -105,6 +113,27 @@ class TeachingTrainer(Trainer):
             loss=kind_of(job_config).loss(job_config),
             build_example_loss=kind_of(job_config).example_loss(job_config),
             predict=self.predict,
+        )
+
+    def _tell(self) -> None:
+        """Write data.json, for the report."""
+        told = describe(
+            self.job_config,
+            self.loader.dataset,
+            batch_size=self.batch_size,
+            device=self.device,
+            systems=[type(system) for system in self.systems],
+        )
+        tell(Path(self.job_config.job.dump_folder) / "teacher", told, losses=self.systems.folders_read())
+
+    def _sampler_of_all(self) -> TeachingSampler:
+        """All examples, where no system chooses."""
+        plan = Shuffled(
+            len(self.loader.dataset), batch_size=self.batch_size, seed=self.job_config.data.seed, ledger=self.ledger
+        )
+        loader = self.loader
+        return TeachingSampler(
+            plan, rank=loader.dp_rank, num_ranks=loader.dp_world_size, microbatches=loader.microbatches
         )
 
     def init_distributed(self) -> ParallelDims:
@@ -239,6 +268,8 @@ class TeachingTrainer(Trainer):
         self.health.begin()
         if self.step == 0:
             self.systems.set_initial_weights()
+        if is_first_rank():
+            self._tell()
         self.systems.before_first_step()
         self.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))

@@ -193,6 +193,7 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
                 reference = want["gradients"][parameter]
                 error = np.abs(gradient - reference).max() / np.abs(reference).max()
                 assert error < 1e-4, f"step {step}, {parameter}"
+        assert rank["buffer"].keys() == expected["buffer"].keys()
         for key, value in expected["buffer"].items():
             np.testing.assert_allclose(rank["buffer"][key], value, rtol=1e-4, atol=1e-6, err_msg=key)
         for key, value in rank["experts"].items():

@@ -139,6 +139,9 @@ class PassList:
     def current_pass(self) -> Pass | None:
         return self.current
 
+    def resume(self, *, round: int, pass_index: int, step: int) -> bool:
+        return True
+
     def follow_plan(self, *, step: int, consumed: int) -> None:
         """The plan is the same."""
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from titan_attent.foundations.ledger import ACCOUNTS, Ledger
+from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING, Ledger, LedgerAccount
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 def accounts(**seconds: float) -> dict[str, float]:
-    return dict.fromkeys(ACCOUNTS, 0.0) | seconds
+    return dict.fromkeys((*OF_EVERY_RUN, *(account.name for account in TEACHING)), 0.0) | seconds
 
 
 def test_metrics_are_the_hand_kept_accounts(clock):
@@ -116,8 +116,19 @@ def test_a_resumed_ledger_goes_on_counting(clock):
     assert after.wall_seconds == pytest.approx(5.0 + 6.0)
     assert after.seconds == accounts(select=3.0)
     assert (after.examples_trained, after.examples_covered, after.examples_scored) == (8, 12.0, 7)
-    # The saved state is not shared; what a system charges is in its own, as a run without it has it not.
-    assert state["seconds"] == {name: spent for name, spent in accounts(select=2.0).items() if name != "probe"}
+    assert state["seconds"] == accounts(select=2.0)  # not shared
+
+
+def test_accounts_of_systems(clock):
+    """Without a teacher nothing is overhead; what another system charges is in that system's state."""
+    ledger = Ledger(batch_size=1, tokens_per_example=1, accounts=[LedgerAccount("probe")], clock=clock)
+    with ledger.charge("probe"):
+        clock.now += 2.0
+    assert ledger.seconds == dict.fromkeys(OF_EVERY_RUN, 0.0) | {"probe": 2.0}
+    assert ledger.metrics()["ledger/probe_seconds"] == 2.0 and ledger.metrics()["ledger/overhead_percent"] == 0.0
+    assert ledger.state_dict()["seconds"] == dict.fromkeys(OF_EVERY_RUN, 0.0)
+    ledger.load_state_dict(ledger.state_dict())
+    assert ledger.seconds["probe"] == 2.0
 
 
 def test_metrics_before_any_time_has_passed_are_finite(clock):

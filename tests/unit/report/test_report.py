@@ -398,7 +398,7 @@ def test_a_fact_of_one_run_keeps_its_place() -> None:
     ],
 )
 def test_units(tag: str, value: float, text: str) -> None:
-    assert with_unit(tag, value, unit=Teaching.units.get(tag, "")) == text
+    assert with_unit(tag, value, unit=Teaching.tag_units.get(tag, "")) == text
 
 
 def test_seconds_come_with_their_share_of_the_wall_time(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from titan_attent.data.plan.order import Pass
 
 
 class Passes(Protocol):
-    """Who decides the passes: what :class:`TeachingSampler` asks of titan_attent.systems.teaching.Teacher."""
+    """Who decides the passes: a plan of the data (shuffled.py), or a teacher that chooses (systems/teaching)."""
 
     batch_size: int
     """Examples of a global batch."""
@@ -36,6 +36,7 @@ class Passes(Protocol):
     def current_pass(self) -> Pass | None: ...
     def next_pass(self, *, step: int) -> Pass: ...
     def follow_plan(self, *, step: int, consumed: int) -> None: ...
+    def resume(self, *, round: int, pass_index: int, step: int) -> bool: ...
     def weights_of(self, places: Tensor) -> Tensor: ...
     def batch_served(self) -> None: ...
 
@@ -128,4 +129,6 @@ class TeachingSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.consumed = state["step"], state["consumed"]
+        if not self.teacher.resume(round=state["round"], pass_index=state["pass"], step=self.step):
+            self.consumed = 0
         self._resumed = True

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from titan_attent.foundations.flops import is_experts
 from titan_attent.foundations.json_lines import JsonLines
+from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
 from titan_attent.systems.freezing.account import Account
@@ -33,6 +34,7 @@ class AdaptiveModules(System):
 
     name = "modules"
     keeps_state = True
+    accounts = (LedgerAccount("probe"),)
     panels = panels.PANELS
 
     @classmethod

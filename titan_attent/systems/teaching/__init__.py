@@ -21,4 +21,5 @@ checks.py       what is refused before the run
 forecast.py     what a run is about to train, said before it does
 advice.py       plans that cannot teach, teaching that does not pay
 panels.py       its panels in the report
+trace.py        which examples every step trained
 """

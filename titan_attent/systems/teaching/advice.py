@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.text.mixing import documents_per_example
@@ -22,13 +23,6 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         f"Teacher: {config.strategy}, {num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
         f"again from step {plan.anneal_start + 1} of {total_steps}{_visits(config, plan, num_examples, batch_size)}"
     )
-    if config.strategy == "uniform":
-        if unread := keys_without_a_rule(config):
-            logger.warning(
-                f'teacher.strategy is "uniform": not read {"is" if len(unread) == 1 else "are"} {", ".join(unread)}. '
-                'To teach, name a strategy: "hard" takes the examples of largest importance'
-            )
-        return
     if plan.warmup_steps >= plan.anneal_start:
         logger.warning(
             f"The teacher never selects: its warm-up of {plan.warmup_passes} full passes takes {plan.warmup_steps} "
@@ -73,6 +67,15 @@ def _visits(config: TeacherConfig, plan: Plan, num_examples: int, batch_size: in
         return ""  # forecast.py tells, once there are scores
     visits = plan.visits(None, num_examples=num_examples, batch_size=batch_size)
     return f"; an example that is always selected is trained {visits:.1f} times"
+
+
+def warn_of_unread_keys(config: TeacherConfig) -> None:
+    """Say on the first rank which keys are not read where nothing is chosen."""
+    if os.environ.get("RANK", "0") == "0" and (unread := keys_without_a_rule(config)):
+        logger.warning(
+            f'teacher.strategy is "uniform": not read {"is" if len(unread) == 1 else "are"} {", ".join(unread)}. '
+            'To teach, name a strategy: "hard" takes the examples of largest importance'
+        )
 
 
 def keys_without_a_rule(config: TeacherConfig) -> list[str]:

@@ -2,13 +2,15 @@
 
     loader -> example_id, weight -> weighted loss -> one loss an example -> buffer -> teacher -> loader
 
-Under ``strategy = "uniform"`` it decides the order only: the loss and the step stay torchtitan's own.
+Under ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
+torchtitan's own.
 
 Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes an example (12 with
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from torch import Tensor
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.data.told import tell
 from titan_attent.foundations.json_lines import JsonLines
+from titan_attent.foundations.ledger import TEACHING
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.mixed import mixing
@@ -27,7 +29,7 @@ from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Run, Seen, StepLoss, System
 from titan_attent.systems.teaching import checks
-from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows
+from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.importance import reads
@@ -36,21 +38,27 @@ from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
 class Teaching(System):
-    """The section ``[teacher]``. Always on: something has to decide the order of the examples."""
+    """The section ``[teacher]``."""
 
     name = "teacher"
     columns = ("weight",)
+    accounts = TEACHING
     keeps_state = True
     panels = PANELS
-    units = UNITS
+    tag_units = UNITS
 
     @classmethod
     def is_on(cls, config: TeacherConfig) -> bool:
-        return True
+        return config.strategy != "uniform"
+
+    @classmethod
+    def check_values(cls, config: TeacherConfig) -> None:
+        check_config(config)
+        if not cls.is_on(config):
+            warn_of_unread_keys(config)
 
     @classmethod
     def check(cls, config: TeacherConfig, settings: RunSettings) -> None:
-        check_config(config)
         checks.check_run(config, settings)
 
     @classmethod
@@ -116,7 +124,6 @@ class Teaching(System):
         # Made of host numbers, which a step must not copy to the device.
         self.neutral_statistics = neutral_statistics(run.device)
         # Of the first rank, from the first step on.
-        self.trace: JsonLines | None = None
         self.rounds: JsonLines | None = None
         self.quarantine: JsonLines | None = None
         log_plan(
@@ -139,6 +146,9 @@ class Teaching(System):
             found["trusted"] = checks.trusted_differences(config, self.run)
         return found
 
+    def folders_read(self) -> Sequence[str]:
+        return list(checks.paths_of_losses(self.config).values())
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def before_first_step(self) -> None:
@@ -146,16 +156,13 @@ class Teaching(System):
             return
         warn_of_mixed_windows(self.config, self.run.dataset)
         folder, step = self.run.settings.dump_folder / "teacher", self.run.step()
-        tell(folder, self.run.description, losses=checks.paths_of_losses(self.config).values())
         self.rounds = JsonLines(folder / "rounds.jsonl", step=step)
         if self.config.keeps_streaks:
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
-        if self.config.trace:
-            self.trace = JsonLines(folder / "trace.jsonl", step=step)
 
     def wrap_loss(self, loss: LossFunction) -> LossFunction:
         """The weighted loss of every example, instead of the stock loss; with weights of 1 the two are the same."""
-        return loss if self.config.strategy == "uniform" else self._training_loss
+        return self._training_loss
 
     def _training_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         statistics, columns = self.teacher.loss_statistics(self.run.step()), batch.columns
@@ -171,8 +178,7 @@ class Teaching(System):
         return StepLoss(weighted_sum, loss_sum, seen if gradients is None else seen | {"gradient": gradients})
 
     def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
-        if self.config.strategy != "uniform":
-            self._record(batch.columns, seen, step=self.run.step(), trained=True)
+        self._record(batch.columns, seen, step=self.run.step(), trained=True)
 
     def _record(self, columns: Columns, seen: Seen | None, *, step: int, trained: bool) -> None:
         """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
@@ -196,11 +202,6 @@ class Teaching(System):
 
     def after_step(self) -> None:
         self.teacher.step_done()
-        if self.trace is not None:
-            current, batch = self.run.served()
-            ids = current.ids(batch, batch + 1).tolist()
-            record = {"step": self.run.step(), "round": current.round, "strategy": current.strategy, "ids": ids}
-            self.trace.write(record)
 
     def score_examples(self, step: int, pool: Pool) -> None:
         """Record the loss of every example of ``pool`` by a forward pass; each rank takes its share.
@@ -236,7 +237,7 @@ class Teaching(System):
             self.quarantine.write(record | self.run.dataset.whereabouts(record["example_id"]))
 
     def close(self) -> None:
-        for log in (self.trace, self.rounds, self.quarantine):
+        for log in (self.rounds, self.quarantine):
             if log is not None:
                 log.close()
 

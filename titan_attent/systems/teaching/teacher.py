@@ -162,6 +162,10 @@ class Teacher:
         self.rounds.follow_plan(step=step, consumed=consumed)
         self._pass = None
 
+    def resume(self, *, round: int, pass_index: int, step: int) -> bool:
+        """A checkpoint's sampler is loaded: the position comes with this teacher's own state."""
+        return True
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     @property

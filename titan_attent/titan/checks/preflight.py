@@ -31,7 +31,7 @@ from titan_attent.titan.checks.value_checks import check_fit, check_flavor, chec
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.models.kinds import kind_of
-from titan_attent.titan.settings import CUSTOM_CONFIG, settings_of, systems_from, systems_of
+from titan_attent.titan.settings import CUSTOM_CONFIG, check_sections, settings_of, systems_from, systems_of
 from titan_attent.titan.user_errors import on_all_ranks
 
 if sys.version_info >= (3, 11):
@@ -140,6 +140,7 @@ def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datase
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     kind_of(job_config).check(job_config)
+    check_sections(job_config)
     settings, systems = settings_of(job_config, world_size=world_size), systems_of(job_config)
     for system, config in systems:
         system.check(config, settings)

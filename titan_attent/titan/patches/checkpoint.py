@@ -28,8 +28,12 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.titan.checkpoint_folder import checkpoint, go_back, latest, make_room, names, steps_in, to_purge
+from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.resumed_schedule import Settings
 from titan_attent.titan.user_errors import fail, on_first_rank
+
+LEDGER = "ledger"
+"""The key of the ledger of a run that chooses no examples."""
 
 
 class Checkpoints(CheckpointManager):
@@ -87,6 +91,8 @@ class Checkpoints(CheckpointManager):
                 state_dict = self.weights_to_load(checkpoint_id, state_dict)
             except ValueError as error:
                 fail(error)
+        if LEDGER in state_dict and not from_hf:
+            state_dict = with_earlier_ledger(state_dict, checkpoint_id)
         try:
             super().dcp_load(state_dict, checkpoint_id, from_hf=from_hf, from_quantized=from_quantized)
         except CheckpointException as error:
@@ -107,6 +113,31 @@ class Checkpoints(CheckpointManager):
         for path in to_purge(Path(self.folder), keep=self.keep_latest_k, saving=self._saving):
             (path / ".metadata").unlink(missing_ok=True)
             self.purge_queue.put(str(path))
+
+
+class LedgerOfTeacher:
+    """The ledger as earlier versions kept that of every run: beside the state of a teacher."""
+
+    def __init__(self, ledger: Any):
+        self.ledger = ledger
+
+    def state_dict(self) -> dict[str, Any]:
+        return {LEDGER: self.ledger.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ledger.load_state_dict(state[LEDGER])
+
+
+def with_earlier_ledger(states: dict[str, Any], path: str) -> dict[str, Any]:
+    """The states of a run that chooses no examples, with its ledger where the checkpoint ``path`` has it; without one
+    where it has none."""
+    there = read_metadata(path).state_dict_metadata
+    if f"{LEDGER}.wall_seconds" in there:
+        return states
+    others = {name: state for name, state in states.items() if name != LEDGER}
+    if f"teacher.{LEDGER}.wall_seconds" not in there:
+        return others
+    return others | {"teacher": LedgerOfTeacher(states[LEDGER])}
 
 
 def first_failure(error: CheckpointException) -> str:

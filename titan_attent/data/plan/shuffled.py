@@ -1,0 +1,77 @@
+"""The plan of a run whose examples nobody chooses: all of them, pass after pass, each pass in an order of its own.
+
+The i-th pass trains the i-th shuffled order of all examples, without the last ones that fill no global batch. So the
+state is the number of the pass, which the sampler keeps; there is none per example, in memory or in a checkpoint.
+
+Cost: O(log N) per position of the order, in the reader threads; nothing between passes.
+"""
+
+from torch import Tensor
+
+from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
+from titan_attent.foundations.ledger import Ledger
+
+
+class Shuffled:
+    """Full passes for ever; what :class:`~.sampler.TeachingSampler` asks of who decides the passes.
+
+    Args:
+        num_examples: N, at least one global batch.
+        batch_size: G, examples of a global batch.
+        seed: of the orders.
+        ledger: counts what is trained.
+    """
+
+    round = 0
+
+    def __init__(self, num_examples: int, *, batch_size: int, seed: int, ledger: Ledger | None = None):
+        if batch_size > num_examples:
+            raise ValueError(
+                f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
+                "write more data, or lower training.global_batch_size or training.seq_len"
+            )
+        self.num_examples, self.batch_size, self.seed, self.ledger = num_examples, batch_size, seed, ledger
+        self.weights_every = num_examples
+        self._pass_index = -1  # before the first
+
+    @property
+    def pass_index(self) -> int:
+        """The pass in progress; 0 before the first."""
+        return max(0, self._pass_index)
+
+    def current_pass(self) -> Pass | None:
+        """The pass in progress, None before the first. Pure."""
+        return self._pass() if self._pass_index >= 0 else None
+
+    def next_pass(self, *, step: int) -> Pass:
+        """The pass after the one in progress."""
+        self._pass_index += 1
+        return self._pass()
+
+    def _pass(self) -> Pass:
+        pool = Pool(self.num_examples, order=(self.seed, 0, self._pass_index), size=self.num_examples)
+        num_batches = self.num_examples // self.batch_size
+        return Pass(
+            pool, SelectedPlaces(self.num_examples), order=None, batch_size=self.batch_size, num_batches=num_batches
+        )
+
+    def resume(self, *, round: int, pass_index: int, step: int) -> bool:
+        """Go on with the pass of a checkpoint; whether it is one of this plan's.
+
+        A checkpoint of a run whose examples were chosen ends in a pass that this plan does not know. Then the next
+        pass is a new one, whose order no pass of so many steps has had.
+        """
+        is_own = round == 0
+        self._pass_index = pass_index if is_own else step // (self.num_examples // self.batch_size) + 1
+        return is_own
+
+    def follow_plan(self, *, step: int, consumed: int) -> None:
+        """Nothing: no pass depends on how long the run is."""
+
+    def weights_of(self, places: Tensor) -> Tensor:
+        raise AssertionError("no pass of this plan is weighted")
+
+    def batch_served(self) -> None:
+        """A global batch of the pass goes to training."""
+        if self.ledger is not None:
+            self.ledger.batch_served(covered_per_trained=1.0)

@@ -1,0 +1,36 @@
+"""The trace: which examples every step trained, for audits and for proofs of resumption.
+
+Cost: a line per step on the first rank, with the ids of a global batch.
+"""
+
+from titan_attent.foundations.json_lines import JsonLines
+from titan_attent.foundations.sharding import is_first_rank
+from titan_attent.systems.system import System
+from titan_attent.systems.teaching.config import TeacherConfig
+
+
+class Trace(System):
+    """``[teacher] trace``: teacher/trace.jsonl of a run, whoever decides its examples."""
+
+    name = "teacher"
+
+    @classmethod
+    def is_on(cls, config: TeacherConfig) -> bool:
+        return config.trace
+
+    log: JsonLines | None = None
+
+    def before_first_step(self) -> None:
+        if is_first_rank():
+            path = self.run.settings.dump_folder / "teacher" / "trace.jsonl"
+            self.log = JsonLines(path, step=self.run.step())
+
+    def after_step(self) -> None:
+        if self.log is not None:
+            current, batch = self.run.served()
+            ids = current.ids(batch, batch + 1).tolist()
+            self.log.write({"step": self.run.step(), "round": current.round, "strategy": current.strategy, "ids": ids})
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
