@@ -67,7 +67,7 @@ class RatioFromScores:
             schedule.selection_size(self.size, ratio=ratio, batch_size=batch_size)
             for ratio in (decided.asked, decided.ratio)
         )
-        if selected > least and not (self._told or self._is_foreign):
+        if selected > 1.01 * least and not (self._told or self._is_foreign):  # a difference that one can see
             asked = max(decided.asked, batch_size / self.size)
             warn_of_repeats(self.config, self.bound, asked=asked, ratio=decided.ratio, size=self.size)
             self._told = True

@@ -133,14 +133,25 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
                 logger.warning(f"[{section}] {key} is not read: titan_attent reads its data as [data] says")
 
 
-def check_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None) -> None:
-    """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``."""
+def check_run(
+    job_config: JobConfig,
+    spec: TrainSpec,
+    *,
+    world_size: int,
+    datasets: DataSets | None = None,
+    trains: bool = True,
+) -> None:
+    """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``.
+
+    ``trains``: whether the run trains; scoring does not read the sections of systems.
+    """
     datasets = datasets or DataSets()
     data = job_config.data
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     kind_of(job_config).check(job_config)
-    check_sections(job_config)
+    if trains:
+        check_sections(job_config)
     settings, systems = settings_of(job_config, world_size=world_size), systems_of(job_config)
     for system, config in systems:
         system.check(config, settings)

@@ -40,7 +40,7 @@ class Checkpoints(CheckpointManager):
     """torchtitan's, mended."""
 
     folder: str
-    weights_to_load: Callable[[str, dict[str, Any]], dict[str, Any]] = staticmethod(lambda path, weights: weights)
+    weights_to_load: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Of the systems of a run: which weights it takes from ``initial_load_path``; ValueError if they do not fit."""
     _saving = -1
 
@@ -86,9 +86,10 @@ class Checkpoints(CheckpointManager):
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
         """As torchtitan's; ends the run with one message if the checkpoint cannot be read."""
-        if checkpoint_id == self.initial_load_path and self.initial_load_model_only:
+        choose = self.weights_to_load
+        if choose is not None and checkpoint_id == self.initial_load_path and self.initial_load_model_only:
             try:
-                state_dict = self.weights_to_load(checkpoint_id, state_dict)
+                state_dict = choose(checkpoint_id, state_dict)
             except ValueError as error:
                 fail(error)
         if LEDGER in state_dict and not from_hf:

@@ -46,7 +46,7 @@ def check_scoring(
     read_metadata(path := str(job_config.checkpoint.initial_load_path))
     warn_of_pickles(path)
     datasets = datasets or DataSets()
-    preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets)
+    preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets, trains=False)
     if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
         raise ValueError(
             "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
