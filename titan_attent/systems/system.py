@@ -102,6 +102,7 @@ class Facts:
         batch_size: examples of a global batch.
         open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
         settings: of the run.
+        check_frozen: a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` could not take it.
         loss: what the learner's loss is called, with what changes its value (scores/reference.py).
     """
 
@@ -109,6 +110,7 @@ class Facts:
     batch_size: int
     open_reference: Callable[[str], ReferenceLosses]
     settings: RunSettings
+    check_frozen: Callable[..., None]
     loss: str = ""
 
 
@@ -131,6 +133,9 @@ class Run(Facts):
             eval mode without gradients. None was seen on pipeline stages before the last. A collective.
         model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
         build_example_loss: what measures a loss of every example, by the names of losses/build.py.
+        build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a second model, frozen and
+            sharded as the learner is: inputs -> logits, called in :meth:`System.wrap_loss`. None on pipeline stages
+            before the last. ValueError for a checkpoint of another model. A collective.
         predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
             differentiated inside the context. Not under a pipeline. A collective.
     """
@@ -149,6 +154,7 @@ class Run(Facts):
     forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, Seen | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
+    build_frozen: Callable[..., Callable[[Tensor], Tensor] | None]
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 

@@ -5,6 +5,7 @@
     train_spec.py      which parts a model gets; models/: what differs between learners of text and of images
     loader.py          torchtitan's loader over shards; dataset_cache.py: the data sets of a run, each opened once
     trainer.py         torchtitan's Trainer with the run's systems in its step; joined_systems.py: all of them as one
+    frozen_model.py    a second model beside the learner, frozen
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same shards each time
     metrics.py         torchtitan's metrics with those of the systems beside them

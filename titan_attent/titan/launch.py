@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+from functools import partial
 from unittest.mock import patch
 
 from torchtitan.config import ConfigManager, JobConfig
@@ -20,6 +21,7 @@ from titan_attent.titan.checks import preflight
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
 from titan_attent.titan.checks.resume_checks import what_is_finished
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
@@ -87,7 +89,13 @@ def train() -> None:
         datasets = DataSets()
         spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
         check_start(job_config)
-        preflight.check_run(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
+        preflight.check_run(
+            job_config,
+            spec,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            datasets=datasets,
+            check_frozen=partial(check_frozen, job_config),
+        )
     except ValueError as error:
         fail(error)
     if finished := what_is_finished(job_config):

@@ -10,11 +10,13 @@ Cost: none of its own. No host sync is added between forward and optimizer step.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
@@ -27,6 +29,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader
@@ -38,6 +41,7 @@ from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, copies_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
+from titan_attent.titan.user_errors import fail
 
 
 class TeachingTrainer(Trainer):
@@ -113,6 +117,8 @@ class TeachingTrainer(Trainer):
             loss=kind_of(job_config).loss(job_config),
             build_example_loss=kind_of(job_config).example_loss(job_config),
             predict=self.predict,
+            check_frozen=partial(check_frozen, job_config),
+            build_frozen=self.build_frozen,
         )
 
     def _tell(self) -> None:
@@ -141,12 +147,33 @@ class TeachingTrainer(Trainer):
         own_folders(self.job_config)  # before anything is written to them
         return parallel_dims
 
+    def build_frozen(self, checkpoint: str, *, family: str = "", flavor: str = "") -> FrozenModel | None:
+        """A second, frozen model; see :class:`Run`. A collective."""
+        try:
+            if self.parallel_dims.pp_enabled and not self.pp_has_last_stage:
+                check_frozen(self.job_config, checkpoint, family=family, flavor=flavor)
+                return None
+            return build_frozen(
+                self.job_config,
+                checkpoint,
+                family=family,
+                flavor=flavor,
+                dims=self.parallel_dims,
+                device=self.device,
+                tokenizer=self.tokenizer,
+                precision=lambda: self.maybe_enable_amp,
+            )
+        except ValueError as error:
+            fail(error)
+
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         """torchtitan's own, which a system may build on."""
         loss = cast(PipelineLoss, self.loss_fn).stock if self.parallel_dims.pp_enabled else self.loss_fn
         loss_sum = loss(pred, batch.labels, *mixing(batch.columns))
+        if isinstance(loss_sum, DTensor):  # where tensor parallelism cuts the vocabulary: equal on its ranks
+            loss_sum = loss_sum.full_tensor()
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:

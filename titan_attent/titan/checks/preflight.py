@@ -11,6 +11,7 @@ an example where losses on disk are read.
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,13 @@ def check_run(
     world_size: int,
     datasets: DataSets | None = None,
     trains: bool = True,
+    check_frozen: Callable[..., None] = lambda checkpoint, **model: None,
 ) -> None:
     """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``.
 
-    ``trains``: whether the run trains; scoring does not read the sections of systems.
+    Args:
+        trains: whether the run trains; scoring does not read the sections of systems.
+        check_frozen: of frozen_model.py, for systems that run a second model.
     """
     datasets = datasets or DataSets()
     data = job_config.data
@@ -169,7 +173,12 @@ def check_run(
         )
     loss = kind_of(job_config).loss(job_config)
     facts = Facts(
-        dataset=dataset, batch_size=batch_size, open_reference=datasets.reference, settings=settings, loss=loss
+        dataset=dataset,
+        batch_size=batch_size,
+        open_reference=datasets.reference,
+        settings=settings,
+        check_frozen=check_frozen,
+        loss=loss,
     )
     for system, config in systems:
         system.check_data(config, facts)

@@ -1,0 +1,126 @@
+"""A second model beside the learner: frozen, of any family, sharded over the learner's ranks, from a checkpoint.
+
+It is built as torchtitan builds the learner (meta device, tensor parallelism, FSDP2), without activation checkpointing
+and under DDP without DDP, which wants gradients. Under a pipeline it is whole on the ranks of the last stage, where the
+loss is, and nowhere else.
+
+Cost: its parameters, sharded as the learner's, and a forward pass per microbatch, which keeps no activations.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools import utils
+
+from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checks.load_sources import warn_of_pickles
+from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
+from titan_attent.titan.checks.value_checks import check_flavor
+from titan_attent.titan.settings import SUFFIX, family_of
+from titan_attent.titan.train_spec import attent_spec
+
+
+class FrozenModel:
+    """``frozen(inputs)`` -> logits as the parallelism leaves them, without gradients.
+
+    Args:
+        model: parallelised, with its weights.
+        tokenizer: for the masks of flex attention, or None.
+        precision: the context of a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, *, tokenizer: Any, precision: Callable[[], AbstractContextManager[Any]]):
+        self.model, self.tokenizer, self.precision = model, tokenizer, precision
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits of ``inputs``, int64 [B, L], in eval mode. A collective of the ranks that hold the model."""
+        model: Any = self.model
+        masks = {}
+        if getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
+            masks["attention_masks"] = model.get_attention_masks(
+                input_batch=inputs, tokenizer=self.tokenizer, extra_inputs={}
+            )
+        with self.precision():
+            return model(inputs, **masks)
+
+
+def check_frozen(job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = "") -> None:
+    """Refuse a checkpoint that holds no such model, before anything is built; ValueError.
+
+    Args:
+        checkpoint: a step folder of torchtitan's.
+        family, flavor: of its model; those of the learner by default.
+    """
+    config, spec = _configured(job_config, family, flavor)
+    check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
+    if job_config.parallelism.context_parallel_degree > 1 and _attends_by_masks(config, spec):
+        raise ValueError(
+            f"[parallelism] context_parallel_degree = {job_config.parallelism.context_parallel_degree} with a frozen "
+            f"{family or family_of(job_config)}, whose attention masks need whole sequences. Set it to 1"
+        )
+
+
+def build_frozen(
+    job_config: JobConfig,
+    checkpoint: str,
+    *,
+    family: str,
+    flavor: str,
+    dims: ParallelDims,
+    device: torch.device,
+    tokenizer: Any,
+    precision: Callable[[], AbstractContextManager[Any]],
+) -> FrozenModel:
+    """The model of ``checkpoint``, in eval mode; ValueError as :func:`check_frozen`. A collective.
+
+    The random state is as before: a run with a frozen model draws what one without draws.
+    """
+    check_frozen(job_config, checkpoint, family=family, flavor=flavor)
+    warn_of_pickles(checkpoint)
+    config, spec = _configured(job_config, family, flavor)
+    args = copy.deepcopy(spec.model_args[config.model.flavor])
+    args.update_from_config(config)
+    with torch.device("meta"), utils.set_default_dtype(TORCH_DTYPE_MAP[config.training.dtype]):
+        model = cast(nn.Module, spec.model_cls(args))
+    model.requires_grad_(False)
+    is_ddp = dims.dp_replicate_enabled and not dims.fsdp_enabled
+    if not is_ddp and dims.world_size > 1:
+        model = spec.parallelize_fn(model, dims, config)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model.to_empty(device=device)
+        with torch.no_grad():
+            cast(Any, model).init_weights(buffer_device=None)  # its buffers are in no checkpoint
+    weights = get_model_state_dict(model)
+    with warnings.catch_warnings():
+        # Each rank reads its own shards: under a pipeline the other stages take no part.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+    set_model_state_dict(model, weights)
+    return FrozenModel(model.eval(), tokenizer=tokenizer, precision=precision)
+
+
+def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:
+    """The configuration of the run with another model in it, and that model's parts."""
+    config = copy.deepcopy(job_config)
+    config.model.name = (family or family_of(job_config)) + SUFFIX
+    config.model.flavor = flavor or job_config.model.flavor
+    config.activation_checkpoint.mode = "none"
+    spec = attent_spec(config.model.name, data=config.data.path)
+    check_flavor(spec, model=config.model.name, flavor=config.model.flavor)
+    return config, spec
+
+
+def _attends_by_masks(config: JobConfig, spec: TrainSpec) -> bool:
+    return getattr(spec.model_args[config.model.flavor], "attn_type", "sdpa") != "sdpa"
