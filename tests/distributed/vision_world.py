@@ -28,7 +28,7 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.systems.teaching.teacher import Teacher
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.vision import FLAVORS, args_of
 from titan_attent.titan.train_spec import attent_spec
 
@@ -159,7 +159,7 @@ def _losses(
 def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
     """A plain loop over the same model class: one process, no trainer, no mesh, no microbatches."""
     config = job_config(settings, data=data)
-    model, kind, datasets = plain_model(config), kind_of(config), DataSets()
+    model, kind, datasets = plain_model(config), family_of(config).modality, DataSets()
     optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
     examples = kind.open(datasets, config)
     everything = torch.arange(len(examples))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+SUFFIX = "_attent"
+"""Of the name of a model that this package trains; the rest is its family."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:

@@ -194,6 +194,8 @@ class System:
     Class attributes:
         name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
         columns: names of the columns that the loader or :meth:`read_columns` adds for it.
+        needs: what the learner's family must be able to do, as "tokens"; a run of another family is refused.
+        off: the key and value of its section that turn it off, for that refusal.
         keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
         comes_last: whether it is called after all that do not say so, those from outside included.
         accounts: of the ledger, that it charges.
@@ -211,6 +213,8 @@ class System:
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    off: ClassVar[str] = ""
     keeps_state: ClassVar[bool] = False
     comes_last: ClassVar[bool] = False
     accounts: ClassVar[tuple[LedgerAccount, ...]] = ()

@@ -23,11 +23,12 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools import utils
 
+from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
-from titan_attent.titan.settings import SUFFIX, family_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.train_spec import attent_spec
 
 
@@ -68,7 +69,7 @@ def check_frozen(job_config: JobConfig, checkpoint: str, *, family: str = "", fl
     if job_config.parallelism.context_parallel_degree > 1 and _attends_by_masks(config, spec):
         raise ValueError(
             f"[parallelism] context_parallel_degree = {job_config.parallelism.context_parallel_degree} with a frozen "
-            f"{family or family_of(job_config)}, whose attention masks need whole sequences. Set it to 1"
+            f"{family or family_of(job_config).name}, whose attention masks need whole sequences. Set it to 1"
         )
 
 
@@ -114,7 +115,7 @@ def build_frozen(
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:
     """The configuration of the run with another model in it, and that model's parts."""
     config = copy.deepcopy(job_config)
-    config.model.name = (family or family_of(job_config)) + SUFFIX
+    config.model.name = (family or family_of(job_config).name) + SUFFIX
     config.model.flavor = flavor or job_config.model.flavor
     config.activation_checkpoint.mode = "none"
     spec = attent_spec(config.model.name, data=config.data.path)

@@ -26,7 +26,7 @@ from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.order import Pass
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 from titan_attent.titan.settings import settings_of, systems_of
 
@@ -164,7 +164,7 @@ def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
 def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_world_size: int) -> TeachingLoader:
     """The loader of a run; the trainer gives it a sampler once the meshes exist."""
     data = job_config.data
-    dataset = kind_of(job_config).open(datasets, job_config)
+    dataset = family_of(job_config).modality.open(datasets, job_config)
     batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)
     return TeachingLoader(
         dataset,

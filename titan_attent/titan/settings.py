@@ -19,18 +19,10 @@ from titan_attent.data.told import Told, fingerprint_of
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import SYSTEMS, SystemOn, check_values, systems_on
-from titan_attent.titan.models.kinds import kind_of
-
-SUFFIX = "_attent"
-"""Of the name of a model that this package trains; the rest is its family."""
+from titan_attent.titan.models.families import family_of
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 """The module of this package's sections, where ``job.custom_config_module`` names no other."""
-
-
-def family_of(job_config: JobConfig) -> str:
-    """The family of the run's model, as "llama3"."""
-    return job_config.model.name.removesuffix(SUFFIX)
 
 
 def degrees_of(parallelism: Any, *, world_size: int | None = None) -> Degrees:
@@ -55,7 +47,7 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
     """The settings of the run that ``job_config`` describes; its values were checked before."""
     training, parallelism, compiled = job_config.training, job_config.parallelism, job_config.compile
     return RunSettings(
-        family=family_of(job_config),
+        family=family_of(job_config).name,
         steps=training.steps,
         seq_len=training.seq_len,
         local_batch_size=training.local_batch_size,
@@ -104,7 +96,7 @@ def check_sections(job_config: JobConfig) -> None:
 
 def _from_outside(job_config: JobConfig) -> Sequence[type[System]]:
     """The systems of the run's family, and those that its ``custom_config_module`` lists."""
-    return *kind_of(job_config).systems, *systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
+    return *family_of(job_config).modality.systems, *systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
 
 
 def describe(
@@ -116,23 +108,13 @@ def describe(
     systems: Sequence[type[System]] = (),
 ) -> Told:
     """What a run, with these systems, reports of itself."""
-    name, steps, data, vision = job_config.model.name, job_config.validation.steps, job_config.data, job_config.vision
-    learner = {"vit_attent": "classifier", "mae_attent": "autoencoder"}.get(name, "language model")
-    measured: dict[str, Any] = {
+    modality, steps, data = family_of(job_config).modality, job_config.validation.steps, job_config.data
+    measured = {
         "validation data": fingerprint_of(data.validation_path),
         "validated examples": steps * batch_size if steps > 0 else "all",
-        "learner": learner,
+        "learner": modality.learner,
+        **modality.measured(job_config, dataset),
     }
-    if learner == "language model":
-        measured["validation.seq_len"] = job_config.validation.seq_len
-    else:
-        measured["image size"] = dataset.seq_len
-    if learner == "autoencoder":
-        measured["vision.mask_ratio"] = vision.mask_ratio
-        measured["vision.normalize_patches"] = vision.normalize_patches
-        measured["patches"] = dataset.tokens_per_example
-        if not vision.normalize_patches:  # pixels are in units of the std of the training images
-            measured["training data"] = dataset.stored.fingerprint
     return Told(
         path=data.path,
         validation_path=data.validation_path,
@@ -141,7 +123,7 @@ def describe(
         tokens_per_example=dataset.tokens_per_example,
         measured=measured,
         setting={
-            "model": f"{name} {job_config.model.flavor}",
+            "model": f"{job_config.model.name} {job_config.model.flavor}",
             "data": dataset.stored.fingerprint,
             "global batch": batch_size,
             "tokens of an example": dataset.tokens_per_example,

@@ -21,25 +21,17 @@ from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_
 
 from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.checks import closest
+from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.models import vision
+from titan_attent.titan.models.families import FAMILIES
 from titan_attent.titan.patches import checkpoint, compat
 from titan_attent.titan.pipeline import PipelineLoss
-from titan_attent.titan.settings import SUFFIX
 from titan_attent.titan.user_errors import fail
 from titan_attent.titan.validator import build_validator
-
-TEXT_MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""torchtitan's text models, each trained by tests/distributed/titan/test_parallelism.py."""
-
-VISION_MODELS = tuple(vision.MODELS)
-"""Our own, each trained by tests/distributed/titan/test_vision_parallelism.py."""
-
-EXPERT_MODELS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""Those with mixture-of-experts flavors."""
 
 EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     "llama3": {
@@ -132,7 +124,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         data: ``data.path``; the scorers' flavors, which have its vocabulary, are among the flavors if it is given.
     """
     datasets = datasets or DataSets()
-    names = [model + SUFFIX for model in (*TEXT_MODELS, *VISION_MODELS)]
+    names = [family + SUFFIX for family in FAMILIES]
     if name not in names:
         known = ", ".join(names)
         raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
@@ -140,11 +132,11 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     compat.mend_clipping()
     compat.drop_pipeline_warning()
     checkpoint.mend()
-    if model in VISION_MODELS:
+    if model in vision.MODELS:
         return _vision_spec(model, datasets)
     if model == "qwen3":
         compat.mend_tied_embeddings()
-    if model in EXPERT_MODELS:
+    if FAMILIES[model].has_experts:
         compat.mend_router_gradients(model)
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.

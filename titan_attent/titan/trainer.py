@@ -34,8 +34,7 @@ from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
-from titan_attent.titan.models.kinds import kind_of
-from titan_attent.titan.models.vision import is_vision
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint import LEDGER, Checkpoints
@@ -86,7 +85,7 @@ class TeachingTrainer(Trainer):
             system_metrics=lambda: self.ledger.metrics() | self.systems.metrics(),
             logged=self.health.logged,
             validated=self.health.validated,
-            tokens_per_image=self.tokens_per_example if is_vision(job_config.model.name) else None,
+            tokens_per_image=self.tokens_per_example if family_of(job_config).modality.is_of_images else None,
             is_last_stage=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
             device=self.device,
         )
@@ -114,8 +113,8 @@ class TeachingTrainer(Trainer):
             served=lambda: self.loader.served,
             forward=self.forward,
             model_parts=self.model_parts,
-            loss=kind_of(job_config).loss(job_config),
-            build_example_loss=kind_of(job_config).example_loss(job_config),
+            loss=family_of(job_config).modality.loss(job_config),
+            build_example_loss=family_of(job_config).modality.example_loss(job_config),
             predict=self.predict,
             check_frozen=partial(check_frozen, job_config),
             build_frozen=self.build_frozen,

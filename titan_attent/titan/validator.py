@@ -30,7 +30,7 @@ from titan_attent.data.plan.order import Key, Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import global_batch_size
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 
 SAMPLE_ORDER: Key = (0, 0, 0)
@@ -57,7 +57,7 @@ class ShardValidator(Validator):
     ):
         # Not super().__init__: it would build the text loader.
         self.job_config = job_config
-        self.kind = kind_of(job_config)
+        self.modality = family_of(job_config).modality
         self.loader = loader
         self.tokenizer = tokenizer
         self.parallel_dims = parallel_dims
@@ -95,7 +95,7 @@ class ShardValidator(Validator):
             part.eval()
         device = torch.device(utils.device_type)
         # float64: thousands of batch sums, whose order must not show.
-        totals = torch.zeros(2 + len(self.kind.measures), dtype=torch.float64, device=device)
+        totals = torch.zeros(2 + len(self.modality.metrics), dtype=torch.float64, device=device)
         with compat.expert_counts_kept(model_parts):
             for input_dict, labels in self.loader:
                 self.metrics_processor.ntokens_since_last_log += len(labels) * self.loader.dataset.tokens_per_example
@@ -112,8 +112,8 @@ class ShardValidator(Validator):
                         with self.maybe_enable_amp:
                             pred = model_parts[0](inputs, **extra_inputs, **extra_kwargs)
                             loss_sum = self.loss_fn(pred, labels)
-                        if self.kind.measures:
-                            counted.append(self.kind.count(pred, labels))
+                        if self.modality.metrics:
+                            counted.append(self.modality.count_correct(pred, labels))
                 if loss_sum is None:
                     continue  # an earlier pipeline stage
                 if isinstance(loss_sum, DTensor):
@@ -127,7 +127,7 @@ class ShardValidator(Validator):
             if mesh is not None:
                 torch.distributed.all_reduce(totals, group=mesh.get_group())
         loss_sum, num_valid, *counts = totals.tolist()
-        shares = {name: count / num_valid for name, count in zip(self.kind.measures, counts, strict=True)}
+        shares = {name: count / num_valid for name, count in zip(self.modality.metrics, counts, strict=True)}
         if shares:
             logger.info(
                 f"validate step: {step:2}  " + "  ".join(f"{name}: {share:.2%}" for name, share in shares.items())
@@ -182,12 +182,12 @@ def build_validator(
 ) -> ShardValidator:
     """torchtitan's ``build_validator_fn``."""
     validation, data = job_config.validation, job_config.data
-    dataset = kind_of(job_config).open(datasets, job_config, validation=True)
+    dataset = family_of(job_config).modality.open(datasets, job_config, validation=True)
     num_examples = len(dataset)
     if validation.steps > 0:
         num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
     pool = sample(dataset, num_examples=num_examples)
-    what = kind_of(job_config).validated(job_config)
+    what = family_of(job_config).modality.validated(job_config)
     logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, always the same; the loss is {what}")
     return ShardValidator(
         job_config,

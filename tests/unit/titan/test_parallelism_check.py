@@ -83,7 +83,11 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
     "DualPipeV": (2, ZBV | {"parallelism__pipeline_parallel_schedule": "DualPipeV"}, "streams of an accelerator"),
     "ZBV and validation": (2, ZBV | {"validation__enable": True}, "cannot run it without a backward"),
-    "ZBV and scoring": (2, ZBV | {"teacher__scoring": "forward"}, "cannot run it without a backward"),
+    "ZBV and scoring": (
+        2,
+        ZBV | {"teacher__strategy": "hard", "teacher__scoring": "forward"},
+        "cannot run it without a backward",
+    ),
     "shape of validation": (
         2,
         {"pipeline_parallel": 2, "validation__enable": True, "validation__local_batch_size": 4},
@@ -96,7 +100,12 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
     "shape of scoring": (
         2,
-        {"pipeline_parallel": 2, "teacher__scoring": "forward", "teacher__scoring_batch_size": 4},
+        {
+            "pipeline_parallel": 2,
+            "teacher__strategy": "hard",
+            "teacher__scoring": "forward",
+            "teacher__scoring_batch_size": 4,
+        },
         r"\[teacher\] scoring_batch_size = 4 differs from training.local_batch_size = 8",
     ),
     "qwen3 and PP": (2, {"model__name": "qwen3_attent", "pipeline_parallel": 2}, "no pipeline for qwen3"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titan_attent.models.vision.config import VisionConfig
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.vision import build_loss
 from titan_attent.titan.validator import ShardValidator
 
@@ -90,10 +90,10 @@ def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None
 
 def test_what_is_validated_is_said() -> None:
     for vision in TAUGHT:
-        assert kind_of(config(**vision)).validated(config(**vision)) == "cross-entropy"
+        assert family_of(config(**vision)).modality.validated(config(**vision)) == "cross-entropy"
     said = set()
     for vision in ({}, {"mask_ratio": 0.5}, {"normalize_patches": False}, {"patch_size": 4}):
         autoencoder = config(**vision)
         autoencoder.model.name = "mae_attent"
-        said.add(kind_of(autoencoder).validated(autoencoder))
+        said.add(family_of(autoencoder).modality.validated(autoencoder))
     assert len(said) == 4 and sum("in variances of the training images" in text for text in said) == 1

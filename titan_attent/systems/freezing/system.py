@@ -33,6 +33,8 @@ class AdaptiveModules(System):
     """The section ``[modules]``."""
 
     name = "modules"
+    needs = ("tokens",)
+    off = 'policy = "off"'
     keeps_state = True
     accounts = (LedgerAccount("probe"),)
     panels = panels.PANELS

@@ -6,18 +6,10 @@ from titan_attent.systems.settings import RunSettings
 SCHEDULES = ("1F1B", "GPipe")
 """One stage a rank, and no split backward of their own."""
 
-MODELS = ("llama3", "qwen3", "llama4", "deepseek_v3", "gpt_oss")
-"""Their blocks are h + attention + feed-forward or experts, in one hidden state."""
-
 
 def check_run(config: BackwardConfig, settings: RunSettings) -> None:
     """Refuse what cannot run block by block in one process, or was never compared with backpropagation."""
     where = '[backward] method = "highway"'
-    if settings.family not in MODELS:
-        raise ValueError(
-            f"{where} with a model of the family {settings.family}: it is known to be exact for {', '.join(MODELS)} "
-            'only. Choose one of these, or method = "exact"'
-        )
     if (degree := settings.degrees.pipeline) > 1:
         raise ValueError(
             f'{where} with cut = "{config.cut}" and pipeline_parallel_degree = {degree}: no rank has all blocks. Set '

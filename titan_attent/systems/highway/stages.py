@@ -17,6 +17,8 @@ class HighwayStages(System):
     """``[backward] cut = "stage"``. It has no state: its steps follow from the configuration."""
 
     name = "backward"
+    needs = ("tokens", "residual blocks")
+    off = 'method = "exact"'
 
     @classmethod
     def is_on(cls, config: BackwardConfig) -> bool:

@@ -61,6 +61,8 @@ class Highway(System):
     """Its state: the number of rounds, the gains and what was saved, which are the same on all ranks."""
 
     name = "backward"
+    needs = ("tokens", "residual blocks")
+    off = 'method = "exact"'
     keeps_state = True
     comes_last = True
     panels = PANELS

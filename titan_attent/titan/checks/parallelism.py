@@ -11,6 +11,8 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part
 from torchtitan.protocols import BaseModelArgs
 
+from titan_attent.titan.models.families import family_of
+from titan_attent.titan.models.family import Family
 from titan_attent.titan.patches import compat
 
 
@@ -60,7 +62,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
     _check_experts(ep, etp, shard=shard, cp=cp, tp=tp)
     if pp > 1:
         _check_pipeline(job_config)
-    _check_model(job_config.model.name, tp=tp, pp=pp, cp=cp)
+    _check_family(family_of(job_config), degree)
     return replicate * shard
 
 
@@ -112,24 +114,11 @@ def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
         ) from None
 
 
-def _check_model(name: str, *, tp: int, pp: int, cp: int) -> None:
-    """What torchtitan 0.2.2 lacks for single models, before it fails half-way."""
-    if pp > 1 and name in ("qwen3_attent", "gpt_oss_attent"):
-        raise ValueError(
-            f"[parallelism] pipeline_parallel_degree = {pp}: torchtitan 0.2.2 has no pipeline for "
-            f"{name.removesuffix('_attent')}. Set it to 1"
-        )
-    if name == "gpt_oss_attent" and cp > 1:
-        raise ValueError(
-            f"[parallelism] context_parallel_degree = {cp}: torchtitan 0.2.2 cannot cut gpt_oss's flex attention. Set "
-            "it to 1"
-        )
-    if name == "gpt_oss_attent" and tp > 1:
-        raise ValueError(
-            f"[parallelism] tensor_parallel_degree = {tp}: torchtitan 0.2.2 leaves parameters of gpt_oss off the mesh "
-            "and then cannot clip its gradients. Set it to 1, and use data_parallel_shard_degree and "
-            "expert_parallel_degree"
-        )
+def _check_family(family: Family, degree: dict[str, int]) -> None:
+    """What a family cannot do, before it fails half-way."""
+    for dimension, why in family.lacks.items():
+        if degree.get(dimension, 1) > 1:
+            raise ValueError(f"[parallelism] {dimension}_degree = {degree[dimension]}: {why}")
 
 
 def _check_pipeline(job_config: JobConfig) -> None:

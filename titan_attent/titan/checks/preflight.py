@@ -11,7 +11,7 @@ an example where losses on disk are read.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ from torchtitan.tools.logging import logger
 from titan_attent.data.examples import Examples
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
-from titan_attent.systems.system import Facts
+from titan_attent.systems.settings import SUFFIX
+from titan_attent.systems.system import Facts, System
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.value_checks import check_fit, check_flavor, check_values
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of, global_batch_size
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
+from titan_attent.titan.models.family import Family
 from titan_attent.titan.settings import CUSTOM_CONFIG, check_sections, settings_of, systems_from, systems_of
 from titan_attent.titan.user_errors import on_all_ranks
 
@@ -113,7 +115,7 @@ def _open(
     job_config: JobConfig, datasets: DataSets, model_args: BaseModelArgs, *, validation: bool = False
 ) -> Examples:
     """The examples of a run, which its model can take."""
-    kind, key = kind_of(job_config), "validation_path" if validation else "path"
+    kind, key = family_of(job_config).modality, "validation_path" if validation else "path"
     if not getattr(job_config.data, key):
         raise ValueError(f"[data] {key} is empty: give the folder of a data set, written by {kind.writer}")
     try:
@@ -132,6 +134,14 @@ def warn_of_unread_keys(job_config: JobConfig) -> None:
         for key in ("dataset", "dataset_path", "dataloader"):
             if vars(getattr(job_config, section))[key] != vars(getattr(stock, section))[key]:
                 logger.warning(f"[{section}] {key} is not read: titan_attent reads its data as [data] says")
+
+
+def check_needs(family: Family, systems: Iterable[type[System]]) -> None:
+    """Refuse a system that needs what the learner's family lacks."""
+    for system in systems:
+        for need in system.needs:
+            if need in family.lacks:
+                raise ValueError(f"[{system.name}] with {family.name}{SUFFIX}: {family.lacks[need]}. Set {system.off}")
 
 
 def check_run(
@@ -153,10 +163,11 @@ def check_run(
     data = job_config.data
     check_values(job_config)
     dp_degree = check_parallelism(job_config, world_size=world_size)
-    kind_of(job_config).check(job_config)
+    family_of(job_config).modality.check(job_config)
     if trains:
         check_sections(job_config)
     settings, systems = settings_of(job_config, world_size=world_size), systems_of(job_config)
+    check_needs(family_of(job_config), [system for system, _ in systems])
     for system, config in systems:
         system.check(config, settings)
     batch_size = _check_batch_size(job_config, dp_degree=dp_degree)
@@ -171,7 +182,7 @@ def check_run(
             f"than one global batch of {batch_size}: write more data, or lower training.global_batch_size or the "
             "size of an example"
         )
-    loss = kind_of(job_config).loss(job_config)
+    loss = family_of(job_config).modality.loss(job_config)
     facts = Facts(
         dataset=dataset,
         batch_size=batch_size,
@@ -199,7 +210,7 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
     Raises:
         ValueError: the same on all ranks: the message of the first rank that found something or could not look.
     """
-    kind = kind_of(job_config)
+    kind = family_of(job_config).modality
     opened = [kind.open(datasets, job_config).stored]
     if job_config.validation.enable:
         opened.append(kind.open(datasets, job_config, validation=True).stored)

@@ -1,6 +1,7 @@
 """What differs between learners, for the parts of titan/ that serve all of them.
 
-kinds.py            what differs between learners of text and of images
+families.py         the families there are, one object each; family.py: what such an object says
+text.py             learners of text
 vision.py           learners of images
 initial_weights.py  a trunk with a new head
 """

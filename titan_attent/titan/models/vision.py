@@ -29,19 +29,14 @@ from titan_attent.models.vision.flavors import DECODERS, PAPERS_DECODER, SIZES
 from titan_attent.models.vision.mae import MAEArgs, MaskedAutoencoder
 from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
 from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.systems.settings import SUFFIX
 from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.initial_weights import NewHead
 
 CLASSIFIER, AUTOENCODER = "vit", "mae"
-NAMES = ("vit_attent", "mae_attent")
 TOP = 5
 """Of the second accuracy."""
-
-
-def is_vision(name: str) -> bool:
-    """Whether ``model.name`` is a learner of images."""
-    return name in NAMES
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -92,7 +87,7 @@ def flavors(model: str) -> dict[str, BaseModelArgs]:
 
 def args_of(job_config: JobConfig) -> Any:
     """The sizes of a run's model; ValueError if the data and ``[vision]`` do not fit the flavor."""
-    args = flavors(job_config.model.name.removesuffix("_attent"))[job_config.model.flavor]
+    args = flavors(job_config.model.name.removesuffix(SUFFIX))[job_config.model.flavor]
     args.update_from_config(job_config)
     return args
 
@@ -126,7 +121,7 @@ def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
         wanted = compiled.enable and "loss" in compiled.components
         return torch.compile(loss, backend=compiled.backend) if wanted else loss
 
-    if job_config.model.name != "vit_attent":
+    if job_config.model.name != CLASSIFIER + SUFFIX:
         return build(squared_error_sum)
     plain = build_cross_entropy_loss(job_config, **kwargs)
     if not (vision.mixes or vision.label_smoothing):
@@ -145,22 +140,16 @@ def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
 class Images:
     """Of ``vit_attent``: images (titan_attent.data.images) and their class."""
 
-    measures: tuple[str, ...] = ("accuracy", f"accuracy_top{TOP}")
+    learner = "classifier"
+    metrics: tuple[str, ...] = ("accuracy", f"accuracy_top{TOP}")
+    is_of_images = True
     writer = "python -m titan_attent.data.images"
     systems: tuple[type[System], ...] = (NewHead,)
 
     def check(self, job_config: JobConfig) -> None:
         """Refuse values of ``[vision]``, and what a learner of images cannot do."""
-        name, config = job_config.model.name, job_config.parallelism
+        name = job_config.model.name
         job_config.vision.validate()
-        for dimension in ("tensor_parallel", "context_parallel", "pipeline_parallel", "expert_parallel"):
-            if (degree := getattr(config, f"{dimension}_degree")) > 1:
-                raise ValueError(
-                    f"[parallelism] {dimension}_degree = {degree}: {name} runs under FSDP2, HSDP and DDP. Set it to 1"
-                )
-        for section, key, off in (("modules", "policy", "off"), ("backward", "method", "exact")):
-            if (value := getattr(getattr(job_config, section), key)) != off:
-                raise ValueError(f'[{section}] {key} = "{value}" is for text: for {name} set it to "{off}"')
         checkpoint = job_config.checkpoint
         given = checkpoint.enable and checkpoint.initial_load_path and checkpoint.initial_load_model_only
         if job_config.vision.new_head and not given:
@@ -188,7 +177,7 @@ class Images:
         if not validation:
             return images
         trained = datasets.images(data.path, size=images.size)
-        if self.measures and images.classes != trained.classes:
+        if self.metrics and images.classes != trained.classes:
             raise ValueError(
                 f"{data.validation_path} has the classes {', '.join(images.classes)}, and data.path "
                 f"{', '.join(trained.classes)}: write it with --classes and the list of the training set"
@@ -216,7 +205,10 @@ class Images:
     def validated(self, job_config: JobConfig) -> str:
         return CROSS_ENTROPY
 
-    def count(self, pred: Tensor, labels: Tensor) -> Tensor:
+    def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
+        return {"image size": examples.seq_len}
+
+    def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
         """Images whose class is the first guess, and among the first five."""
         guesses = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
         return torch.stack((guesses[:, 0].sum(), guesses.any(dim=-1).sum())).double()
@@ -225,7 +217,8 @@ class Images:
 class Patches(Images):
     """Of ``mae_attent``: images, and the pixels of their masked patches."""
 
-    measures = ()
+    learner = "autoencoder"
+    metrics: tuple[str, ...] = ()
 
     def check(self, job_config: JobConfig) -> None:
         super().check(job_config)
@@ -246,6 +239,17 @@ class Patches(Images):
         side = vision.patch_size or SIZES[job_config.model.flavor]["patch_size"]
         pixels = "normalised patches" if vision.normalize_patches else "patches"
         return f"squared error of {pixels} of {side} pixels, mask_ratio {vision.mask_ratio}"
+
+    def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
+        vision = job_config.vision
+        measured = super().measured(job_config, examples) | {
+            "vision.mask_ratio": vision.mask_ratio,
+            "vision.normalize_patches": vision.normalize_patches,
+            "patches": examples.tokens_per_example,
+        }
+        if not vision.normalize_patches:  # pixels are in units of the std of the training images
+            measured["training data"] = examples.stored.fingerprint
+        return measured
 
     def validated(self, job_config: JobConfig) -> str:
         units = "" if job_config.vision.normalize_patches else ", in variances of the training images"

@@ -30,7 +30,7 @@ from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 from titan_attent.titan.scoring.scoring_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
 from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
 from titan_attent.titan.train_spec import attent_spec
@@ -52,7 +52,7 @@ class ReferenceScorer(Trainer):
         self.batch_size = job_config.validation.local_batch_size
         self.checkpoint_path = job_config.checkpoint.initial_load_path
         compiled = job_config.compile
-        self.example_loss = kind_of(job_config).example_loss(job_config)(
+        self.example_loss = family_of(job_config).modality.example_loss(job_config)(
             compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
         )
         self.neutral_statistics = neutral_statistics(self.device)

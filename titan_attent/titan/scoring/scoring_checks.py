@@ -18,7 +18,7 @@ from titan_attent.titan.checks import preflight
 from titan_attent.titan.checks.load_sources import check_checkpoint_path, warn_of_pickles
 from titan_attent.titan.checks.resume_checks import check_shapes
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.models.kinds import kind_of
+from titan_attent.titan.models.families import family_of
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:
@@ -54,7 +54,7 @@ def check_scoring(
         )
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
-    dataset = kind_of(job_config).open(datasets, job_config)
+    dataset = family_of(job_config).modality.open(datasets, job_config)
     writer_of(job_config, dataset, role=role)
 
 
@@ -99,6 +99,6 @@ def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> S
         precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),
         checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),
-        loss=kind_of(job_config).loss(job_config),
+        loss=family_of(job_config).modality.loss(job_config),
         role=role,
     )

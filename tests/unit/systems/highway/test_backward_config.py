@@ -67,7 +67,6 @@ REFUSED: list[tuple[Settings, str]] = [
     ({"activation_checkpoint.mode": "full"}, 'mode = "full".*Set the mode to "none"'),
     ({"activation_checkpoint.mode": "selective"}, 'mode = "selective"'),
     ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
-    ({"model.name": "flux_attent"}, "the family flux: .*llama3"),
 ]
 
 

@@ -1,0 +1,52 @@
+"""The families of models that this package trains. A new one is a folder in models/, and a line here.
+
+Text models are torchtitan's own, each trained by tests/distributed/titan/test_parallelism.py; models of images are this
+package's, trained by tests/distributed/titan/test_vision_parallelism.py.
+"""
+
+from torchtitan.config import JobConfig
+
+from titan_attent.systems.settings import SUFFIX
+from titan_attent.titan.models.family import Family
+from titan_attent.titan.models.text import Text
+from titan_attent.titan.models.vision import AUTOENCODER, CLASSIFIER, Images, Patches
+
+
+def _no_pipeline(name: str) -> dict[str, str]:
+    return {"pipeline_parallel": f"torchtitan 0.2.2 has no pipeline for {name}. Set it to 1"}
+
+
+def _of_images(name: str) -> dict[str, str]:
+    dimensions = ("tensor_parallel", "context_parallel", "pipeline_parallel", "expert_parallel")
+    why = f"{name}{SUFFIX} runs under FSDP2, HSDP and DDP. Set it to 1"
+    return dict.fromkeys(dimensions, why) | {"tokens": f"it is for text, and {name}{SUFFIX} learns images"}
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(name="llama3", modality=Text()),
+        Family(name="qwen3", modality=Text(), has_experts=True, lacks=_no_pipeline("qwen3")),
+        Family(name="llama4", modality=Text(), has_experts=True),
+        Family(name="deepseek_v3", modality=Text(), has_experts=True),
+        Family(
+            name="gpt_oss",
+            modality=Text(),
+            has_experts=True,
+            lacks=_no_pipeline("gpt_oss")
+            | {
+                "context_parallel": "torchtitan 0.2.2 cannot cut gpt_oss's flex attention. Set it to 1",
+                "tensor_parallel": "torchtitan 0.2.2 leaves parameters of gpt_oss off the mesh and then cannot clip "
+                "its gradients. Set it to 1, and use data_parallel_shard_degree and expert_parallel_degree",
+            },
+        ),
+        Family(name=CLASSIFIER, modality=Images(), lacks=_of_images(CLASSIFIER)),
+        Family(name=AUTOENCODER, modality=Patches(), lacks=_of_images(AUTOENCODER)),
+    )
+}
+
+
+def family_of(job_config: JobConfig) -> Family:
+    """The family of the run's model; an unknown one, which attent_spec refuses, counts as a text model."""
+    name = job_config.model.name.removesuffix(SUFFIX)
+    return FAMILIES.get(name) or Family(name=name, modality=Text())

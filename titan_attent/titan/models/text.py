@@ -1,0 +1,61 @@
+"""The modality of text: windows of tokens, and the next token after each."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torchtitan.config import JobConfig
+
+from titan_attent.data.examples import Examples
+from titan_attent.data.text.same_tokens import check_same_tokens
+from titan_attent.losses.build import build_example_loss
+from titan_attent.losses.cross_entropy import WeightedLoss
+from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.systems.system import System
+from titan_attent.titan.dataset_cache import DataSets
+
+
+class Text:
+    """Windows of tokens (``[data]`` of titan_attent.data.text), and the next token after each."""
+
+    learner = "language model"
+    metrics: tuple[str, ...] = ()
+    is_of_images = False
+    writer = "python -m titan_attent.data.text"
+    systems: tuple[type[System], ...] = ()
+
+    def check(self, job_config: JobConfig) -> None:
+        """Nothing beside what parallelism.py and value_checks.py refuse."""
+
+    def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
+        path, section = (
+            (job_config.data.validation_path, job_config.validation)
+            if validation
+            else (job_config.data.path, job_config.training)
+        )
+        if validation:
+            check_same_tokens(datasets.shards(path), datasets.shards(job_config.data.path), what="")
+        return datasets.dataset(path, seq_len=section.seq_len)
+
+    def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
+        shards, vocab_size = examples.shards, model_args.vocab_size
+        if shards.max_token_id >= vocab_size:
+            raise ValueError(
+                f"[data] {key} = {shards.path} holds token id {shards.max_token_id}, beyond the {vocab_size} of "
+                f"{model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
+            )
+
+    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+        return build_example_loss
+
+    def loss(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
+
+    def validated(self, job_config: JobConfig) -> str:
+        return CROSS_ENTROPY
+
+    def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
+        return {"validation.seq_len": job_config.validation.seq_len}
+
+    def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
+        raise AssertionError("there is nothing to count")
