@@ -3,7 +3,6 @@
 build.py            which of these a run takes
 cross_entropy.py    one loss an example and the weighted scalar, in one pass over the logits
 chunked.py          the same without a second copy of the logits
-head.py             the same without the logits: the output layer and its loss in one
 vocab_parallel.py   the same where tensor parallelism cuts the vocabulary, or context parallelism the sequence
 patches.py          the same contract for predicted patches of images: squared error
 mixed.py            the same contract for images made of two: cross-entropy against two labels

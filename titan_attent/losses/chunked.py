@@ -2,7 +2,7 @@
 
 Only one chunk is ever upcast to fp32, and the gradient can take the logits' own memory: the peak is the logits
 themselves. torch's own cross-entropy keeps the logits and a gradient of their size when it is compiled, and several
-fp32 copies beside them when it is not. head.py goes further and never has the logits of more than one chunk.
+fp32 copies beside them when it is not.
 
 Cost, for N = B L tokens in chunks of C: 12 N bytes of row statistics beside the logits, and 4 C V bytes of scratch
 (eager) or none (compiled). The logits are read twice forward, and read and written once backward. No collective.
