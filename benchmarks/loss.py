@@ -65,7 +65,7 @@ def part_logits(args: argparse.Namespace, labels: Tensor, weights: Tensor) -> li
     for name, (with_gradient, chunked, compile_loss) in VARIANTS.items():
         options: dict[str, Any] = {"compile_loss": compile_loss, "with_gradient": with_gradient}
         ours = build_chunked_loss(num_chunks=args.chunks, **options) if chunked else build_weighted_loss(**options)
-        losses[name] = lambda z, ours=ours: ours(z, labels, weights)[0]  # type: ignore[misc]
+        losses[name] = lambda z, ours=ours: ours(z, labels, weights).weighted_sum  # type: ignore[misc]
     variants = {name: step(loss) for name, loss in losses.items()}
     return compare(args, variants, before=refresh, base=source.nbytes, part="logits")
 
@@ -89,7 +89,7 @@ def part_head(args: argparse.Namespace, labels: Tensor, weights: Tensor) -> list
 
     variants = {
         "torchtitan, compiled": whole(lambda z: compiled(z, labels)),
-        "ours chunked, compiled": whole(lambda z: chunked(z, labels, weights)[0]),
+        "ours chunked, compiled": whole(lambda z: chunked(z, labels, weights).weighted_sum),
     }
     return compare(args, variants, before=lambda: None, base=0, part="head")
 

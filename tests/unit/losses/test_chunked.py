@@ -44,7 +44,7 @@ def test_of_logits_it_is_the_plain_loss(dtype, num_chunks, with_gradient, overwr
             )
         else:
             outputs = weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, with_gradient=with_gradient)
-        (outputs[0] / 7).backward()
+        (outputs.weighted_sum / 7).backward()
         results.append((outputs, leaf.grad))
     (expected, expected_grad), (actual, grad) = results
     assert_same_losses(actual, expected)
@@ -59,7 +59,7 @@ def test_weights_that_follow_the_loss():
     for loss, options in ((weighted_cross_entropy, {}), (chunked_weighted_cross_entropy, {"num_chunks": 3})):
         leaf = logits_BLV.clone().requires_grad_()
         outputs = loss(leaf, labels_BL, WEIGHTS_B, statistics, temperature=0.5, **options)
-        outputs[0].backward()
+        outputs.weighted_sum.backward()
         results.append((outputs, leaf.grad))
     assert_same_losses(results[1][0], results[0][0])
     assert relative(results[1][1], results[0][1]) < 1e-6
@@ -72,8 +72,8 @@ def test_extreme_logits_stay_finite_and_exact():
     actual = chunked_weighted_cross_entropy(leaf, labels_BL, WEIGHTS_B, num_chunks=3, with_gradient=True)
     expected = weighted_cross_entropy(plain, labels_BL, WEIGHTS_B, with_gradient=True)
     assert_same_losses(actual, expected)
-    actual[0].backward()
-    expected[0].backward()
+    actual.weighted_sum.backward()
+    expected.weighted_sum.backward()
     torch.testing.assert_close(leaf.grad, plain.grad, rtol=2e-6, atol=2e-6)
 
 
@@ -95,19 +95,19 @@ def test_the_gradient_takes_the_logits_memory_only_where_that_is_allowed():
         logits = leaf * 1
         logits.register_hook(seen.append)
         args = (labels_BL, WEIGHTS_B)
-        chunked_weighted_cross_entropy(logits, *args, num_chunks=3, overwrite=overwrite)[0].backward()
+        chunked_weighted_cross_entropy(logits, *args, num_chunks=3, overwrite=overwrite).weighted_sum.backward()
         assert (seen[0].data_ptr() == logits.data_ptr()) == overwrite
         assert torch.equal(logits.detach(), logits_BLV) == (not overwrite)
         # A leaf is the user's own: never overwritten.
         leaf.grad = None
-        chunked_weighted_cross_entropy(leaf, *args, num_chunks=3, overwrite=overwrite)[0].backward()
+        chunked_weighted_cross_entropy(leaf, *args, num_chunks=3, overwrite=overwrite).weighted_sum.backward()
         assert torch.equal(leaf.detach(), logits_BLV)
 
 
 def test_who_needs_overwritten_logits_gets_an_error():
     logits_BLV, labels_BL = batch()
     logits = logits_BLV.requires_grad_() * 1
-    loss = chunked_weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, num_chunks=3, overwrite=True)[0]
+    loss = chunked_weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, num_chunks=3, overwrite=True).weighted_sum
     other = logits.square().sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -126,7 +126,7 @@ def test_compiled_kernels_agree_and_do_not_recompile_for_other_values():
     def run(loss, labels, weights):
         leaf = logits_BLV.clone().requires_grad_()
         outputs = loss(leaf * 1, labels, weights)
-        outputs[0].backward()
+        outputs.weighted_sum.backward()
         return [*(output.detach() for output in outputs if output is not None), leaf.grad]
 
     expected, actual = (run(loss, labels_BL, WEIGHTS_B) for loss in losses)
