@@ -1,9 +1,9 @@
-"""From logits and labels to one loss an example, and what is kept of it.
+"""From logits and labels to one loss per example, and what is kept of it.
 
 build.py            which of these a run takes
-cross_entropy.py    one loss an example and the weighted scalar, in one pass over the logits
+folding.py          from losses of tokens to losses of examples and the weighted scalar: the tail of all losses here
+cross_entropy.py    the losses of tokens in one pass over the logits
 chunked.py          the same without a second copy of the logits
-head.py             the same without the logits: the output layer and its loss in one
 vocab_parallel.py   the same where tensor parallelism cuts the vocabulary, or context parallelism the sequence
 patches.py          the same contract for predicted patches of images: squared error
 mixed.py            the same contract for images made of two: cross-entropy against two labels

@@ -1,4 +1,4 @@
-"""Which of the losses a run computes: they all return the same (cross_entropy.py)."""
+"""Which of the losses a run computes: they all take and return the same (cross_entropy.py, folding.py)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +19,13 @@ def build_example_loss(
 ) -> WeightedLoss:
     """The weighted loss of every example, for logits as the parallelism leaves them.
 
+    Called with ``example_index``, the tokens of an example may stand anywhere in the batch; there is one weight per
+    example, and their number is that of the examples.
+
     Args:
         vocabulary_is_cut: the logits are DTensors, cut along the vocabulary. Such a loss is a collective.
         num_chunks: of the tokens of a microbatch; not read where the vocabulary is cut.
-        compile_loss: into one graph.
+        compile_loss: compile the loss into one graph.
         with_gradient: also measure the functional gradient of every example.
         temperature: of weights that follow the loss within the step; None for none.
         backend: of torch.compile.

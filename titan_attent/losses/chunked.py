@@ -2,12 +2,12 @@
 
 Only one chunk is ever upcast to fp32, and the gradient can take the logits' own memory: the peak is the logits
 themselves. torch's own cross-entropy keeps the logits and a gradient of their size when it is compiled, and several
-fp32 copies beside them when it is not. head.py goes further and never has the logits of more than one chunk.
+fp32 copies beside them when it is not.
 
-Cost, for N = B L tokens in chunks of C: 12 N bytes of row statistics beside the logits, and 4 C V bytes of scratch
+Cost, for T tokens in chunks of C: 12 T bytes of row statistics beside the logits, and 4 C V bytes of scratch
 (eager) or none (compiled). The logits are read twice forward, and read and written once backward. No collective.
 
-Shapes: B examples, L tokens, N = B L, C tokens of a chunk, V vocabulary.
+Shapes as in cross_entropy.py: T tokens, C tokens of a chunk, V vocabulary, N examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.folding import ExampleLosses, finish
 
 
 def _row_statistics(logits_CV: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -44,113 +44,101 @@ class Kernels(NamedTuple):
 EAGER = Kernels(_row_statistics, _scaled_exponential_)
 
 
-class TokenLosses(NamedTuple):
-    """Of all tokens, fp32 [N]: the loss, and what a gradient needs. The loss is 0 where the label is ignored."""
+class _TokenLosses(NamedTuple):
+    """Of all tokens, fp32 [T]: the loss, and what a gradient needs. The loss is 0 where the label is ignored."""
 
-    loss_N: Tensor
-    maximum_N: Tensor
-    total_N: Tensor
-    squared_N: Tensor | None
+    loss_T: Tensor
+    maximum_T: Tensor
+    total_T: Tensor
+    squared_T: Tensor | None
 
 
-def token_losses(logits_CV: Tensor, labels_C: Tensor, *, squares: bool, kernels: Kernels) -> TokenLosses:
+def _token_losses(logits_CV: Tensor, labels_C: Tensor, *, squares: bool, kernels: Kernels) -> _TokenLosses:
     maximum_C, total_C, total_squares_C = kernels.row_statistics(logits_CV, squares)
     label_logit_C = logits_CV.gather(1, labels_C.clamp(min=0)[:, None])[:, 0].float()
     loss_C = torch.where(labels_C != IGNORE_INDEX, total_C.log() - (label_logit_C - maximum_C), 0.0)
     squared_C = None
     if total_squares_C is not None:  # sum_v p_v^2 - 2 p_y + 1, see cross_entropy.py
         squared_C = total_squares_C / total_C.square() - 2 * (-loss_C).exp() + 1
-    return TokenLosses(loss_C, maximum_C, total_C, squared_C)
+    return _TokenLosses(loss_C, maximum_C, total_C, squared_C)
 
 
-def gradient_(logits_CV: Tensor, labels_C: Tensor, scale_C: Tensor, losses: TokenLosses, kernels: Kernels) -> None:
+def _gradient_(logits_CV: Tensor, labels_C: Tensor, scale_C: Tensor, losses: _TokenLosses, kernels: Kernels) -> None:
     """In place: logits -> scale (softmax - onehot), 0 where the label is ignored."""
     scale_C = torch.where(labels_C != IGNORE_INDEX, scale_C, 0.0)
-    kernels.scaled_exponential_(logits_CV, losses.maximum_N, scale_C / losses.total_N)
-    at_label_C = torch.expm1(-losses.loss_N) * scale_C  # p_y - 1 without cancellation
+    kernels.scaled_exponential_(logits_CV, losses.maximum_T, scale_C / losses.total_T)
+    at_label_C = torch.expm1(-losses.loss_T) * scale_C  # p_y - 1 without cancellation
     # Not scatter_, which on CPU makes an fp32 copy of a bf16 tensor.
     rows_C = torch.arange(len(labels_C), device=labels_C.device)
     logits_CV.index_put_((rows_C, labels_C.clamp(min=0)), at_label_C.to(logits_CV.dtype))
 
 
-def chunks(num_tokens: int, num_chunks: int) -> Iterator[slice]:
+def _chunks(num_tokens: int, num_chunks: int) -> Iterator[slice]:
     size = max(1, -(-num_tokens // num_chunks))
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
 
 
-def concatenated(parts: list[TokenLosses]) -> TokenLosses:
+def _concatenated(parts: list[_TokenLosses]) -> _TokenLosses:
     loss, maximum, total, squared = zip(*parts, strict=True)
-    return TokenLosses(
+    return _TokenLosses(
         torch.cat(loss), torch.cat(maximum), torch.cat(total), None if squared[0] is None else torch.cat(squared)
     )
 
 
 class _LossesOfLogits(torch.autograd.Function):
-    """logits [N, V], labels [N] -> token losses fp32 [N] and, not differentiable, the squared norms [N] or None."""
+    """logits [T, V], labels [T] -> token losses fp32 [T] and, not differentiable, the squared norms [T] or None."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        logits_NV: Tensor,
-        labels_N: Tensor,
+        logits_TV: Tensor,
+        labels_T: Tensor,
         num_chunks: int,
         squares: bool,
         overwrite: bool,
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor | None]:
-        losses = concatenated(
+        losses = _concatenated(
             [
-                token_losses(logits_NV[rows], labels_N[rows], squares=squares, kernels=kernels)
-                for rows in chunks(len(labels_N), num_chunks)
+                _token_losses(logits_TV[rows], labels_T[rows], squares=squares, kernels=kernels)
+                for rows in _chunks(len(labels_T), num_chunks)
             ]
         )
         ctx.num_chunks, ctx.overwrite, ctx.kernels = num_chunks, overwrite, kernels
-        ctx.save_for_backward(logits_NV, labels_N, *losses[:3])
+        ctx.save_for_backward(logits_TV, labels_T, *losses[:3])
         ctx.set_materialize_grads(False)
-        if losses.squared_N is not None:
-            ctx.mark_non_differentiable(losses.squared_N)
-        return losses.loss_N, losses.squared_N
+        if losses.squared_T is not None:
+            ctx.mark_non_differentiable(losses.squared_T)
+        return losses.loss_T, losses.squared_T
 
     @staticmethod
-    def backward(ctx: Any, scale_N: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
-        if scale_N is None:
+    def backward(ctx: Any, scale_T: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
+        if scale_T is None:
             return None, None, None, None, None, None
-        logits_NV, labels_N, *statistics = ctx.saved_tensors
+        logits_TV, labels_T, *statistics = ctx.saved_tensors
         # detach() shares the version counter: whoever needs the logits after this gets autograd's error.
-        gradient_NV = logits_NV.detach() if ctx.overwrite else logits_NV.clone()
-        for rows in chunks(len(labels_N), ctx.num_chunks):
+        gradient_TV = logits_TV.detach() if ctx.overwrite else logits_TV.clone()
+        for rows in _chunks(len(labels_T), ctx.num_chunks):
             loss, maximum, total = (tensor[rows] for tensor in statistics)
-            losses = TokenLosses(loss, maximum, total, None)
-            gradient_(gradient_NV[rows], labels_N[rows], scale_N[rows], losses, ctx.kernels)
-        return gradient_NV, None, None, None, None, None
+            losses = _TokenLosses(loss, maximum, total, None)
+            _gradient_(gradient_TV[rows], labels_T[rows], scale_T[rows], losses, ctx.kernels)
+        return gradient_TV, None, None, None, None, None
 
 
-def check(num_chunks: int, *tensors: Tensor) -> None:
+def _check(num_chunks: int, logits: Tensor) -> None:
     if num_chunks < 1:
         raise ValueError(f"num_chunks = {num_chunks}: the loss needs at least 1 chunk of tokens")
-    if any(isinstance(tensor, DTensor) for tensor in tensors):
+    if isinstance(logits, DTensor):
         raise ValueError(
             "the chunked loss takes plain tensors, not DTensors: where a tensor-parallel rank holds a part of the "
             "vocabulary, use a loss made for that"
         )
 
 
-def per_example(loss_N: Tensor, squared_N: Tensor | None, labels_BL: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Token values to (sum over all, mean_B, norms_B), detached, as ``weighted_cross_entropy`` returns them."""
-    valid_BL = labels_BL != IGNORE_INDEX
-    counts_B = valid_BL.sum(dim=1).clamp(min=1)
-    sums_B = loss_N.detach().view_as(labels_BL).sum(dim=1)
-    norms_B = None
-    if squared_N is not None:
-        squared_B = torch.where(valid_BL, squared_N.view_as(labels_BL), 0.0).sum(dim=1)
-        norms_B = (squared_B / counts_B).clamp(min=0.0).sqrt()
-    return sums_B.sum(), sums_B / counts_B, norms_B
-
-
 def chunked_weighted_cross_entropy(
-    logits_BLV: Tensor,
-    labels_BL: Tensor,
-    weights_B: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights_N: Tensor,
     statistics: Tensor | None = None,
     *,
     num_chunks: int,
@@ -158,34 +146,38 @@ def chunked_weighted_cross_entropy(
     temperature: float | None = None,
     overwrite: bool = False,
     kernels: Kernels = EAGER,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    example_index: Tensor | None = None,
+) -> ExampleLosses:
     """:func:`titan_attent.losses.cross_entropy.weighted_cross_entropy`, with one chunk of tokens in fp32 at a time.
 
     Args:
-        logits_BLV, labels_BL, weights_B, statistics, with_gradient, temperature: as there.
-        num_chunks: at least 1; the B L tokens are cut into as many equal pieces, the last one shorter.
+        logits, labels, weights_N, statistics, with_gradient, temperature, example_index: as there.
+        num_chunks: at least 1; the tokens are cut into as many equal chunks, the last one shorter.
         overwrite: the backward pass writes the gradient over the logits, which nobody may read afterwards: a backward
             that needs them raises autograd's error of a modified tensor, but plain reads are not noticed. Logits that
             are a leaf are left alone.
         kernels: from :func:`build_chunked_loss`.
 
-    Returns:
-        As there: (weighted sum, unweighted sum, mean_B, norms_B or None).
+    ValueError as there, for fewer than 1 chunk, and for DTensors.
     """
-    check(num_chunks, logits_BLV)
-    loss_N, squared_N = _LossesOfLogits.apply(
-        logits_BLV.flatten(0, 1),
-        labels_BL.flatten(),
+    _check(num_chunks, logits)
+    losses_T, squared_T = _LossesOfLogits.apply(
+        logits.flatten(0, -2),
+        labels.flatten(),
         num_chunks,
         with_gradient,
-        overwrite and not logits_BLV.is_leaf,
+        overwrite and not logits.is_leaf,
         kernels,
     )
-    unweighted, mean_B, norms_B = per_example(loss_N, squared_N, labels_BL)
-    if temperature is not None:
-        assert statistics is not None
-        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
-    return (loss_N.view_as(labels_BL).sum(dim=1) * weights_B).sum(), unweighted, mean_B, norms_B
+    return finish(
+        losses_T,
+        labels != IGNORE_INDEX,
+        weights_N,
+        statistics,
+        squared_norms=squared_T,
+        temperature=temperature,
+        example_index=example_index,
+    )
 
 
 def build_chunked_loss(
@@ -196,10 +188,10 @@ def build_chunked_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """:func:`chunked_weighted_cross_entropy` of four arguments, which overwrites the logits in the backward pass.
+    """:func:`chunked_weighted_cross_entropy` without its options; it overwrites the logits in the backward pass.
 
     Args:
-        compile_loss: compile the two passes over a chunk, which then need no scratch; the rest is of size [N].
+        compile_loss: compile the two passes over a chunk, which then need no scratch; the rest is of size [T].
     """
     kernels = EAGER
     if compile_loss:

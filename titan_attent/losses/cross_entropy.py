@@ -1,134 +1,148 @@
-"""Per-example cross-entropy: logits and labels -> sums and token counts for every example, and the weighted scalar.
+"""Cross-entropy per example: logits and labels -> the weighted scalar, and the mean loss of every example.
 
 torchtitan's loss is one SUM over all tokens, divided by the global number of valid tokens in the trainer. This module
-keeps the examples apart at the same cost: one pass over the fp32 logits, token losses folded to one number a row. The
-weighted scalar keeps torchtitan's convention (a SUM; the caller divides), so weights of 1 give its loss.
+keeps the examples apart at the same cost: one pass over the fp32 logits, token losses folded to one number per example
+(folding.py). The weighted scalar keeps torchtitan's convention (a SUM; the caller divides), so weights of 1 give its
+loss.
 
-Cost: [B, L] token losses (4 bytes a token, against 4 V bytes for the logits), [B] sums and counts. No collective.
+Cost: token losses (4 bytes per token, against 4 V bytes for the logits) and their fold. No collective.
 
-Shapes: B examples, L tokens, V vocabulary. The plain functions are also the reference that the tests compare with.
+Shapes: V vocabulary, N examples, T tokens. Labels are [B, L], where each of B rows is one example, or with
+``example_index`` [T] or [B, L]; logits have one more dimension, V. The plain functions are also the reference that the
+tests compare with.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from titan_attent.foundations.checks import check_number
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.folding import ExampleLosses, check_fold, finish, fold
 
 IGNORE_INDEX = -100
 """The label that counts nowhere; torch's and torchtitan's value."""
 
-ExampleLosses = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""What :func:`weighted_cross_entropy` returns."""
 
-WeightedLoss = Callable[[Tensor, Tensor, Tensor, Tensor], ExampleLosses]
-"""Of logits, labels, weights and statistics."""
+class WeightedLoss(Protocol):
+    """What the ``build_*`` functions return; the arguments are those of :func:`weighted_cross_entropy`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights_N: Tensor,
+        statistics: Tensor | None = None,
+        /,
+        *,
+        example_index: Tensor | None = None,
+    ) -> ExampleLosses: ...
 
 
-def per_example_cross_entropy(
-    logits_BLV: Tensor, labels_BL: Tensor, *, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over each example's valid tokens.
-
-    Args:
-        logits_BLV: any float dtype; the loss is computed in fp32.
-        labels_BL: int64, ``IGNORE_INDEX`` where a token does not count.
-        label_smoothing: s in [0, 1), as in F.cross_entropy: the target is (1 - s) onehot(y) + s / V.
-
-    Returns:
-        (sums, counts), both fp32 [B]: nats, and the number of valid tokens. The mean loss of an example is
-        sums / counts; an example without a valid token has 0 and 0.
-    """
-    token_loss = F.cross_entropy(
-        logits_BLV.flatten(0, 1).float(),
-        labels_BL.flatten(0, 1),
+def _token_losses(logits_TV: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
+    """fp32, of the shape of ``labels``; 0 where the label is ignored."""
+    losses_T = F.cross_entropy(
+        logits_TV,
+        labels.flatten(),
         reduction="none",
         ignore_index=IGNORE_INDEX,
         label_smoothing=label_smoothing,
     )
-    sums_B = token_loss.view_as(labels_BL).sum(dim=1)
-    counts_B = (labels_BL != IGNORE_INDEX).sum(dim=1, dtype=torch.float32)
-    return sums_B, counts_B
+    return losses_T.view_as(labels)
 
 
-def per_example_loss_and_gradient(
-    logits_BLV: Tensor, labels_BL: Tensor, *, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`per_example_cross_entropy` and the functional gradient's norm; compiled, in the same two passes.
+def _squared_norms(logits_TV: Tensor, labels: Tensor, token_losses: Tensor, *, label_smoothing: float) -> Tensor:
+    """Squared norm of each token's functional gradient: fp32 of the shape of ``labels``; anything where ignored.
 
     For cross-entropy the gradient with respect to the logits of a token is softmax(z) - onehot(y), whose squared norm
     is sum_v p_v^2 - 2 p_y + 1 (AtteNT, section 4: the norm that the teaching rule ranks by). With labels smoothed by s
     the target is q = (1 - s) onehot(y) + s / V, and the squared norm sum p^2 - 2 ((1 - s) p_y + s / V) + sum q^2.
+    """
+    # sum p^2 = sum e^2 / (sum e)^2 with e = exp(z - max z), in the operations of log_softmax: a compiler shares them.
+    e_TV = (logits_TV - logits_TV.amax(dim=1, keepdim=True)).exp()
+    sum_p_squared = (e_TV.square().sum(dim=1, keepdim=True) / e_TV.sum(dim=1, keepdim=True).square())[:, 0]
+    if not label_smoothing:
+        return sum_p_squared.view_as(labels) - 2 * (-token_losses).exp() + 1
+    certain, others = 1.0 - label_smoothing, label_smoothing / logits_TV.shape[1]
+    p_label_T = (e_TV.gather(1, labels.flatten().clamp(min=0)[:, None]) / e_TV.sum(dim=1, keepdim=True))[:, 0]
+    q_squared = certain * (certain + 2 * others) + label_smoothing * others
+    return (sum_p_squared - 2 * (certain * p_label_T + others) + q_squared).view_as(labels)
+
+
+def per_example_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    example_index: Tensor | None = None,
+    num_examples: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over each example's valid tokens.
+
+    Args:
+        logits: [B, L, V], or with ``example_index`` [T, V], of any float dtype; the loss is computed in fp32.
+        labels: int64 [B, L] or [T], ``IGNORE_INDEX`` where a token does not count.
+        label_smoothing: s in [0, 1), as in F.cross_entropy: the target is (1 - s) onehot(y) + s / V.
+        example_index: int64 of the shape of the labels, in [0, N): the example of each token. None where each row is
+            one example.
+        num_examples: N; needed with ``example_index``.
 
     Returns:
-        (sums, counts, norms), fp32 [B]. norms = sqrt(mean over valid tokens of that squared norm), in [0, sqrt(2)],
-        detached; 0 for an example without a valid token.
+        (sums, counts), both fp32 [N]: nats, and the number of valid tokens. The mean loss of an example is
+        sums / counts; an example without a valid token has 0 and 0.
+
+    ValueError where the shapes of labels and index do not fit.
     """
-    logits_NV = logits_BLV.flatten(0, 1).float()
-    token_loss = F.cross_entropy(
-        logits_NV,
-        labels_BL.flatten(),
-        reduction="none",
-        ignore_index=IGNORE_INDEX,
-        label_smoothing=label_smoothing,
-    )
-    # sum p^2 = sum e^2 / (sum e)^2 with e = exp(z - max z), in the operations of log_softmax: a compiler shares them.
-    e_NV = (logits_NV.detach() - logits_NV.detach().amax(dim=1, keepdim=True)).exp()
-    sum_p_squared = (e_NV.square().sum(dim=1, keepdim=True) / e_NV.sum(dim=1, keepdim=True).square())[:, 0]
-    if label_smoothing:
-        certain, others = 1.0 - label_smoothing, label_smoothing / logits_NV.shape[1]
-        p_label_N = (e_NV.gather(1, labels_BL.flatten().clamp(min=0)[:, None]) / e_NV.sum(dim=1, keepdim=True))[:, 0]
-        q_squared = certain * (certain + 2 * others) + label_smoothing * others
-        squared_N = sum_p_squared - 2 * (certain * p_label_N + others) + q_squared
-    else:
-        squared_N = sum_p_squared - 2 * (-token_loss.detach()).exp() + 1
-    valid_BL = labels_BL != IGNORE_INDEX
-    counts_B = valid_BL.sum(dim=1, dtype=torch.float32)
-    mean_squared_B = torch.where(valid_BL, squared_N.view_as(labels_BL), 0.0).sum(dim=1) / counts_B.clamp(min=1.0)
-    return token_loss.view_as(labels_BL).sum(dim=1), counts_B, mean_squared_B.clamp(min=0.0).sqrt()
+    num_examples = check_fold(labels, example_index, num_examples=num_examples)
+    token_losses = _token_losses(logits.flatten(0, -2).float(), labels, label_smoothing=label_smoothing)
+    sums_N = fold(token_losses, example_index, num_examples=num_examples)
+    return sums_N, fold(labels != IGNORE_INDEX, example_index, num_examples=num_examples)
 
 
 def weighted_cross_entropy(
-    logits_BLV: Tensor,
-    labels_BL: Tensor,
-    weights_B: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights_N: Tensor,
     statistics: Tensor | None = None,
     *,
     with_gradient: bool = False,
     temperature: float | None = None,
     label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    example_index: Tensor | None = None,
+) -> ExampleLosses:
     """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
 
     Args:
-        logits_BLV, labels_BL, label_smoothing: as in :func:`per_example_cross_entropy`.
-        weights_B: fp32 [B], importance weights; ones leave the loss as torchtitan's.
-        statistics: fp32 [3] of :class:`LossWindow`; read with ``temperature`` only.
-        with_gradient: also measure the functional gradient.
+        logits, labels, label_smoothing, example_index: as in :func:`per_example_cross_entropy`.
+        weights_N: fp32 [N], importance weights; ones leave the loss as torchtitan's. Their number is that of the
+            examples.
+        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
+        with_gradient: also measure the functional gradient; compiled, in the same two passes over the logits.
         temperature: multiply the weights by those that follow from the loss itself (window.py).
 
     Returns:
-        (weighted sum, unweighted sum, mean_B, norms_B): two fp32 scalars in nats, summed over valid tokens; fp32 [B]
-        mean nats a valid token (0 for an example without one); the norms of :func:`per_example_loss_and_gradient`, or
-        None. All but the first are detached.
+        Losses in nats; the gradients are in [0, sqrt(2)].
+
+    ValueError where the shapes of labels, weights and index do not fit.
     """
-    norms_B = None
+    logits_TV = logits.flatten(0, -2).float()
+    token_losses = _token_losses(logits_TV, labels, label_smoothing=label_smoothing)
+    squared_norms = None
     if with_gradient:
-        sums_B, counts_B, norms_B = per_example_loss_and_gradient(
-            logits_BLV, labels_BL, label_smoothing=label_smoothing
+        squared_norms = _squared_norms(
+            logits_TV.detach(), labels, token_losses.detach(), label_smoothing=label_smoothing
         )
-    else:
-        sums_B, counts_B = per_example_cross_entropy(logits_BLV, labels_BL, label_smoothing=label_smoothing)
-    detached_B = sums_B.detach()
-    mean_B = detached_B / counts_B.clamp(min=1.0)
-    if temperature is not None:
-        assert statistics is not None
-        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
-    return (sums_B * weights_B).sum(), detached_B.sum(), mean_B, norms_B
+    return finish(
+        token_losses,
+        labels != IGNORE_INDEX,
+        weights_N,
+        statistics,
+        squared_norms=squared_norms,
+        temperature=temperature,
+        example_index=example_index,
+    )
 
 
 def build_weighted_loss(
@@ -139,7 +153,7 @@ def build_weighted_loss(
     backend: str = "inductor",
     label_smoothing: float = 0.0,
 ) -> WeightedLoss:
-    """:func:`weighted_cross_entropy` of four arguments, compiled into one graph when ``compile_loss`` is set.
+    """:func:`weighted_cross_entropy` without its options, compiled into one graph when ``compile_loss`` is set.
 
     ValueError for a ``label_smoothing`` outside of [0, 1).
     """

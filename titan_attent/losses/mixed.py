@@ -1,12 +1,12 @@
-"""Per-example cross-entropy against two labels by shares, for mixed images: the contract of cross_entropy.py.
+"""Cross-entropy per example against two labels by shares, for mixed images: the contract of cross_entropy.py.
 
 An image that mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899) made of two has
 the target q = share onehot(a) + (1 - share) onehot(b), smoothed (Szegedy et al. 2016) to (1 - s) q + s / C. The loss is
 -sum q log p, its functional gradient p - q.
 
-Cost: three fp32 copies of the logits, which with one row an example are small. No collective, no host sync.
+Cost: three fp32 copies of the logits, which with one row per example are small. No collective, no host sync.
 
-Shapes: B examples, L rows of logits an example (1 for a class of an image), C classes.
+Shapes: B examples, L rows of logits per example (1 for a class of an image), C classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.checks import check_number
-from titan_attent.losses.cross_entropy import IGNORE_INDEX, ExampleLosses
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.losses.folding import ExampleLosses, finish, refuse_index
 
 MixedLoss = Callable[..., ExampleLosses]
-"""Of logits, labels, weights and statistics, and for mixtures of other labels and shares."""
+"""Takes logits, labels, weights and statistics, and for mixtures other labels and shares."""
 
 
 def mixing(columns: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -51,6 +51,7 @@ def weighted_mixed_cross_entropy(
     label_smoothing: float = 0.0,
     with_gradient: bool = False,
     temperature: float | None = None,
+    example_index: Tensor | None = None,
 ) -> ExampleLosses:
     """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
 
@@ -61,10 +62,9 @@ def weighted_mixed_cross_entropy(
         shares_B: fp32, of the first label, in [0, 1]; None for ones.
         label_smoothing: s in [0, 1).
         weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
-
-    Returns:
-        (weighted sum, unweighted sum, mean_B, norms_B or None), as ``weighted_cross_entropy``.
+        example_index: refused by a ValueError: an image is a row.
     """
+    refuse_index(example_index, loss="loss of mixed images")
     if other_labels_B is None or shares_B is None:
         other_labels_B, shares_B = labels_BL[:, 0], torch.ones_like(weights_B)
     log_p_BLC = logits_BLC.float().log_softmax(dim=-1)
@@ -76,17 +76,14 @@ def weighted_mixed_cross_entropy(
         label_smoothing=label_smoothing,
     )
     valid_BL = labels_BL != IGNORE_INDEX
-    counts_B = valid_BL.sum(dim=1, dtype=torch.float32).clamp(min=1.0)
-    sums_B = torch.where(valid_BL, -(q_BLC * log_p_BLC).sum(dim=-1), 0.0).sum(dim=1)
-    mean_B = sums_B.detach() / counts_B
-    norms_B = None
-    if with_gradient:
-        squared_BL = (log_p_BLC.detach().exp() - q_BLC).square().sum(dim=-1)
-        norms_B = (torch.where(valid_BL, squared_BL, 0.0).sum(dim=1) / counts_B).sqrt()
-    if temperature is not None:
-        assert statistics is not None
-        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
-    return (sums_B * weights_B).sum(), sums_B.detach().sum(), mean_B, norms_B
+    return finish(
+        torch.where(valid_BL, -(q_BLC * log_p_BLC).sum(dim=-1), 0.0),
+        valid_BL,
+        weights_B,
+        statistics,
+        squared_norms=(log_p_BLC.detach().exp() - q_BLC).square().sum(dim=-1) if with_gradient else None,
+        temperature=temperature,
+    )
 
 
 def mixed_cross_entropy_sum(
@@ -99,10 +96,8 @@ def mixed_cross_entropy_sum(
 ) -> Tensor:
     """The same with weights of 1: an fp32 scalar, summed over the valid rows, as torchtitan's own loss."""
     ones_B = logits_BLC.new_ones(len(labels_BL), dtype=torch.float32)
-    mixing = (other_labels_B, shares_B)
-    return weighted_mixed_cross_entropy(logits_BLC, labels_BL, ones_B, None, *mixing, label_smoothing=label_smoothing)[
-        0
-    ]
+    of_images = (logits_BLC, labels_BL, ones_B, None, other_labels_B, shares_B)
+    return weighted_mixed_cross_entropy(*of_images, label_smoothing=label_smoothing).weighted_sum
 
 
 def build_mixed_loss(
@@ -113,7 +108,7 @@ def build_mixed_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> MixedLoss:
-    """:func:`weighted_mixed_cross_entropy` of four or six arguments, compiled into one graph with ``compile_loss``.
+    """:func:`weighted_mixed_cross_entropy` without its options, compiled into one graph with ``compile_loss``.
 
     ValueError for a ``label_smoothing`` outside of [0, 1).
     """

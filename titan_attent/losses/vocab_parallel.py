@@ -1,4 +1,4 @@
-"""The per-example loss where no rank sees the whole example: vocabulary cut by TP, sequence cut by CP.
+"""The loss per example where no rank sees the whole example: vocabulary cut by TP, sequence cut by CP.
 
 Tensor parallelism with torchtitan's loss parallel leaves each rank the logits of V / ranks tokens of the vocabulary.
 Nothing of size V is gathered: one all-reduce MAX of the largest logit, one SUM of sum exp(z), the label's logit and,
@@ -8,10 +8,10 @@ arXiv 1909.08053, section 3; the norm's third sum is ours.)
 Context parallelism cuts the tokens of an example: the scalar to differentiate is local (FSDP sums the gradients), and
 the means of an example come from sums and counts of all its parts.
 
-Cost a microbatch: TP 4 to 16 bytes a token on the wire in two collectives, the backward recomputes the softmax instead
-of keeping it; CP one all-reduce of 8 or 12 bytes an example. No host sync.
+Cost per microbatch: TP 4 to 16 bytes per token on the wire in two collectives, the backward recomputes the softmax
+instead of keeping it; CP one all-reduce of 8 or 12 bytes per example. No host sync.
 
-Shapes as in cross_entropy.py: B examples, L tokens, V vocabulary; N = B L; v: this rank's part of V.
+Shapes as in cross_entropy.py: T tokens, N examples, V vocabulary; v: this rank's part of V.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ from torch.distributed import _functional_collectives as collectives  # traceabl
 from torch.distributed.tensor import DTensor, Shard
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.folding import ExampleLosses, finish
 
 
 def _all_reduce(x: Tensor, op: str, group: ProcessGroup) -> Tensor:
@@ -32,68 +32,69 @@ def _all_reduce(x: Tensor, op: str, group: ProcessGroup) -> Tensor:
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
-    """(logits_Nv, labels_N, id of the first column, group, with_gradient) -> token losses and squared norms, fp32 [N].
+    """(logits_Tv, labels_T, id of the first column, group, with_gradient) -> token losses and squared norms, fp32 [T].
 
     The norms are zeros without ``with_gradient``, and never differentiated.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits_Nv: Tensor, labels_N: Tensor, first: int, group: ProcessGroup, with_gradient: bool
+        ctx: Any, logits_Tv: Tensor, labels_T: Tensor, first: int, group: ProcessGroup, with_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        z_Nv = logits_Nv.float()
-        largest_N = _all_reduce(z_Nv.amax(dim=-1), "max", group)
-        z_Nv = z_Nv - largest_N[:, None]
-        column_N = labels_N - first
-        mine_N = (column_N >= 0) & (column_N < z_Nv.shape[-1]) & (labels_N != IGNORE_INDEX)
-        column_N = torch.where(mine_N, column_N, 0)
-        sums = [z_Nv.exp().sum(dim=-1), torch.where(mine_N, z_Nv.gather(-1, column_N[:, None])[:, 0], 0.0)]
+        z_Tv = logits_Tv.float()
+        largest_T = _all_reduce(z_Tv.amax(dim=-1), "max", group)
+        z_Tv = z_Tv - largest_T[:, None]
+        column_T = labels_T - first
+        mine_T = (column_T >= 0) & (column_T < z_Tv.shape[-1]) & (labels_T != IGNORE_INDEX)
+        column_T = torch.where(mine_T, column_T, 0)
+        sums = [z_Tv.exp().sum(dim=-1), torch.where(mine_T, z_Tv.gather(-1, column_T[:, None])[:, 0], 0.0)]
         if with_gradient:
-            sums.append((2 * z_Nv).exp().sum(dim=-1))
-        sum_exp_N, label_z_N, *rest = _all_reduce(torch.stack(sums), "sum", group)
-        log_sum_N = sum_exp_N.log()
-        valid_N = labels_N != IGNORE_INDEX
-        token_loss_N = torch.where(valid_N, log_sum_N - label_z_N, 0.0)
-        squared_N = torch.zeros_like(token_loss_N)
+            sums.append((2 * z_Tv).exp().sum(dim=-1))
+        sum_exp_T, label_z_T, *rest = _all_reduce(torch.stack(sums), "sum", group)
+        log_sum_T = sum_exp_T.log()
+        valid_T = labels_T != IGNORE_INDEX
+        token_loss_T = torch.where(valid_T, log_sum_T - label_z_T, 0.0)
+        squared_T = torch.zeros_like(token_loss_T)
         if with_gradient:  # sum p^2 - 2 p_y + 1
-            squared_N = rest[0] / sum_exp_N.square() - 2 * (-token_loss_N).exp() + 1
-            squared_N = torch.where(valid_N, squared_N.clamp(min=0.0), 0.0)
-        ctx.save_for_backward(logits_Nv, largest_N + log_sum_N, column_N, mine_N, valid_N)
-        ctx.mark_non_differentiable(squared_N)
-        return token_loss_N, squared_N
+            squared_T = rest[0] / sum_exp_T.square() - 2 * (-token_loss_T).exp() + 1
+            squared_T = torch.where(valid_T, squared_T.clamp(min=0.0), 0.0)
+        ctx.save_for_backward(logits_Tv, largest_T + log_sum_T, column_T, mine_T, valid_T)
+        ctx.mark_non_differentiable(squared_T)
+        return token_loss_T, squared_T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits_Nv, log_sum_N, column_N, mine_N, valid_N = ctx.saved_tensors
-        p_Nv = (logits_Nv.float() - log_sum_N[:, None]).exp()
-        onehot_N = mine_N.to(p_Nv.dtype)
-        p_Nv = p_Nv.scatter_add(-1, column_N[:, None], -onehot_N[:, None])
-        grad_Nv = p_Nv * torch.where(valid_N, grads[0], 0.0)[:, None]
-        return grad_Nv.to(logits_Nv.dtype), None, None, None, None
+        logits_Tv, log_sum_T, column_T, mine_T, valid_T = ctx.saved_tensors
+        p_Tv = (logits_Tv.float() - log_sum_T[:, None]).exp()
+        onehot_T = mine_T.to(p_Tv.dtype)
+        p_Tv = p_Tv.scatter_add(-1, column_T[:, None], -onehot_T[:, None])
+        grad_Tv = p_Tv * torch.where(valid_T, grads[0], 0.0)[:, None]
+        return grad_Tv.to(logits_Tv.dtype), None, None, None, None
 
 
 def _weighted_cross_entropy(
-    logits_BLv: Tensor,
-    labels_BL: Tensor,
-    weights_B: Tensor,
+    logits_v: Tensor,
+    labels: Tensor,
+    weights_N: Tensor,
     statistics: Tensor | None,
     first: int,
     group: ProcessGroup,
     with_gradient: bool,
     temperature: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    token_loss, squared = _VocabParallelCrossEntropy.apply(
-        logits_BLv.flatten(0, 1), labels_BL.flatten(), first, group, with_gradient
+    example_index: Tensor | None,
+) -> ExampleLosses:
+    losses_T, squared_T = _VocabParallelCrossEntropy.apply(
+        logits_v.flatten(0, -2), labels.flatten(), first, group, with_gradient
     )
-    sums_B = token_loss.view_as(labels_BL).sum(dim=1)
-    counts_B = (labels_BL != IGNORE_INDEX).sum(dim=1, dtype=torch.float32).clamp(min=1.0)
-    norms_B = (squared.view_as(labels_BL).sum(dim=1) / counts_B).sqrt() if with_gradient else None
-    detached_B = sums_B.detach()
-    mean_B = detached_B / counts_B
-    if temperature is not None:
-        assert statistics is not None
-        weights_B = weights_B * capped_linear_weights(mean_B, statistics, temperature=temperature)
-    return (sums_B * weights_B).sum(), detached_B.sum(), mean_B, norms_B
+    return finish(
+        losses_T,
+        labels != IGNORE_INDEX,
+        weights_N,
+        statistics,
+        squared_norms=squared_T if with_gradient else None,
+        temperature=temperature,
+        example_index=example_index,
+    )
 
 
 def build_vocab_parallel_loss(
@@ -105,9 +106,8 @@ def build_vocab_parallel_loss(
 ) -> WeightedLoss:
     """:func:`titan_attent.losses.cross_entropy.build_weighted_loss` for logits that are cut along the vocabulary.
 
-    The result takes a DTensor [B, L, V] of one mesh dimension, placed ``Shard(-1)``, and plain labels and weights,
-    equal on all ranks of it; it returns what ``weighted_cross_entropy`` does, as plain tensors, equal on all ranks. A
-    collective.
+    The result takes logits as a DTensor of one mesh dimension, placed ``Shard(-1)``; labels, weights and index are
+    plain and equal on all ranks of it. What it returns is plain and equal on all ranks, too. A collective.
     """
     local_loss = _weighted_cross_entropy
     if compile_loss:
@@ -119,48 +119,44 @@ def _vocab_parallel_loss(
     local_loss: Any,
     with_gradient: bool,
     temperature: float | None,
-    logits_BLV: Tensor,
-    labels_BL: Tensor,
-    weights_B: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights_N: Tensor,
     statistics: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    if not isinstance(logits_BLV, DTensor) or not (
-        logits_BLV.device_mesh.ndim == 1 and logits_BLV.placements[0] in (Shard(-1), Shard(logits_BLV.ndim - 1))
+    *,
+    example_index: Tensor | None = None,
+) -> ExampleLosses:
+    if not isinstance(logits, DTensor) or not (
+        logits.device_mesh.ndim == 1 and logits.placements[0] in (Shard(-1), Shard(logits.ndim - 1))
     ):
         raise ValueError(
             f"the loss over a cut vocabulary needs logits placed Shard(-1) on one mesh dimension, not "
-            f"{getattr(logits_BLV, 'placements', 'a plain tensor')}: set parallelism.disable_loss_parallel for a model "
+            f"{getattr(logits, 'placements', 'a plain tensor')}: set parallelism.disable_loss_parallel for a model "
             "whose output is whole"
         )
-    mesh = logits_BLV.device_mesh
+    mesh = logits.device_mesh
     # Shard cuts as torch.chunk does: all parts but the last are ceil(V / ranks) wide.
-    first = mesh.get_local_rank() * -(-logits_BLV.shape[-1] // mesh.size())
-    return local_loss(
-        *(logits_BLV.to_local(), labels_BL, weights_B, statistics, first, mesh.get_group(), with_gradient, temperature)
-    )
+    first = mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())
+    arguments = (logits.to_local(), labels, weights_N, statistics)
+    return local_loss(*arguments, first, mesh.get_group(), with_gradient, temperature, example_index)
 
 
 def whole_example_means(
-    losses_B: Tensor, norms_B: Tensor | None, counts_B: Tensor, *, group: ProcessGroup
+    losses_N: Tensor, norms_N: Tensor | None, counts_N: Tensor, *, group: ProcessGroup
 ) -> tuple[Tensor, Tensor | None]:
     """Means of examples whose tokens are spread over the ranks of ``group``, from the means over each rank's tokens.
 
     Args:
-        losses_B: fp32 [B], mean nats over this rank's valid tokens.
-        norms_B: fp32 [B], the functional gradient's norm over them (root of a mean square), or None.
-        counts_B: fp32 [B], the number of this rank's valid tokens; may be 0.
+        losses_N: fp32 [N], mean nats over this rank's valid tokens.
+        norms_N: fp32 [N], the functional gradient's norm over them (root of a mean square), or None.
+        counts_N: fp32 [N], the number of this rank's valid tokens; may be 0.
 
     Returns:
         The same two over all valid tokens, equal on all ranks; 0 for an example without any. A collective.
     """
-    sums = [counts_B, losses_B * counts_B]
-    if norms_B is not None:
-        sums.append(norms_B.square() * counts_B)
-    count_B, loss_B, *square_B = _all_reduce(torch.stack(sums), "sum", group)
-    count_B = count_B.clamp(min=1.0)
-    return loss_B / count_B, (square_B[0] / count_B).sqrt() if square_B else None
-
-
-def valid_counts(labels_BL: Tensor) -> Tensor:
-    """fp32 [B], valid tokens of each row."""
-    return (labels_BL != IGNORE_INDEX).sum(dim=1, dtype=torch.float32)
+    sums = [counts_N, losses_N * counts_N]
+    if norms_N is not None:
+        sums.append(norms_N.square() * counts_N)
+    count_N, loss_N, *square_N = _all_reduce(torch.stack(sums), "sum", group)
+    count_N = count_N.clamp(min=1.0)
+    return loss_N / count_N, (square_N[0] / count_N).sqrt() if square_N else None

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn import functional as F
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, weighted_cross_entropy
-from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss, valid_counts, whole_example_means
+from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss, whole_example_means
 
 V, L = 31, 12  # the vocabulary falls in parts of 11, 11 and 9
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
@@ -37,9 +37,9 @@ def cut_vocabulary(mesh: Any, *, with_gradient: bool = True, **kind: Any) -> dic
     logits_BLV, labels_BL = batch(**kind)
     cut = distribute_tensor(logits_BLV, mesh, [Shard(-1)]).requires_grad_()
     loss = build_vocab_parallel_loss(compile_loss=False, with_gradient=with_gradient)
-    weighted, unweighted, means_B, norms_B = loss(cut, labels_BL, WEIGHTS_B)
+    weighted, unweighted, means_B, norms_B, counts_B = loss(cut, labels_BL, WEIGHTS_B)
     (weighted / 7).backward()
-    assert isinstance(cut.grad, DTensor)
+    assert isinstance(cut.grad, DTensor) and counts_B.tolist() == [12, 8, 0, 1]
     return {
         "weighted": weighted.item(),
         "unweighted": unweighted.item(),
@@ -53,8 +53,8 @@ def cut_sequences(mesh: Any) -> tuple[Any, Any]:
     """Three pieces of different numbers of valid tokens; the last row has them all on the first rank."""
     logits_BLV, labels_BL = batch()
     logits_BlV, labels_Bl = (x.chunk(3, dim=1)[mesh.get_local_rank()] for x in (logits_BLV, labels_BL))
-    _, _, means_B, norms_B = weighted_cross_entropy(logits_BlV, labels_Bl, WEIGHTS_B, with_gradient=True)
-    means_B, norms_B = whole_example_means(means_B, norms_B, valid_counts(labels_Bl), group=mesh.get_group())
+    _, _, means_B, norms_B, counts_B = weighted_cross_entropy(logits_BlV, labels_Bl, WEIGHTS_B, with_gradient=True)
+    means_B, norms_B = whole_example_means(means_B, norms_B, counts_B, group=mesh.get_group())
     only, none = whole_example_means(means_B, None, torch.ones(4), group=mesh.get_group())
     assert none is None and torch.allclose(only, means_B)
     assert norms_B is not None
@@ -69,13 +69,52 @@ def measure(mesh: Any) -> dict[str, Any]:
     by_loss = build_vocab_parallel_loss(compile_loss=False, temperature=0.5)(cut, labels_BL, WEIGHTS_B, statistics)
     whole = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, statistics, temperature=0.5)
     torch.testing.assert_close(by_loss[:3], whole[:3])
-    assert not torch.isclose(whole[0], weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B)[0])
+    unfollowed = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B)
+    assert not torch.isclose(whole.weighted_sum, unfollowed.weighted_sum)
     with pytest.raises(ValueError, match="not a plain tensor: set parallelism.disable_loss_parallel"):
         build_vocab_parallel_loss(compile_loss=False)(*batch(), WEIGHTS_B)
     whole = distribute_tensor(batch()[0], mesh, [Replicate()])
     with pytest.raises(ValueError, match="Replicate"):
         build_vocab_parallel_loss(compile_loss=False)(whole, batch()[1], WEIGHTS_B)
     return results
+
+
+SPANS = [0] * 5 + [3] * 4 + [1] * 3 + [2] * 3 + [1] * 6 + [0] * 4 + [3] * 13 + [1] * 10  # 0, 1 and 3 in both halves
+PACKED_WEIGHTS = torch.tensor([0.25, 1.0, 3.5, 2.0, 1.0])  # the last example has no token
+
+
+def packed(mesh: Any, compile_loss: bool) -> dict[str, Any]:
+    """The batch as one packed row: on 2 ranks with half of the vocabulary, or of the tokens, each; else alone."""
+    logits, labels = (x.flatten(0, 1) for x in batch())
+    index, statistics = torch.tensor(SPANS), torch.tensor([2.0, 6.0, 1.5])
+    options: dict[str, Any] = {"with_gradient": True, "temperature": 0.5}
+    if mesh is None:
+        z = logits.clone().requires_grad_()
+        losses = weighted_cross_entropy(z, labels, PACKED_WEIGHTS, statistics, example_index=index, **options)
+        halves = losses
+    else:
+        z = distribute_tensor(logits, mesh, [Shard(-1)]).requires_grad_()
+        loss = build_vocab_parallel_loss(compile_loss=compile_loss, backend="aot_eager", **options)
+        losses = loss(z, labels, PACKED_WEIGHTS, statistics, example_index=index)
+        here = [x.chunk(2)[mesh.get_local_rank()] for x in (logits, labels, index)]
+        halves = weighted_cross_entropy(*here[:2], PACKED_WEIGHTS, example_index=here[2], with_gradient=True)
+    losses.weighted_sum.backward()
+    means, norms = halves.losses, halves.gradients
+    if mesh is not None:
+        means, norms = whole_example_means(means, norms, halves.counts, group=mesh.get_group())
+    assert z.grad is not None and norms is not None
+    gradient = z.grad.full_tensor() if isinstance(z.grad, DTensor) else z.grad
+    tensors = {**losses._asdict(), "gradient of logits": gradient, "means of halves": means, "norms of halves": norms}
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("compile_loss", [False, True])
+def test_packed_tokens_of_a_cut_vocabulary_or_sequence_are_those_of_one_process(compile_loss: bool) -> None:
+    (expected,) = run_on_ranks(packed, 1, compile_loss)
+    assert len(set(expected["losses"].tolist())) == 5 and expected["counts"].tolist()[4] == 0
+    for rank in run_on_ranks(packed, 2, compile_loss):
+        for name, values in expected.items():
+            assert rank[name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
 
 
 @pytest.fixture(scope="module")

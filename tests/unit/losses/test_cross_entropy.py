@@ -9,7 +9,6 @@ from titan_attent.losses.cross_entropy import (
     IGNORE_INDEX,
     build_weighted_loss,
     per_example_cross_entropy,
-    per_example_loss_and_gradient,
     weighted_cross_entropy,
 )
 
@@ -57,19 +56,22 @@ def test_extreme_logits_stay_finite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weighted_and_unweighted_sums_and_means(dtype):
     logits_BLV, labels_BL = batch(dtype=dtype)
-    weighted, unweighted, mean_B, norms_B = weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)
+    weighted, unweighted, mean_B, norms_B, counts_B = weighted_cross_entropy(
+        logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B
+    )
     assert norms_B is None
     rows = plain_token_losses(logits_BLV, labels_BL)
     sums = np.array([sum(row) for row in rows])
     np.testing.assert_allclose(weighted.item(), (sums * WEIGHTS_B.numpy()).sum(), rtol=2e-6)
     np.testing.assert_allclose(unweighted.item(), sums.sum(), rtol=2e-6)
     np.testing.assert_allclose(mean_B.numpy(), [np.mean(row) if row else 0.0 for row in rows], rtol=2e-6)
+    assert counts_B.dtype == torch.float32 and counts_B.tolist() == [9, 5, 0, 1]
     assert weighted.requires_grad and not unweighted.requires_grad and not mean_B.requires_grad
 
 
 def test_weights_of_one_leave_torchs_sum():
     logits_BLV, labels_BL = batch()
-    ours, logged, _, _ = weighted_cross_entropy(logits_BLV, labels_BL, torch.ones(4))
+    ours, logged, *_ = weighted_cross_entropy(logits_BLV, labels_BL, torch.ones(4))
     torchs = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="sum", ignore_index=-100)
     torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=0)
     torch.testing.assert_close(logged, torchs, rtol=1e-6, atol=0)
@@ -77,7 +79,7 @@ def test_weights_of_one_leave_torchs_sum():
 
 def test_gradient_is_weight_times_softmax_minus_onehot():
     logits_BLV, labels_BL = batch()
-    weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B)[0].backward()
+    weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B).weighted_sum.backward()
     expected = np.zeros(logits_BLV.shape)
     z = logits_BLV.detach().double().numpy()
     for b, t in np.ndindex(4, 9):
@@ -96,14 +98,15 @@ def test_the_functional_gradient_is_the_norm_of_autograds_gradient(dtype):
     F.cross_entropy(leaf.flatten(0, 1), labels_BL.flatten(), reduction="sum", ignore_index=-100).backward()
     counts = np.array([9, 5, 1, 1])  # the row without a valid token has no gradient either
     expected = np.sqrt(leaf.grad.square().sum(dim=(1, 2)).numpy() / counts)
-    sums_B, counts_B, norms_B = per_example_loss_and_gradient(logits_BLV.requires_grad_(), labels_BL)
+    losses = weighted_cross_entropy(logits_BLV.requires_grad_(), labels_BL, WEIGHTS_B, with_gradient=True)
+    norms_B = losses.gradients
     np.testing.assert_allclose(norms_B.numpy(), expected, rtol=2e-6)
     assert norms_B[2] == 0 and norms_B.max() <= 2**0.5 and not norms_B.requires_grad
-    plain_sums_B, plain_counts_B = per_example_cross_entropy(logits_BLV, labels_BL)
-    torch.testing.assert_close((sums_B, counts_B), (plain_sums_B, plain_counts_B), rtol=2e-6, atol=0)
-    weighted, _, _, same_norms_B = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, with_gradient=True)
-    assert torch.equal(same_norms_B, norms_B)
-    torch.testing.assert_close(weighted, (plain_sums_B * WEIGHTS_B).sum(), rtol=2e-6, atol=0)
+    plain = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B)
+    assert plain.gradients is None
+    assert all(
+        torch.equal(getattr(losses, name), getattr(plain, name)) for name in ("weighted_sum", "losses", "counts")
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.7])
@@ -126,17 +129,16 @@ def test_smoothed_labels_are_those_of_a_loop_over_tokens(smoothing):
 
     options = {"label_smoothing": smoothing}
     torch.testing.assert_close(per_example_cross_entropy(logits_BLV, labels_BL, **options)[0].double(), expected)
-    sums_B, _, norms_B = per_example_loss_and_gradient(logits_BLV, labels_BL, **options)
-    torch.testing.assert_close(sums_B.double(), expected)
+    norms_B = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, with_gradient=True, **options).gradients
     torch.testing.assert_close(norms_B.double(), norms.double(), rtol=2e-6, atol=0)
     compiled = [(True, True)] if smoothing == 0.1 else []
     for compile_loss, with_gradient in [(False, False), (False, True), *compiled]:
         options |= {"compile_loss": compile_loss, "with_gradient": with_gradient, "backend": "aot_eager"}
         loss = build_weighted_loss(**options)
         outputs = loss(logits_BLV, labels_BL, WEIGHTS_B, None)
-        torch.testing.assert_close(outputs[0].double(), (expected * WEIGHTS_B).sum())
-        torch.testing.assert_close(outputs[2].double(), expected / torch.tensor(counts))
-    torch.testing.assert_close(outputs[3], norms_B, rtol=2e-6, atol=0)
+        torch.testing.assert_close(outputs.weighted_sum.double(), (expected * WEIGHTS_B).sum())
+        torch.testing.assert_close(outputs.losses.double(), expected / torch.tensor(counts))
+    torch.testing.assert_close(outputs.gradients, norms_B, rtol=2e-6, atol=0)
 
 
 def test_without_smoothing_every_bit_is_that_of_before():
@@ -150,8 +152,9 @@ def test_without_smoothing_every_bit_is_that_of_before():
     sums_B = token_loss.view_as(labels_BL).sum(dim=1)
     for options in ({}, {"label_smoothing": 0.0}):
         assert torch.equal(per_example_cross_entropy(logits_BLV, labels_BL, **options)[0], sums_B)
-        ours = per_example_loss_and_gradient(logits_BLV, labels_BL, **options)
-        assert torch.equal(ours[0], sums_B) and torch.equal(ours[2], norms_B)
+        ours = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, with_gradient=True, **options)
+        assert torch.equal(ours.weighted_sum, (sums_B * WEIGHTS_B).sum())
+        assert torch.equal(ours.losses, sums_B / counts_B) and torch.equal(ours.gradients, norms_B)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
@@ -168,8 +171,8 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
         compiled = build_weighted_loss(compile_loss=compile_loss, with_gradient=with_gradient)
         leaf = logits_BLV.clone().requires_grad_()
         outputs = compiled(leaf, labels_BL, WEIGHTS_B)
-        outputs[0].backward()
-        assert (outputs[3] is not None) == with_gradient
+        outputs.weighted_sum.backward()
+        assert (outputs.gradients is not None) == with_gradient
         results[compile_loss] = [*(output.detach() for output in outputs if output is not None), leaf.grad]
     torch.testing.assert_close(results[True], results[False], rtol=2e-6, atol=2e-6)
 
@@ -177,7 +180,7 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
     with torch.compiler.set_stance("fail_on_recompile"):
         outputs = compiled(logits_BLV.clone().requires_grad_(), other_labels, WEIGHTS_B.flip(0))
     np.testing.assert_allclose(
-        outputs[2].numpy(),
+        outputs.losses.numpy(),
         [np.mean(row) if row else 0.0 for row in plain_token_losses(logits_BLV, other_labels)],
         rtol=2e-6,
     )

@@ -54,17 +54,17 @@ def test_sums_and_means_are_those_of_a_loop(dtype: torch.dtype, smoothing: float
         logits, LABELS_B1, WEIGHTS_B, None, OTHERS_B, SHARES_B, label_smoothing=smoothing
     )
     expected = torch.tensor(plain_losses(logits.detach(), smoothing))
-    torch.testing.assert_close(outputs[0], (expected * WEIGHTS_B).sum(), rtol=2e-6, atol=0)
-    torch.testing.assert_close(outputs[1], expected.sum(), rtol=2e-6, atol=0)
-    torch.testing.assert_close(outputs[2], expected, rtol=2e-6, atol=0)
-    assert outputs[3] is None
+    torch.testing.assert_close(outputs.weighted_sum, (expected * WEIGHTS_B).sum(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(outputs.loss_sum, expected.sum(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(outputs.losses, expected, rtol=2e-6, atol=0)
+    assert outputs.gradients is None
     assert [output.requires_grad for output in outputs[:3]] == [True, False, False]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_gradients_and_their_norms_are_autograds(smoothing: float) -> None:
     leaf, plain = logits_of().requires_grad_(), logits_of().double().requires_grad_()
-    weighted, _, _, norms_B = weighted_mixed_cross_entropy(
+    weighted, _, _, norms_B, _ = weighted_mixed_cross_entropy(
         leaf,
         LABELS_B1,
         WEIGHTS_B,
@@ -109,7 +109,7 @@ def test_targets_are_those_of_torchs_soft_cross_entropy(smoothing: float) -> Non
         label_smoothing=smoothing,
     )
     torchs = F.cross_entropy(logits[:, 0], hard, label_smoothing=smoothing, reduction="none")
-    torch.testing.assert_close(outputs[2], torchs, rtol=2e-6, atol=0)
+    torch.testing.assert_close(outputs.losses, torchs, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("shares", [torch.ones(5), torch.tensor([0.1, 0.4, 0.7, 0.9, 0.0])], ids=["one", "any"])
@@ -128,7 +128,7 @@ def test_weights_that_follow_the_loss() -> None:
     factors = capped_linear_weights(losses, STATISTICS, temperature=0.7)
     assert len(set(factors.tolist())) > 2
     ours = weighted_mixed_cross_entropy(logits, LABELS_B1, WEIGHTS_B, STATISTICS, OTHERS_B, SHARES_B, temperature=0.7)
-    torch.testing.assert_close(ours[0], (losses * factors * WEIGHTS_B).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.weighted_sum, (losses * factors * WEIGHTS_B).sum(), rtol=1e-5, atol=0)
 
 
 def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_values() -> None:
@@ -139,7 +139,7 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
         )
         leaf = logits_of().requires_grad_()
         outputs = loss(leaf, LABELS_B1, WEIGHTS_B, STATISTICS, OTHERS_B, SHARES_B)
-        outputs[0].backward()
+        outputs.weighted_sum.backward()
         results[compile_loss] = [*(output.detach() for output in outputs if output is not None), leaf.grad]
     torch.testing.assert_close(results[True], results[False], rtol=2e-6, atol=2e-6)
     with torch.compiler.set_stance("fail_on_recompile"):

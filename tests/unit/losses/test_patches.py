@@ -7,7 +7,6 @@ import torch
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.patches import (
     build_patch_loss,
-    per_example_squared_error,
     squared_error_sum,
     weighted_squared_error,
 )
@@ -43,19 +42,16 @@ def test_sums_means_and_counts_are_those_of_a_loop(dtype: torch.dtype) -> None:
     rows = plain_squares(pred_BMD, labels_BMD)
     sums, counts = np.array([sum(row) for row in rows]), [len(row) for row in rows]
     assert counts == [30, 24, 0, 1]
-    sums_B, counts_B = per_example_squared_error(pred_BMD, labels_BMD)
-    assert sums_B.dtype == counts_B.dtype == torch.float32
-    np.testing.assert_allclose(sums_B.numpy(), sums, rtol=2e-6)
-    assert counts_B.tolist() == counts
     np.testing.assert_allclose(squared_error_sum(pred_BMD, labels_BMD).item(), sums.sum(), rtol=2e-6)
     outputs = weighted_squared_error(pred_BMD.requires_grad_(), labels_BMD, WEIGHTS_B, with_gradient=True)
-    weighted, unweighted, mean_B, norms_B = outputs
+    weighted, unweighted, mean_B, norms_B, counts_B = outputs
+    assert mean_B.dtype == counts_B.dtype == torch.float32 and counts_B.tolist() == counts
     np.testing.assert_allclose(weighted.item(), (sums * WEIGHTS_B.numpy()).sum(), rtol=2e-6)
     np.testing.assert_allclose(unweighted.item(), sums.sum(), rtol=2e-6)
     np.testing.assert_allclose(mean_B.numpy(), [np.mean(row) if row else 0.0 for row in rows], rtol=2e-6)
     assert norms_B is not None
-    assert [output.requires_grad for output in outputs if output is not None] == [True, False, False, False]
-    assert weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B)[3] is None
+    assert [output.requires_grad for output in outputs if output is not None] == [True] + 4 * [False]
+    assert weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B).gradients is None
 
 
 def test_weights_of_one_leave_torchs_sum() -> None:
@@ -63,7 +59,7 @@ def test_weights_of_one_leave_torchs_sum() -> None:
     valid = labels_BMD != IGNORE_INDEX
     torchs = torch.nn.functional.mse_loss(pred_BMD[valid], labels_BMD[valid], reduction="sum")
     for ours in (
-        weighted_squared_error(pred_BMD, labels_BMD, torch.ones(4))[0],
+        weighted_squared_error(pred_BMD, labels_BMD, torch.ones(4)).weighted_sum,
         squared_error_sum(pred_BMD, labels_BMD),
     ):
         torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=0)
@@ -72,8 +68,8 @@ def test_weights_of_one_leave_torchs_sum() -> None:
 def test_gradients_are_autograds_of_a_plain_loss() -> None:
     pred_BMD, labels_BMD = batch()
     leaf, plain = pred_BMD.clone().requires_grad_(), pred_BMD.double().requires_grad_()
-    norms_B = weighted_squared_error(leaf, labels_BMD, WEIGHTS_B, with_gradient=True)[3]
-    weighted_squared_error(leaf, labels_BMD, WEIGHTS_B)[0].backward()
+    norms_B = weighted_squared_error(leaf, labels_BMD, WEIGHTS_B, with_gradient=True).gradients
+    weighted_squared_error(leaf, labels_BMD, WEIGHTS_B).weighted_sum.backward()
     valid = labels_BMD != IGNORE_INDEX
     half = sum(((plain[i] - labels_BMD[i])[valid[i]] ** 2).sum() / 2 for i in range(4))
     (gradient,) = torch.autograd.grad(half, plain)
@@ -99,7 +95,7 @@ def test_weights_that_follow_the_loss() -> None:
     factors = capped_linear_weights(means, STATISTICS, temperature=0.7)
     assert len(set(factors.tolist())) > 2
     expected = sum(sum(row) * w * f for row, w, f in zip(rows, WEIGHTS_B.tolist(), factors.tolist(), strict=True))
-    ours = weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B, STATISTICS, temperature=0.7)[0]
+    ours = weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B, STATISTICS, temperature=0.7).weighted_sum
     assert ours.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -110,7 +106,7 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
         loss = build_patch_loss(compile_loss=compile_loss, with_gradient=True, temperature=0.7, backend="aot_eager")
         leaf = pred_BMD.clone().requires_grad_()
         outputs = loss(leaf, labels_BMD, WEIGHTS_B, STATISTICS)
-        outputs[0].backward()
+        outputs.weighted_sum.backward()
         results[compile_loss] = [*(output.detach() for output in outputs if output is not None), leaf.grad]
     torch.testing.assert_close(results[True], results[False], rtol=2e-6, atol=2e-6)
     with torch.compiler.set_stance("fail_on_recompile"):

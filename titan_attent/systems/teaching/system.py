@@ -24,7 +24,7 @@ from titan_attent.foundations.ledger import TEACHING
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.mixed import mixing
-from titan_attent.losses.vocab_parallel import valid_counts, whole_example_means
+from titan_attent.losses.vocab_parallel import whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Run, Seen, StepLoss, System
@@ -173,9 +173,11 @@ class Teaching(System):
         return self._example_loss(pred, batch.labels, ones, self.neutral_statistics)
 
     def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
-        weighted_sum, loss_sum, losses, gradients = self.weighted_loss(pred, labels, weights, *more)
-        seen = {"loss": losses, "valid": valid_counts(labels)}
-        return StepLoss(weighted_sum, loss_sum, seen if gradients is None else seen | {"gradient": gradients})
+        result = self.weighted_loss(pred, labels, weights, *more)
+        seen = {"loss": result.losses, "valid": result.counts}
+        if result.gradients is not None:
+            seen["gradient"] = result.gradients
+        return StepLoss(result.weighted_sum, result.loss_sum, seen)
 
     def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
         self._record(batch.columns, seen, step=self.run.step(), trained=True)

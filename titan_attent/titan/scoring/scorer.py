@@ -93,7 +93,7 @@ class ReferenceScorer(Trainer):
         with self.train_context(), self.maybe_enable_amp:
             pred = model(inputs, **extra_inputs, **extra_kwargs)
             ones = torch.ones(len(labels), device=self.device)
-            return self.example_loss(pred, labels, ones, self.neutral_statistics)[2]
+            return self.example_loss(pred, labels, ones, self.neutral_statistics).losses
 
 
 def score() -> None:

@@ -1,0 +1,133 @@
+"""From losses of tokens to losses of examples: the tail that all losses of this package share.
+
+Each row [L] of a batch [B, L] is one example, unless ``example_index`` says to which example each token belongs. Then
+several examples may share a row, one may continue in the next row, and the batch may be one packed row [T].
+
+A packed sum adds multiples of 2^-36 in fp64, which is exact below 2^17 = 131,072 nats per example. So it depends
+neither on where an example stands in the batch nor on the order in which a device adds.
+
+Cost: without an index, one sum over the tokens of each row. With one, a few fp64 temporaries per token, and one atomic
+addition per token and sum: two sums, three with functional gradients. No collective, no host sync, and no shape depends
+on values.
+
+Shapes: B rows, L tokens per row, T tokens, N examples; N = B without an index.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from titan_attent.losses.window import capped_linear_weights
+
+_UNIT = 2.0**-36
+
+
+class ExampleLosses(NamedTuple):
+    """What every loss of this package returns. All but the first are detached.
+
+    Attributes:
+        weighted_sum: fp32 scalar to differentiate: nats summed over valid tokens, each times the weight of its example.
+        loss_sum: fp32 scalar to log: the same without weights.
+        losses: fp32 [N], mean nats per valid token; 0 for an example without one.
+        gradients: fp32 [N], norm of the functional gradient: the root of its mean square over valid tokens. None where
+            it was not asked for.
+        counts: fp32 [N], valid tokens.
+    """
+
+    weighted_sum: Tensor
+    loss_sum: Tensor
+    losses: Tensor
+    gradients: Tensor | None
+    counts: Tensor
+
+
+def fold(values: Tensor, example_index: Tensor | None, *, num_examples: int) -> Tensor:
+    """The sum of the values of each example's tokens, differentiable: fp32 [N].
+
+    Args:
+        values: floats or bools [B, L] or [T].
+        example_index: int64 of the same shape, in [0, N); None for rows.
+        num_examples: N, fixed by the caller, whatever the index holds. An example without a token has 0.
+    """
+    if example_index is None:
+        return values.sum(dim=1, dtype=torch.float32)
+    values = values.double()
+    plain = values.detach()
+    values = values + ((plain / _UNIT).round() * _UNIT - plain)  # the gradient is that of the unrounded value
+    # Not index_add, whose compiled form on CPU adds in an order that depends on the threads.
+    return values.new_zeros(num_examples).scatter_add(0, example_index.flatten(), values.flatten()).float()
+
+
+def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: int | None) -> int:
+    """N, the number of examples; ValueError where the shapes do not fit.
+
+    Args:
+        tokens: any tensor of the shape of the labels.
+        num_examples: as the caller says.
+    """
+    shape = tuple(tokens.shape)
+    if example_index is None:
+        if len(shape) != 2:
+            raise ValueError(
+                f"labels {shape} are not rows [B, L] of one example each: give example_index, the example of each token"
+            )
+        if num_examples not in (None, shape[0]):
+            raise ValueError(
+                f"{num_examples} examples in labels {shape}: without example_index each row is one example"
+            )
+        return shape[0]
+    if example_index.shape != tokens.shape:
+        raise ValueError(
+            f"example_index {tuple(example_index.shape)} and labels {shape} differ in shape: give one index per token"
+        )
+    if num_examples is None:
+        raise ValueError("example_index without num_examples: no shape may depend on the values of an index")
+    return num_examples
+
+
+def refuse_index(example_index: Tensor | None, *, loss: str) -> None:
+    """ValueError for an index given to a loss of images."""
+    if example_index is not None:
+        raise ValueError(
+            f"the {loss} takes no example_index: an image is a row of its own, only tokens of text are packed"
+        )
+
+
+def finish(
+    token_losses: Tensor,
+    valid: Tensor,
+    weights_N: Tensor,
+    statistics: Tensor | None = None,
+    *,
+    squared_norms: Tensor | None = None,
+    temperature: float | None = None,
+    example_index: Tensor | None = None,
+) -> ExampleLosses:
+    """Fold the losses of tokens into those of examples, and weigh them.
+
+    Args:
+        token_losses: fp32, as many as ``valid`` has tokens, differentiable; 0 where a token is not valid.
+        valid: bool [B, L], or with ``example_index`` [T] or [B, L]: whether the label of a token counts.
+        weights_N: fp32 [N].
+        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
+        squared_norms: fp32, of each token's functional gradient, detached; None if they are not measured. Not read
+            where a token is not valid.
+        temperature: multiply the weights by those that follow from the loss itself (window.py).
+        example_index: int64 of the shape of ``valid``, in [0, N): the example of each token. Tokens of padding may have
+            any, as they are not valid. None for rows.
+    """
+    num_examples = check_fold(valid, example_index, num_examples=len(weights_N))
+    sums_N = fold(token_losses.view_as(valid), example_index, num_examples=num_examples)
+    counts_N = fold(valid, example_index, num_examples=num_examples)
+    divisors_N = counts_N.clamp(min=1.0)
+    losses_N = sums_N.detach() / divisors_N
+    gradients_N = None
+    if squared_norms is not None:
+        squared_norms = torch.where(valid, squared_norms.view_as(valid), 0.0)
+        squares_N = fold(squared_norms, example_index, num_examples=num_examples)
+        gradients_N = (squares_N / divisors_N).clamp(min=0.0).sqrt()
+    if temperature is not None:
+        assert statistics is not None
+        weights_N = weights_N * capped_linear_weights(losses_N, statistics, temperature=temperature)
+    return ExampleLosses((sums_N * weights_N).sum(), sums_N.detach().sum(), losses_N, gradients_N, counts_N)
