@@ -16,10 +16,10 @@
     scoring/           the commands that score
     patches/           of torchtitan and torch
 
-Importing this package puts the patches in force before anything of torchtitan is imported, which copies the device type
-by name.
+Importing this package puts the patches in force (patches/registry.py) before anything of torchtitan is imported, which
+copies the device type by name.
 """
 
-from titan_attent.titan.patches import compat
+from titan_attent.titan.patches.registry import apply_patches
 
-__all__ = ["compat"]
+apply_patches()

@@ -28,7 +28,8 @@ from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.models import vision
 from titan_attent.titan.models.families import FAMILIES
-from titan_attent.titan.patches import checkpoint, compat
+from titan_attent.titan.patches import compat
+from titan_attent.titan.patches.registry import apply_patches
 from titan_attent.titan.pipeline import PipelineLoss
 from titan_attent.titan.user_errors import fail
 from titan_attent.titan.validator import build_validator
@@ -129,15 +130,9 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         known = ", ".join(names)
         raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
     model = name.removesuffix(SUFFIX)
-    compat.mend_clipping()
-    compat.drop_pipeline_warning()
-    checkpoint.mend()
+    apply_patches(family=model)
     if model in vision.MODELS:
         return _vision_spec(model, datasets)
-    if model == "qwen3":
-        compat.mend_tied_embeddings()
-    if FAMILIES[model].has_experts:
-        compat.mend_router_gradients(model)
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))

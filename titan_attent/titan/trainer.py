@@ -37,7 +37,7 @@ from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
-from titan_attent.titan.patches.checkpoint import LEDGER, Checkpoints
+from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, copies_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
 from titan_attent.titan.user_errors import fail

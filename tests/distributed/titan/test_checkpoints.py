@@ -23,7 +23,7 @@ from torchtitan.config.job_config import Checkpoint, LRScheduler
 
 from titan_attent.titan import user_errors
 from titan_attent.titan.checkpoint_folder import latest, read_branch, steps_in
-from titan_attent.titan.patches.checkpoint import Checkpoints
+from titan_attent.titan.patches.checkpoint_manager import Checkpoints
 
 
 class TrainState:

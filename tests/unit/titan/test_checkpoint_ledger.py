@@ -1,4 +1,4 @@
-"""patches/checkpoint.py: the ledger of a run that chooses no examples, in checkpoints of today and of before."""
+"""The ledger of a run that chooses no examples, in checkpoints of today and of before (checkpoint_manager.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.titan.patches.checkpoint import with_earlier_ledger
+from titan_attent.titan.patches.checkpoint_manager import with_earlier_ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -1,7 +1,5 @@
-"""Mends for torchtitan 0.2.2 and torch 2.11 to 2.15, each with the reason and the day it can go.
-
-Import this module before anything of torchtitan. Without an accelerator it also puts the mends of cpu.py in
-force.
+"""Patches for torchtitan 0.2.2 and torch 2.11 to 2.15, each with its reason and the day it can go. registry.py applies
+them.
 
 1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
    A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
@@ -47,8 +45,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import RowwiseParallel
-
-from titan_attent.titan.patches import cpu
 
 IS_CPU = not torch.accelerator.is_available()
 
@@ -193,8 +189,7 @@ def mend_clipping() -> None:
         sum_gradients(parameters)
         return stock(parameters, *args, **kwargs)
 
-    if torch.__version__ < "2.13":
-        utils.clip_grad_norm_ = clip_grad_norm_
+    utils.clip_grad_norm_ = clip_grad_norm_
 
 
 def drop_pipeline_warning() -> None:
@@ -213,7 +208,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = grad.redistribute(placements=whole)
 
 
-def _mend_pipeline_start() -> None:
+def mend_pipeline_start() -> None:
+    """Prepare pipeline stages so that nothing of it is seen in training."""
     stock = PipelineStage._prepare_forward_infra
     is_told = "has_backward" in inspect.signature(stock).parameters  # torch 2.13, of every call
 
@@ -223,8 +219,3 @@ def _mend_pipeline_start() -> None:
             return stock(self, *args, **kwargs)
 
     PipelineStage._prepare_forward_infra = prepare  # type: ignore[method-assign]
-
-
-_mend_pipeline_start()
-if IS_CPU:
-    cpu.mend()

@@ -1,0 +1,48 @@
+"""titan/patches/registry.py: every patch is for what is installed, and is applied once."""
+
+from collections import Counter
+from importlib.metadata import version
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from titan_attent.titan.models.families import FAMILIES
+from titan_attent.titan.patches import registry
+from titan_attent.titan.patches.registry import PATCHES, WITH_EXPERTS, Patch, apply_patches
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
+def test_it_is_for_what_is_installed(patch: Patch) -> None:
+    """Red when a newer torchtitan, or a newer torch than was ever tried, is installed: read what changed there, then
+    widen the versions of the patch, or drop it."""
+    assert version("torchtitan") in SpecifierSet(patch.torchtitan)
+    newest = max(SpecifierSet(one.torch).__str__() for one in PATCHES)
+    assert version("torch").partition("+")[0] in SpecifierSet(newest), "no patch was tried with this torch"
+
+
+def test_what_is_for_other_versions_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    made = {
+        "now": Patch(name="now", apply=lambda: seen.append("now")),
+        "older torch": Patch(name="older torch", apply=lambda: seen.append("older torch"), torch="<2.0"),
+        "newer titan": Patch(name="newer titan", apply=lambda: seen.append("newer titan"), torchtitan=">=0.3"),
+        "import": Patch(name="import", apply=lambda: seen.append("import"), at_import=True),
+        "other": Patch(name="other", apply=lambda: seen.append("other"), families=("gpt_oss",)),
+    }
+    monkeypatch.setattr(registry, "PATCHES", tuple(made.values()))
+    monkeypatch.setattr(registry, "_applied", set())
+    apply_patches()
+    assert seen == ["import"]
+    for _ in range(2):  # once, whoever asks
+        apply_patches(family="llama3")
+    assert seen == ["import", "now"]
+    apply_patches(family="gpt_oss")
+    assert seen == ["import", "now", "other"]
+
+
+def test_names_are_their_own_and_families_exist() -> None:
+    assert max(Counter(patch.name for patch in PATCHES).values()) == 1
+    assert set(WITH_EXPERTS) == {family.name for family in FAMILIES.values() if family.has_experts}
+    assert {family for patch in PATCHES for family in patch.families} <= FAMILIES.keys()
