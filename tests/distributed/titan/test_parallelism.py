@@ -33,12 +33,13 @@ def model(name: str, flavor: str = "cell") -> Settings:
 
 
 def of_two_layers(settings: Settings) -> Settings:
-    """A pipeline has up to 4 stages of a layer each; what has none needs a layer of each kind, and a next one."""
-    if settings.get("parallelism.pipeline_parallel_degree", 1) > 1 or "checkpoint.enable" in settings:
+    """A layer of each kind and a next one, on one stage or on two; more stages, and stages of two layers, take 4."""
+    if settings.get("parallelism.pipeline_parallel_schedule") in FOUR_STAGES or settings == TWO_A_STAGE:
         return settings
     return settings | {"model.flavor": settings.get("model.flavor", "cell") + " of 2"}
 
 
+FOUR_STAGES = ("Interleaved1F1B", "ZBVZeroBubble", "DualPipeV")
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
 SCORED: Settings = {"teacher.scoring": "forward_once", "teacher.warmup_passes": 0}
 VALIDATED: Settings = {"validation.enable": True}
@@ -48,6 +49,8 @@ NO_LOSS_PARALLEL: Settings = {"parallelism.disable_loss_parallel": True}
 CHUNKED: Settings = {"teacher.loss_chunks": 3}
 FULL_AC: Settings = {"activation_checkpoint.mode": "full"}
 SELECTIVE_AC: Settings = {"activation_checkpoint.mode": "selective"}
+
+TWO_A_STAGE = batch(4) | PP | SCORED | VALIDATED
 
 CELLS: dict[int, dict[str, Settings]] = {
     2: {
@@ -59,7 +62,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "TP": batch(8) | TP | SCORED | VALIDATED,
         "TP, accumulated, whole logits in chunks": batch(4) | TP | NO_LOSS_PARALLEL | CHUNKED | VALIDATED,
         "TP, uniform": batch(8) | TP | UNIFORM,
-        "PP 1F1B, accumulated": batch(4) | PP | SCORED | VALIDATED,
+        "PP 1F1B, accumulated": TWO_A_STAGE,
         "PP Interleaved1F1B": batch(8) | PP | schedule("Interleaved1F1B") | VALIDATED,
         "PP GPipe, microbatches of 2, loss in chunks": batch(8)
         | CHUNKED

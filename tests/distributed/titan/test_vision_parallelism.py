@@ -31,11 +31,12 @@ CELLS: dict[int, dict[str, Settings]] = {
         "DDP": DDP,
         "mae, FSDP": MAE | SCORED,
         "mae, FSDP, accumulated, full AC": MAE | ACCUMULATED | {"activation_checkpoint.mode": "full"},
+        "mae, FSDP, compiled": MAE | COMPILED,
         "mae, FSDP, uniform": MAE | UNIFORM,
     },
     4: {
         "HSDP": HSDP | {"training.local_batch_size": 2},
-        "mae, HSDP, compiled": MAE | HSDP | COMPILED | {"training.local_batch_size": 2},
+        "mae, HSDP": MAE | HSDP | {"training.local_batch_size": 2},
     },
 }
 
@@ -58,6 +59,7 @@ def world(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.Te
     return CELLS[num_ranks], run_on_ranks(train_cells, num_ranks, CELLS[num_ranks], data, folder)
 
 
+@pytest.mark.parametrize("world", [2], indirect=True)
 def test_teaching_waits_for_nothing(world: Any) -> None:
     """From the first forward to the optimizer, and after the step: no more than the stock step of the same model."""
     cells, ranks = world

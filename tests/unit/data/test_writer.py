@@ -443,9 +443,9 @@ def test_a_crash_among_sources_is_resumed_to_the_same_bytes(
 
 
 def test_sigkill_is_resumed_to_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [f"{i} " * (i % 300) + "end" for i in range(3000)])
+    source = write_jsonl(tmp_path / "a.jsonl", [f"{i} " * (i % 300) + "end" for i in range(1000)])
     output = tmp_path / "out"
-    arguments = ["--tokenizer", "train:500", "--shard-tokens", "10000", "--max-training-bytes", "100000"]
+    arguments = ["--tokenizer", "train:500", "--shard-tokens", "5000", "--max-training-bytes", "100000"]
     command = [str(source), "--output", str(output), *arguments]
     # `python -m titan_attent.data.text`, made slow enough to be killed in the middle on any machine.
     slow = """
@@ -478,7 +478,7 @@ runpy.run_module("titan_attent.data.text", run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     shards = TokenShards(output)
     assert len(lines) == 2 and re.search(
-        rf"out: 3,000 documents, {shards.num_tokens:,} tokens in {len(shards.index.shards):,} shards, [\d,]+ tokens/s$",
+        rf"out: 1,000 documents, {shards.num_tokens:,} tokens in {len(shards.index.shards):,} shards, [\d,]+ tokens/s$",
         lines[0],
     )
 

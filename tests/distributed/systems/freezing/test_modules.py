@@ -335,7 +335,7 @@ def any_choice(units: list[Unit], history: History, config: ModulesConfig) -> li
     """Everything below some cut frozen, and some modules above it."""
     history.decisions += 1
     draw = random.Random(history.decisions)
-    cut = draw.choice([0, 0, 1, 2, 4, 5, 8])
+    cut = draw.choice([0, 0, 1, 2, 3, 4])
     return [i >= cut and (draw.random() < 0.6 or unit.kind == "output") for i, unit in enumerate(units)]
 
 
@@ -343,17 +343,22 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
     """Steps with other modules active each, validations and checkpoints among them, and nothing compiled again."""
     counters.clear()
     torch.compiler.reset()
-    settings = batch(4) | {
-        "modules.policy": "mat",
-        "compile.enable": True,
-        "compile.backend": "aot_eager",
-        "validation.enable": True,
-        "validation.local_batch_size": 4,
-        "checkpoint.enable": True,
-        "training.steps": 12,
-        # By a validation, when the choice changes, the groups are still gathered.
-        "parallelism.fsdp_reshard_after_forward": "never",
-    }
+    settings = (
+        batch(4)
+        | TWO_LAYERS
+        | {
+            "modules.policy": "mat",
+            "compile.enable": True,
+            "compile.backend": "aot_eager",
+            "validation.enable": True,
+            "validation.local_batch_size": 4,
+            "validation.steps": 1,
+            "checkpoint.enable": True,
+            "training.steps": 12,
+            # By a validation, when the choice changes, the groups are still gathered.
+            "parallelism.fsdp_reshard_after_forward": "never",
+        }
+    )
     trainer = trainer_of(settings, data=data, folder=folder)
     try:
         system = modules_of(trainer)

@@ -39,16 +39,18 @@ def model(name: str, flavor: str = "cell") -> Settings:
 
 COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
 TP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "context", "expert"))
+OF_TWO: Settings = model("llama3", "cell of 2")
 CASES: dict[str, Settings] = {
     "FSDP": batch(4),
-    "FSDP, accumulated": batch(2),
+    "FSDP, accumulated": batch(2) | OF_TWO,
     "compiled": batch(4) | COMPILED,
-    "TP": batch(8) | TP,
-    "CP": batch(8) | CP,
-    "qwen3 tied": batch(4) | model("qwen3", "tied"),
-    "llama4, EP": batch(4) | model("llama4") | EP,
-    "gpt_oss": batch(4) | model("gpt_oss"),
+    "TP": batch(8) | OF_TWO | TP,
+    "CP": batch(8) | OF_TWO | CP,
+    "qwen3 tied": batch(4) | model("qwen3", "tied of 2"),
+    "llama4, EP": batch(4) | model("llama4", "cell of 2") | EP,
+    "gpt_oss": batch(4) | model("gpt_oss", "cell of 2"),
 }
+"""Two blocks, a layer of each kind, where how the rounds go on below them is not the question."""
 BRANCH: Settings = highway(0, cut="branch")
 BRANCH_AND_EXACT: Settings = highway(0, cut="branch", exact_fraction=0.5)
 BLOCKS_AND_EXACT: Settings = highway(0, exact_fraction=0.5)

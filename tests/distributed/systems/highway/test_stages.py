@@ -25,6 +25,7 @@ PIPELINE: Settings = {
     "training.steps": STEPS,
     "validation.enable": True,
     "validation.local_batch_size": 8,
+    "validation.steps": 2,
 }
 STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "backward.exact_fraction": 0.0}
 CELLS: dict[str, Settings] = {

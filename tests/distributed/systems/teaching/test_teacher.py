@@ -32,6 +32,7 @@ from titan_attent.losses.window import LossWindow
 from titan_attent.systems.teaching.teacher import Teacher
 
 NUM_EXAMPLES, BATCH, NUM_STEPS, DATA_SEED = 101, 12, 48, 9
+BLOCK = 17  # of a scoring: two or more in every pool, the last one padded
 WARMUP_END, ANNEAL_START = 8, 42  # 101 // 12 batches; the last eighth of 48 steps
 
 CASES = {
@@ -116,9 +117,9 @@ def build(mesh, config: TeacherConfig, *, microbatches: int = 1) -> tuple[Teache
     sharding = buffer.sharding
 
     def score(step: int, pool: Pool) -> None:
-        """Blocks of five places, rank after rank, padded at the end, as the trainer's forward pass."""
-        for start in range(0, pool.size, 5 * sharding.size):
-            places = start + 5 * sharding.rank + torch.arange(5)
+        """Blocks of places, rank after rank, padded at the end, as the trainer's forward pass."""
+        for start in range(0, pool.size, BLOCK * sharding.size):
+            places = start + BLOCK * sharding.rank + torch.arange(BLOCK)
             ids = pool.ids(places.clamp(max=pool.size - 1)).masked_fill(places >= pool.size, NUM_EXAMPLES)
             buffer.record(ids, score_of(ids, step), step=step, trained=False)
 

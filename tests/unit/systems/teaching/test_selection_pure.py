@@ -28,7 +28,8 @@ from titan_attent.systems.teaching.strategies import STRATEGIES
 
 FLOATS = st.floats(width=32, allow_nan=False)
 LOSSES = torch.tensor([0.2, 3.0, 1.1, 2.2, 0.7, 1.6])
-NUM_DRAWS = 20_000
+NUM_DRAWS = 8000
+"""Sees a law whose 20 frequencies are off by 8% on average; sigmoid for softmax is off by more than 20%."""
 
 
 def soft_draw(phi: torch.Tensor, k: int, seed: tuple[int, ...]) -> np.ndarray:
@@ -157,10 +158,10 @@ def test_a_tiny_temperature_is_hard_top_k():
 
 def test_a_huge_temperature_is_uniform():
     phi = log_probabilities(LOSSES, temperature=1e6, normalization="softmax")
-    subsets = [tuple(np.flatnonzero(row)) for row in many_soft_draws(phi, 3, num_draws=10_000)]
+    subsets = [tuple(np.flatnonzero(row)) for row in many_soft_draws(phi, 3, num_draws=4000)]
     law = sequential_sampling_law(np.ones(6), 3)
     observed = np.array([subsets.count(subset) for subset in law])
-    assert chi_square(observed, np.full(20, 500.0)) < chi_square_critical(19)
+    assert chi_square(observed, np.full(20, 200.0)) < chi_square_critical(19)
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 10), elements=st.floats(-50, 50, width=32)), st.floats(0.01, 100))
@@ -309,7 +310,7 @@ def test_unseen_examples_come_before_any_loss():
 
 
 def test_unseen_examples_come_in_keyed_random_order():
-    ids, num_draws = torch.arange(8), 6000
+    ids, num_draws = torch.arange(8), 3000
     unseen, keys = torch.arange(8) < 6, ordered_keys(torch.zeros(8))
     draws = [unseen_first(keys, unseen, ids=ids, seed=(3, i)) for i in range(num_draws)]
     subsets = [tuple(keys.argsort(descending=True)[:2].sort().values.tolist()) for keys in draws]
@@ -321,7 +322,7 @@ def test_unseen_examples_come_in_keyed_random_order():
 
 
 def test_random_keys_draw_every_subset_equally_often():
-    sharding, num_draws = ExampleSharding(6), 10_000
+    sharding, num_draws = ExampleSharding(6), 4000
     subsets = [
         tuple(random_keys(sharding.local_ids(), seed=(i,)).argsort()[:3].sort().values.tolist())
         for i in range(num_draws)
