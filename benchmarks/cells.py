@@ -1,6 +1,6 @@
 """Three cells of the parallelism matrix over the real backend, each compared with a plain single-process loop.
 
-    python benchmarks/cells.py [--device cuda] [--output cells.json]
+    python -m benchmarks.cells [--device cuda] [--output cells.json]
 
 The comparison is that of tests/distributed/titan/test_parallelism.py: same examples, weights, decisions, buffer; losses
 and gradients to fp32 rounding. The cells follow the number of GPUs: FSDP2, FSDP2 + TP, FSDP2 + PP on four or more;
@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import titan_attent.titan.patches.compat  # noqa: E402, F401
 
-import measure  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from distributed.parallel_world import Settings, train_cells, train_plainly  # noqa: E402
@@ -40,9 +39,10 @@ from distributed.titan.test_parallelism import (  # noqa: E402
     check_cell,
     taught,
 )
-from one_gpu import meshes_of_one  # noqa: E402
 from torch.distributed.device_mesh import DeviceMesh  # noqa: E402
 
+from benchmarks.common import measure  # noqa: E402
+from benchmarks.one_gpu import meshes_of_one  # noqa: E402
 from titan_attent.data.text.writer import write_dataset  # noqa: E402
 
 

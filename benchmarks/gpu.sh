@@ -26,12 +26,12 @@ if ! "$PYTHON" -c 'import torchtitan' 2> /dev/null && [ -n "${WHEELS:-}" ]; then
 fi
 failed=0
 
-part() { # NAME SECONDS ARGUMENTS...: one script with a limit of its own
+part() { # NAME SECONDS MODULE ARGUMENTS...: one of benchmarks/ with a limit of its own
     local name=$1 limit=$2
     shift 2
     echo && echo "## $name ($*)"
     local start=$SECONDS
-    if ! timeout "$limit" "$PYTHON" "benchmarks/$1" --device "$DEVICE" --output "$folder/$name.json" "${@:2}" \
+    if ! timeout "$limit" "$PYTHON" -m "benchmarks.$1" --device "$DEVICE" --output "$folder/$name.json" "${@:2}" \
         2> "$folder/$name.log"; then
         failed=1
         echo "FAILED, the end of $folder/$name.log:"
@@ -42,18 +42,18 @@ part() { # NAME SECONDS ARGUMENTS...: one script with a limit of its own
 
 # What only a GPU can show comes first.
 if [ "$DEVICE" = cpu ]; then
-    part sync 240 sync_check.py --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
+    part sync 240 sync_check --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
 else
-    part sync 130 sync_check.py
+    part sync 130 sync_check
 fi
-part cells 90 cells.py
-part resume 140 resume_check.py
+part cells 90 cells
+part resume 140 resume_check
 if [ "$DEVICE" = cpu ]; then
     echo && echo "Skipped on CPU: the tables of speed and memory (README.md in this folder names them one by one)."
     exit $failed
 fi
-part loss 60 losses/cross_entropy.py
-part exchange 30 exchange.py
-part step_time 90 step_time.py --rounds 9 --variants uniform soft
-part selection 50 selection.py --sizes 1000000 10000000
+part loss 60 speed.loss
+part exchange 30 speed.exchange
+part step_time 90 speed.step_time --rounds 9 --variants uniform soft
+part selection 50 speed.selection --sizes 1000000 10000000
 exit $failed

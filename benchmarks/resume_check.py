@@ -1,6 +1,6 @@
 """Kill and resume in each way to save checkpoints: is the resumed run the uninterrupted one?
 
-    python benchmarks/resume_check.py [--device cuda] [--output resume.json]
+    python -m benchmarks.resume_check [--device cuda] [--output resume.json]
 
 The real command (``torchrun -m titan_attent.train``), a tiny llama on text of the Python standard library. For each of
 checkpoint.async_mode = disabled, async, async_with_pinned_mem a run is killed (SIGKILL) some steps after its first
@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.common import measure
 from titan_attent.data.text.writer import write_dataset
 
 MODES = ("disabled", "async", "async_with_pinned_mem")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -16,10 +15,9 @@ import numpy as np
 import pytest
 from launch import finish, start
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-evidence: Any = import_module("evidence")
-evidence_corpora: Any = import_module("evidence_corpora")
-convergence_runs: Any = import_module("convergence_runs")
+from benchmarks.common import runner as convergence_runs
+from benchmarks.single_pass import __main__ as evidence
+from benchmarks.single_pass import corpora as evidence_corpora
 
 STEPS = 10
 SIZES = {"NUM_ROWS": 416, "NUM_VALIDATION": 64, "NUM_TRUSTED": 480, "NUM_COPIED": 20, "VOCAB_SIZE": 400}
@@ -66,7 +64,7 @@ class Forked:
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, size in SIZES.items():
         monkeypatch.setattr(evidence_corpora, name, size)
-    for module in ("evidence_rules", "evidence_numbers"):
+    for module in ("benchmarks.single_pass.rules", "benchmarks.single_pass.numbers"):
         monkeypatch.setattr(import_module(module), "STEPS", STEPS)
     popen = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(convergence_runs, "subprocess", popen)

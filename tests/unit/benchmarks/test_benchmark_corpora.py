@@ -5,7 +5,6 @@ import math
 import statistics
 import sys
 import sysconfig
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import runner as runs
+from benchmarks.convergence import rules, table
+from benchmarks.corpora import stdlib_code as corpora
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.job_config import TeacherConfig
@@ -23,11 +25,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-corpora: Any = import_module("corpora")
-rules: Any = import_module("convergence_rules")
-runs: Any = import_module("convergence_runs")
-table: Any = import_module("convergence_table")
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 N, L = 6144, 96

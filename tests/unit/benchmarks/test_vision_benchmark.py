@@ -4,13 +4,14 @@ import json
 import math
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.vision import __main__ as vision
+from benchmarks.vision import data, numbers, pictures, rules, runs, table, tasks
 from titan_attent.foundations.toml import to_toml
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.models.vision.vit import ViTArgs
@@ -23,15 +24,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-vision: Any = import_module("vision")
-data: Any = import_module("vision_data")
-numbers: Any = import_module("vision_numbers")
-pictures: Any = import_module("vision_pictures")
-rules: Any = import_module("vision_rules")
-runs: Any = import_module("vision_runs")
-table: Any = import_module("vision_table")
-tasks: Any = import_module("vision_tasks")
 
 SEEDS = (0, 1, 2, 3, 4)
 COUNTS = [100, 80, 60, 50, 40, 30, 25, 20, 15, 10]

@@ -7,9 +7,7 @@ of all ranks: a rank's computation is one queue, its batched messages another, e
 compute before it was asked for, and for its partner. Forward, input and weight gradients take a second each.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import titan_attent.titan.patches.compat  # noqa: F401
@@ -19,11 +17,9 @@ import torch
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import ScheduleGPipe
 
+from benchmarks.highway import simulator
 from titan_attent.systems.highway import stagewise
 from titan_attent.systems.highway.stagewise import HighwaySchedule, num_rounds
-
-sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
-import pipeline_simulator as simulator  # noqa: E402
 
 
 class Message(NamedTuple):
