@@ -37,7 +37,7 @@ from benchmarks.cheaper_steps.curves import draw_curves
 from benchmarks.cheaper_steps.rules import CONTROL, ROUND_TO, RULES, task
 from benchmarks.cheaper_steps.table import rows_of, table, verdicts
 from benchmarks.common.runner import load_result, machine, run_tasks
-from benchmarks.convergence.rules import LEARNING_RATE, Task
+from benchmarks.common.tasks import LEARNING_RATE, Task
 from benchmarks.corpora.stdlib_code import build_corpora
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report import read_run

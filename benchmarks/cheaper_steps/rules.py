@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.convergence.rules import Task, divisor, run_config
+from benchmarks.common.tasks import Task, divisor, run_config
 
 CONTROL = "exact"
 ROUND_TO = 20

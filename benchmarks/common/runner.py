@@ -16,7 +16,7 @@ import torch
 
 import titan_attent
 from benchmarks.common.measure import ROOT, cpu_model, versions
-from benchmarks.convergence.rules import BATCH_SIZE, FORWARD_COST, Task, in_words_of_today
+from benchmarks.common.tasks import BATCH_SIZE, FORWARD_COST, Task, in_words_of_today
 from benchmarks.corpora.stdlib_code import KINDS, KINDS_FILE, MANIFEST_FILE, Sizes
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.foundations.toml import to_toml

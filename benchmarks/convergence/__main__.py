@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.runner import run_tasks
-from benchmarks.convergence.rules import LEARNING_RATE, RULES, reference_task, rule_task, score_task
+from benchmarks.common.tasks import LEARNING_RATE
+from benchmarks.convergence.rules import RULES, reference_task, rule_task, score_task
 from benchmarks.convergence.table import gather, report
 from benchmarks.corpora.stdlib_code import CORPORA, build_corpora
 

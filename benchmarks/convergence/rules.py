@@ -1,41 +1,10 @@
 """The rules of the convergence benchmark, and the configurations of its runs: all that tells two rules apart."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.corpora.stdlib_code import Sizes
-
-BATCH_SIZE = 32
-LEARNING_RATE = 1e-2
-"""The best of 3e-3, 6e-3 and 1e-2 for the control on clean text."""
-FORWARD_COST = 1 / 3
-"""Of a training step, for the same batch."""
-
-UNBOUNDED = 1e6
-"""``max_repeats`` where scores decide the ratio: these runs pass over their data many times, and with the default, 4,
-they would leave out next to nothing. Their tables are of rules that no bound held back."""
-
-COMMON: dict[str, Any] = {
-    "importance": "loss",
-    "warmup_passes": 1,
-    "ratio_schedule": "constant",
-    "initial_ratio": 0.5,
-    "interval_schedule": "fixed",
-    "initial_interval": 1,
-    "max_interval": 1,
-    "anneal_fraction": 0.0,
-}
-"""The teacher of every rule but ``attainment_in_training``, as in the measurements that this benchmark repeats."""
-
-ADAPTIVE: dict[str, Any] = COMMON | {
-    "strategy": "hard",
-    "scoring": "forward_once",
-    "ratio_schedule": "adaptive",
-    "initial_ratio": 0.1,
-    "final_ratio": 1.0,
-    "max_repeats": UNBOUNDED,
-}
-"""Scored once, and then as many as the effective sample size says, from a tenth to all."""
+from benchmarks.common.rules import ADAPTIVE, COMMON, UNBOUNDED
+from benchmarks.common.tasks import BATCH_SIZE, Task, run_config
 
 REFERENCE = "<reference>"
 """Stands for the losses of this seed's reference model on this corpus."""
@@ -135,70 +104,6 @@ look alike to it, and junk comes back (docs/convergence.md)."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One command: ``torchrun -m module`` with ``config`` as its TOML, in ``folder``; all paths are below DIR.
-
-    ``config`` is also its identity: a result of another configuration is not this task's result.
-    """
-
-    folder: str
-    module: str
-    config: dict[str, dict[str, Any]]
-    arguments: tuple[str, ...] = ()
-    """More of the command line."""
-    labels: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        return self.config["training"]["steps"]
-
-
-def in_words_of_today(config: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """A result's configuration, to be compared with the one that is ``wanted``: before there was a bound, none held."""
-    before = config.get("teacher", {})
-    if "max_repeats" in before or wanted.get("teacher", {}).get("max_repeats") != UNBOUNDED:
-        return config
-    return config | {"teacher": before | {"max_repeats": UNBOUNDED}}
-
-
-def divisor(number: int, *, at_most: int) -> int:
-    return max(d for d in range(1, at_most + 1) if number % d == 0)
-
-
-def run_config(
-    folder: str, *, data: str, teacher: dict[str, Any], seed: int, steps: int, lr: float
-) -> dict[str, dict[str, Any]]:
-    """The TOML of a training run, section by section."""
-    seq_len = Sizes().seq_len
-    return {
-        "job": {"dump_folder": folder, "custom_config_module": "titan_attent.job_config"},
-        "model": {"name": "llama3_attent", "flavor": "bench"},
-        "data": {"path": f"corpora/{data}", "validation_path": "corpora/validation", "num_workers": 1, "seed": seed},
-        "teacher": teacher | {"trace": True, "seed": seed},
-        "training": {
-            "local_batch_size": BATCH_SIZE,
-            "seq_len": seq_len,
-            "steps": steps,
-            "mixed_precision_param": "float32",
-        },
-        "optimizer": {"lr": lr},
-        "lr_scheduler": {"warmup_steps": max(1, steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
-        # torchtitan logs and validates at multiples only: divisors, so that the last step is among them.
-        "metrics": {"log_freq": divisor(steps, at_most=10), "enable_tensorboard": True},
-        "validation": {
-            "enable": True,
-            "local_batch_size": BATCH_SIZE,
-            "seq_len": seq_len,
-            "freq": divisor(steps, at_most=100),
-            "steps": -1,
-        },
-        "checkpoint": {"enable": False},
-        "activation_checkpoint": {"mode": "none"},
-        "debug": {"seed": seed},
-    }
 
 
 def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Task:

@@ -1,17 +1,17 @@
 """The tables of the convergence benchmark: all that has finished, rules by corpora."""
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.first_passage import first_passage
 from benchmarks.common.runner import load_result
-from benchmarks.convergence.rules import BATCH_SIZE, FORWARD_COST, RULES, reference_task, rule_task, score_task
+from benchmarks.common.tables import by_cell, by_rule, markdown, mean, write_report
+from benchmarks.common.tasks import BATCH_SIZE, FORWARD_COST
+from benchmarks.convergence.rules import RULES, reference_task, rule_task, score_task
 from benchmarks.corpora.stdlib_code import CORPORA, Sizes
-from titan_attent.data.io.atomic import write_atomically
 
 RIVALS = [rule for rule in RULES if rule != "uniform"]
 
@@ -126,28 +126,6 @@ def make_kinds(results: Sequence[dict[str, Any]]) -> str:
     return by_rule(RULES, dirty, share)
 
 
-def by_rule(rules: Iterable[str], corpora: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    """Markdown: rules by corpora. A cell is "" where nothing was run; a rule of such cells alone is left out."""
-    rows = [[rule, *(cell(rule, corpus) for corpus in corpora)] for rule in rules]
-    lines = [[text or "-" for text in row] for row in rows if any(row[1:])]
-    return markdown([["rule", *corpora], ["---"] * (1 + len(corpora)), *lines]) if lines else ""
-
-
-def by_cell(
-    results: Sequence[dict[str, Any]],
-    value: Callable[[dict[str, Any]], Any] = lambda result: result["final_validation_loss"],
-) -> dict[tuple[str, str], dict[int, Any]]:
-    """(rule, corpus) -> seed -> what ``value`` makes of the result, its final validation loss unless told."""
-    cells: dict[tuple[str, str], dict[int, Any]] = {}
-    for result in results:
-        cells.setdefault((result["rule"], result["corpus"]), {})[result["seed"]] = value(result)
-    return cells
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def cell(own: dict[int, float], control: dict[int, float], *, most: int) -> str:
     if not own:
         return "-"
@@ -159,20 +137,14 @@ def cell(own: dict[int, float], control: dict[int, float], *, most: int) -> str:
     return text + (f" [{len(own)} of {most} seeds]" if len(own) < most else "")
 
 
-def mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
-
-
 def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> str:
     """Write results.json and table.md; returns the text of the latter."""
     seeds = sorted({result["seed"] for result in results})
-    machines = sorted({result["machine"] for result in results})
     tables = {
         "Won back of what the dirt costs uniform (its loss against that on clean text):": make_shares(results),
         "Steps to uniform's final loss, at a learning rate that still falls:": make_savings(results),
         "Clean rows, neither junk nor copies, of what was trained after the first full pass:": make_kinds(results),
     }
-    code = {json.dumps(result["versions"], sort_keys=True): result["versions"] for result in results}
     lines = [
         make_table(results),
         "",
@@ -184,16 +156,5 @@ def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> 
         *(f"- {rule}: {RULES[rule].about}" for rule in RULES if any(rule == result["rule"] for result in results)),
         "",
         f"- {len(results)} runs; command: `{command}`",
-        *(f"- machine: {name}" for name in machines),
-        *("- " + ", ".join(f"{name} {version}" for name, version in entry.items()) for entry in code.values()),
     ]
-    text = "\n".join(lines) + "\n"
-    document = {
-        "command": command,
-        "machines": machines,
-        "versions": list(code.values()),
-        "results": list(results),
-    }
-    write_atomically(output / "results.json", (json.dumps(document, indent=1) + "\n").encode())
-    write_atomically(output / "table.md", text.encode())
-    return text
+    return write_report(output, lines, results, command=command)

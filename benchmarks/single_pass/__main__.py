@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.runner import run_tasks
-from benchmarks.convergence.rules import Task
+from benchmarks.common.tasks import Task
 from benchmarks.corpora.stdlib_code import KINDS_FILE, write_rows
 from benchmarks.single_pass.corpora import CORPORA, SEQ_LEN, build
 from benchmarks.single_pass.numbers import charge

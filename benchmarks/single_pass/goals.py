@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.common.intervals import half_width, interval
-from benchmarks.convergence.table import markdown, mean
+from benchmarks.common.tables import markdown, mean
 from benchmarks.single_pass.numbers import (
     Losses,
     Result,

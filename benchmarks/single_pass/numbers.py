@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.common.first_passage import first_passage
-from benchmarks.convergence.table import by_cell, mean
+from benchmarks.common.tables import by_cell, mean
 from benchmarks.single_pass.corpora import CORPORA
 from benchmarks.single_pass.rules import RULES, STEPS
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.common.intervals import half_width
-from benchmarks.convergence.table import by_cell, mean
+from benchmarks.common.tables import by_cell, mean
 from benchmarks.single_pass.corpora import CORPORA
 from benchmarks.single_pass.numbers import Losses, Result, all_losses, columns_of, curve, paired
 from benchmarks.single_pass.rules import RULES

@@ -6,7 +6,7 @@ A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corp
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.convergence.rules import LEARNING_RATE, Task, divisor, run_config
+from benchmarks.common.tasks import LEARNING_RATE, Task, divisor, run_config
 from benchmarks.single_pass.corpora import CORPORA
 
 STEPS = 400

@@ -1,6 +1,5 @@
 """The tables of the evidence: all that has finished, from charged results (numbers.py)."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.intervals import interval
-from benchmarks.convergence.table import by_cell, by_rule, markdown, mean
+from benchmarks.common.tables import by_cell, by_rule, markdown, mean, write_report
 from benchmarks.single_pass.corpora import CORPORA, KINDS
 from benchmarks.single_pass.goals import make_goals
 from benchmarks.single_pass.numbers import (
@@ -22,7 +21,6 @@ from benchmarks.single_pass.numbers import (
     time_to_uniform,
 )
 from benchmarks.single_pass.rules import RULES
-from titan_attent.data.io.atomic import write_atomically
 
 CHOOSING = ("difference", "attainment", "dedup", "perplexity")
 """The rules that choose, and take as many steps as uniform."""
@@ -113,8 +111,6 @@ def make_duplicates(duplicates: dict[str, dict[str, int]]) -> str:
 
 def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any], command: str) -> str:
     """Write results.json and table.md; returns the text of the latter."""
-    machines = sorted({result["machine"] for result in results})
-    code = {json.dumps(result["versions"], sort_keys=True): result["versions"] for result in results}
     seeds = sorted({result["seed"] for result in results})
     tables = {
         "Final validation loss of uniform, nats a token, and the paired differences of the others to it, with 95% "
@@ -143,11 +139,5 @@ def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any
         *(f"- {rule}: {RULES[rule].about}" for rule in RULES if any(rule == result["rule"] for result in results)),
         "",
         f"- {len(results)} runs, {sum(r['process_seconds'] for r in results) / 3600:.1f} core-hours; `{command}`",
-        *(f"- machine: {name}" for name in machines),
-        *("- " + ", ".join(f"{name} {version}" for name, version in entry.items()) for entry in code.values()),
     ]
-    text = "\n".join(lines) + "\n"
-    document = {"command": command, "machines": machines, "versions": list(code.values()), "results": list(results)}
-    write_atomically(output / "results.json", (json.dumps(document, indent=1) + "\n").encode())
-    write_atomically(output / "table.md", text.encode())
-    return text
+    return write_report(output, lines, results, command=command)

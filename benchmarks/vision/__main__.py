@@ -29,7 +29,7 @@ from typing import Any
 import titan_attent
 from benchmarks.common.measure import versions
 from benchmarks.common.runner import load_result, machine
-from benchmarks.convergence.rules import in_words_of_today
+from benchmarks.common.tasks import in_words_of_today
 from benchmarks.vision.data import num_rows, prepare
 from benchmarks.vision.pictures import draw_accuracy
 from benchmarks.vision.rules import CONDITIONS, RULES, SETS

@@ -7,7 +7,8 @@ for with steps.
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.convergence.rules import ADAPTIVE, COMMON, FORWARD_COST, UNBOUNDED
+from benchmarks.common.rules import ADAPTIVE, COMMON, UNBOUNDED
+from benchmarks.common.tasks import FORWARD_COST
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.schedule import Plan, selection_size
 

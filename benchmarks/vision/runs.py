@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common.measure import ROOT
 from benchmarks.common.runner import load_result
-from benchmarks.convergence.rules import FORWARD_COST
+from benchmarks.common.tasks import FORWARD_COST
 from benchmarks.vision.data import write_condition
 from benchmarks.vision.rules import BATCH_SIZE
 from benchmarks.vision.tasks import Run

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.convergence.table import markdown
+from benchmarks.common.tables import markdown
 from benchmarks.vision.numbers import Interval, Result, Runs, rare_accuracy, verdicts
 from benchmarks.vision.rules import CONDITIONS, RULES, SETS
 

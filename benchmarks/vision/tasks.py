@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.convergence.rules import Task, divisor
+from benchmarks.common.tasks import Task, divisor
 from benchmarks.vision.rules import AMATEUR, BATCH_SIZE, EXPERT, RULES, SETS, UNIFORM, steps_of
 
 WRONG_SHARE, COPIED_SHARE, NUM_COPIED = 0.2, 0.5, 64
