@@ -38,6 +38,7 @@ from benchmarks.cheaper_steps.rules import CONTROL, ROUND_TO, RULES, task
 from benchmarks.cheaper_steps.table import rows_of, table, verdicts
 from benchmarks.common.runner import load_result, machine, run_tasks
 from benchmarks.common.tasks import LEARNING_RATE, Task
+from benchmarks.common.torchrun import Torchrun
 from benchmarks.corpora.stdlib_code import build_corpora
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report import read_run
@@ -158,7 +159,7 @@ class Benchmark:
             names = [name for name in self.args.rules if bool(RULES[name].follows) == follows]
             steps = {name: self.steps_of(name) for name in names}
             tasks = [self.task(name, seed, steps[name]) for seed in self.args.seeds for name in names if steps[name]]
-            failed += run_tasks(self.args.output, tasks, jobs=self.args.jobs)
+            failed += run_tasks(self.args.output, tasks, jobs=self.args.jobs, starter=Torchrun())
         return failed
 
     def write(self) -> str:

@@ -33,6 +33,9 @@ class Task:
     arguments: tuple[str, ...] = ()
     """More of the command line."""
     labels: dict[str, Any] = field(default_factory=dict)
+    """What its result says of it."""
+    needs: tuple[str, ...] = ()
+    """Folders of tasks that have to be finished first."""
 
     @property
     def steps(self) -> int:

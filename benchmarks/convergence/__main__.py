@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.common.runner import run_tasks
 from benchmarks.common.tasks import LEARNING_RATE
+from benchmarks.common.torchrun import Torchrun
 from benchmarks.convergence.rules import RULES, reference_task, rule_task, score_task
 from benchmarks.convergence.table import gather, report
 from benchmarks.corpora.stdlib_code import CORPORA, build_corpora
@@ -59,7 +60,7 @@ def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
     if any(RULES[name].needs_reference for name in args.rules):
         models = [reference_task(seed, **settings) for seed in args.seeds]
         batches = [models, [score_task(corpus, seed, **settings) for corpus, seed in pairs], *batches]
-    return [folder for tasks in batches for folder in run_tasks(args.output, tasks, jobs=args.jobs)]
+    return [folder for tasks in batches for folder in run_tasks(args.output, tasks, jobs=args.jobs, starter=Torchrun())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

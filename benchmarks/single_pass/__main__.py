@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.common.runner import run_tasks
 from benchmarks.common.tasks import Task
+from benchmarks.common.torchrun import Torchrun
 from benchmarks.corpora.stdlib_code import KINDS_FILE, write_rows
 from benchmarks.single_pass.corpora import CORPORA, SEQ_LEN, build
 from benchmarks.single_pass.numbers import charge
@@ -95,17 +96,17 @@ def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[
         labels = [(task.labels["corpus"], RULES[task.labels["rule"]]) for task in tasks]
         scored = {scored_data(corpus, rule): corpus for corpus, rule in labels if rule.scorers}
         scorers = [scorers_task(corpus, seed, data=data) for data, corpus in scored.items()]
-        failed += run_tasks(args.output, scorers, jobs=args.jobs)
+        failed += run_tasks(args.output, scorers, jobs=args.jobs, starter=Torchrun())
         for corpus in (task.labels["corpus"] for task in tasks if RULES[task.labels["rule"]].data == "middle"):
             if (args.output / scores_folder(corpus, seed) / "amateur" / REFERENCE_FILE).is_file():
                 write_middle(args.output, corpus, seed)
         # Left out where the rule's data is not: nothing was duplicated, or nothing scored.
         tasks = [task for task in tasks if (args.output / task.config["data"]["path"] / INDEX_FILE).is_file()]
-        failed += run_tasks(args.output, tasks, jobs=args.jobs)
+        failed += run_tasks(args.output, tasks, jobs=args.jobs, starter=Torchrun())
         several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].wanted) > 1]
         asked = [kinds_task(label["corpus"], label["rule"], seed) for label in several]
         asked = [task for task in asked if (args.output / task.folder).parent.joinpath("result.json").is_file()]
-        failed += run_tasks(args.output, asked, jobs=args.jobs)
+        failed += run_tasks(args.output, asked, jobs=args.jobs, starter=Torchrun())
     return failed
 
 

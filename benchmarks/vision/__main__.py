@@ -26,16 +26,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import titan_attent
-from benchmarks.common.measure import versions
-from benchmarks.common.runner import load_result, machine
-from benchmarks.common.tasks import in_words_of_today
+from benchmarks.common.runner import about_here, load_result, run_tasks
+from benchmarks.common.tasks import Task, in_words_of_today
 from benchmarks.vision.data import num_rows, prepare
 from benchmarks.vision.pictures import draw_accuracy
 from benchmarks.vision.rules import CONDITIONS, RULES, SETS
-from benchmarks.vision.runs import hide_gpus, run_tasks
+from benchmarks.vision.runs import Forks, hide_gpus
 from benchmarks.vision.table import report
-from benchmarks.vision.tasks import Run, data_task, rule_run, scorer_runs
+from benchmarks.vision.tasks import data_task, rule_run, scorer_runs
 from titan_attent.data.io.atomic import write_atomically
 
 
@@ -68,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Run]:
+def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Task]:
     """What was asked for and all that it needs, without the runs whose folders are ``known``."""
     keys = [
         (name, condition, rule, seed)
@@ -80,7 +78,7 @@ def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Run]:
     ]
     if args.order == "seeds-first":
         keys.sort(key=lambda key: args.seeds.index(key[3]))
-    runs: dict[str, Run] = {}
+    runs: dict[str, Task] = {}
     for name, condition, rule, seed in keys:
         rows = num_rows(args.output, name, condition, seed)
         own = rule_run(name, condition, rule, seed, rows=rows, lr=args.lr)
@@ -115,7 +113,7 @@ def gather(output: Path, *, known: dict[str, dict[str, Any]], lr: float | None) 
     return [result for _, result in sorted(found.items(), key=lambda item: place(item[1]))]
 
 
-def run_of(result: dict[str, Any], lr: float | None) -> Run:
+def run_of(result: dict[str, Any], lr: float | None) -> Task:
     labels = [result[key] for key in ("set", "condition", "rule", "seed")]
     return rule_run(*labels, rows=result["rows"], lr=lr)
 
@@ -145,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[str] = []
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
-    about = {"machine": machine(), "versions": {"titan_attent": titan_attent.__version__} | versions()}
+    starter = Forks(about_here())
     try:
         known = read_known(args.known, args.lr)
         gather(args.output, known=known, lr=args.lr)  # before the first run: refuses runs of other settings
@@ -153,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.jobs > 0:
                 for name in args.sets:
                     prepare(args.output, name, args.archive)
-                failed = run_tasks(args.output, all_runs(args, known), jobs=args.jobs, about=about)
+                failed = run_tasks(args.output, all_runs(args, known), jobs=args.jobs, starter=starter)
         finally:  # what has finished is kept when the rest is interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             text = write_all(args.output, gather(args.output, known=known, lr=args.lr), command=command)

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,14 +20,11 @@ import numpy as np
 import torch
 
 from benchmarks.common.measure import ROOT
-from benchmarks.common.runner import load_result
-from benchmarks.common.tasks import FORWARD_COST
+from benchmarks.common.runner import RESULT_FILE, write_result
+from benchmarks.common.tasks import FORWARD_COST, Task
 from benchmarks.vision.data import write_condition
 from benchmarks.vision.rules import BATCH_SIZE
-from benchmarks.vision.tasks import Run
 from titan_attent.data.images import ImageDataset
-from titan_attent.data.io.atomic import write_atomically
-from titan_attent.foundations.toml import to_toml
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.report import read_run
 from titan_attent.report.runs import ACCURACY, VALIDATION
@@ -41,7 +37,6 @@ PRELOADED = [
     "titan_attent.titan.launch",
     "titan_attent.titan.scoring.scorer",
 ]
-TICK = 0.02
 
 
 def hide_gpus() -> None:
@@ -51,74 +46,42 @@ def hide_gpus() -> None:
 
 
 @dataclass
-class Running:
-    run: Run
+class Forked:
+    """A process with the methods of a ``subprocess.Popen``."""
+
     process: BaseProcess
-    start: float
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> None:
+        self.process.join()
 
 
-def run_tasks(output: Path, runs: Sequence[Run], *, jobs: int, about: dict[str, Any]) -> list[str]:
-    """Do what has no result yet, ``jobs`` at a time, each after what it needs; returns the folders of what failed.
+class Forks:
+    """Starts a task as a fork, which writes its own result. ``about`` goes into every one."""
 
-    A run that needs one that failed counts as failed. When this is interrupted the processes end with it, and what they
-    had not finished leaves no result. ``about`` goes into every result.
-    """
-    done = {run.folder for run in runs if load_result(output, run) is not None}
-    pending = [run for run in runs if run.folder not in done]
-    if done:
-        print(f"{len(done)} of {len(runs)} have finished before", flush=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    running: list[Running] = []
-    failed: list[str] = []
-    begin, total = time.monotonic(), len(pending)
-    try:
-        while pending or running:
-            for run in [run for run in pending if failed and not set(run.needs).isdisjoint(failed)]:
-                pending.remove(run)
-                failed.append(run.folder)
-                print(f"{run.folder}: not started, what it needs has failed", flush=True)
-            ready = [run for run in pending if done.issuperset(run.needs)]
-            while ready and len(running) < jobs:
-                run = ready.pop(0)
-                pending.remove(run)
-                running.append(Running(run, start(context, output, run, about), time.monotonic()))
-            time.sleep(TICK)
-            for ended in [ended for ended in running if ended.process.exitcode is not None]:
-                running.remove(ended)
-                folder, code, seconds = ended.run.folder, ended.process.exitcode, time.monotonic() - ended.start
-                if (output / folder / "result.json").is_file():
-                    done.add(folder)
-                    text = f"{seconds:.1f} s"
-                else:
-                    failed.append(folder)
-                    text = f"exit code {code}, see {output / folder / 'log.txt'}"
-                number = total - len(pending) - len(running)
-                left = (time.monotonic() - begin) / number * (total - number) / 60
-                print(f"[{number}/{total}] {folder}: {text}; about {left:.0f} min left", flush=True)
-    finally:
-        for ended in running:
-            ended.process.kill()
-        for ended in running:
-            ended.process.join()
-    return failed
+    def __init__(self, about: dict[str, Any]):
+        self.about = about
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
 
+    def start(self, output: Path, task: Task) -> Forked:
+        process = self._context.Process(target=work, args=(output, task, self.about), daemon=True)
+        process.start()
+        return Forked(process)
 
-def start(context: Any, output: Path, run: Run, about: dict[str, Any]) -> BaseProcess:
-    folder = output / run.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if run.module != "data":
-        (folder / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
-    process = context.Process(target=work, args=(output, run, about), daemon=True)
-    process.start()
-    return process
+    def finish(self, output: Path, task: Task, *, seconds: float) -> None:
+        raise ValueError("ended without a result")
 
 
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def work(output: Path, run: Run, about: dict[str, Any]) -> None:
+def work(output: Path, run: Task, about: dict[str, Any]) -> None:
     """Do one task and write its result.json."""
     begin = time.monotonic()
     log = os.open(output / run.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -131,11 +94,10 @@ def work(output: Path, run: Run, about: dict[str, Any]) -> None:
     else:
         command(run)
         result = measure(run) if run.module == "titan_attent.train" else {}
-    result = run.labels | result | {"config": run.config, "process_seconds": time.monotonic() - begin} | about
-    write_atomically(Path(run.folder) / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_result(Path(), run, result, seconds=time.monotonic() - begin, about=about)
 
 
-def command(run: Run) -> None:
+def command(run: Task) -> None:
     """The product's command, as torchrun would start it."""
     import torchtitan.train
 
@@ -152,7 +114,7 @@ def command(run: Run) -> None:
     {"titan_attent.train": train, "titan_attent.score": score}[run.module]()
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Task) -> dict[str, Any]:
     """What a training run left behind, as numbers; ValueError without its last validation."""
     scalars = read_run(run.folder).scalars
     accuracy, loss = scalars.get(ACCURACY, {}), scalars.get(VALIDATION, {})
@@ -180,13 +142,13 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def of_data(run: Run) -> dict[str, Any]:
+def of_data(run: Task) -> dict[str, Any]:
     """The result of the data task of a run's images; empty where they are a part of the set."""
-    path = Path(run.config["data"]["path"]).parent / "result.json"
+    path = Path(run.config["data"]["path"]).parent / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def dirt_trained(run: Run) -> float | None:
+def dirt_trained(run: Task) -> float | None:
     """The share of dirty rows in what was trained after the first pass; None where no row is dirty or none is left."""
     data, trace = of_data(run), Path(run.folder, "teacher", "trace.jsonl")
     if not data.get("dirty") or not trace.is_file():
@@ -196,7 +158,7 @@ def dirt_trained(run: Run) -> float | None:
     return float(np.isin(ids, data["dirty"]).mean()) if len(ids) else None
 
 
-def class_accuracy(run: Run) -> list[float]:
+def class_accuracy(run: Task) -> list[float]:
     """The accuracy of the last weights on each class of the test images. The checkpoint is removed."""
     from torch.distributed.checkpoint import load
 

@@ -1,6 +1,5 @@
 """The tasks of the vision evidence: data, scorers, runs, and the configuration of each, which is its identity. Pure."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.common.tasks import Task, divisor
@@ -9,23 +8,11 @@ from benchmarks.vision.rules import AMATEUR, BATCH_SIZE, EXPERT, RULES, SETS, UN
 WRONG_SHARE, COPIED_SHARE, NUM_COPIED = 0.2, 0.5, 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(Task):
-    """A task of the benchmark, done in a process of its own.
-
-    Attributes:
-        module: "titan_attent.train", "titan_attent.score" or "data".
-        needs: folders of tasks that have to be finished first.
-    """
-
-    needs: tuple[str, ...] = ()
-
-
 def data_folder(name: str, condition: str, seed: int) -> str:
     return f"data/{name}/{condition}/seed-{seed}"
 
 
-def data_task(name: str, condition: str, seed: int) -> Run:
+def data_task(name: str, condition: str, seed: int) -> Task:
     """Writes the images of a condition, and where scorers are read those of the amateur."""
     task = SETS[name]
     of_condition: dict[str, dict[str, Any]] = {
@@ -34,7 +21,7 @@ def data_task(name: str, condition: str, seed: int) -> Run:
         "long_tail": {"ratio": task.tail},
     }
     about = {"set": name, "condition": condition, "seed": seed, "rows": task.rows, "sample": task.sample}
-    return Run(
+    return Task(
         folder=data_folder(name, condition, seed),
         module="data",
         config={"data": about | of_condition.get(condition, {})},
@@ -81,7 +68,7 @@ LAST_WEIGHTS = {"interval": 1_000_000, "enable": True, "last_save_model_only": T
 """``[checkpoint]`` that keeps what a run ends with."""
 
 
-def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int, lr: float | None = None) -> Run:
+def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int, lr: float | None = None) -> Task:
     """``rows``: of the training set. ``lr``: another one than the set's."""
     rule, task, folder = RULES[rule_name], SETS[name], f"runs/{name}/{condition}/{rule_name}/seed-{seed}"
     scores = {
@@ -106,7 +93,7 @@ def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int,
     needs = [data_folder(name, condition, seed)]
     if rule.scorers:
         needs += [run.folder for run in scorer_runs(name, condition, seed) if run.module == "titan_attent.score"]
-    return Run(
+    return Task(
         folder=folder,
         module="titan_attent.train",
         config=config,
@@ -119,7 +106,7 @@ def losses_folder(name: str, condition: str, seed: int, who: str) -> str:
     return f"scorers/{name}/{condition}/seed-{seed}/{who}"
 
 
-def scorer_runs(name: str, condition: str, seed: int) -> list[Run]:
+def scorer_runs(name: str, condition: str, seed: int) -> list[Task]:
     """Expert and amateur are trained, and score the held-out trusted images and the data."""
     task, runs = SETS[name], []
     data = data_folder(name, condition, seed)
@@ -138,7 +125,7 @@ def scorer_runs(name: str, condition: str, seed: int) -> list[Run]:
         config = config_of(f"{folder}/model", data=images, teacher=UNIFORM, **settings)
         config["checkpoint"] = dict(LAST_WEIGHTS)
         config["validation"]["freq"] = task.scorer_steps
-        training = Run(
+        training = Task(
             folder=f"{folder}/model", module="titan_attent.train", config=config, labels=labels, needs=(data,)
         )
         runs.append(training)
@@ -153,6 +140,6 @@ def scorer_runs(name: str, condition: str, seed: int) -> list[Run]:
                 "initial_load_path": f"{training.folder}/checkpoint/step-{task.scorer_steps}",
                 "initial_load_model_only": True,
             }
-            runs.append(Run(folder=at, module="titan_attent.score", config=scoring, labels=labels, needs=(before,)))
+            runs.append(Task(folder=at, module="titan_attent.score", config=scoring, labels=labels, needs=(before,)))
             before = at
     return runs

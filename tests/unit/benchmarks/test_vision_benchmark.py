@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.common.runner import load_result
 from benchmarks.vision import __main__ as vision
-from benchmarks.vision import data, numbers, pictures, rules, runs, table, tasks
+from benchmarks.vision import data, numbers, pictures, rules, table, tasks
 from titan_attent.foundations.toml import to_toml
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.models.vision.vit import ViTArgs
@@ -94,7 +95,7 @@ def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
     run = tasks.rule_run("digits", "clean", "attainment_80", 0, rows=1078)
     (tmp_path / run.folder).mkdir(parents=True)
     (tmp_path / run.folder / "result.json").write_text(json.dumps(before))
-    assert runs.load_result(tmp_path, run) == before
+    assert load_result(tmp_path, run) == before
     other = made["config"] | {"teacher": teacher | {"max_repeats": 4.0}}
     (tmp_path / "other.json").write_text(json.dumps({"results": [made | {"config": other}]}))
     with pytest.raises(ValueError, match="other settings"):
@@ -266,14 +267,3 @@ def test_known_results_stand_beside_those_of_the_folder(tmp_path: Path) -> None:
 def test_every_rule_has_a_look_of_its_own() -> None:
     kinds = {rule.rsplit("_", 1)[0] for rule in rules.RULES if rules.RULES[rule].teacher["strategy"] != "uniform"}
     assert kinds == set(pictures.LOOKS) and len(set(pictures.LOOKS.values())) == len(kinds)
-
-
-def test_what_needs_a_failed_task_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ended:
-        exitcode = 1
-
-    monkeypatch.setattr(runs, "start", lambda context, output, run, about: Ended())
-    monkeypatch.setattr(runs, "TICK", 0.0)
-    own = tasks.rule_run("digits", "clean", "uniform", 0, rows=1078)
-    chain = [tasks.data_task("digits", "clean", 0), own, tasks.data_task("digits", "copies", 0)]
-    assert runs.run_tasks(tmp_path, chain, jobs=1, about={}) == [chain[0].folder, own.folder, chain[2].folder]
