@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common.rules import UNIFORM
 from benchmarks.common.tasks import Task, divisor, run_config
 
 CONTROL = "exact"
@@ -22,7 +23,7 @@ def _nothing(steps: int) -> Sections:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Variant:
     """A row of the table.
 
     Attributes:
@@ -55,9 +56,9 @@ def highway(iterations: int, exact_fraction: float) -> Callable[[int], Sections]
     return lambda steps: {"backward": keys}
 
 
-def _followers(name: str, method: str, *kinds: str) -> dict[str, Rule]:
+def _followers(name: str, method: str, *kinds: str) -> dict[str, Variant]:
     return {
-        f"{kind}_of_{name}": Rule(
+        f"{kind}_of_{name}": Variant(
             f"backpropagation with the {'FLOPs' if kind == 'flops' else kind} of {name}", method, follows=name, by=kind
         )
         for kind in kinds
@@ -67,39 +68,41 @@ def _followers(name: str, method: str, *kinds: str) -> dict[str, Rule]:
 LATE = {"warmup": 0.5, "final_fraction": 0.25}
 
 RULES = {
-    CONTROL: Rule("backpropagation through everything: the control"),
-    "mat": Rule("the modules of small eigenvalue frozen, 70% of the backward kept", "modules", modules("mat", 0.7)),
-    "mat_shuffled": Rule("the same, eigenvalues of a kind shuffled", "modules", modules("mat", 0.7, shuffle=True)),
-    "gradient_norm": Rule("drawn by gradient norm, 70% kept", "modules", modules("gradient_norm", 0.7)),
-    "random": Rule("drawn at random, 70% kept", "modules", modules("random", 0.7)),
-    "mat_late": Rule("mat, in the third quarter of the steps only", "modules", modules("mat", 0.7, **LATE)),
-    "mat_40": Rule(
+    CONTROL: Variant("backpropagation through everything: the control"),
+    "mat": Variant("the modules of small eigenvalue frozen, 70% of the backward kept", "modules", modules("mat", 0.7)),
+    "mat_shuffled": Variant("the same, eigenvalues of a kind shuffled", "modules", modules("mat", 0.7, shuffle=True)),
+    "gradient_norm": Variant("drawn by gradient norm, 70% kept", "modules", modules("gradient_norm", 0.7)),
+    "random": Variant("drawn at random, 70% kept", "modules", modules("random", 0.7)),
+    "mat_late": Variant("mat, in the third quarter of the steps only", "modules", modules("mat", 0.7, **LATE)),
+    "mat_40": Variant(
         "mat, as near to 60% of the backward kept as it gets: weight gradients are half of it",
         "modules",
         modules("mat", 0.6),
     ),
-    "random_40": Rule("drawn at random, as near to 60% kept", "modules", modules("random", 0.6)),
-    "prefix": Rule("least eigenvalue lost per FLOP, 54% kept", "modules", modules("prefix", 0.54)),
-    "prefix_shuffled": Rule(
+    "random_40": Variant("drawn at random, as near to 60% kept", "modules", modules("random", 0.6)),
+    "prefix": Variant("least eigenvalue lost per FLOP, 54% kept", "modules", modules("prefix", 0.54)),
+    "prefix_shuffled": Variant(
         "the same, eigenvalues of a kind shuffled", "modules", modules("prefix", 0.54, shuffle=True)
     ),
-    "prefix_late": Rule(
+    "prefix_late": Variant(
         "prefix, 45% kept, everything active in the last quarter",
         "modules",
         modules("prefix", 0.45, final_fraction=0.25),
     ),
-    "prefix_gentle": Rule("prefix, in the third quarter of the steps only", "modules", modules("prefix", 0.54, **LATE)),
-    "truncated": Rule(
+    "prefix_gentle": Variant(
+        "prefix, in the third quarter of the steps only", "modules", modules("prefix", 0.54, **LATE)
+    ),
+    "truncated": Variant(
         "the top of the model only, nothing measured, as near to 54% kept as modules allow",
         "modules",
         modules("truncated", 0.54),
     ),
     **_followers("mat", "modules", "flops"),
     **_followers("prefix", "modules", "flops", "seconds"),
-    "highway_0": Rule("no rounds, the last quarter exact", "highway", highway(0, 0.25)),
-    "highway_0_throughout": Rule("no rounds, no exact part", "highway", highway(0, 0.0)),
-    "highway_1": Rule("one round, the last quarter exact", "highway", highway(1, 0.25)),
-    "truncated_from_start": Rule(
+    "highway_0": Variant("no rounds, the last quarter exact", "highway", highway(0, 0.25)),
+    "highway_0_throughout": Variant("no rounds, no exact part", "highway", highway(0, 0.0)),
+    "highway_1": Variant("one round, the last quarter exact", "highway", highway(1, 0.25)),
+    "truncated_from_start": Variant(
         "the top of the model only from the second step on, 74% kept, all in the last quarter: as much as highway_0",
         "highway",
         modules("truncated", 0.74, warmup=0.0, final_fraction=0.25),
@@ -150,7 +153,7 @@ GOALS = {
 
 def task(name: str, seed: int, *, steps: int, lr: float) -> Task:
     folder = f"runs/{name}/seed-{seed}"
-    config = run_config(folder, data="clean", teacher={"strategy": "uniform"}, seed=seed, steps=steps, lr=lr)
+    config = run_config(folder, data="clean", teacher=UNIFORM, seed=seed, steps=steps, lr=lr)
     config["validation"]["freq"] = divisor(steps, at_most=max(1, steps // VALIDATIONS))
     config |= RULES[name].sections(steps)
     return Task(folder=folder, module="titan_attent.train", config=config, labels={"rule": name, "seed": seed})

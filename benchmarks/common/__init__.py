@@ -1,6 +1,6 @@
 """What several benchmarks share.
 
-rules.py            the teachers that the rules of several experiments have in common
+rules.py            a rule of an experiment, and the teachers that several experiments have in common
 tasks.py            a command with its configuration, and the configuration of a run on small text
 runner.py           tasks side by side, each with a result.json once it has ended
 torchrun.py         how runs on text are started and measured

@@ -57,7 +57,7 @@ def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
     """References, their scores, then the runs, seed by seed; returns the folders of what failed."""
     pairs = [(corpus, seed) for seed in args.seeds for corpus in args.corpora]
     batches = [[rule_task(corpus, name, seed, **settings) for corpus, seed in pairs for name in args.rules]]
-    if any(RULES[name].needs_reference for name in args.rules):
+    if any(RULES[name].scorers for name in args.rules):
         models = [reference_task(seed, **settings) for seed in args.seeds]
         batches = [models, [score_task(corpus, seed, **settings) for corpus, seed in pairs], *batches]
     return [folder for tasks in batches for folder in run_tasks(args.output, tasks, jobs=args.jobs, starter=Torchrun())]

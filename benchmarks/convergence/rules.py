@@ -1,53 +1,28 @@
 """The rules of the convergence benchmark, and the configurations of its runs: all that tells two rules apart."""
 
-from dataclasses import dataclass
-from typing import Any
-
-from benchmarks.common.rules import ADAPTIVE, COMMON, UNBOUNDED
+from benchmarks.common.rules import ADAPTIVE, COMMON, EXPERT, UNBOUNDED, UNIFORM, Rule
 from benchmarks.common.tasks import BATCH_SIZE, Task, run_config
 
-REFERENCE = "<reference>"
-"""Stands for the losses of this seed's reference model on this corpus."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One line of the table: ``[teacher]`` overrides, and the steps as a multiple of ``--steps``."""
-
-    about: str
-    teacher: dict[str, Any]
-    steps: float = 1.0
-    by_default: bool = True
-
-    @property
-    def needs_reference(self) -> bool:
-        return REFERENCE in self.teacher.values()
-
-
 RULES = {
-    "uniform": Rule(about="everything, always: the control", teacher={"strategy": "uniform"}),
-    "uniform_half": Rule(
-        about="the control with half the steps, fully decayed", teacher={"strategy": "uniform"}, steps=0.5
-    ),
-    "uniform_scored": Rule(
-        about="the control with the compute of a rule that scores once", teacher={"strategy": "uniform"}, steps=1.1
-    ),
+    "uniform": Rule(about="everything, always: the control", teacher=UNIFORM),
+    "uniform_half": Rule(about="the control with half the steps, fully decayed", teacher=UNIFORM, share=0.5),
+    "uniform_scored": Rule(about="the control with the compute of a rule that scores once", teacher=UNIFORM, share=1.1),
     "uniform_epochs": Rule(
         about="the control with as many epochs as a teacher of ratio 0.5 covers: 1.68 times the compute",
-        teacher={"strategy": "uniform"},
-        steps=1.68,
+        teacher=UNIFORM,
+        share=1.68,
         by_default=False,
     ),
     "uniform_pools": Rule(
         about="the control with the compute of excess_loss_pools",
-        teacher={"strategy": "uniform"},
-        steps=1.94,
+        teacher=UNIFORM,
+        share=1.94,
         by_default=False,
     ),
     "uniform_reference": Rule(
         about="the control with the compute of excess_loss_pools and its reference",
-        teacher={"strategy": "uniform"},
-        steps=2.94,
+        teacher=UNIFORM,
+        share=2.94,
         by_default=False,
     ),
     "random": Rule(about="a random half, anew each round", teacher=COMMON | {"strategy": "random"}),
@@ -83,12 +58,12 @@ RULES = {
     ),
     "excess_loss": Rule(
         about="the half of largest loss above that of a model of trusted text",
-        teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE},
+        teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT},
     ),
     "excess_loss_pools": Rule(
         about="every 8 steps the 256 of the next 640 rows with the largest loss above that model's, no warm-up",
         teacher=COMMON
-        | {"strategy": "hard", "importance": "excess_loss", "reference_path": REFERENCE}
+        | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT}
         | {"scoring": "forward", "pool_size": 20 * BATCH_SIZE, "initial_ratio": 0.4, "warmup_passes": 0},
     ),
     "attainment_in_training": Rule(
@@ -109,12 +84,16 @@ look alike to it, and junk comes back (docs/convergence.md)."""
 def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Task:
     rule, folder = RULES[name], f"runs/{corpus}/{name}/seed-{seed}"
     losses = score_task(corpus, seed, steps=steps, lr=lr).config["teacher"]["reference_path"]
-    teacher = {key: losses if value == REFERENCE else value for key, value in rule.teacher.items()}
     return Task(
         folder=folder,
         module="titan_attent.train",
         config=run_config(
-            folder, data=corpus, teacher=teacher, seed=seed, steps=max(1, round(rule.steps * steps)), lr=lr
+            folder,
+            data=corpus,
+            teacher=rule.teacher_with({EXPERT: losses}),
+            seed=seed,
+            steps=max(1, round(rule.share * steps)),
+            lr=lr,
         ),
         labels={"corpus": corpus, "rule": name, "seed": seed},
     )
@@ -123,7 +102,7 @@ def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Ta
 def reference_task(seed: int, *, steps: int, lr: float) -> Task:
     """The reference model: uniform on trusted text, its weights kept."""
     folder, steps = f"reference/seed-{seed}/model", max(1, round(REFERENCE_STEPS * steps))
-    config = run_config(folder, data="trusted", teacher={"strategy": "uniform"}, seed=seed, steps=steps, lr=lr)
+    config = run_config(folder, data="trusted", teacher=UNIFORM, seed=seed, steps=steps, lr=lr)
     config["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}
     return Task(folder=folder, module="titan_attent.train", config=config)
 
@@ -131,7 +110,7 @@ def reference_task(seed: int, *, steps: int, lr: float) -> Task:
 def score_task(corpus: str, seed: int, *, steps: int, lr: float) -> Task:
     """The reference model's losses on a corpus, written to ``teacher.reference_path``."""
     reference, folder = reference_task(seed, steps=steps, lr=lr), f"reference/seed-{seed}/{corpus}"
-    teacher = {"strategy": "uniform", "reference_path": f"{folder}/losses"}
+    teacher = UNIFORM | {"reference_path": f"{folder}/losses"}
     config = run_config(folder, data=corpus, teacher=teacher, seed=seed, steps=steps, lr=lr)
     weights = f"{reference.folder}/checkpoint/step-{reference.steps}"
     config["checkpoint"] = {"enable": True, "initial_load_path": weights, "initial_load_model_only": True}

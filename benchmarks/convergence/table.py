@@ -26,7 +26,7 @@ def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
                 result = load_result(output, rule_task(corpus, name, seed, steps=steps, lr=lr))
                 if result is None:
                     continue
-                if rule.needs_reference:
+                if rule.scorers:
                     scores = load_result(output, score_task(corpus, seed, steps=steps, lr=lr))
                     model = load_result(output, reference_task(seed, steps=steps, lr=lr))
                     if scores is None or model is None:

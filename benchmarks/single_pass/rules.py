@@ -3,31 +3,28 @@
 A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corpus, seed) by the product's own command.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common.rules import AMATEUR, EXPERT, UNIFORM, Rule
 from benchmarks.common.tasks import LEARNING_RATE, Task, divisor, run_config
 from benchmarks.single_pass.corpora import CORPORA
 
 STEPS = 400
-"""Of a full run: 12,800 of 32,000 rows, none twice."""
+"""Of a full run: 12,800 of 32,000 rows, none twice. Every run decays its learning rate to zero at its own end."""
 SCORERS = ("--flavor", "bigram")
 """What the scorers are, in the words of their command."""
 SCORED_BY = f"scorers: {' '.join(SCORERS)}"
 """In the configuration of what reads their losses: other scorers make it another run."""
 
-NONE: dict[str, Any] = {"strategy": "uniform"}
-SCORES = "<scores>"
-"""Stands for the folder of this corpus's and seed's scorers; ``SCORES/expert`` is one of its two."""
 ON_DISK: dict[str, Any] = {
     "strategy": "hard",
-    "amateur_path": f"{SCORES}/amateur",
+    "amateur_path": AMATEUR,
     "interval_schedule": "fixed",
     "anneal_fraction": 0.0,
 }
 DIFFERENCE = ON_DISK | {
     "importance": "cross_entropy_difference",
-    "reference_path": f"{SCORES}/expert",
+    "reference_path": EXPERT,
     "ratio_schedule": "calibrated",
 }
 ATTAINMENT = ON_DISK | {
@@ -38,71 +35,40 @@ ATTAINMENT = ON_DISK | {
     "final_ratio": 1.0,
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """A row of the table.
-
-    Attributes:
-        about: what it does.
-        teacher: its ``[teacher]``.
-        steps: as a multiple of ``STEPS``; every run decays its learning rate to zero at its own end.
-        data: what of the corpus it trains on: all, without duplicates, or the middle by the amateur's loss.
-        corpora: on which it is run; empty: on all.
-    """
-
-    about: str
-    teacher: dict[str, Any]
-    steps: float = 1.0
-    data: str = ""
-    corpora: tuple[str, ...] = ()
-
-    @property
-    def scorers(self) -> tuple[str, ...]:
-        """Of the two, those whose losses it reads."""
-        if self.data == "middle":
-            return ("amateur",)
-        values = [str(value) for value in self.teacher.values()]
-        return tuple(name for name in ("amateur", "expert") if f"{SCORES}/{name}" in values)
-
-    def is_for(self, corpus: str) -> bool:
-        return not self.corpora or corpus in self.corpora
-
-
 RULES = {
-    "uniform": Rule(about="everything, in random order: [teacher] left empty", teacher=NONE),
+    "uniform": Rule(about="everything, in random order: [teacher] left empty", teacher=UNIFORM),
     "difference": Rule(about="amateur - expert above what trusted text shows", teacher=DIFFERENCE),
     "difference_87": Rule(
-        about="the same in 0.875 of the steps", teacher=DIFFERENCE, steps=0.875, corpora=("near_duplicates", "web")
+        about="the same in 0.875 of the steps", teacher=DIFFERENCE, share=0.875, only_on=("near_duplicates", "web")
     ),
     "difference_67": Rule(
         about="the same in 0.675 of the steps",
         teacher=DIFFERENCE,
-        steps=0.675,
-        corpora=("junk", "near_duplicates", "target", "web"),
+        share=0.675,
+        only_on=("junk", "near_duplicates", "target", "web"),
     ),
     "difference_55": Rule(
         about="the same in 0.55 of the steps",
         teacher=DIFFERENCE,
-        steps=0.55,
-        corpora=("junk", "near_duplicates", "target"),
+        share=0.55,
+        only_on=("junk", "near_duplicates", "target"),
     ),
     "top_67": Rule(
         about="the 27% of largest difference, in 0.675 of the steps",
         teacher=DIFFERENCE | {"ratio_schedule": "constant", "initial_ratio": 0.27},
-        steps=0.675,
-        corpora=("near_duplicates",),
+        share=0.675,
+        only_on=("near_duplicates",),
     ),
     "dedup_67": Rule(
         about="difference, of rows that share no 50 tokens with another, in 0.675 of the steps",
         teacher=DIFFERENCE,
-        steps=0.675,
+        share=0.675,
         data="dedup",
-        corpora=("near_duplicates",),
+        only_on=("near_duplicates",),
     ),
     "attainment": Rule(about="attainment of the amateur, its own ratio; no trusted text", teacher=ATTAINMENT),
-    "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=NONE, data="dedup"),
-    "perplexity": Rule(about="uniform on the middle half by the amateur's loss", teacher=NONE, data="middle"),
+    "dedup": Rule(about="uniform, rows that share 50 tokens with another left out", teacher=UNIFORM, data="dedup"),
+    "perplexity": Rule(about="uniform on the middle half by the amateur's loss", teacher=UNIFORM, data="middle"),
 }
 
 
@@ -134,16 +100,13 @@ def config(folder: str, corpus: str, *, data: str, teacher: dict[str, Any], seed
 def rule_task(corpus: str, name: str, seed: int) -> Task:
     rule, folder = RULES[name], f"runs/{corpus}/{name}/seed-{seed}"
     scores = scores_folder(scored_data(corpus, rule), seed)
-    teacher = {
-        key: value.replace(SCORES, scores) if isinstance(value, str) else value for key, value in rule.teacher.items()
-    }
     made = config(
         folder,
         corpus,
         data=data_of(corpus, rule, seed),
-        teacher=teacher,
+        teacher=rule.teacher_with({AMATEUR: f"{scores}/amateur", EXPERT: f"{scores}/expert"}),
         seed=seed,
-        steps=max(1, round(rule.steps * STEPS / 10) * 10),
+        steps=max(1, round(rule.share * STEPS / 10) * 10),
     )
     if rule.scorers:
         made["job"]["description"] = SCORED_BY
@@ -158,7 +121,7 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
 def scorers_task(corpus: str, seed: int, *, data: str) -> Task:
     """Makes the amateur and the expert of ``data``, which is of a corpus, and their losses on it."""
     folder, name = scores_folder(data, seed), CORPORA[corpus].name
-    made = config(folder, corpus, data=data, teacher=NONE, seed=seed, steps=STEPS)
+    made = config(folder, corpus, data=data, teacher=UNIFORM, seed=seed, steps=STEPS)
     made["job"]["description"] = SCORED_BY
     return Task(
         folder=f"{folder}/command",
@@ -174,7 +137,7 @@ def kinds_task(corpus: str, name: str, seed: int) -> Task:
     run = rule_task(corpus, name, seed)
     folder = f"{run.folder}/validation"
     validation = f"validation-{CORPORA[corpus].name}"
-    made = config(folder, corpus, data=validation, teacher=NONE, seed=seed, steps=run.steps)
+    made = config(folder, corpus, data=validation, teacher=UNIFORM, seed=seed, steps=run.steps)
     made["teacher"]["reference_path"] = f"{folder}/losses"
     made["checkpoint"] = {
         "enable": True,

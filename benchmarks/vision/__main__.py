@@ -74,7 +74,7 @@ def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Task]:
         for condition in args.conditions
         for rule in args.rules
         for seed in args.seeds
-        if condition in RULES[rule].conditions
+        if RULES[rule].is_for(condition)
     ]
     if args.order == "seeds-first":
         keys.sort(key=lambda key: args.seeds.index(key[3]))

@@ -93,7 +93,7 @@ class Runs:
 
     def control(self, rule: str) -> str:
         """Uniform, decayed at the compute of a rule."""
-        return f"uniform_{round(100 * RULES[rule].compute)}" if RULES[rule].compute < 1 else "uniform"
+        return f"uniform_{round(100 * RULES[rule].share)}" if RULES[rule].share < 1 else "uniform"
 
     def time_to_uniform(self, rule: str) -> tuple[float, float, float] | None:
         """Median (steps, images, seconds) at which a rule's runs had uniform's final accuracy of their seed.

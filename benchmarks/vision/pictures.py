@@ -95,7 +95,7 @@ def draw(axes: Axes, runs: Runs) -> None:
     edge = bottom - pad
     by_compute: dict[float, list[str]] = {}
     for rule in rivals:
-        by_compute.setdefault(RULES[rule].compute, []).append(rule)
+        by_compute.setdefault(RULES[rule].share, []).append(rule)
     for compute, rules in by_compute.items():
         for i, rule in enumerate(rules):
             kind = rule.rsplit("_", 1)[0]

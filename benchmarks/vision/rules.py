@@ -7,7 +7,7 @@ for with steps.
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common.rules import ADAPTIVE, COMMON, UNBOUNDED
+from benchmarks.common.rules import ADAPTIVE, AMATEUR, COMMON, EXPERT, UNBOUNDED, UNIFORM, Rule
 from benchmarks.common.tasks import FORWARD_COST
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.schedule import Plan, selection_size
@@ -96,10 +96,6 @@ SETS = {
 
 # -- rules ------------------------------------------------------------------------------------------------------------
 
-EXPERT, AMATEUR = "<expert>", "<amateur>"
-"""Stand for the folders of their losses on the data of a run."""
-
-UNIFORM: dict[str, Any] = {"strategy": "uniform"}
 HALF: dict[str, Any] = COMMON | {"anneal_fraction": 0.125}
 """A first full pass, half of the data a pass, the last eighth of the steps on all of it."""
 HARD = HALF | {"strategy": "hard"}
@@ -137,78 +133,55 @@ SCORERS: dict[str, Any] = {
 EXCESS = HALF | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT}
 DIRTY = ("wrong_labels", "copies")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """A row of the table.
-
-    Attributes:
-        about: what it does.
-        teacher: its ``[teacher]``.
-        compute: share of uniform's that it may spend, scoring and scorers included.
-        conditions: under which it is run.
-    """
-
-    about: str
-    teacher: dict[str, Any]
-    compute: float = 1.0
-    conditions: tuple[str, ...] = CONDITIONS
-
-    @property
-    def scorers(self) -> tuple[str, ...]:
-        """Of the two, those whose losses it reads."""
-        return tuple(who for who in (EXPERT, AMATEUR) if who in self.teacher.values())
-
-
 RULES = {
     "uniform": Rule(about="everything, always", teacher=UNIFORM),
-    "uniform_80": Rule(about="the same in 0.8 of the steps", teacher=UNIFORM, compute=0.8),
-    "uniform_70": Rule(about="in 0.7 of the steps", teacher=UNIFORM, compute=0.7, conditions=("clean", *DIRTY)),
-    "uniform_50": Rule(about="in half of the steps", teacher=UNIFORM, compute=0.5, conditions=("clean", *DIRTY)),
+    "uniform_80": Rule(about="the same in 0.8 of the steps", teacher=UNIFORM, share=0.8),
+    "uniform_70": Rule(about="in 0.7 of the steps", teacher=UNIFORM, share=0.7, only_on=("clean", *DIRTY)),
+    "uniform_50": Rule(about="in half of the steps", teacher=UNIFORM, share=0.5, only_on=("clean", *DIRTY)),
     "random_80": Rule(
-        about="a random half a pass", teacher=HALF | {"strategy": "random"}, compute=0.8, conditions=("clean",)
+        about="a random half a pass", teacher=HALF | {"strategy": "random"}, share=0.8, only_on=("clean",)
     ),
-    "hard_80": Rule(about="the half of largest loss", teacher=HARD, compute=0.8),
-    "soft_80": Rule(about="a weighted draw of half by loss", teacher=HALF | {"strategy": "soft"}, compute=0.8),
+    "hard_80": Rule(about="the half of largest loss", teacher=HARD, share=0.8),
+    "soft_80": Rule(about="a weighted draw of half by loss", teacher=HALF | {"strategy": "soft"}, share=0.8),
     "threshold_80": Rule(
-        about="half of those below the mean left out", teacher=HALF | {"strategy": "threshold"}, compute=0.8
+        about="half of those below the mean left out", teacher=HALF | {"strategy": "threshold"}, share=0.8
     ),
     "paper_80": Rule(
         about="the largest losses by a forward pass a round, 0.2 to 0.8 of the data (AtteNT)",
         teacher=PAPER,
-        compute=0.8,
+        share=0.8,
     ),
     "paper_soft_80": Rule(
         about="the same with a weighted draw, and a share that grows linearly",
         teacher=PAPER_SOFT,
-        compute=0.8,
-        conditions=("clean", "long_tail"),
+        share=0.8,
+        only_on=("clean", "long_tail"),
     ),
     "attainment_80": Rule(
         about="the largest attainments, as many as their effective sample size says, scored once",
         teacher=ATTAINMENT,
-        compute=0.8,
+        share=0.8,
     ),
-    "attainment_half_80": Rule(about="the same, but never less than half", teacher=ATTAINMENT_HALF, compute=0.8),
+    "attainment_half_80": Rule(about="the same, but never less than half", teacher=ATTAINMENT_HALF, share=0.8),
     "functional_gradient_80": Rule(
         about="the half of largest functional gradient",
         teacher=HARD | {"importance": "functional_gradient"},
-        compute=0.8,
-        conditions=("clean", "long_tail"),
+        share=0.8,
+        only_on=("clean", "long_tail"),
     ),
-    "hard_70": Rule(about="hard_80 in less", teacher=HARD, compute=0.7, conditions=DIRTY),
-    "attainment_half_70": Rule(about="the same in less", teacher=ATTAINMENT_HALF, compute=0.7, conditions=DIRTY),
+    "hard_70": Rule(about="hard_80 in less", teacher=HARD, share=0.7, only_on=DIRTY),
+    "attainment_half_70": Rule(about="the same in less", teacher=ATTAINMENT_HALF, share=0.7, only_on=DIRTY),
     "excess_70": Rule(
         about="the half of largest loss above that of an expert, which is made and charged (RHO-loss)",
         teacher=EXCESS,
-        compute=0.7,
-        conditions=DIRTY,
+        share=0.7,
+        only_on=DIRTY,
     ),
     "scorers_70": Rule(
         about="amateur - expert above what trusted images show, both made and charged",
         teacher=SCORERS,
-        compute=0.7,
-        conditions=DIRTY,
+        share=0.7,
+        only_on=DIRTY,
     ),
 }
 
@@ -242,7 +215,7 @@ def compute_of(rule: Rule, image_task: ImageTask, *, rows: int, steps: int) -> f
 
 def steps_of(rule: Rule, image_task: ImageTask, *, rows: int) -> int:
     """The most steps, a multiple of ``ROUND_TO``, that the rule's share of the compute pays for; ValueError if none."""
-    allowed = rule.compute * image_task.steps
+    allowed = rule.share * image_task.steps
     for steps in range(int(allowed + 1e-9) // ROUND_TO * ROUND_TO, 0, -ROUND_TO):
         if compute_of(rule, image_task, rows=rows, steps=steps) <= allowed + 1e-9:
             return steps

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from benchmarks.common.rules import AMATEUR, EXPERT, UNIFORM
 from benchmarks.common.tasks import Task, divisor
-from benchmarks.vision.rules import AMATEUR, BATCH_SIZE, EXPERT, RULES, SETS, UNIFORM, steps_of
+from benchmarks.vision.rules import BATCH_SIZE, RULES, SETS, steps_of
 
 WRONG_SHARE, COPIED_SHARE, NUM_COPIED = 0.2, 0.5, 64
 
@@ -75,14 +76,13 @@ def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int,
         stands_for: f"{losses_folder(name, condition, seed, who)}/losses"
         for stands_for, who in ((EXPERT, "expert"), (AMATEUR, "amateur"))
     }
-    teacher = {key: scores.get(str(value), value) for key, value in rule.teacher.items()}
     config = config_of(
         folder,
         data=f"{data_folder(name, condition, seed)}/images",
         test=f"data/{name}/test/images",
         flavor=task.flavor,
         vision=task.vision,
-        teacher=teacher,
+        teacher=rule.teacher_with(scores),
         seed=seed,
         steps=steps_of(rule, task, rows=rows),
         batch_size=BATCH_SIZE,

@@ -52,7 +52,7 @@ def result(rule: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]
 @pytest.mark.parametrize("set_name", rules.SETS)
 def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> None:
     rule, task = rules.RULES[name], rules.SETS[set_name]
-    for condition in rule.conditions:
+    for condition in filter(rule.is_for, rules.CONDITIONS):
         run = tasks.rule_run(set_name, condition, name, 3, rows=task.rows)
         assert tomllib.loads(to_toml(run.config)) == run.config
         check_config(TeacherConfig(**run.config["teacher"]))
@@ -60,7 +60,7 @@ def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> Non
         assert run.steps % run.config["validation"]["freq"] == 0 and run.steps % run.config["metrics"]["log_freq"] == 0
         assert run.config["checkpoint"]["enable"] == (condition == "long_tail")
         spent = rules.compute_of(rule, task, rows=task.rows, steps=run.steps)
-        assert rule.compute * task.steps - 0.05 * task.steps < spent <= rule.compute * task.steps + 1e-6
+        assert rule.share * task.steps - 0.05 * task.steps < spent <= rule.share * task.steps + 1e-6
         assert "<" not in str(run.config)
 
 
@@ -104,8 +104,8 @@ def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
 
 def test_every_control_is_there_where_it_is_asked_for() -> None:
     for condition in rules.CONDITIONS:
-        here = {name for name, rule in rules.RULES.items() if condition in rule.conditions}
-        assert {f"uniform_{round(100 * rules.RULES[name].compute)}" for name in here} <= here | {"uniform_100"}
+        here = {name for name, rule in rules.RULES.items() if rule.is_for(condition)}
+        assert {f"uniform_{round(100 * rules.RULES[name].share)}" for name in here} <= here | {"uniform_100"}
 
 
 def test_scoring_is_counted_round_by_round() -> None:
@@ -115,12 +115,12 @@ def test_scoring_is_counted_round_by_round() -> None:
     teacher = rules.PAPER | {"ratio_schedule": "constant", "initial_ratio": 0.5, "interval_schedule": "fixed"}
     assert rules.num_scored(teacher, rows=640, steps=100) == 10 * 640
     assert rules.num_scored(teacher, rows=640, steps=101) == 11 * 640
-    rule, task = rules.Rule(about="", teacher=teacher, compute=0.5), rules.SETS["digits"]
+    rule, task = rules.Rule(about="", teacher=teacher, share=0.5), rules.SETS["digits"]
     # A round of 10 steps costs 640 / 64 / 3 steps more.
     assert rules.compute_of(rule, task, rows=640, steps=100) == pytest.approx(100 + 10 * 10 / 3)
     assert rules.steps_of(rule, task, rows=640) == 110
     with pytest.raises(ValueError, match="costs more"):
-        rules.steps_of(rules.Rule(about="a rule", teacher=teacher, compute=0.01), task, rows=64_000)
+        rules.steps_of(rules.Rule(about="a rule", teacher=teacher, share=0.01), task, rows=64_000)
 
 
 @pytest.mark.parametrize("name, side", [("digits", 8), ("fashion", 28)])
