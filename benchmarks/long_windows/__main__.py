@@ -1,6 +1,6 @@
 """What the recommended rule does where it could harm: long windows, and trusted text of another kind.
 
-    python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/evidence/long_windows]
+    python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
 
     windows      documents of code of 400 tokens among tables and base64, shuffled, in windows of 1,024 tokens; trusted
                  text and validation are code

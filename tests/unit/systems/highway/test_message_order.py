@@ -201,7 +201,7 @@ def test_no_round_fills_and_drains_as_fast_as_it_can(
 
 @pytest.mark.parametrize("num_stages, num", SIZES)
 def test_the_order_of_messages_costs_nothing(num_stages: int, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every number of rounds as long as where messages wait for no other: docs/evidence/highway_pipeline.md."""
+    """With every number of rounds as long as where messages wait for no other: docs/results/highway_pipeline.md."""
     for k in range(num_rounds(num_stages, -1) + 1):
         found = seconds(programs(num_stages, num, k, monkeypatch))
         assert found == simulator.makespan(simulator.highway(num_stages, num, simulator.Costs(), iterations=k)), k
