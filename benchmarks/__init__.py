@@ -13,8 +13,6 @@
 
     speed           the time and memory of steps and of their parts
 
-    cells.py, one_gpu.py, resume_check.py, sync_check.py    checks on a GPU
-
 An experiment is a package whose command is its ``__main__.py``. README.md says what each asks and costs. Nothing in
 titan_attent imports this package.
 """

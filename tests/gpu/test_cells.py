@@ -1,6 +1,6 @@
 """Three cells of the parallelism matrix over the real backend, each compared with a plain single-process loop.
 
-    python -m benchmarks.cells [--device cuda] [--output cells.json]
+    python tests/gpu/test_cells.py [--device cuda] [--output cells.json]
 
 The comparison is that of tests/distributed/titan/test_parallelism.py: same examples, weights, decisions, buffer; losses
 and gradients to fp32 rounding. The cells follow the number of GPUs: FSDP2, FSDP2 + TP, FSDP2 + PP on four or more;
@@ -19,15 +19,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+import titan_attent.titan.patches.compat  # noqa: F401
 
-import titan_attent.titan.patches.compat  # noqa: E402, F401
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from distributed.parallel_world import Settings, train_cells, train_plainly  # noqa: E402
-from distributed.titan.test_parallelism import (  # noqa: E402
+import torch
+import torch.distributed as dist
+from distributed.parallel_world import Settings, train_cells, train_plainly
+from distributed.titan.test_parallelism import (
     CELLS,
     CHUNKED,
     FULL_AC,
@@ -39,11 +36,11 @@ from distributed.titan.test_parallelism import (  # noqa: E402
     check_cell,
     taught,
 )
-from torch.distributed.device_mesh import DeviceMesh  # noqa: E402
+from one_gpu import meshes_of_one
+from torch.distributed.device_mesh import DeviceMesh
 
-from benchmarks.common import measure  # noqa: E402
-from benchmarks.one_gpu import meshes_of_one  # noqa: E402
-from titan_attent.data.text.writer import write_dataset  # noqa: E402
+from benchmarks.common import measure
+from titan_attent.data.text.writer import write_dataset
 
 
 def cells_of(num_ranks: int) -> dict[str, Settings]:

@@ -1,6 +1,6 @@
 """Does the host wait for the device anywhere in a teaching step where torchtitan's own step does not?
 
-    python -m benchmarks.sync_check [--variants defaults soft ...] [--output sync.json]
+    python tests/gpu/host_syncs.py [--variants defaults soft ...] [--output sync.json]
 
 Whole steps of the real trainers, from the next batch to what follows the optimizer, inside a pass. In what this package
 brings (the next batch, forward to backward with the record of the losses, and the exchange after the step) every host
@@ -33,12 +33,12 @@ import titan_attent.titan.patches.compat  # noqa: F401
 
 import torch
 import torchtitan.train  # noqa: F401 (for its folder)
+from one_gpu import meshes_of_one
 from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import measure
-from benchmarks.one_gpu import meshes_of_one
 from benchmarks.speed import step_time
 from benchmarks.speed.step_time import RATIO_1, TEACHING, Runner
 from titan_attent.data.text.shards import TokenShards

@@ -1,6 +1,6 @@
 """Kill and resume in each way to save checkpoints: is the resumed run the uninterrupted one?
 
-    python -m benchmarks.resume_check [--device cuda] [--output resume.json]
+    python tests/gpu/test_async_saves.py [--device cuda] [--output resume.json]
 
 The real command (``torchrun -m titan_attent.train``), a tiny llama on text of the Python standard library. For each of
 checkpoint.async_mode = disabled, async, async_with_pinned_mem a run is killed (SIGKILL) some steps after its first
