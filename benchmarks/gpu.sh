@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
 folder=${1:-${OUT:-outputs/gpu}}
 mkdir -p "$folder"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 PYTHON=${PYTHON:-python3}
 if ! "$PYTHON" -c 'import torchtitan' 2> /dev/null && [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m venv --system-site-packages "$folder/venv" || exit 1
@@ -26,12 +26,12 @@ if ! "$PYTHON" -c 'import torchtitan' 2> /dev/null && [ -n "${WHEELS:-}" ]; then
 fi
 failed=0
 
-part() { # NAME SECONDS ARGUMENTS...: one script with a limit of its own
+part() { # NAME SECONDS ARGUMENTS...: of the interpreter, with a limit of its own
     local name=$1 limit=$2
     shift 2
     echo && echo "## $name ($*)"
     local start=$SECONDS
-    if ! timeout "$limit" "$PYTHON" "benchmarks/$1" --device "$DEVICE" --output "$folder/$name.json" "${@:2}" \
+    if ! timeout "$limit" "$PYTHON" "$@" --device "$DEVICE" --output "$folder/$name.json" \
         2> "$folder/$name.log"; then
         failed=1
         echo "FAILED, the end of $folder/$name.log:"
@@ -42,18 +42,18 @@ part() { # NAME SECONDS ARGUMENTS...: one script with a limit of its own
 
 # What only a GPU can show comes first.
 if [ "$DEVICE" = cpu ]; then
-    part sync 240 sync_check.py --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
+    part sync 240 tests/gpu/host_syncs.py --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
 else
-    part sync 130 sync_check.py
+    part sync 130 tests/gpu/host_syncs.py
 fi
-part cells 90 cells.py
-part resume 140 resume_check.py
+part cells 90 tests/gpu/test_cells.py
+part resume 140 tests/gpu/test_async_saves.py
 if [ "$DEVICE" = cpu ]; then
     echo && echo "Skipped on CPU: the tables of speed and memory (README.md in this folder names them one by one)."
     exit $failed
 fi
-part loss 60 losses/cross_entropy.py
-part exchange 30 exchange.py
-part step_time 90 step_time.py --rounds 9 --variants uniform soft
-part selection 50 selection.py --sizes 1000000 10000000
+part loss 60 -m benchmarks.speed.loss
+part exchange 30 -m benchmarks.speed.exchange
+part step_time 90 -m benchmarks.speed.step_time --rounds 9 --variants uniform soft
+part selection 50 -m benchmarks.speed.selection --sizes 1000000 10000000
 exit $failed

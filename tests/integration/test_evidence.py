@@ -4,10 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +14,9 @@ import numpy as np
 import pytest
 from launch import finish, start
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-evidence: Any = import_module("evidence")
-evidence_corpora: Any = import_module("evidence_corpora")
-convergence_runs: Any = import_module("convergence_runs")
+from benchmarks.common import torchrun
+from benchmarks.single_pass import __main__ as evidence
+from benchmarks.single_pass import corpora, numbers, rules
 
 STEPS = 10
 SIZES = {"NUM_ROWS": 416, "NUM_VALIDATION": 64, "NUM_TRUSTED": 480, "NUM_COPIED": 20, "VOCAB_SIZE": 400}
@@ -31,10 +28,10 @@ CELLS = {("minority", "uniform"), ("minority", "difference")}
 def made_up_texts(_: Path, kind: str, *, wiki: Path | None) -> list[str]:
     """Documents of words in random order; a kind has 300 of its own, of its own letters. Fewer of kinds that no corpus
     wants: these have neither trusted nor validation rows."""
-    rng = np.random.default_rng(evidence_corpora.KINDS.index(kind))
+    rng = np.random.default_rng(corpora.KINDS.index(kind))
     letters = rng.permutation(list("abcdefghijklmnopqrstuvwxyz"))[:8]
     words = ["".join(rng.choice(letters, size=rng.integers(2, 6))) for _ in range(300)]
-    is_wanted = any(kind in corpus.wanted for corpus in evidence_corpora.CORPORA.values())
+    is_wanted = any(kind in corpus.wanted for corpus in corpora.CORPORA.values())
     number = DOCUMENTS if is_wanted else DOCUMENTS // 4
     return [" ".join(rng.choice(words, size=WORDS_PER_DOCUMENT)) for _ in range(number)]
 
@@ -65,13 +62,13 @@ class Forked:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, size in SIZES.items():
-        monkeypatch.setattr(evidence_corpora, name, size)
-    for module in ("evidence_rules", "evidence_numbers"):
-        monkeypatch.setattr(import_module(module), "STEPS", STEPS)
+        monkeypatch.setattr(corpora, name, size)
+    for module in (rules, numbers):
+        monkeypatch.setattr(module, "STEPS", STEPS)
     popen = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(convergence_runs, "subprocess", popen)
-    monkeypatch.setattr(evidence_corpora.texts, "fetch", lambda folder: None)
-    monkeypatch.setattr(evidence_corpora.texts, "read", made_up_texts)
+    monkeypatch.setattr(torchrun, "subprocess", popen)
+    monkeypatch.setattr(corpora.texts, "fetch", lambda folder: None)
+    monkeypatch.setattr(corpora.texts, "read", made_up_texts)
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -113,7 +110,7 @@ def test_a_small_grid_and_what_a_second_call_leaves_alone(
     def refuse(*_: Any) -> None:
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(convergence_runs, "start", refuse)
+    monkeypatch.setattr(torchrun.Torchrun, "start", refuse)
     assert evidence.main(command("grid")) == 0
     assert contents(grid) == results
     # On another machine, with equal texts, all of it is known.

@@ -1,20 +1,8 @@
-"""The modules of the evidence by their plain names, and made-up results of its runs."""
+"""Made-up results of the evidence's runs."""
 
-import sys
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-evidence: Any = import_module("evidence")
-corpora: Any = import_module("evidence_corpora")
-goals: Any = import_module("evidence_goals")
-intervals: Any = import_module("intervals")
-numbers: Any = import_module("evidence_numbers")
-pictures: Any = import_module("evidence_pictures")
-results: Any = import_module("evidence_results")
-rules: Any = import_module("evidence_rules")
-table: Any = import_module("evidence_table")
+from benchmarks.single_pass import rules
 
 
 def result(rule: str, corpus: str, seed: int, loss: float, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import math
 import statistics
 import sys
 import sysconfig
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common.runner import load_result, run_tasks
+from benchmarks.common.torchrun import Torchrun, trained_kinds
+from benchmarks.convergence import rules, table
+from benchmarks.corpora import stdlib_code as corpora
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.foundations.toml import to_toml
 from titan_attent.job_config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 
@@ -23,11 +27,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-corpora: Any = import_module("corpora")
-rules: Any = import_module("convergence_rules")
-runs: Any = import_module("convergence_runs")
-table: Any = import_module("convergence_table")
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 N, L = 6144, 96
@@ -239,7 +238,7 @@ def test_the_share_won_back_counts_the_seeds_that_all_have() -> None:
 def test_every_rule_validates_at_its_last_step(name: str) -> None:
     for steps in (600, 100, 20, 2):
         task = rules.rule_task("junk", name, 3, steps=steps, lr=1e-3)
-        config = tomllib.loads(runs.to_toml(task.config))
+        config = tomllib.loads(to_toml(task.config))
         assert config == task.config
         check_config(TeacherConfig(**config["teacher"]))
         assert task.steps % config["validation"]["freq"] == 0 and task.steps % config["metrics"]["log_freq"] == 0
@@ -251,14 +250,14 @@ def test_every_rule_validates_at_its_last_step(name: str) -> None:
 
 def test_a_finished_run_is_kept_and_another_is_refused(tmp_path: Path) -> None:
     task = rules.rule_task("junk", "hard", 0, steps=600, lr=1e-3)
-    assert runs.load_result(tmp_path, task) is None
+    assert load_result(tmp_path, task) is None
     path = tmp_path / "runs" / "junk" / "hard" / "seed-0" / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"config": task.config}))
-    assert runs.run_tasks(tmp_path, [task], jobs=1) == []  # starts nothing
+    assert run_tasks(tmp_path, [task], jobs=1, starter=Torchrun()) == []  # starts nothing
     other = rules.rule_task("junk", "hard", 0, steps=600, lr=2e-3)
     with pytest.raises(ValueError, match="{'optimizer.lr': 0.001}, where {'optimizer.lr': 0.002} is asked for"):
-        runs.run_tasks(tmp_path, [other], jobs=1)
+        run_tasks(tmp_path, [other], jobs=1, starter=Torchrun())
 
 
 def test_the_kinds_that_were_trained_after_the_first_pass(tmp_path: Path) -> None:
@@ -269,4 +268,4 @@ def test_the_kinds_that_were_trained_after_the_first_pass(tmp_path: Path) -> Non
     np.save(kinds / "row_kinds.npy", np.resize(np.array([0, 1, 2, 3, 0], np.uint8), N))
     steps = [[1, 1]] * (N // 32) + [[0, 4], [2, 0], [0, 3], [0, 0]]
     (trace / "trace.jsonl").write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in steps))
-    assert runs.trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}
+    assert trained_kinds(tmp_path, task) == {"clean": 0.75, "shuffled": 0.0, "random": 0.125, "copy": 0.125}

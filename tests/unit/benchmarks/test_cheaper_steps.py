@@ -1,8 +1,6 @@
 """The rules of benchmarks/cheaper_steps.py, and the steps that follow from what others have saved."""
 
 import json
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +9,16 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import pytest
 from torchtitan.models.llama3 import Transformer
 
+from benchmarks.cheaper_steps import __main__ as benchmark
+from benchmarks.cheaper_steps import curves, rules
+from benchmarks.cheaper_steps import table as tables
+from benchmarks.speed import gpu_steps as gpu
 from titan_attent.systems.freezing.config import ModulesConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
 from titan_attent.systems.highway.account import Account
 from titan_attent.systems.highway.config import BackwardConfig
 from titan_attent.titan.train_spec import EXTRA_FLAVORS
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-benchmark: Any = import_module("cheaper_steps")
-rules: Any = import_module("cheaper_steps_rules")
-tables: Any = import_module("cheaper_steps_table")
-curves: Any = import_module("cheaper_steps_curves")
-gpu: Any = import_module("gpu_steps")
 
 
 def made(tmp_path: Path, *rules: str) -> Any:

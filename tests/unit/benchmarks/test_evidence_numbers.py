@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import corpora, evidence, goals, intervals, numbers, result, rows, rules, table
+from made_up import result, rows
 
+from benchmarks.common import intervals
+from benchmarks.single_pass import __main__ as evidence
+from benchmarks.single_pass import corpora, goals, numbers, rules, table
 from titan_attent.foundations.toml import to_toml
 from titan_attent.job_config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config

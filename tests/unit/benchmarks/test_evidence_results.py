@@ -8,9 +8,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from made_up import corpora, numbers, pictures, result, results, rules
+from made_up import result
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.single_pass import corpora, numbers, pictures, results, rules
 
 FINGERPRINTS = {
     name: f"of {name}"

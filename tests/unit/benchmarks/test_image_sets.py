@@ -5,7 +5,6 @@ import json
 import math
 import sys
 import tarfile
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.corpora import image_sets as sets
 from titan_attent.data.images import ImageDataset, write_images
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-sets: Any = import_module("image_sets")
 
 LABELS = np.arange(2000) % 10
 

@@ -1,13 +1,8 @@
 """The pipeline simulator, where the time of a step is known in closed form."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
-from pipeline_simulator import (  # noqa: E402
+from benchmarks.highway.simulator import (
     Costs,
     Key,
     Operation,

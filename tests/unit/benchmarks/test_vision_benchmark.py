@@ -4,13 +4,15 @@ import json
 import math
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.common.runner import load_result
+from benchmarks.vision import __main__ as vision
+from benchmarks.vision import data, numbers, pictures, rules, table, tasks
 from titan_attent.foundations.toml import to_toml
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.models.vision.vit import ViTArgs
@@ -23,15 +25,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-vision: Any = import_module("vision")
-data: Any = import_module("vision_data")
-numbers: Any = import_module("vision_numbers")
-pictures: Any = import_module("vision_pictures")
-rules: Any = import_module("vision_rules")
-runs: Any = import_module("vision_runs")
-table: Any = import_module("vision_table")
-tasks: Any = import_module("vision_tasks")
 
 SEEDS = (0, 1, 2, 3, 4)
 COUNTS = [100, 80, 60, 50, 40, 30, 25, 20, 15, 10]
@@ -59,7 +52,7 @@ def result(rule: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]
 @pytest.mark.parametrize("set_name", rules.SETS)
 def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> None:
     rule, task = rules.RULES[name], rules.SETS[set_name]
-    for condition in rule.conditions:
+    for condition in filter(rule.is_for, rules.CONDITIONS):
         run = tasks.rule_run(set_name, condition, name, 3, rows=task.rows)
         assert tomllib.loads(to_toml(run.config)) == run.config
         check_config(TeacherConfig(**run.config["teacher"]))
@@ -67,7 +60,7 @@ def test_a_rule_is_valid_and_spends_what_it_may(name: str, set_name: str) -> Non
         assert run.steps % run.config["validation"]["freq"] == 0 and run.steps % run.config["metrics"]["log_freq"] == 0
         assert run.config["checkpoint"]["enable"] == (condition == "long_tail")
         spent = rules.compute_of(rule, task, rows=task.rows, steps=run.steps)
-        assert rule.compute * task.steps - 0.05 * task.steps < spent <= rule.compute * task.steps + 1e-6
+        assert rule.share * task.steps - 0.05 * task.steps < spent <= rule.share * task.steps + 1e-6
         assert "<" not in str(run.config)
 
 
@@ -102,7 +95,7 @@ def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
     run = tasks.rule_run("digits", "clean", "attainment_80", 0, rows=1078)
     (tmp_path / run.folder).mkdir(parents=True)
     (tmp_path / run.folder / "result.json").write_text(json.dumps(before))
-    assert runs.load_result(tmp_path, run) == before
+    assert load_result(tmp_path, run) == before
     other = made["config"] | {"teacher": teacher | {"max_repeats": 4.0}}
     (tmp_path / "other.json").write_text(json.dumps({"results": [made | {"config": other}]}))
     with pytest.raises(ValueError, match="other settings"):
@@ -111,8 +104,8 @@ def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
 
 def test_every_control_is_there_where_it_is_asked_for() -> None:
     for condition in rules.CONDITIONS:
-        here = {name for name, rule in rules.RULES.items() if condition in rule.conditions}
-        assert {f"uniform_{round(100 * rules.RULES[name].compute)}" for name in here} <= here | {"uniform_100"}
+        here = {name for name, rule in rules.RULES.items() if rule.is_for(condition)}
+        assert {f"uniform_{round(100 * rules.RULES[name].share)}" for name in here} <= here | {"uniform_100"}
 
 
 def test_scoring_is_counted_round_by_round() -> None:
@@ -122,12 +115,12 @@ def test_scoring_is_counted_round_by_round() -> None:
     teacher = rules.PAPER | {"ratio_schedule": "constant", "initial_ratio": 0.5, "interval_schedule": "fixed"}
     assert rules.num_scored(teacher, rows=640, steps=100) == 10 * 640
     assert rules.num_scored(teacher, rows=640, steps=101) == 11 * 640
-    rule, task = rules.Rule(about="", teacher=teacher, compute=0.5), rules.SETS["digits"]
+    rule, task = rules.Rule(about="", teacher=teacher, share=0.5), rules.SETS["digits"]
     # A round of 10 steps costs 640 / 64 / 3 steps more.
     assert rules.compute_of(rule, task, rows=640, steps=100) == pytest.approx(100 + 10 * 10 / 3)
     assert rules.steps_of(rule, task, rows=640) == 110
     with pytest.raises(ValueError, match="costs more"):
-        rules.steps_of(rules.Rule(about="a rule", teacher=teacher, compute=0.01), task, rows=64_000)
+        rules.steps_of(rules.Rule(about="a rule", teacher=teacher, share=0.01), task, rows=64_000)
 
 
 @pytest.mark.parametrize("name, side", [("digits", 8), ("fashion", 28)])
@@ -274,14 +267,3 @@ def test_known_results_stand_beside_those_of_the_folder(tmp_path: Path) -> None:
 def test_every_rule_has_a_look_of_its_own() -> None:
     kinds = {rule.rsplit("_", 1)[0] for rule in rules.RULES if rules.RULES[rule].teacher["strategy"] != "uniform"}
     assert kinds == set(pictures.LOOKS) and len(set(pictures.LOOKS.values())) == len(kinds)
-
-
-def test_what_needs_a_failed_task_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ended:
-        exitcode = 1
-
-    monkeypatch.setattr(runs, "start", lambda context, output, run, about: Ended())
-    monkeypatch.setattr(runs, "TICK", 0.0)
-    own = tasks.rule_run("digits", "clean", "uniform", 0, rows=1078)
-    chain = [tasks.data_task("digits", "clean", 0), own, tasks.data_task("digits", "copies", 0)]
-    assert runs.run_tasks(tmp_path, chain, jobs=1, about={}) == [chain[0].folder, own.folder, chain[2].folder]

@@ -7,9 +7,7 @@ of all ranks: a rank's computation is one queue, its batched messages another, e
 compute before it was asked for, and for its partner. Forward, input and weight gradients take a second each.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import titan_attent.titan.patches.compat  # noqa: F401
@@ -19,11 +17,9 @@ import torch
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import ScheduleGPipe
 
+from benchmarks.highway import simulator
 from titan_attent.systems.highway import stagewise
 from titan_attent.systems.highway.stagewise import HighwaySchedule, num_rounds
-
-sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
-import pipeline_simulator as simulator  # noqa: E402
 
 
 class Message(NamedTuple):
@@ -205,7 +201,7 @@ def test_no_round_fills_and_drains_as_fast_as_it_can(
 
 @pytest.mark.parametrize("num_stages, num", SIZES)
 def test_the_order_of_messages_costs_nothing(num_stages: int, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every number of rounds as long as where messages wait for no other: docs/evidence/highway_pipeline.md."""
+    """With every number of rounds as long as where messages wait for no other: docs/results/highway_pipeline.md."""
     for k in range(num_rounds(num_stages, -1) + 1):
         found = seconds(programs(num_stages, num, k, monkeypatch))
         assert found == simulator.makespan(simulator.highway(num_stages, num, simulator.Costs(), iterations=k)), k

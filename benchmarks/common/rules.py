@@ -1,0 +1,73 @@
+"""A rule, which is a row of an experiment's tables; and the teachers that several experiments have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+UNIFORM: dict[str, Any] = {"strategy": "uniform"}
+
+AMATEUR, EXPERT = "<amateur>", "<expert>"
+"""Stand in a teacher for the folders of the losses that a scorer gave to the data of a run."""
+
+UNBOUNDED = 1e6
+"""``max_repeats`` where scores decide the ratio: these runs pass over their data many times, and with the default, 4,
+they would leave out next to nothing. Their tables are of rules that no bound held back."""
+
+COMMON: dict[str, Any] = {
+    "importance": "loss",
+    "warmup_passes": 1,
+    "ratio_schedule": "constant",
+    "initial_ratio": 0.5,
+    "interval_schedule": "fixed",
+    "initial_interval": 1,
+    "max_interval": 1,
+    "anneal_fraction": 0.0,
+}
+"""The teacher of every rule but ``attainment_in_training``, as in the measurements that this benchmark repeats."""
+
+ADAPTIVE: dict[str, Any] = COMMON | {
+    "strategy": "hard",
+    "scoring": "forward_once",
+    "ratio_schedule": "adaptive",
+    "initial_ratio": 0.1,
+    "final_ratio": 1.0,
+    "max_repeats": UNBOUNDED,
+}
+"""Scored once, and then as many as the effective sample size says, from a tenth to all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """All that tells its runs from those of another rule.
+
+    Attributes:
+        about: what it does.
+        teacher: its ``[teacher]``.
+        share: of the steps of a full run; in the vision evidence of its compute, scoring and scorers included.
+        data: what of a corpus it trains on: all, without duplicates ("dedup"), or the middle half by the amateur's loss
+            ("middle").
+        only_on: corpora or conditions on which it is run; empty: on all.
+        by_default: whether it is run where no rules are named.
+    """
+
+    about: str
+    teacher: dict[str, Any]
+    share: float = 1.0
+    data: str = ""
+    only_on: tuple[str, ...] = ()
+    by_default: bool = True
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Of the two, those whose losses it reads."""
+        if self.data == "middle":
+            return (AMATEUR,)
+        return tuple(who for who in (EXPERT, AMATEUR) if who in self.teacher.values())
+
+    def is_for(self, name: str) -> bool:
+        """Whether it is run on a corpus or under a condition."""
+        return not self.only_on or name in self.only_on
+
+    def teacher_with(self, folders: Mapping[str, str]) -> dict[str, Any]:
+        """Its teacher with the folder in the place of each scorer."""
+        return {key: folders.get(value, value) for key, value in self.teacher.items()}

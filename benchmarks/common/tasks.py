@@ -1,0 +1,85 @@
+"""Tasks: one command each with its configuration, which is also its identity; and the TOML of a run on small text.
+
+A run on text is fp32, a three-layer decoder of 0.9 M parameters (the flavor ``bench``), 32 rows of 96 tokens a step, a
+learning rate that falls linearly to zero at the run's own end, validation on held-out rows.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.common.rules import UNBOUNDED
+from benchmarks.corpora.stdlib_code import Sizes
+
+Config = dict[str, dict[str, Any]]
+"""The TOML of a run, section by section."""
+
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-2
+"""The best of 3e-3, 6e-3 and 1e-2 for the control on clean text."""
+FORWARD_COST = 1 / 3
+"""Of a training step, for the same batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One command: ``torchrun -m module`` with ``config`` as its TOML, in ``folder``; all paths are below DIR.
+
+    ``config`` is also its identity: a result of another configuration is not this task's result.
+    """
+
+    folder: str
+    module: str
+    config: Config
+    arguments: tuple[str, ...] = ()
+    """More of the command line."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    """What its result says of it."""
+    needs: tuple[str, ...] = ()
+    """Folders of tasks that have to be finished first."""
+
+    @property
+    def steps(self) -> int:
+        return self.config["training"]["steps"]
+
+
+def in_words_of_today(config: Config, wanted: Config) -> Config:
+    """A result's configuration, to be compared with the one that is ``wanted``: before there was a bound, none held."""
+    before = config.get("teacher", {})
+    if "max_repeats" in before or wanted.get("teacher", {}).get("max_repeats") != UNBOUNDED:
+        return config
+    return config | {"teacher": before | {"max_repeats": UNBOUNDED}}
+
+
+def divisor(number: int, *, at_most: int) -> int:
+    return max(d for d in range(1, at_most + 1) if number % d == 0)
+
+
+def run_config(folder: str, *, data: str, teacher: dict[str, Any], seed: int, steps: int, lr: float) -> Config:
+    """The TOML of a training run on text."""
+    seq_len = Sizes().seq_len
+    return {
+        "job": {"dump_folder": folder, "custom_config_module": "titan_attent.job_config"},
+        "model": {"name": "llama3_attent", "flavor": "bench"},
+        "data": {"path": f"corpora/{data}", "validation_path": "corpora/validation", "num_workers": 1, "seed": seed},
+        "teacher": teacher | {"trace": True, "seed": seed},
+        "training": {
+            "local_batch_size": BATCH_SIZE,
+            "seq_len": seq_len,
+            "steps": steps,
+            "mixed_precision_param": "float32",
+        },
+        "optimizer": {"lr": lr},
+        "lr_scheduler": {"warmup_steps": max(1, steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
+        # torchtitan logs and validates at multiples only: divisors, so that the last step is among them.
+        "metrics": {"log_freq": divisor(steps, at_most=10), "enable_tensorboard": True},
+        "validation": {
+            "enable": True,
+            "local_batch_size": BATCH_SIZE,
+            "seq_len": seq_len,
+            "freq": divisor(steps, at_most=100),
+            "steps": -1,
+        },
+        "checkpoint": {"enable": False},
+        "activation_checkpoint": {"mode": "none"},
+        "debug": {"seed": seed},
+    }

@@ -1,0 +1,169 @@
+"""What the recommended rule does where it could harm: long windows, and trusted text of another kind.
+
+    python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
+
+    windows      documents of code of 400 tokens among tables and base64, shuffled, in windows of 1,024 tokens; trusted
+                 text and validation are code
+    other_kind   modules of Python among its tables, in rows of 128 tokens; validation is Python, and the trusted text
+                 are C headers
+
+Real text from the Python that runs this (scripts/quickstart_data.py, its C headers). Every run is the product's own
+command with one process on the CPU: uniform, and the rule that the scorers' command recommends, at equal steps, with
+nothing set by hand. The scorers' seconds are charged as steps of uniform. Cost: 6 minutes of a core a seed.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.intervals import interval
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
+CONFIG = ["--job.config_file", "train_configs/quickstart.toml", "--training.mixed_precision_param", "float32"]
+RULES = ("uniform", "recommended")
+CASES: dict[str, dict[str, Any]] = {
+    "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": 1200},
+    "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": 65_536},
+}
+"""seq_len: tokens of an example; batch: examples of a step; document: characters that documents are cut into."""
+
+
+def run(arguments: Sequence[Any], log: Path) -> str:
+    """Run a command in the checkout; its output, which is kept in ``log``. RuntimeError with its end if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [str(word) for word in arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    log.write_text(text, encoding="utf-8")
+    if done.returncode:
+        raise RuntimeError(f"{log}: {text[-2000:]}")
+    return text
+
+
+def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
+    """The texts of a case: "train", "trusted" and "validation"."""
+
+    def of(name: str) -> list[str]:
+        return [json.loads(line)["text"] for line in open(texts / f"{name}.jsonl", encoding="utf-8")]
+
+    size = CASES[case]["document"]
+
+    def cut(found: list[str]) -> list[str]:
+        return [text[i : i + size] for text in found for i in range(0, len(text) - min(200, size), size)]
+
+    train = cut(of("code")) + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))
+    random.Random(seed).shuffle(train)
+    if case == "windows":
+        return {"train": train, "trusted": cut(of("trusted")), "validation": cut(of("validation"))}
+    headers = sorted(Path(sysconfig.get_paths()["include"]).rglob("*.h"))
+    trusted = [path.read_text(encoding="utf-8", errors="ignore") for path in headers]
+    return {"train": train, "trusted": trusted, "validation": of("trusted") + of("validation")}
+
+
+def write_data(folder: Path, texts: Path, case: str, seed: int) -> None:
+    for name, found in documents(texts, case, seed).items():
+        if (folder / name / "index.json").is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        source = folder / f"{name}.jsonl"
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in found), encoding="utf-8")
+        tokenizer = "train:1024" if name == "train" else folder / "train" / "tokenizer.tiktoken"
+        writer = [sys.executable, "-m", "titan_attent.data.text", source, "--output", folder / name]
+        run([*writer, "--tokenizer", tokenizer], folder / f"{name}.log")
+
+
+def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
+    """One run; what it ended at, what it selected and what it warned of."""
+    shape, steps = CASES[case], CASES[case]["steps"]
+    base = [*CONFIG, "--data.path", folder / "train", "--data.validation_path", folder / "validation"]
+    base += ["--training.seq_len", shape["seq_len"], "--training.local_batch_size", shape["batch"]]
+    base += ["--training.global_batch_size", shape["batch"], "--validation.seq_len", shape["seq_len"]]
+    base += ["--validation.local_batch_size", shape["batch"], "--data.seed", seed]
+    scorers = folder / "scorers"
+    seconds = 0.0
+    teacher: list[Any] = ["--teacher.strategy", "uniform"]
+    if rule == "recommended":
+        command = [*LAUNCH, "titan_attent.scorers", "--trusted", folder / "trusted", "--output", scorers, *base]
+        run(command, folder / "scorers.log")
+        seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
+        teacher = ["--teacher.amateur_path", scorers / "amateur", "--teacher.reference_path", scorers / "expert"]
+        teacher += ["--teacher.seed", seed]
+    ends = ["--training.steps", steps, "--validation.freq", steps, "--checkpoint.no-enable", "--debug.seed", seed]
+    dump = folder / "runs" / rule
+    text = run(
+        [*LAUNCH, "titan_attent.train", *base, *ends, "--job.dump_folder", dump, *teacher], folder / f"{rule}.log"
+    )
+    losses = dict(re.findall(r"validate step: +(\d+) +loss: +([0-9.]+)", text))
+    decided = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
+    return {
+        "loss": float(losses[str(steps)]),
+        "share": decided["teacher/ratio"],
+        "repeats": decided["teacher/repeats"],
+        "scorers_seconds": seconds,
+        "said": re.findall(r"(The scores ask for .*?, the best first|Trained uniformly: [^.]*)", text),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Differences to uniform by case and seed, and their means with 95% intervals."""
+    lines = ["| case | seeds | selected | repeats | recommended - uniform, nats |", "|---|---|---|---|---|"]
+    for case in CASES:
+        pairs = [found for name, found in sorted(results.items()) if name.startswith(f"{case}/")]
+        if pairs:
+            taught = [pair["recommended"] for pair in pairs]
+            differences = [pair["recommended"]["loss"] - pair["uniform"]["loss"] for pair in pairs]
+            shares = ", ".join(f"{run['share']:.1%}" for run in taught)
+            repeats = ", ".join(f"{run['repeats']:.1f}" for run in taught)
+            each = ", ".join(f"{difference:+.3f}" for difference in differences)
+            lines.append(f"| {case} | {len(pairs)} | {shares} | {repeats} | {interval(differences)} ({each}) |")
+    said = {line for found in results.values() for line in found["recommended"]["said"]}
+    return "\n".join([*lines, "", "What the runs warned of:", "", *(f"- {line}" for line in sorted(said))])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_windows", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the data, the runs and results.json")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--publish", type=Path, help="write the table and the results to this path with .md and .json")
+    args = parser.parse_args(argv)
+    output: Path = args.output.resolve()
+    texts, file = output / "texts", output / "results.json"
+    if not (texts / "validation.jsonl").is_file():
+        run([sys.executable, "scripts/quickstart_data.py", texts], output / "texts.log")
+    results = json.loads(file.read_bytes()) if file.is_file() else {}
+    for seed in args.seeds:
+        for case in args.cases:
+            folder = output / f"{case}_{seed}"
+            if f"{case}/{seed}" not in results:
+                write_data(folder, texts, case, seed)
+                results[f"{case}/{seed}"] = {rule: train(folder, case, rule, seed) for rule in RULES}
+                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = table(results)
+    print(text)
+    if args.publish:
+        seeds = " ".join(map(str, args.seeds))
+        command = f"    python -m benchmarks.long_windows --output outputs/long_windows --seeds {seeds}"
+        page = f"# Long windows and foreign trusted text\n\n{command}\n\n{text}\n"
+        args.publish.with_suffix(".md").write_text(page, encoding="utf-8")
+        args.publish.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The numbers of the evidence: pairs of runs, what a run was charged, when one was where uniform ended.
+
+Pure: results in, numbers out. A result is a ``result.json`` with what results.py adds to it.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.common.first_passage import first_passage
+from benchmarks.common.tables import by_cell, mean
+from benchmarks.single_pass.corpora import CORPORA
+from benchmarks.single_pass.rules import RULES, STEPS
+
+Result = dict[str, Any]
+Losses = dict[tuple[str, str], dict[int, float]]
+"""(rule, column) -> seed -> final loss."""
+
+
+# -- pairs of runs ----------------------------------------------------------------------------------------------------
+
+
+def all_losses(results: Sequence[Result]) -> Losses:
+    """The final losses; a corpus that wants several kinds of text has a column of each, too."""
+    losses = by_cell(results)
+    for kind in sorted({kind for result in results for kind in result["kinds"]}):
+        own = by_cell([r for r in results if kind in r["kinds"]], lambda result, kind=kind: result["kinds"][kind])
+        losses |= {(rule, f"{corpus}: {kind}"): values for (rule, corpus), values in own.items()}
+    return losses
+
+
+def columns_of(losses: Losses) -> list[str]:
+    """In the order of the corpora, a corpus before its kinds."""
+    return sorted({column for _, column in losses}, key=lambda name: (list(CORPORA).index(corpus_of(name)), name))
+
+
+def corpus_of(column: str) -> str:
+    return column.split(":")[0]
+
+
+def paired(losses: Losses, rule: str, column: str) -> list[float]:
+    """Differences to uniform's final loss, of the seeds that both have."""
+    own, control = losses.get((rule, column), {}), losses.get(("uniform", column), {})
+    return [own[seed] - control[seed] for seed in sorted(own.keys() & control.keys())]
+
+
+# -- costs ------------------------------------------------------------------------------------------------------------
+
+
+def train_seconds(result: Result) -> float:
+    """Without validation, where the ledger tells."""
+    return result["last"].get("ledger/train_seconds", result["wall_seconds"])
+
+
+def part_of_scorers(rule: str) -> float:
+    """Share of both scorers' cost that a rule pays: a half where it reads the amateur alone."""
+    return len(RULES[rule].scorers) / 2
+
+
+def charge(results: Sequence[Result]) -> list[Result]:
+    """The results, each with ``scorer_steps``: what its scorers cost, in steps of the learner.
+
+    The larger of two figures: their share of a full run's floating point operations, and their measured seconds over
+    those of a step of uniform on that corpus (the median over its runs; over the rule's own where uniform is missing).
+    """
+    paces = by_cell(results, lambda result: train_seconds(result) / result["steps"])
+    charged = []
+    for result in results:
+        steps = 0.0
+        if part := part_of_scorers(result["rule"]):
+            own = paces[result["rule"], result["corpus"]]
+            pace = statistics.median(paces.get(("uniform", result["corpus"]), own).values())
+            steps = part * max(result["scorer_share"] * STEPS, result["scorer_seconds"] / pace)
+        charged.append(result | {"scorer_steps": steps})
+    return charged
+
+
+def compute_of(results: Sequence[Result], rule: str, corpus: str, *, runs: int = 1) -> tuple[float, float] | None:
+    """What a rule's mean run on a corpus costs, as shares of a full run's steps: (all, of that the scorers).
+
+    ``runs`` of them share the scorers. None where nothing was run.
+    """
+    own = [r for r in results if r["rule"] == rule and r["corpus"] == corpus]
+    if not own:
+        return None
+    scorers = mean(r["scorer_steps"] for r in own) / runs / STEPS
+    return mean(r["steps"] for r in own) / STEPS + scorers, scorers
+
+
+# -- where uniform ended ----------------------------------------------------------------------------------------------
+
+
+def curve(result: Result) -> dict[int, float]:
+    """Step -> validation loss, ascending."""
+    return dict(sorted((int(step), loss) for step, loss in result["validation_loss"].items()))
+
+
+def reached(result: Result, target: float) -> float:
+    """The step at which a run was first at a loss, linear between validations; inf if it never was."""
+    return first_passage(curve(result), target)
+
+
+def time_to_uniform(results: Iterable[Result], controls: dict[int, float]) -> tuple[float, float, float] | None:
+    """Median (step, tokens, seconds) over the seeds at which runs were at the final loss of uniform with their seed.
+
+    A seed that never was there counts as infinite. Seconds are those of training, at the run's mean pace. None without
+    a seed that both have.
+    """
+    at = [(r, reached(r, controls[r["seed"]])) for r in results if r["seed"] in controls]
+    if not at:
+        return None
+    step, tokens, seconds = (
+        statistics.median(per_step(r) * step for r, step in at)
+        for per_step in (lambda r: 1.0, lambda r: r["tokens"] / r["steps"], lambda r: train_seconds(r) / r["steps"])
+    )
+    return step, tokens, seconds
+
+
+# -- the forecast -----------------------------------------------------------------------------------------------------
+
+
+def forecasts(results: Sequence[Result]) -> list[tuple[str, float, float]]:
+    """(corpus, share that ``difference`` left out in its first decision, what it gained on uniform) a seed.
+
+    A run is a single pass, so that its last decision is its first.
+    """
+    controls = by_cell(results)
+    return [
+        (r["corpus"], 1 - r["last"]["teacher/ratio"], controls["uniform", r["corpus"]][r["seed"]] - own)
+        for r, own in ((r, r["final_validation_loss"]) for r in results if r["rule"] == "difference")
+        if r["seed"] in controls.get(("uniform", r["corpus"]), {})
+    ]
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Pearson's; nan for fewer than three pairs, or where one side never changes."""
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    if len(pairs) < 3 or len(set(left)) == 1 or len(set(right)) == 1:
+        return math.nan
+    return statistics.correlation(left, right)
