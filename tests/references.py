@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from titan_attent.foundations.keyed import STREAM_TIES, fold_key, hash_ids
+from titan_attent.foundations.counter_rng import derive_key, hash_ids, stream
 
 
 def exact_norm(tensors: Iterable[torch.Tensor]) -> float:
@@ -38,7 +38,7 @@ def plain_top_k(keys: np.ndarray, k: int) -> tuple[np.ndarray, int]:
 
 def plain_top_k_by_hash(keys: np.ndarray, k: int, ids: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
     """The same mask, ties by the largest upper half of the hash of (seed, id), then by place."""
-    hashes = hash_ids(torch.from_numpy(ids), fold_key(STREAM_TIES, *seed)).numpy() >> 32
+    hashes = hash_ids(torch.from_numpy(ids), derive_key(stream("ties"), *seed)).numpy() >> 32
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[np.lexsort((np.arange(len(keys)), -hashes, -keys))[:k]] = True
     return chosen

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from titan_attent.data.io.atomic import write_atomically
-from titan_attent.foundations.keyed import fold_key, uniform
+from titan_attent.foundations.counter_rng import derive_key, uniform
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -115,7 +115,7 @@ _WRONG, _OTHER, _COPIES, _TAIL, _CLASSES = range(5)
 
 def _draws(size: int, *key: int) -> np.ndarray:
     """float64 [size] in (0, 1), of the key and the number alone."""
-    return uniform(torch.arange(size), fold_key(*key)).numpy()
+    return uniform(torch.arange(size), derive_key(*key)).numpy()
 
 
 def wrong_labels(labels: np.ndarray, share: float, *, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

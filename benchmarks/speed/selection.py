@@ -34,7 +34,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import titan_attent.foundations.sharding
 from benchmarks.common import measure
 from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
-from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.counter_rng import derive_key, gumbel, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
@@ -158,7 +158,7 @@ class Gathering:
         clipped = scores = scores[:0]  # both can go
         noisy = torch.empty_like(local)
         for block in blocks(len(ids), device=ids.device):  # as ours, so that the difference is not that of caches
-            noisy[block] = phi[block] + gumbel(ids[block], fold_key(STREAM_NOISE, *seed))
+            noisy[block] = phi[block] + gumbel(ids[block], derive_key(stream("noise"), *seed))
         everywhere = sharding.gather(noisy)[0].view(-1)[:n]
         values, indices = torch.topk(everywhere, k + 1, sorted=False)
         kappa = float(values.min())

@@ -1,6 +1,6 @@
 """What every other package stands on. Nothing here knows of models or of torchtitan.
 
-keyed.py           randomness as a hash of (key, id) instead of a generator: equal for every number of ranks
+counter_rng.py           randomness as a hash of (key, id) instead of a generator: equal for every number of ranks
 sharding.py        which rank owns which example, and the few collectives of the package
 agreement.py       do all ranks follow the same decision?
 flops.py           floating point operations of a layer, as every system counts them

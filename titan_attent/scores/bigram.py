@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.keyed import hash_ids
+from titan_attent.foundations.counter_rng import hash_ids
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 

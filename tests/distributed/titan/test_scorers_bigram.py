@@ -17,7 +17,7 @@ from titan_attent.data.io.reader import Reader
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
-from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
+from titan_attent.foundations.counter_rng import derive_key, permute, stream
 from titan_attent.scores.bigram import SMOOTHING
 from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE, Bigrams, num_counted
@@ -49,7 +49,7 @@ def windows(dataset: TokenDataset) -> np.ndarray:
 
 def counted(data: TokenDataset, num: int) -> list[np.ndarray]:
     """One pass over the first ``num`` of the shuffled order of all examples."""
-    sample = permute(torch.arange(num), len(data), fold_key(STREAM_ORDER, SEED, 0, 0)).numpy()
+    sample = permute(torch.arange(num), len(data), derive_key(stream("order"), SEED, 0, 0)).numpy()
     assert len({*sample.tolist()}) == num
     rows, size = windows(data)[sample], data.shards.index.tokenizer["vocab_size"]
     pairs, inputs, labels = np.zeros((size, size), np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)

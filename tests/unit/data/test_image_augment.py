@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from titan_attent.data.images import Augmentation, ImageDataset, write_images
 from titan_attent.data.images.augment import NUM_DRAWS, crop_box, draw
-from titan_attent.foundations.keyed import STREAM_IMAGES, fold_key, uniform
+from titan_attent.foundations.counter_rng import derive_key, stream, uniform
 
 N, SIZE = 40, 10
 ALL = Augmentation(crop_scale=0.4, padding=2, flip=0.5, jitter=0.3)
@@ -154,8 +154,8 @@ def plain(image: Image.Image, u: list[float], augment: Augmentation, mean: tuple
 def test_a_view_is_plain_pillow(folder: Path, pictures: list[np.ndarray], augment: Augmentation) -> None:
     dataset = opened(folder, augment)
     index = dataset.shards.index
-    key = fold_key(STREAM_IMAGES, 5, 2, 9)
-    u = torch.stack([uniform(IDS, fold_key(key, number)) for number in range(10)], dim=1).tolist()
+    key = derive_key(stream("images"), 5, 2, 9)
+    u = torch.stack([uniform(IDS, derive_key(key, number)) for number in range(10)], dim=1).tolist()
     pixels, _ = dataset.pixels(IDS, (2, 9))
     for i in range(N):
         view = plain(stored(folder, pictures, i), u[i], augment, index.mean)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
+from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 
 def selected_ids(mask: np.ndarray) -> SelectedPlaces:
@@ -58,7 +58,7 @@ def test_a_full_pass_beyond_the_32_bit_ids():
     ids = torch.cat((full.ids(0, 1), full.ids(10**7 - 1, 10**7)))
     assert ids.dtype == torch.int64 and len(ids.unique()) == 2 * batch
     assert ids.min() >= 0 and 2**32 < ids.max() < num_examples
-    key = fold_key(STREAM_ORDER, 1, 0, 0)
+    key = derive_key(stream("order"), 1, 0, 0)
     assert torch.equal(ids, permute(torch.tensor(positions), num_examples, key))
 
 
@@ -94,7 +94,7 @@ def test_seed_round_and_index_each_give_another_order(other):
 
 
 def plain_order(num_examples: int, number: int) -> list[int]:
-    return permute(torch.arange(num_examples), num_examples, fold_key(STREAM_ORDER, 5, 0, number)).tolist()
+    return permute(torch.arange(num_examples), num_examples, derive_key(stream("order"), 5, 0, number)).tolist()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from titan_attent.data.images.pictures import square
 from titan_attent.foundations.checks import check_number
-from titan_attent.foundations.keyed import fold_key, uniform
+from titan_attent.foundations.counter_rng import derive_key, uniform
 
 # The draws of an example, each of a key of its own.
 AREA, RATIO, CROP_X, CROP_Y, FLIP, PAD_X, PAD_Y, BRIGHTNESS, CONTRAST, SATURATION = range(10)
@@ -54,7 +54,7 @@ class Augmentation:
 
 def draw(ids: Tensor, key: int) -> np.ndarray:
     """int64 [B] -> float64 [B, NUM_DRAWS] in (0, 1), of the key and each id alone."""
-    return np.stack([uniform(ids, fold_key(key, number)).numpy() for number in range(NUM_DRAWS)], axis=1)
+    return np.stack([uniform(ids, derive_key(key, number)).numpy() for number in range(NUM_DRAWS)], axis=1)
 
 
 def crop_box(width: int, height: int, *, scale: float, draws: np.ndarray) -> tuple[float, float, float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from titan_attent.data.images.augment import Augmentation, augmented, draw
 from titan_attent.data.images.pictures import decode, from_array, square, to_array
 from titan_attent.data.images.shards import MEND, ImageShards
-from titan_attent.foundations.keyed import STREAM_IMAGES, fold_key
+from titan_attent.foundations.counter_rng import derive_key, stream
 
 
 class ImageDataset:
@@ -148,7 +148,7 @@ class ImageDataset:
         else:
             views = np.empty((len(numbers), self.size, self.size, self.channels), dtype=np.uint8)
             mean = tuple(round(255 * value) for value in self._mean.tolist())
-            draws = None if fixed else draw(ids, fold_key(STREAM_IMAGES, self.seed, *(turn or ())))
+            draws = None if fixed else draw(ids, derive_key(stream("images"), self.seed, *(turn or ())))
             for row, image in enumerate(self._pictures(numbers)):
                 if draws is None:
                     view = square(image, self.size)

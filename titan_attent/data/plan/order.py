@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.keyed import STREAM_ORDER, fold_key, permute
+from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 Key = tuple[int, int, int]
 """Of an order: (seed, round, pass); round 0 for the orders of all examples, which are numbered through."""
@@ -91,7 +91,7 @@ class Pool:
         """int64 [n], each in [0, size) -> int64 [n], the examples there."""
         if self.order is None:
             return places
-        return permute(places + self.start, self.num_examples, fold_key(STREAM_ORDER, *self.order))
+        return permute(places + self.start, self.num_examples, derive_key(stream("order"), *self.order))
 
 
 @dataclass
@@ -165,7 +165,7 @@ class Pass:
         ranks = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
         ranks = ranks[:, rows].flatten()
         if self.order is not None:
-            ranks = permute(ranks, len(self.selected), fold_key(STREAM_ORDER, *self.order))
+            ranks = permute(ranks, len(self.selected), derive_key(stream("order"), *self.order))
         return torch.from_numpy(self.selected.select(ranks.numpy()))
 
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.io.reader import ReadBatch
-from titan_attent.foundations.keyed import STREAM_IMAGES, fold_key, hash_ids
+from titan_attent.foundations.counter_rng import derive_key, hash_ids, stream
 from titan_attent.models.vision.mae import MAEArgs, keyed_keep, keyed_masks, patch_targets
 from titan_attent.models.vision.mixing import keyed_draws, mix
 from titan_attent.models.vision.vit import ViTArgs
 
 _DEPTH, _MASK, _PARTNER, _MIX = 1, 2, 3, 4
-"""Of the keys within STREAM_IMAGES, behind the augmentation's own."""
+"""Of the keys within stream("images"), behind the augmentation's own."""
 
 
 class ImageExamples:
@@ -56,7 +56,7 @@ class ImageExamples:
         return {"shard": shard, "image": number, "label": self.images.classes[label]}
 
     def _key(self, purpose: int, turn: tuple[int, ...] | None) -> int:
-        return fold_key(STREAM_IMAGES, purpose, self.seed, *(turn or ()))
+        return derive_key(stream("images"), purpose, self.seed, *(turn or ()))
 
     def _depth(self, ids: Tensor, turn: tuple[int, ...] | None) -> dict[str, Tensor]:
         """Which blocks an image goes through, where it is trained."""
@@ -120,7 +120,7 @@ class PatchExamples(ImageExamples):
         args = self.args
         pixels, _ = self.images.pixels(ids, turn)
         # Validation looks at the same masks whatever the seed of the run.
-        key = self._key(_MASK, turn) if turn is not None else fold_key(STREAM_IMAGES, _MASK)
+        key = self._key(_MASK, turn) if turn is not None else derive_key(stream("images"), _MASK)
         visible, masked = keyed_masks(ids, key, args.num_patches, args.num_masked)
         labels = patch_targets(pixels, masked, args.patch_size, self.normalize)
         return {"input": pixels, "visible": visible, "masked": masked, **self._depth(ids, turn)}, labels

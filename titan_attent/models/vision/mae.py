@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from titan_attent.foundations.checks import check_number
-from titan_attent.foundations.keyed import fold_key, hash_ids, uniform
+from titan_attent.foundations.counter_rng import derive_key, hash_ids, uniform
 from titan_attent.models.vision.blocks import (
     NORM_EPS,
     EdgeLinear,
@@ -84,14 +84,14 @@ def keyed_masks(ids: Tensor, key: int, num_patches: int, num_masked: int) -> tup
 
     Args:
         ids: int64 [B], example ids.
-        key: from ``fold_key``; another one for each pass.
+        key: from ``derive_key``; another one for each pass.
         num_patches, num_masked: P and M.
 
     Returns:
         (visible, masked): numbers of patches, int64 [B, P - M] and [B, M], in random order, on the device of ``ids``.
     """
     patches = torch.arange(num_patches, device=ids.device)
-    order = hash_ids(hash_ids(ids, key)[:, None] ^ patches, fold_key(key, _MASKS)).argsort(dim=1, stable=True)
+    order = hash_ids(hash_ids(ids, key)[:, None] ^ patches, derive_key(key, _MASKS)).argsort(dim=1, stable=True)
     return order[:, num_masked:].contiguous(), order[:, :num_masked].contiguous()
 
 
@@ -100,7 +100,7 @@ def keyed_keep(ids: Tensor, key: int, rates: Sequence[float]) -> Tensor:
 
     Args:
         ids: int64 [B], example ids.
-        key: from ``fold_key``; another one for each pass.
+        key: from ``derive_key``; another one for each pass.
         rates: probability of leaving out each block, in [0, 1): :attr:`ViTArgs.drop_rates`.
 
     Returns:
@@ -108,7 +108,7 @@ def keyed_keep(ids: Tensor, key: int, rates: Sequence[float]) -> Tensor:
     """
     blocks = torch.arange(len(rates), device=ids.device)
     rate = torch.tensor(rates, dtype=torch.float64, device=ids.device)
-    kept = uniform(hash_ids(ids, key)[:, None] ^ blocks, fold_key(key, _KEEP)) >= rate
+    kept = uniform(hash_ids(ids, key)[:, None] ^ blocks, derive_key(key, _KEEP)) >= rate
     return torch.where(kept, 1.0 / (1.0 - rate), 0.0).float()
 
 

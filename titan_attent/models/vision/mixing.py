@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.checks import check_number
-from titan_attent.foundations.keyed import fold_key, uniform
+from titan_attent.foundations.counter_rng import derive_key, uniform
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 _STEPS = 4096
@@ -78,7 +78,7 @@ def keyed_draws(ids: Tensor, key: int, *, mixup_alpha: float = 0.0, cutmix_alpha
 
     Args:
         ids: int64 [B].
-        key: from ``fold_key``; another one for each pass.
+        key: from ``derive_key``; another one for each pass.
         mixup_alpha, cutmix_alpha: of the Beta distribution of the shares; 0 for none of this kind. With both, a fair
             coin decides for each example; with neither ValueError.
 
@@ -89,7 +89,7 @@ def keyed_draws(ids: Tensor, key: int, *, mixup_alpha: float = 0.0, cutmix_alpha
     check_number("cutmix", cutmix_alpha, at_least=0, at_most=LARGEST_ALPHA, section="vision")
     if not mixup_alpha and not cutmix_alpha:
         raise ValueError("[vision] mixup = 0 and cutmix = 0: nothing to mix. Set one of them above 0")
-    share, coin, row, column = (uniform(ids, fold_key(key, use)) for use in (_SHARE, _COIN, _ROW, _COLUMN))
+    share, coin, row, column = (uniform(ids, derive_key(key, use)) for use in (_SHARE, _COIN, _ROW, _COLUMN))
     cut = torch.full_like(ids, bool(cutmix_alpha), dtype=torch.bool)
     if mixup_alpha and cutmix_alpha:
         cut = coin < 0.5

@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 
-from titan_attent.foundations.keyed import fold_key, gumbel, permute
+from titan_attent.foundations.counter_rng import derive_key, gumbel, permute
 from titan_attent.systems.freezing.config import ModulesConfig
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
-STREAM_DRAW, STREAM_SHUFFLE = 103, 104
+DRAW_STREAM, SHUFFLE_STREAM = 103, 104
+"""Streams of random numbers (counter_rng.py), by number: checkpoints of before go on with the same draws."""
 
 
 @dataclass
@@ -93,7 +94,7 @@ def decide(units: Sequence[Unit], history: History, config: ModulesConfig) -> li
 def _values(units: Sequence[Unit], history: History, config: ModulesConfig) -> list[float]:
     """One number a unit, at least 0 but for draws: of the least the unit is frozen first."""
     places = torch.arange(len(units))
-    noise = gumbel(places, fold_key(config.seed, STREAM_DRAW, history.decisions)).tolist()
+    noise = gumbel(places, derive_key(config.seed, DRAW_STREAM, history.decisions)).tolist()
     if config.policy == "random":
         return noise
     values = relative(units, _shuffled(units, history.smooth, config) if config.shuffle else history.smooth)
@@ -118,7 +119,7 @@ def _shuffled(units: Sequence[Unit], values: Sequence[float], config: ModulesCon
     result = list(values)
     for number, kind in enumerate(dict.fromkeys(unit.kind for unit in units)):
         places = [i for i, unit in enumerate(units) if unit.kind == kind]
-        key = fold_key(config.seed, STREAM_SHUFFLE, number)
+        key = derive_key(config.seed, SHUFFLE_STREAM, number)
         for place, source in zip(places, permute(torch.arange(len(places)), len(places), key).tolist(), strict=True):
             result[place] = values[places[source]]
     return result

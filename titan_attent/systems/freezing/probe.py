@@ -29,20 +29,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
 
-from titan_attent.foundations.keyed import fold_key, hash_ids, permute
+from titan_attent.foundations.counter_rng import derive_key, hash_ids, permute
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.systems.freezing.capture import Capture
 from titan_attent.systems.freezing.gram import principal_eigenvalues, wide
 from titan_attent.systems.freezing.units import Unit
 from titan_attent.systems.system import Run
 
-STREAM_PROBES, STREAM_SIGNS = 101, 102
+PROBES_STREAM, SIGNS_STREAM = 101, 102
 
 
 def probe_ids(num_examples: int, *, groups: int, size: int, seed: int) -> Tensor:
     """int64 [groups, size]: distinct examples of the data set, the same at any number of ranks."""
     places = torch.arange(groups * size)
-    return permute(places, num_examples, fold_key(seed, STREAM_PROBES)).view(groups, size)
+    return permute(places, num_examples, derive_key(seed, PROBES_STREAM)).view(groups, size)
 
 
 def signs(length: int, key: int, *, device: torch.device) -> Tensor:
@@ -55,8 +55,8 @@ def projected_logits(logits: Tensor, key: int, labels: Tensor | None = None) -> 
     key, the same for every example. Of the T tokens those count whose label in int64 [n, T] does; all without labels.
     """
     _, length, vocab = logits.shape
-    by_token = signs(length, fold_key(key, 0), device=logits.device)
-    by_entry = signs(vocab, fold_key(key, 1), device=logits.device).to(logits.dtype)[None, :, None]
+    by_token = signs(length, derive_key(key, 0), device=logits.device)
+    by_entry = signs(vocab, derive_key(key, 1), device=logits.device).to(logits.dtype)[None, :, None]
     by_entry = by_entry.expand(len(logits), -1, -1)
     if isinstance(logits, DTensor):  # cut along the vocabulary
         mesh = logits.device_mesh
@@ -157,7 +157,7 @@ class Prober:
             capture.stop()
             logits, on_device = predicted
             if self.kind == "ntk":
-                scalar = projected_logits(logits, fold_key(self.seed, STREAM_SIGNS, group), on_device)
+                scalar = projected_logits(logits, derive_key(self.seed, SIGNS_STREAM, group), on_device)
             else:
                 scalar = mean_losses(logits, on_device)
             grams = capture.grams(scalar)

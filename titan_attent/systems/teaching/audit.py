@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.keyed import signed
+from titan_attent.foundations.counter_rng import signed
 from titan_attent.losses.records import Records
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import blocks, positive

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.plan.order import Pool, SelectedPlaces
-from titan_attent.foundations.keyed import fold_key, signed
+from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.records import NEVER
@@ -216,7 +216,7 @@ class Draws:
 
     def _digest(self, choice: int, ratio: float) -> int:
         (bits,) = struct.unpack("<q", struct.pack("<d", ratio))
-        return signed(fold_key(self.num_draws, self.num_selected, bits, choice))
+        return signed(derive_key(self.num_draws, self.num_selected, bits, choice))
 
     def selected(self) -> SelectedPlaces:
         """The places in force, on every rank. A collective."""

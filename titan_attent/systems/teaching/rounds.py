@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
-from titan_attent.foundations.keyed import fold_key, signed
+from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_below_break_even
@@ -91,7 +91,7 @@ class Rounds:
         """A signed 64-bit hash of the decision in force, equal on all ranks that agree."""
         position = (self.round, self.pass_index, self.num_batches, int(self.annealing), int(self.selecting))
         cursor = (self.cursor.order, self.cursor.start, self.cursor.size)
-        return signed(fold_key(*position, *cursor, self.draws.digest if self.selecting else 0))
+        return signed(derive_key(*position, *cursor, self.draws.digest if self.selecting else 0))
 
     def follow_plan(self, *, step: int, consumed: int) -> None:
         """Fit the pass under way to this run's plan: the checkpoint may be of a run with other ``total_steps``.

@@ -22,7 +22,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from titan_attent.foundations.keyed import STREAM_NOISE, STREAM_TIES, STREAM_UNSEEN, fold_key, gumbel, hash_ids
+from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, largest_keys, ordered_keys
 
@@ -58,7 +58,7 @@ def select_top_k(
     chosen = keys >= kth.key - KEY_OFFSET
     tied = (keys == kth.key - KEY_OFFSET).nonzero().flatten() if num_wanted < num_equal else keys[:0]
     if num_wanted < num_equal and ids is not None:
-        hashes = (hash_ids(ids(tied), fold_key(STREAM_TIES, *seed)) >> 32).int()
+        hashes = (hash_ids(ids(tied), derive_key(stream("ties"), *seed)) >> 32).int()
         (last_hash,) = largest_keys(
             lambda block: hashes[block],
             lambda *_: [num_wanted],
@@ -148,17 +148,17 @@ def lowest_log_probability(
 
 def soft_keys(phi: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
     """Gumbel keys of the examples ``ids``, int32 [n]: rounding to fp32 makes them independent of SIMD tails."""
-    return ordered_keys(gumbel(ids, fold_key(STREAM_NOISE, *seed)).add_(phi).float())
+    return ordered_keys(gumbel(ids, derive_key(stream("noise"), *seed)).add_(phi).float())
 
 
 def random_keys(ids: Tensor, *, seed: tuple[int, ...]) -> Tensor:
     """Keys that know nothing of the losses, int32 [n]: the top k of them is a random subset of size k."""
-    return (hash_ids(ids, fold_key(STREAM_NOISE, *seed)) >> 32).int().bitwise_xor_(-KEY_OFFSET)
+    return (hash_ids(ids, derive_key(stream("noise"), *seed)) >> 32).int().bitwise_xor_(-KEY_OFFSET)
 
 
 def unseen_first(keys: Tensor, unseen: Tensor, *, ids: Tensor, seed: tuple[int, ...]) -> Tensor:
     """``keys``, but above them all the unseen examples in keyed random order (2^23 distinct places)."""
-    order = (hash_ids(ids, fold_key(STREAM_UNSEEN, *seed)) >> 20).bitwise_and_(0x7FFFFF).int()
+    order = (hash_ids(ids, derive_key(stream("unseen"), *seed)) >> 20).bitwise_and_(0x7FFFFF).int()
     return torch.where(unseen, order.add_(UNSEEN_KEY - KEY_OFFSET), keys)
 
 

@@ -16,16 +16,7 @@ from references import plain_inverse_weights
 
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.foundations.keyed import (
-    STREAM_NOISE,
-    STREAM_ORDER,
-    STREAM_TIES,
-    STREAM_UNSEEN,
-    fold_key,
-    gumbel,
-    hash_ids,
-    permute,
-)
+from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, permute, stream
 from titan_attent.job_config import TeacherConfig
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import LossWindow
@@ -205,7 +196,7 @@ class PlainTeacher:
                 selected, weights = draw(round, index)
             if draw and not self.config.shadow:
                 size, pool_size = int(selected.sum()), self.size
-                key = fold_key(STREAM_ORDER, DATA_SEED, round, index)
+                key = derive_key(stream("order"), DATA_SEED, round, index)
                 order = self.pool[selected][permute(torch.arange(size), size, key)]
             else:  # everything, in the order of the stretch
                 order = self.pool if draw else self.stretch(None)
@@ -231,7 +222,7 @@ class PlainTeacher:
     def stretch(self, size: int | None) -> torch.Tensor:
         """The next ids of the shuffled orders, which are numbered through; all that are left for None."""
         if len(self.left) < (size or BATCH):
-            key = fold_key(STREAM_ORDER, DATA_SEED, 0, next(self.orders))
+            key = derive_key(stream("order"), DATA_SEED, 0, next(self.orders))
             self.left = permute(torch.arange(NUM_EXAMPLES), NUM_EXAMPLES, key)
         taken, self.left = self.left.split([size or len(self.left), len(self.left) - (size or len(self.left))])
         return taken
@@ -332,8 +323,8 @@ class PlainTeacher:
         config, ids, num = self.config, self.pool, self.size
         k = max(BATCH, int(round_half_even(self.ratio * num) / BATCH) * BATCH)
         seed = (config.seed, round, index)
-        unseen_order = (hash_ids(ids, fold_key(STREAM_UNSEEN, *seed)).numpy().view(np.uint64) >> 20) % 2**23
-        coins = (hash_ids(ids, fold_key(STREAM_NOISE, *seed)).numpy().view(np.uint64) >> 32).astype(float)
+        unseen_order = (hash_ids(ids, derive_key(stream("unseen"), *seed)).numpy().view(np.uint64) >> 20) % 2**23
+        coins = (hash_ids(ids, derive_key(stream("noise"), *seed)).numpy().view(np.uint64) >> 32).astype(float)
         if config.strategy == "threshold":
             below = scores < scores[np.isfinite(scores)].mean()
             chosen = ~below | (coins >= 2**31)
@@ -344,9 +335,9 @@ class PlainTeacher:
         if config.strategy == "soft":
             phi = (-np.logaddexp(0, -scores) if config.normalization == "sigmoid" else scores) / config.temperature
             phi[np.isinf(scores)] = scores[np.isinf(scores)]
-            scores = (phi + gumbel(ids, fold_key(STREAM_NOISE, *seed)).numpy()).astype(np.float32)
+            scores = (phi + gumbel(ids, derive_key(stream("noise"), *seed)).numpy()).astype(np.float32)
         # Unseen first in their random order, then by score, ties by a hash of their own.
-        tie = -((hash_ids(ids, fold_key(STREAM_TIES, *seed)).numpy() >> 32) + 0.0)
+        tie = -((hash_ids(ids, derive_key(stream("ties"), *seed)).numpy() >> 32) + 0.0)
         order = [-float(unseen_order[i]) if unseen[i] else -scores[i] for i in range(num)]
         rank = sorted(range(num), key=lambda i: (not unseen[i], order[i], tie[i], i))
         chosen = np.isin(np.arange(num), rank[:k])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from titan_attent.foundations.keyed import fold_key
+from titan_attent.foundations.counter_rng import derive_key
 from titan_attent.models.vision.blocks import patchify
 from titan_attent.models.vision.mae import MAEArgs, MaskedAutoencoder, keyed_keep, keyed_masks, patch_targets
 from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
@@ -17,7 +17,7 @@ from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
 TRUNK: dict[str, Any] = {"dim": 16, "n_layers": 2, "n_heads": 2, "patch_size": 4, "image_size": 16}
 SIZES: dict[str, Any] = TRUNK | {"decoder_dim": 8, "decoder_layers": 2, "decoder_heads": 2}
 IDS = torch.tensor([5, 2**40, 0])
-KEY = fold_key(1, 2)
+KEY = derive_key(1, 2)
 
 
 def make(*, dtype: torch.dtype = torch.float32, **changes: Any) -> MaskedAutoencoder:

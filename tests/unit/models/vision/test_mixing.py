@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from titan_attent.foundations.keyed import fold_key
+from titan_attent.foundations.counter_rng import derive_key
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.models.vision.mixing import Draws, beta_quantiles, keyed_draws, mix
 
-KEY = fold_key(3, 4)
+KEY = derive_key(3, 4)
 IDS = torch.arange(20_000)
 
 

@@ -10,7 +10,7 @@ from paper import paper_config
 from references import chi_square, chi_square_critical, plain_top_k, plain_top_k_by_hash, sequential_sampling_law
 
 from titan_attent.data.plan.order import Pool
-from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.counter_rng import derive_key, gumbel, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching import selection
 from titan_attent.systems.teaching.candidates import Candidates
@@ -40,7 +40,7 @@ def soft_draw(phi: torch.Tensor, k: int, seed: tuple[int, ...]) -> np.ndarray:
 def many_soft_draws(phi: torch.Tensor, k: int, *, num_draws: int = NUM_DRAWS, check_every: int = 100) -> np.ndarray:
     """bool [num_draws, N]: the draws of the seeds (11, 0), (11, 1), ... taken in bulk; some checked one by one."""
     ids = torch.arange(len(phi))
-    noise = torch.stack([gumbel(ids, fold_key(STREAM_NOISE, 11, i)) for i in range(num_draws)])
+    noise = torch.stack([gumbel(ids, derive_key(stream("noise"), 11, i)) for i in range(num_draws)])
     top = (phi + noise).argsort(dim=1, descending=True)[:, :k].numpy()
     chosen = np.zeros((num_draws, len(phi)), dtype=bool)
     np.put_along_axis(chosen, top, True, axis=1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import plain_inverse_weights
 
-from titan_attent.foundations.keyed import STREAM_NOISE, fold_key, gumbel
+from titan_attent.foundations.counter_rng import derive_key, gumbel, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching.radix import score_of_key
 from titan_attent.systems.teaching.selection import select_top_k, soft_keys
@@ -58,7 +58,7 @@ def test_horvitz_thompson_estimates_the_population_mean():
     ids, num_draws, k = torch.arange(30), 6000, 10
     estimates, plain_means = [], []
     for draw in range(num_draws):
-        keys = (torch.from_numpy(phi) + gumbel(ids, fold_key(STREAM_NOISE, draw))).float().numpy()
+        keys = (torch.from_numpy(phi) + gumbel(ids, derive_key(stream("noise"), draw))).float().numpy()
         order = np.argsort(-keys)
         kappa = float(keys[order[k]])
         if draw % 200 == 0:

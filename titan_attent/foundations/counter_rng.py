@@ -15,6 +15,8 @@ average, with a host sync every 4 steps of the longest walk: 13 for a million id
 its operands. All arithmetic is int64 with wrap-around, identical on every device.
 """
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,17 @@ _FEISTEL_ROUNDS = 6
 _STEPS_BETWEEN_LOOKS = 4
 _LEAST_FOR_A_NETWORK = 7
 
-# What a key is used for is part of the key: the noise of a draw and the order of a pass are independent.
-STREAM_ORDER = 1
-STREAM_NOISE = 2
-STREAM_UNSEEN = 3
-STREAM_IMAGES = 4
-STREAM_TIES = 5
+_NUMBERS = {"order": 1, "noise": 2, "unseen": 3, "images": 4, "ties": 5}
+"""Of the streams that had a number before they had a name: checkpoints and results of before keep their meaning."""
+
+
+def stream(name: str) -> int:
+    """The number of a stream of random numbers, for :func:`derive_key`.
+
+    What a key is used for is part of it, so that the noise of a draw and the order of a pass are independent. A system
+    names streams of its own, as "mysystem/noise": each name is a hash of its own.
+    """
+    return _NUMBERS.get(name) or int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def signed(value: int) -> int:
@@ -57,7 +64,7 @@ def _mix(z: Tensor) -> Tensor:
     return z
 
 
-def fold_key(*fields: int) -> int:
+def derive_key(*fields: int) -> int:
     """One 64-bit key from integers such as (seed, stream, round, pass); order matters."""
     key = 0
     for field in fields:
@@ -87,7 +94,7 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
     Args:
         positions: int64, any shape, each in [0, size).
         size: number of elements permuted, 1 to 2^62.
-        key: from :func:`fold_key`; another key gives another permutation.
+        key: from :func:`derive_key`; another key gives another permutation.
 
     Returns:
         int64 of the same shape, in [0, size), distinct for distinct positions.
@@ -97,7 +104,7 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     assert half <= 31, "a permutation holds at most 2^62 elements"
     low = (1 << half) - 1
-    round_keys = [fold_key(key, i) for i in range(_FEISTEL_ROUNDS)]
+    round_keys = [derive_key(key, i) for i in range(_FEISTEL_ROUNDS)]
 
     def network(x: Tensor) -> Tensor:
         left, right = x >> half, x & low

@@ -1,4 +1,4 @@
-"""foundations/keyed.py against splitmix64 and a Feistel network in plain Python integers, and the laws of chance."""
+"""counter_rng.py against splitmix64 and a Feistel network in plain Python integers, and the laws of chance."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import chi_square, chi_square_critical
 
-from titan_attent.foundations.keyed import fold_key, gumbel, hash_ids, permute, uniform
+from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, permute, stream, uniform
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -108,23 +108,23 @@ def test_hash_is_the_plain_integer_hash(ids, key):
 
 @given(st.lists(INT64, max_size=5))
 def test_fold_key_is_the_plain_integer_fold(fields):
-    assert fold_key(*fields) == plain_fold(*fields)
+    assert derive_key(*fields) == plain_fold(*fields)
 
 
 def test_keys_of_different_fields_differ():
-    keys = [fold_key(*fields) for length in range(4) for fields in np.ndindex(*(6,) * length)]
+    keys = [derive_key(*fields) for length in range(4) for fields in np.ndindex(*(6,) * length)]
     assert len(set(keys)) == len(keys) == 1 + 6 + 36 + 216
 
 
 def test_permutation_is_a_bijection_for_every_small_size():
     for size in range(1, 300):  # into the networks of 16, 64, 256 and 1024 elements
-        assert sorted(permute(torch.arange(size), size, fold_key(7, size)).tolist()) == list(range(size)), size
+        assert sorted(permute(torch.arange(size), size, derive_key(7, size)).tolist()) == list(range(size)), size
 
 
 @pytest.mark.parametrize("power", range(9, 14))
 def test_permutation_is_a_bijection_around_powers_of_two(power):
     for size in (2**power - 1, 2**power, 2**power + 1):
-        images = permute(torch.arange(size), size, fold_key(size))
+        images = permute(torch.arange(size), size, derive_key(size))
         assert torch.equal(images.sort().values, torch.arange(size)), size
 
 
@@ -140,7 +140,7 @@ def test_permutation_is_the_plain_integer_permutation_and_inverts(size, key, dat
 @pytest.mark.parametrize("size", [2**24 + 1, 2**32 + 5, 10**10, 2**40 + 3, 2**53 + 1, 2**61, 2**62])
 def test_large_domains_stay_distinct_in_range_and_even(size):
     positions = spread(size, num=20_000)
-    images = permute(positions, size, fold_key(size)).numpy()
+    images = permute(positions, size, derive_key(size)).numpy()
     assert images.min() >= 0 and images.max() < size
     assert len(np.unique(images)) == len(positions)
     counts = np.bincount((images // -(-size // 64)).astype(int), minlength=64)
@@ -148,7 +148,7 @@ def test_large_domains_stay_distinct_in_range_and_even(size):
 
 
 def test_an_image_depends_on_its_position_alone():
-    size, key = 12_345, fold_key(1, 2, 3)
+    size, key = 12_345, derive_key(1, 2, 3)
     whole = permute(torch.arange(size), size, key)
     shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     assert torch.equal(permute(shuffled, size, key), whole[shuffled])
@@ -168,13 +168,13 @@ def test_a_permutation_looks_seldom_at_how_many_walk_on(size):
         return mock.patch.object(torch.Tensor, name, lambda x: looks.append(name) or stock(x))
 
     with counted("nonzero"), counted("__bool__"):
-        permute(torch.arange(1 << 20), size, fold_key(3))
+        permute(torch.arange(1 << 20), size, derive_key(3))
     assert len(looks) <= (1 if size == 2**20 else 18)
 
 
 def test_permutations_of_different_keys_are_independent():
     size = 10_000
-    orders = np.stack([permute(torch.arange(size), size, fold_key(0, 0, i)).numpy() for i in range(6)])
+    orders = np.stack([permute(torch.arange(size), size, derive_key(0, 0, i)).numpy() for i in range(6)])
     for a in range(6):
         # A random permutation has one fixed point on average (Poisson), and no correlation with another.
         assert (orders[a] == np.arange(size)).sum() < 10
@@ -191,19 +191,19 @@ def test_all_orders_of_few_elements_come_equally_often(size):
     each = 10 if size == 6 else 30
     counts = np.zeros(len(orders))
     for key in range(each * len(orders)):
-        counts[orders[tuple(permute(torch.arange(size), size, fold_key(11, size, key)).tolist())]] += 1
+        counts[orders[tuple(permute(torch.arange(size), size, derive_key(11, size, key)).tolist())]] += 1
     assert chi_square(counts, np.full(len(orders), each)) < chi_square_critical(len(orders) - 1)
 
 
 def test_from_seven_elements_on_the_order_is_that_of_before():
     # What checkpoints rely on: first images under two keys, of commit db29f37.
-    assert permute(torch.arange(7), 7, fold_key(1)).tolist() == [6, 2, 0, 1, 5, 4, 3]
-    assert permute(torch.arange(8), 1000, fold_key(2)).tolist() == [784, 783, 48, 396, 303, 280, 656, 691]
+    assert permute(torch.arange(7), 7, derive_key(1)).tolist() == [6, 2, 0, 1, 5, 4, 3]
+    assert permute(torch.arange(8), 1000, derive_key(2)).tolist() == [784, 783, 48, 396, 303, 280, 656, 691]
 
 
 def test_every_position_goes_everywhere_equally_often():
     size, num_keys = 64, 3200  # frequencies of images that are off by 15% on average are seen
-    images = np.stack([permute(torch.arange(size), size, fold_key(5, key)).numpy() for key in range(num_keys)])
+    images = np.stack([permute(torch.arange(size), size, derive_key(5, key)).numpy() for key in range(num_keys)])
     for position in range(size):
         counts = np.bincount(images[:, position], minlength=size)
         assert chi_square(counts, np.full(size, num_keys / size)) < chi_square_critical(size - 1, z=4.5)
@@ -211,7 +211,7 @@ def test_every_position_goes_everywhere_equally_often():
 
 @pytest.mark.parametrize("first", [0, 2**24, 2**32, 2**61])
 def test_uniform_noise_is_even_and_serially_independent(first):
-    noise = uniform(torch.arange(first, first + 200_000), fold_key(3)).numpy()
+    noise = uniform(torch.arange(first, first + 200_000), derive_key(3)).numpy()
     assert noise.dtype == np.float64 and (noise > 0).all() and (noise < 1).all()
     counts = np.bincount((noise * 128).astype(int), minlength=128)
     assert chi_square(counts, np.full(128, len(noise) / 128)) < chi_square_critical(127)
@@ -227,7 +227,7 @@ def test_uniform_is_the_top_bits_of_the_hash():
 
 @pytest.mark.parametrize("extreme", [MASK, MASK - 5000, 0, 5000])
 def test_noise_is_finite_at_the_ends_of_the_hash(extreme):
-    key = fold_key(4)
+    key = derive_key(4)
     id = (unmix(unmix(extreme) ^ mix(key ^ GOLDEN)) - key) & MASK
     ids = tensor([id - (1 << 64) if id >> 63 else id])
     assert hash_ids(ids, key).item() & MASK == extreme
@@ -236,7 +236,7 @@ def test_noise_is_finite_at_the_ends_of_the_hash(extreme):
 
 
 def test_gumbel_noise_has_the_law_of_gumbel():
-    noise = gumbel(torch.arange(400_000), fold_key(8)).numpy()
+    noise = gumbel(torch.arange(400_000), derive_key(8)).numpy()
     assert np.isfinite(noise).all()
     variance = math.pi**2 / 6
     # The fourth central moment of the law is 27/5 of the variance squared.
@@ -249,6 +249,17 @@ def test_gumbel_noise_has_the_law_of_gumbel():
 
 def test_streams_of_different_keys_are_uncorrelated():
     ids = torch.arange(100_000)
-    streams = np.stack([uniform(ids, fold_key(stream, 0, round)).numpy() for stream in (1, 2, 3) for round in (0, 1)])
+    streams = np.stack([uniform(ids, derive_key(stream, 0, round)).numpy() for stream in (1, 2, 3) for round in (0, 1)])
     correlation = np.corrcoef(streams) - np.eye(6)
     assert np.abs(correlation).max() < 4.5 / len(ids) ** 0.5
+
+
+def test_streams() -> None:
+    """Old numbers for old names, so that runs of before keep their orders; a new name is as good as a number."""
+    assert [stream(name) for name in ("order", "noise", "unseen", "images", "ties")] == [1, 2, 3, 4, 5]
+    names = ["order", "noise", *(f"system-{i}/noise" for i in range(1000))]
+    numbers = {stream(name) for name in names}
+    assert len(numbers) == len(names) and all(0 < number < 2**64 for number in numbers)
+    keys = {derive_key(stream(name), 7) for name in names}
+    assert len(keys) == len(names)
+    assert stream("system-1/noise") == stream("system-1/noise")
