@@ -7,7 +7,7 @@
     long_windows    the recommended rule where it could harm
     convergence     every rule of the teacher on small text, in many passes
     vision          what teaching saves on images, in many passes
-    cheaper_steps   what [modules] and [backward] save, and at what loss
+    cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         a pipeline's step by highway backpropagation against the stock schedules
     weights         the bias that the weights of a soft draw leave
 

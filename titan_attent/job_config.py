@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
 from titan_attent.models.vision.config import VisionConfig
-from titan_attent.systems.freezing.config import ModulesConfig
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.freezing.config import FreezingConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.teaching.config import TeacherConfig
 
 
@@ -20,6 +20,6 @@ class JobConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    modules: ModulesConfig = field(default_factory=ModulesConfig)
-    backward: BackwardConfig = field(default_factory=BackwardConfig)
+    freezing: FreezingConfig = field(default_factory=FreezingConfig)
+    highway: HighwayConfig = field(default_factory=HighwayConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)

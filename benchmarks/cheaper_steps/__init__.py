@@ -1,4 +1,4 @@
-"""What makes a step cheaper, [modules] and [backward]: what it does to the validation loss, and what it saves.
+"""What makes a step cheaper, [freezing] and [highway]: what it does to the validation loss, and what it saves.
 
     __main__.py    the command
     rules.py       the rules and the goals

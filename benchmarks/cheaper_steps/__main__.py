@@ -1,4 +1,4 @@
-"""What makes a step cheaper, [modules] and [backward]: what it does to the validation loss, and what it saves.
+"""What makes a step cheaper, [freezing] and [highway]: what it does to the validation loss, and what it saves.
 
     python -m benchmarks.cheaper_steps --output DIR --rules modules [--seeds 0 1 2] [--steps 600] [--lr 1e-2] [--jobs 1]
 
@@ -6,11 +6,11 @@ A run is one (rule, seed): the product's own command on one process, fp32, a thr
 rows of 96 tokens a step of the Python standard library's sources, every row alike (``strategy = "uniform"``), a
 learning rate that falls linearly to zero at the run's own end, validation on held-out rows. A seed is that of model and
 data order. ``--rules`` takes names, or ``modules`` and ``highway`` for all of one method with its controls. Warm-up and
-interval of ``[modules]`` are shares of the steps (rules.py).
+interval of ``[freezing]`` are shares of the steps (rules.py).
 
 Controls: backpropagation through everything, in all steps and in as many as the FLOPs or the seconds of a rule buy,
 fully decayed; the same layout with eigenvalues that have changed places; modules drawn at random; the top of the model
-alone. FLOPs are those that the run counts (``modules/saved_of_step``, ``backward/saved_of_step``), probes charged.
+alone. FLOPs are those that the run counts (``freezing/saved_of_step``, ``highway/saved_of_step``), probes charged.
 Steps that follow from a rule are taken from the medians over its seeds, so that these runs come after it.
 
     DIR/corpora/                      the data sets (corpora/stdlib_code.py)
@@ -44,9 +44,9 @@ from titan_attent.data.io.atomic import write_atomically
 from titan_attent.report import read_run
 
 SECONDS = "time_metrics/end_to_end(s)"
-SYSTEMS = ("modules", "backward")
+SYSTEMS = ("freezing", "highway")
 SAVED = ("of_backward", "of_step")
-IS_EXACT = "backward/exact"
+IS_EXACT = "highway/exact"
 LEAST_STEPS = 40
 
 

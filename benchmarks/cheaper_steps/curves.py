@@ -20,7 +20,7 @@ DPI = 100
 WIDTH, HEIGHT = 15.0, 6.0
 """Inches; the height is that of a row."""
 ALONG = {"flops": "FLOPs spent, in steps of exact backpropagation", "seconds": "seconds of training"}
-TITLES = {"modules": "[modules]: fewer modules updated", "highway": "[backward]: a shorter way for the gradient"}
+TITLES = {"modules": "[freezing]: fewer modules updated", "highway": "[highway]: a shorter way for the gradient"}
 
 
 def points(run: Mapping[str, Any], along: str) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ def modules(policy: str, backward_share: float, *, warmup: float = WARMUP, **mor
 
     def sections(steps: int) -> Sections:
         times = {"warmup_steps": max(1, round(warmup * steps)), "interval": max(1, round(INTERVAL * steps))}
-        return {"modules": {"policy": policy, "backward_share": backward_share} | times | more}
+        return {"freezing": {"policy": policy, "backward_share": backward_share} | times | more}
 
     return sections
 
@@ -53,7 +53,7 @@ def modules(policy: str, backward_share: float, *, warmup: float = WARMUP, **mor
 def highway(iterations: int, exact_fraction: float) -> Callable[[int], Sections]:
     cut = "block" if iterations else "branch"
     keys = {"method": "highway", "iterations": iterations, "cut": cut, "exact_fraction": exact_fraction}
-    return lambda steps: {"backward": keys}
+    return lambda steps: {"highway": keys}
 
 
 def _followers(name: str, method: str, *kinds: str) -> dict[str, Variant]:

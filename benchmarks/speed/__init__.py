@@ -2,7 +2,7 @@
 
     step_time.py      a whole step: torchtitan's own trainer against the teaching one
     vision_step.py    images a second: the product's steps against a plain loop
-    gpu_steps.py      steps with [modules] and [backward] against backpropagation through everything
+    gpu_steps.py      steps with [freezing] and [highway] against backpropagation through everything
     loss.py           torchtitan's cross-entropy against the per-example loss
     exchange.py       one packed flush of losses in 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores

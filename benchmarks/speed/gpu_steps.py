@@ -1,4 +1,4 @@
-"""How fast cheaper steps are: [modules] and [backward] against backpropagation through everything, on one GPU.
+"""How fast cheaper steps are: [freezing] and [highway] against backpropagation through everything, on one GPU.
 
     python -m benchmarks.speed.gpu_steps [--flavor bench_gpu] [--seq-len 1024] [--batch 16] [--steps 40] [--output FILE]
     bash benchmarks/cheaper_steps_gpu.sh                         # the same, numbers written to outputs/
@@ -15,7 +15,7 @@ interquartile range as a share of it. FLOPs saved are those that the run itself 
 the seconds of one decision, its probe included; "start" those of the start and of what the first steps take more than
 later ones, compilation included.
 
-Cost: about 20 s of compilation for each rule of ``--compiled``, more for those of [modules]; the rest a minute.
+Cost: about 20 s of compilation for each rule of ``--compiled``, more for those of [freezing]; the rest a minute.
 """
 
 import argparse
@@ -52,12 +52,12 @@ SKIPPED = 2
 
 def modules(policy: str, backward_share: float) -> list[str]:
     keys = {"policy": policy, "backward_share": backward_share, "warmup_steps": 1, "interval": ENDLESS}
-    return [part for key, value in keys.items() for part in (f"--modules.{key}", str(value))]
+    return [part for key, value in keys.items() for part in (f"--freezing.{key}", str(value))]
 
 
 def highway(iterations: int, cut: str) -> list[str]:
     keys = {"method": "highway", "iterations": iterations, "cut": cut, "exact_fraction": 0.0}
-    return [part for key, value in keys.items() for part in (f"--backward.{key}", str(value))]
+    return [part for key, value in keys.items() for part in (f"--highway.{key}", str(value))]
 
 
 RULES = {
@@ -87,7 +87,7 @@ def build(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -
 def saved(trainer: TeachingTrainer) -> dict[str, float]:
     """FLOPs saved so far, in those of a full backward pass and of a full step."""
     found = trainer.systems.metrics()
-    tags = {key: [f"{system}/saved_of_{key}" for system in ("modules", "backward")] for key in ("backward", "step")}
+    tags = {key: [f"{system}/saved_of_{key}" for system in ("freezing", "highway")] for key in ("backward", "step")}
     return {key: trainer.step * sum(found.get(tag, 0.0) for tag in names) for key, names in tags.items()}
 
 

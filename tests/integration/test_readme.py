@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from titan_attent.job_config import BackwardConfig, DataConfig, ModulesConfig, TeacherConfig, VisionConfig
+from titan_attent.job_config import DataConfig, FreezingConfig, HighwayConfig, TeacherConfig, VisionConfig
 from titan_attent.systems.teaching.config_checks import check_config
 
 if sys.version_info >= (3, 11):
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 LOOP = ROOT / "docs" / "own_loop.md"
 OURS: dict[str, Any] = {
     "teacher": TeacherConfig,
-    "modules": ModulesConfig,
-    "backward": BackwardConfig,
+    "freezing": FreezingConfig,
+    "highway": HighwayConfig,
     "vision": VisionConfig,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

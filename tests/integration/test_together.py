@@ -13,17 +13,17 @@ from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING
 STEPS, SAVED = 24, 12
 TEACHER = ["--teacher.strategy", "hard", "--teacher.importance", "attainment", "--teacher.anneal_fraction", "0"]
 MODULES = [
-    *("--modules.policy", "prefix", "--modules.warmup_steps", "6", "--modules.interval", "5"),
-    *("--modules.probe_groups", "3", "--modules.probe_examples", "2"),
+    *("--freezing.policy", "prefix", "--freezing.warmup_steps", "6", "--freezing.interval", "5"),
+    *("--freezing.probe_groups", "3", "--freezing.probe_examples", "2"),
 ]
 BACKWARD = [
-    "--backward.method",
+    "--highway.method",
     "highway",
-    "--backward.cut",
+    "--highway.cut",
     "block",
-    "--backward.iterations",
+    "--highway.iterations",
     "1",
-    "--backward.exact_fraction",
+    "--highway.exact_fraction",
     "0.25",
 ]
 
@@ -40,7 +40,7 @@ def train(small_run: list[str], dump: Path, *extra: str, num_processes: int = 2)
 
 
 def decisions(dump: Path) -> list[tuple[int, list[str]]]:
-    lines = (dump / "modules" / "decisions.jsonl").read_text().splitlines()
+    lines = (dump / "freezing" / "decisions.jsonl").read_text().splitlines()
     return [(record["step"], record["frozen"]) for record in map(json.loads, lines)]
 
 
@@ -53,9 +53,9 @@ def test_each_does_its_part(whole: Path) -> None:
     assert {line["strategy"] for line in read_trace(whole)} == {"uniform", "hard"}
     assert [step for step, _ in decisions(whole)] == [6, 11, 16, 21]
     assert all("tok_embeddings" in frozen for _, frozen in decisions(whole))
-    assert list(read_scalars(whole, "backward/exact").values())[-1] == 1
-    assert list(read_scalars(whole, "backward/exact").values())[0] == 0
-    assert read_scalars(whole, "modules/saved_weight_flops")[STEPS] > 0
+    assert list(read_scalars(whole, "highway/exact").values())[-1] == 1
+    assert list(read_scalars(whole, "highway/exact").values())[0] == 0
+    assert read_scalars(whole, "freezing/saved_weight_flops")[STEPS] > 0
 
 
 def test_the_ledger_has_every_second(whole: Path) -> None:

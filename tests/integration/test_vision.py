@@ -163,8 +163,8 @@ def test_a_trunk_gets_a_new_head_and_scores(data: Path, tmp_path: Path) -> None:
         (["--vision.patch_size", "3"], "[vision] image_size = 8: patches of patch_size = 3 do not fill it"),
         (["--parallelism.tensor_parallel_degree", "2"], "vit_attent runs under FSDP2, HSDP and DDP. Set it to 1"),
         (
-            ["--modules.policy", "mat"],
-            '[modules] with vit_attent: it is for text, and vit_attent learns images. Set policy = "off"',
+            ["--freezing.policy", "mat"],
+            '[freezing] with vit_attent: it is for text, and vit_attent learns images. Set policy = "off"',
         ),
         (["--vision.new_head"], "there are no weights to put it on"),
         (["--vision.flip", "2"], "[vision] flip = 2.0"),

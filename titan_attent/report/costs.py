@@ -2,7 +2,7 @@
 
     tokens    those trained: the step x the tokens of a global batch
     FLOPs     of a trained token as torchtitan counts them (tflops / throughput), x the trained tokens, without what
-              freezing and the highway saved of them (modules/, highway/ saved_of_step)
+              freezing and the highway saved of them (freezing/, highway/ saved_of_step)
               + a third of them for each token of ledger/examples_scored, as scoring is a forward pass
               + what the scorers whose losses are read took before the run: their own count where the run told it
               (cost.json), else their seconds at this run's pace
@@ -21,7 +21,7 @@ import numpy as np
 
 from titan_attent.report.runs import SCORED, SPEED, TRAINED, RunScalars
 
-SAVED_OF_STEP = ("modules/saved_of_step", "highway/saved_of_step")
+SAVED_OF_STEP = ("freezing/saved_of_step", "highway/saved_of_step")
 PREPAID, TRAIN_SECONDS = "ledger/prepaid_seconds", "ledger/train_seconds"
 TFLOPS = "tflops"
 

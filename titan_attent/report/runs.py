@@ -22,6 +22,7 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from titan_attent.data.told import Told
+from titan_attent.systems.system_list import renamed
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
 # Of runs of images; the first two only where images are classified.
@@ -138,7 +139,8 @@ class RunScalars:
                 start = event.step
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    added.setdefault(value.tag, {})[event.step] = (value.simple_value, event.wall_time)
+                    tag = renamed(value.tag, separator="/")  # of an earlier version
+                    added.setdefault(tag, {})[event.step] = (value.simple_value, event.wall_time)
                     clocks.append(event.wall_time)
         if start is None:
             return

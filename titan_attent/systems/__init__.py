@@ -3,6 +3,6 @@
 system.py       the seam: what a system may do, and when it is called
 system_list.py  the systems there are, in the order in which they are called
 teaching/       [teacher]: which examples are trained, and with what weights
-freezing/       [modules]: which parts of the model a step updates
-highway/        [backward]: which way the gradient takes
+freezing/       [freezing]: which parts of the model a step updates
+highway/        [highway]: which way the gradient takes
 """

@@ -193,6 +193,7 @@ class System:
 
     Class attributes:
         name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
+        former_name: what ``name`` was in earlier versions: their checkpoints and logs are read under it.
         columns: names of the columns that the loader or :meth:`read_columns` adds for it.
         needs: what the learner's family must be able to do, as "tokens"; a run of another family is refused.
         off: the key and value of its section that turn it off, for that refusal.
@@ -212,6 +213,7 @@ class System:
     """
 
     name: ClassVar[str]
+    former_name: ClassVar[str] = ""
     columns: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     off: ClassVar[str] = ""

@@ -6,7 +6,7 @@ A new one is a folder with a :class:`System` in it, its section in job_config.py
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from titan_attent.systems.freezing.system import AdaptiveModules
+from titan_attent.systems.freezing.system import Freezing
 from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
 from titan_attent.systems.system import System
@@ -16,10 +16,20 @@ from titan_attent.systems.teaching.trace import Trace
 SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained, and with what weights
     Trace,  # [teacher] trace: the ids of every step
-    AdaptiveModules,  # [modules]: which parts of the model a step updates
-    HighwayStages,  # [backward] cut = "stage": the way of the gradient between pipeline stages
-    Highway,  # [backward]: which way the gradient takes; last, see its docstring
+    Freezing,  # [freezing]: which parts of the model a step updates
+    HighwayStages,  # [highway] cut = "stage": the way of the gradient between pipeline stages
+    Highway,  # [highway]: which way the gradient takes; last, see its docstring
 )
+
+
+RENAMED: dict[str, str] = {system.former_name: system.name for system in SYSTEMS if system.former_name}
+"""Former name of a system -> its name: of its section, its state and its tags."""
+
+
+def renamed(key: str, *, separator: str) -> str:
+    """A key of an earlier version, as ``modules.seed``, under today's name of its system."""
+    name, found, rest = key.partition(separator)
+    return RENAMED.get(name, name) + found + rest
 
 
 class SystemOn(NamedTuple):

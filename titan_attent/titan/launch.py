@@ -17,6 +17,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
+from titan_attent.systems.system_list import RENAMED
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
 from titan_attent.titan.checks.resume_checks import what_is_finished
@@ -58,6 +59,9 @@ def parse(argv: list[str]) -> JobConfig:
     init_logger()
     if compat.IS_CPU:
         log_filter.install()
+    for arg in argv:
+        if (former := arg.removeprefix("--").partition(".")[0]) in RENAMED and arg.startswith(f"--{former}."):
+            raise ValueError(f"{arg}: the section [{former}] is named [{RENAMED[former]}] now")
     config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
     toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
     if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out

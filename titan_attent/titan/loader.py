@@ -25,6 +25,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.order import Pass
 from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.systems.system_list import renamed
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
@@ -48,6 +49,7 @@ def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) ->
 
 def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: str) -> None:
     """Raise a ValueError that names every difference."""
+    stored = {renamed(name, separator="."): value for name, value in stored.items()}
     differing = [
         f"{name} is {current.get(name)!r} now and {stored.get(name)!r} there"
         for name in current

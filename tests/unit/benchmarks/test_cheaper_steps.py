@@ -13,11 +13,11 @@ from benchmarks.cheaper_steps import __main__ as benchmark
 from benchmarks.cheaper_steps import curves, rules
 from benchmarks.cheaper_steps import table as tables
 from benchmarks.speed import gpu_steps as gpu
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
 from titan_attent.systems.highway.account import Account
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
 
@@ -36,7 +36,7 @@ def finish(run: Any, monkeypatch: pytest.MonkeyPatch, numbers: dict[tuple[str, i
         losses = {1: 7.0, 200: got["loss"] + 0.5, task.steps: got["loss"]}
         result = {"config": task.config, "final_validation_loss": got["loss"], "validation_loss": losses}
         (folder / "result.json").write_text(json.dumps(result))
-        system, saved = got.get("system", "modules"), got.get("saved", 0.0)
+        system, saved = got.get("system", "freezing"), got.get("saved", 0.0)
         scalars[folder] = {
             benchmark.SECONDS: dict.fromkeys((1, *range(40, 401, 40)), got["step"]) | {1: 99.0, 40: 99.0},
             f"{system}/saved_of_step": {200: 0.0, 400: saved},
@@ -50,10 +50,10 @@ def test_every_rule_is_a_good_configuration(tmp_path: Path) -> None:
     assert run.args.rules == list(benchmark.RULES)
     for name in run.args.rules:
         config = run.task(name, 0, 400).config
-        ModulesConfig(**config.get("modules", {})).validate()
-        assert config.get("modules", {}).get("warmup_steps", 1) in (1, 60, 200)
-        BackwardConfig(**config.get("backward", {})).validate()
-        assert ("modules" in config or "backward" in config) == bool(benchmark.RULES[name].sections(400))
+        FreezingConfig(**config.get("freezing", {})).validate()
+        assert config.get("freezing", {}).get("warmup_steps", 1) in (1, 60, 200)
+        HighwayConfig(**config.get("highway", {})).validate()
+        assert ("freezing" in config or "highway" in config) == bool(benchmark.RULES[name].sections(400))
 
 
 def test_a_method_brings_its_control_and_a_rule_what_it_follows(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_files_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run = made(tmp_path, "highway_0", "prefix")
     numbers = {("exact", seed): {"loss": 3.0 + seed, "step": 1.0} for seed in (0, 1)}
     numbers |= {("prefix", seed): {"loss": 3.1 + seed, "step": 0.7, "saved": 0.21} for seed in (0, 1)}
-    numbers |= {("highway_0", 0): {"loss": 3.2, "step": 0.75, "saved": 0.2, "system": "backward"}}
+    numbers |= {("highway_0", 0): {"loss": 3.2, "step": 0.75, "saved": 0.2, "system": "highway"}}
     finish(run, monkeypatch, numbers)
     text = run.write()
     assert (tmp_path / "table.md").read_text() == text
@@ -157,7 +157,7 @@ def test_the_truncated_control_costs_about_what_the_highway_does() -> None:
     units = find_units(model, seq_len=96)
     account = Account(model, list(model.layers.values()), seq_len=96, is_compiled=False)
     account.step_done(branches=True)
-    config = ModulesConfig(**rules.RULES["truncated_from_start"].sections(400)["modules"])
+    config = FreezingConfig(**rules.RULES["truncated_from_start"].sections(400)["freezing"])
     active = decide(units, History(active=[True] * len(units)), config)
     truncated = sum(saved_flops(units, active)) / backward_flops(units)
     assert config.warmup_steps == 1

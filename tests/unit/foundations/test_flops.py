@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
 
 from titan_attent.foundations.flops import product_flops
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
 from titan_attent.systems.highway.account import Account
@@ -91,7 +91,7 @@ def test_a_step_costs_what_torch_counts(case: str) -> None:
 def test_below_a_cut_nothing_is_computed_whatever_the_heads(case: str) -> None:
     model = model_of(case)
     units = find_units(model, seq_len=SEQ_LEN)
-    config = ModulesConfig(policy="truncated", backward_share=0.6)
+    config = FreezingConfig(policy="truncated", backward_share=0.6)
     active = decide(units, History(active=[True] * len(units)), config)
     assert not active[0] and active[-1]
     for unit, on in zip(units, active, strict=True):

@@ -10,7 +10,7 @@ from titan_attent.report.maps import draw_map, members_of
 from titan_attent.report.runs import RunScalars
 from titan_attent.systems.system import Panel
 
-FAMILY = "modules/active/"
+FAMILY = "freezing/active/"
 NAMES = ["tok_embeddings", "layers.0.attention", "layers.2.feed_forward", "layers.10.attention", "output"]
 
 

@@ -115,7 +115,7 @@ def test_scorers_are_charged() -> None:
 
 
 def test_what_freezing_saved_is_taken_off() -> None:
-    run = made("a", **{"modules/saved_of_step": lambda s: 0.25})
+    run = made("a", **{"freezing/saved_of_step": lambda s: 0.25})
     assert Costs(run).charged_tokens(1000) == pytest.approx(0.75e6)
 
 

@@ -56,7 +56,7 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
     [
         (
             "foreign_sections",
-            "its JobConfig lacks backward, data, modules, teacher, vision; derive it from that of "
+            "its JobConfig lacks data, freezing, highway, teacher, vision; derive it from that of "
             "titan_attent.job_config",
         ),
         ("no_sections", "no attribute 'JobConfig'; check the name"),

@@ -66,22 +66,24 @@ class Account:
         return pace * of["frozen_steps"] - of["frozen"]
 
     def metrics(self) -> dict[str, float]:
-        """The ``modules/*`` scalars; FLOPs and bytes over all ranks since the first step."""
+        """The ``freezing/*`` scalars; FLOPs and bytes over all ranks since the first step."""
         counts = self.counts
         steps = max(1.0, counts["steps"])
         saved = counts["weight_flops"] + counts["input_flops"]
         return {
-            "modules/active_parameters": sum(unit.numel for unit, on in zip(self.units, self.active, strict=True) if on)
+            "freezing/active_parameters": sum(
+                unit.numel for unit, on in zip(self.units, self.active, strict=True) if on
+            )
             / self.parameters,
-            "modules/backward_share": 1 - sum(saved_flops(self.units, self.active)) * self.batch_size / self.full,
-            "modules/saved_of_backward": (saved - counts["probe_flops"]) / (steps * self.full),
-            "modules/saved_of_step": (saved - counts["probe_flops"]) / (steps * (self.full + self.forward)),
-            "modules/saved_weight_flops": counts["weight_flops"],
-            "modules/saved_input_flops": counts["input_flops"],
-            "modules/probe_flops": counts["probe_flops"],
-            "modules/saved_reduced_bytes": counts["reduced_bytes"],
-            "modules/saved_updates": counts["updates"],
-            "modules/saved_train_seconds": self.saved_seconds,
+            "freezing/backward_share": 1 - sum(saved_flops(self.units, self.active)) * self.batch_size / self.full,
+            "freezing/saved_of_backward": (saved - counts["probe_flops"]) / (steps * self.full),
+            "freezing/saved_of_step": (saved - counts["probe_flops"]) / (steps * (self.full + self.forward)),
+            "freezing/saved_weight_flops": counts["weight_flops"],
+            "freezing/saved_input_flops": counts["input_flops"],
+            "freezing/probe_flops": counts["probe_flops"],
+            "freezing/saved_reduced_bytes": counts["reduced_bytes"],
+            "freezing/saved_updates": counts["updates"],
+            "freezing/saved_train_seconds": self.saved_seconds,
         }
 
     def state(self) -> dict[str, Any]:

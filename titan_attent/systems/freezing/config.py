@@ -1,4 +1,4 @@
-"""The TOML section ``[modules]``.
+"""The TOML section ``[freezing]``.
 
 It must not use ``from __future__ import annotations``: with string annotations torchtitan's ConfigManager replaces
 sections instead of merging them.
@@ -13,7 +13,7 @@ PROBES = ("ntk", "loss")
 
 
 @dataclass
-class ModulesConfig:
+class FreezingConfig:
     policy: str = "off"
     """
     Which modules a step updates.
@@ -24,7 +24,7 @@ class ModulesConfig:
     - "prefix": what loses the least eigenvalue per FLOP saved. Modules below the first active one save their input
       gradients, too, so that it freezes from the embedding upwards where that pays.
     - "truncated": the top of the model: all below one cut is frozen, from the embedding upwards, whatever it still
-      learns. The control for "prefix", and from the first step on for ``[backward] method = "highway"``.
+      learns. The control for "prefix", and from the first step on for ``[highway] method = "highway"``.
     - "gradient_norm": drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
     - "random": drawn at random. The control for "mat".
     """
@@ -80,7 +80,7 @@ class ModulesConfig:
 
     heads: bool = False
     """
-    Also write the eigenvalue of every attention head into modules/decisions.jsonl. A head is a part of matrices, so it
+    Also write the eigenvalue of every attention head into freezing/decisions.jsonl. A head is a part of matrices, so it
     is reported and never frozen: a mask would save nothing.
     """
 
@@ -89,8 +89,8 @@ class ModulesConfig:
 
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-        check_one_of("policy", self.policy, POLICIES, section="modules")
-        check_one_of("probe", self.probe, PROBES, section="modules")
+        check_one_of("policy", self.policy, POLICIES, section="freezing")
+        check_one_of("probe", self.probe, PROBES, section="freezing")
         for key, bounds in {
             "backward_share": {"above": 0, "at_most": 1},
             "final_fraction": {"at_least": 0, "at_most": 1},
@@ -98,7 +98,7 @@ class ModulesConfig:
             "hysteresis": {"at_least": 0, "below": 1},
             "beta": {"at_least": 0},
         }.items():
-            check_number(key, getattr(self, key), section="modules", **bounds)  # type: ignore[arg-type]
+            check_number(key, getattr(self, key), section="freezing", **bounds)  # type: ignore[arg-type]
         for key, least in {
             "warmup_steps": 1,
             "interval": 1,
@@ -106,8 +106,8 @@ class ModulesConfig:
             "probe_examples": 2,
             "rest": 1,
         }.items():
-            check_number(key, getattr(self, key), at_least=least, whole=True, section="modules")
-        check_number("seed", self.seed, whole=True, section="modules")
+            check_number(key, getattr(self, key), at_least=least, whole=True, section="freezing")
+        check_number("seed", self.seed, whole=True, section="freezing")
 
     @property
     def probes(self) -> bool:

@@ -2,14 +2,14 @@
 
 from titan_attent.systems.system import Panel
 
-ACTIVE, EIGENVALUE = "modules/active/", "modules/eigenvalue/"
+ACTIVE, EIGENVALUE = "freezing/active/", "freezing/eigenvalue/"
 
 PANELS = (
     Panel("modules that are active", family=ACTIVE, map=True),
     Panel("eigenvalue / mean of its kind", family=EIGENVALUE, map=True),
     Panel(
         "backward pass, shares of its FLOPs",
-        ("modules/backward_share", "modules/saved_of_backward"),
-        labels=(("modules/backward_share", "kept now"), ("modules/saved_of_backward", "saved so far, probes paid")),
+        ("freezing/backward_share", "freezing/saved_of_backward"),
+        labels=(("freezing/backward_share", "kept now"), ("freezing/saved_of_backward", "saved so far, probes paid")),
     ),
 )

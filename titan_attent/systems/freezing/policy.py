@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from titan_attent.foundations.counter_rng import derive_key, gumbel, permute
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
 DRAW_STREAM, SHUFFLE_STREAM = 103, 104
@@ -52,7 +52,7 @@ class History:
     first_distances: list[float] = field(default_factory=list)
     resting: list[int] = field(default_factory=list)
 
-    def see(self, values: Sequence[float], config: ModulesConfig) -> None:
+    def see(self, values: Sequence[float], config: FreezingConfig) -> None:
         """Take in the values of a probe; what is not finite leaves a module's average as it was."""
         if not self.first:
             self.first = [value if math.isfinite(value) else 0.0 for value in values]
@@ -77,7 +77,7 @@ class History:
         return dict(vars(self))
 
 
-def decide(units: Sequence[Unit], history: History, config: ModulesConfig) -> list[bool]:
+def decide(units: Sequence[Unit], history: History, config: FreezingConfig) -> list[bool]:
     """Which units stay active from now on; counts the decision in ``history``, but does not put it in force."""
     history.decisions += 1
     if config.policy in ("off", "all"):
@@ -91,7 +91,7 @@ def decide(units: Sequence[Unit], history: History, config: ModulesConfig) -> li
     return _freeze(units, [True] * len(units), values, target)
 
 
-def _values(units: Sequence[Unit], history: History, config: ModulesConfig) -> list[float]:
+def _values(units: Sequence[Unit], history: History, config: FreezingConfig) -> list[float]:
     """One number a unit, at least 0 but for draws: of the least the unit is frozen first."""
     places = torch.arange(len(units))
     noise = gumbel(places, derive_key(config.seed, DRAW_STREAM, history.decisions)).tolist()
@@ -114,7 +114,7 @@ def relative(units: Sequence[Unit], values: Sequence[float]) -> list[float]:
     return [value / means[unit.kind] if means[unit.kind] else 0.0 for unit, value in zip(units, values, strict=True)]
 
 
-def _shuffled(units: Sequence[Unit], values: Sequence[float], config: ModulesConfig) -> list[float]:
+def _shuffled(units: Sequence[Unit], values: Sequence[float], config: FreezingConfig) -> list[float]:
     """The same permutation within each kind for the whole run."""
     result = list(values)
     for number, kind in enumerate(dict.fromkeys(unit.kind for unit in units)):

@@ -18,7 +18,7 @@ from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
 from titan_attent.systems.freezing.account import Account
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.freezing import Freezer
 from titan_attent.systems.freezing.policy import History, decide, relative
 from titan_attent.systems.freezing.probe import Prober
@@ -29,10 +29,11 @@ from titan_attent.systems.system import Facts, Run, System
 logger = logging.getLogger(__name__)
 
 
-class AdaptiveModules(System):
-    """The section ``[modules]``."""
+class Freezing(System):
+    """The section ``[freezing]``."""
 
-    name = "modules"
+    name = "freezing"
+    former_name = "modules"
     needs = ("tokens",)
     off = 'policy = "off"'
     keeps_state = True
@@ -40,11 +41,11 @@ class AdaptiveModules(System):
     panels = panels.PANELS
 
     @classmethod
-    def is_on(cls, config: ModulesConfig) -> bool:
+    def is_on(cls, config: FreezingConfig) -> bool:
         return config.policy != "off"
 
     @classmethod
-    def check(cls, config: ModulesConfig, settings: RunSettings) -> None:
+    def check(cls, config: FreezingConfig, settings: RunSettings) -> None:
         config.validate()
         degrees = settings.degrees
         refused = {
@@ -55,48 +56,48 @@ class AdaptiveModules(System):
         for key, degree in refused.items():
             if degree > 1:
                 raise ValueError(
-                    f'[modules] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
+                    f'[freezing] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
                     'examples and all modules on a rank. Set it to 1, or policy = "off"'
                 )
         if degrees.is_ddp:
             raise ValueError(
-                f'[modules] policy = "{config.policy}" with data_parallel_replicate_degree = {degrees.replicate} and '
+                f'[freezing] policy = "{config.policy}" with data_parallel_replicate_degree = {degrees.replicate} and '
                 "no sharding, which is DDP: it waits for the gradients of frozen parameters. Set "
                 "data_parallel_shard_degree above 1 (HSDP), or data_parallel_replicate_degree to 1 (FSDP2)"
             )
         if settings.steps_in_backward:
             raise ValueError(
-                f'[modules] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
+                f'[freezing] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
                 "backward pass without a step. Set it to false"
             )
         if config.heads and degrees.tensor > 1:
             raise ValueError(
-                f"[modules] heads = true with tensor_parallel_degree = {degrees.tensor}: the heads "
+                f"[freezing] heads = true with tensor_parallel_degree = {degrees.tensor}: the heads "
                 "are spread over the ranks. Set heads = false"
             )
         if config.warmup_steps >= settings.steps:
             raise ValueError(
-                f"[modules] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
+                f"[freezing] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
                 f'{settings.steps}: lower it, or set policy = "off"'
             )
 
     @classmethod
-    def check_data(cls, config: ModulesConfig, facts: Facts) -> None:
+    def check_data(cls, config: FreezingConfig, facts: Facts) -> None:
         needed = config.probe_groups * config.probe_examples
         if config.probes and needed > len(facts.dataset):
             raise ValueError(
-                f"[modules] probe_groups x probe_examples = {needed} are more than the {len(facts.dataset)} examples "
+                f"[freezing] probe_groups x probe_examples = {needed} are more than the {len(facts.dataset)} examples "
                 "of data.path: lower one of them"
             )
 
     @classmethod
-    def identity(cls, config: ModulesConfig, settings: RunSettings) -> dict[str, Any]:
+    def identity(cls, config: FreezingConfig, settings: RunSettings) -> dict[str, Any]:
         keys = ("seed", "probe", "probe_groups", "probe_examples")
-        return {f"modules.{key}": getattr(config, key) for key in keys}
+        return {f"freezing.{key}": getattr(config, key) for key in keys}
 
-    config: ModulesConfig
+    config: FreezingConfig
 
-    def __init__(self, run: Run, config: ModulesConfig):
+    def __init__(self, run: Run, config: FreezingConfig):
         super().__init__(run, config)
         (self.model,) = run.model_parts
         self.units = find_units(self.model, seq_len=run.settings.seq_len)
@@ -127,7 +128,7 @@ class AdaptiveModules(System):
         has_experts = any(is_experts(layer) for unit in self.units for layer in unit.layers.values())
         if has_experts and self.config.probes and self.run.mesh("tp") is not None:
             raise ValueError(
-                f'[modules] policy = "{self.config.policy}" with experts and tensor_parallel_degree above 1: a probe '
+                f'[freezing] policy = "{self.config.policy}" with experts and tensor_parallel_degree above 1: a probe '
                 'follows whole tokens through the experts. Set tensor_parallel_degree = 1, or policy = "random"'
             )
 
@@ -142,7 +143,7 @@ class AdaptiveModules(System):
                 f"then {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs of an example's backward pass are "
                 f"kept, decided every {config.interval} steps"
             )
-            self.log = JsonLines(run.settings.dump_folder / "modules" / "decisions.jsonl", step=step)
+            self.log = JsonLines(run.settings.dump_folder / "freezing" / "decisions.jsonl", step=step)
         if step > 0 and not all(self.history.active):
             self.freezer.first_forward(run)
         if run.settings.compiles_model and config.policy != "all":

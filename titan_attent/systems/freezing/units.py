@@ -74,7 +74,7 @@ def place_of(name: str, *, has_experts: bool, num_layers: int) -> tuple[str, str
             kind = "moe" if has_experts else "feed_forward"
             return f"layers.{layer}.{kind}", kind, layer
     raise ValueError(
-        f'[modules] policy: the parameter "{name}" belongs to no module that this model is known to have; set '
+        f'[freezing] policy: the parameter "{name}" belongs to no module that this model is known to have; set '
         'policy = "off"'
     )
 

@@ -7,6 +7,6 @@ branches.py     cuts at attention and feed-forward, for no rounds
 account.py      what it saves, in FLOPs
 stagewise.py    a pipeline schedule in which all stages run their backward at once; stages.py: as a system of a run
 system.py       the method as a system of a run: hooks, the number of rounds, scalars, state
-config.py       the section [backward]
+config.py       the section [highway]
 checks.py       what is refused before the run
 """

@@ -7,7 +7,7 @@ step, so that a resume goes on.
 - Compiled blocks find weight gradients with every input gradient, wanted or not.
 - A step by exact backpropagation saves nothing.
 
-Counted with every module active, whatever ``[modules]`` freezes.
+Counted with every module active, whatever ``[freezing]`` freezes.
 """
 
 from collections.abc import Sequence

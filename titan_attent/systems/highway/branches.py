@@ -55,7 +55,7 @@ class BranchCuts:
                 inner = getattr(block, branch, None)
                 if inner is None or not all(hasattr(inner, name) for name in projections):
                     raise ValueError(
-                        f'[backward] cut = "branch" with a block that has no {branch} of {", ".join(projections)}: it '
+                        f'[highway] cut = "branch" with a block that has no {branch} of {", ".join(projections)}: it '
                         'knows dense llama3 and qwen3. Set cut = "block", or method = "exact"'
                     )
                 self._norms.append((getattr(block, norm), [getattr(inner, name) for name in projections]))

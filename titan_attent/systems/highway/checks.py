@@ -1,15 +1,15 @@
 """What Highway backpropagation refuses before the run, each with what is wrong, where, and how to mend it."""
 
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.settings import RunSettings
 
 SCHEDULES = ("1F1B", "GPipe")
 """One stage a rank, and no split backward of their own."""
 
 
-def check_run(config: BackwardConfig, settings: RunSettings) -> None:
+def check_run(config: HighwayConfig, settings: RunSettings) -> None:
     """Refuse what cannot run block by block in one process, or was never compared with backpropagation."""
-    where = '[backward] method = "highway"'
+    where = '[highway] method = "highway"'
     if (degree := settings.degrees.pipeline) > 1:
         raise ValueError(
             f'{where} with cut = "{config.cut}" and pipeline_parallel_degree = {degree}: no rank has all blocks. Set '
@@ -25,7 +25,7 @@ def check_run(config: BackwardConfig, settings: RunSettings) -> None:
 
 def check_stages(settings: RunSettings) -> None:
     """The same of the form between pipeline stages."""
-    where = '[backward] cut = "stage"'
+    where = '[highway] cut = "stage"'
     if settings.degrees.pipeline == 1:
         raise ValueError(f'{where} with pipeline_parallel_degree = 1: there is no stage. Set cut = "block" or "branch"')
     if (name := settings.pipeline_schedule) not in SCHEDULES:
@@ -43,7 +43,7 @@ def check_stages(settings: RunSettings) -> None:
 
 def _check_backwards(settings: RunSettings) -> None:
     """What wants a single backward of a microbatch."""
-    where = '[backward] method = "highway"'
+    where = '[highway] method = "highway"'
     if settings.degrees.is_ddp:
         raise ValueError(
             f"{where} with data_parallel_replicate_degree = {settings.degrees.replicate} without sharding, which is "
@@ -57,11 +57,11 @@ def _check_backwards(settings: RunSettings) -> None:
         )
 
 
-def rounds(config: BackwardConfig, num_blocks: int) -> int:
+def rounds(config: HighwayConfig, num_blocks: int) -> int:
     """``iterations`` for this model; ValueError where it has fewer blocks."""
     if config.iterations > num_blocks:
         raise ValueError(
-            f"[backward] iterations = {config.iterations} with a model of {num_blocks} blocks: from {num_blocks} on "
+            f"[highway] iterations = {config.iterations} with a model of {num_blocks} blocks: from {num_blocks} on "
             "gradients are exact. Set it lower, or to -1 for as many as there are"
         )
     return num_blocks if config.iterations == -1 else config.iterations

@@ -1,4 +1,4 @@
-"""The section [backward]: which way the gradient takes."""
+"""The section [highway]: which way the gradient takes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ CUTS = ("branch", "block", "stage")
 
 
 @dataclass
-class BackwardConfig:
+class HighwayConfig:
     """How the gradient of the loss reaches the blocks."""
 
     method: str = "exact"
@@ -51,33 +51,33 @@ class BackwardConfig:
 
     log_cosine: bool = False
     """
-    Log the cosine between the highway's gradient and the exact one at every block's output (``backward/cosine``),
+    Log the cosine between the highway's gradient and the exact one at every block's output (``highway/cosine``),
     measured in the step before each logged one. Costs one exact backward of the blocks in such a step.
     """
 
     def validate(self) -> None:
         """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-        check_one_of("method", self.method, ("exact", "highway"), section="backward")
-        check_one_of("cut", self.cut, CUTS, section="backward")
-        check_number("iterations", self.iterations, at_least=-1, whole=True, section="backward")
-        check_number("tolerance", self.tolerance, at_least=0, below=1, section="backward")
-        check_number("exact_fraction", self.exact_fraction, at_least=0, at_most=1, section="backward")
+        check_one_of("method", self.method, ("exact", "highway"), section="highway")
+        check_one_of("cut", self.cut, CUTS, section="highway")
+        check_number("iterations", self.iterations, at_least=-1, whole=True, section="highway")
+        check_number("tolerance", self.tolerance, at_least=0, below=1, section="highway")
+        check_number("exact_fraction", self.exact_fraction, at_least=0, at_most=1, section="highway")
         for key in ("fit_gain", "tolerance"):
             if self.iterations == 0 and (value := getattr(self, key)):
                 shown = "true" if value is True else value
                 raise ValueError(
-                    f"[backward] {key} = {shown} with iterations = 0: no block computes the gradient of its input "
+                    f"[highway] {key} = {shown} with iterations = 0: no block computes the gradient of its input "
                     f"there, so there is nothing to read it from. Set iterations = 1 or more, or remove {key}"
                 )
         watched = {key: getattr(self, key) for key in ("fit_gain", "tolerance", "log_cosine")}
         if self.cut == "stage" and any(watched.values()):
             key = next(key for key, value in watched.items() if value)
             raise ValueError(
-                f'[backward] {key} with cut = "stage": no stage compares rounds. Remove {key}, or set cut = "block"'
+                f'[highway] {key} with cut = "stage": no stage compares rounds. Remove {key}, or set cut = "block"'
             )
         if self.cut == "branch" and (self.iterations != 0 or self.log_cosine):
             key, value = ("iterations", self.iterations) if self.iterations else ("log_cosine", "true")
             raise ValueError(
-                f'[backward] {key} = {value} with cut = "branch", which makes no input gradients of blocks. Set cut = '
+                f'[highway] {key} = {value} with cut = "branch", which makes no input gradients of blocks. Set cut = '
                 f'"block", or remove {key}'
             )

@@ -9,7 +9,7 @@ are and free the weights. So the weights are kept between the passes over one bl
 backpropagation's), a pass for the input alone finds nothing to reduce, and only the last pass of a microbatch is
 announced as the last one, which keeps what was gathered ahead.
 
-Modules that a run has frozen (``[modules]``): below the lowest block in which something learns no pass is made, as by
+Modules that a run has frozen (``[freezing]``): below the lowest block in which something learns no pass is made, as by
 backpropagation, and that block's own is the last of the microbatch. What is watched there repeats what was seen above.
 
 Embeddings that the head shares stand in one FSDP2 group with it, which has no hook at the embeddings' output. So their

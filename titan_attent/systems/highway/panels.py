@@ -5,22 +5,22 @@ from titan_attent.systems.system import Panel
 PANELS = (
     Panel(
         "backward: rounds, and input gradients a microbatch",
-        ("backward/iterations", "backward/vjps"),
-        labels=(("backward/vjps", "input gradients (right axis)"),),
-        right="backward/vjps",
+        ("highway/iterations", "highway/vjps"),
+        labels=(("highway/vjps", "input gradients (right axis)"),),
+        right="highway/vjps",
         from_zero=True,
         counts=True,
     ),
     Panel(
         "highway gradient: cosine with the exact one, last change",
-        ("backward/cosine", "backward/step_norm"),
-        labels=(("backward/step_norm", "last change (right axis)"),),
-        right="backward/step_norm",
+        ("highway/cosine", "highway/step_norm"),
+        labels=(("highway/step_norm", "last change (right axis)"),),
+        right="highway/step_norm",
     ),
     Panel(
         "highway: FLOPs saved so far, shares",
-        ("backward/saved_of_backward", "backward/saved_of_step"),
-        labels=(("backward/saved_of_backward", "of the backward pass"), ("backward/saved_of_step", "of a step")),
+        ("highway/saved_of_backward", "highway/saved_of_step"),
+        labels=(("highway/saved_of_backward", "of the backward pass"), ("highway/saved_of_step", "of a step")),
     ),
-    Panel("cosine with the exact gradient, by block", family="backward/cosine/"),
+    Panel("cosine with the exact gradient, by block", family="highway/cosine/"),
 )

@@ -7,29 +7,30 @@ Cost: that of the schedule. Nothing else happens in a step.
 from typing import Any
 
 from titan_attent.systems.highway import checks
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.highway.stagewise import HighwaySchedule, highway_schedule
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Run, System
 
 
 class HighwayStages(System):
-    """``[backward] cut = "stage"``. It has no state: its steps follow from the configuration."""
+    """``[highway] cut = "stage"``. It has no state: its steps follow from the configuration."""
 
-    name = "backward"
+    name = "highway"
+    former_name = "backward"
     needs = ("tokens", "residual blocks")
     off = 'method = "exact"'
 
     @classmethod
-    def is_on(cls, config: BackwardConfig) -> bool:
+    def is_on(cls, config: HighwayConfig) -> bool:
         return config.method == "highway" and config.cut == "stage"
 
     @classmethod
-    def check(cls, config: BackwardConfig, settings: RunSettings) -> None:
+    def check(cls, config: HighwayConfig, settings: RunSettings) -> None:
         config.validate()
         checks.check_stages(settings)
 
-    def __init__(self, run: Run, config: BackwardConfig):
+    def __init__(self, run: Run, config: HighwayConfig):
         super().__init__(run, config)
         steps = run.settings.steps
         self.last_cut_step = steps - round(config.exact_fraction * steps)
@@ -55,4 +56,4 @@ class HighwayStages(System):
         is_exact = self.run.step() > self.last_cut_step
         exact_rounds = max(0, self.run.settings.degrees.pipeline - 2)
         rounds = exact_rounds if is_exact else self.own.rounds
-        return {"backward/exact": float(is_exact), "backward/iterations": float(rounds)}
+        return {"highway/exact": float(is_exact), "highway/iterations": float(rounds)}

@@ -27,7 +27,7 @@ from torch import Tensor
 from titan_attent.systems.highway import checks
 from titan_attent.systems.highway.account import Account
 from titan_attent.systems.highway.branches import BranchCuts
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.highway.links import Cuts, tied_embeddings
 from titan_attent.systems.highway.panels import PANELS
 from titan_attent.systems.highway.sums import Sums, Watched, enough_rounds, fitted_gains, read
@@ -60,7 +60,8 @@ def several_passes() -> Iterator[None]:
 class Highway(System):
     """Its state: the number of rounds, the gains and what was saved, which are the same on all ranks."""
 
-    name = "backward"
+    name = "highway"
+    former_name = "backward"
     needs = ("tokens", "residual blocks")
     off = 'method = "exact"'
     keeps_state = True
@@ -68,17 +69,17 @@ class Highway(System):
     panels = PANELS
 
     @classmethod
-    def is_on(cls, config: BackwardConfig) -> bool:
+    def is_on(cls, config: HighwayConfig) -> bool:
         return config.method != "exact" and config.cut != "stage"
 
     @classmethod
-    def check(cls, config: BackwardConfig, settings: RunSettings) -> None:
+    def check(cls, config: HighwayConfig, settings: RunSettings) -> None:
         config.validate()
         checks.check_run(config, settings)
 
-    config: BackwardConfig
+    config: HighwayConfig
 
-    def __init__(self, run: Run, config: BackwardConfig):
+    def __init__(self, run: Run, config: HighwayConfig):
         super().__init__(run, config)
         (model,) = run.model_parts
         blocks = list(model.layers.children())  # type: ignore[union-attr]
@@ -220,7 +221,7 @@ class Highway(System):
             if cosines := self.watched.cosines:
                 found["cosine"] = sum(cosines) / len(cosines)
                 found |= {f"cosine/layer_{i}": cosine for i, cosine in enumerate(cosines)}
-        return {f"backward/{name}": value for name, value in found.items()}
+        return {f"highway/{name}": value for name, value in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         # An earlier checkpoint has no key but these two, and a number under the first.

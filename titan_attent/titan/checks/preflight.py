@@ -27,6 +27,7 @@ from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.systems.system import Facts, System
+from titan_attent.systems.system_list import RENAMED
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.value_checks import check_fit, check_flavor, check_values
@@ -78,6 +79,8 @@ def check_toml(path: str, *, module: str | None = None) -> dict[str, Any]:
     job = values.get("job")
     named = job.get("custom_config_module") if isinstance(job, dict) else None
     custom = sections_of(module or named or CUSTOM_CONFIG)
+    for former in RENAMED.keys() & values.keys() - {f.name for f in fields(custom)}:
+        raise ValueError(f"{path}: the section [{former}] is named [{RENAMED[former]}] now; rename it")
     _check_keys(values, ConfigManager._merge_configs(JobConfig, custom), where="", path=path)
     return values
 

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.systems.system_list import renamed
 from titan_attent.titan.checkpoint_folder import latest
 from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
@@ -127,7 +128,7 @@ def _check_excluded(excluded: set[str], *, known: set[str]) -> None:
 
 
 def _check_states(path: Path, metadata: Metadata, *, excluded: set[str], kept: set[str]) -> None:
-    there = {name.partition(".")[0] for name in metadata.state_dict_metadata}
+    there = {renamed(name, separator=".").partition(".")[0] for name in metadata.state_dict_metadata}
     for state in (*sorted({"dataloader", *kept}), *STOCK_STATES):
         if state not in there | excluded:
             raise ValueError(

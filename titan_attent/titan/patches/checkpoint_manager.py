@@ -27,6 +27,7 @@ from torchtitan.components.checkpoint import LR_SCHEDULER, OPTIMIZER, TRAIN_STAT
 from torchtitan.tools.logging import logger
 
 from titan_attent.foundations.sharding import is_first_rank
+from titan_attent.systems.system_list import RENAMED
 from titan_attent.titan.checkpoint_folder import checkpoint, go_back, latest, make_room, names, steps_in, to_purge
 from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.resumed_schedule import Settings
@@ -92,8 +93,8 @@ class Checkpoints(CheckpointManager):
                 state_dict = choose(checkpoint_id, state_dict)
             except ValueError as error:
                 fail(error)
-        if LEDGER in state_dict and not from_hf:
-            state_dict = with_earlier_ledger(state_dict, checkpoint_id)
+        if not from_hf:
+            state_dict = under_earlier_names(state_dict, checkpoint_id)
         try:
             super().dcp_load(state_dict, checkpoint_id, from_hf=from_hf, from_quantized=from_quantized)
         except CheckpointException as error:
@@ -129,11 +130,18 @@ class LedgerOfTeacher:
         self.ledger.load_state_dict(state[LEDGER])
 
 
-def with_earlier_ledger(states: dict[str, Any], path: str) -> dict[str, Any]:
-    """The states of a run that chooses no examples, with its ledger where the checkpoint ``path`` has it; without one
-    where it has none."""
+def under_earlier_names(states: dict[str, Any], path: str) -> dict[str, Any]:
+    """``states`` under the names that the checkpoint ``path``, perhaps of an earlier version, has them by."""
+    former = {name: old for old, name in RENAMED.items()}
+    if not states.keys() & {LEDGER, *former}:
+        return states
     there = read_metadata(path).state_dict_metadata
-    if f"{LEDGER}.wall_seconds" in there:
+    systems = {name.partition(".")[0] for name in there}
+    states = {
+        former[name] if name in former and name not in systems and former[name] in systems else name: state
+        for name, state in states.items()
+    }
+    if LEDGER not in states or f"{LEDGER}.wall_seconds" in there:
         return states
     others = {name: state for name, state in states.items() if name != LEDGER}
     if f"teacher.{LEDGER}.wall_seconds" not in there:

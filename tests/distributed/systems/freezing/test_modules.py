@@ -32,9 +32,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.writer import write_dataset
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History
-from titan_attent.systems.freezing.system import AdaptiveModules
+from titan_attent.systems.freezing.system import Freezing
 from titan_attent.systems.freezing.units import Unit, find_units
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.trainer import TeachingTrainer
@@ -44,19 +44,19 @@ COMMON: Settings = {
     "teacher.strategy": "uniform",
     "training.steps": STEPS,
     "checkpoint.interval": SAVED,
-    "modules.warmup_steps": 1,
-    "modules.interval": 1,
-    "modules.backward_share": 0.6,
-    "modules.smoothing": 0.0,
-    "modules.hysteresis": 0.0,
-    "modules.probe_groups": 3,
-    "modules.probe_examples": 2,
+    "freezing.warmup_steps": 1,
+    "freezing.interval": 1,
+    "freezing.backward_share": 0.6,
+    "freezing.smoothing": 0.0,
+    "freezing.hysteresis": 0.0,
+    "freezing.probe_groups": 3,
+    "freezing.probe_examples": 2,
 }
-HEADS: Settings = {"modules.heads": True}
-MAT: Settings = {"modules.policy": "mat"}
-PREFIX: Settings = {"modules.policy": "prefix"}
-DRAWN: Settings = {"modules.policy": "random", "modules.backward_share": 0.55}
-NORMS: Settings = {"modules.policy": "gradient_norm"}
+HEADS: Settings = {"freezing.heads": True}
+MAT: Settings = {"freezing.policy": "mat"}
+PREFIX: Settings = {"freezing.policy": "prefix"}
+DRAWN: Settings = {"freezing.policy": "random", "freezing.backward_share": 0.55}
+NORMS: Settings = {"freezing.policy": "gradient_norm"}
 TP: Settings = {"parallelism.tensor_parallel_degree": 2}
 EXPERTS: Settings = {"model.name": "qwen3_attent", "model.flavor": "moe of 2"}
 TWO_LAYERS: Settings = {"model.flavor": "cell of 2"}
@@ -75,7 +75,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "random": batch(4) | DRAWN,
         "norms": batch(4) | NORMS | {"activation_checkpoint.mode": "selective"},
         "TP": batch(8) | TP | PREFIX,
-        "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"modules.probe": "loss"},
+        "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"freezing.probe": "loss"},
         "experts": batch(4) | EXPERTS | MAT,
         "bfloat16": batch(4) | TWO_LAYERS | DRAWN | {"training.mixed_precision_param": "bfloat16"},
     },
@@ -84,7 +84,7 @@ CELLS: dict[int, dict[str, Settings]] = {
 }
 
 
-LAST_PART: Settings = batch(4) | DRAWN | {"modules.final_fraction": 0.4}
+LAST_PART: Settings = batch(4) | DRAWN | {"freezing.final_fraction": 0.4}
 
 
 def environment() -> None:
@@ -100,8 +100,8 @@ def trainer_of(settings: Settings, *, data: str, folder: str) -> TeachingTrainer
     return TeachingTrainer(config)
 
 
-def modules_of(trainer: TeachingTrainer) -> AdaptiveModules:
-    (system,) = (system for system in trainer.systems if isinstance(system, AdaptiveModules))
+def modules_of(trainer: TeachingTrainer) -> Freezing:
+    (system,) = (system for system in trainer.systems if isinstance(system, Freezing))
     return system
 
 
@@ -261,7 +261,7 @@ def test_heads_are_written_where_they_are_asked_for(
     assert all(rank["mat"]["steps"] for rank in worlds[2])
     (folder,) = tmp_path_factory.getbasetemp().glob("modules[0-9]")
     for name, asked in (("mat", True), ("norms", False)):
-        lines = (folder / "2" / name / "modules" / "decisions.jsonl").read_text().splitlines()
+        lines = (folder / "2" / name / "freezing" / "decisions.jsonl").read_text().splitlines()
         assert len(lines) == STEPS - 1
         for line in lines:
             heads = json.loads(line).get("heads", {})
@@ -301,7 +301,7 @@ def test_the_account(worlds: dict[int, list[dict[str, Any]]]) -> None:
     probe = forward + sum(inputs[kind] * number for kind, number in counts.items())
     assert run["account"]["probe_flops"] == pytest.approx((STEPS - 1) * 6 * probe)
     share = 1 - (saved["weight"] + saved["inputs"] - run["account"]["probe_flops"] / 8) / (STEPS * full_pass)
-    assert 1 - run["metrics"]["modules/saved_of_backward"] == pytest.approx(share)
+    assert 1 - run["metrics"]["freezing/saved_of_backward"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("first, second, name", [(2, 1, "random"), (1, 2, "mat"), (2, 3, "mat")])
@@ -331,7 +331,7 @@ def test_killed_and_resumed_is_uninterrupted(
 # -- what a run must not notice ---------------------------------------------------------------------------------------
 
 
-def any_choice(units: list[Unit], history: History, config: ModulesConfig) -> list[bool]:
+def any_choice(units: list[Unit], history: History, config: FreezingConfig) -> list[bool]:
     """Everything below some cut frozen, and some modules above it."""
     history.decisions += 1
     draw = random.Random(history.decisions)
@@ -347,7 +347,7 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
         batch(4)
         | TWO_LAYERS
         | {
-            "modules.policy": "mat",
+            "freezing.policy": "mat",
             "compile.enable": True,
             "compile.backend": "aot_eager",
             "validation.enable": True,
@@ -415,7 +415,7 @@ def synced(mesh: Any, data: str, folder: str, settings: Settings) -> Counter[str
 
 def off_and(mesh: Any, run: Callable[..., Any], policy: str, data: str, folder: str, settings: Settings) -> list[Any]:
     """What ``run`` finds without modules and with a policy, in one world."""
-    return [run(mesh, data, f"{folder}/{name}", settings | {"modules.policy": name}) for name in ("off", policy)]
+    return [run(mesh, data, f"{folder}/{name}", settings | {"freezing.policy": name}) for name in ("off", policy)]
 
 
 def test_no_host_sync_in_the_step(data: str, tmp_path: Path) -> None:

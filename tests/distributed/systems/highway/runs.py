@@ -24,14 +24,14 @@ COMMON: Settings = {
     "teacher.warmup_passes": 0,
     "teacher.initial_ratio": 1.0,
     "checkpoint.interval": 3,
-    "backward.exact_fraction": 0.0,
+    "highway.exact_fraction": 0.0,
     "training.max_norm": 1e9,
 }
 
 
 def highway(iterations: int, **more: Any) -> Settings:
     settings = {"method": "highway", "cut": "block", "iterations": iterations} | more
-    return {f"backward.{key}": value for key, value in settings.items()}
+    return {f"highway.{key}": value for key, value in settings.items()}
 
 
 def environment() -> None:

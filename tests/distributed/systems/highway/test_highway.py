@@ -126,7 +126,7 @@ def test_two_ranks_do_what_one_does(name: str, one_rank: dict[str, Any], two_ran
     found, expected = two_ranks[name], one_rank[name]
     assert farthest(found, expected) < 2e-3 < 0.1 < farthest(found, one_rank["exact"])
     for key, value in expected["logged"][-1].items():
-        if key.startswith("backward/"):
+        if key.startswith("highway/"):
             assert found["logged"][-1][key] == pytest.approx(value, rel=1e-4), key
     assert found["state"]["rounds"] == expected["state"]["rounds"]
     np.testing.assert_allclose(found["state"]["gains"], expected["state"]["gains"], rtol=1e-4)
@@ -151,18 +151,18 @@ def test_no_collective_more_than_backpropagation(two_ranks: dict[str, Any]) -> N
 
 
 def test_the_number_of_rounds_follows_the_tolerance(one_rank: dict[str, Any]) -> None:
-    adaptive, logged = one_rank["k = 3, adaptive"], [run["backward/iterations"] for run in one_rank["whole"]["logged"]]
+    adaptive, logged = one_rank["k = 3, adaptive"], [run["highway/iterations"] for run in one_rank["whole"]["logged"]]
     assert 1 <= adaptive["state"]["rounds"] <= 3
     assert logged[0] == 3 and logged[1:] == [one_rank["whole"]["state"]["rounds"]] * 3 and logged[1] < 3
 
 
 def test_cosines_are_logged(one_rank: dict[str, Any]) -> None:
     logged = one_rank["k = 2, fitted"]["logged"][-1]
-    cosines = [logged[f"backward/cosine/layer_{i}"] for i in range(NUM_BLOCKS)]
+    cosines = [logged[f"highway/cosine/layer_{i}"] for i in range(NUM_BLOCKS)]
     assert cosines[1:] == pytest.approx([1.0] * 3, abs=1e-5)  # of two rounds: the last block's and two below it
     assert 0.5 < cosines[0] < 0.999
-    assert logged["backward/cosine"] == pytest.approx(sum(cosines) / NUM_BLOCKS)
-    assert 0 < logged["backward/step_norm"] < 1 and logged["backward/exact"] == 0
+    assert logged["highway/cosine"] == pytest.approx(sum(cosines) / NUM_BLOCKS)
+    assert 0 < logged["highway/step_norm"] < 1 and logged["highway/exact"] == 0
 
 
 def test_a_resumed_run_on_other_ranks_equals_an_uninterrupted_one(
@@ -242,7 +242,7 @@ def test_off_leaves_no_trace(one_process: None, data: str, tmp_path: Path) -> No
     for name, settings in {"off": {}, "on": highway(0), "branch": BRANCH}.items():
         trainer = trainer_of(settings, data=data, folder=tmp_path / name)
         hooks[name] = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model_parts[0].modules()]
-        assert ("backward" in trainer.systems.states) == (name != "off")
+        assert ("highway" in trainer.systems.states) == (name != "off")
         trainer.close()
         left = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model_parts[0].modules())
         assert left == sum(hooks["off"])

@@ -1,4 +1,4 @@
-"""``[backward] cut = "stage"`` in the real trainer: exact with P - 2 rounds, and in the last part of a run."""
+"""``[highway] cut = "stage"`` in the real trainer: exact with P - 2 rounds, and in the last part of a run."""
 
 import os
 from typing import Any
@@ -27,13 +27,13 @@ PIPELINE: Settings = {
     "validation.local_batch_size": 8,
     "validation.steps": 2,
 }
-STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "backward.exact_fraction": 0.0}
+STAGES: Settings = {"highway.method": "highway", "highway.cut": "stage", "highway.exact_fraction": 0.0}
 CELLS: dict[str, Settings] = {
     "exact": {},
-    "two rounds": STAGES | {"backward.iterations": 2},
-    "all rounds": STAGES | {"backward.iterations": -1},
+    "two rounds": STAGES | {"highway.iterations": 2},
+    "all rounds": STAGES | {"highway.iterations": -1},
     "no round": STAGES,
-    "no round, exact from step 2 on": STAGES | {"backward.exact_fraction": 0.67},
+    "no round, exact from step 2 on": STAGES | {"highway.exact_fraction": 0.67},
 }
 
 
@@ -54,7 +54,7 @@ def train(mesh: Any, data: str, folder: str) -> dict[str, dict[str, Any]]:
                 trainer.train_step(batches)
                 parameters = dict(trainer.model_parts[0].named_parameters())
                 gradients.append({plain_name(key): full(value.grad) for key, value in parameters.items()})
-                rounds.append(logged[-1].get("backward/iterations"))
+                rounds.append(logged[-1].get("highway/iterations"))
             trainer.validator.validate(trainer.model_parts, trainer.step)
             found[name] = {
                 "gradients": gradients,

@@ -1,4 +1,4 @@
-"""What ``[modules]`` refuses before a run."""
+"""What ``[freezing]`` refuses before a run."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from distributed.parallel_world import config_of
 
-from titan_attent.systems.freezing.system import AdaptiveModules
+from titan_attent.systems.freezing.system import Freezing
 from titan_attent.titan.settings import settings_of
 
 
 def check(settings: dict[str, Any], num_examples: int = 100) -> None:
-    config = config_of({"modules.policy": "mat", "modules.warmup_steps": 1} | settings, data="", folder="")
-    AdaptiveModules.check(config.modules, settings_of(config))
-    AdaptiveModules.check_data(config.modules, SimpleNamespace(dataset=range(num_examples)))  # type: ignore[arg-type]
+    config = config_of({"freezing.policy": "mat", "freezing.warmup_steps": 1} | settings, data="", folder="")
+    Freezing.check(config.freezing, settings_of(config))
+    Freezing.check_data(config.freezing, SimpleNamespace(dataset=range(num_examples)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -28,24 +28,24 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
         ),
         ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # of four processes
         ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
-        ({"modules.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
-        ({"modules.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
-        ({"modules.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
-        ({"modules.probe": "fisher"}, "probe = 'fisher' is unknown"),
+        ({"freezing.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
+        ({"freezing.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
+        ({"freezing.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
+        ({"freezing.probe": "fisher"}, "probe = 'fisher' is unknown"),
     ],
 )
 def test_refused(settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=said) as caught:
         check(settings)
-    assert str(caught.value).startswith("[modules] ")
+    assert str(caught.value).startswith("[freezing] ")
 
 
 def test_granted() -> None:
     check({})
-    check({"modules.policy": "random", "modules.probe_groups": 26})  # probes nothing
+    check({"freezing.policy": "random", "freezing.probe_groups": 26})  # probes nothing
     check({"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 2})
 
 
 def test_off_by_default() -> None:
-    assert not AdaptiveModules.is_on(config_of({}, data="", folder="").modules)
+    assert not Freezing.is_on(config_of({}, data="", folder="").freezing)

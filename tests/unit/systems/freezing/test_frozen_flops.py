@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
 
@@ -30,7 +30,9 @@ def test_below_the_cut_nothing_is_computed(cell: str, share: float, monkeypatch:
     monkeypatch.setattr(ScaledDotProductAttentionWrapper, "sdpa_backends", [SDPBackend.MATH])
     model: Any = plain_model({"training.seq_len": SEQ_LEN, **CELLS[cell]})
     units = find_units(model, seq_len=SEQ_LEN)
-    active = decide(units, History(active=[True] * len(units)), ModulesConfig(policy="truncated", backward_share=share))
+    active = decide(
+        units, History(active=[True] * len(units)), FreezingConfig(policy="truncated", backward_share=share)
+    )
     assert not active[0] and active[-1]
     for unit, on in zip(units, active, strict=True):
         for parameter in unit.parameters:

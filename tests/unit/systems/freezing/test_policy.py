@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from titan_attent.systems.freezing.config import ModulesConfig
+from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide, relative
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
@@ -30,8 +30,8 @@ VALUES = [5.0, 1.0, 30.0, 4.0, 10.0, 2.0, 40.0, 3.0, 20.0, 7.0]
 """Attention 1, 4, 2, 3; feed-forward 30, 10, 40, 20."""
 
 
-def config(**values: Any) -> ModulesConfig:
-    made = ModulesConfig(**{"policy": "mat", "smoothing": 0.0, "hysteresis": 0.0} | values)
+def config(**values: Any) -> FreezingConfig:
+    made = FreezingConfig(**{"policy": "mat", "smoothing": 0.0, "hysteresis": 0.0} | values)
     made.validate()
     return made
 
@@ -236,5 +236,5 @@ def test_shuffled_eigenvalues_keep_the_layout() -> None:
 )
 def test_values_out_of_range(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as caught:
-        ModulesConfig(**values).validate()
-    assert str(caught.value).startswith("[modules] ") and said in str(caught.value)
+        FreezingConfig(**values).validate()
+    assert str(caught.value).startswith("[freezing] ") and said in str(caught.value)

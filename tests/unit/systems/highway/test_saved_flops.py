@@ -137,7 +137,7 @@ class Made:
     """A system whose steps are counted, without a trainer."""
 
     def __init__(self, **settings: Any):
-        keys = {f"backward.{key}": value for key, value in ({"method": "highway"} | settings).items()}
+        keys = {f"highway.{key}": value for key, value in ({"method": "highway"} | settings).items()}
         config = config_of({"training.steps": 8, "training.seq_len": SEQ_LEN} | keys, data="", folder="")
         self.at = 0
         model = model_of()
@@ -148,7 +148,7 @@ class Made:
             step=lambda: self.at,
             mesh=lambda _: None,
         )
-        self.system = Highway(run, config.backward)
+        self.system = Highway(run, config.highway)
 
     def steps(self, last: int) -> dict[str, float]:
         while self.at < last:
@@ -160,15 +160,15 @@ class Made:
 @pytest.mark.parametrize("settings", [{"cut": "branch"}, {"cut": "block", "iterations": 1}], ids=["branch", "k = 1"])
 def test_the_scalars_and_a_resumed_run(settings: dict[str, Any]) -> None:
     whole, first = Made(**settings), Made(**settings)
-    one = whole.steps(1)["backward/saved_of_backward"]
+    one = whole.steps(1)["highway/saved_of_backward"]
     assert one > 0 if settings["cut"] == "branch" else one < 0
-    assert whole.steps(6)["backward/saved_of_backward"] == pytest.approx(one)
-    assert whole.steps(8)["backward/saved_of_backward"] == pytest.approx(0.75 * one)  # the last quarter is exact
+    assert whole.steps(6)["highway/saved_of_backward"] == pytest.approx(one)
+    assert whole.steps(8)["highway/saved_of_backward"] == pytest.approx(0.75 * one)  # the last quarter is exact
     first.steps(5)
     resumed = Made(**settings)
     resumed.system.load_state_dict(first.system.state_dict())
     resumed.at = 5
-    for tag in ("backward/saved_of_backward", "backward/saved_of_step"):
+    for tag in ("highway/saved_of_backward", "highway/saved_of_step"):
         assert resumed.steps(8)[tag] == whole.steps(8)[tag] != 0
 
 
@@ -181,13 +181,13 @@ def test_a_checkpoint_of_before_loads() -> None:
 
 def test_the_state_has_the_keys_that_earlier_checkpoints_have(tmp_path: Path) -> None:
     """torch asks a checkpoint for every key of the state that it is loaded into."""
-    earlier = {"backward": {"rounds": 2, "gains": torch.full((NUM_BLOCKS,), 1.5)}}
+    earlier = {"highway": {"rounds": 2, "gains": torch.full((NUM_BLOCKS,), 1.5)}}
     dcp.save(earlier, checkpoint_id=tmp_path / "earlier", no_dist=True)
     made = Made(cut="block", iterations=3, tolerance=0.3)
-    dcp.load({"backward": made.system}, checkpoint_id=tmp_path / "earlier", no_dist=True)
+    dcp.load({"highway": made.system}, checkpoint_id=tmp_path / "earlier", no_dist=True)
     assert made.system.rounds == 2 and made.system.gains.tolist() == [1.5] * NUM_BLOCKS
     made.steps(3)
-    dcp.save({"backward": made.system}, checkpoint_id=tmp_path / "now", no_dist=True)
+    dcp.save({"highway": made.system}, checkpoint_id=tmp_path / "now", no_dist=True)
     again = Made(cut="block", iterations=3, tolerance=0.3)
-    dcp.load({"backward": again.system}, checkpoint_id=tmp_path / "now", no_dist=True)
+    dcp.load({"highway": again.system}, checkpoint_id=tmp_path / "now", no_dist=True)
     assert again.system.account.counts == made.system.account.counts and again.system.rounds == 2

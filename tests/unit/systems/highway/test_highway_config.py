@@ -1,4 +1,4 @@
-"""[backward]: every value out of range, and every run that it cannot be part of, is refused with the mend."""
+"""[highway]: every value out of range, and every run that it cannot be part of, is refused with the mend."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from distributed.parallel_world import Settings, config_of
 
 from titan_attent.systems.highway.checks import rounds
-from titan_attent.systems.highway.config import BackwardConfig
+from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
 from titan_attent.systems.system import System
@@ -16,7 +16,7 @@ from titan_attent.titan.settings import settings_of
 
 def check(system: type[System], settings: Settings) -> None:
     config = config_of(settings, data="", folder="")
-    system.check(config.backward, settings_of(config))
+    system.check(config.highway, settings_of(config))
 
 
 OUT_OF_RANGE = [
@@ -35,23 +35,23 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(("key", "value", "hint"), OUT_OF_RANGE)
 def test_a_value_out_of_range(key: str, value: Any, hint: str) -> None:
-    config = BackwardConfig(**{"method": "highway", "iterations": 1, "cut": "block", key: value})
-    with pytest.raises(ValueError, match=re.escape(f"[backward] {key} = {value!r}") + ".*" + re.escape(hint)):
+    config = HighwayConfig(**{"method": "highway", "iterations": 1, "cut": "block", key: value})
+    with pytest.raises(ValueError, match=re.escape(f"[highway] {key} = {value!r}") + ".*" + re.escape(hint)):
         config.validate()
 
 
 @pytest.mark.parametrize(("key", "value"), [("fit_gain", True), ("tolerance", 0.1)])
 def test_what_needs_input_gradients(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"\[backward\] {key} = .* with iterations = 0.*Set iterations = 1"):
-        BackwardConfig(method="highway", **{key: value}).validate()
-    BackwardConfig(method="highway", cut="block", iterations=1, **{key: value}).validate()
-    BackwardConfig(method="highway", cut="block", iterations=-1, **{key: value}).validate()
+    with pytest.raises(ValueError, match=rf"\[highway\] {key} = .* with iterations = 0.*Set iterations = 1"):
+        HighwayConfig(method="highway", **{key: value}).validate()
+    HighwayConfig(method="highway", cut="block", iterations=1, **{key: value}).validate()
+    HighwayConfig(method="highway", cut="block", iterations=-1, **{key: value}).validate()
 
 
 @pytest.mark.parametrize(("key", "value"), [("iterations", 1), ("iterations", -1), ("log_cosine", True)])
 def test_what_branches_cannot_do(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf'\[backward\] {key} = .* with cut = "branch".*Set cut = "block"'):
-        BackwardConfig(method="highway", **{key: value}).validate()
+    with pytest.raises(ValueError, match=rf'\[highway\] {key} = .* with cut = "branch".*Set cut = "block"'):
+        HighwayConfig(method="highway", **{key: value}).validate()
 
 
 REFUSED: list[tuple[Settings, str]] = [
@@ -73,20 +73,20 @@ REFUSED: list[tuple[Settings, str]] = [
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    on: Settings = {"backward.method": "highway"}
+    on: Settings = {"highway.method": "highway"}
     check(Highway, on)
     with pytest.raises(ValueError, match=message):
         check(Highway, on | settings)
 
 
-STAGES: Settings = {"backward.method": "highway", "backward.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
+STAGES: Settings = {"highway.method": "highway", "highway.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
 REFUSED_STAGES: list[tuple[Settings, str]] = [
     ({"parallelism.pipeline_parallel_degree": 1}, 'there is no stage. Set cut = "block" or "branch"'),
     ({"parallelism.pipeline_parallel_schedule": "ZBVZeroBubble"}, "one stage a rank. Use one of 1F1B, GPipe"),
     ({"compile.enable": True}, "a compiled stage does not tell"),
     ({"optimizer.early_step_in_backward": True}, "early_step_in_backward"),
-    ({"backward.log_cosine": True}, 'log_cosine with cut = "stage": no stage compares rounds'),
-    ({"backward.tolerance": 0.1, "backward.iterations": 1}, 'tolerance with cut = "stage"'),
+    ({"highway.log_cosine": True}, 'log_cosine with cut = "stage": no stage compares rounds'),
+    ({"highway.tolerance": 0.1, "highway.iterations": 1}, 'tolerance with cut = "stage"'),
 ]
 
 
@@ -100,9 +100,9 @@ def test_what_is_refused_between_stages(settings: Settings, message: str, monkey
 
 
 def test_one_of_the_two_systems_is_on() -> None:
-    for settings, on in (({}, []), ({"backward.method": "highway"}, [Highway]), (STAGES, [HighwayStages])):
+    for settings, on in (({}, []), ({"highway.method": "highway"}, [Highway]), (STAGES, [HighwayStages])):
         config = config_of(settings, data="", folder="")
-        assert [system for system in (Highway, HighwayStages) if system.is_on(config.backward)] == on
+        assert [system for system in (Highway, HighwayStages) if system.is_on(config.highway)] == on
 
 
 @pytest.mark.parametrize("shard", [-1, 2])
@@ -110,15 +110,15 @@ def test_sharded_copies_are_not_ddp(shard: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "4")
     degrees = {"data_parallel_replicate_degree": 2, "data_parallel_shard_degree": shard}
     settings = {f"parallelism.{name}": value for name, value in degrees.items()}
-    check(Highway, {"backward.method": "highway"} | settings)
+    check(Highway, {"highway.method": "highway"} | settings)
 
 
 def test_rounds_of_a_model() -> None:
-    assert [rounds(BackwardConfig(iterations=k), 4) for k in (-1, 0, 3, 4)] == [4, 0, 3, 4]
+    assert [rounds(HighwayConfig(iterations=k), 4) for k in (-1, 0, 3, 4)] == [4, 0, 3, 4]
     with pytest.raises(ValueError, match=r"iterations = 5 with a model of 4 blocks.*-1"):
-        rounds(BackwardConfig(iterations=5), 4)
+        rounds(HighwayConfig(iterations=5), 4)
 
 
 def test_it_is_off_by_default() -> None:
-    assert not Highway.is_on(BackwardConfig())
-    assert Highway.is_on(BackwardConfig(method="higway")), "a slip would train by backpropagation without a word"
+    assert not Highway.is_on(HighwayConfig())
+    assert Highway.is_on(HighwayConfig(method="higway")), "a slip would train by backpropagation without a word"

@@ -1,0 +1,83 @@
+"""States whose names or places changed, in checkpoints of today and of before (checkpoint_manager.py)."""
+
+from pathlib import Path
+from typing import Any
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import pytest
+import torch.distributed.checkpoint as dcp
+
+from titan_attent.foundations.ledger import Ledger
+from titan_attent.titan.checks.preflight import check_toml
+from titan_attent.titan.launch import parse
+from titan_attent.titan.loader import check_geometry
+from titan_attent.titan.patches.checkpoint_manager import under_earlier_names
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def ledger(accounts: tuple[Any, ...] = ()) -> Ledger:
+    return Ledger(batch_size=4, tokens_per_example=1, accounts=accounts)
+
+
+def saved(states: dict[str, Any], folder: Path) -> str:
+    dcp.save(states, checkpoint_id=folder, no_dist=True)
+    return str(folder)
+
+
+def loaded(path: str) -> Ledger:
+    fresh = ledger()
+    dcp.load(under_earlier_names({"ledger": fresh}, path), checkpoint_id=path, no_dist=True)
+    return fresh
+
+
+def test_todays(tmp_path: Path) -> None:
+    of_run = ledger()
+    of_run.batch_served(covered_per_trained=1.0)
+    assert loaded(saved({"ledger": of_run}, tmp_path / "step-1")).examples_trained == 4
+
+
+def test_that_of_an_earlier_version_beside_a_teacher(tmp_path: Path) -> None:
+    of_run = Ledger(batch_size=4, tokens_per_example=1)  # with the accounts of a teacher
+    for _ in range(3):
+        of_run.batch_served(covered_per_trained=1.0)
+    earlier = {"teacher": {"ledger": of_run.state_dict(), "position": {"round": 0}}}
+    found = loaded(saved(earlier, tmp_path / "step-1"))
+    assert found.examples_trained == 12 and set(found.seconds) == {"load", "train", "save", "validate"}
+
+
+def test_without_one_the_run_counts_anew(tmp_path: Path) -> None:
+    assert loaded(saved({"train_state": {"step": 3}}, tmp_path / "step-1")).examples_trained == 0
+
+
+class Kept:
+    def __init__(self, value: int):
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@pytest.mark.parametrize("name", ["freezing", "modules"])
+def test_a_system_that_had_another_name(name: str, tmp_path: Path) -> None:
+    path, system = saved({name: Kept(7), "train_state": {"step": 3}}, tmp_path / "step-3"), Kept(0)
+    dcp.load(under_earlier_names({"freezing": system}, path), checkpoint_id=path, no_dist=True)
+    assert system.value == 7
+
+
+def test_an_identity_of_an_earlier_version_is_todays() -> None:
+    check_geometry({"modules.seed": 3, "data.seed": 0}, {"freezing.seed": 3, "data.seed": 0}, where="it")
+    with pytest.raises(ValueError, match="freezing.seed is 4 now and 3 there"):
+        check_geometry({"modules.seed": 3}, {"freezing.seed": 4}, where="it")
+
+
+def test_sections_that_had_another_name_are_refused_with_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[modules]\npolicy = "mat"\n')
+    with pytest.raises(ValueError, match=r"the section \[modules\] is named \[freezing\] now; rename it"):
+        check_toml(str(tmp_path / "a.toml"))
+    with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] is named \[highway\] now"):
+        parse(["--backward.method", "highway"])
