@@ -16,6 +16,9 @@ from titan_attent.report.costs import Costs
 from titan_attent.report.runs import ACCURACY, SPEED, RunScalars
 from titan_attent.report.saving import LOSS, TOP1, final, reach
 from titan_attent.report.summary import conclusion, summarize
+from titan_attent.systems.freezing.system import Freezing
+from titan_attent.systems.highway.system import Highway
+from titan_attent.systems.system import System
 
 Curve = Callable[[float], float]
 
@@ -114,8 +117,9 @@ def test_scorers_are_charged() -> None:
     assert told(compare(a, paced, LOSS), "seconds") == pytest.approx(-10.0, abs=0.5)
 
 
-def test_what_freezing_saved_is_taken_off() -> None:
-    run = made("a", **{"freezing/saved_of_step": lambda s: 0.25})
+@pytest.mark.parametrize("system", [Freezing, Highway])
+def test_what_a_cheaper_step_saved_is_taken_off(system: type[System]) -> None:
+    run = made("a", **{f"{system.name}/saved_of_step": lambda s: 0.25})
     assert Costs(run).charged_tokens(1000) == pytest.approx(0.75e6)
 
 
