@@ -1,4 +1,4 @@
-"""The TOML sections this package adds beside torchtitan's own, each a dataclass in the room that it is about.
+"""The TOML sections this package adds beside torchtitan's own, each a dataclass in the package that it is about.
 
 Named by ``job.custom_config_module = "titan_attent.job_config"`` and merged by torchtitan's ConfigManager. Neither
 this module nor the modules of the sections may use ``from __future__ import annotations``: with string annotations
