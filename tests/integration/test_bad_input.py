@@ -179,7 +179,9 @@ def test_unread_data_settings_are_named(config: Path, caplog: pytest.LogCaptureF
 
 
 def test_command_line_reports_once_and_fails(config: Path) -> None:
-    result = launch("--job.config_file", str(config), "--teacher.strategy", "sofd", launcher="torchrun")
+    """By torchrun itself, with one process; several are forked in the next test."""
+    args = ("--job.config_file", str(config), "--teacher.strategy", "sofd")
+    result = launch(*args, num_processes=1, launcher="torchrun")
     assert result.returncode != 0
     assert (result.stdout + result.stderr).count("titan_attent: error: ") == 1
     assert "[teacher] strategy = 'sofd' is unknown: use one of" in result.stderr
@@ -207,7 +209,7 @@ def test_the_first_rank_reports_however_late_it_is(config: Path, args: tuple[str
 
 def test_foreign_checkpoints_are_refused(config: Path, data: dict[str, Path], tmp_path: Path) -> None:
     args = ["--checkpoint.enable", "--training.steps", "2"]
-    run("--job.config_file", str(config), *args)
+    run("--job.config_file", str(config), *args, num_processes=1)
     check(config, *args)  # the same run resumes
     with refuses("checkpoint/step-2", "training.seq_len is 32 now and 256 there", "another job.dump_folder"):
         check(config, *args, "--training.seq_len", "32")
@@ -228,6 +230,7 @@ def test_foreign_checkpoints_are_refused(config: Path, data: dict[str, Path], tm
         "--checkpoint.last_save_model_only",
         "--job.dump_folder",
         str(model_only),
+        num_processes=1,
     )
     with refuses("step-2 holds no (teacher|dataloader) state", "last_save_model_only", "exclude_from_loading"):
         check(config, *args, "--job.dump_folder", str(model_only))
