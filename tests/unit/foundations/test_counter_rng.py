@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import chi_square, chi_square_critical
 
+from titan_attent.foundations import counter_rng
 from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, permute, stream, uniform
 
 MASK = (1 << 64) - 1
@@ -158,6 +159,18 @@ def test_an_image_depends_on_its_position_alone():
     assert permute(tensor([]), size, key).shape == (0,)
 
 
+def as_on_a_device() -> Any:
+    return mock.patch.object(counter_rng, "_walk_on_host", counter_rng._walk_on_device)
+
+
+@pytest.mark.parametrize("size", [7, 16, 17, 64, 101, 1000, 2**20 + 1, 2**62])
+def test_a_device_permutes_as_the_host_does(size):
+    positions, key = spread(size, num=1000), derive_key(6)
+    with as_on_a_device():
+        expected = permute(positions, size, key)
+    assert torch.equal(permute(positions, size, key), expected)
+
+
 @pytest.mark.parametrize("size", [2**20, 2**20 + 1, 3 * 2**20])
 def test_a_permutation_looks_seldom_at_how_many_walk_on(size):
     """A look is a host sync: the longest walk of 2^20 takes some 55 steps where three in four images are outside."""
@@ -167,7 +180,7 @@ def test_a_permutation_looks_seldom_at_how_many_walk_on(size):
         stock = getattr(torch.Tensor, name)
         return mock.patch.object(torch.Tensor, name, lambda x: looks.append(name) or stock(x))
 
-    with counted("nonzero"), counted("__bool__"):
+    with counted("nonzero"), counted("__bool__"), as_on_a_device():
         permute(torch.arange(1 << 20), size, derive_key(3))
     assert len(looks) <= (1 if size == 2**20 else 18)
 
