@@ -125,7 +125,6 @@ class Run(Facts):
         rank, num_ranks, microbatches: place in the ``batch`` mesh; gradient accumulation steps.
         copies: (mesh, rank) of each mesh dimension beside ``batch``: its ranks train the same examples, and what the
             named local rank sees of them counts; on a pipeline's that is the one with the last stage.
-        vocabulary_is_cut: whether logits come as DTensors that are cut along the vocabulary.
         ledger, reader: where the time of the training thread goes; the reader threads.
         step: the number of the training step under way, or done last.
         served: (pass, global batch in it) whose examples the loader handed out last.
@@ -146,7 +145,6 @@ class Run(Facts):
     num_ranks: int
     microbatches: int
     copies: Sequence[tuple[DeviceMesh, int]]
-    vocabulary_is_cut: bool
     ledger: Ledger
     reader: Reader
     step: Callable[[], int]

@@ -106,7 +106,6 @@ class TeachingTrainer(Trainer):
             num_ranks=self.loader.dp_world_size,
             microbatches=self.loader.microbatches,
             copies=copies_of(dims, self.pp_schedule if dims.pp_enabled else None),
-            vocabulary_is_cut=dims.tp_enabled and not job_config.parallelism.disable_loss_parallel,
             ledger=self.ledger,
             reader=self.loader.reader,
             step=lambda: self.step,

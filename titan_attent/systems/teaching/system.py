@@ -114,7 +114,7 @@ class Teaching(System):
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )
         self.weighted_loss = run.build_example_loss(
-            vocabulary_is_cut=run.vocabulary_is_cut,
+            vocabulary_is_cut=settings.cuts_vocabulary,
             num_chunks=config.loss_chunks,
             compile_loss=settings.compiles_loss,
             with_gradient=self.with_gradient,
