@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.train import Trainer
 
+from titan_attent.systems.teaching.system import Teaching
 from titan_attent.titan.trainer import TeachingTrainer
 
 SYNCS = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
@@ -62,7 +63,8 @@ class CountSyncs(TorchDispatchMode):
 def from_forward_to_optimizer(trainer: Trainer, syncs: CountSyncs) -> Iterator[None]:
     """``syncs`` is active from the first microbatch's forward to the optimizer's step, and in what follows a step."""
     forward, optimize = trainer.forward_backward_step, trainer.optimizers.step
-    teaching = next(iter(trainer.systems), None) if isinstance(trainer, TeachingTrainer) else None
+    systems = trainer.systems if isinstance(trainer, TeachingTrainer) else ()
+    teaching = next((system for system in systems if isinstance(system, Teaching)), None)
     after = None if teaching is None else teaching.after_step
     active = False
 

@@ -21,6 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.text import __main__ as text_command
 from titan_attent.data.text import encode, format, writer
 from titan_attent.data.text.__main__ import main
 from titan_attent.data.text.documents import START, Document, read_documents
@@ -823,6 +824,6 @@ def test_interrupt_says_how_to_go_on(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "write_dataset", interrupt)
+    monkeypatch.setattr(text_command, "write_dataset", interrupt)
     assert main(["a.jsonl", "--output", str(tmp_path / "out"), "--tokenizer", "gpt2"]) == 130
     assert "the same command resumes" in capsys.readouterr().err

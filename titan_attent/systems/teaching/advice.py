@@ -80,7 +80,7 @@ def warn_of_unread_keys(config: TeacherConfig) -> None:
 
 def keys_without_a_rule(config: TeacherConfig) -> list[str]:
     """Those that ask for a choice of examples, where none is made: set in the TOML, and the strategy left out."""
-    keys = ("importance", "reference_path", "amateur_path", "scoring", "pool_size", "ratio_schedule", "shadow")
+    keys = ("importance", "reference_path", "amateur_path", "scoring", "pool_size", "ratio_schedule")
     before = TeacherConfig()
     return [f"teacher.{key}" for key in keys if getattr(config, key) != getattr(before, key)]
 

@@ -2,7 +2,7 @@
 
 ``apply_patches()`` is called where titan_attent.titan is imported, before anything of torchtitan is, and with a family
 where its model's parts are put together. A patch is applied once in a process, whoever asks. When a version is
-installed that a patch was not written for, tests/unit/titan/test_patches.py fails and names it.
+installed that a patch was not written for, tests/unit/titan/test_patch_registry.py fails and names it.
 """
 
 from collections.abc import Callable

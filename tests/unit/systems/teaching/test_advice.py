@@ -12,6 +12,7 @@ from titan_attent.systems.teaching import advice
 from titan_attent.systems.teaching.advice import MIXED, log_plan, risk_of, warn_of_mixed_windows
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.schedule import Plan
+from titan_attent.systems.teaching.system import Teaching
 
 HARD = {"strategy": "hard"}
 AMATEUR, EXPERT = {"amateur_path": "a"}, {"reference_path": "e"}
@@ -56,16 +57,14 @@ def test_what_a_rule_risks(
         ({}, None),
         ({"strategy": "uniform", "seed": 3, "trace": True}, None),
         (DIFFERENCE, "not read are teacher.importance, teacher.reference_path, teacher.amateur_path. To teach, name"),
-        ({"shadow": True}, "not read is teacher.shadow."),
+        ({"pool_size": 64}, "not read is teacher.pool_size."),
         ({"importance": "loss"} | HARD, None),
     ],
 )
 def test_a_rule_without_a_strategy_is_told(
     settings: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = TeacherConfig(**settings)
-    plan = Plan(config, steps_of_full_pass=10, total_steps=100)
-    log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
+    Teaching.check_values(TeacherConfig(**settings))
     told = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
     assert told == [] if said is None else said in told[0]
 
