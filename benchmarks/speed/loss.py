@@ -7,7 +7,8 @@ Part "head":   bf16 hidden states -> output layer -> loss -> gradients of hidden
 
 Each variant runs forward and backward; logits are made anew, untimed, before each call. "MiB" is the peak of what the
 call allocates; for the part "logits" the logits themselves are counted too, as they are live at that moment in a step.
-Weights are not all 1 and a tenth of the labels is ignored. Ratios are to torchtitan's compiled loss, or its head.
+A tenth of the labels is ignored. Weights are not all 1, except in "packed", which has four examples per row. Ratios are
+to torchtitan's compiled loss, or its head.
 """
 
 import argparse
@@ -66,6 +67,9 @@ def part_logits(args: argparse.Namespace, labels: Tensor, weights: Tensor) -> li
         options: dict[str, Any] = {"compile_loss": compile_loss, "with_gradient": with_gradient}
         ours = build_chunked_loss(num_chunks=args.chunks, **options) if chunked else build_weighted_loss(**options)
         losses[name] = lambda z, ours=ours: ours(z, labels, weights).weighted_sum  # type: ignore[misc]
+    index = torch.arange(labels.numel(), device=args.device).view_as(labels) // (labels.shape[1] // 4)
+    packed, ones = build_weighted_loss(compile_loss=True), torch.ones(int(index.max()) + 1, device=args.device)
+    losses["ours packed, compiled"] = lambda z: packed(z, labels, ones, example_index=index).weighted_sum
     variants = {name: step(loss) for name, loss in losses.items()}
     return compare(args, variants, before=refresh, base=source.nbytes, part="logits")
 

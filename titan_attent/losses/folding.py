@@ -13,7 +13,7 @@ on values.
 Shapes: B rows, L tokens per row, T tokens, N examples; N = B without an index.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,34 @@ def fold(values: Tensor, example_index: Tensor | None, *, num_examples: int) -> 
     """
     if example_index is None:
         return values.sum(dim=1, dtype=torch.float32)
-    values = values.double()
-    plain = values.detach()
-    values = values + ((plain / _UNIT).round() * _UNIT - plain)  # the gradient is that of the unrounded value
-    # Not index_add, whose compiled form on CPU adds in an order that depends on the threads.
-    return values.new_zeros(num_examples).scatter_add(0, example_index.flatten(), values.flatten()).float()
+    return _Fold.apply(values, example_index, num_examples)
+
+
+@torch.library.custom_op("titan_attent::of_tokens", mutates_args=())
+def _of_tokens(values_N: Tensor, example_index: Tensor) -> Tensor:
+    """The value of each token's example. Opaque to a compiler, which would look it up again for every logit."""
+    return values_N[example_index]
+
+
+@_of_tokens.register_fake
+def _(values_N: Tensor, example_index: Tensor) -> Tensor:
+    return values_N.new_empty(example_index.shape)
+
+
+class _Fold(torch.autograd.Function):
+    """(values, index, N) -> fp32 [N]; its backward pass has no fp64."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, example_index: Tensor, num_examples: int) -> Tensor:
+        ctx.save_for_backward(example_index)
+        exact = (values.double() / _UNIT).round() * _UNIT
+        # Not index_add, whose compiled form on CPU adds in an order that depends on the threads.
+        return exact.new_zeros(num_examples).scatter_add(0, example_index.flatten(), exact.flatten()).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        (example_index,) = ctx.saved_tensors
+        return _of_tokens(grad_N, example_index), None, None
 
 
 def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: int | None) -> int:
