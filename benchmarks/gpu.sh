@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The checks and speed benchmarks on GPUs, in under 10 minutes, without a network: tables on stdout, JSON in a folder.
+# The tests of tests/gpu and the speed benchmarks on GPUs, in under 10 minutes, without a network: tables on stdout, their
+# JSON in a folder.
 #
 #   bash benchmarks/gpu.sh [FOLDER]                     # default: $OUT, or outputs/gpu
-#   DEVICE=cpu bash benchmarks/gpu.sh [FOLDER]          # rehearsal of the checks on two gloo processes, no tables
+#   DEVICE=cpu bash benchmarks/gpu.sh [FOLDER]          # rehearsal of the tests on two gloo processes, no tables
 #
 # A failed part does not keep the others from running; the script then ends with exit code 1. PYTHON names the interpreter.
 #
@@ -17,22 +18,26 @@ cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
 folder=${1:-${OUT:-outputs/gpu}}
 mkdir -p "$folder"
-export PYTHONPATH=$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export DEVICE PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 PYTHON=${PYTHON:-python3}
 if ! "$PYTHON" -c 'import torchtitan' 2> /dev/null && [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m venv --system-site-packages "$folder/venv" || exit 1
     PYTHON=$folder/venv/bin/python
     "$PYTHON" -m pip install --quiet --no-index --no-deps "$WHEELS"/*.whl || exit 1
 fi
+if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "no GPU that torch can use; DEVICE=cpu rehearses the tests" >&2
+    exit 1
+fi
 failed=0
 
 part() { # NAME SECONDS ARGUMENTS...: of the interpreter, with a limit of its own
     local name=$1 limit=$2
     shift 2
+    if [ "$DEVICE" = cpu ]; then limit=$((4 * limit)); fi
     echo && echo "## $name ($*)"
     local start=$SECONDS
-    if ! timeout "$limit" "$PYTHON" "$@" --device "$DEVICE" --output "$folder/$name.json" \
-        2> "$folder/$name.log"; then
+    if ! timeout "$limit" "$PYTHON" "$@" 2> "$folder/$name.log"; then
         failed=1
         echo "FAILED, the end of $folder/$name.log:"
         tail -n 15 "$folder/$name.log"
@@ -40,20 +45,24 @@ part() { # NAME SECONDS ARGUMENTS...: of the interpreter, with a limit of its ow
     echo "$name took $((SECONDS - start)) s"
 }
 
+check() { # NAME SECONDS: a file of tests/gpu
+    part "$1" "$2" -m pytest -s -p no:cacheprovider "tests/gpu/test_$1.py"
+}
+
+speed() { # NAME SECONDS ARGUMENTS...: a module of benchmarks/speed
+    part "$1" "$2" -m "benchmarks.speed.$1" --device "$DEVICE" --output "$folder/$1.json" "${@:3}"
+}
+
 # What only a GPU can show comes first.
-if [ "$DEVICE" = cpu ]; then
-    part sync 240 tests/gpu/host_syncs.py --variants defaults "soft, functional gradient" reweighting # a rehearsal needs not all
-else
-    part sync 130 tests/gpu/host_syncs.py
-fi
-part cells 90 tests/gpu/test_cells.py
-part resume 140 tests/gpu/test_async_saves.py
+check host_syncs 130
+check cells 90
+check async_saves 140
 if [ "$DEVICE" = cpu ]; then
     echo && echo "Skipped on CPU: the tables of speed and memory (README.md in this folder names them one by one)."
     exit $failed
 fi
-part loss 60 -m benchmarks.speed.loss
-part exchange 30 -m benchmarks.speed.exchange
-part step_time 90 -m benchmarks.speed.step_time --rounds 9 --variants uniform soft
-part selection 50 -m benchmarks.speed.selection --sizes 1000000 10000000
+speed loss 60
+speed exchange 30
+speed step_time 90 --rounds 9 --variants uniform soft
+speed selection 50 --sizes 1000000 10000000
 exit $failed

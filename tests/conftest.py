@@ -1,5 +1,6 @@
 """Fixtures shared by the tiers: a small token data set of real text."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -15,6 +16,15 @@ def pytest_configure(config: pytest.Config) -> None:
     Else those of fewest tests are last, and some of them take a minute, in which a core may be idle.
     """
     config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only a GPU can show where there is none, but for a rehearsal (tests/gpu/devices.py)."""
+    if torch.cuda.is_available() or os.environ.get("DEVICE") == "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no GPU; DEVICE=cpu rehearses it"))
 
 
 @pytest.fixture(scope="session")

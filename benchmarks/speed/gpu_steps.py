@@ -1,7 +1,9 @@
 """How fast cheaper steps are: [freezing] and [highway] against backpropagation through everything, on one GPU.
 
     python -m benchmarks.speed.gpu_steps [--flavor bench_gpu] [--seq-len 1024] [--batch 16] [--steps 40] [--output FILE]
-    bash benchmarks/cheaper_steps_gpu.sh                         # the same, numbers written to outputs/
+    python -m benchmarks.speed.gpu_steps --flavor bench --seq-len 96 --batch 8 --steps 15 --log-every 3 --rounds 1
+
+The second is to see that it works where there is no GPU.
 
 Every run is a trainer of the product's own, as ``torchrun --nproc_per_node=1 -m titan_attent.train`` makes it, in this
 one process: bf16 on a GPU, fp32 on a CPU, no FSDP2, text of the Python standard library (corpora/stdlib_code.py) as

@@ -1,37 +1,34 @@
 """Kill and resume in each way to save checkpoints: is the resumed run the uninterrupted one?
 
-    python tests/gpu/test_async_saves.py [--device cuda] [--output resume.json]
-
 The real command (``torchrun -m titan_attent.train``), a tiny llama on text of the Python standard library. For each of
 checkpoint.async_mode = disabled, async, async_with_pinned_mem a run is killed (SIGKILL) some steps after its first
 checkpoint is complete, and started again. The ids of every step must be those of a run that nobody killed; the losses,
 too, to 1e-5 of their size: equal to the last digit where the device's kernels are deterministic.
-
-On CPU (--device cpu) async_with_pinned_mem is refused by the command: there is no accelerator to copy from.
 """
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+import pytest
+from devices import IS_GPU, num_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.common import measure
 from titan_attent.data.text.writer import write_dataset
 
-MODES = ("disabled", "async", "async_with_pinned_mem")
+pytestmark = pytest.mark.gpu
+NUM_RANKS = num_ranks(at_most=2)
 STEPS, SAVED, KILLED = 30, 10, 13
 LOSS = "loss_metrics/global_avg_loss"
-TIMEOUT = 150.0
+TIMEOUT = 240.0
 CONFIG = """
 [model]
 name = "llama3_attent"
@@ -66,18 +63,23 @@ deterministic = true
 """
 
 
-def command(config: Path, dump: Path, mode: str, *, processes: int) -> list[str]:
+def command(config: Path, dump: Path, mode: str) -> list[str]:
     """The command line of a run."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_RANKS}"),
         *("-m", "titan_attent.train", "--job.config_file", str(config), "--job.dump_folder", str(dump)),
         *("--checkpoint.async_mode", mode),
     ]
 
 
-def trace_of(dump: Path) -> list[dict[str, Any]]:
+def trace_of(dump: Path) -> list[str]:
+    """A line a step."""
     path = dump / "teacher" / "trace.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def ids_of(dump: Path) -> list[list[int]]:
+    return [json.loads(line)["ids"] for line in trace_of(dump)]
 
 
 def losses_of(dump: Path) -> dict[int, float]:
@@ -89,89 +91,79 @@ def losses_of(dump: Path) -> dict[int, float]:
     return losses
 
 
-def run(arguments: list[str], log: Path) -> None:
-    """To the end; RuntimeError with the end of its output where it fails."""
-    with open(log, "ab") as file:
-        code = subprocess.run(arguments, stdout=file, stderr=file, timeout=TIMEOUT).returncode
-    if code:
-        raise RuntimeError(f"exit code {code}: {log.read_text(errors='replace')[-1500:]}")
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have (Linux)."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended since
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    found = [pid]
+    for one in found:  # grows meanwhile
+        found += children.get(one, [])
+    return found[1:]
 
 
-def run_until_killed(arguments: list[str], log: Path, dump: Path) -> int:
-    """Start, SIGKILL all processes once a checkpoint is complete and step ``KILLED`` done; the last step traced."""
-    complete = dump / "checkpoint" / f"step-{SAVED}" / ".metadata"
+@contextmanager
+def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that has been started; in the end what is left of it is killed, its workers included."""
     with open(log, "ab") as file:
-        process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
-    deadline = time.monotonic() + TIMEOUT
+        process = subprocess.Popen(arguments, stdout=file, stderr=file)
     try:
-        while not (complete.exists() and len(trace_of_lines(dump)) >= KILLED):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no checkpoint to kill after: {log.read_text(errors='replace')[-1500:]}")
-            time.sleep(0.005)
+        yield process
     finally:
-        # torchrun's workers have sessions of their own: all that name this dump folder.
-        subprocess.run(["pkill", "-KILL", "-f", str(dump)], check=False)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        # torchrun's workers have sessions of their own, and are another's children once it has ended.
+        for pid in [*descendants(process.pid), process.pid] if process.poll() is None else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
-    return len(trace_of_lines(dump))
 
 
-def trace_of_lines(dump: Path) -> list[str]:
-    path = dump / "teacher" / "trace.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
+def run(arguments: list[str], log: Path) -> None:
+    """To the end; an AssertionError with the end of its output where it fails."""
+    with started(arguments, log) as process:
+        assert process.wait(timeout=TIMEOUT) == 0, log.read_text(errors="replace")[-1500:]
 
 
-def compare(straight: Path, resumed: Path) -> dict[str, Any]:
-    """Ids of every step, and the largest relative difference of the losses."""
-    first, second = trace_of(straight), trace_of(resumed)
-    ids = [line["ids"] for line in first] == [line["ids"] for line in second] and len(first) == STEPS
-    losses, others = losses_of(straight), losses_of(resumed)
-    common = losses.keys() & others.keys()
-    difference = (
-        max(abs(losses[step] - others[step]) / abs(losses[step]) for step in common) if common else float("inf")
-    )
-    return {"ids": ids, "losses": difference, "steps": len(common)}
+def run_until_killed(arguments: list[str], log: Path, dump: Path) -> None:
+    """Start, and SIGKILL all processes once a checkpoint is complete and step ``KILLED`` done."""
+    complete = dump / "checkpoint" / f"step-{SAVED}" / ".metadata"
+    deadline = time.monotonic() + TIMEOUT
+    with started(arguments, log) as process:
+        while not (complete.exists() and len(trace_of(dump)) >= KILLED):
+            late = process.poll() is not None or time.monotonic() > deadline
+            assert not late, f"no checkpoint to kill after: {log.read_text(errors='replace')[-1500:]}"
+            time.sleep(0.005)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill and resume in every way to save.")
-    parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
-    parser.add_argument("--processes", type=int, choices=[1, 2, 4], help="default: up to 2 GPUs, or 2")
-    parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
-    args.processes = args.processes or (min(2, torch.cuda.device_count()) if args.device == "cuda" else 2)
+@dataclass(frozen=True)
+class Straight:
+    """A run that nobody killed: its configuration and dump folder."""
 
-    header, rows = measure.header(), list[dict[str, Any]]()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        stdlib = Path(sysconfig.get_paths()["stdlib"])
-        write_dataset([stdlib / "json"], output=folder / "data", tokenizer="train:512")
-        config = folder / "config.toml"
-        values = {"data": folder / "data", "local": 8 // args.processes, "steps": STEPS, "saved": SAVED}
-        config.write_text(CONFIG.format(**values))
-        straight = folder / "straight"
-        run(command(config, straight, "disabled", processes=args.processes), folder / "straight.log")
-        for mode in MODES:
-            if mode == "async_with_pinned_mem" and args.device == "cpu":
-                rows.append({"async_mode": mode, "result": "skipped: the command refuses it without an accelerator"})
-                continue
-            dump = folder / mode
-            arguments = command(config, dump, mode, processes=args.processes)
-            try:
-                killed_after = run_until_killed(arguments, folder / f"{mode}.log", dump)
-                run(arguments, folder / f"{mode}.log")
-                seen = compare(straight, dump)
-                good = seen["ids"] and seen["losses"] <= 1e-5 and seen["steps"] == STEPS
-                result = f"{'passed' if good else 'FAILED'}: killed after step {killed_after}, ids "
-                result += f"{'equal' if seen['ids'] else 'DIFFER'}, losses differ by {seen['losses']:.1e} at most"
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                result = f"FAILED: {error}"
-            rows.append({"async_mode": mode, "result": result})
-    settings = {key: value for key, value in vars(args).items() if key != "output"}
-    measure.publish(args.output, header | {"settings": settings, "rows": rows}, rows)
-    sys.exit(any(row["result"].startswith("FAILED") for row in rows))
+    config: Path
+    dump: Path
 
 
-if __name__ == "__main__":
-    main()
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    folder = tmp_path_factory.mktemp("straight")
+    write_dataset([Path(sysconfig.get_paths()["stdlib"]) / "json"], output=folder / "data", tokenizer="train:512")
+    made = Straight(folder / "config.toml", folder / "run")
+    values = {"data": folder / "data", "local": 8 // NUM_RANKS, "steps": STEPS, "saved": SAVED}
+    made.config.write_text(CONFIG.format(**values))
+    run(command(made.config, made.dump, "disabled"), folder / "log.txt")
+    return made
+
+
+@pytest.mark.parametrize("mode", ("disabled", "async", "async_with_pinned_mem"))
+def test_a_killed_run_resumes_as_if_nobody_had_killed_it(mode: str, straight: Straight, tmp_path: Path) -> None:
+    if mode == "async_with_pinned_mem" and not IS_GPU:
+        pytest.skip("the command refuses it without an accelerator to copy from")
+    dump, log = tmp_path / "run", tmp_path / "log.txt"
+    run_until_killed(command(straight.config, dump, mode), log, dump)
+    run(command(straight.config, dump, mode), log)
+    expected, seen = ids_of(straight.dump), ids_of(dump)
+    assert len(expected) == STEPS and seen == expected
+    losses, resumed = losses_of(straight.dump), losses_of(dump)
+    assert resumed.keys() == losses.keys() == set(range(1, STEPS + 1))
+    assert [resumed[step] for step in losses] == pytest.approx(list(losses.values()), rel=1e-5)

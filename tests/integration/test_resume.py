@@ -1,7 +1,8 @@
 """A killed run, resumed, is the uninterrupted run: same examples, same losses to the last digit.
 
 In each way to write checkpoints that a CPU has, and once under torchrun. test_kills.py kills in every phase,
-test_elastic.py resumes on other numbers of ranks; benchmarks/resume_check.py does the same on a GPU, in all three ways.
+test_elastic.py resumes on other numbers of ranks; tests/gpu/test_async_saves.py does the same on a GPU, in all three
+ways.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The rules of benchmarks/cheaper_steps.py, and the steps that follow from what others have saved."""
+"""The rules of benchmarks/cheaper_steps, and the steps that follow from what others have saved."""
 
 import json
 from pathlib import Path

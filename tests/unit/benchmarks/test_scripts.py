@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {"cheaper_steps", "convergence", "highway", "long_windows", "single_pass", "vision", "weights"}
 
 IMPORT_ALL = """
-import contextlib, importlib, pkgutil, sys
+import importlib, pkgutil, sys
 import benchmarks
 
 names = [module.name for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
@@ -17,8 +17,11 @@ for name in names:
     module = importlib.import_module(name)
     if name.endswith("__main__"):
         sys.argv = [name, "--help"]
-        with contextlib.suppress(SystemExit):
+        try:
             module.main()
+        except SystemExit as end:
+            assert not end.code, name
+        else:
             sys.exit(f"{name}: no --help")
 print(len(names))
 """

@@ -40,6 +40,13 @@ def test_files_that_are_named(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_benchmarks_that_are_named(page: Path) -> None:
+    for name in re.findall(r"python -m (benchmarks(?:\.[a-z_]+)+)", page.read_text(encoding="utf-8")):
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page.name}: {name}"
+
+
 def test_a_reader_finds_every_page_from_the_readme() -> None:
     seen, to_read = set(), [ROOT / "README.md"]
     while to_read:
