@@ -1,9 +1,12 @@
 """Every module of benchmarks/ finds what it imports, and every experiment is a command: nobody runs them all at every
 change."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.common.measure import module_name
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {"cheaper_steps", "convergence", "highway", "long_windows", "single_pass", "vision", "weights"}
@@ -42,3 +45,15 @@ def test_every_package_lists_its_modules() -> None:
         docs = (package / "__init__.py").read_text().replace(",", " ").split()
         inside = [*package.glob("*.py"), *(path.parent for path in package.glob("*/__init__.py"))]
         assert {path.name for path in inside} - {"__init__.py"} <= set(docs), package
+
+
+def test_what_several_share_knows_no_experiment() -> None:
+    for package in ("common", "corpora"):
+        for path in (ROOT / "benchmarks" / package).glob("*.py"):
+            imported = set(re.findall(r"^from benchmarks\.(\w+)", path.read_text(), flags=re.M))
+            assert imported <= {"common", "corpora"}, path
+
+
+def test_a_result_names_the_command_that_made_it() -> None:
+    assert module_name(str(ROOT / "benchmarks" / "speed" / "loss.py")) == "benchmarks.speed.loss"
+    assert module_name(str(ROOT / "benchmarks" / "highway" / "__main__.py")) == "benchmarks.highway"
