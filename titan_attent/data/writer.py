@@ -1,6 +1,11 @@
-"""The command that wrote text before it was ``python -m titan_attent.data.text``: one error that says so."""
+"""The former name of ``python -m titan_attent.data.text`` and of its function: what is scripted under it goes on."""
 
 import sys
 
+from titan_attent.data.text.__main__ import main
+from titan_attent.data.text.writer import write_dataset
+
+__all__ = ["main", "write_dataset"]
+
 if __name__ == "__main__":
-    sys.exit("error: python -m titan_attent.data.writer is python -m titan_attent.data.text now, with the same options")
+    sys.exit(main())

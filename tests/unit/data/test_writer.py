@@ -20,6 +20,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from titan_attent.data import writer as former
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.text import __main__ as text_command
 from titan_attent.data.text import encode, format, writer
@@ -827,3 +828,7 @@ def test_interrupt_says_how_to_go_on(
     monkeypatch.setattr(text_command, "write_dataset", interrupt)
     assert main(["a.jsonl", "--output", str(tmp_path / "out"), "--tokenizer", "gpt2"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_the_former_name_of_the_command_goes_on() -> None:
+    assert (former.main, former.write_dataset) == (main, write_dataset)
