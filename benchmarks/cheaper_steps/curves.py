@@ -53,7 +53,7 @@ def draw_curves(results: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Pa
                 x_axis(axes, label)
                 axes.set_title(TITLES[method], loc="left")
                 if along == "flops":
-                    axes.set_ylabel("validation loss, nats a token")
+                    axes.set_ylabel("validation loss, nats per token")
                 else:
                     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=11)
         figure.suptitle("Validation loss against what was spent: mean over the seeds, probes charged")

@@ -14,7 +14,7 @@ OF_A_RUN = ("steps", "loss", "of_backward", "of_step", "step", "cut_step", "seco
 
 
 def differences(results: Results, name: str, control: str = CONTROL) -> list[float]:
-    """Of the final losses, seed by seed, in nats a token."""
+    """Of the final losses, seed by seed, in nats per token."""
     own, other = results.get(name, {}), results.get(control, {})
     return [own[seed]["loss"] - other[seed]["loss"] for seed in sorted(own.keys() & other.keys())]
 
@@ -124,7 +124,7 @@ def table(results: Results, *, seeds: Sequence[int], where: str) -> str:
         if candidates
     )
     return (
-        f"{text}\n\n{about}\n\n{goals}Final validation loss in nats a token. Difference to `{CONTROL}`, seed by "
+        f"{text}\n\n{about}\n\n{goals}Final validation loss in nats per token. Difference to `{CONTROL}`, seed by "
         "seed, with its 95% interval. FLOPs as the run counts them, probes charged. Seconds a step: median over the "
         "logged stretches; of a cut step: over those that are not exact; saved: of all steps, start excluded. "
         f"{where}.\n"

@@ -148,7 +148,7 @@ def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> 
     lines = [
         make_table(results),
         "",
-        "Final validation loss on clean held-out text, nats a token: mean ± standard deviation over seeds "
+        "Final validation loss on clean held-out text, nats per token: mean ± standard deviation over seeds "
         f"{', '.join(map(str, seeds))}, and the difference to uniform over the same seeds. Seconds are those of a run "
         "with its validations, beside others.",
         "",

@@ -64,7 +64,7 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
         axes.grid(alpha=0.25)
 
     corpora = [corpus for corpus in CORPORA if any(corpus == key[1] for key in cells)]
-    panels(corpora, draw, path, height=3.2, title="Validation loss (nats a token) against steps", legend=True)
+    panels(corpora, draw, path, height=3.2, title="Validation loss (nats per token) against steps", legend=True)
 
 
 def draw_differences(results: Sequence[Result], path: Path) -> None:
@@ -79,7 +79,7 @@ def draw_differences(results: Sequence[Result], path: Path) -> None:
     def draw(axes: Axes, column: str) -> None:
         draw_rules(axes, losses, rules, column)
 
-    title = "Final validation loss minus uniform's (nats a token): left of 0 is better"
+    title = "Final validation loss minus uniform's (nats per token): left of 0 is better"
     panels(columns, draw, path, height=0.9 + 0.3 * len(rules), title=title, share_rows=True)
 
 

@@ -113,7 +113,7 @@ def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any
     """Write results.json and table.md; returns the text of the latter."""
     seeds = sorted({result["seed"] for result in results})
     tables = {
-        "Final validation loss of uniform, nats a token, and the paired differences of the others to it, with 95% "
+        "Final validation loss of uniform, nats per token, and the paired differences of the others to it, with 95% "
         "intervals over the seeds ([n]: fewer than three):": make_table(results),
         "Goals; compute as a share of uniform's, scorers included:": make_goals(results),
         "Time to uniform's final loss: the step (tokens, seconds of training) at which a run's own validation curve "
@@ -121,7 +121,7 @@ def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any
         'rate has not yet decayed there, which speaks against the rule. "-": never.': make_times(results),
         "Cost, in steps of the learner, and seconds on this machine (validation included):": make_costs(results),
         "Forecast: what `difference` leaves out in its first decision, known before a run, and its measured gain in "
-        "nats a token, means over the seeds:": make_forecast(results),
+        "nats per token, means over the seeds:": make_forecast(results),
         "Of what was trained:": make_kept(results),
         "What passes without a model would have taken:": make_duplicates(duplicates),
     }

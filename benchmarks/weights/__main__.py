@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ratio", type=float, default=0.3)
     args = parser.parse_args(argv)
     generator = np.random.default_rng(0)
-    scores = generator.normal(3.0, 0.8, args.examples)  # nats a token
+    scores = generator.normal(3.0, 0.8, args.examples)  # nats per token
     x = scores + generator.normal(0.0, 0.5, args.examples)
     k = int(args.ratio * args.examples)
     print(f"N = {args.examples}, k = {k}, {args.draws} draws, mean of all {x.mean():.4f}\n")

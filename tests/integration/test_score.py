@@ -77,7 +77,7 @@ def losses_in(reference: Path) -> torch.Tensor:
 
 @torch.no_grad()
 def plain_losses(folder: Path, data: Path, *, step: int) -> torch.Tensor:
-    """Mean nats a token of every window, float64: one process, torchtitan's bare model, windows cut with numpy."""
+    """Mean nats per token of every window, float64: one process, torchtitan's bare model, windows cut with numpy."""
     model = plain_model()
     weights = read_weights(folder / "run", step=step)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})

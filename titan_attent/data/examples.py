@@ -48,7 +48,7 @@ class Examples(Protocol):
 
     @property
     def blind_loss(self) -> float:
-        """What a blind guess costs: ln V nats a token of V, ln C an image of C classes, the variance of pixels."""
+        """What a blind guess costs: ln V nats per token of V, ln C an image of C classes, the variance of pixels."""
 
     @property
     def sources(self) -> list[tuple[str, int]]:

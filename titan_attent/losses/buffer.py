@@ -7,9 +7,9 @@ parallel peers hold equal copies of a shard: before the exchange, along each suc
 one rank replace those of the others. This brings the losses of the last pipeline stage to all ranks, and no rounding
 can make their decisions differ.
 
-Cost: 20 bytes an example / ranks of state; 16 bytes a trained example on the wire, gathered by every rank; 4 and 8 more
-with functional gradients, 24 (or 36) and 8 more with shares. The write is two stable sorts of the gathered records (not
-of the data set).
+Cost: 20 bytes per example / ranks of state; 16 bytes per trained example on the wire, gathered by every rank; 4 and 8
+more with functional gradients, 24 (or 36) and 8 more with shares. The write is two stable sorts of the gathered records
+(not of the data set).
 
 Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
 depend on the number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of one
@@ -51,7 +51,7 @@ class LossBuffer:
 
     Attributes:
         agreement: whether all ranks follow the same decision; its hash rides on every exchange.
-        loss, first_loss: fp32 [num_local], mean nats a token; meaningless where the step is ``NEVER``.
+        loss, first_loss: fp32 [num_local], mean nats per token; meaningless where the step is ``NEVER``.
         step, first_step: int32 [num_local], training step of that loss, or ``NEVER``.
         visits: int32 [num_local], times trained, non-finite losses included.
         gradient: fp32 [num_local], the norm seen with ``loss``; only with ``with_gradient``.
@@ -131,7 +131,7 @@ class LossBuffer:
         Args:
             example_ids: int64 [B], each in [0, N), or above for a row to leave out. Every rank records equally many
                 in the steps between two flushes.
-            losses: [B], mean nats a token; detached and kept as fp32.
+            losses: [B], mean nats per token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
             gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
             shares: [B], in [0, 1]; needed with ``with_shares``. Not read of a score, which is of a whole example.

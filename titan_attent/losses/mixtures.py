@@ -13,8 +13,8 @@ alone: its score is the record, and c is 1.
 Sums are of integers, and v and c change at the first record of another window alone. So the record is the same in any
 order within a window, wherever an exchange cuts it (a checkpoint does), and on any number of ranks.
 
-Cost: 24 bytes an example / ranks, 36 with gradients, kept only where examples are mixed; nothing on the wire beside the
-share. No host sync, no shape that depends on values.
+Cost: 24 bytes per example / ranks, 36 with gradients, kept only where examples are mixed; nothing on the wire beside
+the share. No host sync, no shape that depends on values.
 """
 
 from collections.abc import Sequence

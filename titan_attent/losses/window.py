@@ -13,7 +13,7 @@ the backward. Here they come from the last but one window of ``flush_every`` ste
 anyway: no collective of their own, no sync, and equal on every rank and for every number of ranks. Windows are counted
 from step 0, so that neither a checkpoint nor a decision in between moves them.
 
-Cost: 12 bytes a trained example of a window, in memory and in the checkpoint; one pass over them a window.
+Cost: 12 bytes per trained example of a window, in memory and in the checkpoint; one pass over them a window.
 """
 
 import torch

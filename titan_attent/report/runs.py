@@ -59,9 +59,9 @@ class RunScalars:
     def loss_unit(self) -> str | None:
         """Of the losses; None for a run of images that has not validated: what it learns shows there."""
         if not self.is_of_images and ACCURACY not in self.scalars:
-            return "nats a token"
+            return "nats per token"
         if ACCURACY in self.scalars:
-            return "nats an image"
+            return "nats per image"
         return "mean squared error" if VALIDATION in self.scalars else None
 
     @property

@@ -1,4 +1,4 @@
-"""The table: one line a fact, one column a run."""
+"""The table: one line per fact, one column per run."""
 
 from collections.abc import Sequence
 
@@ -181,7 +181,7 @@ def _family_facts(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]
 
 
 def table(columns: Sequence[dict[str, str]]) -> str:
-    """One line a fact, one column a run; a fact that one run alone has stands where that run has it."""
+    """One line a fact, one column per run; a fact that one run alone has stands where that run has it."""
     facts: list[str] = []
     for column in columns:
         at = 0

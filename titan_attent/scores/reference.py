@@ -4,7 +4,7 @@ The loss of a reference model estimates the part of an example's loss that no tr
 is then the part worth teaching. The losses are made once, by score.py with writer.py, and read by every run
 on the same examples.
 
-    DIR/losses.bin        float32 little-endian [N]: mean nats a token of example i; it grows in the order of the ids
+    DIR/losses.bin        float32 little-endian [N]: mean nats per token of example i; it grows in the order of the ids
     DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
     DIR/reference.json    what was scored, by what, which loss, sha256 of losses.bin; written last: with it DIR is a
                           reference
@@ -12,7 +12,7 @@ on the same examples.
 The losses on disk are always a prefix of all losses, and nothing in the files names a rank: a killed scoring loses
 what was not written yet, and any number of ranks can go on. Neither torchtitan nor a process group is needed here.
 
-Cost: 4 bytes an example on disk, written and hashed once; reading is a positioned read.
+Cost: 4 bytes per example on disk, written and hashed once; reading is a positioned read.
 Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 (https://arxiv.org/abs/2404.07965).
 """
 
@@ -44,7 +44,7 @@ SCORER = "`torchrun -m titan_attent.score`"
 AMATEUR, EXPERT = "amateur", "expert"
 ROLES = (AMATEUR, EXPERT)
 CROSS_ENTROPY = "cross-entropy"
-"""The loss of every model of text: mean nats a token."""
+"""The loss of every model of text: mean nats per token."""
 OF_IMAGES = ("vit_attent", "mae_attent")
 """Models whose loss depends on ``[vision]``."""
 

@@ -4,7 +4,7 @@ A thread of its own writes, so that whoever computes losses does not wait for a 
 together are fsynced, and then counted in scoring.json, which is replaced in one step. After a crash this count names
 a prefix of the losses, and what lies behind it is cut off.
 
-Cost: 4 bytes an example on disk, written and hashed once; of each piece handed over 3 opens, 3 fsyncs and one rename,
+Cost: 4 bytes per example on disk, written and hashed once; of each piece handed over 3 opens, 3 fsyncs and one rename,
 and its bytes in memory until then. Resuming reads the prefix once, in the thread. Finishing is one small file.
 """
 

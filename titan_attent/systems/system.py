@@ -171,7 +171,7 @@ class Panel:
         from_zero: the axis starts at 0.
         counts: the axis has whole numbers only.
         when_not_zero: the panel is left out while all values are 0.
-        map: a ``family`` is drawn as a map, a row a member and a column a step; of several runs the last one's.
+        map: a ``family`` is drawn as a map, a row a member and a column per step; of several runs the last one's.
     """
 
     title: str

@@ -4,7 +4,7 @@ Checkpoints of torch.distributed.checkpoint are Python pickles: opening one runs
 before a run look at ``.metadata`` and at single values only, and here an allowed list decides which classes these may
 be made of. Loading the checkpoint itself has no such guard: :data:`TRUSTED`.
 
-Cost: one file, some 300 bytes a parameter tensor and shard.
+Cost: one file, some 300 bytes per parameter tensor and shard.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """The data sets of a run and its reference losses, each opened once a rank, and the reader threads that they share.
 
-Cost: one file a data set and rank, its index. No shard is looked at: sizes are compared once over all ranks
+Cost: one file per data set and rank, its index. No shard is looked at: sizes are compared once over all ranks
 (preflight.check_files), and a shard is opened when an example of it is read.
 """
 

@@ -4,7 +4,7 @@
 
 The threads run ahead within a pass only. At its end the loader asks the sampler for the next pass, in the training
 thread and on all ranks at the same batch. The threads evaluate the order of the pass, too, which takes some
-microseconds an id.
+microseconds per id.
 
 The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
 loader cannot (its threads #811, #816).

@@ -46,7 +46,7 @@ def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMe
 
 def from_last_stage(values: Sequence[float], *, is_last: bool, mesh: DeviceMesh, device: torch.device) -> list[float]:
     """What the rank with the last stage has, on all ranks of the pipeline; the others' values are not read. A
-    collective of 8 bytes a number."""
+    collective of 8 bytes per number."""
     mine = torch.tensor(values if is_last else [0.0] * len(values), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(mine, group=mesh.get_group())
     return mine.tolist()

@@ -173,7 +173,7 @@ def test_accuracies_of_several_runs(tmp_path: Path, unsaved: list[Figure]) -> No
     draw([read_run(tmp_path / name) for name in "ab"], tmp_path / "both.png")
     (figure,) = unsaved
     titles = [axes.get_title() for axes in figure.axes]
-    names = ["validation loss, nats an image", "validation accuracy", "training loss, nats an image, smoothed"]
+    names = ["validation loss, nats per image", "validation accuracy", "training loss, nats per image, smoothed"]
     assert titles[:9] == [name for name in names for _ in range(3)]
     assert [axes.get_xlabel() for axes in figure.axes[3:6]] == ["step", "tokens trained (patches)", "seconds"]
     for axes, (x2, x4) in zip(figure.axes[3:6], [(2.0, 4.0), (128.0, 256.0), (10.0, 30.0)], strict=True):
@@ -192,7 +192,7 @@ def test_both_accuracies_of_one_run_share_a_row(tmp_path: Path, unsaved: list[Fi
     write(tmp_path, losses(1, 5) + accuracies(shares) + accuracies(top5, TOP5))
     draw([read_run(tmp_path)], tmp_path / "one.png")
     axes = unsaved[0].axes
-    assert [a.get_title() for a in axes[:6]] == ["loss, nats an image"] * 3 + ["validation accuracy"] * 3
+    assert [a.get_title() for a in axes[:6]] == ["loss, nats per image"] * 3 + ["validation accuracy"] * 3
     lines = {line.get_color(): points(line) for line in axes[3].lines}
     assert lines == {"C1": [[2.0, 0.5], [4.0, 0.75]], "C2": [[2.0, 0.75], [4.0, 0.875]]}
     entries = {line.get_color(): line.get_label() for line in axes[3].get_legend().get_lines()}
@@ -203,13 +203,13 @@ def test_both_accuracies_of_one_run_share_a_row(tmp_path: Path, unsaved: list[Fi
 @pytest.mark.parametrize(
     ("kinds", "title"),
     [
-        ("text", "loss, nats a token"),
-        ("vit", "loss, nats an image"),
+        ("text", "loss, nats per token"),
+        ("vit", "loss, nats per image"),
         ("mae", "loss, mean squared error"),
         ("not validated", "loss"),
-        ("text text", "validation loss, nats a token"),
+        ("text text", "validation loss, nats per token"),
         ("text vit", "validation loss"),
-        ("vit not validated", "validation loss, nats an image"),
+        ("vit not validated", "validation loss, nats per image"),
     ],
 )
 def test_the_unit_of_the_loss(tmp_path: Path, unsaved: list[Figure], kinds: str, title: str) -> None:

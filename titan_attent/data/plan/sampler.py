@@ -94,7 +94,7 @@ class TeachingSampler:
         return product(range(start, current.num_batches), range(self.microbatches))
 
     def local_ids(self, current: Pass, batch: int, microbatch: int) -> Tensor:
-        """int64 [batch_size], this rank's ids of a microbatch; some microseconds an id. Pure, from any thread."""
+        """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure, from any thread."""
         first = self.local_rows().start + microbatch * self.batch_size
         return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
 

@@ -8,7 +8,7 @@ if they do not fill a window, are left out.
 A shard holds one data source (web, code, ...). An example that crosses into another belongs to the
 source of its first token.
 
-Cost: opening is one stat a shard and reads no token; a run on many ranks shares the stats out. An
+Cost: opening is one stat per shard and reads no token; a run on many ranks shares the stats out. An
 example is one positioned read (files.py), 2 or 4 bytes a token on disk and 8 in memory; few files are
 open at a time, however many there are. Any number of threads may read at once.
 """

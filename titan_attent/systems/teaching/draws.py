@@ -2,7 +2,7 @@
 
     records of the candidates -> importance -> scores -> guards -> ratio -> strategy -> weights, bitmask, audit
 
-Cost: 4 bytes an example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw
+Cost: 4 bytes per example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw
 takes 17 bytes a local candidate while it runs and 14 collectives for any number of ranks (4 more for a median, 4 for
 ties, up to 7 where something is set aside), a few KiB each, except the floor's 512 KiB; and what travels to and from a
 pool that is a stretch of the order (candidates.py).

@@ -8,7 +8,7 @@ when the row began. After ``quarantine_after`` of them no selection takes it aga
 A selection is counted when the example is a candidate again: at the next draw from the whole data set, rounds later
 from pools. Until then one bit of the example's streak remembers it.
 
-Cost: 8 bytes an example / ranks, kept only where it is asked for; a pass over them a draw, and where something is set
+Cost: 8 bytes per example / ranks, kept only where it is asked for; a pass over them a draw, and where something is set
 aside two small all-gathers.
 """
 
@@ -24,7 +24,7 @@ IMPROVEMENT = 0.05
 """Share of its loss that an example must lose during the row, or it counts on."""
 
 Quarantined = list[tuple[int, float]]
-"""(example id, its loss in nats a token)."""
+"""(example id, its loss in nats per token)."""
 
 
 _TAKEN = 1 << 30

@@ -36,7 +36,7 @@ class Known:
     Attributes:
         reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
         amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
-        blind_loss: for attainment, what a blind guess costs: ln V nats a token of V, ln C an image of C classes.
+        blind_loss: for attainment, what a blind guess costs: ln V nats per token of V, ln C an image of C classes.
     """
 
     reference: Tensor | None = None
@@ -76,7 +76,7 @@ def reads(name: str) -> frozenset[str]:
 
 @_importance("loss")
 def loss(records: Records, known: Known) -> Tensor:
-    """The last loss, mean nats a token: the deviation, as long as labels are free of noise, which never falls."""
+    """The last loss, mean nats per token: the deviation, as long as labels are free of noise, which never falls."""
     return records.loss.clone()
 
 
@@ -92,7 +92,7 @@ def functional_gradient(records: Records, known: Known) -> Tensor:
 
 @_importance("loss", "reference")
 def excess_loss(records: Records, known: Known) -> Tensor:
-    """loss - a reference model's loss, in nats a token: what is left to learn, without the part that nobody can.
+    """loss - a reference model's loss, in nats per token: what is left to learn, without the part that nobody can.
 
     An estimate of KL(f* || f), as long as the learner has not overtaken the reference; negative where it has.
     """
@@ -102,7 +102,7 @@ def excess_loss(records: Records, known: Known) -> Tensor:
 
 @_importance("amateur", "reference")
 def cross_entropy_difference(records: Records, known: Known) -> Tensor:
-    """amateur's loss - expert's loss, in nats a token: how much more a row looks like trusted text than like the data.
+    """amateur's loss - expert's loss, in nats per token: how much more a row looks like trusted text than the data.
 
     The cross-entropy difference of Moore and Lewis (ACL 2010). Both models are small: the amateur has seen a sample of
     the data, the expert trusted text. Nothing of the learner is read, so that it holds from the first step on and never

@@ -1,11 +1,11 @@
 """The teacher as a system of a run: it decides which examples come, and its loss gives the buffer what it learns from.
 
-    loader -> example_id, weight -> weighted loss -> one loss an example -> buffer -> teacher -> loader
+    loader -> example_id, weight -> weighted loss -> one loss per example -> buffer -> teacher -> loader
 
 Under ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
 torchtitan's own.
 
-Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes an example (12 with
+Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes per example (12 with
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 

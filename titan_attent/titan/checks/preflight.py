@@ -5,8 +5,8 @@ checkpoint that it would resume from. Each failure is a ValueError that says wha
 Every rank runs the same checks on the same small files. The shards, of which there may be many, are shared out over
 the ranks as soon as these can talk to each other.
 
-Cost: two small files and the metadata of one checkpoint a rank; over all ranks together one stat a shard, and 4 bytes
-an example where losses on disk are read.
+Cost: two small files and the metadata of one checkpoint a rank; over all ranks together one stat per shard, and 4 bytes
+per example where losses on disk are read.
 """
 
 import importlib

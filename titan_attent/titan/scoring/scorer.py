@@ -87,7 +87,7 @@ class ReferenceScorer(Trainer):
             logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
 
     def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean nats a token, or of the kind's own loss, fp32 [B]."""
+        """Mean nats per token, or of the kind's own loss, fp32 [B]."""
         input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels.to(self.device))
         with self.train_context(), self.maybe_enable_amp:

@@ -4,8 +4,8 @@ The examples are scored in equal batches of every rank, so that all ranks run th
 gathered at once. Rank 0 hands it to the thread that writes (scores/writer.py), and all ranks see for themselves what is
 wrong with it, so that none waits for the files of another.
 
-Cost: the data is padded by less than one batch of all ranks; of a stretch one gather of its losses (4 bytes an example)
-and one host sync; one broadcast of a number at the start.
+Cost: the data is padded by less than one batch of all ranks; of a stretch one gather of its losses (4 bytes per
+example) and one host sync; one broadcast of a number at the start.
 """
 
 import sys
@@ -24,7 +24,7 @@ from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan.user_errors import fail, on_first_rank
 
 Score = Callable[[dict[str, Tensor], Tensor], Tensor]
-"""({"input": int64 [B, L]}, labels int64 [B, L]) -> mean nats a token, fp32 [B]."""
+"""({"input": int64 [B, L]}, labels int64 [B, L]) -> mean nats per token, fp32 [B]."""
 
 STRETCH_EXAMPLES = 2**16
 """About what is gathered and written at once, and at least one batch of all ranks."""
