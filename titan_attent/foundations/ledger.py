@@ -31,8 +31,7 @@ class LedgerAccount(NamedTuple):
 
     Attributes:
         name: of the scalar ``ledger/NAME_seconds``.
-        is_overhead: whether it counts as the overhead of teaching. Those that do are kept in the ledger's state, the
-            others in that of their system.
+        is_overhead: whether it counts as the overhead of teaching.
     """
 
     name: str
@@ -72,6 +71,8 @@ class Ledger:
         self.tokens_per_example = tokens_per_example
         accounts = tuple(accounts)
         self.overhead = tuple(account.name for account in accounts if account.is_overhead)
+        # What other systems charge is in their own state: a checkpoint of a run without them has it not.
+        self._kept = (*OF_EVERY_RUN, *(account.name for account in accounts if account in TEACHING))
         self.seconds = dict.fromkeys((*OF_EVERY_RUN, *(account.name for account in accounts)), 0.0)
         self.examples_trained = 0
         self.examples_covered = 0.0
@@ -155,7 +156,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         return {
-            "seconds": {name: self.seconds[name] for name in (*OF_EVERY_RUN, *self.overhead)},
+            "seconds": {name: self.seconds[name] for name in self._kept},
             "wall_seconds": self.wall_seconds,
             "examples_trained": self.examples_trained,
             "examples_covered": self.examples_covered,

@@ -44,6 +44,8 @@ def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
             return bool(shown_members(runs, panel.family)[0])
         if panel.title == TIME:
             return any(len(run.series(WALL)[0]) for run in runs)
+        if not panel.tags:
+            return False
         values = np.concatenate([run.series(tag)[1] for run in runs for tag in panel.tags])
         return bool(np.any(np.isfinite(values) & ((values != 0) if panel.when_not_zero else True)))
 
@@ -75,6 +77,7 @@ def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
             target.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
         for i, steps, values in drawn:
             color, finite = f"C{j if len(runs) == 1 else i}", np.isfinite(values)
+            dashes = STYLES[j % len(STYLES)]
             steps, values = steps[finite], values[finite]
             if tag in SPEEDS:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
@@ -82,10 +85,10 @@ def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
             # What a decision logs holds until the next one.
             drawstyle = "default" if tag in SPEEDS or tag.startswith("ledger/") else "steps-post"
             marker = "o" if len(steps) < 3 else ""
-            target.plot(steps, values, color=color, linestyle=STYLES[j], marker=marker, ms=4, drawstyle=drawstyle)
+            target.plot(steps, values, color=color, linestyle=dashes, marker=marker, ms=4, drawstyle=drawstyle)
         if drawn and len(panel.tags) > 1:
             color, label = f"C{j}" if len(runs) == 1 else "0.25", tag.split("/")[-1].replace("_", " ")
-            entries.append(Line2D([], [], color=color, linestyle=STYLES[j], label=labels.get(tag, label)))
+            entries.append(Line2D([], [], color=color, linestyle=STYLES[j % len(STYLES)], label=labels.get(tag, label)))
     _step_axis(axes, runs)
     title(axes, panel.title, entries)
     if panel.shares:

@@ -134,7 +134,7 @@ class Run(Facts):
         build_example_loss: what measures a loss of every example, by the names of losses/build.py.
         build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a second model, frozen and
             sharded as the learner is: inputs -> logits, called in :meth:`System.wrap_loss`. None on pipeline stages
-            before the last. ValueError for a checkpoint of another model. A collective.
+            before the last. A checkpoint of another model ends the run. A collective.
         predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
             differentiated inside the context. Not under a pipeline. A collective.
     """
@@ -191,7 +191,8 @@ class System:
 
     Class attributes:
         name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
-        former_name: what ``name`` was in earlier versions: their checkpoints and logs are read under it.
+        former_name: of a system of this package: what ``name`` was in earlier versions, whose checkpoints and logs are
+            read under it.
         columns: names of the columns that the loader or :meth:`read_columns` adds for it.
         needs: what the learner's family must be able to do, as "tokens"; a run of another family is refused.
         off: the key and value of its section that turn it off, for that refusal.

@@ -26,6 +26,7 @@ from torchtitan.tools import utils
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checkpoint_look import read_metadata
 from titan_attent.titan.checks.load_sources import warn_of_pickles
+from titan_attent.titan.checks.parallelism import check_split
 from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.models.families import family_of
@@ -64,8 +65,13 @@ def check_frozen(job_config: JobConfig, checkpoint: str, *, family: str = "", fl
         checkpoint: a step folder of torchtitan's.
         family, flavor: of its model; those of the learner by default.
     """
-    config, spec = _configured(job_config, family, flavor)
-    check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
+    try:
+        config, spec = _configured(job_config, family, flavor)
+        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
+        check_split(config, spec.model_args[config.model.flavor])
+    except ValueError as error:
+        named = f"family {family or family_of(job_config).name}, flavor {flavor or job_config.model.flavor}"
+        raise ValueError(f"the frozen model of {checkpoint} ({named}): {error}") from None
     if job_config.parallelism.context_parallel_degree > 1 and _attends_by_masks(config, spec):
         raise ValueError(
             f"[parallelism] context_parallel_degree = {job_config.parallelism.context_parallel_degree} with a frozen "

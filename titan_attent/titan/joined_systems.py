@@ -1,5 +1,6 @@
 """The systems of a run as one: each call goes to all of them, in their order (systems/system.py)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, System
 from titan_attent.systems.system_list import SystemOn
+
+RESERVED_COLUMNS = ("input", "inputs", "example_id")
 
 
 class JoinedSystems:
@@ -33,6 +36,7 @@ class JoinedSystems:
         self.loss = loss
         for system in self.systems:
             self.loss = system.wrap_loss(self.loss)
+        self._check_columns(run.dataset.columns)
         samplers = [system.sampler for system in self.systems if system.sampler is not None]
         assert len(samplers) <= 1, "two systems decide which examples come"
         self.sampler: TeachingSampler | None = samplers[0] if samplers else None
@@ -40,6 +44,16 @@ class JoinedSystems:
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
+
+    def _check_columns(self, of_data: Sequence[str]) -> None:
+        """Refuse two columns of one name; ValueError."""
+        names = Counter((*RESERVED_COLUMNS, *of_data, *(name for system in self.systems for name in system.columns)))
+        if twice := [name for name, num in names.items() if num > 1]:
+            systems = ", ".join(system.name for system in self.systems)
+            raise ValueError(
+                f'the column "{twice[0]}" of a batch has two owners among the data and the systems {systems}: give one '
+                "of them another name"
+            )
 
     def __iter__(self) -> Iterator[System]:
         return iter(self.systems)

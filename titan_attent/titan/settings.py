@@ -18,8 +18,11 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.told import Told, fingerprint_of
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
-from titan_attent.systems.system_list import SYSTEMS, SystemOn, check_values, systems_on
+from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_values, systems_on
 from titan_attent.titan.models.families import family_of
+
+RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision"}
+"""Names of other states of a checkpoint, which no system from outside may have."""
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 """The module of this package's sections, where ``job.custom_config_module`` names no other."""
@@ -72,12 +75,14 @@ def systems_from(name: str) -> Sequence[type[System]]:
     others than systems with a name of their own."""
     listed = tuple(getattr(importlib.import_module(name), "SYSTEMS", ()))
     where = f"[job] custom_config_module = {name}"
-    taken = {system.name for system in SYSTEMS}
+    taken = {system.name for system in SYSTEMS} | RENAMED.keys() | RESERVED
     for system in listed:
         if not (isinstance(system, type) and issubclass(system, System)):
             raise ValueError(
                 f"{where}: {system!r} in its SYSTEMS is no class derived from titan_attent.systems.system.System"
             )
+        if not getattr(system, "name", ""):
+            raise ValueError(f"{where}: the system {system.__name__} has no name; give it that of its section")
         if system.name in taken:
             raise ValueError(f'{where}: the name "{system.name}" of a system is taken; choose another')
         taken.add(system.name)

@@ -29,6 +29,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
@@ -52,6 +53,7 @@ class TeachingTrainer(Trainer):
         self.loader = cast(TeachingLoader, self.dataloader)
         self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
+        self.starts_anew = checkpoint_to_load(job_config) is None
         on = systems_of(job_config)
         self.ledger = Ledger(
             batch_size=self.batch_size,
@@ -61,7 +63,7 @@ class TeachingTrainer(Trainer):
         self.systems = JoinedSystems(on, self._run(), self._stock_loss)
         # Beside torchtitan's own states, so that stock keys stay stock.
         self.checkpointer.states |= self.systems.states
-        if self.systems.sampler is None:  # who chooses keeps the ledger beside its own state
+        if "teacher" not in self.systems.states:  # a teacher keeps the ledger beside its own state
             self.checkpointer.states[LEDGER] = self.ledger
         self.loader.follow(
             self.systems.sampler or self._sampler_of_all(),
@@ -166,6 +168,12 @@ class TeachingTrainer(Trainer):
 
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
+    def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> Any:
+        """torchtitan's own; what it leaves of inputs and labels is kept for the batch of the step."""
+        processed = super().post_dataloading_process(input_dict, labels)
+        self.processed: tuple[Tensor, Tensor] = processed[:2]
+        return processed
+
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         """torchtitan's own, which a system may build on."""
         loss = cast(PipelineLoss, self.loss_fn).stock if self.parallel_dims.pp_enabled else self.loss_fn
@@ -194,9 +202,9 @@ class TeachingTrainer(Trainer):
                 batch, loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
         elif systems.loss == self._stock_loss and not self.loader.dataset.columns:
-            batch = Batch(input_dict["input"], labels, columns)
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
+            batch = Batch(*self.processed, columns)
             logged = loss / ddp_ranks
         else:
             inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
@@ -291,7 +299,7 @@ class TeachingTrainer(Trainer):
     def batch_generator(self, data_iterable: Any) -> Iterator[ReadBatch]:
         # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
         self.health.begin()
-        if self.step == 0:
+        if self.step == 0 and self.starts_anew:
             self.systems.set_initial_weights()
         if is_first_rank():
             self._tell()

@@ -120,12 +120,19 @@ def test_a_resumed_ledger_goes_on_counting(clock):
 
 
 def test_accounts_of_systems(clock):
-    """Without a teacher nothing is overhead; what another system charges is in that system's state."""
-    ledger = Ledger(batch_size=1, tokens_per_example=1, accounts=[LedgerAccount("probe")], clock=clock)
+    """What a system other than the teacher charges is in that system's state, overhead or not."""
+    ledger = Ledger(
+        batch_size=1,
+        tokens_per_example=1,
+        accounts=[LedgerAccount("probe"), LedgerAccount("look", is_overhead=True)],
+        clock=clock,
+    )
     with ledger.charge("probe"):
         clock.now += 2.0
-    assert ledger.seconds == dict.fromkeys(OF_EVERY_RUN, 0.0) | {"probe": 2.0}
-    assert ledger.metrics()["ledger/probe_seconds"] == 2.0 and ledger.metrics()["ledger/overhead_percent"] == 0.0
+    with ledger.charge("look"):
+        clock.now += 2.0
+    assert ledger.seconds == dict.fromkeys(OF_EVERY_RUN, 0.0) | {"probe": 2.0, "look": 2.0}
+    assert ledger.metrics()["ledger/probe_seconds"] == 2.0 and ledger.metrics()["ledger/overhead_percent"] == 50.0
     assert ledger.state_dict()["seconds"] == dict.fromkeys(OF_EVERY_RUN, 0.0)
     ledger.load_state_dict(ledger.state_dict())
     assert ledger.seconds["probe"] == 2.0

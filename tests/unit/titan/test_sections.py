@@ -4,11 +4,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from titan_attent.job_config import JobConfig
+from titan_attent.systems.system import System
+from titan_attent.systems.system_list import SystemOn
 from titan_attent.titan.checks.preflight import check_toml, sections_of
+from titan_attent.titan.joined_systems import JoinedSystems
+from titan_attent.titan.settings import systems_from
 
 
 @dataclass
@@ -66,3 +71,44 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
 def test_a_module_without_the_sections_is_refused(module: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sections_of(module)
+
+
+# -- systems from outside ---------------------------------------------------------------------------------------------
+
+
+def a_system(name: str = "extra", **more: Any) -> type[System]:
+    return type("Made", (System,), {"name": name} | more)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ((a_system("teacher"),), 'the name "teacher" of a system is taken'),
+        ((a_system("modules"),), 'the name "modules" of a system is taken'),
+        ((a_system("optimizer"),), 'the name "optimizer" of a system is taken'),
+        ((a_system("ledger"),), 'the name "ledger" of a system is taken'),
+        ((a_system(), a_system()), 'the name "extra" of a system is taken'),
+        ((type("Nameless", (System,), {}),), "the system Nameless has no name"),
+        ((Extra,), "is no class derived from"),
+        ((a_system("nowhere"),), 'its JobConfig has no section "nowhere"'),
+    ],
+)
+def test_what_a_module_may_not_list(listed: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "outside", SimpleNamespace(JobConfig=Derived, SYSTEMS=listed))
+    with pytest.raises(ValueError, match=message):
+        sections_of("outside")
+
+
+def test_a_system_that_is_listed_with_its_section_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = a_system()
+    monkeypatch.setitem(sys.modules, "outside", SimpleNamespace(JobConfig=Derived, SYSTEMS=(made,)))
+    assert sections_of("outside") is Derived and systems_from("outside") == (made,)
+
+
+@pytest.mark.parametrize("columns", [("weight", "weight"), ("input",), ("inputs",), ("example_id",), ("share",)])
+def test_a_column_has_one_owner(columns: tuple[str, ...]) -> None:
+    made = a_system(columns=columns)
+    run: Any = SimpleNamespace(dataset=SimpleNamespace(columns=("share",)))
+    with pytest.raises(ValueError, match=f'the column "{columns[0]}" of a batch has two owners'):
+        JoinedSystems([SystemOn(made, None)], run, lambda pred, batch: None)  # type: ignore[arg-type, return-value]
+    assert JoinedSystems([SystemOn(a_system(columns=("own",)), None)], run, lambda pred, batch: None)  # type: ignore[arg-type, return-value]

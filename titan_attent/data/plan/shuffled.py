@@ -11,6 +11,9 @@ from torch import Tensor
 from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
 from titan_attent.foundations.ledger import Ledger
 
+BATCHES_AT_ONCE = 16
+"""Global batches whose weights, all of them 1, are made at once."""
+
 
 class Shuffled:
     """Full passes for ever; what :class:`~.sampler.TeachingSampler` asks of who decides the passes.
@@ -31,7 +34,7 @@ class Shuffled:
                 "write more data, or lower training.global_batch_size or training.seq_len"
             )
         self.num_examples, self.batch_size, self.seed, self.ledger = num_examples, batch_size, seed, ledger
-        self.weights_every = num_examples
+        self.weights_every = BATCHES_AT_ONCE
         self._pass_index = -1  # before the first
 
     @property

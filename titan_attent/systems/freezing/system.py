@@ -143,7 +143,13 @@ class Freezing(System):
                 f"then {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs of an example's backward pass are "
                 f"kept, decided every {config.interval} steps"
             )
-            self.log = JsonLines(run.settings.dump_folder / "freezing" / "decisions.jsonl", step=step)
+            path, former = (
+                run.settings.dump_folder / name / "decisions.jsonl" for name in (self.name, self.former_name)
+            )
+            if former.is_file() and not path.exists():  # of an earlier version
+                path.parent.mkdir(parents=True, exist_ok=True)
+                former.rename(path)
+            self.log = JsonLines(path, step=step)
         if step > 0 and not all(self.history.active):
             self.freezer.first_forward(run)
         if run.settings.compiles_model and config.policy != "all":

@@ -169,7 +169,8 @@ def check_run(
     family_of(job_config).modality.check(job_config)
     if trains:
         check_sections(job_config)
-    settings, systems = settings_of(job_config, world_size=world_size), systems_of(job_config)
+    settings = settings_of(job_config, world_size=world_size)
+    systems = systems_of(job_config) if trains else []
     check_needs(family_of(job_config), [system for system, _ in systems])
     for system, config in systems:
         system.check(config, settings)

@@ -54,7 +54,8 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
     if not source.is_full:
         return
     kept = {system.name for system, _ in systems_of(job_config) if system.keeps_state}
-    _check_excluded(excluded, known={"model", "dataloader", *STOCK_STATES, *kept})
+    ledger = set() if "teacher" in kept else {"ledger"}
+    _check_excluded(excluded, known={"model", "dataloader", *STOCK_STATES, *kept, *ledger})
     _check_states(path, metadata, excluded=excluded, kept=kept)
     if "dataloader" not in excluded:
         stored = _geometry(path, metadata)

@@ -5,6 +5,8 @@ where its model's parts are put together. A patch is applied once in a process, 
 installed that a patch was not written for, tests/unit/titan/test_patch_registry.py fails and names it.
 """
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,12 +72,24 @@ PATCHES = (
 _applied: set[str] = set()
 
 
+def _warn_of_other_versions() -> None:
+    """Say on the first rank that the installed versions are none that patches were written for."""
+    unknown = Patch(name="any", apply=lambda: None)
+    if os.environ.get("RANK", "0") == "0" and not unknown.is_for_installed:
+        logging.getLogger(__name__).warning(
+            f"torch {version('torch')} with torchtitan {version('torchtitan')}: titan_attent's patches are for torch "
+            f"{unknown.torch} and torchtitan {unknown.torchtitan}, and are not applied. Install one of these"
+        )
+
+
 def apply_patches(*, family: str | None = None) -> None:
     """Put in force what is not yet.
 
     Args:
         family: whose model is put together now; None while titan_attent.titan is imported.
     """
+    if family is None:
+        _warn_of_other_versions()
     for patch in PATCHES:
         if patch.name in _applied or patch.at_import != (family is None) or (patch.on_cpu and not compat.IS_CPU):
             continue
