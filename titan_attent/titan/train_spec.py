@@ -38,11 +38,11 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     "llama3": {
         # About 2.6 M parameters: a few hundred steps take minutes on two CPU cores.
         "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000),
-        # About 0.9 M parameters, for benchmarks/convergence.py.
+        # About 0.9 M parameters, for benchmarks/convergence.
         "bench": TransformerModelArgs(
             dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000
         ),
-        # About 160 M parameters, for benchmarks/gpu_steps.py.
+        # About 160 M parameters, for benchmarks/speed/gpu_steps.py.
         "bench_gpu": TransformerModelArgs(
             dim=1024, n_layers=12, n_heads=16, vocab_size=4096, multiple_of=256, rope_theta=10000
         ),
