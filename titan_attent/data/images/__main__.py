@@ -12,31 +12,24 @@ from pathlib import Path
 from titan_attent.data.images.examples import MAX_FILE_BYTES, MAX_PIXELS
 from titan_attent.data.images.format import ENCODINGS
 from titan_attent.data.images.pictures import pillows_limit_off
-from titan_attent.data.images.summary import tell
+from titan_attent.data.images.summary import ImageSummary, tell
 from titan_attent.data.images.writer import write_images
 from titan_attent.data.io.bad import SKIPPED_FILE
+from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import DEFAULT_SOURCE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
     options = vars(_parser().parse_args(arguments))
-    try:
+
+    def write() -> ImageSummary:
         options["classes"] = _parse_classes(options["classes"])
         options["keys"] = _parse_keys(options["keys"])
         with pillows_limit_off():
-            summary = write_images(options.pop("inputs"), **options, progress=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; once that is mended, give the same command again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts anew", file=sys.stderr)
-        return 130
-    tell(summary)
-    return 0
+            return write_images(options.pop("inputs"), **options, progress=True)
+
+    return exit_status(write, tell, again="give the same command again", interrupted="starts anew")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from titan_attent.data.io.bad import SKIPPED_FILE
+from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import DEFAULT_SOURCE
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
 from titan_attent.data.text.inputs import TEXT_EXTENSIONS
-from titan_attent.data.text.writer import write_dataset
+from titan_attent.data.text.writer import Summary, write_dataset
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,17 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
     options = vars(make_parser().parse_args(arguments))
     extensions = parse_extensions(options.pop("extensions"))
-    try:
-        summary = write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; once that is mended, the same command resumes", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
+
+    def write() -> Summary:
+        return write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
+
+    return exit_status(write, _tell, again="the same command resumes", interrupted="resumes")
+
+
+def _tell(summary: Summary) -> None:
     if told := summary.told():
         print(f"warning: {told}", file=sys.stderr)
     print(
@@ -95,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(summary.source_tokens) > 1:
         for source, num_tokens in summary.source_tokens.items():
             print(f"  {source}: {num_tokens:,} tokens ({num_tokens / summary.num_tokens:.1%})")
-    return 0
 
 
 if __name__ == "__main__":
