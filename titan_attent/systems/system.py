@@ -110,7 +110,7 @@ class Facts:
     batch_size: int
     open_reference: Callable[[str], ReferenceLosses]
     settings: RunSettings
-    check_frozen: Callable[..., None]
+    check_frozen: Callable[..., Any]
     loss: str = ""
 
 

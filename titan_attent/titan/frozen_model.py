@@ -58,25 +58,31 @@ class FrozenModel:
             return model(inputs, **masks)
 
 
-def check_frozen(job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = "") -> None:
+def check_frozen(
+    job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = ""
+) -> tuple[JobConfig, TrainSpec]:
     """Refuse a checkpoint that holds no such model, before anything is built; ValueError.
 
     Args:
         checkpoint: a step folder of torchtitan's.
         family, flavor: of its model; those of the learner by default.
+
+    Returns:
+        The configuration of the run with that model in it, and the model's parts.
     """
+    family, flavor = family or family_of(job_config).name, flavor or job_config.model.flavor
     try:
         config, spec = _configured(job_config, family, flavor)
         check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
         check_split(config, spec.model_args[config.model.flavor])
     except ValueError as error:
-        named = f"family {family or family_of(job_config).name}, flavor {flavor or job_config.model.flavor}"
-        raise ValueError(f"the frozen model of {checkpoint} ({named}): {error}") from None
+        raise ValueError(f"the frozen model of {checkpoint} (family {family}, flavor {flavor}): {error}") from None
     if job_config.parallelism.context_parallel_degree > 1 and _attends_by_masks(config, spec):
         raise ValueError(
             f"[parallelism] context_parallel_degree = {job_config.parallelism.context_parallel_degree} with a frozen "
-            f"{family or family_of(job_config).name}, whose attention masks need whole sequences. Set it to 1"
+            f"{family}, whose attention masks need whole sequences. Set it to 1"
         )
+    return config, spec
 
 
 def build_frozen(
@@ -94,9 +100,8 @@ def build_frozen(
 
     The random state is as before: a run with a frozen model draws what one without draws.
     """
-    check_frozen(job_config, checkpoint, family=family, flavor=flavor)
+    config, spec = check_frozen(job_config, checkpoint, family=family, flavor=flavor)
     warn_of_pickles(checkpoint)
-    config, spec = _configured(job_config, family, flavor)
     args = copy.deepcopy(spec.model_args[config.model.flavor])
     args.update_from_config(config)
     with torch.device("meta"), utils.set_default_dtype(TORCH_DTYPE_MAP[config.training.dtype]):
@@ -121,8 +126,7 @@ def build_frozen(
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:
     """The configuration of the run with another model in it, and that model's parts."""
     config = copy.deepcopy(job_config)
-    config.model.name = (family or family_of(job_config).name) + SUFFIX
-    config.model.flavor = flavor or job_config.model.flavor
+    config.model.name, config.model.flavor = family + SUFFIX, flavor
     config.activation_checkpoint.mode = "none"
     spec = attent_spec(config.model.name, data=config.data.path)
     check_flavor(spec, model=config.model.name, flavor=config.model.flavor)

@@ -118,15 +118,15 @@ def _open(
     job_config: JobConfig, datasets: DataSets, model_args: BaseModelArgs, *, validation: bool = False
 ) -> Examples:
     """The examples of a run, which its model can take."""
-    kind, key = family_of(job_config).modality, "validation_path" if validation else "path"
+    modality, key = family_of(job_config).modality, "validation_path" if validation else "path"
     if not getattr(job_config.data, key):
-        raise ValueError(f"[data] {key} is empty: give the folder of a data set, written by {kind.writer}")
+        raise ValueError(f"[data] {key} is empty: give the folder of a data set, written by {modality.writer}")
     try:
-        examples = kind.open(datasets, job_config, validation=validation)
+        examples = modality.open(datasets, job_config, validation=validation)
     except (ValueError, OSError) as error:
         raise ValueError(f"[data] {key}: {error}") from None
     model = f"{job_config.model.name} {job_config.model.flavor}"
-    kind.check_fit(examples, model_args, model=model, key=key)
+    modality.check_fit(examples, model_args, model=model, key=key)
     return examples
 
 
@@ -154,7 +154,7 @@ def check_run(
     world_size: int,
     datasets: DataSets | None = None,
     trains: bool = True,
-    check_frozen: Callable[..., None] = lambda checkpoint, **model: None,
+    check_frozen: Callable[..., Any] = lambda checkpoint, **model: None,
 ) -> None:
     """All checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``.
 
@@ -214,10 +214,10 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
     Raises:
         ValueError: the same on all ranks: the message of the first rank that found something or could not look.
     """
-    kind = family_of(job_config).modality
-    opened = [kind.open(datasets, job_config).stored]
+    modality = family_of(job_config).modality
+    opened = [modality.open(datasets, job_config).stored]
     if job_config.validation.enable:
-        opened.append(kind.open(datasets, job_config, validation=True).stored)
+        opened.append(modality.open(datasets, job_config, validation=True).stored)
     rank, world_size = 0, 1
     if torch.distributed.is_initialized():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
