@@ -48,4 +48,4 @@ def test_what_a_system_needs() -> None:
 
 def test_a_family_is_told_by_the_models_name() -> None:
     config = config_of({"model.name": "gpt_oss_attent"}, data="", folder="")
-    assert family_of(config) is FAMILIES["gpt_oss"] and family_of(config).has_experts
+    assert family_of(config) is FAMILIES["gpt_oss"]

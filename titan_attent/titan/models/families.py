@@ -26,13 +26,12 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family(name="llama3", modality=Text()),
-        Family(name="qwen3", modality=Text(), has_experts=True, lacks=_no_pipeline("qwen3")),
-        Family(name="llama4", modality=Text(), has_experts=True),
-        Family(name="deepseek_v3", modality=Text(), has_experts=True),
+        Family(name="qwen3", modality=Text(), lacks=_no_pipeline("qwen3")),
+        Family(name="llama4", modality=Text()),
+        Family(name="deepseek_v3", modality=Text()),
         Family(
             name="gpt_oss",
             modality=Text(),
-            has_experts=True,
             lacks=_no_pipeline("gpt_oss")
             | {
                 "context_parallel": "torchtitan 0.2.2 cannot cut gpt_oss's flex attention. Set it to 1",

@@ -65,10 +65,8 @@ class Family:
         modality: what its learners read, and how they are judged.
         lacks: what it cannot do -> why, and what to set instead. Keys are dimensions of ``[parallelism]`` without their
             ``_degree``, and what systems need (:attr:`System.needs`).
-        has_experts: whether it has flavors with a mixture of experts.
     """
 
     name: str
     modality: Modality
     lacks: Mapping[str, str] = field(default_factory=dict)
-    has_experts: bool = False
