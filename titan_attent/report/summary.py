@@ -51,7 +51,8 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     ``runs``: all that are compared, the first being what the others are measured by.
     """
 
-    unit_of = units(runs or [run])
+    compared = runs or [run]
+    unit_of = units(compared)
 
     def last(tag: str, form: str = "") -> str:
         steps, values = run.series(tag)
@@ -74,7 +75,6 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         return f"{np.median(speeds):,.0f}" if len(speeds) else "-"
 
     resumes = len(run.session_starts) - 1
-    compared = runs or [run]
     minutes, seconds = divmod(round(run.wall_seconds), 60)
     logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(prefixes(compared))}
     many = families(compared, maps=False) + families(compared, maps=True)
@@ -96,7 +96,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         "wall time": f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s",
         **(_saving(run, runs) if len(runs) > 1 else {}),
         **{tag: last(tag) for tag in tags},
-        **_family_facts(run, runs or [run]),
+        **_family_facts(run, compared),
         "checkpoint": f"checkpoint/{newest}" if newest else "-",
         "tensorboard": "tb",
         "trace": "teacher/trace.jsonl" if (run.path / "teacher" / "trace.jsonl").is_file() else "-",

@@ -227,7 +227,7 @@ class Teaching(System):
     # -- what it tells --------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        return self.teacher.metrics()
+        return self.teacher.decision_metrics()
 
     def _write_decision(self, record: Record) -> None:
         if self.rounds is not None:

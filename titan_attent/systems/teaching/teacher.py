@@ -202,6 +202,10 @@ class Teacher:
 
     def metrics(self) -> dict[str, float]:
         """The ``teacher/*`` and ``ledger/*`` scalars as host numbers; no collective, no device sync."""
+        return self.decision_metrics() | self.ledger.metrics()
+
+    def decision_metrics(self) -> dict[str, float]:
+        """The ``teacher/*`` scalars alone: a run logs its ledger itself."""
         selected, pool = self.rounds.num_trained(), self.rounds.num_candidates()
         position = {
             "teacher/round": self.round,
@@ -209,7 +213,7 @@ class Teacher:
             "teacher/selected": selected,
             "teacher/repeats": self._visits(),
         }
-        return {name: float(value) for name, value in position.items()} | self.draws.audit | self.ledger.metrics()
+        return {name: float(value) for name, value in position.items()} | self.draws.audit
 
     def _visits(self) -> float:
         """How often the run trains an example that it always selects: as its schedule says, or as in the last draw."""
