@@ -174,7 +174,7 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
         buffer.record(everything, losses, step=step, gradients=norms, shares=shares, trained=False)
 
     blind = np.log(6)
-    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, blind_loss=blind)
+    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, chance_loss=blind)
     sampler, steps, step = TeachingSampler(teacher), {}, 0
     while step < STEPS:
         current, start = sampler.current_pass(), sampler.consumed

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from titan_attent import job_config
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Run, StepLoss, System
+from titan_attent.systems.system import Batch, Columns, DataFacts, LossFunction, Run, StepLoss, System
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Beside(System):
             raise ValueError("[beside] targets with context parallelism: a column is whole on each rank. Set it to 1")
 
     @classmethod
-    def check_data(cls, config: BesideConfig, facts: Facts) -> None:
+    def check_data(cls, config: BesideConfig, facts: DataFacts) -> None:
         if config.checkpoint:
             facts.check_frozen(config.checkpoint)
 

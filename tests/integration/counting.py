@@ -12,7 +12,17 @@ from typing import Any
 
 from titan_attent import job_config
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Panel, Run, Seen, StepLoss, System
+from titan_attent.systems.system import (
+    Batch,
+    Columns,
+    DataFacts,
+    ExampleStats,
+    LossFunction,
+    Panel,
+    Run,
+    StepLoss,
+    System,
+)
 
 
 @dataclass
@@ -47,7 +57,7 @@ class Counting(System):
             raise ValueError(f"[counting] enable = true with context_parallel_degree = {degree}: set it to 1")
 
     @classmethod
-    def check_data(cls, config: CountingConfig, facts: Facts) -> None:
+    def check_data(cls, config: CountingConfig, facts: DataFacts) -> None:
         if len(facts.dataset) < 3 * facts.batch_size:
             raise ValueError("[counting] enable = true needs three batches of examples: write more data")
 
@@ -74,7 +84,7 @@ class Counting(System):
         self.backwards += 1
         yield
 
-    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self.microbatches += 1
         self.odd += int(batch.columns["is_odd"].sum())
         self.wrong += int((batch.columns["is_odd"] != batch.examples % 2).sum())

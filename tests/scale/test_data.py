@@ -118,5 +118,5 @@ def test_a_rank_opens_the_index_once_and_looks_at_no_shard(folder: Path, asked: 
     assert loader.dataset.shards is validator.loader.dataset.shards
     assert loader.dataset.sources[0] == ("code", 0) and len(loader.dataset.sources) == 2
     last = len(loader.dataset) - 1
-    assert loader.dataset.whereabouts(last)["shard"] == f"shard-{NUM_SHARDS - 1:05d}.bin"
+    assert loader.dataset.location(last)["shard"] == f"shard-{NUM_SHARDS - 1:05d}.bin"
     assert int(validator.loader.pool.ids(torch.tensor([0]))) <= last and asked.stats.total() == 0

@@ -51,7 +51,7 @@ def filled_buffer(num_examples: int, num_ranks: int) -> LossBuffer:
 def draws_of(config: TeacherConfig, *, num_examples: int, num_ranks: int) -> Draws:
     buffer = filled_buffer(num_examples, num_ranks)
     reference = buffer.loss * 0.9 + 0.5 if config.importance == "excess_loss" else None
-    return Draws(buffer, config, batch_size=num_ranks, reference=reference, blind_loss=8.0, sources=SOURCES)
+    return Draws(buffer, config, batch_size=num_ranks, reference=reference, chance_loss=8.0, sources=SOURCES)
 
 
 def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:

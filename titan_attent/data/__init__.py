@@ -7,7 +7,7 @@
 
     examples.py  what a data set is to the rest, of text or of images
     config.py    the section [data]
-    told.py      what a run reports of its data
+    run_record.py      what a run reports of its data
 
 torchtitan's loader over all this is titan/loader.py.
 """

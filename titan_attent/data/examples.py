@@ -47,7 +47,7 @@ class Examples(Protocol):
         """What an example counts as, where throughput is told in tokens."""
 
     @property
-    def blind_loss(self) -> float:
+    def chance_loss(self) -> float:
         """What a blind guess costs: ln V nats per token of V, ln C an image of C classes, the variance of pixels."""
 
     @property
@@ -56,7 +56,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def whereabouts(self, i: int) -> dict[str, Any]:
+    def location(self, i: int) -> dict[str, Any]:
         """For people: where example i stands, its shard file and its place in it."""
 
     def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:

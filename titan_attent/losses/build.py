@@ -10,7 +10,7 @@ from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss
 
 def build_example_loss(
     *,
-    vocabulary_is_cut: bool = False,
+    vocab_parallel: bool = False,
     num_chunks: int = 1,
     compile_loss: bool = False,
     with_gradient: bool = False,
@@ -23,7 +23,7 @@ def build_example_loss(
     example, and their number is that of the examples.
 
     Args:
-        vocabulary_is_cut: the logits are DTensors, cut along the vocabulary. Such a loss is a collective.
+        vocab_parallel: the logits are DTensors, cut along the vocabulary. Such a loss is a collective.
         num_chunks: of the tokens of a microbatch; not read where the vocabulary is cut.
         compile_loss: compile the loss into one graph.
         with_gradient: also measure the functional gradient of every example.
@@ -31,7 +31,7 @@ def build_example_loss(
         backend: of torch.compile.
     """
     build: Callable[..., WeightedLoss] = build_weighted_loss
-    if vocabulary_is_cut:
+    if vocab_parallel:
         build = build_vocab_parallel_loss
     elif num_chunks > 1:
         build = partial(build_chunked_loss, num_chunks=num_chunks)

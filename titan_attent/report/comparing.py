@@ -133,8 +133,8 @@ def _apart(first: RunScalars, run: RunScalars, measure: Measure) -> str | None:
     for one in (first, run):
         if measure.tag not in one.scalars:
             return f"{one.path} has no {measure.name}"
-    for what in first.told.measured.keys() & run.told.measured.keys():
-        mine, others = run.told.measured[what], first.told.measured[what]
+    for what in first.record.measured.keys() & run.record.measured.keys():
+        mine, others = run.record.measured[what], first.record.measured[what]
         if mine != others and what == "validation data":
             return "their validation data differ"
         if mine != others:
@@ -176,9 +176,9 @@ def _too_few(first: RunScalars, run: RunScalars, measure: Measure, own: Reached)
 
 def _same_unit(first: RunScalars, run: RunScalars, charge: Charge) -> bool:
     if charge == "seconds":
-        devices = [one.told.devices or one.hosts for one in (first, run)]
+        devices = [one.record.devices or one.hosts for one in (first, run)]
         return devices[0] == devices[1]
-    models = {one.told.setting.get("model") for one in (first, run)} - {None}
+    models = {one.record.setting.get("model") for one in (first, run)} - {None}
     known = [Costs(one).flops_per_token is not None for one in (first, run)]
     return all(known) or (not any(known) and len(models) < 2)
 

@@ -46,8 +46,8 @@ class Costs:
         self.flops_per_token = _flops_per_token(run)
         self.prepaid_seconds = self._last(PREPAID)
         self._scored = run.series(SCORED)
-        self._example: float | None = run.told.tokens_per_example
-        batch = run.told.batch_size or _batch_size(run)
+        self._example: float | None = run.record.tokens_per_example
+        batch = run.record.batch_size or _batch_size(run)
         if self._example is None and batch and run.tokens_per_step:
             self._example = run.tokens_per_step / batch
         self._prepaid = self._prepaid_tokens()
@@ -89,11 +89,11 @@ class Costs:
 
     def _prepaid_tokens(self) -> float | None:
         """What the scorers took, in trained tokens; None if there were scorers and that is unknown."""
-        told = self.run.told
-        if told.losses and told.scorers_flops is not None and self.flops_per_token:
-            return told.scorers_flops / self.flops_per_token
+        record = self.run.record
+        if record.losses and record.scorers_flops is not None and self.flops_per_token:
+            return record.scorers_flops / self.flops_per_token
         if not self.prepaid_seconds:
-            return None if told.losses else 0.0
+            return None if record.losses else 0.0
         steps, seconds = self.run.series(TRAIN_SECONDS)
         if not len(steps) or not 0 < seconds[-1] < math.inf or not self.run.tokens_per_step:
             return None

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from titan_attent.data.images import ImageDataset
-from titan_attent.data.told import read_told
+from titan_attent.data.run_record import read_run_record
 from titan_attent.report.picture import write_whole
 from titan_attent.report.reading import json_lines, step_of
 from titan_attent.report.sheets import BOX, Cell, draw_sheet
@@ -73,7 +73,7 @@ def open_images(run: Path) -> ImageDataset | None:
     Raises:
         ValueError: it has changed since, or is damaged.
     """
-    told = read_told(run)
+    told = read_run_record(run)
     folder = Path(told.path)
     try:
         index = json.loads((folder / "index.json").read_bytes())

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from titan_attent.data.told import read_told
+from titan_attent.data.run_record import read_run_record
 from titan_attent.report.runs import RunScalars, Scalars
 
 Parsed = TypeVar("Parsed")
@@ -47,7 +47,7 @@ def read_run(path: str | os.PathLike[str]) -> RunScalars:
     run.scalars = {tag: dict(sorted(values.items())) for tag, values in run.scalars.items()}
     rounds = run.path / "teacher" / "rounds.jsonl"
     run.decided = read_rounds(rounds, run.notes) if rounds.is_file() else {}
-    run.told = read_told(run.path)
+    run.record = read_run_record(run.path)
     return run
 
 

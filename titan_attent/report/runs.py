@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from titan_attent.data.told import Told
+from titan_attent.data.run_record import RunRecord
 from titan_attent.systems.system_list import renamed
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
@@ -48,7 +48,7 @@ class RunScalars:
     session_seconds: list[float] = field(default_factory=list)  # of the run, when those sessions start
     wall_seconds: float = 0.0  # first to last event of each session, added up: pauses do not count
     hosts: set[str] = field(default_factory=set)  # on which the sessions ran
-    told: Told = field(default_factory=Told)
+    record: RunRecord = field(default_factory=RunRecord)
     notes: list[str] = field(default_factory=list)  # what of its files could not be read
 
     @property
@@ -98,7 +98,7 @@ class RunScalars:
         it counts every token once a rank of the ``cp`` mesh (torchtitan #2990). The ledger counts examples, on no rank
         more than once, so where both are there a whole multiple of the ledger's count is corrected to it.
         """
-        told = (self.told.batch_size or 0) * (self.told.tokens_per_example or 0)
+        told = (self.record.batch_size or 0) * (self.record.tokens_per_example or 0)
         if told > 0:
             return float(told)
         step, seen = next(iter(self.scalars.get(TOKENS, {}).items()), (0, 0.0))

@@ -81,14 +81,14 @@ def _full(saving: Saving) -> str:
 
 
 def _apart(first: RunScalars, run: RunScalars) -> str:
-    mine, others = run.told.setting, first.told.setting
+    mine, others = run.record.setting, first.record.setting
     told = [key for key in mine if key in others]
     differing = [f"{key} ({mine[key]}, {others[key]})" for key in told if key in APART and mine[key] != others[key]]
     if "data" in told and mine["data"] != others["data"]:
         differing.append("training data")
     text = f"; the two differ in {', '.join(differing)}, too" if differing else ""
     for one in (first, run):
-        planned = one.told.setting.get("training.steps")
+        planned = one.record.setting.get("training.steps")
         if isinstance(planned, int) and one.last_step < planned:
             text += f"; {one.path} is at step {one.last_step:,} of {planned:,}"
     return text

@@ -31,7 +31,7 @@ def logged_by(runs: Iterable[RunScalars]) -> list[Logged]:
     """The systems of this package, and those from outside that the runs report; of two with one name the first."""
     found = list(OWN)
     for run in runs:
-        for described in run.told.systems:
+        for described in run.record.systems:
             logged = _read(described)
             if logged is not None and logged.name not in {one.name for one in found}:
                 found.append(logged)

@@ -51,7 +51,7 @@ class RunSettings:
         compiles_model, compiles_loss: whether torch.compile is used for them.
         compile_backend: of torch.compile.
         activation_checkpointing: "none", or how activations are recomputed.
-        cuts_vocabulary: whether logits stay cut along the vocabulary, as tensor parallelism leaves them.
+        vocab_parallel: whether logits stay cut along the vocabulary, as tensor parallelism leaves them.
         steps_in_backward: whether the optimizer steps while the backward pass runs.
         reduce_dtype: of the gradients that FSDP2 reduces.
         mixes_examples: whether a training example is a mixture of two (mixup, CutMix).
@@ -70,7 +70,7 @@ class RunSettings:
     compiles_loss: bool = False
     compile_backend: str = "inductor"
     activation_checkpointing: str = "none"
-    cuts_vocabulary: bool = False
+    vocab_parallel: bool = False
     steps_in_backward: bool = False
     reduce_dtype: torch.dtype = torch.float32
     mixes_examples: bool = False

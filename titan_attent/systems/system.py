@@ -70,7 +70,7 @@ class Batch:
         return self.columns["example_id"]
 
 
-Seen = dict[str, Tensor]
+ExampleStats = dict[str, Tensor]
 """What a loss saw of the examples of a microbatch, each [B], detached."""
 
 
@@ -86,7 +86,7 @@ class StepLoss(NamedTuple):
 
     to_differentiate: Tensor
     logged: Tensor
-    seen: Seen
+    seen: ExampleStats
 
 
 LossFunction = Callable[[Tensor, Batch], StepLoss]
@@ -94,7 +94,7 @@ LossFunction = Callable[[Tensor, Batch], StepLoss]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class DataFacts:
     """What is known of a run once its data were opened, before its first process group.
 
     Attributes:
@@ -115,7 +115,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Facts):
+class Run(DataFacts):
     """What a system may use of the run that it takes part in.
 
     Attributes:
@@ -149,7 +149,7 @@ class Run(Facts):
     reader: Reader
     step: Callable[[], int]
     served: Callable[[], Any]
-    forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, Seen | None]]]
+    forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, ExampleStats | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
     build_frozen: Callable[..., Callable[[Tensor], Tensor] | None]
@@ -240,7 +240,7 @@ class System:
         """Raise a ValueError (what, where, the fix) for values, or parallelisms, that it cannot work with."""
 
     @classmethod
-    def check_data(cls, config: Any, facts: Facts) -> None:
+    def check_data(cls, config: Any, facts: DataFacts) -> None:
         """The same for data that it cannot work with. Opens small files only."""
 
     @classmethod
@@ -287,7 +287,7 @@ class System:
         own step, and pipelines."""
         return nullcontext()
 
-    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         """After the backward of a microbatch. None was seen on pipeline stages before the last."""
 
     def after_step(self) -> None:

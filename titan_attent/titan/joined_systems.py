@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, System
+from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, System
 from titan_attent.systems.system_list import SystemOn
 
 RESERVED_COLUMNS = ("input", "inputs", "example_id")
@@ -82,7 +82,7 @@ class JoinedSystems:
     def around_backward(self) -> AbstractContextManager[Any]:
         return _all_of(system.around_backward() for system in self.systems)
 
-    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         for system in self.systems:
             system.after_microbatch(batch, seen)
 

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 from torchtitan.distributed import ParallelDims
 
-from titan_attent.systems.system import Batch, Columns, LossFunction, Seen
+from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction
 
 StockLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -89,7 +89,7 @@ class PipelineStep:
         self.columns = {**batch.columns, INPUTS: batch.inputs}
         self.num_microbatches, self.divisor = num_microbatches, divisor
         self._logged: list[Tensor] = []
-        self._seen: list[Seen] = []
+        self._seen: list[ExampleStats] = []
 
     def target(self) -> Tensor:
         """What the schedule is given as its target."""
@@ -106,7 +106,7 @@ class PipelineStep:
         """fp32 scalar: unweighted nats over all valid tokens of the step's microbatches."""
         return torch.stack(self._logged[-self.num_microbatches :]).sum()
 
-    def seen(self) -> Seen:
+    def seen(self) -> ExampleStats:
         """Of all microbatches, each [B]."""
         parts = self._seen[-self.num_microbatches :]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

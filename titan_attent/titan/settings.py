@@ -1,4 +1,4 @@
-"""torchtitan's JobConfig -> what the rest of the package sees of it: settings, systems, and what the report is told.
+"""torchtitan's JobConfig -> what the rest of the package sees of it: settings, systems, and the run's record of itself.
 
 No module outside of titan/ reads a JobConfig; what it needs stands in systems/settings.py.
 """
@@ -15,7 +15,7 @@ import torch
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.told import Told, fingerprint_of
+from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_values, systems_on
@@ -63,7 +63,7 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
         compiles_loss=compiled.enable and "loss" in compiled.components,
         compile_backend=compiled.backend,
         activation_checkpointing=job_config.activation_checkpoint.mode,
-        cuts_vocabulary=parallelism.tensor_parallel_degree > 1 and not parallelism.disable_loss_parallel,
+        vocab_parallel=parallelism.tensor_parallel_degree > 1 and not parallelism.disable_loss_parallel,
         steps_in_backward=job_config.optimizer.early_step_in_backward,
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         mixes_examples=job_config.vision.mixes,
@@ -111,7 +111,7 @@ def describe(
     batch_size: int,
     device: torch.device,
     systems: Sequence[type[System]] = (),
-) -> Told:
+) -> RunRecord:
     """What a run, with these systems, reports of itself."""
     modality, steps, data = family_of(job_config).modality, job_config.validation.steps, job_config.data
     measured = {
@@ -120,7 +120,7 @@ def describe(
         "learner": modality.learner,
         **modality.measured(job_config, dataset),
     }
-    return Told(
+    return RunRecord(
         path=data.path,
         validation_path=data.validation_path,
         fingerprint=dataset.stored.fingerprint,

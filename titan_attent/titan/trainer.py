@@ -24,11 +24,11 @@ from torchtitan.train import Trainer
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.data.plan.shuffled import Shuffled
-from titan_attent.data.told import tell
+from titan_attent.data.run_record import write_run_record
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
-from titan_attent.systems.system import Batch, Columns, LossFunction, Run, Seen, StepLoss
+from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, StepLoss
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
@@ -121,16 +121,16 @@ class TeachingTrainer(Trainer):
             build_frozen=self.build_frozen,
         )
 
-    def _tell(self) -> None:
+    def _write_run_record(self) -> None:
         """Write data.json, for the report."""
-        told = describe(
+        record = describe(
             self.job_config,
             self.loader.dataset,
             batch_size=self.batch_size,
             device=self.device,
             systems=[type(system) for system in self.systems],
         )
-        tell(Path(self.job_config.job.dump_folder) / "teacher", told, losses=self.systems.folders_read())
+        write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
     def _sampler_of_all(self) -> TeachingSampler:
         """All examples, where no system chooses."""
@@ -191,7 +191,7 @@ class TeachingTrainer(Trainer):
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
     ) -> Tensor:
         """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
-        columns, seen = self._take_columns(input_dict), cast("Seen | None", {})
+        columns, seen = self._take_columns(input_dict), cast("ExampleStats | None", {})
         systems = self.systems
         dims = self.parallel_dims
         # DDP averages gradients that were divided already (torchtitan #2323); FSDP sums them.
@@ -231,7 +231,7 @@ class TeachingTrainer(Trainer):
         *,
         divisor: Tensor | float,
         backward: bool = True,
-    ) -> tuple[Batch, Tensor | None, Seen | None]:
+    ) -> tuple[Batch, Tensor | None, ExampleStats | None]:
         """A microbatch of the trainer's through the pipeline, which cuts it into its own.
 
         Returns:
@@ -257,7 +257,7 @@ class TeachingTrainer(Trainer):
         return (batch, step.loss_sum(), step.seen()) if self.pp_has_last_stage else (batch, None, None)
 
     @torch.no_grad()
-    def forward(self, batches: Iterable[ReadBatch], loss: LossFunction) -> Iterator[tuple[Batch, Seen | None]]:
+    def forward(self, batches: Iterable[ReadBatch], loss: LossFunction) -> Iterator[tuple[Batch, ExampleStats | None]]:
         """Each batch and what ``loss`` saw of it, in eval mode; see :class:`Run`. A collective."""
         for part in self.model_parts:
             part.eval()
@@ -302,7 +302,7 @@ class TeachingTrainer(Trainer):
         if self.step == 0 and self.starts_anew:
             self.systems.set_initial_weights()
         if is_first_rank():
-            self._tell()
+            self._write_run_record()
         self.systems.before_first_step()
         self.ledger.start()
         return self._charged_batches(super().batch_generator(data_iterable))

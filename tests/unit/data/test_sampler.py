@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedPlaces
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
@@ -101,7 +101,7 @@ def plain_order(num_examples: int, number: int) -> list[int]:
     "sizes", [(203,), (50, 50, 50, 50, 50), (50, 100, 60, 203, 1, 202), (100, None, 100, None, None)]
 )
 def test_stretches_follow_each_other_through_the_orders(sizes):
-    cursor, order, start = Cursor(203, 5), 0, 0
+    cursor, order, start = OrderCursor(203, 5), 0, 0
     for size in sizes:
         if 203 - start < (size or 12):
             order, start = order + 1, 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from titan_attent.data.told import Told
+from titan_attent.data.run_record import RunRecord
 from titan_attent.report import TRAIN, VALIDATION
 from titan_attent.report import curves as curves_module
 from titan_attent.report.comparing import Comparison, compare
@@ -30,15 +30,15 @@ def curve(tokens: float) -> float:
 def made(
     name: str, loss: Curve = curve, *, steps: int = 1000, tokens: float = 1000.0, every: int = 50, **more: Any
 ) -> RunScalars:
-    """``loss`` of the tokens trained. ``more``: tag -> function of the step; told, hosts, seconds of a step."""
-    told, hosts, pace = more.pop("told", Told()), more.pop("hosts", {"h"}), more.pop("seconds", 1.0)
+    """``loss`` of the tokens trained. ``more``: tag -> function of the step; record, hosts, seconds of a step."""
+    record, hosts, pace = more.pop("record", RunRecord()), more.pop("hosts", {"h"}), more.pop("seconds", 1.0)
     at = [*range(every, steps + 1, every)]
     scalars = {VALIDATION: {s: loss(s * tokens) for s in at}, "n_tokens_seen": {1: tokens}}
     scalars[TRAIN] = {s: loss(s * tokens) for s in at}
     scalars |= {tag: {s: function(s) for s in at} for tag, function in more.items()}
     seconds = {tag: {s: pace * s for s in values} for tag, values in scalars.items()}
     return RunScalars(
-        Path(name), scalars, seconds, told=told, hosts=hosts, session_starts=[1], wall_seconds=pace * steps
+        Path(name), scalars, seconds, record=record, hosts=hosts, session_starts=[1], wall_seconds=pace * steps
     )
 
 
@@ -58,17 +58,20 @@ def test_equal_curves_of_another_batch_size_save_nothing() -> None:
 
 def test_settings_are_told_apart_where_both_runs_tell_them() -> None:
     """A run of an earlier version, or whose data.json is damaged, tells none or some."""
-    full = Told(setting={"model": "m 8B", "data": "x", "optimizer.lr": 0.1})
-    some, other = Told(setting={"optimizer.lr": 0.2}), Told(setting={"model": "m 8B", "data": "y", "optimizer.lr": 0.1})
+    full = RunRecord(setting={"model": "m 8B", "data": "x", "optimizer.lr": 0.1})
+    some, other = (
+        RunRecord(setting={"optimizer.lr": 0.2}),
+        RunRecord(setting={"model": "m 8B", "data": "y", "optimizer.lr": 0.1}),
+    )
     for mine, others, word in (
-        (full, Told(), ""),
-        (Told(), full, ""),
+        (full, RunRecord(), ""),
+        (RunRecord(), full, ""),
         (full, full, ""),
         (some, full, "; the two differ in optimizer.lr (0.2, 0.1), too"),
         (full, some, "; the two differ in optimizer.lr (0.1, 0.2), too"),
         (full, other, "; the two differ in training data, too"),
     ):
-        text = conclusion(made("a", told=others), made("b", lambda t: curve(1.25 * t), told=mine))
+        text = conclusion(made("a", record=others), made("b", lambda t: curve(1.25 * t), record=mine))
         assert "20.0% saved" in text and text.partition("saved")[2].partition(", in ")[0].endswith(word), text
         assert ("differ" in text) == bool(word)
 
@@ -89,8 +92,10 @@ def test_a_true_saving_is_told_in_tokens_and_flops(faster: float, batch: int) ->
 def test_scoring_is_charged() -> None:
     """20% fewer tokens; 96 examples of 32 tokens scored a step, at a third each, beside 1,000 trained."""
     ledger: dict[str, Any] = {"ledger/examples_scored": lambda s: 96.0 * s, "seconds": 1.94}
-    a = made("a", told=Told(batch_size=31, tokens_per_example=32), tokens=992.0)
-    b = made("b", lambda t: curve(1.25 * t), told=Told(batch_size=31, tokens_per_example=32), tokens=992.0, **ledger)
+    a = made("a", record=RunRecord(batch_size=31, tokens_per_example=32), tokens=992.0)
+    b = made(
+        "b", lambda t: curve(1.25 * t), record=RunRecord(batch_size=31, tokens_per_example=32), tokens=992.0, **ledger
+    )
     found = compare(a, b, LOSS)
     assert told(found) == pytest.approx(20.0, abs=0.3)
     assert told(found, "FLOPs") == pytest.approx(100 * (1 - 0.8 * (1 + 96 * 32 / 3 / 992)), abs=0.6)
@@ -108,8 +113,8 @@ def test_scorers_are_charged() -> None:
     speeds: dict[str, Any] = {SPEED: lambda s: 500.0, "tflops": lambda s: 500.0 * 6e9 / 1e12}
     ledger: dict[str, Any] = {"ledger/prepaid_seconds": lambda s: 100.0, "ledger/train_seconds": lambda s: 1.0 * s}
     a = made("a", **speeds)
-    exact = made("b", told=Told(losses=("x",), scorers_flops=6e9 * 50_000), **speeds, **ledger)
-    paced, unknown = made("b", **speeds, **ledger), made("b", told=Told(losses=("x",)), **speeds)
+    exact = made("b", record=RunRecord(losses=("x",), scorers_flops=6e9 * 50_000), **speeds, **ledger)
+    paced, unknown = made("b", **speeds, **ledger), made("b", record=RunRecord(losses=("x",)), **speeds)
     assert Costs(exact).flops_per_token == pytest.approx(6e9)
     assert [Costs(run).charged_tokens(1000) for run in (a, exact, paced)] == pytest.approx([1e6, 1.05e6, 1.1e6])
     assert Costs(unknown).charged_tokens(1000) is None and "scorers cost" in str(compare(a, unknown, LOSS).silent)
@@ -156,12 +161,13 @@ def dips(t: float) -> float:
         (made("a"), made("b", every=1000), "b has only one validation"),
         (made("a"), made("b", lambda t: curve(1.5 * t), every=300), "b has 3 validations, which do not show"),
         (made("a"), made("b", lambda t: 1.0), "b was there at its first validation already"),
-        (made("a", told=Told(measured={"validation data": "x"})),
-         made("b", told=Told(measured={"validation data": "y"})), "their validation data differ"),
-        (made("a", told=Told(measured={"validation.seq_len": 64})),
-         made("b", told=Told(measured={"validation.seq_len": 32})), "validation.seq_len is 32 of b, and 64 of a"),
-        (made("a", told=Told(measured={"learner": "classifier"})),
-         made("b", told=Told(measured={"learner": "autoencoder"})), "learner is autoencoder of b"),
+        (made("a", record=RunRecord(measured={"validation data": "x"})),
+         made("b", record=RunRecord(measured={"validation data": "y"})), "their validation data differ"),
+        (made("a", record=RunRecord(measured={"validation.seq_len": 64})),
+         made("b", record=RunRecord(measured={"validation.seq_len": 32})),
+         "validation.seq_len is 32 of b, and 64 of a"),
+        (made("a", record=RunRecord(measured={"learner": "classifier"})),
+         made("b", record=RunRecord(measured={"learner": "autoencoder"})), "learner is autoencoder of b"),
         (made("a"), made("b", **{"throughput(ips)": lambda s: 1.0}), "their losses are mean squared error and nats"),
     ],
 )  # fmt: skip
@@ -212,7 +218,7 @@ def test_a_run_against_itself() -> None:
 
 
 def test_accuracies_are_compared_as_losses_are() -> None:
-    shares = {name: made(name, told=Told()) for name in "ab"}
+    shares = {name: made(name, record=RunRecord()) for name in "ab"}
     for name, faster in (("a", 1.0), ("b", 1.25)):
         run = shares[name]
         run.scalars[ACCURACY] = {s: 1 - curve(faster * 1000 * s) / 5 for s in run.scalars[VALIDATION]}
@@ -225,14 +231,16 @@ def test_seconds_compare_on_one_machine() -> None:
     b, c = (made("b", lambda t: curve(1.25 * t), hosts={host}) for host in "xy")
     assert told(compare(a, b, LOSS), "seconds") == pytest.approx(20.0, abs=0.3)
     assert "seconds" not in compare(a, c, LOSS).savings
-    a.told = c.told = Told(devices="8 x NVIDIA H200")
+    a.record = c.record = RunRecord(devices="8 x NVIDIA H200")
     assert told(compare(a, c, LOSS), "seconds") is not None
 
 
 def test_what_else_differs_is_named() -> None:
     setting = {"model": "llama3_attent 8B", "debug.seed": 0, "data": "x", "training.steps": 1000}
-    a = made("a", told=Told(setting=setting))
-    b = made("b", lambda t: curve(1.25 * t), told=Told(setting=setting | {"debug.seed": 1, "training.steps": 2000}))
+    a = made("a", record=RunRecord(setting=setting))
+    b = made(
+        "b", lambda t: curve(1.25 * t), record=RunRecord(setting=setting | {"debug.seed": 1, "training.steps": 2000})
+    )
     said = conclusion(a, b)
     assert "the two differ in debug.seed (1, 0), training.steps (2000, 1000), too" in said
     assert said.endswith("b is at step 1,000 of 2,000")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from titan_attent.data.told import Told
+from titan_attent.data.run_record import RunRecord
 from titan_attent.report.runs import RunScalars
 from titan_attent.report.summary import summarize
 from titan_attent.report.systems import OWN, families, logged_by, prefixes, units
@@ -31,7 +31,7 @@ OUTSIDE: dict[str, Any] = json.loads(  # as it comes out of the file
 
 def a_run(*systems: Any) -> RunScalars:
     scalars = {tag: {1: 0.25} for tag in ("outside/agreed", "outside/visits", "outside/layer/0", "teacher/ratio")}
-    return RunScalars(Path("run"), scalars=scalars, told=Told(systems=systems))
+    return RunScalars(Path("run"), scalars=scalars, record=RunRecord(systems=systems))
 
 
 def test_a_run_brings_the_panels_units_and_tags_of_its_systems() -> None:

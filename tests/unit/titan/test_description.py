@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from titan_attent.data.told import Told, read_told, tell
+from titan_attent.data.run_record import RunRecord, read_run_record, write_run_record
 from titan_attent.titan.settings import describe
 
 
@@ -35,10 +35,10 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
     )
 
 
-def told(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> Told:
+def told(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> RunRecord:
     description = describe(run.job_config, run.dataset, batch_size=run.batch_size, device=run.device)
-    tell(folder / "run" / "teacher", description, losses=losses)
-    return read_told(folder / "run")
+    write_run_record(folder / "run" / "teacher", description, losses=losses)
+    return read_run_record(folder / "run")
 
 
 def test_what_is_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str | None) -> No
     (tmp_path / "teacher").mkdir()
     if content is not None:
         (tmp_path / "teacher" / "data.json").write_text(content)
-    assert read_told(tmp_path) == Told()
+    assert read_run_record(tmp_path) == RunRecord()
 
 
 @pytest.mark.parametrize("number", ["-1", "0", "1" + "0" * 400, "2.5", "NaN", "Infinity", "[1]", "true", "null"])
@@ -97,10 +97,10 @@ def test_numbers_that_cannot_be_are_not_told(tmp_path: Path, number: str) -> Non
         f'{{{fields}, "scorers_flops": {number if number not in ("0", "2.5") else -1}, "setting": {{"model": [1]}}}}'
     )
     (tmp_path / "teacher" / "data.json").write_text(content)
-    assert read_told(tmp_path) == Told()
+    assert read_run_record(tmp_path) == RunRecord()
 
 
 def test_an_earlier_version_told_its_folders(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "data.json").write_text(json.dumps({"path": "data", "validation_path": ""}))
-    assert read_told(tmp_path) == Told(path="data")
+    assert read_run_record(tmp_path) == RunRecord(path="data")

@@ -95,7 +95,7 @@ class Pool:
 
 
 @dataclass
-class Cursor:
+class OrderCursor:
     """Where the shuffled orders of all examples stand: stretch after stretch of one order, then of the next.
 
     Attributes:

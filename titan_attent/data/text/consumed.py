@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_attent.data.text.documents import START, Cursor, Document, read_documents
+from titan_attent.data.text.documents import START, Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
 
 
@@ -50,7 +50,7 @@ def _hash(chain: str, *parts: bytes) -> str:
 
 def find_again(
     consumed: Consumed, *, files: Sequence[InputFile], text_key: str, max_bytes: int
-) -> tuple[Cursor, Consumed] | None:
+) -> tuple[ReadPosition, Consumed] | None:
     """Behind the records of ``consumed`` in ``files``: the cursor, and what was read; None if they begin with
     others."""
     if consumed.num_records == 0:
@@ -63,7 +63,9 @@ def find_again(
         again.chain, again.num_records = consumed.file_chain, consumed.file_records
     else:
         again = Consumed()
-    for document in read_documents(files, text_key=text_key, start=Cursor(again.file), skip=True, max_bytes=max_bytes):
+    for document in read_documents(
+        files, text_key=text_key, start=ReadPosition(again.file), skip=True, max_bytes=max_bytes
+    ):
         again.add(document, in_utf8(document.text or "")[0], files=files)
         if again.num_records == consumed.num_records:
             return (document.cursor, again) if again.chain == consumed.chain else None

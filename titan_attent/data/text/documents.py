@@ -27,7 +27,7 @@ MAX_DOCUMENT_BYTES = 2**28
 UTF8_MEND = "convert the file to UTF-8"
 
 
-class Cursor(NamedTuple):
+class ReadPosition(NamedTuple):
     """Where to read on: in file number ``file``, after ``row`` lines or rows and ``offset`` bytes."""
 
     file: int = 0
@@ -35,7 +35,7 @@ class Cursor(NamedTuple):
     offset: int = 0
 
 
-START = Cursor()
+START = ReadPosition()
 
 
 class Document(NamedTuple):
@@ -43,7 +43,7 @@ class Document(NamedTuple):
 
     source: str
     text: str | None
-    cursor: Cursor
+    cursor: ReadPosition
     num_bytes: int
     bad: Bad | None = None
 
@@ -52,7 +52,7 @@ def read_documents(
     files: Sequence[InputFile],
     *,
     text_key: str,
-    start: Cursor = START,
+    start: ReadPosition = START,
     skip: bool = False,
     max_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[Document]:
@@ -68,7 +68,7 @@ def read_documents(
     """
     for number in range(start.file, len(files)):
         file = files[number]
-        at = start if number == start.file else Cursor(number)
+        at = start if number == start.file else ReadPosition(number)
         place = 0
         for text, cursor, done in _read_file(file, at, text_key, max_bytes):
             if isinstance(text, Bad):
@@ -80,12 +80,12 @@ def read_documents(
             place = done
 
 
-Item = tuple[str | Bad, Cursor, int]
+Item = tuple[str | Bad, ReadPosition, int]
 """A text, where to read on, and the bytes of the file, as it is on disk, up to there."""
 
 
-def _read_file(file: InputFile, at: Cursor, text_key: str, max_bytes: int) -> Iterator[Item]:
-    behind = Cursor(at.file + 1)
+def _read_file(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
+    behind = ReadPosition(at.file + 1)
     if file.kind == "parquet":
         yield from _read_parquet(file, at, text_key, max_bytes)
         return
@@ -104,7 +104,7 @@ def _read_file(file: InputFile, at: Cursor, text_key: str, max_bytes: int) -> It
         try:
             read = _read_lines if file.kind == "lines" else _read_array
             for text, row, offset in read(file, stream, at, text_key, max_bytes):
-                yield text, Cursor(at.file, row, offset), raw.tell()
+                yield text, ReadPosition(at.file, row, offset), raw.tell()
         except GZIP_ERRORS as error:
             problem = f"damaged gzip file after {'line' if file.kind == 'lines' else 'record'} {row} ({error})"
             yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), behind, file.num_bytes
@@ -142,7 +142,7 @@ def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
 
 
 def _read_lines(
-    file: InputFile, stream: IO[bytes], at: Cursor, text_key: str, max_bytes: int
+    file: InputFile, stream: IO[bytes], at: ReadPosition, text_key: str, max_bytes: int
 ) -> Iterator[tuple[str | Bad, int, int]]:
     row, offset = at.row, at.offset
     stream.seek(offset)
@@ -172,7 +172,7 @@ def _text_of_line(line: bytes, *, text_key: str, where: str) -> str | Bad:
 
 
 def _read_array(
-    file: InputFile, stream: IO[bytes], at: Cursor, text_key: str, max_bytes: int
+    file: InputFile, stream: IO[bytes], at: ReadPosition, text_key: str, max_bytes: int
 ) -> Iterator[tuple[str | Bad, int, int]]:
     for row, record in enumerate(read_values(stream, text_key=text_key, max_bytes=max_bytes), start=1):
         if row > at.row:
@@ -203,11 +203,11 @@ def _check_text(text: Any, *, text_key: str, where: str) -> str | Bad:
     return Bad(where, NO_TEXT if text is None else NO_STRING, problem, mend)
 
 
-def _read_parquet(file: InputFile, at: Cursor, text_key: str, max_bytes: int) -> Iterator[Item]:
+def _read_parquet(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
-    where, behind = str(file.path), Cursor(at.file + 1)
+    where, behind = str(file.path), ReadPosition(at.file + 1)
     try:
         # Not mapped, and a column is read a piece at a time.
         with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
@@ -227,7 +227,7 @@ def _read_parquet(file: InputFile, at: Cursor, text_key: str, max_bytes: int) ->
                 if isinstance(text, str) and len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
                     problem, mend = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
                     text = Bad(here, SIZE, problem, mend)
-                yield text, Cursor(at.file, row), file.num_bytes * row // num_rows
+                yield text, ReadPosition(at.file, row), file.num_bytes * row // num_rows
     except TooLargeError as error:
         yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), behind, file.num_bytes
     except (pyarrow.ArrowException, OSError, OverflowError) as error:

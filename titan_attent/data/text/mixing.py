@@ -6,7 +6,7 @@ Cost: 256 reads of an example, once a run, on one rank.
 import torch
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.plan.order import Cursor
+from titan_attent.data.plan.order import OrderCursor
 from titan_attent.data.text.shards import TokenDataset
 
 NUM_SAMPLED = 256
@@ -19,7 +19,7 @@ def documents_per_example(dataset: Examples) -> float:
     """
     if not isinstance(dataset, TokenDataset):
         return 1.0
-    sample = Cursor(len(dataset), 0)
+    sample = OrderCursor(len(dataset), 0)
     sample.take(min(NUM_SAMPLED, len(dataset)))
     pool, eos_id = sample.pool(), dataset.shards.tokenizer_info["eos_id"]
     places = torch.arange(min(NUM_SAMPLED, len(dataset)))

@@ -19,7 +19,7 @@ from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE
 from titan_attent.data.text.consumed import Consumed, find_again
-from titan_attent.data.text.documents import START, Cursor
+from titan_attent.data.text.documents import START, ReadPosition
 from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, token_dtype
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.foundations.typed import typed
@@ -33,7 +33,7 @@ class Progress:
     arguments: dict[str, Any]
     """Of :func:`run_arguments`."""
     tokenizer: dict[str, Any]
-    cursor: Cursor = START
+    cursor: ReadPosition = START
     num_documents: int = 0
     num_skipped: int = 0
     max_token_id: int = -1

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from titan_attent.data.text.documents import Cursor, Document, read_documents
+from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.tokenizer import well_formed
 
@@ -77,7 +77,7 @@ class _Opened:
             self._documents.close()  # type: ignore[attr-defined]
             self._documents = None
 
-    def _enter(self, cursor: Cursor, position: int) -> None:
+    def _enter(self, cursor: ReadPosition, position: int) -> None:
         self.close()
         assert self.file is not None
         self._documents = read_documents(
@@ -90,14 +90,14 @@ class _Opened:
         assert self.file is not None
         if self.file.kind == "text":
             if self._text is None:
-                self._enter(Cursor(), 0)
+                self._enter(ReadPosition(), 0)
                 assert self._documents is not None
                 self._text = next(self._documents).text or ""
             size, length = max(1, self.file.num_bytes), len(self._text)
             yield self._text[length * start // size : length * stop // size]
             return
         if self._documents is None:
-            self._enter(Cursor(), 0)
+            self._enter(ReadPosition(), 0)
         if start > self._position:
             self._go_to(start)
         assert self._documents is not None
@@ -118,7 +118,7 @@ class _Opened:
                 while (line := file.readline(2**20)) and not line.endswith(b"\n"):
                     pass
                 offset = file.tell()
-            self._enter(Cursor(0, 0, offset), offset)
+            self._enter(ReadPosition(0, 0, offset), offset)
         elif self.file.kind == "parquet":
             if self._groups is None:
                 self._groups = _first_rows(self.file)
@@ -126,7 +126,7 @@ class _Opened:
             row = self._groups[max(0, bisect_right(self._groups, row) - 1)]
             position = self.file.num_bytes * row // max(1, self._groups[-1])
             if position > self._position:
-                self._enter(Cursor(0, row, 0), position)
+                self._enter(ReadPosition(0, row, 0), position)
 
 
 def _first_rows(file: InputFile) -> list[int]:

@@ -183,7 +183,7 @@ class TokenDataset(Dataset):
         return self.seq_len
 
     @property
-    def blind_loss(self) -> float:
+    def chance_loss(self) -> float:
         """ln V."""
         return math.log(self.shards.tokenizer_info["vocab_size"])
 
@@ -219,7 +219,7 @@ class TokenDataset(Dataset):
         inputs, labels = self.batch(ids)
         return {"input": inputs[0], "example_id": ids[0]}, labels[0]
 
-    def whereabouts(self, i: int) -> dict[str, Any]:
+    def location(self, i: int) -> dict[str, Any]:
         """Where example i stands: the file of its first token, that token's place in it, and its number of tokens."""
         shard, first = self.shards.locate(i * self.seq_len)
         return {"shard": shard, "first_token": first, "num_tokens": self.seq_len + 1}

@@ -49,7 +49,7 @@ class ImageExamples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def whereabouts(self, i: int) -> dict[str, Any]:
+    def location(self, i: int) -> dict[str, Any]:
         """Where image i stands: its shard, its number there, and its label."""
         shard, number = self.images.locate(i)
         label = int(self.images.labels(torch.tensor([i])))
@@ -82,7 +82,7 @@ class ClassExamples(ImageExamples):
         self.columns = ("other_label", "share", "other_id") if mixup or cutmix else ()
 
     @property
-    def blind_loss(self) -> float:
+    def chance_loss(self) -> float:
         """ln C."""
         return math.log(len(self.images.classes))
 
@@ -109,7 +109,7 @@ class PatchExamples(ImageExamples):
     """
 
     args: MAEArgs
-    blind_loss = 1.0
+    chance_loss = 1.0
     """The variance of the pixels, of each patch or of all images: what their mean costs."""
 
     def __init__(self, images: ImageDataset, args: MAEArgs, *, seed: int, normalize: bool):

@@ -24,7 +24,7 @@ from titan_attent.systems.freezing.policy import History, decide, relative
 from titan_attent.systems.freezing.probe import Prober
 from titan_attent.systems.freezing.units import backward_flops, find_units
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Facts, Run, System
+from titan_attent.systems.system import DataFacts, Run, System
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Freezing(System):
             )
 
     @classmethod
-    def check_data(cls, config: FreezingConfig, facts: Facts) -> None:
+    def check_data(cls, config: FreezingConfig, facts: DataFacts) -> None:
         needed = config.probe_groups * config.probe_examples
         if config.probes and needed > len(facts.dataset):
             raise ValueError(

@@ -33,7 +33,7 @@ from titan_attent.systems.highway.panels import PANELS
 from titan_attent.systems.highway.sums import Sums, Watched, enough_rounds, fitted_gains, read
 from titan_attent.systems.highway.sweep import num_vjps, separate_vjps, sweep
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Run, Seen, System
+from titan_attent.systems.system import Batch, ExampleStats, Run, System
 
 LOOK_EVERY = 16
 GAIN_RATE = 0.5
@@ -155,7 +155,7 @@ class Highway(System):
         below = sweep(self.cuts.links, gradient, iterations=rounds, gains=gains, sums=self.sums)
         self.cuts.send_below(below)
 
-    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self.microbatches += 1
         if self.microbatches == self.run.microbatches:
             self.in_step, self.microbatches = False, 0

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Seen:
+class PoolRecords:
     """What the owners know of this rank's candidates, [num_local] each."""
 
     records: Records

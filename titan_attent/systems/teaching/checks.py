@@ -10,7 +10,7 @@ import torch
 
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Facts
+from titan_attent.systems.system import DataFacts
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.importance import reads
 
@@ -28,7 +28,7 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
             f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
             'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
         )
-    if settings.cuts_vocabulary and config.loss_chunks > 1:
+    if settings.vocab_parallel and config.loss_chunks > 1:
         raise ValueError(
             f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
             "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
@@ -47,7 +47,7 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
         )
 
 
-def check_data(config: TeacherConfig, facts: Facts) -> None:
+def check_data(config: TeacherConfig, facts: DataFacts) -> None:
     """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
@@ -75,7 +75,7 @@ def needs_trusted(config: TeacherConfig) -> bool:
     return config.ratio_schedule == "calibrated" and config.strategy != "uniform"
 
 
-def trusted_differences(config: TeacherConfig, facts: Facts) -> list[float]:
+def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
     """amateur's - expert's loss of the trusted held-out examples that both have scored; ValueError if there are none.
 
     At most the first ``MOST_TRUSTED`` of them.
@@ -118,7 +118,7 @@ def check_parts(
     reference: object,
     amateur: object,
     trusted: object,
-    blind_loss: object,
+    chance_loss: object,
     window: object,
 ) -> None:
     """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
@@ -133,8 +133,8 @@ def check_parts(
         raise ValueError("amateur_path is set: give the examples' losses that are there as `amateur`")
     if config.ratio_schedule == "calibrated" and not trusted:
         raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
-    if "blind_loss" in needed and blind_loss is None:
-        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `blind_loss`')
+    if "chance_loss" in needed and chance_loss is None:
+        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `chance_loss`')
     if config.weighting == "loss" and window is None:
         raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
     for name, losses in (("reference", reference), ("amateur", amateur), ("trusted", trusted)):

@@ -22,7 +22,7 @@ from titan_attent.losses.records import NEVER
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_of_fallback
 from titan_attent.systems.teaching.audit import Sources, audit_choice, audit_scores
-from titan_attent.systems.teaching.candidates import Candidates, Seen
+from titan_attent.systems.teaching.candidates import Candidates, PoolRecords
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.guards import Quarantine, Quarantined
 from titan_attent.systems.teaching.importance import Known, importance, reads
@@ -42,7 +42,7 @@ class Draws:
         batch_size: G, the least that a selection holds.
         reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
         amateur: the same of an amateur.
-        blind_loss: what a blind guess costs, for "attainment".
+        chance_loss: what a blind guess costs, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: where in the data set each source's examples stand; empty for no audit by source.
         bound: how often the run may train an example, where the scores decide the ratio (schedule.py).
@@ -65,13 +65,13 @@ class Draws:
         batch_size: int,
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
-        blind_loss: float | None = None,
+        chance_loss: float | None = None,
         trusted: Tensor | None = None,
         sources: Sources = (),
         bound: schedule.RepeatBound = schedule.UNBOUND,
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
-        self.blind_loss, self.sources = blind_loss, sources
+        self.chance_loss, self.sources = chance_loss, sources
         self.on_disk = {"reference": reference, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
@@ -107,7 +107,7 @@ class Draws:
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
         seen = self._fetch(candidates)
-        known = Known(reference=seen.reference, amateur=seen.amateur, blind_loss=self.blind_loss)
+        known = Known(reference=seen.reference, amateur=seen.amateur, chance_loss=self.chance_loss)
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
@@ -161,7 +161,7 @@ class Draws:
             self.audit["teacher/quarantined"] = float(self.quarantine.count)
         return ratio, newly
 
-    def _fetch(self, candidates: Candidates) -> Seen:
+    def _fetch(self, candidates: Candidates) -> PoolRecords:
         kept = {"last_draw": self.last_draw}
         kept |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
         if self.quarantine is not None:
@@ -174,14 +174,14 @@ class Draws:
             return fetched[: len(tensors)]
 
         records = self.buffer.records().moved(fetch, self.sharding)
-        return Seen(records, **dict(zip(kept, here, strict=True)))
+        return PoolRecords(records, **dict(zip(kept, here, strict=True)))
 
     def _differences(self) -> Scores:
         """What the calibrated schedule compares with trusted text, of all examples of the data set."""
         known = Known(reference=self.on_disk["reference"], amateur=self.on_disk["amateur"])
         return Scores(importance(self.buffer.records(), name=self.config.importance, known=known), sharding=self.owners)
 
-    def _measure(self, scores: Scores, seen: Seen, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
+    def _measure(self, scores: Scores, seen: PoolRecords, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
         """Measure the scores, and count what the last selections brought.
 
         Returns:
@@ -202,7 +202,7 @@ class Draws:
             guard.count += num_newly
         return newly, guard.set_aside(seen.streak) if guard.count else None
 
-    def _remember(self, seen: Seen, candidates: Candidates) -> None:
+    def _remember(self, seen: PoolRecords, candidates: Candidates) -> None:
         """Bring what this draw decided to the owners."""
         targets, values = [self.last_draw], [seen.last_draw]
         for block in blocks(len(self.weights), device=self.weights.device):

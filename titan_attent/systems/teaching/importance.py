@@ -36,12 +36,12 @@ class Known:
     Attributes:
         reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
         amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
-        blind_loss: for attainment, what a blind guess costs: ln V nats per token of V, ln C an image of C classes.
+        chance_loss: for attainment, what a blind guess costs: ln V nats per token of V, ln C an image of C classes.
     """
 
     reference: Tensor | None = None
     amateur: Tensor | None = None
-    blind_loss: float | None = None
+    chance_loss: float | None = None
 
 
 Importance = Callable[[Records, Known], Tensor]
@@ -59,7 +59,7 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
     Args:
         reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
             "history", two readings of it; "gradient", the functional gradients of ``Records``; "reference", "amateur"
-            or "blind_loss" of :class:`Known`.
+            or "chance_loss" of :class:`Known`.
     """
 
     def add(function: Importance) -> Importance:
@@ -135,7 +135,7 @@ def learnability(records: Records, known: Known) -> Tensor:
     return fall
 
 
-@_importance("loss", "blind_loss")
+@_importance("loss", "chance_loss")
 def attainment(records: Records, known: Known) -> Tensor:
     """loss x (how far it has come from a blind guess, against the median)^2. Needs no reference, and one reading.
 
@@ -146,8 +146,8 @@ def attainment(records: Records, known: Known) -> Tensor:
     known, and the gate is 1 for all, before the median example has come any way. A collective: the exact median by
     radix descent.
     """
-    assert known.blind_loss is not None
-    guess, losses = known.blind_loss, records.loss
+    assert known.chance_loss is not None
+    guess, losses = known.chance_loss, records.loss
     median = finite_median(
         lambda block: losses[block].masked_fill(records.step[block] == NEVER, float("inf")),
         sharding=records.sharding,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from titan_attent.data.plan.order import Cursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedPlaces
 from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.systems.teaching import schedule
@@ -67,7 +67,7 @@ class Rounds:
         self.annealing = False
         self.num_batches = 0
         self.selecting = False
-        self.cursor = Cursor(self.num_examples, data_seed)
+        self.cursor = OrderCursor(self.num_examples, data_seed)
         self._warned = False
 
     def decide(self, step: int) -> None:

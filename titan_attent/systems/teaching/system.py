@@ -27,7 +27,7 @@ from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Columns, Facts, LossFunction, Run, Seen, StepLoss, System
+from titan_attent.systems.system import Batch, Columns, DataFacts, ExampleStats, LossFunction, Run, StepLoss, System
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
 from titan_attent.systems.teaching.config import TeacherConfig
@@ -62,7 +62,7 @@ class Teaching(System):
         checks.check_run(config, settings)
 
     @classmethod
-    def check_data(cls, config: TeacherConfig, facts: Facts) -> None:
+    def check_data(cls, config: TeacherConfig, facts: DataFacts) -> None:
         checks.check_data(config, facts)
 
     @classmethod
@@ -104,7 +104,7 @@ class Teaching(System):
             data_seed=settings.data_seed,
             ledger=run.ledger,
             **self._losses_on_disk(),
-            blind_loss=run.dataset.blind_loss,
+            chance_loss=run.dataset.chance_loss,
             sources=run.dataset.sources,
             score=self.score_examples,
             on_decision=self._write_decision,
@@ -114,7 +114,7 @@ class Teaching(System):
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )
         self.weighted_loss = run.build_example_loss(
-            vocabulary_is_cut=settings.cuts_vocabulary,
+            vocab_parallel=settings.vocab_parallel,
             num_chunks=config.loss_chunks,
             compile_loss=settings.compiles_loss,
             with_gradient=self.with_gradient,
@@ -179,10 +179,10 @@ class Teaching(System):
             seen["gradient"] = result.gradients
         return StepLoss(result.weighted_sum, result.loss_sum, seen)
 
-    def after_microbatch(self, batch: Batch, seen: Seen | None) -> None:
+    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self._record(batch.columns, seen, step=self.run.step(), trained=True)
 
-    def _record(self, columns: Columns, seen: Seen | None, *, step: int, trained: bool) -> None:
+    def _record(self, columns: Columns, seen: ExampleStats | None, *, step: int, trained: bool) -> None:
         """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
         ids = columns["example_id"]
         if seen is None:  # an earlier stage of a pipeline: the buffer's exchange brings them
@@ -236,7 +236,7 @@ class Teaching(System):
     def _write_quarantined(self, record: Record) -> None:
         """One line of teacher/quarantine.jsonl: what was set aside, and where it stands."""
         if self.quarantine is not None:
-            self.quarantine.write(record | self.run.dataset.whereabouts(record["example_id"]))
+            self.quarantine.write(record | self.run.dataset.location(record["example_id"]))
 
     def close(self) -> None:
         for log in (self.rounds, self.quarantine):

@@ -49,7 +49,7 @@ class Teacher:
         reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
         amateur: the same of an amateur.
         trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
-        blind_loss: what a blind guess costs, for importance "attainment".
+        chance_loss: what a blind guess costs, for importance "attainment".
         sources: (name, first example id) of each stretch of the data set, for the audit by source.
         score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
             pass (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
@@ -71,7 +71,7 @@ class Teacher:
         reference: Tensor | None = None,
         amateur: Tensor | None = None,
         trusted: Sequence[float] | None = None,
-        blind_loss: float | None = None,
+        chance_loss: float | None = None,
         sources: Sources = (),
         score: Callable[[int, Pool], None] | None = None,
         on_decision: Callable[[Record], None] | None = None,
@@ -87,7 +87,7 @@ class Teacher:
             reference=reference,
             amateur=amateur,
             trusted=trusted,
-            blind_loss=blind_loss,
+            chance_loss=chance_loss,
             window=buffer.window,
         )
         self.draws = Draws(
@@ -96,7 +96,7 @@ class Teacher:
             batch_size=batch_size,
             reference=reference,
             amateur=amateur,
-            blind_loss=blind_loss,
+            chance_loss=chance_loss,
             trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
             sources=sources,
             bound=repeat_bound(config, num_examples=self.num_examples, batch_size=batch_size, total_steps=total_steps),

@@ -26,7 +26,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.systems.system import Facts, System
+from titan_attent.systems.system import DataFacts, System
 from titan_attent.systems.system_list import RENAMED
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
@@ -187,7 +187,7 @@ def check_run(
             "size of an example"
         )
     loss = family_of(job_config).modality.loss(job_config)
-    facts = Facts(
+    facts = DataFacts(
         dataset=dataset,
         batch_size=batch_size,
         open_reference=datasets.reference,

@@ -196,7 +196,7 @@ class Images:
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
         build = partial(build, label_smoothing=job_config.vision.label_smoothing)
-        return lambda vocabulary_is_cut=False, num_chunks=1, **options: build(**options)
+        return lambda vocab_parallel=False, num_chunks=1, **options: build(**options)
 
     def loss(self, job_config: JobConfig) -> str:
         smoothing = job_config.vision.label_smoothing
@@ -232,7 +232,7 @@ class Patches(Images):
         return PatchExamples(images, args, seed=job_config.data.seed, normalize=normalize)
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
-        return lambda vocabulary_is_cut=False, num_chunks=1, **options: build_patch_loss(**options)
+        return lambda vocab_parallel=False, num_chunks=1, **options: build_patch_loss(**options)
 
     def loss(self, job_config: JobConfig) -> str:
         vision = job_config.vision

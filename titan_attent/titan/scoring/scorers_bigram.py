@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.io.reader import Reader
-from titan_attent.data.plan.order import Cursor
+from titan_attent.data.plan.order import OrderCursor
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
@@ -51,7 +51,7 @@ class Bigrams:
     def count(self) -> None:
         """Make the model."""
         sharding = ExampleSharding(self.num, mesh=self.mesh)
-        sample = Cursor(len(self.dataset), self.seed)
+        sample = OrderCursor(len(self.dataset), self.seed)
         sample.take(self.num)
         pool, places = sample.pool(), sharding.local_ids()
         batches = (places[i : i + BATCH_SIZE] for i in range(0, len(places), BATCH_SIZE))

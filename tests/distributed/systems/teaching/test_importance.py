@@ -96,7 +96,7 @@ def measure(mesh: Any) -> dict[str, Any]:
     reference, amateur = (
         torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("reference", "amateur")
     )
-    known = Known(reference=reference, amateur=amateur, blind_loss=math.log(VOCAB_SIZE))
+    known = Known(reference=reference, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
     scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
@@ -227,7 +227,7 @@ def test_attainment_is_the_loss_until_the_median_example_has_come_any_way() -> N
     losses = torch.tensor([5.0, 6.0, 4.5, 3.0, 7.0])
     buffer.record(torch.arange(5), losses, step=1)
     buffer.sync()
-    known = Known(blind_loss=math.log(100))  # ln 100 = 4.6, the median is 5
+    known = Known(chance_loss=math.log(100))  # ln 100 = 4.6, the median is 5
     assert torch.equal(importance(buffer.records(), name="attainment", known=known), losses)
-    scores = importance(buffer.records(), name="attainment", known=Known(blind_loss=math.log(10_000)))
+    scores = importance(buffer.records(), name="attainment", known=Known(chance_loss=math.log(10_000)))
     assert scores.tolist() == pytest.approx([5.0 * 1, 6 * (3.21034 / 4.21034) ** 2, 4.5, 3.0, 7 * 0.275603], rel=1e-4)

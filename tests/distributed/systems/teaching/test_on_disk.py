@@ -61,7 +61,7 @@ def build(mesh: Any, config: TeacherConfig) -> tuple[Teacher, TeachingSampler]:
         reference=expert if config.reference_path else None,
         amateur=amateur,
         trusted=TRUSTED if calibrated else None,
-        blind_loss=math.log(VOCAB_SIZE),
+        chance_loss=math.log(VOCAB_SIZE),
     )
     return teacher, TeachingSampler(teacher, rank=sharding.rank, num_ranks=sharding.size)
 

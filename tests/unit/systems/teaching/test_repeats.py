@@ -47,7 +47,7 @@ def train(
         amateur=torch.from_numpy(differences),
         reference=torch.zeros(num),
         trusted=trusted,
-        blind_loss=7.0,
+        chance_loss=7.0,
         sources=[("web", 0), ("code", num // 2)],
         on_decision=decisions.append,
     )

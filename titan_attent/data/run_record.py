@@ -31,8 +31,8 @@ FILE = "data.json"
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run told, as far as it did: earlier versions told the two folders alone."""
+class RunRecord:
+    """What a run recorded of itself; earlier versions recorded the two folders alone."""
 
     path: str = ""
     validation_path: str = ""
@@ -47,25 +47,25 @@ class Told:
     scorers_flops: float | None = None
 
 
-def tell(folder: Path, told: Told, *, losses: Collection[str | os.PathLike[str]]) -> None:
+def write_run_record(folder: Path, record: RunRecord, *, losses: Collection[str | os.PathLike[str]]) -> None:
     """Write data.json into ``folder``, which is made.
 
     Args:
         folder: DUMP_FOLDER/teacher.
-        told: what the run is known to be.
+        record: the facts of the run.
         losses: the folders of losses on disk that the run reads.
     """
-    content = asdict(told) | {"losses": [str(path) for path in losses], "scorers_flops": _flops(losses)}
+    content = asdict(record) | {"losses": [str(path) for path in losses], "scorers_flops": _flops(losses)}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / FILE, (json.dumps(content) + "\n").encode())
 
 
-def read_told(run: Path) -> Told:
-    """What the run in the folder ``run`` told; nothing where it did not, or where the file is damaged."""
+def read_run_record(run: Path) -> RunRecord:
+    """What the run in the folder ``run`` recorded; nothing where it did not, or where the file is damaged."""
     try:
         content = read_json_object(run / "teacher" / FILE)
     except (OSError, ValueError):
-        return Told()
+        return RunRecord()
 
     def get(name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         value = content.get(name)
@@ -76,7 +76,7 @@ def read_told(run: Path) -> Told:
         return value if value is not None and 0 < value < 2**63 else None
 
     flops = get("scorers_flops", (int, float))
-    return Told(
+    return RunRecord(
         path=get("path", str, ""),
         validation_path=get("validation_path", str, ""),
         fingerprint=get("fingerprint", str),
