@@ -50,7 +50,7 @@ REFUSALS = {
     "a parallelism or a model whose modules cannot be probed or frozen": "systems/freezing/system.py",
     "a value of `[highway]`": "systems/highway/config.py",
     "a parallelism or a model that Highway backpropagation cannot work with": "systems/highway/checks.py",
-    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring/scoring_checks.py",
+    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring/checkpoint_checks.py",
     "a damaged, truncated or swapped shard": "data/text/shards.py",
 }
 

@@ -35,7 +35,7 @@ PRELOADED = [
     "torch.distributed.checkpoint",
     "torchtitan.train",
     "titan_attent.titan.launch",
-    "titan_attent.titan.scoring.scorer",
+    "titan_attent.titan.scoring.checkpoint",
 ]
 
 
@@ -102,7 +102,7 @@ def command(run: Task) -> None:
     import torchtitan.train
 
     from titan_attent.titan.launch import train
-    from titan_attent.titan.scoring.scorer import score
+    from titan_attent.titan.scoring.checkpoint import score
 
     # torchtitan ends with two seconds of sleep "for other ranks to complete": there are none.
     torchtitan.train.time = SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))

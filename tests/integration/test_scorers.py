@@ -31,7 +31,7 @@ from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan.scoring import subcommands as stages
 from titan_attent.titan.scoring import write_losses
-from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE
+from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE
 
 SEQ_LEN = 64
 LENGTHS = ("--training.seq_len", str(SEQ_LEN), "--validation.seq_len", str(SEQ_LEN))

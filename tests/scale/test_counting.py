@@ -18,7 +18,7 @@ from titan_attent.data.io.reader import Reader
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.titan.scoring import write_losses
-from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE, Bigrams
+from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE, Bigrams
 
 RANKS = (64, 512, 4096)
 NUM_EXAMPLES, SEQ_LEN, VOCAB_SIZE = 10**10, 4, 128_256

@@ -30,7 +30,7 @@ from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import user_errors
 from titan_attent.titan.scoring import scorer as scorer_module
 from titan_attent.titan.scoring import write_losses as loop_module
-from titan_attent.titan.scoring.scorer import ReferenceScorer
+from titan_attent.titan.scoring.checkpoint import ReferenceScorer
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(

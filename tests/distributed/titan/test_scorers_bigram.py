@@ -20,7 +20,7 @@ from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 from titan_attent.scores.bigram import SMOOTHING
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan.scoring.scorers_bigram import BATCH_SIZE, Bigrams, num_counted
+from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE, Bigrams, num_counted
 
 SEQ_LEN, SEED = 32, 3
 NUM_DATA, NUM_OTHERS = 317, 211

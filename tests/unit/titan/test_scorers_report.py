@@ -8,7 +8,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 
-from titan_attent.titan.scoring.scorers_plan import report_of
+from titan_attent.titan.scoring.pair_plan import report_of
 
 ASKED = {"flavor": "bigram", "data_fingerprint": "f"}
 REPORT: dict[str, Any] = {"asked": ASKED, "seconds": {"a": 1.5}, "device_seconds": {"a": 3}, "cost": {}}

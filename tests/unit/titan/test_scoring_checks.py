@@ -10,7 +10,7 @@ import pytest
 
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.reference import Scoring
-from titan_attent.titan.scoring.scoring_checks import role_of, scoring_of
+from titan_attent.titan.scoring.checkpoint_checks import role_of, scoring_of
 
 
 def scoring(folder: Path, name: str, role: str = "", **vision: Any) -> Scoring:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 # Stages are forked from a clean server that has imported what they need: seconds a stage.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["titan_attent.titan.scoring.scorer"])
+_CONTEXT.set_forkserver_preload(["titan_attent.titan.scoring.checkpoint"])
 
 
 def run_on_all_ranks(module: str, argv: list[str]) -> None:

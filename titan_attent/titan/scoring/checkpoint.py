@@ -31,7 +31,7 @@ from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import arguments, parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
-from titan_attent.titan.scoring.scoring_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
+from titan_attent.titan.scoring.checkpoint_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
 from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail

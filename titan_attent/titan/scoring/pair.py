@@ -7,7 +7,7 @@
                                        trusted/held_out: what ``teacher.amateur_path`` and ``reference_path`` name
     scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
 
-Both models are tables of counts (scorers_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
+Both models are tables of counts (pair_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
 with the vocabulary of the data, of which each stage is a command of this package, in a process of its own on every
 rank. The first steps of a transformer's run are a random sample of its data: nothing is copied. What a killed command
 had finished is there when it runs again, on any number of ranks, and the stage under way goes on from its last
@@ -39,8 +39,8 @@ from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import arguments, parse
 from titan_attent.titan.owner import LOCK_FILE, own
-from titan_attent.titan.scoring.scorers_bigram import MOST_TOKENS, Bigrams, num_counted
-from titan_attent.titan.scoring.scorers_plan import (
+from titan_attent.titan.scoring.pair_bigram import MOST_TOKENS, Bigrams, num_counted
+from titan_attent.titan.scoring.pair_plan import (
     HELD_OUT,
     MODEL,
     REPORT_FILE,
