@@ -19,10 +19,10 @@ fi
 # The global batch of 16 sequences is fixed, so any power of two up to 16 of processes trains the same run.
 source scripts/processes.sh
 launch() {
-    torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m "titan_attent.$1" "${@:2}" \
+    torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent."$@" \
         --job.config_file "$CONFIG" --training.local_batch_size "$((16 / NUM_PROCESSES))"
 }
-launch scorers --trusted "$DATA/trusted" --output "$OUT/scorers"
+launch score pair --trusted "$DATA/trusted" --output "$OUT/scorers"
 launch train "$@"
 # The seconds that the scorers took, uniform gets as more steps, up to the next multiple of 25: its last step is
 # validated, too.

@@ -1,10 +1,11 @@
-"""The command that scores: ``torchrun ... -m titan_attent.score --job.config_file X.toml --checkpoint.initial_load_path
-DIR [--section.key value ...]`` writes the losses of a reference model for every example of ``[data] path``.
+"""The command that computes scores: ``torchrun ... -m titan_attent.score {pair,checkpoint} --output DIR
+--job.config_file X.toml [--section.key value ...]`` writes a model's losses on every example of ``[data] path``.
 
-What it does stands in titan/scoring/checkpoint.py.
+``pair`` makes two small models first (titan/scoring/pair.py); ``checkpoint`` takes the weights of a checkpoint
+(titan/scoring/checkpoint.py).
 """
 
-from titan_attent.titan.scoring.checkpoint import score
+from titan_attent.titan.scoring.command import score
 
 if __name__ == "__main__":
     score()

@@ -1,10 +1,6 @@
-"""The command that makes scorers: ``torchrun ... -m titan_attent.scorers --trusted DIR --output DIR --job.config_file
-X.toml`` trains an amateur and an expert, and writes the losses of both on every example of the run's data.
+"""The former name of ``titan_attent.score pair``; it ends with one error that says so."""
 
-What it does stands in titan/scoring/pair.py.
-"""
-
-from titan_attent.titan.scoring.pair import make_scorers
+from titan_attent.titan.user_errors import fail
 
 if __name__ == "__main__":
-    make_scorers()
+    fail(ValueError("titan_attent.scorers is `titan_attent.score pair` now, with the same options"))

@@ -6,8 +6,8 @@ from typing import Any
 
 UNIFORM: dict[str, Any] = {"strategy": "uniform"}
 
-AMATEUR, EXPERT = "<amateur>", "<expert>"
-"""Stand in a teacher for the folders of the losses that a scorer gave to the data of a run."""
+AMATEUR, EXPERT, PAIR = "<amateur>", "<expert>", "<pair>"
+"""Placeholders in ``[teacher] scores``: the folder of one scorer's losses on the data of a run, or of both scorers'."""
 
 UNBOUNDED = 1e6
 """``max_repeats`` where scores decide the ratio: these runs pass over their data many times, and with the default, 4,
@@ -21,7 +21,7 @@ COMMON: dict[str, Any] = {
     "interval_schedule": "fixed",
     "initial_interval": 1,
     "max_interval": 1,
-    "anneal_fraction": 0.0,
+    "full_data_tail": 0.0,
 }
 """The teacher of every rule but ``attainment_in_training``, as in the measurements that this benchmark repeats."""
 
@@ -59,15 +59,16 @@ class Rule:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """Of the two, those whose losses it reads."""
+        """The scorers whose losses it reads."""
         if self.data == "middle":
             return (AMATEUR,)
-        return tuple(who for who in (EXPERT, AMATEUR) if who in self.teacher.values())
+        scores = self.teacher.get("scores")
+        return (EXPERT, AMATEUR) if scores == PAIR else (scores,) if scores else ()
 
     def is_for(self, name: str) -> bool:
         """Whether it is run on a corpus or under a condition."""
         return not self.only_on or name in self.only_on
 
     def teacher_with(self, folders: Mapping[str, str]) -> dict[str, Any]:
-        """Its teacher with the folder in the place of each scorer."""
+        """Its teacher with a folder in the place of the placeholder."""
         return {key: folders.get(value, value) for key, value in self.teacher.items()}

@@ -4,6 +4,7 @@ A run on text is fp32, a three-layer decoder of 0.9 M parameters (the flavor ``b
 learning rate that falls linearly to zero at the run's own end, validation on held-out rows.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +43,26 @@ class Task:
         return self.config["training"]["steps"]
 
 
+FORMER_KEYS = {"anneal_fraction": "full_data_tail", "shadow": "dry_run"}
+"""Key of ``[teacher]`` in earlier results -> its name."""
+
+
 def in_words_of_today(config: Config, wanted: Config) -> Config:
-    """A result's configuration, to be compared with the one that is ``wanted``: before there was a bound, none held."""
-    before = config.get("teacher", {})
-    if "max_repeats" in before or wanted.get("teacher", {}).get("max_repeats") != UNBOUNDED:
+    """Return a result's configuration with today's keys, to be compared with the ``wanted`` one.
+
+    Earlier results name each scorer's folder by a key of its own, and know no ``max_repeats``: nothing bounded them.
+    """
+    if "teacher" not in config:
         return config
-    return config | {"teacher": before | {"max_repeats": UNBOUNDED}}
+    teacher = {FORMER_KEYS.get(key, key): value for key, value in config["teacher"].items()}
+    folders = [folder for key in ("reference_path", "amateur_path") if (folder := teacher.pop(key, ""))]
+    if folders:
+        # The folders of a pair were S/expert/losses and S/amateur/losses once, in the vision evidence.
+        folders = [re.sub(r"/(expert|amateur)/losses$", r"/losses/\1", folder) for folder in folders]
+        teacher["scores"] = folders[0] if len(folders) == 1 else folders[0].rpartition("/")[0]
+    if "max_repeats" not in teacher and wanted.get("teacher", {}).get("max_repeats") == UNBOUNDED:
+        teacher["max_repeats"] = UNBOUNDED
+    return config | {"teacher": teacher}
 
 
 def divisor(number: int, *, at_most: int) -> int:

@@ -58,12 +58,12 @@ RULES = {
     ),
     "excess_loss": Rule(
         about="the half of largest loss above that of a model of trusted text",
-        teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT},
+        teacher=COMMON | {"strategy": "hard", "importance": "excess_loss", "scores": EXPERT},
     ),
     "excess_loss_pools": Rule(
         about="every 8 steps the 256 of the next 640 rows with the largest loss above that model's, no warm-up",
         teacher=COMMON
-        | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT}
+        | {"strategy": "hard", "importance": "excess_loss", "scores": EXPERT}
         | {"scoring": "forward", "pool_size": 20 * BATCH_SIZE, "initial_ratio": 0.4, "warmup_passes": 0},
     ),
     "attainment_in_training": Rule(
@@ -83,14 +83,13 @@ look alike to it, and junk comes back (docs/convergence.md)."""
 
 def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Task:
     rule, folder = RULES[name], f"runs/{corpus}/{name}/seed-{seed}"
-    losses = score_task(corpus, seed, steps=steps, lr=lr).config["teacher"]["reference_path"]
     return Task(
         folder=folder,
         module="titan_attent.train",
         config=run_config(
             folder,
             data=corpus,
-            teacher=rule.teacher_with({EXPERT: losses}),
+            teacher=rule.teacher_with({EXPERT: f"{score_folder(corpus, seed)}/losses"}),
             seed=seed,
             steps=max(1, round(rule.share * steps)),
             lr=lr,
@@ -107,11 +106,15 @@ def reference_task(seed: int, *, steps: int, lr: float) -> Task:
     return Task(folder=folder, module="titan_attent.train", config=config)
 
 
+def score_folder(corpus: str, seed: int) -> str:
+    return f"reference/seed-{seed}/{corpus}"
+
+
 def score_task(corpus: str, seed: int, *, steps: int, lr: float) -> Task:
-    """The reference model's losses on a corpus, written to ``teacher.reference_path``."""
-    reference, folder = reference_task(seed, steps=steps, lr=lr), f"reference/seed-{seed}/{corpus}"
-    teacher = UNIFORM | {"reference_path": f"{folder}/losses"}
-    config = run_config(folder, data=corpus, teacher=teacher, seed=seed, steps=steps, lr=lr)
+    """The expert's losses on a corpus."""
+    reference, folder = reference_task(seed, steps=steps, lr=lr), score_folder(corpus, seed)
+    config = run_config(folder, data=corpus, teacher=UNIFORM, seed=seed, steps=steps, lr=lr)
     weights = f"{reference.folder}/checkpoint/step-{reference.steps}"
     config["checkpoint"] = {"enable": True, "initial_load_path": weights, "initial_load_model_only": True}
-    return Task(folder=folder, module="titan_attent.score", config=config)
+    arguments = ("checkpoint", "--output", f"{folder}/losses", "--role", "expert")
+    return Task(folder=folder, module="titan_attent.score", arguments=arguments, config=config)

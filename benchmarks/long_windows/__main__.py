@@ -98,10 +98,10 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
     seconds = 0.0
     teacher: list[Any] = ["--teacher.strategy", "uniform"]
     if rule == "recommended":
-        command = [*LAUNCH, "titan_attent.scorers", "--trusted", folder / "trusted", "--output", scorers, *base]
+        command = [*LAUNCH, "titan_attent.score", "pair", "--trusted", folder / "trusted", "--output", scorers, *base]
         run(command, folder / "scorers.log")
         seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
-        teacher = ["--teacher.amateur_path", scorers / "amateur", "--teacher.reference_path", scorers / "expert"]
+        teacher = ["--teacher.scores", scorers]
         teacher += ["--teacher.seed", seed]
     ends = ["--training.steps", steps, "--validation.freq", steps, "--checkpoint.no-enable", "--debug.seed", seed]
     dump = folder / "runs" / rule

@@ -8,7 +8,7 @@ parameters, 32 rows of 96 tokens a step, a learning rate that falls linearly to 
 are those of corpora.py; all that tells two rules apart stands in rules.py.
 
     DIR/corpora/                       the data sets
-    DIR/scorers/CORPUS/seed-N/         an amateur, an expert, their losses: made by titan_attent.scorers
+    DIR/scorers/CORPUS/seed-N/         an amateur, an expert, their losses: written by titan_attent.score pair
     DIR/runs/CORPUS/RULE/seed-N/       config.toml, log.txt, tb/, teacher/trace.jsonl; result.json once it has finished
     DIR/results.json, DIR/table.md     all that has finished so far
     DIR/single_pass.png, differences.png

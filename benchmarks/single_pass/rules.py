@@ -5,7 +5,7 @@ A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corp
 
 from typing import Any
 
-from benchmarks.common.rules import AMATEUR, EXPERT, UNIFORM, Rule
+from benchmarks.common.rules import AMATEUR, PAIR, UNIFORM, Rule
 from benchmarks.common.tasks import LEARNING_RATE, Task, divisor, run_config
 from benchmarks.single_pass.corpora import CORPORA
 
@@ -18,17 +18,17 @@ SCORED_BY = f"scorers: {' '.join(SCORERS)}"
 
 ON_DISK: dict[str, Any] = {
     "strategy": "hard",
-    "amateur_path": AMATEUR,
     "interval_schedule": "fixed",
-    "anneal_fraction": 0.0,
+    "full_data_tail": 0.0,
 }
 DIFFERENCE = ON_DISK | {
     "importance": "cross_entropy_difference",
-    "reference_path": EXPERT,
+    "scores": PAIR,
     "ratio_schedule": "calibrated",
 }
 ATTAINMENT = ON_DISK | {
     "importance": "attainment",
+    "scores": AMATEUR,
     "scoring": "amateur",
     "ratio_schedule": "adaptive",
     "initial_ratio": 0.1,
@@ -104,7 +104,7 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
         folder,
         corpus,
         data=data_of(corpus, rule, seed),
-        teacher=rule.teacher_with({AMATEUR: f"{scores}/amateur", EXPERT: f"{scores}/expert"}),
+        teacher=rule.teacher_with({AMATEUR: f"{scores}/amateur", PAIR: scores}),
         seed=seed,
         steps=max(1, round(rule.share * STEPS / 10) * 10),
     )
@@ -125,9 +125,9 @@ def scorers_task(corpus: str, seed: int, *, data: str) -> Task:
     made["job"]["description"] = SCORED_BY
     return Task(
         folder=f"{folder}/command",
-        module="titan_attent.scorers",
+        module="titan_attent.score",
         config=made,
-        arguments=("--trusted", f"corpora/trusted-{name}", "--output", folder, *SCORERS),
+        arguments=("pair", "--trusted", f"corpora/trusted-{name}", "--output", folder, *SCORERS),
         labels={"corpus": corpus, "rule": "scorers", "seed": seed},
     )
 
@@ -138,11 +138,11 @@ def kinds_task(corpus: str, name: str, seed: int) -> Task:
     folder = f"{run.folder}/validation"
     validation = f"validation-{CORPORA[corpus].name}"
     made = config(folder, corpus, data=validation, teacher=UNIFORM, seed=seed, steps=run.steps)
-    made["teacher"]["reference_path"] = f"{folder}/losses"
     made["checkpoint"] = {
         "enable": True,
         "initial_load_path": f"{run.folder}/checkpoint/step-{run.steps}",
         "initial_load_model_only": True,
     }
     labels = {"corpus": corpus, "rule": name, "seed": seed}
-    return Task(folder=folder, module="titan_attent.score", config=made, labels=labels)
+    arguments = ("checkpoint", "--output", f"{folder}/losses")
+    return Task(folder=folder, module="titan_attent.score", arguments=arguments, config=made, labels=labels)

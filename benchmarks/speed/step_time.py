@@ -58,7 +58,7 @@ FLAVORS = {
     ),
 }
 
-TEACHING = ["--teacher.warmup_passes", "0", "--teacher.anneal_fraction", "0", "--teacher.max_repeats", "1000000000"]
+TEACHING = ["--teacher.warmup_passes", "0", "--teacher.full_data_tail", "0", "--teacher.max_repeats", "1000000000"]
 """A teacher that selects from the first step on, as it would in a run of no more steps than are timed."""
 RATIO_1 = ["--teacher.ratio_schedule", "constant", "--teacher.initial_ratio", "1"]
 VARIANTS = {

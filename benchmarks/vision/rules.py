@@ -7,7 +7,7 @@ for with steps.
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common.rules import ADAPTIVE, AMATEUR, COMMON, EXPERT, UNBOUNDED, UNIFORM, Rule
+from benchmarks.common.rules import ADAPTIVE, COMMON, EXPERT, PAIR, UNBOUNDED, UNIFORM, Rule
 from benchmarks.common.tasks import FORWARD_COST
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.schedule import Plan, selection_size
@@ -96,7 +96,7 @@ SETS = {
 
 # -- rules ------------------------------------------------------------------------------------------------------------
 
-HALF: dict[str, Any] = COMMON | {"anneal_fraction": 0.125}
+HALF: dict[str, Any] = COMMON | {"full_data_tail": 0.125}
 """A first full pass, half of the data a pass, the last eighth of the steps on all of it."""
 HARD = HALF | {"strategy": "hard"}
 ATTAINMENT = ADAPTIVE | {"importance": "attainment"}
@@ -112,7 +112,7 @@ PAPER: dict[str, Any] = {
     "interval_schedule": "incremental",
     "initial_interval": 2,
     "max_interval": 5,
-    "anneal_fraction": 0.0,
+    "full_data_tail": 0.0,
 }
 PAPER_SOFT = PAPER | {
     "strategy": "soft",
@@ -124,13 +124,12 @@ PAPER_SOFT = PAPER | {
 SCORERS: dict[str, Any] = {
     "strategy": "hard",
     "importance": "cross_entropy_difference",
-    "reference_path": EXPERT,
-    "amateur_path": AMATEUR,
+    "scores": PAIR,
     "ratio_schedule": "calibrated",
     "max_repeats": UNBOUNDED,
-    "anneal_fraction": 0.0,
+    "full_data_tail": 0.0,
 }
-EXCESS = HALF | {"strategy": "hard", "importance": "excess_loss", "reference_path": EXPERT}
+EXCESS = HALF | {"strategy": "hard", "importance": "excess_loss", "scores": EXPERT}
 DIRTY = ("wrong_labels", "copies")
 
 RULES = {
@@ -193,7 +192,7 @@ def num_scored(teacher: dict[str, Any], *, rows: int, steps: int) -> int:
         return 0
     plan = Plan(config, steps_of_full_pass=rows // BATCH_SIZE, total_steps=steps)
     step, rounds = plan.warmup_steps, 0
-    while step < plan.anneal_start:
+    while step < plan.tail_start:
         rounds += 1
         ratio = plan.ratio(step)
         if config.scoring == "forward_once" or ratio is None:

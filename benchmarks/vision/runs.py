@@ -102,7 +102,7 @@ def command(run: Task) -> None:
     import torchtitan.train
 
     from titan_attent.titan.launch import train
-    from titan_attent.titan.scoring.checkpoint import score
+    from titan_attent.titan.scoring.command import score
 
     # torchtitan ends with two seconds of sleep "for other ranks to complete": there are none.
     torchtitan.train.time = SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))
@@ -110,7 +110,7 @@ def command(run: Task) -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
-    sys.argv = [run.module, "--job.config_file", f"{run.folder}/config.toml"]
+    sys.argv = [run.module, *run.arguments, "--job.config_file", f"{run.folder}/config.toml"]
     {"titan_attent.train": train, "titan_attent.score": score}[run.module]()
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.common.rules import AMATEUR, EXPERT, UNIFORM
+from benchmarks.common.rules import EXPERT, PAIR, UNIFORM
 from benchmarks.common.tasks import Task, divisor
 from benchmarks.vision.rules import BATCH_SIZE, RULES, SETS, steps_of
 
@@ -72,17 +72,14 @@ LAST_WEIGHTS = {"interval": 1_000_000, "enable": True, "last_save_model_only": T
 def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int, lr: float | None = None) -> Task:
     """``rows``: of the training set. ``lr``: another one than the set's."""
     rule, task, folder = RULES[rule_name], SETS[name], f"runs/{name}/{condition}/{rule_name}/seed-{seed}"
-    scores = {
-        stands_for: f"{losses_folder(name, condition, seed, who)}/losses"
-        for stands_for, who in ((EXPERT, "expert"), (AMATEUR, "amateur"))
-    }
+    pair = losses_folder(name, condition, seed, "losses")
     config = config_of(
         folder,
         data=f"{data_folder(name, condition, seed)}/images",
         test=f"data/{name}/test/images",
         flavor=task.flavor,
         vision=task.vision,
-        teacher=rule.teacher_with(scores),
+        teacher=rule.teacher_with({EXPERT: f"{pair}/expert", PAIR: pair}),
         seed=seed,
         steps=steps_of(rule, task, rows=rows),
         batch_size=BATCH_SIZE,
@@ -133,13 +130,22 @@ def scorer_runs(name: str, condition: str, seed: int) -> list[Task]:
         before = training.folder
         for part, scored in (("/trusted", f"data/{name}/held_out/images"), ("", f"{data}/images")):
             at = f"{folder}/scoring{part.replace('/', '-')}"
-            teacher = UNIFORM | {"reference_path": f"{folder}/losses{part}"}
-            scoring = config_of(at, data=scored, teacher=teacher, **settings)
+            losses = losses_folder(name, condition, seed, f"losses/{who}{part}")
+            scoring = config_of(at, data=scored, teacher=UNIFORM, **settings)
             scoring["checkpoint"] = {
                 "enable": True,
                 "initial_load_path": f"{training.folder}/checkpoint/step-{task.scorer_steps}",
                 "initial_load_model_only": True,
             }
-            runs.append(Task(folder=at, module="titan_attent.score", config=scoring, labels=labels, needs=(before,)))
+            runs.append(
+                Task(
+                    folder=at,
+                    module="titan_attent.score",
+                    arguments=("checkpoint", "--output", losses, "--role", who),
+                    config=scoring,
+                    labels=labels,
+                    needs=(before,),
+                )
+            )
             before = at
     return runs

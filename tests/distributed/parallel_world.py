@@ -62,7 +62,7 @@ SETTINGS: dict[str, Any] = {
     "teacher.importance": "functional_gradient",
     "teacher.ratio_schedule": "constant",
     "teacher.interval_schedule": "incremental",
-    "teacher.anneal_fraction": 0.0,
+    "teacher.full_data_tail": 0.0,
     "validation.seq_len": 32,
     "validation.steps": -1,
     "checkpoint.interval": SAVED,

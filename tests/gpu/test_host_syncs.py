@@ -47,12 +47,12 @@ VARIANTS: dict[str, list[str]] = {
     "threshold": ["--teacher.strategy", "threshold", *TEACHING],
     "soft, equal weights": [*SOFT, "--teacher.weighting", "none"],
     "soft, functional gradient": [*SOFT, "--teacher.importance", "functional_gradient"],
-    "soft, excess loss": [*SOFT, "--teacher.importance", "excess_loss", "--teacher.reference_path", "{reference}"],
+    "soft, excess loss": [*SOFT, "--teacher.importance", "excess_loss", "--teacher.scores", "{scores}"],
     "soft, learnability": [*SOFT, "--teacher.importance", "learnability"],
     "soft, attainment": [*SOFT, "--teacher.importance", "attainment"],
     "soft, loss in chunks": [*SOFT, "--teacher.loss_chunks", "4"],
     "soft, pools": [*SOFT, *RATIO_1, "--teacher.pool_size", "{pool}"],
-    "soft, shadow": [*SOFT, "--teacher.shadow"],
+    "soft, dry run": [*SOFT, "--teacher.dry_run"],
     "reweighting": ["--teacher.strategy", "random", "--teacher.weighting", "loss", *RATIO_1, *TEACHING],
     "soft, two microbatches": [*SOFT, "--training.global_batch_size", "{two_microbatches}"],
     "soft, compiled": [*SOFT, "--compile.enable"],
@@ -145,7 +145,7 @@ def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     data = str(step_time.write_data(folder, num_tokens=(steps * batch + 1) * args.seq_len))
     write_reference(folder / "reference", data=data, seq_len=args.seq_len)
     values = {
-        "{reference}": str(folder / "reference"),
+        "{scores}": str(folder / "reference"),
         "{pool}": str(batch * steps // 2),
         "{two_microbatches}": str(2 * batch),
     }

@@ -57,8 +57,7 @@ def make(folder: Path) -> None:
         lines = [json.dumps({"step": step, "loss": losses[step], "ids": ids[step]}) for step in sorted(ids)]
         (folder / "steps.jsonl").write_text("\n".join(lines) + "\n")
         scoring = ["--checkpoint.initial_load_path", str(checkpoint), "--validation.local_batch_size", "4"]
-        reference = ["--teacher.reference_path", str(folder / "reference")]
-        score = [*arguments, *scoring, *reference]
+        score = ["checkpoint", "--output", str(folder / "reference"), *arguments, *scoring]
         run(*score, module="titan_attent.score", prepare=add_flavor)
         written = folder / "reference" / "reference.json"
         written.write_text(written.read_text().replace(str(folder.resolve()), ""))  # a path of the machine

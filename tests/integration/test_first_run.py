@@ -39,7 +39,8 @@ def first_run(token_data: dict[str, Path], tmp_path: Path) -> list[str]:
         *("--training.global_batch_size", "8", "--training.steps", "3", "--metrics.log_freq", "1"),
         *("--validation.steps", "1"),
         # Without the scorers that the script makes.
-        *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental", "--teacher.amateur_path", ""),
+        *("--teacher.strategy", "hard", "--teacher.scores", ""),
+        *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental"),
     ]
 
 
@@ -61,9 +62,9 @@ def test_a_first_log_says_what_matters_and_nothing_of_gpus(first_run: list[str],
     reference = tmp_path / "reference"
     weights = ("--checkpoint.initial_load_path", str(tmp_path / "run" / "checkpoint" / "step-3"))
     scored = launch(
+        *("checkpoint", "--output", str(reference)),
         *first_run,
         *weights,
-        *("--teacher.reference_path", str(reference)),
         module="titan_attent.score",
         prepare=no_native_bfloat16,
     )
@@ -100,7 +101,7 @@ def test_one_seed_is_one_run_on_one_two_and_three_processes(small_run: list[str]
         dump = tmp_path / str(num_processes)
         run(
             *small_run,
-            *("--job.dump_folder", str(dump), "--training.steps", "14", "--teacher.anneal_fraction", "0"),
+            *("--job.dump_folder", str(dump), "--training.steps", "14", "--teacher.full_data_tail", "0"),
             *("--training.global_batch_size", "12", "--training.local_batch_size", str(12 // num_processes)),
             *("--teacher.strategy", "hard", "--teacher.initial_ratio", "0.5", "--teacher.final_ratio", "0.5"),
             num_processes=num_processes,

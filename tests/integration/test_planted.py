@@ -39,7 +39,7 @@ def copies_selected(strategy: str, corpus: tuple[torch.Tensor, torch.Tensor]) ->
         model.init_weights()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     buffer = LossBuffer(NUM_ROWS)
-    config = paper_config(strategy=strategy, warmup_passes=WARMUP_PASSES, initial_ratio=0.4, anneal_fraction=0.0)
+    config = paper_config(strategy=strategy, warmup_passes=WARMUP_PASSES, initial_ratio=0.4, full_data_tail=0.0)
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=240)
     num_copies = num_selected = 0
     for step, (ids, weights) in zip(range(1, 241), TeachingSampler(teacher), strict=False):

@@ -41,7 +41,7 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
     assert len(names["LOSSES"]) == 40
     assert names["LOSSES"][-1] < names["LOSSES"][0] - 0.5
     teacher, buffer = names["teacher"], names["buffer"]
-    assert teacher.round >= 2 and teacher.rounds.annealing
+    assert teacher.round >= 2 and teacher.rounds.in_tail
     buffer.sync()
     assert int(buffer.visits.sum()) == 40 * 32
 

@@ -21,7 +21,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.titan.scoring import scorer, write_losses
+from titan_attent.titan.scoring import checkpoint, command, write_losses
 from titan_attent.titan.train_spec import attent_spec
 
 BATCH = ("--validation.local_batch_size", "4")
@@ -59,9 +59,9 @@ def straight(folder: Path) -> Path:
 
 def arguments(folder: Path, reference: str, *, step: int = 3) -> list[str]:
     return [
+        *("checkpoint", "--output", str(folder / reference)),
         *("--job.config_file", str(folder / "config.toml"), *BATCH),
         *("--checkpoint.initial_load_path", str(folder / "run" / "checkpoint" / f"step-{step}")),
-        *("--teacher.reference_path", str(folder / reference)),
     ]
 
 
@@ -120,7 +120,7 @@ def num_scored(reference: Path) -> int:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
-    """A scoring on two ranks that SIGKILL ended half-way; "killed" is its reference_path."""
+    """A scoring on two ranks that SIGKILL ended half-way; "killed" is its folder."""
     workers = start(*arguments(folder, "killed"), module="test_score")
     kill_when(lambda: num_scored(folder / "killed") >= 24, workers)
     assert 24 <= num_scored(folder / "killed") < 78
@@ -130,9 +130,10 @@ def killed(folder: Path) -> Path:
 def check(folder: Path, *args: str) -> None:
     """What titan_attent.score does before it starts; the last of two equal arguments counts."""
     cli = ["--job.custom_config_module", "titan_attent.job_config"]
-    job_config = scorer.scoring_config(ConfigManager().parse_args([*cli, *args]))
+    options, rest = checkpoint.parse_options([*args[1:], *cli])
+    job_config = checkpoint.scoring_config(ConfigManager().parse_args(rest))
     spec = attent_spec(job_config.model.name, data=job_config.data.path)
-    scorer.check_scoring(job_config, spec, world_size=2)
+    checkpoint.check_scoring(job_config, spec, options, world_size=2)
 
 
 def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
@@ -149,7 +150,7 @@ def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: d
 
 
 def copy_of(killed: Path, name: str, *, change: Callable[[np.ndarray], None]) -> Path:
-    """Another reference_path of the same killed scoring, with ``change`` made to the losses that are there for good."""
+    """Another folder of the same killed scoring, with ``change`` made to the losses that are there for good."""
     copy = shutil.copytree(killed, killed.parent / name)
     losses = np.fromfile(copy / "losses.bin", dtype="<f4", count=num_scored(copy))
     change(losses)
@@ -182,7 +183,7 @@ def test_resumed_equals_uninterrupted(folder: Path, straight: Path, killed: Path
 
 
 def test_a_finished_reference_is_not_overwritten(folder: Path, straight: Path) -> None:
-    with pytest.raises(ValueError, match="straight: holds a finished reference; choose another teacher.reference_path"):
+    with pytest.raises(ValueError, match="straight: holds a finished reference; choose another --output"):
         check(folder, *arguments(folder, "straight"))
 
 
@@ -191,8 +192,8 @@ def test_bad_arguments(folder: Path) -> None:
     check(folder, *good)
     assert not (folder / "new").exists(), "a check writes nothing"
     for args, message in (
-        (("--teacher.reference_path", ""), r"\[teacher\] reference_path is empty"),
-        (("--teacher.reference_path", str(folder / "config.toml")), "config.toml: is a file"),
+        (("--output", ""), "--output is missing: name the folder"),
+        (("--output", str(folder / "config.toml")), "config.toml: is a file"),
         (("--checkpoint.initial_load_path", ""), r"\[checkpoint\] initial_load_path is empty: give the step folder"),
         (("--checkpoint.initial_load_path", "/nowhere"), "initial_load_path = /nowhere does not exist"),
         (("--checkpoint.initial_load_path", str(folder / "run")), r"give one of them, such as .*/checkpoint/step-6"),
@@ -218,11 +219,11 @@ def test_bad_arguments(folder: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str, int], message: str) -> None:
     for step in (3, 6):
         path = str(folder / "run" / "checkpoint" / f"step-{step}")
-        scorer.check_weights(plain_model().state_dict(), path)
+        checkpoint.check_weights(plain_model().state_dict(), path)
         with pytest.raises(ValueError, match=message):
-            scorer.check_weights(plain_model(**other).state_dict(), path)
+            checkpoint.check_weights(plain_model(**other).state_dict(), path)
 
 
 if __name__ == "__main__":
     write_losses.STRETCH_EXAMPLES = 1
-    scorer.score()
+    command.score()

@@ -35,7 +35,7 @@ from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE
 
 SEQ_LEN = 64
 LENGTHS = ("--training.seq_len", str(SEQ_LEN), "--validation.seq_len", str(SEQ_LEN))
-MODULE = "titan_attent.scorers"
+MODULE = "titan_attent.score"
 MODELS = ("amateur", "expert")
 PARTS = tuple(f"{name}{part}" for name in MODELS for part in ("/trusted", ""))
 """Folders of losses, in the order in which they are made."""
@@ -67,7 +67,7 @@ def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 def command(folder: Path, trusted: Path, output: str, *more: str, data: str = "dirty") -> list[str]:
     config = ("--job.config_file", str(folder / data / "config.toml"))
-    return ["--trusted", str(trusted), "--output", str(folder / output), *config, *LENGTHS, *more]
+    return ["pair", "--trusted", str(trusted), "--output", str(folder / output), *config, *LENGTHS, *more]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def straight(folder: Path, token_data: dict[str, Path]) -> Path:
     """Made on one rank in one go."""
     output = run(*command(folder, token_data["train"], "straight"), num_processes=1, module=MODULE)
     assert "% of the run's" in output and output.index("% of the run's") < output.index("count for the amateur")
-    assert f'amateur_path = "{folder / "straight" / "amateur"}"' in output
+    assert f'[teacher]\nstrategy = "difference"\nscores = "{folder / "straight"}"' in output
     return folder / "straight"
 
 
@@ -231,8 +231,7 @@ def test_a_killed_training_is_resumed(folder: Path, token_data: dict[str, Path])
 
 
 def paths(scorers: Path) -> list[str]:
-    rule = {"importance": "cross_entropy_difference", "ratio_schedule": "calibrated", "strategy": "hard"}
-    return keys(rule | {"amateur_path": scorers / "amateur", "reference_path": scorers / "expert"})
+    return keys({"strategy": "difference", "scores": scorers})
 
 
 def keys(teacher: dict[str, Any]) -> list[str]:
@@ -244,7 +243,7 @@ def train(folder: Path, name: str, *more: str, data: str, steps: int, num_proces
     settings = {
         **{"job.config_file": folder / data / "config.toml", "job.dump_folder": folder / name, "model.flavor": "bench"},
         **{"training.global_batch_size": GLOBAL_BATCH, "training.local_batch_size": GLOBAL_BATCH // num_processes},
-        **{"training.steps": steps, "teacher.anneal_fraction": 0.0, "teacher.interval_schedule": "fixed"},
+        **{"training.steps": steps, "teacher.interval_schedule": "fixed"},
     }
     argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     run(*argv, *LENGTHS, *more, num_processes=num_processes)
@@ -323,7 +322,7 @@ def few(folder: Path, straight: Path) -> Path:
     ("change", "message"),
     [
         (("--training.seq_len", "128"), "holds the reference losses of other examples"),
-        (("--teacher.amateur_path", "nowhere"), "nowhere: not a folder of reference losses, no such folder"),
+        (("--teacher.scores", "nowhere"), "nowhere: no such folder; correct the path, or write scores with"),
         ((), "31 trusted held-out examples are too few to calibrate by: score 32"),
     ],
 )

@@ -47,7 +47,7 @@ def test_forward_scores_are_those_of_the_plain_model(token_data: dict[str, Path]
     args = [
         *("--job.config_file", str(config), "--training.steps", "12", "--lr_scheduler.total_steps", "12"),
         *("--teacher.strategy", "hard", "--teacher.importance", "functional_gradient"),
-        *("--teacher.scoring", "forward_once", "--teacher.anneal_fraction", "0", "--teacher.scoring_batch_size", "5"),
+        *("--teacher.scoring", "forward_once", "--teacher.full_data_tail", "0", "--teacher.scoring_batch_size", "5"),
         *("--checkpoint.enable", "--checkpoint.interval", "9"),
     ]
     run(*args)
@@ -84,7 +84,7 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
     args = [
         *("--job.config_file", str(config), "--training.steps", "2", "--checkpoint.enable"),
         *("--teacher.strategy", "hard", "--teacher.importance", "excess_loss", "--teacher.warmup_passes", "0"),
-        *("--teacher.scoring", "forward_once", "--teacher.reference_path", str(tmp_path / "reference")),
+        *("--teacher.scoring", "forward_once", "--teacher.scores", str(tmp_path / "reference")),
     ]
     run(*args)
     buffer = read_checkpoint(tmp_path / "run", step=2)["teacher"]["buffer"]
@@ -108,7 +108,7 @@ def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assign
         *("--job.config_file", str(config), "--training.global_batch_size", "12", "--training.local_batch_size", "2"),
         *("--training.steps", "4", "--lr_scheduler.total_steps", "4", "--teacher.pool_size", "36"),
         *("--teacher.strategy", "hard", "--teacher.scoring", "forward", "--teacher.scoring_batch_size", "5"),
-        *("--teacher.warmup_passes", "0", "--teacher.anneal_fraction", "0", "--teacher.max_interval", "1"),
+        *("--teacher.warmup_passes", "0", "--teacher.full_data_tail", "0", "--teacher.max_interval", "1"),
         *("--teacher.ratio_schedule", "constant", "--teacher.initial_ratio", "0.34"),
         *("--checkpoint.enable", "--checkpoint.interval", "1"),
     ]

@@ -11,7 +11,7 @@ from launch import read_scalars, read_trace, read_weights, run
 from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING
 
 STEPS, SAVED = 24, 12
-TEACHER = ["--teacher.strategy", "hard", "--teacher.importance", "attainment", "--teacher.anneal_fraction", "0"]
+TEACHER = ["--teacher.strategy", "hard", "--teacher.importance", "attainment", "--teacher.full_data_tail", "0"]
 MODULES = [
     *("--freezing.policy", "prefix", "--freezing.warmup_steps", "6", "--freezing.interval", "5"),
     *("--freezing.probe_groups", "3", "--freezing.probe_examples", "2"),

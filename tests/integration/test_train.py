@@ -34,7 +34,7 @@ def train(
         *("--job.config_file", str(folder / "config.toml"), "--job.dump_folder", str(dump)),
         # A shorter run is the beginning of the baseline: the same learning rates, no anneal tail of its own.
         *("--training.steps", str(steps), "--lr_scheduler.total_steps", "24"),
-        *(("--teacher.anneal_fraction", "0") if steps < 24 else ()),
+        *(("--teacher.full_data_tail", "0") if steps < 24 else ()),
         *args,
         num_processes=num_processes,
         prepare=prepare,

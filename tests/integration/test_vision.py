@@ -153,11 +153,11 @@ def test_a_trunk_gets_a_new_head_and_scores(data: Path, tmp_path: Path) -> None:
 
     losses = tmp_path / "losses"
     run(
-        *(*arguments, "--teacher.reference_path", str(losses)),
+        *("checkpoint", "--output", str(losses), *arguments),
         *("--checkpoint.initial_load_path", str(tmp_path / "vit" / "checkpoint" / "step-2")),
         module="titan_attent.score",
     )
-    taught = (*arguments, "--job.dump_folder", str(tmp_path / "taught"), "--teacher.reference_path", str(losses))
+    taught = (*arguments, "--job.dump_folder", str(tmp_path / "taught"), "--teacher.scores", str(losses))
     run(*taught, "--teacher.importance", "excess_loss", "--training.steps", "6")
     assert read_scalars(tmp_path / "taught", "throughput(ips)")[6] > 0
 

@@ -24,7 +24,7 @@ CASES: dict[str, TeacherConfig] = {
     "hard": paper_config(strategy="hard", importance="learnability", quarantine_after=1),
     "soft": paper_config(),
     "soft, attainment": paper_config(importance="attainment", normalization="sigmoid", quarantine_after=0),
-    "soft, excess loss": paper_config(importance="excess_loss", reference_path="given"),
+    "soft, excess loss": paper_config(importance="excess_loss"),
     "threshold": paper_config(strategy="threshold", ratio_schedule="adaptive"),
     "random pools": paper_config(strategy="random", pool_size=POOL, importance="attainment"),
     "soft pools": paper_config(pool_size=POOL),
@@ -50,8 +50,8 @@ def filled_buffer(num_examples: int, num_ranks: int) -> LossBuffer:
 
 def draws_of(config: TeacherConfig, *, num_examples: int, num_ranks: int) -> Draws:
     buffer = filled_buffer(num_examples, num_ranks)
-    reference = buffer.loss * 0.9 + 0.5 if config.importance == "excess_loss" else None
-    return Draws(buffer, config, batch_size=num_ranks, reference=reference, chance_loss=8.0, sources=SOURCES)
+    expert = buffer.loss * 0.9 + 0.5 if config.importance == "excess_loss" else None
+    return Draws(buffer, config, batch_size=num_ranks, expert=expert, chance_loss=8.0, sources=SOURCES)
 
 
 def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:

@@ -14,7 +14,7 @@ MAX_BYTES = 2**28
 FORMATS = {
     "titan_attent.tokens": "a data set of text, which text models learn (llama3_attent, ...)",
     "titan_attent.images": "a data set of images, which vit_attent and mae_attent learn",
-    "titan_attent.reference": "a scorer's losses, for teacher.reference_path or amateur_path",
+    "titan_attent.reference": "a scorer's losses, for teacher.scores",
 }
 """What a folder is, to whoever named it where another kind belongs."""
 

@@ -1,14 +1,15 @@
-"""Whose losses are whose: what the files of scores say of themselves, held against what a run reads them as.
+"""Checks which model wrote which scores: compares what the files say with how a run reads them.
 
-    amateur_path      an amateur's losses of the data of the run
-    reference_path    an expert's (a reference model's) losses of the same
-    .../trusted       in either folder: the same model's losses of trusted held-out text
+    amateur            the amateur's losses on the data of the run
+    expert             the expert's losses on the same data
+    .../trusted        in either folder: the same model's losses on trusted held-out text
 
-Exchanged, amateur - expert has the other sign, and the run trains what looks least like trusted text; of one model
-twice it is 0 everywhere, and the run trains the first examples by number; of two losses it is of no meaning. Files of
-before say less: what is not known is not refused, and said once where it can do harm.
+If the two are exchanged, amateur - expert has the opposite sign, and the run trains what looks least like trusted text.
+If one model wrote both, the difference is 0 everywhere, and the run trains the first examples by number. If the two
+hold different losses, the difference has no meaning. Files of earlier versions say less: an unknown fact is not
+refused, and is logged once where it can do harm.
 
-Cost: nothing is read but what is open already.
+Cost: reads nothing beyond what is open already.
 """
 
 import logging
@@ -18,8 +19,6 @@ from titan_attent.scores.reference import AMATEUR, EXPERT, OF_IMAGES, ReferenceL
 
 TRUSTED = "trusted"
 """In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
-KEYS = {"amateur": "amateur_path", "reference": "reference_path"}
-WANTED = {"amateur": AMATEUR, "reference": EXPERT}
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +27,24 @@ def check_scores(losses: dict[str, ReferenceLosses], *, learners_loss: str, comp
     """Refuse losses that are not what the run reads them as; ValueError with the key.
 
     Args:
-        losses: "amateur" and "reference", those that the run reads, of its data.
+        losses: role -> the losses that the run reads under it, on its data: "amateur", "expert", or both.
         learners_loss: what the learner's own loss is called (``Scoring.loss``); empty where nobody said so.
         compared: whether the learner's own losses are compared with them.
     """
     if len(losses) == 2:
-        _check_two_models(losses["amateur"], losses["reference"])
-    for name, scores in losses.items():
-        _check_role(scores, name)
+        _check_two_models(losses[AMATEUR], losses[EXPERT])
+    for role, scores in losses.items():
+        _check_role(scores, role)
         if compared:
-            check_loss(scores, KEYS[name], learners_loss, "the learner's")
+            check_loss(scores, learners_loss, "the learner's")
     if len(losses) == 2:
-        amateur, expert = losses["amateur"], losses["reference"]
-        check_loss(amateur, KEYS["amateur"], expert.loss, "that of reference_path")
+        amateur, expert = losses[AMATEUR], losses[EXPERT]
+        check_loss(amateur, expert.loss, "the expert's")
         if not compared and not (amateur.role and expert.role):
             _warn(
                 f"The losses in {_without_role(amateur, expert)} do not say whether an amateur or an expert made them. "
-                f"Exchanged, the run would train what looks least like trusted text: amateur_path is read as of "
-                f"{_who(amateur)}, reference_path as of {_who(expert)}. Score with `--role amateur` or `--role expert` "
+                f"Exchanged, the run would train what looks least like trusted text: the amateur is taken to be "
+                f"{_who(amateur)}, the expert {_who(expert)}. Score with `--role amateur` or `--role expert` "
                 "to have it checked"
             )
 
@@ -58,21 +57,21 @@ def check_trusted(data: ReferenceLosses, trusted: ReferenceLosses) -> None:
             raise ValueError(
                 f"{trusted.path}: its {name} is {there!r}, and that of {data.path} is {here!r}: trusted text must be "
                 "scored by the model that scored the data. Put the two folders of one model together again, or make "
-                "both with torchrun -m titan_attent.scorers"
+                "both with torchrun -m titan_attent.score pair"
             )
     if trusted.scoring.data_fingerprint == data.scoring.data_fingerprint:
         raise ValueError(
             f"{trusted.path}: holds losses of the data itself, where those of trusted held-out text belong: nothing "
-            "can be calibrated by them. Score trusted text there; torchrun -m titan_attent.scorers does"
+            "can be calibrated by them. Score trusted text there; torchrun -m titan_attent.score pair does"
         )
 
 
-def check_loss(scores: ReferenceLosses, key: str, loss: str, whose: str) -> None:
+def check_loss(scores: ReferenceLosses, loss: str, whose: str) -> None:
     """Refuse the difference of two losses that are not measured alike."""
     here = scores.loss
     if here and loss and here != loss:
         raise ValueError(
-            f"[teacher] {key} = {scores.path}: its losses are {here}, and {whose} is {loss}: their difference means "
+            f"[teacher] scores: the losses in {scores.path} are {here}, and {whose} is {loss}: their difference means "
             "nothing. Score again with the run's own values, or train with those that were scored"
         )
     if not (here and loss) and scores.scoring.model.startswith(OF_IMAGES):
@@ -83,13 +82,11 @@ def check_loss(scores: ReferenceLosses, key: str, loss: str, whose: str) -> None
         )
 
 
-def _check_role(scores: ReferenceLosses, name: str) -> None:
-    role, wanted = scores.role, WANTED[name]
-    if role and role != wanted:
-        other = KEYS["reference" if name == "amateur" else "amateur"]
+def _check_role(scores: ReferenceLosses, role: str) -> None:
+    if scores.role and scores.role != role:
         raise ValueError(
-            f"[teacher] {KEYS[name]} = {scores.path}: holds the losses of the {role} ({_who(scores)}), where those of "
-            f"the {wanted} belong. Are {KEYS[name]} and {other} exchanged? Name the folder of the {wanted} here"
+            f"[teacher] scores: {scores.path} holds the losses of the {scores.role} ({_who(scores)}), where those of "
+            f"the {role} belong. Are the two folders exchanged? Put the losses of the {role} there"
         )
 
 
@@ -103,9 +100,8 @@ def _check_two_models(amateur: ReferenceLosses, expert: ReferenceLosses) -> None
         same = f"were made by one model ({_who(amateur)})"
     if same:
         raise ValueError(
-            f"[teacher] amateur_path = {amateur.path} and reference_path = {expert.path} {same}: a model's difference "
-            "to itself tells nothing of any example. Name the folders of two models; torchrun -m titan_attent.scorers "
-            "makes both"
+            f"[teacher] scores: {amateur.path} and {expert.path} {same}: a model's difference to itself says nothing "
+            "about any example. Put the losses of two models there; torchrun -m titan_attent.score pair writes both"
         )
 
 

@@ -1,8 +1,8 @@
 """Reference losses: what a second model finds hard in every example, for the importance "excess_loss".
 
 The loss of a reference model estimates the part of an example's loss that no training removes; loss - reference loss
-is then the part worth teaching. The losses are made once, by score.py with writer.py, and read by every run
-on the same examples.
+is then the part worth teaching. titan_attent.score computes the losses once, with writer.py; every run on the same
+examples reads them.
 
     DIR/losses.bin        float32 little-endian [N]: mean nats per token of example i; it grows in the order of the ids
     DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
@@ -36,7 +36,7 @@ REFERENCE_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
 SCORING_FILE = "scoring.json"
 COST_FILE = "cost.json"
-"""Beside the losses, where `titan_attent.scorers` made them: what its half of the work cost."""
+"""Beside the losses that `titan_attent.score pair` wrote: the cost of its half of the work."""
 PARTS_FOLDER = "parts"
 """Where earlier versions of this package kept an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"
@@ -90,7 +90,7 @@ def read_json(path: Path, *, mend: str) -> dict[str, Any]:
 def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:
     """The fields of a file of before, which names neither loss nor role, with those that follow from the others.
 
-    A model of text has one loss. The two scorers of `titan_attent.scorers` are known by the folders of their models,
+    A model of text has one loss. The two scorers of `titan_attent.score pair` are known by the folders of their models,
     or by the data that they have counted.
     """
     model, checkpoint = str(stored.get("model")), str(stored.get("checkpoint"))

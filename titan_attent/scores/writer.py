@@ -72,11 +72,9 @@ class ReferenceWriter:
     def _num_durable(self) -> int:
         """How many losses are there for good; ValueError if the folder is not free for this scoring."""
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path}: is a file; choose another folder for teacher.reference_path")
+            raise ValueError(f"{self.path}: is a file; choose another folder")
         if (self.path / REFERENCE_FILE).exists():
-            raise ValueError(
-                f"{self.path}: holds a finished reference; choose another teacher.reference_path, or delete it first"
-            )
+            raise ValueError(f"{self.path}: holds a finished reference; choose another --output, or delete it first")
         if (self.path / PARTS_FOLDER).is_dir():
             raise ValueError(f"{self.path}: {old_scoring(self.path)}")
         if not self._losses.exists() or not (size := self._losses.stat().st_size):
@@ -113,8 +111,7 @@ class ReferenceWriter:
                 stack.enter_context(locked(self.path))
             except ValueError as error:
                 raise ValueError(
-                    f"{self.path}: another scoring is at work there; wait for it, or choose another "
-                    "teacher.reference_path"
+                    f"{self.path}: another scoring is at work there; wait for it, or choose another --output"
                 ) from error
             self.num_scored = self._durable = self._num_durable()  # again, now that nobody else can change it
             self._save_progress()
@@ -223,7 +220,7 @@ class ReferenceWriter:
         except OSError as error:
             raise ValueError(
                 f"{self.path}: the losses cannot be kept there ({error}); make room or set its permissions right and "
-                "run the same command again, which resumes, or choose another teacher.reference_path"
+                "run the same command again, which resumes, or choose another --output"
             ) from error
 
 

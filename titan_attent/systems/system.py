@@ -29,7 +29,7 @@ Cost: none of its own. What runs between the first forward and the optimizer's s
 microbatch, L tokens of an example.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -193,6 +193,7 @@ class System:
         name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
         former_name: of a system of this package: what ``name`` was in earlier versions, whose checkpoints and logs are
             read under it.
+        former_keys: key of the section in earlier versions -> the message that names its successor.
         columns: names of the columns that the loader or :meth:`read_columns` adds for it.
         needs: what the learner's family must be able to do, as "tokens"; a run of another family is refused.
         off: the key and value of its section that turn it off, for that refusal.
@@ -213,6 +214,7 @@ class System:
 
     name: ClassVar[str]
     former_name: ClassVar[str] = ""
+    former_keys: ClassVar[Mapping[str, str]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     off: ClassVar[str] = ""
@@ -234,6 +236,14 @@ class System:
     @classmethod
     def check_values(cls, config: Any) -> None:
         """Raise a ValueError for values of its section that it could not work with, whether it is on or not."""
+
+    @classmethod
+    def check_given(cls, config: Any, given: Collection[str]) -> None:
+        """Raise a ValueError for a key of its section that a TOML file or the command line names and nothing reads.
+
+        Args:
+            given: the names of the keys that they name, a default's value included.
+        """
 
     @classmethod
     def check(cls, config: Any, settings: RunSettings) -> None:

@@ -3,7 +3,7 @@
 A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from titan_attent.systems.freezing.system import Freezing
@@ -24,6 +24,11 @@ SYSTEMS: tuple[type[System], ...] = (
 
 RENAMED: dict[str, str] = {system.former_name: system.name for system in SYSTEMS if system.former_name}
 """Former name of a system -> its name: of its section, its state and its tags."""
+
+FORMER_KEYS: dict[str, str] = {
+    f"{system.name}.{key}": instead for system in SYSTEMS for key, instead in system.former_keys.items()
+}
+"""Key of an earlier version, as section.key -> the error message that names its successor."""
 
 
 def renamed(key: str, *, separator: str) -> str:
@@ -54,6 +59,17 @@ def check_values(sections: Any, *, from_outside: Sequence[type[System]] = ()) ->
     """Let every system, on or off, refuse values of its section; ValueError."""
     for system, config in _with_sections((*SYSTEMS, *from_outside), sections):
         system.check_values(config)
+
+
+def check_given(sections: Any, given: Collection[str]) -> None:
+    """Let every system of this package refuse keys that are given and not read; ValueError.
+
+    Args:
+        given: the keys that a TOML file or the command line names, as ``section.key``.
+    """
+    for system, config in _with_sections(SYSTEMS, sections):
+        prefix = f"{system.name}."
+        system.check_given(config, [key.removeprefix(prefix) for key in given if key.startswith(prefix)])
 
 
 def _with_sections(systems: Sequence[type[System]], sections: Any) -> list[SystemOn]:

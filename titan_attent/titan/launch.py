@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 from torchtitan.config import ConfigManager, JobConfig
@@ -17,7 +18,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
-from titan_attent.systems.system_list import RENAMED
+from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
 from titan_attent.titan.checks.resume_checks import what_is_finished
@@ -44,11 +45,23 @@ def scored_data(job_config: JobConfig) -> str:
     return job_config.data.path if job_config.model.flavor in SCORER_FLAVORS else ""
 
 
-def arguments(module: str) -> list[str]:
-    """The command line; ends a process that torchrun did not start."""
+def arguments(module: str, *, first: str = "") -> list[str]:
+    """The command line; ends a process that torchrun did not start.
+
+    Args:
+        first: the words before the options, for the message.
+    """
     if "LOCAL_RANK" not in os.environ:
-        sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {module} --job.config_file X.toml")
+        command = " ".join(filter(None, (module, first)))
+        sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {command} --job.config_file X.toml")
     return sys.argv[1:]
+
+
+def given_keys(toml: dict[str, Any], argv: list[str]) -> set[str]:
+    """The keys that a TOML file or a command line names, as ``section.key``."""
+    in_file = {f"{name}.{key}" for name, section in toml.items() if isinstance(section, dict) for key in section}
+    options = (arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--"))
+    return in_file | {option.replace(".no_", ".") for option in options}
 
 
 def parse(argv: list[str]) -> JobConfig:
@@ -60,8 +73,11 @@ def parse(argv: list[str]) -> JobConfig:
     if compat.IS_CPU:
         log_filter.install()
     for arg in argv:
-        if (former := arg.removeprefix("--").partition(".")[0]) in RENAMED and arg.startswith(f"--{former}."):
+        name = arg.partition("=")[0].removeprefix("--").replace("-", "_")
+        if (former := name.partition(".")[0]) in RENAMED and arg.startswith(f"--{former}."):
             raise ValueError(f"{arg}: the section [{former}] is named [{RENAMED[former]}] now")
+        if arg.startswith("--") and name in FORMER_KEYS:
+            raise ValueError(f"{arg}: {FORMER_KEYS[name]}")
     config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
     toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
     if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out
@@ -77,6 +93,7 @@ def parse(argv: list[str]) -> JobConfig:
             if end.code:  # not --help
                 let_first_rank_speak()
             raise
+    check_given(job_config, given_keys(toml, argv))
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
         written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None

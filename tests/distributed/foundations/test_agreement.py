@@ -54,7 +54,7 @@ def test_the_first_round_that_differs_is_named():
 def taught(mesh) -> tuple[str, list[int]]:
     """A teacher on two tensor parallel peers; one's memory fails before round 2: (the error, the step before it)."""
     buffer = LossBuffer(NUM_EXAMPLES, copies=[(mesh, 0)])
-    config = paper_config(strategy="hard", ratio_schedule="constant", max_interval=1, anneal_fraction=0.0)
+    config = paper_config(strategy="hard", ratio_schedule="constant", max_interval=1, full_data_tail=0.0)
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=1000)
     step = 0
     try:

@@ -28,7 +28,7 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.titan import user_errors
-from titan_attent.titan.scoring import scorer as scorer_module
+from titan_attent.titan.scoring import checkpoint as scorer_module
 from titan_attent.titan.scoring import write_losses as loop_module
 from titan_attent.titan.scoring.checkpoint import ReferenceScorer
 

@@ -124,7 +124,7 @@ def test_what_one_rank_finds_is_told_by_all(
 def test_a_rank_opens_the_reference_once(token_data: dict[str, Path], tmp_path: Path) -> None:
     """In preflight, in the check of the files, and where the teacher reads its losses."""
     folder = tmp_path / "reference"
-    settings = {"teacher.importance": "excess_loss", "teacher.reference_path": str(folder)}
+    settings = {"teacher.importance": "excess_loss", "teacher.scores": str(folder)}
     settings |= {"data.verify_checksums": True}
     config = config_of(settings, data=str(token_data["train"]), folder=str(tmp_path))
     data = TokenDataset(token_data["train"], seq_len=config.training.seq_len)

@@ -144,8 +144,8 @@ def test_scorers_are_made_in_order() -> None:
     for place, run in enumerate(made):
         assert set(run.needs) <= {*folders[:place], tasks.data_folder("digits", "copies", 1)}
     reading = tasks.rule_run("digits", "copies", "scorers_70", 1, rows=1078)
-    written = {run.config["teacher"].get("reference_path") for run in made}
-    assert {reading.config["teacher"][key] for key in ("reference_path", "amateur_path")} < written
+    written = {run.arguments[run.arguments.index("--output") + 1] for run in made if run.arguments}
+    assert {f"{reading.config['teacher']['scores']}/{role}" for role in ("expert", "amateur")} < written
     assert {run.folder for run in made if run.module == "titan_attent.score"} < set(reading.needs)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scorin
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.systems.teaching.checks import check_data
 from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.config_checks import check_config, check_scores_named
 
 NUM, NUM_TRUSTED = 40, 35
 SCORING = Scoring(
@@ -45,7 +46,7 @@ def write(folder: Path, scoring: Scoring, *, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What titan_attent.scorers leaves: two folders of losses, each with one of trusted text in it."""
+    """What titan_attent.score pair leaves: two folders of losses, each with one of trusted text in it."""
     folder = tmp_path_factory.mktemp("scorers")
     for seed, scoring in enumerate((SCORING, EXPERT)):
         trusted = replace(scoring, data_fingerprint="held out", num_examples=NUM_TRUSTED)
@@ -76,15 +77,20 @@ class Data:
 def check(
     amateur: Path | None, reference: Path, *, importance: str = "cross_entropy_difference", loss: str = CROSS_ENTROPY
 ) -> None:
-    """What preflight does with a run of these two."""
+    """What preflight does with a run that reads these two."""
+    scores = reference
+    if amateur is not None:
+        scores = Path(tempfile.mkdtemp(dir=reference.parent))
+        (scores / "amateur").symlink_to(amateur)
+        (scores / "expert").symlink_to(reference)
     config = TeacherConfig(
         strategy="hard",
         importance=importance,
         ratio_schedule="calibrated" if importance == "cross_entropy_difference" else "constant",
-        amateur_path="" if amateur is None else str(amateur),
-        reference_path=str(reference),
+        scores=str(scores),
     )
     check_config(config)
+    check_scores_named(config)
     facts: Any = SimpleNamespace(dataset=Data(), batch_size=4, open_reference=ReferenceLosses, loss=loss)
     check_data(config, facts)
 
@@ -97,13 +103,14 @@ def test_what_the_scorers_made_is_taken_without_a_word(scorers: Path, caplog: py
 
 
 def test_exchanged_folders_are_refused_by_name(scorers: Path) -> None:
-    message = r"reference_path = .*amateur: holds the losses of the amateur \(bigram, .*Are reference_path and amateur"
+    message = r"scores: .*amateur holds the losses of the expert \(bigram, .*Are the two folders exchanged"
     with pytest.raises(ValueError, match=message):
         check(scorers / "expert", scorers / "amateur")
     shutil.copytree(scorers / "expert", scorers / "moved")
-    with pytest.raises(ValueError, match="reference_path = .*amateur: holds the losses of the amateur"):
+    with pytest.raises(ValueError, match="scores: .*amateur holds the losses of the expert"):
         check(scorers / "moved", scorers / "amateur")
-    with pytest.raises(ValueError, match="reference_path = .*amateur: holds the losses of the amateur"):
+    message = "scores = .*amateur: holds the losses of the amateur alone, and importance = .* needs those of the expert"
+    with pytest.raises(ValueError, match=message):
         check(None, scorers / "amateur", importance="excess_loss")
 
 
@@ -113,7 +120,7 @@ def test_one_model_twice_is_refused(scorers: Path, name: str, importance: str) -
     folder = scorers / name
     for path in (folder, folder / "trusted"):  # nobody said what it is
         change(path, "role", "loss", model="llama3_attent tiny", checkpoint="/run/checkpoint/step-3")
-    with pytest.raises(ValueError, match="are one folder: a model's difference to itself tells nothing"):
+    with pytest.raises(ValueError, match="are one folder: a model.s difference to itself says nothing"):
         check(folder, folder, importance=importance)
     link = scorers / "link"
     link.symlink_to(folder)
@@ -171,9 +178,9 @@ def test_other_data_and_another_length(scorers: Path) -> None:
 )
 def test_two_losses_are_not_subtracted(scorers: Path, there: str, here: str) -> None:
     change(scorers / "expert", loss=there)
-    with pytest.raises(ValueError, match="reference_path = .*expert: its losses are .*, and the learner's is .*Score"):
+    with pytest.raises(ValueError, match="scores: the losses in .*expert are .*, and the learner's is .*Score"):
         check(None, scorers / "expert", importance="excess_loss", loss=here)
-    with pytest.raises(ValueError, match="amateur_path = .*, and that of reference_path is .*means nothing"):
+    with pytest.raises(ValueError, match="scores: the losses in .*amateur are .*, and the expert's is .*means nothing"):
         check(scorers / "amateur", scorers / "expert")
     check(None, scorers / "expert", importance="excess_loss", loss=there)
 
@@ -204,7 +211,7 @@ def test_files_of_before_are_read_and_what_is_not_known_is_said_once(
         change(scorers / folder, "loss", "role")
     check(scorers / "amateur", scorers / "expert")  # their checkpoints tell
     assert not caplog.records
-    with pytest.raises(ValueError, match="holds the losses of the amateur"):
+    with pytest.raises(ValueError, match="holds the losses of the expert"):
         check(scorers / "expert", scorers / "amateur")
     for folder in ("expert", "expert/trusted"):
         change(scorers / folder, model="llama3_attent 8B", checkpoint="/run/checkpoint/step-3")
@@ -308,5 +315,5 @@ def test_no_losses_no_checks() -> None:
 def test_an_experts_losses_in_the_place_of_the_amateurs(scorers: Path) -> None:
     shutil.copytree(scorers / "expert", scorers / "other")
     change(scorers / "other", "role", model="x", checkpoint="y", checkpoint_sha256="z", sha256="s")
-    with pytest.raises(ValueError, match="amateur_path = .*expert: holds the losses of the expert"):
+    with pytest.raises(ValueError, match="scores: .*amateur holds the losses of the expert"):
         check(scorers / "expert", scorers / "other", importance="excess_loss")

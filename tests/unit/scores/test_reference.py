@@ -180,7 +180,7 @@ def test_truncated_and_altered_losses(finished: Path) -> None:
 
 
 def test_a_finished_reference_is_not_overwritten(finished: Path) -> None:
-    with pytest.raises(ValueError, match="ref: holds a finished reference; choose another teacher.reference_path"):
+    with pytest.raises(ValueError, match="ref: holds a finished reference; choose another --output"):
         ReferenceWriter(finished, scoring=SCORING)
 
 

@@ -1,5 +1,9 @@
 """States whose names or places changed, in checkpoints of today and of before (checkpoint_manager.py)."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from titan_attent.titan.checks.preflight import check_toml
 from titan_attent.titan.launch import parse
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.patches.checkpoint_manager import under_earlier_names
+from titan_attent.titan.scoring import command
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -81,3 +86,62 @@ def test_sections_that_had_another_name_are_refused_with_the_new_one(tmp_path: P
         check_toml(str(tmp_path / "a.toml"))
     with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] is named \[highway\] now"):
         parse(["--backward.method", "highway"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "successor"),
+    [
+        ("reference_path", '"a"', "the key is scores now"),
+        ("amateur_path", '"a"', "the key is scores now"),
+        ("anneal_fraction", "0.1", "the key is full_data_tail now"),
+        ("shadow", "true", "the key is dry_run now"),
+    ],
+)
+def test_keys_that_had_another_name_are_refused_with_the_new_one(
+    key: str, value: str, successor: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.toml").write_text(f"[teacher]\n{key} = {value}\n")
+    with pytest.raises(ValueError, match=rf"a.toml: \[teacher\] {key}: {successor}"):
+        check_toml(str(tmp_path / "a.toml"))
+    for argument in (f"--teacher.{key}", f"--teacher.{key.replace('_', '-')}=1"):
+        with pytest.raises(ValueError, match=f"^{argument}: {successor}"):
+            parse([argument, "1"])
+
+
+def test_a_key_that_the_rule_sets_is_refused_where_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default's value, too, which would otherwise be ignored silently."""
+    monkeypatch.setitem(os.environ, "RANK", "0")
+    rule = '[teacher]\nstrategy = "difference"\nscores = "s"\n'
+    (tmp_path / "a.toml").write_text(rule)
+    (tmp_path / "b.toml").write_text(f'{rule}importance = "attainment"\n')
+    message = r'\[teacher\] importance = .attainment. with strategy = "difference", which sets importance = '
+    for argv in (["b.toml"], ["a.toml", "--teacher.importance", "attainment"]):
+        with pytest.raises(ValueError, match=message):
+            parse(["--job.config_file", str(tmp_path / argv[0]), *argv[1:]])
+    assert parse(["--job.config_file", str(tmp_path / "a.toml")]).teacher.strategy == "difference"
+    uniform = parse(["--job.config_file", str(tmp_path / "b.toml"), "--teacher.strategy", "uniform"])
+    assert uniform.teacher.strategy == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "no subcommand is given. Name `pair`"),
+        (["--teacher.reference_path", "x"], "no subcommand is given. .* with --output DIR in place of"),
+        (["pairs", "--output", "x"], 'pairs is no subcommand; did you mean "pair"'),
+    ],
+)
+def test_scoring_without_a_subcommand_names_both(
+    argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setitem(os.environ, name, "0")
+    monkeypatch.setattr(sys, "argv", ["score", *argv])
+    with pytest.raises(SystemExit) as end:
+        command.score()
+    assert end.value.code == 2 and re.search(said, capsys.readouterr().err)
+
+
+def test_the_former_command_names_its_successor() -> None:
+    result = subprocess.run([sys.executable, "-m", "titan_attent.scorers", "--trusted", "x"], capture_output=True)
+    assert result.returncode == 2 and b"titan_attent.scorers is `titan_attent.score pair` now" in result.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.reference import Scoring
-from titan_attent.titan.scoring.checkpoint_checks import role_of, scoring_of
+from titan_attent.titan.scoring.checkpoint_checks import Options, parse_options, scoring_of
 
 
 def scoring(folder: Path, name: str, role: str = "", **vision: Any) -> Scoring:
@@ -53,10 +53,14 @@ def test_what_does_not_change_the_loss_does_not_change_its_name(tmp_path: Path) 
     assert patches == "squared error of normalised patches of 2 pixels, mask_ratio 0.75"
 
 
-def test_the_role_of_the_command_line(tmp_path: Path) -> None:
-    assert role_of(["--a.b", "c", "--role", "expert", "--d.no-e"]) == ("expert", ["--a.b", "c", "--d.no-e"])
-    assert role_of(["--role=amateur"]) == ("amateur", []) and role_of(["--a.b", "c"]) == ("", ["--a.b", "c"])
+def test_the_options_of_the_command_line(tmp_path: Path) -> None:
+    argv = ["--a.b", "c", "--role", "expert", "--output", "o", "--d.no-e"]
+    assert parse_options(argv) == (Options(output="o", role="expert"), ["--a.b", "c", "--d.no-e"])
+    assert parse_options(["--role=amateur", "--output=o"]) == (Options(output="o", role="amateur"), [])
+    assert parse_options(["--a.b", "c", "--output", "o"]) == (Options(output="o"), ["--a.b", "c"])
     assert scoring(tmp_path, "llama3_attent", "expert").role == "expert"
     for argv in (["--role", "expret"], ["--role"], ["--role", "teacher"]):
         with pytest.raises(ValueError, match="--role.* one of amateur, expert"):
-            role_of(argv)
+            parse_options([*argv, "--output", "o"] if len(argv) > 1 else ["--output", "o", *argv])
+    with pytest.raises(ValueError, match="--output is missing: name the folder"):
+        parse_options(["--a.b", "c"])

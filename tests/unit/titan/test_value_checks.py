@@ -30,7 +30,8 @@ def quickstart(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFac
             *("--data.path", str(token_data["train"]), "--data.validation_path", str(token_data["validation"])),
             # Another size, and without the scorers that the script makes.
             *("--model.flavor", "tiny", "--training.steps", "300"),
-            *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental", "--teacher.amateur_path", ""),
+            *("--teacher.strategy", "hard", "--teacher.scores", ""),
+            *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental"),
         ]
     )
     return config

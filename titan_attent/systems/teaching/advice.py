@@ -21,17 +21,17 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
         return
     logger.info(
         f"Teacher: {config.strategy}, {num_examples:,} examples, warm-up {plan.warmup_steps} steps, full data "
-        f"again from step {plan.anneal_start + 1} of {total_steps}{_visits(config, plan, num_examples, batch_size)}"
+        f"again from step {plan.tail_start + 1} of {total_steps}{_visits(config, plan, num_examples, batch_size)}"
     )
-    if plan.warmup_steps >= plan.anneal_start:
+    if plan.warmup_steps >= plan.tail_start:
         logger.warning(
             f"The teacher never selects: its warm-up of {plan.warmup_passes} full passes takes {plan.warmup_steps} "
-            f"steps and the last part on the full data starts at {plan.anneal_start}. Train for more steps, or lower "
-            "teacher.warmup_passes or teacher.anneal_fraction"
+            f"steps and the tail on the full data starts at {plan.tail_start}. Train for more steps, or lower "
+            "teacher.warmup_passes or teacher.full_data_tail"
         )
     visits = total_steps * batch_size / num_examples
     if visits <= 1 and config.strategy != "random":
-        if config.scoring == "train" and not config.amateur_path:
+        if config.scoring == "train" and not plan.has_amateur:
             logger.warning(
                 f"An example is trained {visits:.2g} times in this run: its loss of training comes too late to choose "
                 'it by. Use teacher.scoring = "forward" with a teacher.pool_size and warmup_passes = 0, or weights '
@@ -48,20 +48,20 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
             f"A selection from a pool is trained in {passes} passes, not in the {asked} of teacher.{key}: with "
             f"teacher.max_repeats = {plan.max_repeats:g} no example comes more often"
         )
-    if config.amateur_path and config.anneal_fraction > 0:
+    if config.scores and plan.tail > 0:
         logger.info(
-            f"The last {config.anneal_fraction:.1%} of the steps train on the full data, with what the scores on disk "
-            "leave out. Where that is dirt, set teacher.anneal_fraction to 0"
+            f"The last {plan.tail:.1%} of the steps train on the full data, which holds what the scores leave out. "
+            "Where that is dirt, set teacher.full_data_tail to 0"
         )
     if config.strategy == "hard" and config.weighting == "inverse_probability":
         logger.info("Hard selection has equal weights: no weight corrects for examples dropped with certainty")
-    if (risk := risk_of(config)) is not None:
+    if (risk := risk_of(config, has_amateur=plan.has_amateur)) is not None:
         logger.log(*risk)
 
 
 def _visits(config: TeacherConfig, plan: Plan, num_examples: int, batch_size: int) -> str:
     """How often a selected example will be trained, as far as the plan alone tells."""
-    if config.strategy not in READ_THE_RATIO or plan.warmup_steps >= plan.anneal_start:
+    if config.strategy not in READ_THE_RATIO or plan.warmup_steps >= plan.tail_start:
         return ""
     if config.ratio_schedule in DECIDED_BY_SCORES:
         return ""  # forecast.py tells, once there are scores
@@ -80,17 +80,17 @@ def warn_of_unread_keys(config: TeacherConfig) -> None:
 
 def keys_without_a_rule(config: TeacherConfig) -> list[str]:
     """Those that ask for a choice of examples, where none is made: set in the TOML, and the strategy left out."""
-    keys = ("importance", "reference_path", "amateur_path", "scoring", "pool_size", "ratio_schedule")
+    keys = ("importance", "scores", "scoring", "pool_size", "ratio_schedule")
     before = TeacherConfig()
     return [f"teacher.{key}" for key in keys if getattr(config, key) != getattr(before, key)]
 
 
-def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
+def risk_of(config: TeacherConfig, *, has_amateur: bool) -> tuple[int, str] | None:
     """Level and text of what a rule can do harm by, as measured (docs/choosing.md); None where nothing is known.
 
-    A control has no risk, nor has shadow mode.
+    A control has no risk, nor has a dry run.
     """
-    if config.strategy in ("uniform", "random", "threshold") or config.shadow:
+    if config.strategy in ("uniform", "random", "threshold") or config.dry_run:
         return None
     if config.importance in ("loss", "functional_gradient") and config.strategy == "hard" and not config.warmup_passes:
         return logging.WARNING, (
@@ -101,30 +101,30 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
     if config.importance in ("loss", "functional_gradient"):
         return logging.WARNING, (
             f'{config.strategy} on importance = "{config.importance}" does harm where data is noisy: noise keeps the '
-            "highest loss for ever, and is taught for ever. Unless you know that yours is clean, use "
-            '"cross_entropy_difference" (torchrun -m titan_attent.scorers makes what it needs), or "attainment"'
+            "highest loss for ever, and is trained for ever. Unless you know that yours is clean, use strategy = "
+            '"difference" (torchrun -m titan_attent.score pair writes the scores that it reads), or "attainment"'
         )
     if config.importance == "cross_entropy_difference":
         return logging.INFO, (
             "What the trusted text has too little of is left out, good or not: watch teacher/inclusion, the share "
             "chosen of each data source, and put text of every kind that you want into the trusted text"
         )
-    if config.importance == "attainment" and not config.amateur_path and not config.scores_forward:
+    if config.importance == "attainment" and not has_amateur and not config.scores_forward:
         return logging.WARNING, (
             "Attainment on losses of training, a pass old and more, does harm where data has copies: their losses fall "
             'together. Use scoring = "forward_once", or deduplicate the data first'
         )
-    if config.importance == "attainment" and not config.amateur_path:
+    if config.importance == "attainment" and not has_amateur:
         return logging.WARNING, (
             "Attainment takes for noise what is not yet predicted better than by guessing after the first pass, and "
             "does not teach it again: with a long tail of classes, all of the rare ones (docs/vision.md). Use it where "
             "no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
         )
-    if config.importance == "attainment" and config.amateur_path:
+    if config.importance == "attainment" and has_amateur:
         return logging.WARNING, (
             "The amateur alone judges: what is rare in the data, such as a second language, looks like noise to it and "
-            'is left out. With trusted text of every kind that you want, use "cross_entropy_difference" (torchrun -m '
-            "titan_attent.scorers)"
+            'is left out. With trusted text of every kind that you want, use strategy = "difference" (torchrun -m '
+            "titan_attent.score pair)"
         )
     return None
 
@@ -158,8 +158,8 @@ def warn_of_foreign_text(*, asked: float, likeness: float) -> None:
         logger.warning(
             "Trained uniformly: the trusted text is of another kind than the data. Of the data "
             f"{asked:.2%} come close to it, which score as high as trusted text with a probability of {likeness:.1%}, "
-            "where text of one kind has 50%. Make the scorers (torchrun -m titan_attent.scorers) with trusted text of "
-            "the kinds that you want of this data. Windows that mix documents look like no kind of text, either"
+            "where text of one kind has 50%. Make the scorers (torchrun -m titan_attent.score pair) with trusted text "
+            "of the kinds that you want of this data. Windows that mix documents look like no kind of text, either"
         )
 
 

@@ -28,7 +28,7 @@ class PoolRecords:
 
     records: Records
     last_draw: Tensor
-    reference: Tensor | None = None
+    expert: Tensor | None = None
     amateur: Tensor | None = None
     streak: Tensor | None = None
     start: Tensor | None = None

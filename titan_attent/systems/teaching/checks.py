@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import DataFacts
 from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config_checks import scorers_read
 from titan_attent.systems.teaching.importance import reads
 
 LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
@@ -48,10 +50,10 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
 
 
 def check_data(config: TeacherConfig, facts: DataFacts) -> None:
-    """Refuse a data set or a pool of the wrong size, and reference losses of other data."""
+    """Refuse a data set or a pool of the wrong size, and scores of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
-    paths = paths_of_losses(config)
+    paths = folders_of_scores(config)
     scores = {name: facts.open_reference(path) for name, path in paths.items()}
     for losses in scores.values():
         losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
@@ -62,12 +64,31 @@ def check_data(config: TeacherConfig, facts: DataFacts) -> None:
         trusted_differences(config, facts)
 
 
-def paths_of_losses(config: TeacherConfig) -> dict[str, str]:
-    """The folders of losses on disk that a run reads: "reference", "amateur" -> folder. Uniform reads none."""
-    if config.strategy == "uniform":
+def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
+    """The folders of scores that a run reads: "expert", "amateur" -> folder. A uniform run reads none.
+
+    Raises:
+        ValueError: ``config.scores`` is no folder of scores, or lacks a scorer that the rule needs.
+    """
+    usable = scorers_read(config) if config.scores else set()
+    if not usable:
         return {}
-    paths = {"reference": config.reference_path} if "reference" in reads(config.importance) else {}
-    return paths | ({"amateur": config.amateur_path} if config.amateur_path else {})
+    folders = find_scorers(config.scores)
+    needed = {"expert", "amateur"} & reads(config.importance) | ({"amateur"} if config.scoring == "amateur" else set())
+    if missing := sorted(needed - folders.keys()):
+        key = "importance" if missing[0] in reads(config.importance) else "scoring"
+        raise ValueError(
+            f"[teacher] scores = {config.scores}: holds the losses of the {' and the '.join(folders)} alone, and "
+            f'{key} = "{getattr(config, key)}" needs those of the {" and the ".join(missing)}. Name the folder that '
+            "torchrun -m titan_attent.score pair wrote, which holds both"
+        )
+    if not usable & folders.keys():
+        raise ValueError(
+            f"[teacher] scores = {config.scores}: holds the losses of the {' and the '.join(folders)}, which "
+            f'importance = "{config.importance}" does not read. Name the folder of the '
+            f"{' or the '.join(sorted(usable))}, or remove scores"
+        )
+    return {role: str(folders[role]) for role in sorted(usable & folders.keys())}
 
 
 def needs_trusted(config: TeacherConfig) -> bool:
@@ -80,14 +101,13 @@ def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
 
     At most the first ``MOST_TRUSTED`` of them.
     """
-    amateur, expert = (
-        facts.open_reference(str(Path(path) / TRUSTED)) for path in (config.amateur_path, config.reference_path)
-    )
+    folders = folders_of_scores(config)
+    amateur, expert = (facts.open_reference(str(Path(folders[role]) / TRUSTED)) for role in ("amateur", "expert"))
     of_amateur, of_expert = amateur.scoring, expert.scoring
     if (of_amateur.data_fingerprint, of_amateur.seq_len) != (of_expert.data_fingerprint, of_expert.seq_len):
         raise ValueError(
             f"{amateur.path} and {expert.path} hold losses of different examples: score the same trusted held-out data "
-            "with both models; torchrun -m titan_attent.scorers does"
+            "with both models; torchrun -m titan_attent.score pair does"
         )
     num = min(of_amateur.num_examples, MOST_TRUSTED)
     if num < LEAST_TRUSTED:
@@ -115,7 +135,7 @@ def check_parts(
     config: TeacherConfig,
     *,
     score: object,
-    reference: object,
+    expert: object,
     amateur: object,
     trusted: object,
     chance_loss: object,
@@ -127,17 +147,18 @@ def check_parts(
     needed = reads(config.importance)
     if config.scores_forward and score is None:
         raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')
-    if "reference" in needed and reference is None:
-        raise ValueError(f'importance = "{config.importance}" needs the examples\' reference losses: give `reference`')
-    if config.amateur_path and amateur is None:
-        raise ValueError("amateur_path is set: give the examples' losses that are there as `amateur`")
+    if "expert" in needed and expert is None:
+        raise ValueError(f'importance = "{config.importance}" needs an expert\'s losses: give them as `expert`')
+    if ("amateur" in needed or config.scoring == "amateur") and amateur is None:
+        key = "importance" if "amateur" in needed else "scoring"
+        raise ValueError(f'{key} = "{getattr(config, key)}" needs an amateur\'s losses: give them as `amateur`')
     if config.ratio_schedule == "calibrated" and not trusted:
         raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
     if "chance_loss" in needed and chance_loss is None:
         raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `chance_loss`')
     if config.weighting == "loss" and window is None:
         raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
-    for name, losses in (("reference", reference), ("amateur", amateur), ("trusted", trusted)):
+    for name, losses in (("expert", expert), ("amateur", amateur), ("trusted", trusted)):
         known = None if losses is None else torch.as_tensor(losses)
         if known is not None and (bad := int((~torch.isfinite(known)).sum())):
             raise ValueError(

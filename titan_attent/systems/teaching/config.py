@@ -12,12 +12,30 @@ DECIDED_BY_SCORES = ("adaptive", "calibrated")
 RATIO_SCHEDULES = ("constant", "incremental", "cosine", *DECIDED_BY_SCORES)
 
 
+_SCORES = (
+    "the key is scores now: the folder that `torchrun -m titan_attent.score pair` wrote, which holds both scorers, or "
+    "the folder of one scorer"
+)
+FORMER_KEYS = {
+    "reference_path": _SCORES,
+    "amateur_path": _SCORES,
+    "anneal_fraction": "the key is full_data_tail now",
+    "shadow": "the key is dry_run now",
+}
+"""Key of an earlier version -> the message of the error in which it ends."""
+
+
 @dataclass
 class TeacherConfig:
     strategy: str = "uniform"
     """
-    Which examples a round trains on: "uniform", all of them, always, with torchtitan's own loss, bit for bit; or a
-    function of systems/teaching/strategies.py. What leaves examples out can do harm (docs/choosing.md), so it is named.
+    Which examples a round trains on.
+    - "uniform": all of them, always, with torchtitan's own loss, bit for bit.
+    - "difference": the recommended rule, by scores on disk. It stands for "hard" with ``importance =
+      "cross_entropy_difference"``, ``ratio_schedule = "calibrated"``, ``interval_schedule = "fixed"`` and
+      ``full_data_tail = 0``, and needs ``scores``.
+    - a function of systems/teaching/strategies.py, with the keys below.
+    A rule that leaves examples out can do harm (docs/choosing.md), so it is chosen by name.
     """
 
     importance: str = "attainment"
@@ -26,16 +44,13 @@ class TeacherConfig:
     redundant data only: noise has the highest loss for ever.
     """
 
-    reference_path: str = ""
+    scores: str = ""
     """
-    Folder of an expert's losses on every example, written by ``torchrun -m titan_attent.score`` or
-    ``titan_attent.scorers``; read by importances that compare with it: "excess_loss", "cross_entropy_difference".
-    """
-
-    amateur_path: str = ""
-    """
-    Folder of the same of an amateur, a small model of the data itself. With it the teacher selects from step 1 on, with
-    no warm-up pass: the amateur's loss counts where the learner has none yet.
+    Folder of scores: small models' losses on every example, computed once before the run. Either the folder that
+    ``torchrun -m titan_attent.score pair`` writes, with an expert (trained on trusted text) and an amateur (trained on
+    a sample of the data), or the folder of one of the two. "excess_loss" reads the expert, "cross_entropy_difference"
+    both. With an amateur the teacher selects from step 1 on, without a warm-up pass: the amateur's loss counts where
+    the learner has none yet.
     """
 
     scoring: str = "train"
@@ -44,7 +59,7 @@ class TeacherConfig:
     - "train": the losses seen in training; free, but as old as an example's last visit.
     - "forward": a forward pass over the pool before each round; about a third of a training pass over it.
     - "forward_once": that before the first selected round only.
-    - "amateur": the losses in ``amateur_path``, always; nothing of the learner is read.
+    - "amateur": the amateur's losses in ``scores``, always; nothing of the learner is read.
     """
 
     pool_size: int = 0
@@ -60,7 +75,7 @@ class TeacherConfig:
     warmup_passes: int = -1
     """
     Full passes before the first selection; the losses seen in them are the first scores. -1 for as many as it takes:
-    none where ``amateur_path`` is given, else one.
+    none where ``scores`` holds an amateur, else one.
     """
 
     ratio_schedule: str = "adaptive"
@@ -133,8 +148,11 @@ class TeacherConfig:
     tokens cost least. Not where tensor parallelism cuts the vocabulary, nor with ``strategy = "uniform"``.
     """
 
-    anneal_fraction: float = 0.125
-    """The last part of the steps, trained on the full data to remove what bias is left (InfoBatch), in [0, 1]."""
+    full_data_tail: float = -1.0
+    """
+    The share of the steps, at the end of the run, that trains on the full data to remove the remaining bias
+    (InfoBatch), in [0, 1]. -1 for 0 where ``scores`` are read, which leave out dirt, and for 0.125 elsewhere.
+    """
 
     quarantine_after: int = 8
     """
@@ -148,8 +166,8 @@ class TeacherConfig:
     the pool than this: a handful of examples would rule it. Negative ones count from the lowest. In [0, 1).
     """
 
-    shadow: bool = False
-    """Decide and log, but train on everything with equal weights: what the teacher would do, at no risk."""
+    dry_run: bool = False
+    """Decide and log, but train on everything with equal weights: shows what the teacher would do, at no risk."""
 
     trace: bool = False
     """Append the example ids of every step to <job.dump_folder>/teacher/trace.jsonl (rank 0)."""

@@ -3,12 +3,15 @@
 from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.systems.teaching.config import RATIO_SCHEDULES, TeacherConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES, reads
+from titan_attent.systems.teaching.rule import DIFFERENCE, check_rule, with_rule
 from titan_attent.systems.teaching.strategies import STRATEGIES
 
 
 def check_config(config: TeacherConfig) -> None:
     """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
-    check_one_of("strategy", config.strategy, ("uniform", *STRATEGIES))
+    check_one_of("strategy", config.strategy, ("uniform", DIFFERENCE, *STRATEGIES))
+    check_rule(config)
+    config = with_rule(config)
     check_one_of("importance", config.importance, tuple(IMPORTANCES))
     check_one_of("scoring", config.scoring, ("train", "forward", "forward_once", "amateur"))
     check_one_of("ratio_schedule", config.ratio_schedule, RATIO_SCHEDULES)
@@ -20,7 +23,8 @@ def check_config(config: TeacherConfig) -> None:
     check_number("temperature", config.temperature, above=0)
     check_number("min_inclusion_probability", config.min_inclusion_probability, at_least=0, below=1)
     check_number("max_weight", config.max_weight, at_least=1)
-    check_number("anneal_fraction", config.anneal_fraction, at_least=0, at_most=1)
+    if config.full_data_tail != -1:
+        check_number("full_data_tail", config.full_data_tail, at_least=0, at_most=1)
     check_number("warmup_passes", config.warmup_passes, at_least=-1, whole=True)
     check_number("initial_interval", config.initial_interval, at_least=1, whole=True)
     incremental = config.interval_schedule == "incremental"  # the fixed one does not read max_interval
@@ -43,12 +47,6 @@ def check_config(config: TeacherConfig) -> None:
 
 def _check_combinations(config: TeacherConfig) -> None:
     """Refuse keys that contradict each other, or that one of them needs."""
-    if "reference" in reads(config.importance) and not config.reference_path:
-        raise ValueError(
-            f'[teacher] importance = "{config.importance}" needs reference_path: the folder of reference losses, '
-            "written by torchrun -m titan_attent.score"
-        )
-    _check_amateur(config)
     if config.scoring == "forward_once" and config.pool_size:
         raise ValueError(
             f'[teacher] scoring = "forward_once" with pool_size = {config.pool_size}: each round has a pool of '
@@ -64,15 +62,25 @@ def _check_combinations(config: TeacherConfig) -> None:
             f'[teacher] loss_chunks = {config.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
             "loss: set it to 1, or choose another strategy"
         )
-    if config.strategy == "uniform" and config.shadow:
+    if config.strategy == "uniform" and config.dry_run:
         raise ValueError(
-            '[teacher] shadow = true with strategy = "uniform", which decides nothing: name the strategy whose '
-            'decisions are to be seen, such as strategy = "hard", or set shadow = false'
+            '[teacher] dry_run = true with strategy = "uniform", which decides nothing: name the strategy whose '
+            'decisions are to be seen, such as strategy = "hard", or set dry_run = false'
         )
     if config.strategy == "threshold" and config.weighting == "loss":
         raise ValueError(
             '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
             "another of the two"
+        )
+    if "amateur" in reads(config.importance) and config.scores_forward:
+        raise ValueError(
+            f'[teacher] scoring = "{config.scoring}" with importance = "{config.importance}", which reads nothing of '
+            'the learner: the forward passes would have no effect. Use scoring = "amateur"'
+        )
+    if config.ratio_schedule == "calibrated" and config.importance != "cross_entropy_difference":
+        raise ValueError(
+            f'[teacher] ratio_schedule = "calibrated" with importance = "{config.importance}": it compares with the '
+            'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
         )
     if config.ratio_schedule == "adaptive" and config.initial_ratio > config.final_ratio:
         raise ValueError(
@@ -81,27 +89,27 @@ def _check_combinations(config: TeacherConfig) -> None:
         )
 
 
-def _check_amateur(config: TeacherConfig) -> None:
-    """Refuse an amateur that nothing reads, and what reads one where none is given."""
-    needed = reads(config.importance)
-    if not config.amateur_path and ("amateur" in needed or config.scoring == "amateur"):
-        key = "scoring" if config.scoring == "amateur" else "importance"
+def check_scores_named(config: TeacherConfig) -> None:
+    """Refuse a rule that reads scores where none are named, and scores that the rule does not read."""
+    config = with_rule(config)
+    needs = {"expert", "amateur"} & reads(config.importance)
+    if not config.scores and (needs or config.scoring == "amateur"):
+        key = "importance" if needs else "scoring"
         raise ValueError(
-            f'[teacher] {key} = "{getattr(config, key)}" needs amateur_path: the folder of an amateur\'s losses, '
-            "written by torchrun -m titan_attent.scorers"
+            f'[teacher] {key} = "{getattr(config, key)}" needs scores: the folder that torchrun -m titan_attent.score '
+            "pair writes"
         )
-    if config.amateur_path and not {"loss", "amateur"} & needed:
+    if config.scores and not scorers_read(config):
         raise ValueError(
-            f'[teacher] importance = "{config.importance}" has no use for amateur_path: it reads more of an example '
-            'than one loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove amateur_path'
+            f'[teacher] importance = "{config.importance}" does not read scores: it needs more of an example than one '
+            'loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove scores'
         )
-    if "amateur" in needed and config.scores_forward:
-        raise ValueError(
-            f'[teacher] scoring = "{config.scoring}" with importance = "{config.importance}", which reads nothing of '
-            'the learner: the forward passes would be for nothing. Use scoring = "amateur"'
-        )
-    if config.ratio_schedule == "calibrated" and config.importance != "cross_entropy_difference":
-        raise ValueError(
-            f'[teacher] ratio_schedule = "calibrated" with importance = "{config.importance}": it compares with the '
-            'differences of trusted text; use importance = "cross_entropy_difference", or another schedule'
-        )
+
+
+def scorers_read(config: TeacherConfig) -> set[str]:
+    """The scorers whose losses a run can use: "expert", "amateur"; none under uniform."""
+    if config.strategy == "uniform":
+        return set()
+    needs = reads(config.importance)
+    can_use_amateur = {"loss", "amateur"} & needs
+    return {"expert"} & needs | ({"amateur"} if can_use_amateur else set())

@@ -40,7 +40,7 @@ class Draws:
         buffer: the losses; its mesh shares the work.
         config: strategy, importance, guards.
         batch_size: G, the least that a selection holds.
-        reference: fp32 [num_local] reference losses of the examples that this rank owns, for "excess_loss".
+        expert: fp32 [num_local] an expert's losses of the examples that this rank owns, for "excess_loss".
         amateur: the same of an amateur.
         chance_loss: what a blind guess costs, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
@@ -63,7 +63,7 @@ class Draws:
         config: TeacherConfig,
         *,
         batch_size: int,
-        reference: Tensor | None = None,
+        expert: Tensor | None = None,
         amateur: Tensor | None = None,
         chance_loss: float | None = None,
         trusted: Tensor | None = None,
@@ -72,7 +72,7 @@ class Draws:
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
         self.chance_loss, self.sources = chance_loss, sources
-        self.on_disk = {"reference": reference, "amateur": amateur}
+        self.on_disk = {"expert": expert, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
@@ -107,7 +107,7 @@ class Draws:
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
         seen = self._fetch(candidates)
-        known = Known(reference=seen.reference, amateur=seen.amateur, chance_loss=self.chance_loss)
+        known = Known(expert=seen.expert, amateur=seen.amateur, chance_loss=self.chance_loss)
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
@@ -178,7 +178,7 @@ class Draws:
 
     def _differences(self) -> Scores:
         """What the calibrated schedule compares with trusted text, of all examples of the data set."""
-        known = Known(reference=self.on_disk["reference"], amateur=self.on_disk["amateur"])
+        known = Known(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
         return Scores(importance(self.buffer.records(), name=self.config.importance, known=known), sharding=self.owners)
 
     def _measure(self, scores: Scores, seen: PoolRecords, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:

@@ -29,7 +29,7 @@ def log_forecast(
 
     Args:
         metrics: the teacher's, of that decision.
-        visits: how often the run trains an example that is selected, or would, in shadow mode.
+        visits: how often the run trains an example that is selected, or would, in a dry run.
         step: training steps done.
         num_examples: of the data set.
         takes_all: the scores leave nothing out.
@@ -42,7 +42,7 @@ def log_forecast(
     by_source = {tag.removeprefix(_INCLUSION): share for tag, share in metrics.items() if tag.startswith(_INCLUSION)}
     said = [
         f"Teacher: from step {step + 1} on {metrics['teacher/ratio']:.1%} of {num_examples:,} examples "
-        f"{'would be' if config.shadow else 'are'} selected, each trained {visits:.1f} times in this run"
+        f"{'would be' if config.dry_run else 'are'} selected, each trained {visits:.1f} times in this run"
     ]
     if by_source:
         told = sorted(by_source.items(), key=lambda item: item[1])

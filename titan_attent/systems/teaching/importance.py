@@ -34,12 +34,12 @@ class Known:
     """What an importance may read beside the records of the candidates.
 
     Attributes:
-        reference: fp32 [num_local] reference losses of this rank's candidates, for excess_loss.
+        expert: fp32 [num_local] an expert's losses of this rank's candidates, for excess_loss.
         amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
         chance_loss: for attainment, what a blind guess costs: ln V nats per token of V, ln C an image of C classes.
     """
 
-    reference: Tensor | None = None
+    expert: Tensor | None = None
     amateur: Tensor | None = None
     chance_loss: float | None = None
 
@@ -58,7 +58,7 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
 
     Args:
         reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
-            "history", two readings of it; "gradient", the functional gradients of ``Records``; "reference", "amateur"
+            "history", two readings of it; "gradient", the functional gradients of ``Records``; "expert", "amateur"
             or "chance_loss" of :class:`Known`.
     """
 
@@ -90,17 +90,17 @@ def functional_gradient(records: Records, known: Known) -> Tensor:
     return records.gradient.clone()
 
 
-@_importance("loss", "reference")
+@_importance("loss", "expert")
 def excess_loss(records: Records, known: Known) -> Tensor:
-    """loss - a reference model's loss, in nats per token: what is left to learn, without the part that nobody can.
+    """loss - an expert's loss, in nats per token: what is left to learn, without the part that nobody can.
 
-    An estimate of KL(f* || f), as long as the learner has not overtaken the reference; negative where it has.
+    An estimate of KL(f* || f), as long as the learner has not overtaken the expert; negative where it has.
     """
-    assert known.reference is not None
-    return records.loss - known.reference
+    assert known.expert is not None
+    return records.loss - known.expert
 
 
-@_importance("amateur", "reference")
+@_importance("amateur", "expert")
 def cross_entropy_difference(records: Records, known: Known) -> Tensor:
     """amateur's loss - expert's loss, in nats per token: how much more a row looks like trusted text than the data.
 
@@ -108,13 +108,13 @@ def cross_entropy_difference(records: Records, known: Known) -> Tensor:
     the data, the expert trusted text. Nothing of the learner is read, so that it holds from the first step on and never
     changes. CoLoR-Filter (NeurIPS 2024) selects pretraining data by the same difference.
     """
-    assert known.amateur is not None and known.reference is not None
-    return known.amateur - known.reference
+    assert known.amateur is not None and known.expert is not None
+    return known.amateur - known.expert
 
 
 @_importance("history")
 def learnability(records: Records, known: Known) -> Tensor:
-    """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no reference.
+    """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no scores.
 
     loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step). d is the fall of the
     loss per log-step. The gate is 1 where an example has one reading only, and for all when the median does not fall:
@@ -137,7 +137,7 @@ def learnability(records: Records, known: Known) -> Tensor:
 
 @_importance("loss", "chance_loss")
 def attainment(records: Records, known: Known) -> Tensor:
-    """loss x (how far it has come from a blind guess, against the median)^2. Needs no reference, and one reading.
+    """loss x (how far it has come from a blind guess, against the median)^2. Needs no expert, and one reading.
 
     loss x clip((blind - loss) / (blind - median loss), 0, 1)^2. The gate is how far the learner has come with an
     example, from a blind guess (ln V nats among V tokens, ln C among C classes, 1 for a patch of variance 1), measured

@@ -2,7 +2,7 @@
 
     round 0   warm-up: `warmup_passes` full passes
     round r   a selection from the round's pool, `interval` passes over it (soft draws anew for each)
-    last      anneal: full passes
+    last      the tail: full passes on the full data
 
 Cost: a draw (draws.py) before a pass over a selection, and the caller's ``score`` where a round is scored.
 """
@@ -39,7 +39,7 @@ class Rounds:
     Attributes:
         round, pass_index: the round, and the pass within it.
         ratio, interval: the share selected in the round, and how many passes it has.
-        annealing: the run is in its last part, on the full data.
+        in_tail: the run is in its tail on the full data.
         num_batches: of the current pass; 0 before the first.
         selecting: the current pass trains a selection.
         cursor: the stretch of the shuffled order that a full pass or a pool took last.
@@ -64,7 +64,7 @@ class Rounds:
         self.pass_index = 0
         self.ratio = 1.0
         self.interval = max(1, plan.warmup_passes)
-        self.annealing = False
+        self.in_tail = False
         self.num_batches = 0
         self.selecting = False
         self.cursor = OrderCursor(self.num_examples, data_seed)
@@ -73,23 +73,23 @@ class Rounds:
     def decide(self, step: int) -> None:
         """Move on to the pass that starts after ``step`` training steps. A collective where it is a selection."""
         uniform = self.config.strategy == "uniform"
-        anneal = not uniform and step >= self.plan.anneal_start
+        tail = not uniform and step >= self.plan.tail_start
         self.pass_index += 1 if self.num_batches else 0
-        if uniform or anneal or step < self.plan.warmup_steps:
-            if anneal and not self.annealing:
+        if uniform or tail or step < self.plan.warmup_steps:
+            if tail and not self.in_tail:
                 self._start_round(interval=1)
-            self.annealing, self.selecting = anneal, False
+            self.in_tail, self.selecting = tail, False
             self.draws.audit = {}
             self.cursor.take(at_least=self.batch_size)
         else:
             self._select(step)
         self.num_batches = self.num_trained() // self.batch_size
-        if not (uniform or anneal):
-            self.num_batches = min(self.num_batches, self.plan.anneal_start - step)
+        if not (uniform or tail):
+            self.num_batches = min(self.num_batches, self.plan.tail_start - step)
 
     def digest(self) -> int:
         """A signed 64-bit hash of the decision in force, equal on all ranks that agree."""
-        position = (self.round, self.pass_index, self.num_batches, int(self.annealing), int(self.selecting))
+        position = (self.round, self.pass_index, self.num_batches, int(self.in_tail), int(self.selecting))
         cursor = (self.cursor.order, self.cursor.start, self.cursor.size)
         return signed(derive_key(*position, *cursor, self.draws.digest if self.selecting else 0))
 
@@ -104,11 +104,11 @@ class Rounds:
         """
         if self.config.strategy == "uniform":
             return
-        if self.annealing:
-            if step < self.plan.anneal_start:
+        if self.in_tail:
+            if step < self.plan.tail_start:
                 self.num_batches = consumed
         else:
-            until_tail = self.plan.anneal_start - (step - consumed)
+            until_tail = self.plan.tail_start - (step - consumed)
             self.num_batches = max(consumed, min(self.num_trained() // self.batch_size, until_tail))
 
     def num_trained(self) -> int:
@@ -121,7 +121,7 @@ class Rounds:
 
     def _select(self, step: int) -> None:
         config = self.config
-        self.annealing = False  # a resumed run may be longer than the one that was in its tail
+        self.in_tail = False  # a resumed run may be longer than the one that was in its tail
         new_round = not self.selecting or self.pass_index >= self.interval
         if new_round:
             if not self._warned and self.draws.num_draws > 1:
@@ -138,10 +138,10 @@ class Rounds:
                 if self.on_quarantine is not None:
                     self.on_quarantine({"step": step + 1, "round": self.round, "example_id": example_id, "loss": loss})
         # Where nothing is to be left out it is a full pass, in the very order that uniform has.
-        self.selecting = not (config.shadow or self.draws.takes_all)
+        self.selecting = not (config.dry_run or self.draws.takes_all)
         if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
-        elif self.draws.takes_all and self.draws.ratios.never_selects and not config.shadow:
+        elif self.draws.takes_all and self.draws.ratios.never_selects and not config.dry_run:
             self.cursor.take_the_rest()
 
     def _start_round(self, *, interval: int) -> None:
@@ -171,15 +171,19 @@ class Rounds:
         order, weighted = (self.data_seed, self.round, self.pass_index), is_weighted(self.config)
         return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
 
-    _POSITION = ("round", "pass_index", "ratio", "interval", "annealing", "num_batches", "selecting")
+    _POSITION = {
+        **{name: name for name in ("round", "pass_index", "ratio", "interval", "num_batches", "selecting")},
+        "annealing": "in_tail",
+    }
+    """Key in a checkpoint, which later versions keep -> attribute."""
 
     def state_dict(self) -> Record:
         return {
-            "position": {name: getattr(self, name) for name in self._POSITION},
+            "position": {key: getattr(self, name) for key, name in self._POSITION.items()},
             "cursor": self.cursor.state_dict(),
         }
 
     def load_state_dict(self, state: Record) -> None:
-        for name in self._POSITION:
-            setattr(self, name, state["position"][name])
+        for key, name in self._POSITION.items():
+            setattr(self, name, state["position"][key])
         self.cursor.load_state_dict(state["cursor"])

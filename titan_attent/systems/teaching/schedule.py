@@ -5,7 +5,7 @@ large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -105,7 +105,9 @@ class RepeatBound(NamedTuple):
 UNBOUND = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
 
 
-def repeat_bound(config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int) -> RepeatBound:
+def repeat_bound(
+    config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int, scorers: Collection[str] = ()
+) -> RepeatBound:
     """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
 
     Up to a whole batch. Of pools those of whole passes over one selection count, and of an order of the data those that
@@ -113,7 +115,8 @@ def repeat_bound(config: TeacherConfig, *, num_examples: int, batch_size: int, t
     """
     if config.ratio_schedule not in DECIDED_BY_SCORES:
         return UNBOUND
-    plan = Plan(config, steps_of_full_pass=num_examples // batch_size, total_steps=total_steps)
+    steps = num_examples // batch_size
+    plan = Plan(config, steps_of_full_pass=steps, total_steps=total_steps, scorers=scorers)
     repeats, size = plan.max_repeats, config.pool_size or num_examples
     shortest, longest = (plan.interval(step) for step in (0, total_steps)) if config.pool_size else (1, 1)
     allowed = repeats if longest == 1 else shortest * (repeats // longest)
@@ -180,6 +183,10 @@ def selection_size(num_examples: int, *, ratio: float, batch_size: int) -> int:
     return max(batch_size, round(ratio * num_examples) // batch_size * batch_size)
 
 
+TAIL = 0.125
+"""Share of the steps that ``full_data_tail = -1`` stands for without scores on disk."""
+
+
 class Plan:
     """The phases of a run and what its schedules say at a step.
 
@@ -187,22 +194,30 @@ class Plan:
         config: schedules, warm-up, tail.
         steps_of_full_pass: training steps of a pass over all examples.
         total_steps: training steps of the run.
+        scorers: the scorers whose losses the run reads: "expert", "amateur".
 
     Attributes:
+        has_amateur: whether an amateur's losses stand in for the learner's before it has any.
         warmup_passes, warmup_steps: full passes before the first selection, and their steps.
-        anneal_start: steps before the tail on the full data.
+        tail_start: steps before the tail on the full data.
+        tail: share of the steps in the tail on the full data.
         max_repeats: times that the run may train an example because the scores choose it again; infinite where they do
             not decide the ratio. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data,
             and for ``MOST_REPEATS`` where it takes more.
     """
 
-    def __init__(self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int):
-        self.config, self.total_steps = config, total_steps
+    def __init__(
+        self, config: TeacherConfig, *, steps_of_full_pass: int, total_steps: int, scorers: Collection[str] = ()
+    ):
+        self.config, self.total_steps, self.has_amateur = config, total_steps, "amateur" in scorers
         passes = config.warmup_passes
         if passes < 0:
-            passes = 0 if config.amateur_path else 1
+            passes = 0 if self.has_amateur else 1
         self.warmup_passes, self.warmup_steps = passes, passes * steps_of_full_pass
-        self.anneal_start = total_steps - int(config.anneal_fraction * total_steps + 1e-9)  # 0.29 of 100 is 29
+        self.tail = config.full_data_tail
+        if self.tail < 0:
+            self.tail = 0.0 if scorers else TAIL
+        self.tail_start = total_steps - int(self.tail * total_steps + 1e-9)  # 0.29 of 100 is 29
         self.max_repeats = math.inf
         if config.ratio_schedule in DECIDED_BY_SCORES:
             self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MOST_REPEATS)
@@ -224,7 +239,7 @@ class Plan:
         Args:
             ratio: of every round; None for those of the schedule, where the scores decide none.
         """
-        steps = range(self.warmup_steps, self.anneal_start)
+        steps = range(self.warmup_steps, self.tail_start)
         selected = len(steps) / (ratio or 1.0)
         if ratio is None and steps:
             size, sampled = self.config.pool_size or num_examples, steps[:: max(1, len(steps) // 1000)]

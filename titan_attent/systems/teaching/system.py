@@ -10,7 +10,7 @@ functional gradients). Everything else happens between steps (buffer.py) or betw
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,11 @@ from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Batch, Columns, DataFacts, ExampleStats, LossFunction, Run, StepLoss, System
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
-from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.config import FORMER_KEYS, TeacherConfig
+from titan_attent.systems.teaching.config_checks import check_config, check_scores_named
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
+from titan_attent.systems.teaching.rule import check_rule, with_rule
 from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
@@ -41,6 +42,7 @@ class Teaching(System):
     """The section ``[teacher]``."""
 
     name = "teacher"
+    former_keys = FORMER_KEYS
     columns = ("weight",)
     accounts = TEACHING
     keeps_state = True
@@ -54,19 +56,26 @@ class Teaching(System):
     @classmethod
     def check_values(cls, config: TeacherConfig) -> None:
         check_config(config)
+        if cls.is_on(config):
+            check_scores_named(config)
         if not cls.is_on(config):
             warn_of_unread_keys(config)
 
     @classmethod
+    def check_given(cls, config: TeacherConfig, given: Collection[str]) -> None:
+        check_rule(config, given=given)
+
+    @classmethod
     def check(cls, config: TeacherConfig, settings: RunSettings) -> None:
-        checks.check_run(config, settings)
+        checks.check_run(with_rule(config), settings)
 
     @classmethod
     def check_data(cls, config: TeacherConfig, facts: DataFacts) -> None:
-        checks.check_data(config, facts)
+        checks.check_data(with_rule(config), facts)
 
     @classmethod
     def identity(cls, config: TeacherConfig, settings: RunSettings) -> dict[str, Any]:
+        config = with_rule(config)
         kept = {
             "teacher.seed": config.seed,
             "teacher.pool_size": config.pool_size,
@@ -80,6 +89,7 @@ class Teaching(System):
     config: TeacherConfig
 
     def __init__(self, run: Run, config: TeacherConfig):
+        config = with_rule(config)
         super().__init__(run, config)
         settings = run.settings
         self.with_gradient = "gradient" in reads(config.importance)
@@ -127,7 +137,7 @@ class Teaching(System):
         self.rounds: JsonLines | None = None
         self.quarantine: JsonLines | None = None
         log_plan(
-            config,
+            self.config,
             self.teacher.plan,
             num_examples=len(run.dataset),
             batch_size=run.batch_size,
@@ -138,7 +148,7 @@ class Teaching(System):
         """What the teacher reads of them: fp32 [num_local] of the examples that this rank owns, and differences."""
         config, sharding, found, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
         ledger.prepaid_seconds = 0.0
-        for name, path in checks.paths_of_losses(config).items():
+        for name, path in checks.folders_of_scores(config).items():
             losses = self.run.open_reference(path)
             found[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
             ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
@@ -147,7 +157,7 @@ class Teaching(System):
         return found
 
     def folders_read(self) -> Sequence[str]:
-        return list(checks.paths_of_losses(self.config).values())
+        return list(checks.folders_of_scores(self.config).values())
 
     # -- steps ----------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
     round 0   warm-up: `warmup_passes` full passes; the losses seen are the first scores
     round r   choose k of the round's pool by importance, train `interval` passes over them (soft draws anew for each)
-    last      anneal: full passes for the last `anneal_fraction` of the steps
+    last      the tail: full passes for the last `full_data_tail` of the steps
 
 The pool of a round is the whole data set, or the next ``pool_size`` examples of its shuffled order; full passes take
-what is left of that order. With `shadow` a round is decided before every pass over its pool, logged, and not acted on.
+what is left of that order. With `dry_run` a round is decided before every pass over its pool, logged, and not acted on.
 
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
 integers, and what draws.py keeps. A pass that was under way when a checkpoint was written is rebuilt from them.
@@ -31,6 +31,7 @@ from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.draws import Draws
 from titan_attent.systems.teaching.forecast import log_forecast
 from titan_attent.systems.teaching.rounds import Record, Rounds
+from titan_attent.systems.teaching.rule import with_rule
 from titan_attent.systems.teaching.schedule import Plan, repeat_bound
 from titan_attent.systems.teaching.strategies import READ_THE_RATIO
 
@@ -42,11 +43,11 @@ class Teacher:
         buffer: the losses, whose sharding (mesh, device) the teacher shares.
         config: what to teach; validated here.
         batch_size: G, examples of a global batch over all ranks and microbatches.
-        total_steps: training steps of the whole run; schedules and the anneal tail are fractions of it.
+        total_steps: training steps of the whole run; schedules and the tail are fractions of it.
         data_seed: seed of the order within a pass.
         tokens_per_example: for the token rate of a ledger of its own.
         ledger: of the run, for what teaching costs; one of its own by default.
-        reference: fp32 [num_local] reference losses of this rank's examples, for importance "excess_loss".
+        expert: fp32 [num_local] an expert's losses of this rank's examples, for importance "excess_loss".
         amateur: the same of an amateur.
         trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
         chance_loss: what a blind guess costs, for importance "attainment".
@@ -68,7 +69,7 @@ class Teacher:
         data_seed: int = 0,
         tokens_per_example: int = 1,
         ledger: Ledger | None = None,
-        reference: Tensor | None = None,
+        expert: Tensor | None = None,
         amateur: Tensor | None = None,
         trusted: Sequence[float] | None = None,
         chance_loss: float | None = None,
@@ -78,31 +79,41 @@ class Teacher:
         on_quarantine: Callable[[Record], None] | None = None,
     ):
         check_config(config)
+        config = with_rule(config)
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
         check_parts(
             config,
             score=score,
-            reference=reference,
+            expert=expert,
             amateur=amateur,
             trusted=trusted,
             chance_loss=chance_loss,
             window=buffer.window,
         )
+        scorers = [name for name, losses in (("expert", expert), ("amateur", amateur)) if losses is not None]
         self.draws = Draws(
             buffer,
             config,
             batch_size=batch_size,
-            reference=reference,
+            expert=expert,
             amateur=amateur,
             chance_loss=chance_loss,
             trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
             sources=sources,
-            bound=repeat_bound(config, num_examples=self.num_examples, batch_size=batch_size, total_steps=total_steps),
+            bound=repeat_bound(
+                config,
+                num_examples=self.num_examples,
+                batch_size=batch_size,
+                total_steps=total_steps,
+                scorers=scorers,
+            ),
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
-        self.plan = Plan(config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps)
+        self.plan = Plan(
+            config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps, scorers=scorers
+        )
         self.rounds = Rounds(
             self.draws,
             config,

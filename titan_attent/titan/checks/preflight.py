@@ -27,7 +27,7 @@ from titan_attent.foundations.checks import closest
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.systems.system import DataFacts, System
-from titan_attent.systems.system_list import RENAMED
+from titan_attent.systems.system_list import FORMER_KEYS, RENAMED
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.value_checks import check_fit, check_flavor, check_values
@@ -89,6 +89,8 @@ def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str)
     known = {f.name: f.type for f in fields(section)}
     for key, value in values.items():
         place = f"[{where}]" if where else "the top level"
+        if key not in known and (instead := FORMER_KEYS.get(f"{where}.{key}")):
+            raise ValueError(f"{path}: [{where}] {key}: {instead}")
         if key not in known:
             raise ValueError(
                 f'{path}: unknown key "{key}" in {place}{closest(key, known)} Known there: {", ".join(sorted(known))}'

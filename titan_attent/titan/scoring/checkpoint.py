@@ -1,8 +1,8 @@
-"""What ``python -m titan_attent.score`` does: the reference losses of ``[data] path`` (scores/reference.py).
+"""``python -m titan_attent.score checkpoint``: the losses of one model on ``[data] path`` (scores/reference.py).
 
 ``checkpoint.initial_load_path`` is a step folder that torchtitan wrote (DCP), full or model-only, of the model and
-flavor in ``[model]``; the losses go to the folder ``teacher.reference_path``. A killed scoring goes on where it was
-when the same command runs again, on any number of ranks. The run's TOML serves as it is: what concerns training, saving
+flavor in ``[model]``; the losses go to the folder ``--output``. A killed scoring resumes when the same command
+runs again, on any number of ranks. The run's TOML serves as it is: what concerns training, saving
 and logging is not read, and nothing is written but the reference. ``--role amateur`` or ``expert`` is kept with it, and
 a run refuses it in the place of the other.
 
@@ -28,10 +28,17 @@ from torchtitan.train import Trainer
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.launch import arguments, parse, scored_data
+from titan_attent.titan.launch import parse, scored_data
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
-from titan_attent.titan.scoring.checkpoint_checks import check_scoring, check_weights, role_of, scoring_config, writer_of
+from titan_attent.titan.scoring.checkpoint_checks import (
+    Options,
+    check_scoring,
+    check_weights,
+    parse_options,
+    scoring_config,
+    writer_of,
+)
 from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail
@@ -44,7 +51,7 @@ class ReferenceScorer(Trainer):
     the reference that is still to be written.
     """
 
-    def __init__(self, job_config: JobConfig, *, role: str = ""):
+    def __init__(self, job_config: JobConfig, options: Options):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
         self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
@@ -56,7 +63,7 @@ class ReferenceScorer(Trainer):
             compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
         )
         self.neutral_statistics = neutral_statistics(self.device)
-        self.writer = writer_of(job_config, self.dataset, role=role)
+        self.writer = writer_of(job_config, self.dataset, options)
 
     @record
     def train(self) -> None:
@@ -96,20 +103,19 @@ class ReferenceScorer(Trainer):
             return self.example_loss(pred, labels, ones, self.neutral_statistics).losses
 
 
-def score() -> None:
-    """The whole of the scoring command."""
-    argv = arguments("titan_attent.score")
+def main(argv: list[str]) -> None:
+    """Run the command."""
     try:
-        role, argv = role_of(argv)
-        job_config = scoring_config(parse(argv))
+        options, rest = parse_options(argv)
+        job_config = scoring_config(parse(rest))
         datasets = DataSets()
         spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
-        check_scoring(job_config, spec, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets, role=role)
+        check_scoring(job_config, spec, options, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)
     register_train_spec(job_config.model.name, spec)
     init_logger()
-    scorer = ReferenceScorer(job_config, role=role)
+    scorer = ReferenceScorer(job_config, options)
     scorer.train()
     scorer.close()
     torch.distributed.destroy_process_group()

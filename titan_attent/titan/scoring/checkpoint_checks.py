@@ -1,7 +1,8 @@
-"""What score.py takes of a run's configuration, and what it refuses before a model is built."""
+"""The options of ``titan_attent.score checkpoint``, what it reads of a run's configuration, and its checks."""
 
 import argparse
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,10 +22,19 @@ from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command's own options; the rest of the command line is the run's configuration."""
+
+    output: str
+    """Folder to write."""
+    role: str = ""
+    """The role of the model, one of ``ROLES``, or nothing."""
+
+
 def scoring_config(job_config: JobConfig) -> JobConfig:
-    """The same object, without what a run is for: its teacher, batch, checkpoints and logs."""
-    # The importance may well be excess_loss already, whose reference does not exist yet.
-    job_config.teacher = TeacherConfig(reference_path=job_config.teacher.reference_path)
+    """Return the same object without the settings of training: its teacher, batch, checkpoints and logs."""
+    job_config.teacher = TeacherConfig()  # its own scores may be those that are to be written
     job_config.training.local_batch_size, job_config.training.global_batch_size = 1, -1
     job_config.validation.enable = False
     # The manager would load the run's own latest checkpoint instead of the one it is told; it holds the model only.
@@ -37,11 +47,14 @@ def scoring_config(job_config: JobConfig) -> JobConfig:
 
 
 def check_scoring(
-    job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets | None = None, role: str = ""
+    job_config: JobConfig,
+    spec: TrainSpec,
+    options: Options,
+    *,
+    world_size: int,
+    datasets: DataSets | None = None,
 ) -> None:
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
-    if not job_config.teacher.reference_path:
-        raise ValueError("[teacher] reference_path is empty: give the folder to write the reference losses to")
     check_checkpoint_path(job_config.checkpoint.initial_load_path)
     read_metadata(path := str(job_config.checkpoint.initial_load_path))
     warn_of_pickles(path)
@@ -55,7 +68,7 @@ def check_scoring(
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
     dataset = family_of(job_config).modality.open(datasets, job_config)
-    writer_of(job_config, dataset, role=role)
+    writer_of(job_config, dataset, options)
 
 
 def check_weights(weights: dict[str, Tensor], path: str) -> None:
@@ -63,29 +76,33 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
     check_shapes({name: list(weight.shape) for name, weight in weights.items()}, read_metadata(path), path)
 
 
-def writer_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> ReferenceWriter:
-    """The writer of ``teacher.reference_path``; a ValueError if another scoring has that folder."""
-    return ReferenceWriter(job_config.teacher.reference_path, scoring=scoring_of(job_config, dataset, role=role))
+def writer_of(job_config: JobConfig, dataset: Examples, options: Options) -> ReferenceWriter:
+    """The writer of the losses; a ValueError if the folder belongs to another scoring."""
+    return ReferenceWriter(options.output, scoring=scoring_of(job_config, dataset, role=options.role))
 
 
-def role_of(argv: list[str]) -> tuple[str, list[str]]:
-    """The command's own option, ``--role``, and the rest of the command line; ValueError for another role."""
+def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
+    """The command's own options, and the rest of the command line; ValueError for a missing or unknown value."""
     parser = argparse.ArgumentParser(
-        prog="torchrun ... -m titan_attent.score",
-        description="All other options are those of titan_attent.train.",
+        prog="torchrun ... -m titan_attent.score checkpoint",
+        description="Write the losses of a checkpoint's model on every example of the data. The same command resumes "
+        "a killed one. All other options are those of titan_attent.train; checkpoint.initial_load_path names the "
+        "weights.",
         allow_abbrev=False,
-        add_help=False,
-        argument_default="",
+        add_help="--help" in argv or "-h" in argv,
         exit_on_error=False,
     )
-    parser.add_argument("--role")
+    parser.add_argument("--output", default="", metavar="DIR", help="folder to write")
+    parser.add_argument("--role", default="", metavar="|".join(ROLES), help="what the model is to the data")
     try:
         found, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise ValueError(f"--role: {error}; give one of {', '.join(ROLES)}") from None
+        raise ValueError(f"{error.argument_name}: {error.message}; --role is one of {', '.join(ROLES)}") from None
+    if not found.output:
+        raise ValueError("--output is missing: name the folder to write the losses to")
     if found.role and found.role not in ROLES:
         raise ValueError(f"--role {found.role}{closest(found.role, ROLES)} It must be one of {', '.join(ROLES)}")
-    return found.role, rest
+    return Options(**vars(found)), rest
 
 
 def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:

@@ -1,10 +1,10 @@
-"""What ``python -m titan_attent.scorers`` does: two small models score the data of a run, once, before it.
+"""``python -m titan_attent.score pair``: two small models score the data of a run once, before the run.
 
     trusted/train, trusted/held_out    rows of the trusted text, cut in two (data/text/holdout.py)
     models/amateur, models/expert      of flavors that are trained: runs of titan_attent.train, on the data of the run
                                        and on trusted/train
     amateur/, expert/                  their losses on the data of the run, and below them, in trusted/, those on
-                                       trusted/held_out: what ``teacher.amateur_path`` and ``reference_path`` name
+                                       trusted/held_out: ``teacher.scores`` names the folder that holds both
     scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
 
 Both models are tables of counts (pair_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
@@ -37,7 +37,7 @@ from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.launch import arguments, parse
+from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
 from titan_attent.titan.scoring.pair_bigram import MOST_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scoring.pair_plan import (
@@ -63,7 +63,7 @@ PATIENCE = timedelta(days=7)
 """Of ranks that wait for the others' stage."""
 
 
-class Making:
+class PairBuild:
     """The stages, on every rank.
 
     Args:
@@ -90,7 +90,7 @@ class Making:
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
-    def all(self) -> None:
+    def run_stages(self) -> None:
         """Do what is not done yet. A collective, on all ranks."""
         on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
@@ -137,12 +137,12 @@ class Making:
         settings = {
             "job.config_file": folder / "config.toml",
             "data.path": data,
-            "teacher.reference_path": losses,
             "checkpoint.initial_load_path": folder / "checkpoint" / f"step-{self.options.steps}",
             "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
         }
-        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))] + ["--role", name]
-        self._stage(_scoring(losses, name), "titan_attent.score", argv)
+        argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        own = ["checkpoint", "--output", str(losses), "--role", name]
+        self._stage(_scoring(losses, name), "titan_attent.score", own + argv)
 
     def _stage(self, name: str, module: str, argv: list[str]) -> None:
         """Run a command of this package on all ranks; all end together if it fails on one."""
@@ -203,9 +203,7 @@ class Making:
         seconds = sum(self.report["seconds"].values())
         logger.info(
             f"Scorers: done in {seconds:.0f} s. To train with them:\n[teacher]\n"
-            f'strategy = "hard"\nimportance = "cross_entropy_difference"\nratio_schedule = "calibrated"\n'
-            f'amateur_path = "{self.output / "amateur"}"\nreference_path = "{self.output / "expert"}"\n'
-            'interval_schedule = "fixed"\nanneal_fraction = 0.0'
+            f'strategy = "difference"\nscores = "{self.output}"'
         )
 
     def _save(self) -> None:
@@ -216,16 +214,16 @@ def _scoring(losses: Path, name: str) -> str:
     return f"score {'trusted text' if losses.name == TRUSTED else 'the data'} with the {name}"
 
 
-def make_scorers() -> None:
-    """The whole of the command."""
+def main(argv: list[str]) -> None:
+    """Run the command."""
     try:
-        options, rest = parse_options(arguments("titan_attent.scorers"))
-        making = Making(options, parse(rest))
+        options, rest = parse_options(argv)
+        build = PairBuild(options, parse(rest))
     except ValueError as error:
         fail(error)
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        making.all()
+        build.run_stages()
     except ValueError as error:
         fail(error)
     finally:

@@ -15,6 +15,7 @@ from titan_attent.foundations.toml import to_toml
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
 from titan_attent.scores.bigram import NUM_BUCKETS
+from titan_attent.scores.find import PAIR_FILE
 from titan_attent.scores.reference import ROLES
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.scoring.pair_bigram import num_counted
@@ -27,7 +28,7 @@ BIGRAM_OPERATIONS = 10
 """Of a token that a bigram model scores."""
 HELD_OUT = 2048
 """Trusted examples held out, at most; and at most a quarter of them."""
-REPORT_FILE = "scorers.json"
+REPORT_FILE = PAIR_FILE
 TAKEN = ("seconds", "device_seconds")
 """In the report: by stage."""
 DEFAULTS = {"steps": 300, "batch_size": 32}
@@ -53,7 +54,7 @@ class Options:
 
 def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="torchrun ... -m titan_attent.scorers",
+        prog="torchrun ... -m titan_attent.score pair",
         description="Train an amateur and an expert, and score the data of a run with both. A killed command is "
         "resumed by the same command. All other options are those of titan_attent.train, of the run to come.",
         allow_abbrev=False,

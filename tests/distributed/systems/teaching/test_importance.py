@@ -31,11 +31,11 @@ def history() -> dict[str, np.ndarray]:
     step = np.where(rng.random(NUM_EXAMPLES) < 0.8, first_step + rng.integers(1, 90, NUM_EXAMPLES), first_step)
     last = np.where(step > first_step, first - rng.uniform(-1, 2, NUM_EXAMPLES), first).astype(np.float32)
     gradient = rng.uniform(0, 1.4, NUM_EXAMPLES).astype(np.float32)
-    reference = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
+    expert = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
     amateur = rng.uniform(0, 5, NUM_EXAMPLES).astype(np.float32)
     return {
         **{"first_step": first_step, "step": step, "first": first, "last": last},
-        **{"gradient": gradient, "reference": reference, "amateur": amateur},
+        **{"gradient": gradient, "expert": expert, "amateur": amateur},
     }
 
 
@@ -66,8 +66,8 @@ def plain_importance(name: str) -> np.ndarray:
     score = {
         "loss": h["last"],
         "functional_gradient": h["gradient"],
-        "excess_loss": h["last"] - h["reference"],
-        "cross_entropy_difference": h["amateur"] - h["reference"],
+        "excess_loss": h["last"] - h["expert"],
+        "cross_entropy_difference": h["amateur"] - h["expert"],
     }.get(name)
     if name == "cross_entropy_difference":
         return score  # the learner's visits do not matter
@@ -93,10 +93,10 @@ def plain_importance(name: str) -> np.ndarray:
 def measure(mesh: Any) -> dict[str, Any]:
     buffer = filled_buffer(mesh)
     sharding = buffer.sharding
-    reference, amateur = (
-        torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("reference", "amateur")
+    expert, amateur = (
+        torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("expert", "amateur")
     )
-    known = Known(reference=reference, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
+    known = Known(expert=expert, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
     scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)

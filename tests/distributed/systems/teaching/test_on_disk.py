@@ -18,19 +18,16 @@ TRUSTED = np.random.default_rng(5).normal(0.4, 0.3, 400).astype(np.float32).toli
 DIFFERENCE = TeacherConfig(
     strategy="hard",
     importance="cross_entropy_difference",
-    reference_path="an expert's",
-    amateur_path="an amateur's",
     ratio_schedule="calibrated",
     max_repeats=100.0,
-    anneal_fraction=0.0,
+    full_data_tail=0.0,
 )
 ATTAINMENT = TeacherConfig(
     strategy="hard",
-    amateur_path="an amateur's",
     scoring="amateur",
     initial_ratio=0.1,
     max_repeats=100.0,
-    anneal_fraction=0.0,
+    full_data_tail=0.0,
 )
 CASES = {
     "difference": DIFFERENCE,
@@ -58,7 +55,7 @@ def build(mesh: Any, config: TeacherConfig) -> tuple[Teacher, TeachingSampler]:
         config,
         batch_size=BATCH,
         total_steps=60,
-        reference=expert if config.reference_path else None,
+        expert=expert if config.importance == "cross_entropy_difference" else None,
         amateur=amateur,
         trusted=TRUSTED if calibrated else None,
         chance_loss=math.log(VOCAB_SIZE),
@@ -144,11 +141,11 @@ def test_the_amateur_counts_where_the_learner_has_no_loss_yet() -> None:
     config = TeacherConfig(
         strategy="hard",
         importance="excess_loss",
-        **{"reference_path": "e", "amateur_path": "a", "ratio_schedule": "constant", "initial_ratio": 0.3},
-        anneal_fraction=0.0,
+        **{"ratio_schedule": "constant", "initial_ratio": 0.3},
+        full_data_tail=0.0,
     )
     buffer = LossBuffer(NUM_EXAMPLES)
-    given = {"reference": torch.from_numpy(expert), "amateur": torch.from_numpy(amateur)}
+    given = {"expert": torch.from_numpy(expert), "amateur": torch.from_numpy(amateur)}
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=60, **given)
     sampler = iter(TeachingSampler(teacher))
     first = torch.cat([next(sampler)[0] for _ in range(5)])
@@ -199,7 +196,7 @@ def test_where_nothing_is_left_out_the_order_is_uniforms() -> None:
     for config in (TeacherConfig(strategy="uniform"), DIFFERENCE):
         given: dict[str, Any] = {}
         if config is DIFFERENCE:
-            given = {"reference": amateur, "amateur": amateur, "trusted": TRUSTED[:100] + [-1.0] * 100}
+            given = {"expert": amateur, "amateur": amateur, "trusted": TRUSTED[:100] + [-1.0] * 100}
         teacher = Teacher(LossBuffer(NUM_EXAMPLES), config, batch_size=BATCH, total_steps=60, **given)
         orders.append(
             [next_ids.tolist() for _, (next_ids, _) in zip(range(40), TeachingSampler(teacher), strict=False)]
@@ -209,17 +206,17 @@ def test_where_nothing_is_left_out_the_order_is_uniforms() -> None:
     assert orders[0] == orders[1]
 
 
-@pytest.mark.parametrize("part", ["reference", "amateur", "trusted"])
+@pytest.mark.parametrize("part", ["expert", "amateur", "trusted"])
 def test_a_part_that_is_missing_is_named(part: str) -> None:
-    given: dict[str, Any] = {"reference": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0], part: None}
+    given: dict[str, Any] = {"expert": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0], part: None}
     with pytest.raises(ValueError, match=f"`{part}`"):
         Teacher(LossBuffer(8), DIFFERENCE, batch_size=4, total_steps=9, **given)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("part", ["reference", "amateur", "trusted"])
+@pytest.mark.parametrize("part", ["expert", "amateur", "trusted"])
 def test_a_part_that_is_not_finite_is_refused(part: str, value: float) -> None:
-    given: dict[str, Any] = {"reference": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0] * 8}
+    given: dict[str, Any] = {"expert": torch.zeros(8), "amateur": torch.zeros(8), "trusted": [0.0] * 8}
     given[part] = torch.tensor([0.0, value, 1.0, value] * 2) if part != "trusted" else [0.0, value, 1.0, value] * 2
     with pytest.raises(ValueError, match=f"4 of the 8 numbers in `{part}` are not finite"):
         Teacher(LossBuffer(8), DIFFERENCE, batch_size=4, total_steps=9, **given)

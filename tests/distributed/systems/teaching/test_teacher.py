@@ -47,11 +47,11 @@ CASES = {
     ),
     "soft from the start": paper_config(min_inclusion_probability=0, warmup_passes=0, initial_ratio=0.15),
     "pools": paper_config(strategy="hard", scoring="forward", warmup_passes=0, pool_size=30, max_interval=1),
-    "soft pools": paper_config(pool_size=47, min_inclusion_probability=0, anneal_fraction=0.3),
+    "soft pools": paper_config(pool_size=47, min_inclusion_probability=0, full_data_tail=0.3),
     "pools, threshold": paper_config(strategy="threshold", pool_size=40, initial_interval=2, quarantine_after=1),
     "quarantine": paper_config(strategy="hard", quarantine_after=1, max_interval=1),
     "weights by loss": paper_config(strategy="random", weighting="loss", quarantine_after=0),
-    "pools, shadow": paper_config(strategy="hard", pool_size=30, shadow=True),
+    "pools, dry run": paper_config(strategy="hard", pool_size=30, dry_run=True),
 }
 # In the warm-up, at its end; in a pass of a selection, at its end; where the anneal tail starts, in it.
 # And in the second pass over one selection.
@@ -178,7 +178,7 @@ class PlainTeacher:
         self.orders, self.left = itertools.count(), torch.zeros(0, dtype=torch.int64)
         self.taken: np.ndarray = np.zeros(NUM_EXAMPLES, dtype=bool)
         self.streaks: dict[int, tuple[int, float]] = {}
-        self.anneal_start = NUM_STEPS - int(config.anneal_fraction * NUM_STEPS)
+        self.tail_start = NUM_STEPS - int(config.full_data_tail * NUM_STEPS)
         self.first: dict[int, tuple[float, int]] = {}
         self.last: dict[int, tuple[float, int]] = {}
         self.visited: set[int] = set()
@@ -194,7 +194,7 @@ class PlainTeacher:
         for round, index, draw in self.passes():
             if draw:
                 selected, weights = draw(round, index)
-            if draw and not self.config.shadow:
+            if draw and not self.config.dry_run:
                 size, pool_size = int(selected.sum()), self.size
                 key = derive_key(stream("order"), DATA_SEED, round, index)
                 order = self.pool[selected][permute(torch.arange(size), size, key)]
@@ -203,9 +203,7 @@ class PlainTeacher:
                 size = pool_size = len(order)
                 weights = np.ones(NUM_EXAMPLES)
             for batch in order[: size // BATCH * BATCH].view(-1, BATCH):
-                if self.step == NUM_STEPS or (
-                    self.step == self.anneal_start and self.may_select and not self.annealing
-                ):
+                if self.step == NUM_STEPS or (self.step == self.tail_start and self.may_select and not self.in_tail):
                     break
                 self.step += 1
                 self.visited |= set(batch.tolist())
@@ -238,12 +236,12 @@ class PlainTeacher:
     def passes(self) -> Iterator[tuple]:
         """(round, index, how to draw) of every pass."""
         config, index = self.config, itertools.count()
-        self.annealing = False
+        self.in_tail = False
         warmup_steps = config.warmup_passes * (NUM_EXAMPLES // BATCH)
-        while self.step < NUM_STEPS and (not self.may_select or self.step < min(warmup_steps, self.anneal_start)):
+        while self.step < NUM_STEPS and (not self.may_select or self.step < min(warmup_steps, self.tail_start)):
             yield 0, next(index), None
         for round in itertools.count(1):
-            if self.step >= self.anneal_start:
+            if self.step >= self.tail_start:
                 break
             self.pool = self.stretch(self.size) if config.pool_size else torch.arange(NUM_EXAMPLES)
             if config.scoring == "forward" or (config.scoring == "forward_once" and round == 1):
@@ -259,10 +257,10 @@ class PlainTeacher:
             interval = config.initial_interval
             if config.interval_schedule == "incremental":
                 interval += round_half_even((config.max_interval - config.initial_interval) * progress)
-            for pass_index in range(1 if config.shadow else interval):
-                if self.step < self.anneal_start:
+            for pass_index in range(1 if config.dry_run else interval):
+                if self.step < self.tail_start:
                     yield round, pass_index, self.draw
-        self.annealing = True
+        self.in_tail = True
         for pass_index in itertools.count():
             if self.step >= NUM_STEPS:
                 return
@@ -405,7 +403,7 @@ def test_the_runs_reach_every_phase(worlds):
     for name, config in CASES.items():
         steps, _ = worlds[1][0]["whole"][name]
         is_weighted = config.strategy == "threshold" or (config.strategy == "soft" and config.weighting != "none")
-        start = NUM_STEPS - int(config.anneal_fraction * NUM_STEPS)
+        start = NUM_STEPS - int(config.full_data_tail * NUM_STEPS)
         rounds = [step["metrics"]["teacher/round"] for step in steps]
         assert rounds == sorted(rounds)
         if config.strategy != "uniform":
@@ -441,24 +439,24 @@ def test_passes_tile_the_steps(strategy, num_examples, batch_size, total_steps, 
     config = paper_config(
         strategy=strategy,
         warmup_passes=warmup_passes,
-        anneal_fraction=tail,
+        full_data_tail=tail,
         initial_ratio=ratio,
         initial_interval=interval[0],
         max_interval=sum(interval),
     )
     teacher = Teacher(LossBuffer(num_examples), config, batch_size=batch_size, total_steps=total_steps)
     full, step, passes = num_examples // batch_size, 0, []
-    anneal_start = total_steps - int(tail * total_steps)
+    tail_start = total_steps - int(tail * total_steps)
     while step < total_steps:
         one = teacher.next_pass(step=step)
         assert teacher.current_pass() is one and one.num_batches >= 1
         ids = one.ids(0, one.num_batches).tolist()
         assert len(set(ids)) == len(ids) == one.num_batches * batch_size
-        left = anneal_start - step if step < anneal_start else full
-        if step >= anneal_start or step < warmup_passes * full:
+        left = tail_start - step if step < tail_start else full
+        if step >= tail_start or step < warmup_passes * full:
             assert one.strategy == "uniform" and not one.weighted and len(one.selected) == num_examples
             assert one.num_batches == min(full, left)
-            assert (one.round == 0) == (step < anneal_start)
+            assert (one.round == 0) == (step < tail_start)
         else:
             assert one.strategy == strategy and one.round >= 1
             k = len(one.selected)
@@ -575,7 +573,7 @@ PLANTED, NUM_COPIED = 1024, 64
 
 def shares_of_copies(strategy: str) -> list[float]:
     """Share of copies in each selection when a row's loss falls with every visit to its content."""
-    config = paper_config(strategy=strategy, ratio_schedule="constant", anneal_fraction=0.0)
+    config = paper_config(strategy=strategy, ratio_schedule="constant", full_data_tail=0.0)
     teacher = Teacher(LossBuffer(PLANTED), config, batch_size=32, total_steps=300)
     content = torch.arange(PLANTED)
     content[:512] %= NUM_COPIED

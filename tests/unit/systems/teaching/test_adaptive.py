@@ -24,7 +24,7 @@ def make_teacher(losses: torch.Tensor, **config: object) -> tuple[Teacher, list[
     settings = {
         "strategy": "hard",
         "interval_schedule": "fixed",
-        "anneal_fraction": 0.0,
+        "full_data_tail": 0.0,
         "max_repeats": 1e6,
         **config,
     }
@@ -101,8 +101,8 @@ def test_threshold_passes_cover_what_was_kept() -> None:
 def test_scoring_needs_a_forward_pass_and_excess_loss_a_reference() -> None:
     with pytest.raises(ValueError, match='scoring = "forward" needs a forward pass: give the teacher `score`'):
         Teacher(LossBuffer(9), paper_config(scoring="forward"), batch_size=3, total_steps=9)
-    config = paper_config(importance="excess_loss", reference_path="somewhere")
-    with pytest.raises(ValueError, match="needs the examples' reference losses: give `reference`"):
+    config = paper_config(importance="excess_loss")
+    with pytest.raises(ValueError, match="needs an expert's losses: give them as `expert`"):
         Teacher(LossBuffer(9), config, batch_size=3, total_steps=9)
 
 
@@ -110,7 +110,7 @@ def test_scoring_needs_a_forward_pass_and_excess_loss_a_reference() -> None:
 def test_anneal_boundary_of_infobatch(num_passes: int, full_from: float) -> None:
     """The last 12.5% of the passes are full: from 78.75 of 90 and 262.5 of 300, to the step."""
     teacher = Teacher(LossBuffer(64), paper_config(strategy="threshold"), batch_size=8, total_steps=num_passes * 8)
-    assert teacher.plan.anneal_start == full_from * 8
+    assert teacher.plan.tail_start == full_from * 8
 
 
 def test_shadow_decides_logs_and_trains_on_everything() -> None:
@@ -118,16 +118,16 @@ def test_shadow_decides_logs_and_trains_on_everything() -> None:
     losses = torch.where(torch.arange(NUM_EXAMPLES) < 48, 5.0, 1.0)
     served: dict[str, list[list[int]]] = {}
     decisions: list[dict[str, float]] = []
-    for name, config in (("uniform", {"strategy": "uniform"}), ("shadow", {"shadow": True})):
+    for name, config in (("uniform", {"strategy": "uniform"}), ("dry run", {"dry_run": True})):
         teacher, _ = make_teacher(losses, ratio_schedule="constant", initial_ratio=0.5, **config)
-        teacher.on_decision = decisions.append if name == "shadow" else None
+        teacher.on_decision = decisions.append if name == "dry run" else None
         served[name] = []
         for step, (ids, weights) in zip(range(1, 37), TeachingSampler(teacher), strict=False):
             teacher.buffer.record(ids, losses[ids], step=step)
             teacher.step_done()
             served[name].append(ids.tolist())
             assert (weights == 1).all()
-    assert served["shadow"] == served["uniform"]
+    assert served["dry run"] == served["uniform"]
     assert [(line["step"], line["num_steps"]) for line in decisions] == [(1, 12), (13, 12), (25, 12)]
     assert "teacher/importance_mean" not in decisions[0] and decisions[0]["teacher/ratio"] == 1.0
     for line in decisions[1:]:

@@ -15,16 +15,20 @@ from titan_attent.systems.teaching.schedule import Plan
 from titan_attent.systems.teaching.system import Teaching
 
 HARD = {"strategy": "hard"}
-AMATEUR, EXPERT = {"amateur_path": "a"}, {"reference_path": "e"}
-DIFFERENCE = {"importance": "cross_entropy_difference", **AMATEUR, **EXPERT}
+AMATEUR, EXPERT = {"scores": "a"}, {"scores": "e"}
+DIFFERENCE = {"importance": "cross_entropy_difference", "scores": "both"}
 
 
 @pytest.mark.parametrize(
     "settings, level, said",
     [
         ({"importance": "loss", **HARD}, logging.WARNING, "noise keeps the highest loss for ever"),
-        ({"importance": "loss", "strategy": "soft"}, logging.WARNING, 'use "cross_entropy_difference"'),
-        ({"importance": "functional_gradient", **HARD}, logging.WARNING, "titan_attent.scorers makes what it needs"),
+        ({"importance": "loss", "strategy": "soft"}, logging.WARNING, 'use strategy = "difference"'),
+        (
+            {"importance": "functional_gradient", **HARD},
+            logging.WARNING,
+            "titan_attent.score pair writes the scores that",
+        ),
         (AMATEUR | HARD, logging.WARNING, "such as a second language"),
         (HARD, logging.WARNING, 'where data has copies.*Use scoring = "forward_once"'),
         (DIFFERENCE | HARD, logging.INFO, "watch teacher/inclusion"),
@@ -32,7 +36,7 @@ DIFFERENCE = {"importance": "cross_entropy_difference", **AMATEUR, **EXPERT}
         (HARD | {"scoring": "forward_once"}, logging.WARNING, "all of the rare ones"),
         (HARD | {"importance": "loss", "warmup_passes": 0}, logging.WARNING, "none of the easy ones"),
         ({"strategy": "random", "importance": "loss"}, None, ""),
-        ({"importance": "loss", "shadow": True, **HARD}, None, ""),
+        ({"importance": "loss", "dry_run": True, **HARD}, None, ""),
         ({"importance": "excess_loss", **EXPERT, **HARD}, None, ""),
     ],
 )
@@ -41,10 +45,11 @@ def test_what_a_rule_risks(
 ) -> None:
     config = TeacherConfig(**settings)
     check_config(config)
-    risk = risk_of(config)
+    scorers = {"a": {"amateur"}, "e": {"expert"}, "both": {"amateur", "expert"}}.get(config.scores, set())
+    risk = risk_of(config, has_amateur="amateur" in scorers)
     assert (risk and risk[0]) == level
     caplog.set_level(logging.INFO)
-    plan = Plan(config, steps_of_full_pass=10, total_steps=100)
+    plan = Plan(config, steps_of_full_pass=10, total_steps=100, scorers=scorers)
     log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
     told = [(record.levelno, bool(re.search(said, record.getMessage()))) for record in caplog.records]
     assert level is None or (level, True) in told
@@ -56,7 +61,7 @@ def test_what_a_rule_risks(
     [
         ({}, None),
         ({"strategy": "uniform", "seed": 3, "trace": True}, None),
-        (DIFFERENCE, "not read are teacher.importance, teacher.reference_path, teacher.amateur_path. To teach, name"),
+        (DIFFERENCE, "not read are teacher.importance, teacher.scores. To teach, name"),
         ({"pool_size": 64}, "not read is teacher.pool_size."),
         ({"importance": "loss"} | HARD, None),
     ],

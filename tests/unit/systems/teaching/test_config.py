@@ -1,13 +1,15 @@
 """job_config.py: every value out of range is refused with the key, the value and the mend."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from titan_attent.foundations.checks import closest
 from titan_attent.job_config import TeacherConfig
-from titan_attent.systems.teaching.config_checks import check_config
-from titan_attent.systems.teaching.importance import IMPORTANCES, reads
+from titan_attent.systems.teaching.config_checks import check_config, check_scores_named, scorers_read
+from titan_attent.systems.teaching.importance import IMPORTANCES
+from titan_attent.systems.teaching.rule import KEYS, check_rule, with_rule
 
 NAN, INF = float("nan"), float("inf")
 
@@ -23,6 +25,7 @@ UNKNOWN = [
     ("importance", "excess", "excess_loss"),
     ("importance", "functional-gradient", "functional_gradient"),
     ("importance", "", None),
+    ("strategy", "diference", "difference"),
     ("ratio_schedule", "constnat", "constant"),
     ("ratio_schedule", "incremetal", "incremental"),
     ("ratio_schedule", "cosin", "cosine"),
@@ -38,7 +41,7 @@ UNKNOWN = [
 ]
 
 CHOICES = {
-    "strategy": ["uniform", "random", "hard", "soft", "threshold"],
+    "strategy": ["uniform", "difference", "random", "hard", "soft", "threshold"],
     "ratio_schedule": ["constant", "incremental", "cosine", "adaptive", "calibrated"],
     "interval_schedule": ["fixed", "incremental"],
     "scoring": ["train", "forward", "forward_once", "amateur"],
@@ -46,10 +49,11 @@ CHOICES = {
     "weighting": ["none", "inverse_probability", "loss"],
 }
 
-LOSSES = {"reference_path": "an expert's", "amateur_path": "an amateur's"}
+SCORES = {"scores": "a pair's"}
 NEEDED = {
-    "calibrated": {"importance": "cross_entropy_difference", **LOSSES},
-    "amateur": {"importance": "attainment", **LOSSES},
+    "calibrated": {"importance": "cross_entropy_difference", **SCORES},
+    "amateur": {"importance": "attainment", **SCORES},
+    "difference": SCORES,
 }
 
 OUT_OF_RANGE = [
@@ -60,7 +64,7 @@ OUT_OF_RANGE = [
     ("min_inclusion_probability", [-0.01, 1, 1.0, NAN, True], "a number at least 0 and below 1"),
     ("max_repeats", [-1, -0.5, NAN, INF, True, "4"], "a number at least 0"),
     ("max_weight", [0.99, 0, -4.0, NAN, INF, True], "a number at least 1"),
-    ("anneal_fraction", [-0.1, 1.1, NAN, INF, True], "a number at least 0 and at most 1"),
+    ("full_data_tail", [-0.1, 1.1, NAN, INF, True], "a number at least 0 and at most 1"),
     ("warmup_passes", [-2, 0.5, 1.0, NAN, True, "1"], "a whole number at least -1"),
     ("initial_interval", [0, -1, 1.0, 1.5, NAN, True], "a whole number at least 1"),
     ("max_interval", [0, 2.0, NAN, True], "a whole number at least 1"),
@@ -79,7 +83,7 @@ GOOD = {
     "min_inclusion_probability": [0, 0.0, 0.999],
     "max_repeats": [0, 1, 1.5, 1e6],
     "max_weight": [1, 1.0, 1e6],
-    "anneal_fraction": [0, 0.125, 1, 1.0],
+    "full_data_tail": [-1, 0, 0.125, 1, 1.0],
     "warmup_passes": [-1, 0, 1, 3],
     "initial_interval": [1, 2],
     "max_interval": [1, 7],
@@ -95,7 +99,9 @@ GOOD = {
 
 def refusal(**values) -> str:
     with pytest.raises(ValueError) as caught:
-        check_config(TeacherConfig(**values))
+        config = TeacherConfig(**values)
+        check_config(config)
+        check_scores_named(config)
     return str(caught.value)
 
 
@@ -108,9 +114,11 @@ def test_the_defaults_are_good_and_teach_nothing():
 def test_good_values(key, value):
     needed = NEEDED.get(value, {}) if isinstance(value, str) else {}
     # The default schedule swaps nothing: a final ratio below the initial one is another test's.
-    schedule = {} if key == "ratio_schedule" else {"ratio_schedule": "constant"}
+    schedule = {} if key == "ratio_schedule" or value == "difference" else {"ratio_schedule": "constant"}
     strategy = {} if key == "strategy" else {"strategy": "hard"}
-    check_config(TeacherConfig(**{key: value} | strategy | schedule | needed))
+    config = TeacherConfig(**{key: value} | strategy | schedule | needed)
+    check_config(config)
+    check_scores_named(config)
 
 
 @pytest.mark.parametrize("key, value, hint", UNKNOWN)
@@ -128,23 +136,77 @@ def test_a_number_out_of_range_is_refused_with_its_range(key, value, must):
 
 def test_the_tables_name_every_key_that_has_a_range():
     covered = {row[0] for row in (*UNKNOWN, *OUT_OF_RANGE)}
-    assert covered | {"trace", "shadow", "reference_path", "amateur_path"} == set(TeacherConfig.__dataclass_fields__)
+    assert covered | {"trace", "dry_run", "scores"} == set(TeacherConfig.__dataclass_fields__)
 
 
-def test_shadow_mode_shows_the_decisions_of_a_strategy_that_decides():
+def test_a_dry_run_shows_the_decisions_of_a_strategy_that_decides():
     """Under uniform it said ratio 1.0 where the rule would keep a quarter."""
     for values in ({}, {"strategy": "uniform"}, {"ratio_schedule": "constant", "initial_ratio": 0.25}):
-        message = refusal(shadow=True, **values)
-        assert message.startswith('[teacher] shadow = true with strategy = "uniform"')
-        assert 'strategy = "hard"' in message and "shadow = false" in message
+        message = refusal(dry_run=True, **values)
+        assert message.startswith('[teacher] dry_run = true with strategy = "uniform"')
+        assert 'strategy = "hard"' in message and "dry_run = false" in message
     for strategy in ("random", "hard", "soft"):
-        check_config(TeacherConfig(shadow=True, strategy=strategy))
+        check_config(TeacherConfig(dry_run=True, strategy=strategy))
 
 
-def test_the_excess_loss_needs_a_reference():
-    message = refusal(importance="excess_loss")
-    assert message.startswith('[teacher] importance = "excess_loss" needs reference_path: ')
-    assert message.endswith("torchrun -m titan_attent.score")
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        ({"importance": "excess_loss"}, 'importance = "excess_loss"'),
+        ({"importance": "cross_entropy_difference"}, 'importance = "cross_entropy_difference"'),
+        ({"strategy": "difference"}, 'importance = "cross_entropy_difference"'),
+        ({"scoring": "amateur"}, 'scoring = "amateur"'),
+    ],
+)
+def test_a_rule_that_reads_scores_needs_them(values, key):
+    message = refusal(**values)
+    assert message.startswith(f"[teacher] {key} needs scores: the folder that ")
+    assert message.endswith("torchrun -m titan_attent.score pair writes")
+
+
+def test_the_recommended_rule_is_the_keys_that_it_stands_for():
+    config = TeacherConfig(strategy="difference", max_repeats=2.0, seed=3, **SCORES)
+    by_hand = TeacherConfig(
+        strategy="hard",
+        importance="cross_entropy_difference",
+        ratio_schedule="calibrated",
+        interval_schedule="fixed",
+        full_data_tail=0.0,
+        max_repeats=2.0,
+        seed=3,
+        **SCORES,
+    )
+    assert with_rule(config) == by_hand and with_rule(by_hand) is by_hand
+    assert scorers_read(with_rule(config)) == {"expert", "amateur"}
+
+
+@pytest.mark.parametrize(
+    "values, given, key",
+    [
+        ({"importance": "loss"}, (), "importance"),
+        ({"ratio_schedule": "constant"}, (), "ratio_schedule"),
+        ({"interval_schedule": "incremental"}, (), "interval_schedule"),
+        ({"full_data_tail": 0.125}, (), "full_data_tail"),
+        ({}, ("importance",), "importance"),  # the default's value, written in the TOML
+        ({}, ("ratio_schedule",), "ratio_schedule"),
+    ],
+)
+def test_a_key_that_the_recommended_rule_sets_is_refused_beside_it(values, given, key):
+    config = TeacherConfig(strategy="difference", **SCORES, **values)
+    with pytest.raises(ValueError, match=rf'\[teacher\] {key} = .* with strategy = "difference", which sets {key} = '):
+        check_rule(config, given=given)
+    check_rule(replace(config, strategy="hard"), given=given)
+    same = {key: KEYS[key]}
+    check_rule(replace(config, **{name: getattr(TeacherConfig(), name) for name in values} | same), given=given)
+
+
+def test_only_what_can_be_read_of_the_scores_is_read():
+    for importance in IMPORTANCES:
+        read = scorers_read(TeacherConfig(strategy="hard", importance=importance, **SCORES))
+        expected = {"excess_loss": {"expert", "amateur"}, "cross_entropy_difference": {"expert", "amateur"}}
+        one_loss = {"loss": {"amateur"}, "attainment": {"amateur"}}
+        assert read == (expected | one_loss).get(importance, set())
+        assert scorers_read(TeacherConfig(importance=importance, **SCORES)) == set()
 
 
 def test_the_adaptive_ratio_moves_between_its_two_ends():
@@ -167,8 +229,7 @@ def test_the_fixed_interval_schedule_does_not_read_the_largest_interval():
 
 def test_the_importances_are_those_that_validate_takes():
     for name in IMPORTANCES:
-        amateur = "another" if "amateur" in reads(name) else ""
-        check_config(TeacherConfig(importance=name, reference_path="folder", amateur_path=amateur))
+        check_config(TeacherConfig(importance=name, **SCORES))
     listed = re.findall(r'"(\w+)"', refusal(importance="nothing like it"))
     assert listed == list(IMPORTANCES)
 
@@ -185,12 +246,10 @@ def test_closest_names_only_a_near_miss():
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
         ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
         ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
-        ({"scoring": "amateur"}, "needs amateur_path: the folder of an amateur's losses"),
-        ({"importance": "cross_entropy_difference", "reference_path": "a"}, "needs amateur_path: the folder"),
-        ({"importance": "learnability", "amateur_path": "a"}, "or remove amateur_path"),
-        ({"importance": "functional_gradient", "amateur_path": "a"}, "or remove amateur_path"),
-        ({"importance": "cross_entropy_difference", "scoring": "forward", **LOSSES}, 'Use scoring = "amateur"'),
-        ({"ratio_schedule": "calibrated", **LOSSES}, 'use importance = "cross_entropy_difference", or another'),
+        ({"strategy": "hard", "importance": "learnability", **SCORES}, "or remove scores"),
+        ({"strategy": "hard", "importance": "functional_gradient", **SCORES}, "or remove scores"),
+        ({"importance": "cross_entropy_difference", "scoring": "forward", **SCORES}, 'Use scoring = "amateur"'),
+        ({"ratio_schedule": "calibrated", **SCORES}, 'use importance = "cross_entropy_difference", or another'),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):

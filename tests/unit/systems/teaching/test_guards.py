@@ -18,16 +18,16 @@ NUM_EXAMPLES, BATCH = 200, 10
 STUBBORN = (7, 150)  # the two of the top 1%
 
 
-def run(losses_at, *, steps: int, reference=None, **config) -> tuple[Teacher, list[dict], list[set[int]]]:
+def run(losses_at, *, steps: int, expert=None, **config) -> tuple[Teacher, list[dict], list[set[int]]]:
     """``losses_at(step)``: fp32 [N]. Returns the teacher, what was set aside, and the ids of each selected pass."""
     settings = {"strategy": "hard", "ratio_schedule": "constant", "initial_ratio": 0.5, "max_interval": 1}
     quarantined: list[dict] = []
     teacher = Teacher(
         LossBuffer(NUM_EXAMPLES),
-        paper_config(**settings | {"anneal_fraction": 0.0} | config),
+        paper_config(**settings | {"full_data_tail": 0.0} | config),
         batch_size=BATCH,
         total_steps=1000,
-        reference=reference,
+        expert=expert,
         on_quarantine=quarantined.append,
     )
     passes: list[set[int]] = []
@@ -75,7 +75,7 @@ def test_a_fall_of_five_percent_starts_the_row_anew():
 def test_full_passes_still_train_it():
     teacher, quarantined, _ = run(falling, steps=60, quarantine_after=2)
     assert quarantined
-    teacher.plan.anneal_start = 60
+    teacher.plan.tail_start = 60
     one = teacher.next_pass(step=60)
     assert set(STUBBORN) <= set(one.ids(0, one.num_batches).tolist())
 
@@ -97,7 +97,7 @@ def run_pools(*, steps: int, save_at: int = -1) -> tuple[list[dict], Teacher]:
             ratio_schedule="constant",
             initial_ratio=0.5,
             max_interval=1,
-            anneal_fraction=0.0,
+            full_data_tail=0.0,
             pool_size=50,
             quarantine_after=3,
         )
@@ -180,8 +180,8 @@ def test_a_reference_that_was_overtaken_is_no_handful_that_rules():
     """All but four of 200 excess losses are negative, and differ little: nobody rules the selection of the largest."""
     losses = torch.linspace(1.0, 1.5, NUM_EXAMPLES)
     excess = torch.where(torch.arange(NUM_EXAMPLES) < 4, 0.1, -torch.linspace(0.5, 1.0, NUM_EXAMPLES))
-    settings = {"importance": "excess_loss", "reference_path": "given", "min_effective_sample_size": 0.05}
-    teacher, _, passes = run(lambda step: losses, steps=30, reference=losses - excess, **settings)
+    settings = {"importance": "excess_loss", "min_effective_sample_size": 0.05}
+    teacher, _, passes = run(lambda step: losses, steps=30, expert=losses - excess, **settings)
     assert passes[0] == set(range(100)) and teacher.metrics()["teacher/fallback"] == 0.0
 
 

@@ -24,9 +24,7 @@ CALIBRATED: dict[str, Any] = {
     "strategy": "hard",
     "importance": "cross_entropy_difference",
     "ratio_schedule": "calibrated",
-    "amateur_path": "a",
-    "reference_path": "e",
-    "anneal_fraction": 0.0,
+    "full_data_tail": 0.0,
 }
 CLEAN = np.random.default_rng(0).normal(0.0, 1.0, NUM_EXAMPLES).astype(np.float32)
 DIRTY = np.where(np.arange(NUM_EXAMPLES) % 10 < 1, CLEAN, CLEAN - 8).astype(np.float32)  # a tenth is clean
@@ -45,7 +43,7 @@ def train(
         batch_size=batch,
         total_steps=steps,
         amateur=torch.from_numpy(differences),
-        reference=torch.zeros(num),
+        expert=torch.zeros(num),
         trusted=trusted,
         chance_loss=7.0,
         sources=[("web", 0), ("code", num // 2)],
@@ -208,7 +206,7 @@ def test_where_everything_has_to_be_trained_a_pass_is_that_of_uniform(pool_size:
 def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
     rule: dict[str, Any] = {"pool_size": 400, "initial_interval": 3, "max_repeats": 2.0}
     config = TeacherConfig(**CALIBRATED | rule)
-    plan = Plan(config, steps_of_full_pass=50, total_steps=20)
+    plan = Plan(config, steps_of_full_pass=50, total_steps=20, scorers=("expert", "amateur"))
     log_plan(config, plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=20)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "in 2 passes, not in the 3 of teacher.initial_interval: with teacher.max_repeats = 2" in warned
@@ -220,9 +218,9 @@ def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCapt
         # A strategy that does not read the ratio is not held back from anything.
         ({"strategy": "threshold"}, "are selected", "The scores ask for"),
         ({"strategy": "random"}, "it selects 40.0%; raise it", "the best first"),
-        ({"shadow": True}, "40.0% of 2,000 examples would be selected, each trained 1.0 times", "are selected"),
+        ({"dry_run": True}, "40.0% of 2,000 examples would be selected, each trained 1.0 times", "are selected"),
         # 10 steps on all, 10 on the tenth that the scores ask for: 0.2 + 0.2 / 0.1 times.
-        ({"anneal_fraction": 0.5}, "which this run would train 2.2 times each", "4.0 times"),
+        ({"full_data_tail": 0.5}, "which this run would train 2.2 times each", "4.0 times"),
         # 0.2, 0.4, ... of the data a pass: the sum of the inverses, not the inverse of the mean.
         (
             {"ratio_schedule": "incremental", "initial_ratio": 0.2, "final_ratio": 1.0},
@@ -243,7 +241,7 @@ def test_the_numbers_told_are_those_of_the_run(
 @pytest.mark.parametrize("rule", [{"initial_ratio": 0.3}, {"ratio_schedule": "incremental", "initial_ratio": 0.1}])
 def test_visits_against_a_walk_over_the_rounds(rule: dict[str, Any]) -> None:
     config = TeacherConfig(**CALIBRATED | {"ratio_schedule": "constant"} | rule)
-    plan, step, passes = Plan(config, steps_of_full_pass=50, total_steps=5000), 0, 0.0
+    plan, step, passes = Plan(config, steps_of_full_pass=50, total_steps=5000, scorers=("expert", "amateur")), 0, 0.0
     while step < 5000:
         batches = selection_size(NUM_EXAMPLES, ratio=plan.ratio(step) or 1.0, batch_size=BATCH) // BATCH
         passes, step = passes + min(1.0, (5000 - step) / batches), step + batches
@@ -256,14 +254,14 @@ def test_a_run_that_resumes_in_its_tail_forecasts_nothing(caplog: pytest.LogCapt
     caplog.set_level(logging.INFO)
 
     def build() -> Teacher:
-        config = TeacherConfig(**CALIBRATED | {"anneal_fraction": 0.5, "max_repeats": 8.0})
+        config = TeacherConfig(**CALIBRATED | {"full_data_tail": 0.5, "max_repeats": 8.0})
         return Teacher(
             LossBuffer(NUM_EXAMPLES),
             config,
             batch_size=BATCH,
             total_steps=200,
             amateur=torch.from_numpy(DIRTY),
-            reference=torch.zeros(NUM_EXAMPLES),
+            expert=torch.zeros(NUM_EXAMPLES),
             trusted=TRUSTED,
         )
 
@@ -274,5 +272,5 @@ def test_a_run_that_resumes_in_its_tail_forecasts_nothing(caplog: pytest.LogCapt
     resumed.load_state_dict(teacher.state_dict())
     caplog.clear()
     resumed.next_pass(step=100)
-    assert not caplog.records and resumed.rounds.annealing
+    assert not caplog.records and resumed.rounds.in_tail
     assert resumed.metrics()["teacher/repeats"] == before == pytest.approx(2 + 2 / 0.5)

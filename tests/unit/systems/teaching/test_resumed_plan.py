@@ -24,7 +24,7 @@ def train(teacher: Teacher, sampler: TeachingSampler, *, to: int) -> dict[int, s
     while sampler.step < to:
         ids, _ = next(batches)
         step = sampler.step
-        kinds[step] = "tail" if teacher.rounds.annealing else "selected" if teacher.rounds.selecting else "full"
+        kinds[step] = "tail" if teacher.rounds.in_tail else "selected" if teacher.rounds.selecting else "full"
         teacher.buffer.record(ids, 1.0 + (ids * 37 % 11).float(), step=step)
         teacher.step_done()
     return kinds
