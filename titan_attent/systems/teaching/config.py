@@ -17,7 +17,8 @@ class TeacherConfig:
     strategy: str = "uniform"
     """
     Which examples a round trains on: "uniform", all of them, always, with torchtitan's own loss, bit for bit; or a
-    function of systems/teaching/strategies.py. What leaves examples out can do harm (docs/choosing.md), so it is named.
+    function of systems/teaching/strategies.py. What leaves examples out can do harm (docs/guide/choosing.md), so it is
+    named.
     """
 
     importance: str = "attainment"
