@@ -117,8 +117,8 @@ def risk_of(config: TeacherConfig) -> tuple[int, str] | None:
     if config.importance == "attainment" and not config.amateur_path:
         return logging.WARNING, (
             "Attainment takes for noise what is not yet predicted better than by guessing after the first pass, and "
-            "does not teach it again: with a long tail of classes, all of the rare ones (docs/results/vision.md). Use it "
-            "where no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
+            "does not teach it again: with a long tail of classes, all of the rare ones (docs/results/vision.md). Use "
+            "it where no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
         )
     if config.importance == "attainment" and config.amateur_path:
         return logging.WARNING, (
