@@ -1,4 +1,4 @@
-"""Write docs/reference.md: every key of the package's TOML sections, every strategy and importance, from their source.
+"""Write docs/reference/reference.md: the keys of the package's TOML sections, strategies and importances, from source.
 
     python scripts/make_reference.py [--output FILE]
 
@@ -21,7 +21,7 @@ from titan_attent.job_config import JobConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES
 from titan_attent.systems.teaching.strategies import STRATEGIES
 
-PATH = Path(__file__).parents[1] / "docs" / "reference.md"
+PATH = Path(__file__).parents[1] / "docs" / "reference" / "reference.md"
 
 HEAD = """# Reference
 
@@ -41,7 +41,7 @@ REFUSALS = {
     "a value of torchtitan's that it would take in silence: types, ranges, keys that exclude each other": (
         "titan/checks/value_checks.py"
     ),
-    "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](parallelism.md))": (
+    "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](status.md#parallelism))": (
         "titan/checks/parallelism.py"
     ),
     "a value of `[teacher]`": "systems/teaching/config.py",
@@ -58,7 +58,7 @@ TAIL = """
 ## Refusals
 
 A mistake ends the run before the first step, on all ranks, with exit code 2 and one message: what is wrong, where, and
-how to mend it.
+how to fix it.
 
 | what is refused | where |
 |---|---|
@@ -96,8 +96,8 @@ def keys(name: str, section: type) -> str:
         value = getattr(defaults, key.name)
         shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
         rows.append(f"| `{key.name}` | `{shown}` | {cell(meanings[key.name])} |")
-    source = Path(inspect.getsourcefile(section) or "").relative_to(PATH.parents[1]).as_posix()
-    where = f"Declared in [`{source}`](../{source})."
+    source = Path(inspect.getsourcefile(section) or "").relative_to(PATH.parents[2]).as_posix()
+    where = f"Declared in [`{source}`](../../{source})."
     return "\n".join([f"## [{name}]", "", where, "", "| key | default | meaning |", "|---|---|---|", *rows])
 
 
@@ -116,7 +116,7 @@ def reference() -> str:
     parts.append(functions("Strategies", strategies, STRATEGIES, (f"| `uniform` | {UNIFORM} |",)))
     importances = "Values of `teacher.importance`: what makes an example worth teaching."
     parts.append(functions("Importances", importances, IMPORTANCES))
-    refusals = [f"| {what} | [`{where}`](../titan_attent/{where}) |" for what, where in REFUSALS.items()]
+    refusals = [f"| {what} | [`{where}`](../../titan_attent/{where}) |" for what, where in REFUSALS.items()]
     parts.append("\n".join([TAIL.strip(), *refusals]))
     return "\n\n".join(parts) + "\n"
 

@@ -75,7 +75,7 @@ RULES = {
 
 REFERENCE_STEPS = 1.0
 """Of the reference model, as a multiple of ``--steps``. Where the learner overtakes it, clean and shuffled rows
-look alike to it, and junk comes back (docs/convergence.md)."""
+look alike to it, and junk comes back (docs/results/convergence.md)."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

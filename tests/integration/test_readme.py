@@ -17,14 +17,14 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-LOOP = ROOT / "docs" / "own_loop.md"
+LOOP = ROOT / "docs" / "guide" / "own_loop.md"
 OURS: dict[str, Any] = {
     "teacher": TeacherConfig,
     "freezing": FreezingConfig,
     "highway": HighwayConfig,
     "vision": VisionConfig,
 }
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
@@ -53,7 +53,7 @@ def test_sections() -> None:
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
         DataConfig(**sections.pop("data", {}))
-        for name in ("model", "checkpoint"):
+        for name in ("model", "checkpoint", "parallelism"):
             sections.pop(name, None)
         for name, config in OURS.items():
             made = config(**sections.pop(name, {}))

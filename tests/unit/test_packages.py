@@ -116,7 +116,7 @@ def test_a_module_is_read_at_one_sitting(module: Path) -> None:
 
 
 def test_docs_draw_who_imports_whom_as_the_code_does() -> None:
-    """The table of docs/architecture.md: one row per package, and the packages that its modules import."""
+    """The table of docs/design/architecture.md: one row per package, and the packages that its modules import."""
     graph = grimp.build_graph("titan_attent")
     actual: dict[str, set[str]] = {}
     for importer in graph.modules:
@@ -124,6 +124,7 @@ def test_docs_draw_who_imports_whom_as_the_code_does() -> None:
             here, there = (name.split(".")[1] if "." in name else "titan_attent" for name in (importer, imported))
             if here != there and here != "titan_attent":
                 actual.setdefault(here, set()).add(there)
-    rows = re.findall(r"^\| `(\w+)[/.py]*` \|[^|]*\| (.*?) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    page = (ROOT / "docs" / "design" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)[/.py]*` \|[^|]*\| (.*?) \|$", page, re.M)
     drawn = {package: set(re.findall(r"`(\w+)", imports)) for package, imports in rows}
     assert {package: imports for package, imports in drawn.items() if imports} == actual

@@ -1,6 +1,6 @@
 """The systems that may take part in a run's steps, in the order in which they do (systems/system.py).
 
-A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/.
+A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/guide/.
 """
 
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""docs/reference.md is what the code says."""
+"""docs/reference/reference.md is what the code says."""
 
 import importlib.util
 from dataclasses import fields

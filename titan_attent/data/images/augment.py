@@ -3,7 +3,7 @@
 Order: crop, flip, padding, brightness, contrast, saturation. Resampling is Pillow's: its antialiasing looks a little
 beyond the edge of a crop where the picture goes on.
 
-Cost: the draws are 10 hashes an example; the rest is Pillow's, see docs/images.md.
+Cost: the draws are 10 hashes an example; the rest is Pillow's, see docs/reference/image_writer.md.
 """
 
 import math

@@ -46,7 +46,7 @@ class VisionConfig:
     mixup: float = 0.0
     """
     Alpha of mixup: a training image is a weighted mean of two, shares drawn from Beta(alpha, alpha). 0 for none.
-    vit_attent only. The loss of a mixture is recorded under both images, by their shares: docs/vision.md.
+    vit_attent only. The loss of a mixture is recorded under both images, by their shares: docs/guide/vision.md.
     """
 
     cutmix: float = 0.0

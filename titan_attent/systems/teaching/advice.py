@@ -86,7 +86,7 @@ def keys_without_a_rule(config: TeacherConfig) -> list[str]:
 
 
 def risk_of(config: TeacherConfig, *, has_amateur: bool) -> tuple[int, str] | None:
-    """Level and text of what a rule can do harm by, as measured (docs/choosing.md); None where nothing is known.
+    """Level and text of what a rule can do harm by, as measured (docs/guide/choosing.md); None where nothing is known.
 
     A control has no risk, nor has a dry run.
     """
@@ -95,8 +95,8 @@ def risk_of(config: TeacherConfig, *, has_amateur: bool) -> tuple[int, str] | No
     if config.importance in ("loss", "functional_gradient") and config.strategy == "hard" and not config.warmup_passes:
         return logging.WARNING, (
             f'hard on importance = "{config.importance}" from the first step on teaches the hardest examples to a '
-            "learner that knows none of the easy ones: 24 to 38 points of accuracy on clean images (docs/vision.md). "
-            'Set teacher.warmup_passes = 1, or strategy = "soft"'
+            "learner that knows none of the easy ones: 24 to 38 points of accuracy on clean images "
+            '(docs/results/vision.md). Set teacher.warmup_passes = 1, or strategy = "soft"'
         )
     if config.importance in ("loss", "functional_gradient"):
         return logging.WARNING, (
@@ -117,8 +117,8 @@ def risk_of(config: TeacherConfig, *, has_amateur: bool) -> tuple[int, str] | No
     if config.importance == "attainment" and not has_amateur:
         return logging.WARNING, (
             "Attainment takes for noise what is not yet predicted better than by guessing after the first pass, and "
-            "does not teach it again: with a long tail of classes, all of the rare ones (docs/vision.md). Use it where "
-            "no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
+            "does not teach it again: with a long tail of classes, all of the rare ones (docs/results/vision.md). Use "
+            "it where no kind of data is rare, or pass over all of the data more often first (teacher.warmup_passes)"
         )
     if config.importance == "attainment" and has_amateur:
         return logging.WARNING, (
@@ -173,7 +173,7 @@ def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
         return
     logger.warning(
         f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents: its score is their mean, windows "
-        "differ less than documents do, and choosing among them gains less or does harm (docs/choosing.md). Set "
+        "differ less than documents do, and choosing among them gains less or does harm (docs/guide/choosing.md). Set "
         f"training.seq_len to about {_round(dataset.seq_len / documents)}, choose among documents before they are "
         'written, or use strategy = "uniform"'
     )

@@ -35,7 +35,7 @@ class TeacherConfig:
       "cross_entropy_difference"``, ``ratio_schedule = "calibrated"``, ``interval_schedule = "fixed"`` and
       ``full_data_tail = 0``, and needs ``scores``.
     - a function of systems/teaching/strategies.py, with the keys below.
-    A rule that leaves examples out can do harm (docs/choosing.md), so it is chosen by name.
+    A rule that leaves examples out can do harm (docs/guide/choosing.md), so it is chosen by name.
     """
 
     importance: str = "attainment"

@@ -4,8 +4,8 @@ AtteNT (Nonparametric Teaching of Attention Learners, ICLR 2026, arXiv 2602.2046
 functional gradient is largest; for a convex loss its norm grows with the deviation from the target.
 
 A new importance is one function here, with the decorator and a docstring, whose first paragraph goes into
-docs/reference.md; its name is then a value of ``[teacher] importance``. Its test, against numpy over all examples,
-belongs into tests/distributed/systems/teaching/test_importance.py.
+docs/reference/reference.md; its name is then a value of ``[teacher] importance``. Its test, against numpy over all
+examples, belongs into tests/distributed/systems/teaching/test_importance.py.
 
 Every score is fp32 [num_local]. +inf: never trained, comes first. -inf: trained, but its loss was never finite, comes
 last, so that a broken example is not taught again and again.

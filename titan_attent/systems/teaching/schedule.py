@@ -37,7 +37,8 @@ def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
     share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal and about m / N when m of them matter. On
     clean data it stays near 1 and the teacher fades to uniform; the square lets it leave out more where few matter.
     Clean text that has been trained once differs in how well it is known, and comes to 0.73 to 0.78: leaving out a
-    quarter of it does harm (docs/convergence.md). So from 0.7 on everything stays; a twentieth of junk brings it below.
+    quarter of it does harm (docs/results/convergence.md). So from 0.7 on everything stays; a twentieth of junk brings
+    it below.
     """
     ratio = share * share
     return min(highest, max(lowest, 1.0 if ratio >= 1 - LEAST_LEFT_OUT else ratio))
@@ -160,7 +161,7 @@ def holds_trusted_kind(*, asked: float, likeness: float, least: float) -> bool:
     """Whether the data hold enough of the trusted text's kind to select by it.
 
     Where they do not, what is closest to the trusted text is of no kind that anybody asked for, and training on it
-    does harm (docs/choosing.md).
+    does harm (docs/guide/choosing.md).
 
     Args:
         asked: of all data, by :func:`calibrated_ratio`; 1 where nothing is to be left out.

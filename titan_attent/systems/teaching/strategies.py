@@ -1,8 +1,8 @@
 """Strategies: scores of all examples -> which are chosen, and with what weights. One function each.
 
 A new strategy is one function here, with the decorator and a docstring, whose first paragraph goes into
-docs/reference.md; its name is then a value of ``[teacher] strategy``. Its test, against a plain teacher in numpy,
-belongs into tests/distributed/systems/teaching/test_teacher.py.
+docs/reference/reference.md; its name is then a value of ``[teacher] strategy``. Its test, against a plain teacher in
+numpy, belongs into tests/distributed/systems/teaching/test_teacher.py.
 
 All are collectives over integer sums, equal for every number of ranks; see selection.py for the cost.
 """
