@@ -1,6 +1,6 @@
 """Images: from files of many kinds to shards, and from shards to augmented batches.
 
-inputs.py      folders, parquet, npz and tar files -> images and labels    folders.py, splits.py, kinds.py; arrays.py;
+inputs.py      folders, parquet, npz and tar files -> images and labels    folders.py, splits.py, file_types.py; arrays.py;
      |                                                                     tables.py; tars.py, archive.py; what each
      |                                                                     gives: examples.py
      |

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from titan_attent.data.images.examples import Bad, Example, Label, Limits
-from titan_attent.data.images.kinds import IMAGE_EXTENSIONS, describe, is_archive, is_beside, is_image
+from titan_attent.data.images.file_types import IMAGE_EXTENSIONS, describe, is_archive, is_beside, is_image
 from titan_attent.data.images.splits import folder_splits
 from titan_attent.data.io.walk import DEAD, SPECIAL, FolderWalk, LeftOut
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from titan_attent.data.images.arrays import ArraysInput
 from titan_attent.data.images.examples import Bad, Example, Input, Label, Limits
 from titan_attent.data.images.folders import FolderInput
-from titan_attent.data.images.kinds import describe, is_beside, kind_of_archive
+from titan_attent.data.images.file_types import describe, is_beside, kind_of_archive
 from titan_attent.data.images.splits import file_splits
 from titan_attent.data.images.tables import TableInput
 from titan_attent.data.images.tars import TarInput

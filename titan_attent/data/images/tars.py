@@ -14,7 +14,7 @@ from pathlib import Path
 from titan_attent.data.images.archive import Archive, Damaged, Member
 from titan_attent.data.images.classes import as_integer
 from titan_attent.data.images.examples import LABEL_KEYS, Bad, Example, Label, Limits
-from titan_attent.data.images.kinds import IMAGE_EXTENSIONS, describe, is_beside, is_image
+from titan_attent.data.images.file_types import IMAGE_EXTENSIONS, describe, is_beside, is_image
 from titan_attent.data.io.walk import HIDDEN, LeftOut
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
