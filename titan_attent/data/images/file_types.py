@@ -1,22 +1,22 @@
-"""Kinds of files by their names: images that are read, and what usually stands beside images."""
+"""File types by name: images that are read, archives of images, and sidecar files (captions, lists, notes)."""
 
 import os
 
 ARCHIVES = (".parquet", ".npz", ".tar", ".tar.gz", ".tgz")
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"),
-    *("jpe", "jfif", "jif", "pjpeg", "apng", "pbm", "pnm"),  # other names of the same formats
+    *("jpe", "jfif", "jif", "pjpeg", "apng", "pbm", "pnm"),  # other extensions of the same formats
 )
-_BESIDE = frozenset(
+_SIDECAR_EXTENSIONS = frozenset(
     ("txt", "text", "md", "rst", "json", "jsonl", "xml", "csv", "tsv", "yaml", "yml", "toml", "ini", "cfg", "html")
     + ("htm", "log", "url", "pdf", "py", "sh", "sha256", "md5", "db", "lst", "info", "cls")
 )
-_NAMES_BESIDE = frozenset(("license", "licence", "readme", "notice", "copying", "authors", "changelog", "citation"))
-"""Without an extension; what begins with _, such as _SUCCESS, is a note of a program."""
+_SIDECAR_NAMES = frozenset(("license", "licence", "readme", "notice", "copying", "authors", "changelog", "citation"))
+"""Sidecar files without an extension. Names that begin with _, such as _SUCCESS, are written by programs."""
 
 
 def extension(name: str) -> str:
-    """``png`` of ``a.b.PNG``; "" without a dot."""
+    """The extension in lower case: ``png`` for ``a.b.PNG``, "" without a dot."""
     name = os.path.basename(name)
     return name.rpartition(".")[2].lower() if "." in name else ""
 
@@ -26,23 +26,23 @@ def is_image(name: str) -> bool:
     return extension(name) in IMAGE_EXTENSIONS
 
 
-def is_beside(name: str) -> bool:
-    """Whether a file is what usually stands beside images: captions, lists, notes; anything else may be an image."""
+def is_sidecar(name: str) -> bool:
+    """Whether a file is a usual companion of images: captions, lists, notes. Any other file may be an image."""
     name = os.path.basename(name)
-    return extension(name) in _BESIDE or name.startswith("_") or name.lower() in _NAMES_BESIDE
+    return extension(name) in _SIDECAR_EXTENSIONS or name.startswith("_") or name.lower() in _SIDECAR_NAMES
 
 
-def describe(name: str) -> str:
-    """What a file that is not read counts as: ``.txt``."""
-    return f".{kind}" if (kind := extension(name)) else "without extension"
+def file_type(name: str) -> str:
+    """The type under which a file that is not read is counted: ``.txt``."""
+    return f".{ending}" if (ending := extension(name)) else "without extension"
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file is one that holds images: parquet, npz, tar."""
-    return bool(kind_of_archive(name))
+    """Whether a file is a container of images: parquet, npz, tar."""
+    return bool(archive_extension(name))
 
 
-def kind_of_archive(name: str) -> str:
-    """The extension of a kind of file that holds images, "" of others and of hidden ones."""
+def archive_extension(name: str) -> str:
+    """The extension in ``ARCHIVES`` of a container of images; "" for other and for hidden files."""
     name = os.path.basename(name)
-    return "" if name.startswith(".") else next((kind for kind in ARCHIVES if name.lower().endswith(kind)), "")
+    return "" if name.startswith(".") else next((ending for ending in ARCHIVES if name.lower().endswith(ending)), "")
