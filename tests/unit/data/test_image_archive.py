@@ -184,7 +184,7 @@ def test_a_wrong_extension_is_named(tmp_path: Path) -> None:
     plain.write_bytes(archived(pairs(2)))
     for classes in (None, ["0", "1", "2"]):  # without classes, the labels are read first
         with pytest.raises(
-            ValueError, match=r"packed.tar: .*not a tar file \(it is compressed with gzip; rename it to .tar.gz"
+            ValueError, match=r"packed.tar: .*tar file \(it is compressed with gzip; rename it to .tar.gz"
         ):
             write(packed, classes=classes)
         with pytest.raises(ValueError, match=r"plain.tar.gz: .*not a tar file \(Not a gzipped file"):

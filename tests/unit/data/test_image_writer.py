@@ -593,7 +593,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zero pixels": (lambda p: plain_npz(p / "a.npz", x=ZEROS[:, :0], y=TWO), r"has shape \(2, 0, 5\), not clearly"),
     "layout": (
         lambda p: plain_npz(p / "a.npz", x=np.zeros((2, 3, 5, 3), np.uint8), y=TWO),
-        r"has shape \(2, 3, 5, 3\), not clearly .*; reshape it to \[N, H, W, C\] in which only one of H and C is 1, 3 or 4",
+        r"shape \(2, 3, 5, 3\), not clearly .*; reshape it to \[N, H, W, C\] in which only one of H and C is 1, 3 or 4",
     ),
     "lengths": (lambda p: plain_npz(p / "a.npz", x=ZEROS, y=TWO[:1]), r"int64 of shape \(1,\); labels are integers"),
     "float labels": (lambda p: plain_npz(p / "a.npz", x=ZEROS, y=TWO / 1), r"array 'y' is float64 of shape \(2,\)"),

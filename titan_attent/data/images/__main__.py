@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with without_pillow_limit():
             return write_images(options.pop("inputs"), **options, progress=True)
 
-    return exit_status(write, print_summary, again="give the same command again", interrupted="starts anew")
+    return exit_status(write, print_summary, again="give the same command again", interrupted="starts over")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,8 +50,8 @@ class ArraysInput:
     optional.
 
     Raises:
-        ValueError: the file is damaged; an array is missing, holds Python objects, or has another dtype, an ambiguous
-            shape, or a size other than its header declares; or the images are above the limits.
+        ValueError: the file is damaged, or the images are above the limits. Also if an array is missing, holds Python
+            objects, or has a wrong dtype, an ambiguous shape, or another size than its header declares.
     """
 
     holds_files = False
@@ -118,11 +118,11 @@ class ArraysInput:
             )
 
     def labels(self) -> Iterator[Label]:
-        found: set[int] = set()
+        labels: set[int] = set()
         with contextlib.suppress(Exception):  # examples() reports it
             for numbers in self._blocks(self.label_key):
-                found.update(np.unique(numbers).tolist())
-        return (number for number in sorted(found) if number >= 0)
+                labels.update(np.unique(numbers).tolist())
+        return (number for number in sorted(labels) if number >= 0)
 
     def examples(self) -> Iterator[Example | Bad]:
         row = 0

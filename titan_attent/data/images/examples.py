@@ -25,9 +25,9 @@ class Limits(NamedTuple):
     """Limits that are checked before an image is decoded, unpacked or read into memory."""
 
     pixels: int = MAX_PIXELS
-    """Most pixels of an image, according to its header or its array."""
+    """Largest number of pixels of an image, according to its header or its array."""
     file_bytes: int = MAX_FILE_BYTES
-    """Most bytes of an image file, whether in a folder, a tar file or the row of a table."""
+    """Largest image file in bytes, whether in a folder, a tar file or a table."""
 
 
 class Example(NamedTuple):

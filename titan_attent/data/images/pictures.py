@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, TiffTags
 FILE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 """File formats that encoding "file" stores. Phones write MPO files as .jpg."""
 MAX_READ_PIXELS = 178_956_970
-"""Most pixels of an image of encoding "file", which is decoded at every read: Pillow's own limit."""
+"""Largest number of pixels of an image of encoding "file", which is decoded at every read: Pillow's own limit."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = {1: "L", 3: "RGB"}
 _GRAY_MODES = ("1", "L", "LA")
@@ -156,7 +156,7 @@ def to_mode(image: Image.Image, *, channels: int) -> Image.Image:
     """The picture in mode L (one channel) or RGB (three); ValueError for pixels of 32 bits."""
     if image.mode in ("I", "F"):
         raise ValueError(f"has pixels of 32 bits (Pillow's mode {image.mode}), whose range is unknown")
-    if image.mode == "P":  # only RGBA keeps the transparency of a palette in a channel of its own
+    if image.mode == "P":  # RGBA keeps the transparency of a palette in a separate channel
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     return image.convert(_MODES[channels])
 

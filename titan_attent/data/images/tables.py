@@ -1,11 +1,10 @@
 """Images of a .parquet file in Hugging Face's layout.
 
-Each read takes only as many rows as can have at most 64 MiB of images. The number follows from the metadata of the row
-group in the worst case: each row may repeat one large value of a dictionary, and data that compresses well may expand
-into few rows.
+Each read takes only as many rows as can have at most 64 MiB of images, according to the metadata of the row group. The
+worst case counts: each row may repeat one large value of a dictionary, and compressed data may expand into few rows.
 
-Cost: up to 16 rows, or 4,096 labels, in memory, plus the page of the file that holds them and a read-ahead buffer of
-1 MiB; 13 us of one core per row.
+Cost: 13 us of one core per row. In memory are up to 16 rows, or 4,096 labels, the page of the file that holds them, and
+a read-ahead buffer of 1 MiB.
 """
 
 import json

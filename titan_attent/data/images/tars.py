@@ -23,7 +23,7 @@ _LABEL_EXTENSIONS = ("cls", "json")
 MAX_LABEL_BYTES = 2**24
 MAX_NAME_CHARS = 1000
 """Longest name of a class, in characters; longer texts are captions."""
-_FIX_LABEL = "write a .cls text or a .json with the label beside each image"
+_FIX_LABEL = "write a .cls text or a .json with the label for each image"
 
 
 class TarInput:

@@ -21,9 +21,9 @@ class VisionConfig:
 
     crop_scale: float = 1.0
     """
-    Random resized crop: smallest share of the area that a crop of a training image has, in (0, 1]. Its aspect ratio is
-    between 3/4 and 4/3, and it is scaled to image_size. 1: no random crop. The random choices of this and the following
-    keys depend only on (data.seed, pass, example).
+    Random resized crop: smallest share of the area of a training image that a crop has, in (0, 1]. The crop has an
+    aspect ratio between 3/4 and 4/3 and is scaled to image_size. 1: no random crop. The random choices of this and the
+    following keys depend only on (data.seed, pass, example).
     """
 
     padding: int = 0

@@ -22,7 +22,7 @@ _DEPTH, _MASK, _PARTNER, _MIX = 1, 2, 3, 4
 
 
 class ImageExamples:
-    """The common part of both kinds of examples.
+    """The common part of the examples of both models.
 
     Args:
         images: the data set.

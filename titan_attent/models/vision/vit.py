@@ -10,7 +10,7 @@ Modules have the names of torchtitan's llama, on which its FSDP, activation chec
 and their norms. Positions are a buffer outside of the state dict, so that weights load at other image sizes. The head
 is initialized to 0 (section 3.2 of the first paper), all other weights as in blocks.py.
 
-Shapes: B images, C channels, S pixels a side, P patches, V of them seen, D numbers of a patch.
+Shapes: B images, C channels, S pixels per side, P patches, V of them visible, D values per patch.
 """
 
 from dataclasses import dataclass
