@@ -210,7 +210,7 @@ def test_rows_are_read_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_dictionary_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 300 rows with one value, only a few copies of it are in memory at a time."""
+    """Reading 300 rows with one value keeps only a few copies of it in memory at a time."""
     monkeypatch.setattr(tables, "_READ_BYTES", 2**20)
     value = noise(2**20)
     for column in ([value] * 300, dictionary([value] * 300, pyarrow.binary(), pyarrow.int8())):
