@@ -1,4 +1,4 @@
-"""Learners beside torchtitan's own, one folder each: models, their sizes, and what they are asked.
+"""Models that torchtitan does not have, one folder per modality: modules, sizes and examples.
 
-vision/    classifiers and masked autoencoders of images
+vision/    image classifiers and masked autoencoders
 """

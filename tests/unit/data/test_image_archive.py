@@ -1,4 +1,4 @@
-"""Members of tar files against Python's tarfile; and files that are damaged, cut, joined or lie about their sizes."""
+"""Members of tar files against Python's tarfile; and files that are damaged, cut, joined or declare wrong sizes."""
 
 import gzip
 import io
@@ -18,9 +18,9 @@ RNG = np.random.default_rng(5)
 PIXELS = RNG.integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
 
 
-def png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+def png(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
+    Image.fromarray(pixels).save(file, file_format)
     return file.getvalue()
 
 
@@ -28,7 +28,7 @@ FILES = [png(pixels) for pixels in PIXELS]
 
 
 def archived(members: list[tuple[str, Any]], *, format: int = tarfile.PAX_FORMAT) -> bytes:
-    """Members of a content, or of a type and what it links to."""
+    """A tar file of (name, content) members, or (name, (type, link target))."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=format) as tar:
         for name, content in members:
@@ -42,19 +42,19 @@ def archived(members: list[tuple[str, Any]], *, format: int = tarfile.PAX_FORMAT
     return file.getvalue()
 
 
-def pairs(count: int, *, label: str = "cls") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for i in range(count):
+def pairs(num: int, *, label: str = "cls") -> list[tuple[str, Any]]:
+    members: list[tuple[str, Any]] = []
+    for i in range(num):
         text = str(i % 3) if label == "cls" else json.dumps({"label": i % 3})
-        found += [(f"{i:04d}.png", FILES[i]), (f"{i:04d}.{label}", text.encode())]
-    return found
+        members += [(f"{i:04d}.png", FILES[i]), (f"{i:04d}.{label}", text.encode())]
+    return members
 
 
 def read(path: Path) -> list[tuple[str, bytes]]:
     with Archive(path) as archive:
-        found = [(member.name, archive.read()) for member in archive.members() if member.kind == "file"]
+        members = [(member.name, archive.read()) for member in archive.members() if member.file_type == "file"]
         archive.check_end()
-        return found
+        return members
 
 
 def stored(tmp_path: Path, data: bytes, name: str = "a.tar") -> Path:
@@ -87,13 +87,13 @@ def test_members_are_those_that_tarfile_finds(format: int, name: str, tmp_path: 
     with tarfile.open(path) as tar:
         expected = [(m.name, m.linkname, tar.extractfile(m).read() if m.isreg() else None) for m in tar]  # type: ignore[union-attr]
     with Archive(path) as archive:
-        found = [(m.name, m.link, archive.read() if m.kind == "file" else None) for m in archive.members()]
-    assert found == expected and len(found) == len(members)
-    with Archive(path) as archive:  # without a look at any content
+        actual = [(m.name, m.link, archive.read() if m.file_type == "file" else None) for m in archive.members()]
+    assert actual == expected and len(actual) == len(members)
+    with Archive(path) as archive:  # without reading any content
         assert [member.name for member in archive.members()] == [name for name, _, _ in expected]
 
 
-def test_every_cut_is_seen(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     data = archived(pairs(2), format=tarfile.USTAR_FORMAT)
     end = len(data.rstrip(b"\0"))
     end += -end % 512 + 1024  # the two blocks of the end
@@ -104,8 +104,8 @@ def test_every_cut_is_seen(tmp_path: Path) -> None:
     assert len(read(stored(tmp_path, data + bytes(3000)))) == 4
 
 
-def test_every_damaged_header_is_seen(tmp_path: Path) -> None:
-    """A flipped bit in each of the headers, and in the zeros of the end and behind it."""
+def test_every_damaged_header_is_detected(tmp_path: Path) -> None:
+    """A flipped bit in each header, in the end mark, and in the zeros after it."""
     data = archived(pairs(2), format=tarfile.GNU_FORMAT)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         headers = [member.offset for member in tar.getmembers()]
@@ -117,28 +117,31 @@ def test_every_damaged_header_is_seen(tmp_path: Path) -> None:
             read(stored(tmp_path, bytes(damaged)))
 
 
-def lying(size: int, *, kind: bytes = tarfile.REGTYPE, fields: dict[str, str] | None = None) -> bytes:
-    """A header that declares a size, and 10 KiB behind it."""
+def lying(size: int, *, entry_type: bytes = tarfile.REGTYPE, fields: dict[str, str] | None = None) -> bytes:
+    """A header that declares a size, followed by 10 KiB."""
     member = tarfile.TarInfo("0000.png")
-    member.size, member.type, member.pax_headers = size, kind, fields or {}
+    member.size, member.type, member.pax_headers = size, entry_type, fields or {}
     return member.tobuf(tarfile.PAX_FORMAT if fields else tarfile.GNU_FORMAT) + bytes(10_240)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lying(2**36), "0000.png is to be of 68,719,476,736 bytes where the file has 10,240 left"),
-        (lying(2**70), "is to be of .* bytes where the file has"),
-        (lying(2**36, kind=tarfile.GNUTYPE_LONGNAME), "a header of 68,719,476,736 bytes"),
-        (lying(2**36, kind=tarfile.XHDTYPE), "a header of 68,719,476,736 bytes"),
-        (lying(2**36, kind=b"Q"), "is to be of"),
+        (lying(2**36), "0000.png declares 68,719,476,736 bytes, but the file has only 10,240 left"),
+        (lying(2**70), "declares .* bytes, but the file has only"),
+        (
+            lying(2**36, entry_type=tarfile.GNUTYPE_LONGNAME),
+            "an extended header at byte 512 declares 68,719,476,736 by",
+        ),
+        (lying(2**36, entry_type=tarfile.XHDTYPE), "an extended header at byte 512 declares 68,719,476,736 by"),
+        (lying(2**36, entry_type=b"Q"), "declares .* bytes, but"),
         (lying(-5), "declares -5 bytes"),
-        (lying(5, fields={"size": "9" * 5000}), "a member of '9+' bytes"),
-        (lying(5, fields={"size": "-1"}), "a member of '-1' bytes"),
-        (lying(5, fields={"size": str(2**40)}), "is to be of"),
+        (lying(5, fields={"size": "9" * 5000}), "a member declares a size of '9+' bytes"),
+        (lying(5, fields={"size": "-1"}), "a member declares a size of '-1' bytes"),
+        (lying(5, fields={"size": str(2**40)}), "declares .* bytes, but"),
     ],
 )
-def test_what_a_header_declares_is_not_believed(data: bytes, message: str, tmp_path: Path) -> None:
+def test_declared_sizes_are_not_trusted(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=message):
         read(stored(tmp_path, data))
     with pytest.raises(ValueError, match=f"a.tar: truncated or not a tar file .*{message}"):
@@ -152,7 +155,7 @@ def test_pax_fields_that_cannot_be_read(tmp_path: Path) -> None:
         member = tarfile.TarInfo("x")
         member.type, member.size = tarfile.XHDTYPE, len(content)
         data = member.tobuf(tarfile.USTAR_FORMAT) + content.ljust(512, b"\0") + archived(pairs(1))
-        with pytest.raises(Damaged, match="pax fields that cannot be read"):
+        with pytest.raises(Damaged, match="its pax fields cannot be read"):
             read(stored(tmp_path, data))
 
 
@@ -160,11 +163,11 @@ def test_pax_fields_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_what_follows_an_archive_is_not_lost_without_a_word(name: str, tmp_path: Path) -> None:
-    """Two archives one after the other; a damaged header in the middle; a name of another kind."""
+def test_data_after_an_archive_is_not_dropped_silently(name: str, tmp_path: Path) -> None:
+    """Two concatenated archives; a damaged header in the middle."""
     both = archived(pairs(4)) + archived(pairs(4))
     with pytest.raises(
-        ValueError, match="after member 0003: truncated or not a tar file .*follows the end of the archi"
+        ValueError, match="after member 0003: truncated or not a tar file .*data follows the end of the arc"
     ):
         write(stored(tmp_path, both, name))
     summary = write(tmp_path / name, on_bad="skip")
@@ -175,24 +178,26 @@ def test_what_follows_an_archive_is_not_lost_without_a_word(name: str, tmp_path:
         write(stored(tmp_path, bytes(data), name))
 
 
-def test_a_file_of_another_kind_says_so(tmp_path: Path) -> None:
+def test_a_wrong_extension_is_named(tmp_path: Path) -> None:
     packed, plain = tmp_path / "packed.tar", tmp_path / "plain.tar.gz"
     packed.write_bytes(gzip.compress(archived(pairs(2))))
     plain.write_bytes(archived(pairs(2)))
-    for classes in (None, ["0", "1", "2"]):  # where the labels are looked for first, too
-        with pytest.raises(ValueError, match=r"packed.tar: .*not a tar file \(it is packed with gzip; name it .tar.gz"):
+    for classes in (None, ["0", "1", "2"]):  # without classes, the labels are read first
+        with pytest.raises(
+            ValueError, match=r"packed.tar: .*tar file \(it is compressed with gzip; rename it to .tar.gz"
+        ):
             write(packed, classes=classes)
         with pytest.raises(ValueError, match=r"plain.tar.gz: .*not a tar file \(Not a gzipped file"):
             write(plain, classes=classes)
 
 
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize("entry_type", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
 @pytest.mark.parametrize("linked", [("png", "cls"), ("cls",)])
-def test_a_member_without_a_content_is_bad(kind: bytes, linked: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_member_without_content_is_bad(entry_type: bytes, linked: tuple[str, ...], tmp_path: Path) -> None:
     members = pairs(4)
     for i in (4, 5):
         for extension, content in (("png", FILES[i]), ("cls", b"1")):
-            link = kind, f"{i - 4:04d}.{extension}"
+            link = entry_type, f"{i - 4:04d}.{extension}"
             members.append((f"{i:04d}.{extension}", link if extension in linked else content))
     path = stored(tmp_path, archived(members))
     with pytest.raises(
@@ -204,27 +209,27 @@ def test_a_member_without_a_content_is_bad(kind: bytes, linked: tuple[str, ...],
 
 
 def test_names_with_several_dots(tmp_path: Path) -> None:
-    """A second image of a key is counted; a key with no other is bad, image by image."""
-    beside = [("0000.mask.png", FILES[7]), ("0000.left.jpg", FILES[7])]
-    summary = write(stored(tmp_path, archived(pairs(1) + beside)))
+    """With a second image they are counted; without one, each image is bad."""
+    others = [("0000.mask.png", FILES[7]), ("0000.left.jpg", FILES[7])]
+    summary = write(stored(tmp_path, archived(pairs(1) + others)))
     assert (summary.num_images, summary.left_out, summary.skipped) == (1, {".png": 1, ".jpg": 1}, {})
     for names in (["0005.v2"], ["set.a.5", "set.a.6", "set.a.7"]):
-        alone = [(f"{name}.{end}", data) for name in names for end, data in (("png", FILES[5]), ("cls", b"1"))]
-        path = stored(tmp_path, archived(pairs(2) + alone))
+        multi_dot = [(f"{name}.{end}", data) for name in names for end, data in (("png", FILES[5]), ("cls", b"1"))]
+        path = stored(tmp_path, archived(pairs(2) + multi_dot))
         with pytest.raises(
-            ValueError, match=rf"no image but {names[0]}.png: a key ends at the first dot; leave one dot"
+            ValueError, match=rf"no image but {names[0]}.png: a key ends at the first dot; use only one dot"
         ):
             write(path)
         assert write(path, on_bad="skip").skipped == {"name": len(names)}
 
 
 def test_a_key_or_name_that_comes_twice(tmp_path: Path) -> None:
-    """Beside each other; apart; in letters of another case; an image or its label alone."""
+    """Adjacent; not adjacent; in another case; the image or the label only."""
     once = pairs(3)
     for members, problem, bad in (
         ([*once, *pairs(1), *pairs(1)], "two members are named 0000.png", 2),
         ([*pairs(1), *pairs(1), *pairs(1), *once[2:]], "two members are named 0000.png", 3),
-        ([*once, *pairs(1)], "its key stands in front, too", 1),
+        ([*once, *pairs(1)], "its key appears earlier in the file, too", 1),
         ([*once[:2], ("0000.PNG", FILES[4]), *once[2:]], "two members are named 0000.PNG", 2),
         ([*once[:2], ("0000.cls", b"2"), *once[2:]], "two members are named 0000.cls", 1),
     ):
@@ -248,20 +253,20 @@ def test_a_member_above_the_limit(tmp_path: Path) -> None:
         write(path)
 
 
-def test_other_formats_are_read_where_no_usual_one_stands(tmp_path: Path) -> None:
+def test_other_formats_are_read_if_no_preferred_one_is_present(tmp_path: Path) -> None:
     members = [("0.bmp", png(PIXELS[0], "BMP")), ("0.cls", b"1"), ("1.jfif", png(PIXELS[1], "JPEG")), ("1.cls", b"2")]
     members += [("2.png", FILES[2]), ("2.gif", png(PIXELS[3], "GIF")), ("2.cls", b"0")]
     assert write(stored(tmp_path, archived(members))).class_counts == (1, 1, 1)
 
 
-def test_the_rest_of_an_archive_is_counted(tmp_path: Path) -> None:
-    """Notes are told; what may be images and is not read is refused where it is more than what is."""
+def test_other_members_of_an_archive_are_counted(tmp_path: Path) -> None:
+    """Sidecar files are counted; unread files that may be images are refused if they outnumber the images."""
     members = [*pairs(2), ("0000.txt", b"a cat"), ("README.md", b""), ("._0.png", b""), ("x/y.npy", b"")]
     summary = write(stored(tmp_path, archived(members)))
     assert summary.left_out == {".txt": 0, ".md": 1, ".npy": 1, "hidden": 1} | {".txt": 1}
     more = [(f"{i}.avif", b"") for i in range(10, 13)]
     path = stored(tmp_path, archived([*pairs(2), *more]))
-    with pytest.raises(ValueError, match=r"a.tar: most of it is not read, left out 3 .avif \(first: .*beside 2 images"):
+    with pytest.raises(ValueError, match=r"a.tar: most of it is not read, left out 3 .avif \(first: .*only 2 images"):
         write(path)
     assert write(path, on_bad="skip").left_out == {".avif": 3}
 
@@ -271,13 +276,13 @@ def test_the_rest_of_an_archive_is_counted(tmp_path: Path) -> None:
     [
         (("cls", b"x" * 1001), "a .cls of 1,001 characters"),
         (("cls", "cat".encode("utf-16")), "its label cannot be read"),
-        (("json", json.dumps({"label": "x" * 1001}).encode()), "its .json holds no number or name"),
+        (("json", json.dumps({"label": "x" * 1001}).encode()), "its .json has no number or name"),
         (("json", b"[" * 10**5), "its label cannot be read"),
         (("json", b'{"label": ' + b"9" * 5000 + b"}"), "its label cannot be read"),
-        (("cls", b"9" * 900), "label '9+.* is none of the classes"),
+        (("cls", b"9" * 900), "label '9+.* is not one of the classes"),
     ],
 )
-def test_labels_that_are_none(label: tuple[str, bytes], message: str, tmp_path: Path) -> None:
+def test_invalid_labels(label: tuple[str, bytes], message: str, tmp_path: Path) -> None:
     path = stored(tmp_path, archived([*pairs(2), ("9.png", FILES[5]), (f"9.{label[0]}", label[1])]))
     with pytest.raises(ValueError, match=f"a.tar: 9.png: {message}") as raised:
         write(path)

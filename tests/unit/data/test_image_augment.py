@@ -1,4 +1,4 @@
-"""Augmentation against plain Pillow, and as a function of (seed, turn, id) alone."""
+"""Augmentation against plain Pillow, and as a function of (seed, visit key, id) only."""
 
 import math
 import pickle
@@ -54,7 +54,7 @@ def opened(folder: Path, augment: Augmentation = ALL, seed: int = 5) -> ImageDat
 # -- the same for every split -----------------------------------------------------------------------------------------
 
 
-def test_pixels_depend_on_seed_turn_and_id_alone(folder: Path) -> None:
+def test_pixels_depend_on_seed_visit_key_and_id_only(folder: Path) -> None:
     dataset = opened(folder)
     whole, labels = dataset.pixels(IDS, (3, 1))
     assert labels.tolist() == [i * 2 // N for i in range(N)]
@@ -70,7 +70,7 @@ def test_pixels_depend_on_seed_turn_and_id_alone(folder: Path) -> None:
     assert torch.equal(dataset.pixels(torch.tensor([4, 4]), (3, 1))[0], whole[[4, 4]])
 
 
-def test_another_turn_or_seed_gives_other_views(folder: Path) -> None:
+def test_another_visit_key_or_seed_gives_other_views(folder: Path) -> None:
     dataset = opened(folder)
     views = [
         dataset.pixels(IDS, (3, 1))[0],
@@ -85,7 +85,7 @@ def test_another_turn_or_seed_gives_other_views(folder: Path) -> None:
             assert (one != other).flatten(1).any(dim=1).float().mean() > 0.9
 
 
-def test_without_a_turn_the_view_is_fixed(folder: Path, pictures: list[np.ndarray]) -> None:
+def test_without_a_visit_key_the_view_is_fixed(folder: Path, pictures: list[np.ndarray]) -> None:
     dataset, index = opened(folder), opened(folder).shards.index
     pixels, _ = dataset.pixels(IDS, None)
     assert torch.equal(pixels, opened(folder, Augmentation()).pixels(IDS, (1,))[0])
@@ -215,17 +215,17 @@ def test_a_picture_too_long_for_its_share(size: tuple[int, int], sides: tuple[fl
         assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
-def test_padding_moves_the_picture_over_all_places(tmp_path: Path) -> None:
+def test_padding_moves_the_picture_to_all_positions(tmp_path: Path) -> None:
     image = np.zeros((5, 5), np.uint8)
     image[2, 2] = 250
     np.savez(tmp_path / "a.npz", x=np.stack([image] * 900), y=np.zeros(900, int))
     write_images([tmp_path / "a.npz"], output=tmp_path / "out", grayscale=True)
     dataset = ImageDataset(tmp_path / "out", augment=Augmentation(padding=1))
     pixels, _ = dataset.pixels(torch.arange(900), (0,))
-    places = pixels.flatten(1).argmax(dim=1)
-    counts = torch.bincount(places, minlength=25).view(5, 5)
+    positions = pixels.flatten(1).argmax(dim=1)
+    counts = torch.bincount(positions, minlength=25).view(5, 5)
     assert counts[1:4, 1:4].sum() == 900 and counts[1:4, 1:4].min() > 60
-    moved = pixels[places == 18, 0]  # to the right and down: the first row and column are padding, of the mean colour
+    moved = pixels[positions == 18, 0]  # right and down: the first row and column are padding of the mean colour
     assert moved[:, 0].abs().max() < 0.02 and moved[:, :, 0].abs().max() < 0.02 and moved[:, 1:, 1:].abs().min() > 0.1
 
 
@@ -241,7 +241,7 @@ def test_padding_moves_the_picture_over_all_places(tmp_path: Path) -> None:
         *(("jitter", value) for value in (-0.1, 1.1)),
     ],
 )
-def test_values_that_make_no_sense(folder: Path, key: str, value: Any) -> None:
+def test_values_out_of_range(folder: Path, key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"[vision] {key} = {value!r}: it must be")):
         Augmentation(**{key: value}).validate()
     with pytest.raises(ValueError, match=key):

@@ -1,4 +1,4 @@
-"""Image data sets on disk: what opening costs, what is read of them, and how damage is found."""
+"""Image data sets on disk: reading, the cost of opening, and the detection of damage."""
 
 import builtins
 import hashlib
@@ -76,7 +76,7 @@ def test_pixels_and_labels_of_any_ids(copy: Path) -> None:
         np.testing.assert_allclose(read, expected[ids], atol=2e-6)
         assert read_labels.dtype == torch.int64 and read_labels.tolist() == labels[ids].tolist()
         assert torch.equal(dataset.labels(ids), read_labels)
-        assert torch.equal(dataset.pixels(ids, (3, 1))[0], read)  # without augmentation a turn changes nothing
+        assert torch.equal(dataset.pixels(ids, (3, 1))[0], read)  # without augmentation a visit key changes nothing
     read, read_labels = dataset.pixels(torch.empty(0, dtype=torch.int64), None)
     assert read.shape == (0, 3, SIDE, SIDE) and read_labels.shape == (0,)
     assert np.asarray(dataset.thumbnail(33)).tolist() == pixels[33].tolist()
@@ -131,7 +131,7 @@ def test_a_validation_set_is_seen_as_the_training_set(raw: Path, tmp_path: Path)
     expected = normalised(PIXELS[:5] // 2, tmp_path / "out")
     np.testing.assert_allclose(own.pixels(torch.arange(5), None)[0], expected, atol=2e-6)
     write_images([tmp_path / "a.npz"], output=tmp_path / "gray", grayscale=True)
-    with pytest.raises(ValueError, match="gray: has 1 channels where .*raw has 3; write both with --grayscale"):
+    with pytest.raises(ValueError, match="gray: has 1 channels, but .*raw has 3; write both with --grayscale"):
         ImageDataset(tmp_path / "gray").normalized_as(opened(raw))
 
 
@@ -207,11 +207,11 @@ def test_every_file_is_missed(copy: Path) -> None:
     for path in sorted(copy.glob("shard-*")):
         data = path.read_bytes()
         path.unlink()
-        with pytest.raises(ValueError, match=f"{path.name}: this file of a shard of index.json is missing; copy the d"):
+        with pytest.raises(ValueError, match=f"{path.name}: this file of a shard in index.json is missing; copy the d"):
             dataset.check_sizes()
         path.write_bytes(data[:-1])
         with pytest.raises(
-            ValueError, match=rf"{path.name}: has {len(data) - 1} bytes where index.json says {len(data)}"
+            ValueError, match=rf"{path.name}: has {len(data) - 1} bytes, but index.json says {len(data)}"
         ):
             dataset.check_sizes()
         number = int(path.name[6:11])
@@ -250,14 +250,14 @@ def test_a_damaged_image_or_label_is_named(copy: Path) -> None:
         data[offsets[7] : offsets[7] + 20] = bytes(20)
         (copy / "shard-00000.bin").write_bytes(data)
         with pytest.raises(
-            ValueError, match="shard-00000.bin: image 7 of it: not an image that Pillow reads .*: damaged"
+            ValueError, match="shard-00000.bin: image 7 of this shard: not an image that Pillow reads .*: damaged"
         ):
             opened(copy).pixels(torch.tensor([6, 7]), None)
         end = int(offsets[-1])
         for wrong, read in ((-5, 7), (end + 1, 6), (0, 6)):
             offsets[7] = wrong
             offsets.tofile(copy / "shard-00000.offsets.bin")
-            with pytest.raises(ValueError, match="shard-00000.offsets.bin: no rising offsets into shard-00000.bin"):
+            with pytest.raises(ValueError, match="shard-00000.offsets.bin: has no rising offsets into shard-00000.bin"):
                 opened(copy).pixels(torch.tensor([read]), None)
 
 
@@ -273,15 +273,15 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"version": 2}, "format 'titan_attent.images' version 2, but what is read here is .* version 1"),
         ({"classes": list("abce")}, "the index was edited after it was written"),
         ({"mean": [0.5, 0.5, 0.5]}, "the index was edited after it was written"),
-        ({"std": [0.5, 0.5]}, "malformed index .*is not one finite number a channel"),
-        ({"std": [0.5, 0.5, float("nan")]}, "malformed index .*is not one finite number a channel"),
+        ({"std": [0.5, 0.5]}, "malformed index .*is not one finite number per channel"),
+        ({"std": [0.5, 0.5, float("nan")]}, "malformed index .*is not one finite number per channel"),
         ({"channels": 4}, "channels is 4, neither 1 nor 3"),
         ({"encoding": "zip"}, "encoding 'zip' is neither raw nor file"),
         ({"height": 7}, "malformed index"),
         ({"height": "6"}, "malformed index"),
         ({"num_images": 3}, "num_images 3 is not the sum over the shards"),
         ({"class_counts": [1, 2, 3, 4]}, "class_counts do not have"),
-        ({"classes": ["a", "b", "c", "c"]}, "the class 'c' stands twice"),
+        ({"classes": ["a", "b", "c", "c"]}, "the class 'c' appears twice"),
         ({"classes": ["a", "b", "c", 4]}, "the name of a class is 4"),
         ({"shards": []}, "num_images .* is not the sum"),
         ({"shards": [{"file": "../x.bin"}]}, "malformed index"),
@@ -301,11 +301,11 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"skipped": ["label"]}, "malformed index .skipped is"),
         ({"mean": 0.5}, "malformed index .mean is"),
         ({"mean": [0.5, 0.5, "0.5"]}, r"malformed index .mean\[2\] is"),
-        ({"mean": [0.5, 0.5, 1.5]}, "malformed index .*is not one finite number a channel, of pixels in"),
-        ({"mean": [0.5, 0.5, -0.1]}, "malformed index .*is not one finite number a channel, of pixels in"),
+        ({"mean": [0.5, 0.5, 1.5]}, "malformed index .*is not one finite number per channel, of pixels in"),
+        ({"mean": [0.5, 0.5, -0.1]}, "malformed index .*is not one finite number per channel, of pixels in"),
         ({"std": [0.2, 0.2, 10**400]}, r"malformed index .std\[2\] is"),
-        ({"std": [0.2, 0.2, 1e-320]}, "malformed index .*has one between 0 and 5e-07"),
-        ({"std": [0.2, 0.2, 1e30]}, "malformed index .*is not one finite number a channel, of pixels in"),
+        ({"std": [0.2, 0.2, 1e-320]}, "malformed index .*has a value between 0 and 5e-07"),
+        ({"std": [0.2, 0.2, 1e30]}, "malformed index .*is not one finite number per channel, of pixels in"),
         ({"fingerprint": 3}, "malformed index .fingerprint is"),
     ],
 )
@@ -319,7 +319,7 @@ def test_an_index_that_was_edited(copy: Path, changes: dict[str, Any], message: 
     ("change", "message"),
     [
         ({"file": "../shard-00000.bin"}, "is not the name of a file in the folder"),
-        ({"file": "shard-00000"}, "is no .bin file"),
+        ({"file": "shard-00000"}, "is not a .bin file"),
         ({"num_images": 0}, "of 0 images"),
         ({"num_images": -20}, "of -20 images"),
         ({"num_images": 20.0}, r"shards\[0\].num_images is 20.0: float is not"),
@@ -347,7 +347,7 @@ def test_an_index_that_is_nested_deeply(copy: Path) -> None:
 
 
 def test_a_size_that_no_file_has_costs_no_memory(files: Path, tmp_path: Path) -> None:
-    """An index and offsets that agree with each other on an exabyte; raw images of as much."""
+    """An index and offsets that both claim an exabyte; raw images that claim as much."""
     copy = Path(shutil.copytree(files, tmp_path / "copy"))
     index = read_index(copy)
     fields = {name: getattr(index, name) for name in ("channels", "classes", "class_counts", "mean", "std", "skipped")}
@@ -362,13 +362,13 @@ def test_a_size_that_no_file_has_costs_no_memory(files: Path, tmp_path: Path) ->
     write_index(copy, shards=large, encoding="raw", height=2**25, width=2**25, **fields)
     with pytest.raises(ValueError, match=r"shard-00000.bin: ends at byte \d+, before byte"):
         opened(copy).pixels(torch.tensor([0]), None)
-    with pytest.raises(ValueError, match="has .* bytes where index.json says"):
+    with pytest.raises(ValueError, match="has .* bytes, but index.json says"):
         opened(copy).check_sizes()
 
 
-def test_many_names_of_which_one_stands_twice(tmp_path: Path) -> None:
+def test_one_duplicate_among_many_names(tmp_path: Path) -> None:
     names = [str(number) for number in range(200_000)]
-    with pytest.raises(ValueError, match="the class '7' stands twice"):
+    with pytest.raises(ValueError, match="the class '7' appears twice"):
         check_classes([*names, "7"])
 
 

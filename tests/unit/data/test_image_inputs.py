@@ -1,4 +1,4 @@
-"""What the image writer reads of a folder and leaves out, splits beside each other, and labels that are numbers."""
+"""Files that the image writer reads and leaves out, splits side by side, and numeric labels."""
 
 import io
 import json
@@ -22,14 +22,14 @@ RNG = np.random.default_rng(6)
 PIXELS = RNG.integers(0, 256, (12, 5, 5, 3), dtype=np.uint8)
 
 
-def png(i: int, kind: str = "PNG") -> bytes:
+def png(i: int, file_format: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(PIXELS[i]).save(file, kind)
+    Image.fromarray(PIXELS[i]).save(file, file_format)
     return file.getvalue()
 
 
 def make(root: Path, *names: str) -> Path:
-    """Images by name, the i-th of pixels i; other files are empty."""
+    """Create files by name: the i-th, if a .png, has pixels i; others are empty."""
     for i, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,9 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-def archive(path: Path, count: int = 1) -> Path:
+def archive(path: Path, num: int = 1) -> Path:
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
-        for i in range(count):
+        for i in range(num):
             for name, data in ((f"{i}.png", png(i)), (f"{i}.cls", b"x")):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
@@ -53,13 +53,13 @@ def write(*inputs: Path, **options: Any) -> ImageSummary:
 
 
 def written(summary: ImageSummary) -> dict[str, list[int]]:
-    """Numbers of the pictures by the name of their class."""
+    """Indices into PIXELS of the written images, by class name."""
     pixels = np.fromfile(summary.path / "shard-00000.bin", np.uint8).reshape(-1, *PIXELS.shape[1:])
     labels = np.fromfile(summary.path / "shard-00000.labels.bin", "<i4")
-    found: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for image, label in zip(pixels, labels, strict=True):
-        found.setdefault(summary.classes[label], []).append(int((image == PIXELS).all((1, 2, 3)).argmax()))
-    return found
+        indices.setdefault(summary.classes[label], []).append(int((image == PIXELS).all((1, 2, 3)).argmax()))
+    return indices
 
 
 # -- links ------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_each_real_folder_is_read_once_and_where_it_stands(
     make(tmp_path / "other", "4.png", "sub/5.png")
     (root / link).symlink_to(root / target if target != "/" else target)
     if link == "cat/again":
-        (root / "cat" / "twice").symlink_to("../cat")  # with two of them a walk would not end
+        (root / "cat" / "twice").symlink_to("../cat")  # with two such links a naive walk would not end
     summary = write(root)
     images = {"cat": [0, 3], "dog": [1, 2]}
     if outside:
@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_read_is_one_bad_image(tmp_path: Path) -> None:
     (root / "cat" / "notes").symlink_to("nowhere.txt")
     os.mkfifo(root / "cat" / "pipe.png")  # which nobody writes to
     with pytest.raises(
-        ValueError, match=r"cat/(pipe|x).png: cannot be read \((No such file|a pipe).*; mend or remove it"
+        ValueError, match=r"cat/(pipe|x).png: cannot be read \((No such file|a pipe).*; (fix|replace) or remove it"
     ):
         write(root)
     summary = write(root, on_bad="skip")
@@ -158,7 +158,7 @@ def test_a_file_that_goes_away_is_one_bad_image(tmp_path: Path, monkeypatch: pyt
 # -- what is not read -------------------------------------------------------------------------------------------------
 
 
-def test_other_files_are_counted_by_kind(tmp_path: Path) -> None:
+def test_other_files_are_counted_by_type(tmp_path: Path) -> None:
     names = ["cat/0.png", "cat/1.png", "cat/2.png", "cat/a.avif", "cat/b.JP2", "cat/c", "cat/.d.png", "README.md"]
     summary = write(make(tmp_path / "in", *names, "cat/0.txt", "cat/1.txt", ".git/x", "cat/deep/e.heic.txt"))
     assert summary.num_images == 3 and summary.skipped == {}
@@ -175,9 +175,7 @@ def test_other_names_of_formats_that_are_read(tmp_path: Path) -> None:
 
 def test_the_greater_part_is_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "in", "cat/0.png", "dog/1.png", "cat/a.avif", "dog/b.avif", "notes.txt", "dog/c.heic")
-    message = (
-        r"in: most of it is not read, left out 2 .avif \(first: .*cat/a.avif\), 1 .heic .* beside 2 images or files"
-    )
+    message = r"in: most of it is not read, left out 2 .avif \(first: .*cat/a.avif\), 1 .heic .* only 2 images or files"
     with pytest.raises(ValueError, match=message):
         write(root)
     assert write(root, on_bad="skip").left_out == {".avif": 2, ".heic": 1, ".txt": 1}
@@ -199,19 +197,19 @@ def test_an_archive_beside_class_folders(name: str, tmp_path: Path) -> None:
     else:
         archive(root / name)
     with pytest.raises(
-        ValueError, match=r"in: most of it is not read, left out 2 .png \(first: .*cat/0.png\), beside 1 "
+        ValueError, match=r"in: most of it is not read, left out 2 .png \(first: .*cat/0.png\), and only 1 "
     ):
         write(root)
     summary = write(root, on_bad="skip")
     assert summary.left_out == {".png": 2} and summary.num_images == 1
 
 
-def test_what_stands_beside_archives_is_counted(tmp_path: Path) -> None:
+def test_other_files_of_a_folder_of_archives_are_counted(tmp_path: Path) -> None:
     root = make(tmp_path / "in", "README.md", "preview.png", "more/x.bin", ".cache/x", "_SUCCESS", "LICENSE")
     for i in range(2):
         archive(root / f"{i}.tar")
-    summary, kinds = write(root), {".md": 1, ".png": 1, ".bin": 1, "hidden": 1}
-    assert (summary.num_images, summary.left_out) == (2, {**kinds, "without extension": 2})
+    summary, counts = write(root), {".md": 1, ".png": 1, ".bin": 1, "hidden": 1}
+    assert (summary.num_images, summary.left_out) == (2, {**counts, "without extension": 2})
     for i in range(2):
         archive(root / "more" / f"{i}.tar")
     with pytest.raises(ValueError, match=r"in: most of it is not read, .*2 .tar \(first: .*more/0.tar\)"):
@@ -221,9 +219,7 @@ def test_what_stands_beside_archives_is_counted(tmp_path: Path) -> None:
 def test_an_npz_beside_class_folders_is_counted_and_a_folder_of_them_named(tmp_path: Path) -> None:
     root = make(tmp_path / "in", "cat/0.png", "dog/1.png", "a.npz")
     assert write(root).left_out == {".npz": 1}
-    with pytest.raises(
-        ValueError, match="has no folder in it; give .*only/a.npz, or a folder that has a folder of imag"
-    ):
+    with pytest.raises(ValueError, match="has no folder in it; give .*only/a.npz, or a folder with one folder of imag"):
         write(make(tmp_path / "only", "a.npz"))
 
 
@@ -285,9 +281,7 @@ def test_files_that_are_splits(names: list[str], found: list[str] | None) -> Non
 def test_splits_are_no_classes_unless_asked_for(names: list[str], message: str, tmp_path: Path) -> None:
     root = make(tmp_path / "in", *names)
     for on_bad in ("refuse", "skip"):
-        with pytest.raises(
-            ValueError, match=f"{message}.*, or, if all of them are to be read as classes, add --all-splits"
-        ):
+        with pytest.raises(ValueError, match=f"{message}.*, or add --all-splits to read all of them as classes"):
             write(root, on_bad=on_bad)
     summary = write(root, all_splits=True)
     assert summary.classes == tuple(sorted({name.split("/")[0] for name in names if "/" in name}))
@@ -320,8 +314,8 @@ def test_files_of_several_splits_in_a_folder(tmp_path: Path) -> None:
         (["00", "01", "02"], {0: 0, 2: 2, "02": 2, "2": 2, 3: None}),
         (["-1", "1"], {-1: 0, 1: 1, 0: None, "-1": 0}),
         (["1", "01", "2"], {"01": 1, "1": 0, 1: None, 2: None}),  # two classes are 1
-        (["0", "1", "background"], {0: 0, 1: 1, 2: 2, "background": 2}),  # places and names agree
-        (["1", "0", "background"], {0: None, 1: None, 2: None, "0": 1}),  # not clear
+        (["0", "1", "background"], {0: 0, 1: 1, 2: 2, "background": 2}),  # indices and names agree
+        (["1", "0", "background"], {0: None, 1: None, 2: None, "0": 1}),  # ambiguous
         (["a", "0"], {0: None, 1: None, "0": 1, "a": 0}),
         (["9" * 30, "1"], {1: 1, "1": 1}),
         (["0", "1"], {"9" * 5000: None}),
@@ -332,13 +326,13 @@ def test_a_number_among_names_that_are_numbers_is_a_name(names: list[str], label
     for label, expected in labels.items():
         if expected is None:
             with pytest.raises(ValueError, match=f"^label '?{str(label)[:30]}"):
-                classes.number(label)
+                classes.index(label)
         else:
-            assert classes.number(label) == expected, label
+            assert classes.index(label) == expected, label
 
 
 def test_numbers_of_a_validation_set_mean_the_classes_of_the_training_set(tmp_path: Path) -> None:
-    """Whatever the kind of file; a list that is given may be in any order."""
+    """For every file format, and with a given list in any order."""
     train = make(tmp_path / "train", *(f"{i}/{i}.png" for i in range(12)))
     trained = write(train)
     assert trained.classes == tuple(map(str, range(12)))  # by number, not by letter
@@ -361,27 +355,27 @@ def test_numbers_of_a_validation_set_mean_the_classes_of_the_training_set(tmp_pa
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_tells_in_one_line_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_in_one_line_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make(tmp_path / "in", "cat/0.png", "cat/1.png", "cat/a.avif", "cat/b.txt", "cat/c.txt")
     out = str(tmp_path / "out")
     assert main([str(root), "--output", out]) == 0
     assert capsys.readouterr().err.splitlines()[-1] == "warning: left out 2 .txt, 1 .avif (not read)"
     (root / "cat" / "x.png").write_bytes(b"")
     assert main([str(root), "--output", out + "2", "--on-bad", "skip"]) == 0
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == f"warning: left out 1 undecodable; see {out}2/skipped.jsonl; and 2 .txt, 1 .avif (not read)"
-    kinds = make(tmp_path / "kinds", *(f"cat/{i}.png" for i in range(12)), *(f"cat/x.kind{i}" for i in range(12)))
-    assert main([str(kinds), "--output", out + "3"]) == 0
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert warning == f"warning: left out 1 undecodable; see {out}2/skipped.jsonl; and 2 .txt, 1 .avif (not read)"
+    many = make(tmp_path / "many", *(f"cat/{i}.png" for i in range(12)), *(f"cat/x.kind{i}" for i in range(12)))
+    assert main([str(many), "--output", out + "3"]) == 0
     assert capsys.readouterr().err.splitlines()[-1].endswith(", 2 others (not read)")
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\n".encode())
-    assert main([str(kinds), "--output", out + "4", "--classes", str(tmp_path / "classes.txt")]) == 0
+    assert main([str(many), "--output", out + "4", "--classes", str(tmp_path / "classes.txt")]) == 0
     assert ImageDataset(out + "4").classes == ("cat",)
     (tmp_path / "classes.txt").write_bytes("cat\n".encode("utf-16"))
-    assert main([str(kinds), "--output", out + "5", "--classes", str(tmp_path / "classes.txt")]) == 2
-    assert "classes.txt: the list of classes is no text in UTF-8" in capsys.readouterr().err
+    assert main([str(many), "--output", out + "5", "--classes", str(tmp_path / "classes.txt")]) == 2
+    assert "classes.txt: the list of classes is not UTF-8 text" in capsys.readouterr().err
 
 
-def test_where_nothing_is_left_the_reasons_are(tmp_path: Path) -> None:
+def test_without_any_image_the_message_has_the_reasons(tmp_path: Path) -> None:
     root = make(tmp_path / "in", "cat/notes.txt")
     (root / "cat" / "0.png").write_bytes(b"text")
     (root / "cat" / "1.png").write_bytes(b"")

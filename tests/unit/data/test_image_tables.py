@@ -1,4 +1,4 @@
-"""Tables and arrays of images: every type that holds bytes or labels, what stands twice, and what a file claims."""
+"""Tables and arrays of images: all types of bytes and labels, duplicate names, and false claims of a file."""
 
 import io
 import json
@@ -26,7 +26,7 @@ NAMES = ["ape", "bee", "cat"]
 
 
 def bmp(pixels: np.ndarray) -> bytes:
-    """All of one length, for a type of a fixed one."""
+    """A BMP file; all have the same length, as fixed_size_binary needs."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()
@@ -36,26 +36,26 @@ FILES = [bmp(pixels) for pixels in PIXELS]
 FIXED = pyarrow.binary(len(FILES[0]))
 
 
-def dictionary(values: list[Any], kind: Any, index: Any) -> Any:
-    known = [value for value in dict.fromkeys(values) if value is not None]
-    indices = pyarrow.array([None if value is None else known.index(value) for value in values], index)
-    return pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(known, kind))
+def dictionary(values: list[Any], value_type: Any, index: Any) -> Any:
+    distinct = [value for value in dict.fromkeys(values) if value is not None]
+    indices = pyarrow.array([None if value is None else distinct.index(value) for value in values], index)
+    return pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(distinct, value_type))
 
 
-def images_of(kind: str, files: list[bytes | None]) -> Any:
+def images_of(column_type: str, files: list[bytes | None]) -> Any:
     """A column of images."""
-    if kind.startswith("struct of "):
-        inner = images_of(kind.removeprefix("struct of "), files)
+    if column_type.startswith("struct of "):
+        inner = images_of(column_type.removeprefix("struct of "), files)
         nulls = pyarrow.array([file is None for file in files])
         return pyarrow.StructArray.from_arrays(
             [inner, pyarrow.array(["x.bmp"] * len(files))], ["bytes", "path"], mask=nulls
         )
-    if kind.startswith("dictionary of "):
-        return dictionary(files, KINDS[kind.removeprefix("dictionary of ")], pyarrow.int32())
-    return pyarrow.array(files, KINDS[kind])
+    if column_type.startswith("dictionary of "):
+        return dictionary(files, BYTES_TYPES[column_type.removeprefix("dictionary of ")], pyarrow.int32())
+    return pyarrow.array(files, BYTES_TYPES[column_type])
 
 
-KINDS = {
+BYTES_TYPES = {
     "binary": pyarrow.binary(),
     "large_binary": pyarrow.large_binary(),
     "fixed_size_binary": FIXED,
@@ -91,42 +91,42 @@ def rows_of(path: Path, *, limits: Limits | None = None) -> list[Example | Bad]:
 
 
 @pytest.mark.parametrize("shape", ["{}", "dictionary of {}", "struct of {}", "struct of dictionary of {}"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_of_every_type_of_bytes(kind: str, shape: str, tmp_path: Path) -> None:
-    if "dictionary" in shape and kind == "binary_view":
+@pytest.mark.parametrize("bytes_type", BYTES_TYPES)
+def test_images_of_every_type_of_bytes(bytes_type: str, shape: str, tmp_path: Path) -> None:
+    if "dictionary" in shape and bytes_type == "binary_view":
         pytest.skip("pyarrow writes no dictionary of views")
     files: list[bytes | None] = [*FILES[:3], None, *FILES[4:]]
-    found = rows_of(table(tmp_path / "a.parquet", images_of(shape.format(kind), files), LABELS))
+    found = rows_of(table(tmp_path / "a.parquet", images_of(shape.format(bytes_type), files), LABELS))
     bad = found.pop(3)
     assert isinstance(bad, Bad) and bad.reason == "undecodable" and "row 4" in bad.where
     assert [item[1:] for item in found] == [(FILES[i], LABELS[i]) for i in range(N) if i != 3]
     assert all(type(item[1]) is bytes for item in found)
 
 
-@pytest.mark.parametrize("kind", [*TEXTS, *NUMBERS])
-def test_labels_of_every_type(kind: str, tmp_path: Path) -> None:
-    labels = (TEXTS | NUMBERS)[kind]
+@pytest.mark.parametrize("label_type", [*TEXTS, *NUMBERS])
+def test_labels_of_every_type(label_type: str, tmp_path: Path) -> None:
+    labels = (TEXTS | NUMBERS)[label_type]
     summary = write_images([table(tmp_path / "a.parquet", FILES, labels)], output=tmp_path / "out", num_threads=1)
-    assert list(summary.classes) == (NAMES if kind in TEXTS else ["0", "1", "2"])
+    assert list(summary.classes) == (NAMES if label_type in TEXTS else ["0", "1", "2"])
     assert np.fromfile(tmp_path / "out" / "shard-00000.labels.bin", "<i4").tolist() == LABELS
 
 
 @pytest.mark.parametrize(
-    "kind", ["string", "large_string", "string_view", "dictionary", "int64", "dictionary of int64"]
+    "label_type", ["string", "large_string", "string_view", "dictionary", "int64", "dictionary of int64"]
 )
-def test_a_missing_label_is_one_bad_record(kind: str, tmp_path: Path) -> None:
-    values: list[Any] = [None if i == 2 else LABELS[i] if "int" in kind else NAMES[LABELS[i]] for i in range(N)]
-    if kind.startswith("dictionary"):
-        column = dictionary(values, pyarrow.int64() if "int" in kind else pyarrow.string(), pyarrow.int8())
+def test_a_missing_label_is_one_bad_record(label_type: str, tmp_path: Path) -> None:
+    values: list[Any] = [None if i == 2 else LABELS[i] if "int" in label_type else NAMES[LABELS[i]] for i in range(N)]
+    if label_type.startswith("dictionary"):
+        column = dictionary(values, pyarrow.int64() if "int" in label_type else pyarrow.string(), pyarrow.int8())
     else:
-        column = pyarrow.array(values, getattr(pyarrow, kind)())
+        column = pyarrow.array(values, getattr(pyarrow, label_type)())
     found = rows_of(table(tmp_path / "a.parquet", FILES, column))
     bad = found.pop(2)
     assert isinstance(bad, Bad) and (bad.reason, bad.problem) == ("label", "no label") and "row 3" in bad.where
     assert all(isinstance(item, Example) for item in found) and len(found) == N - 1
 
 
-def test_a_label_that_is_no_text_is_one_bad_record(tmp_path: Path) -> None:
+def test_a_label_that_is_not_utf_8_is_one_bad_record(tmp_path: Path) -> None:
     offsets, data = pyarrow.py_buffer(np.array([0, 3, 5, 8], np.int32).tobytes()), pyarrow.py_buffer(b"ape\xff\xfecat")
     broken = pyarrow.StringArray.from_buffers(3, offsets, data)
     path = table(tmp_path / "a.parquet", FILES[:3], broken)
@@ -148,21 +148,21 @@ def test_what_pandas_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", [[0.5] * N, [True] * N, [[1]] * N, [b"ape"] * N])
 def test_labels_of_other_types_are_refused(column: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"column 'label' is .*; labels are integers or strings; choose the column"):
+    with pytest.raises(ValueError, match="column 'label' is .*; labels must be integers or strings; choose the column"):
         rows_of(table(tmp_path / "a.parquet", FILES, column))
 
 
-# -- twice -------------------------------------------------------------------------------------------------------------
+# -- duplicate names ---------------------------------------------------------------------------------------------------
 
 
-def test_a_column_that_stands_twice(tmp_path: Path) -> None:
+def test_a_duplicate_column(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     for names, twice in ((["image", "label", "label"], "label"), (["image", "image", "label"], "image")):
         columns = {"image": FILES, "label": LABELS}
         written = pyarrow.Table.from_arrays([pyarrow.array(columns[name]) for name in names], names=names)
         pyarrow.parquet.write_table(written, path)
         for keys in (None, ("image", "label")):
-            with pytest.raises(ValueError, match=rf"a.parquet: '{twice}' stands 2 times in it"):
+            with pytest.raises(ValueError, match=rf"a.parquet: '{twice}' appears 2 times in it"):
                 TableInput(path, keys=keys, limits=Limits())
     names = ["note", "image", "note", "label", "label.note"]
     values = [["x"] * N, FILES, LABELS, LABELS, ["y"] * N]
@@ -170,12 +170,12 @@ def test_a_column_that_stands_twice(tmp_path: Path) -> None:
     assert [item[1:] for item in rows_of(path)] == list(zip(FILES, LABELS, strict=True))
 
 
-def test_an_array_that_stands_twice(tmp_path: Path) -> None:
+def test_a_duplicate_array(tmp_path: Path) -> None:
     for twice in ("labels.npy", "classes.npy"):
         path = plain(tmp_path / "a.npz", images=PIXELS, labels=np.array(LABELS), classes=np.array(NAMES))
         with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr(twice, archive.read(twice))
-        with pytest.raises(ValueError, match=rf"'{twice[:-4]}' stands 2 times in it"):
+        with pytest.raises(ValueError, match=rf"'{twice[:-4]}' appears 2 times in it"):
             open_arrays(path)
 
 
@@ -187,11 +187,11 @@ def noise(size: int) -> bytes:
 
 
 def rows_read(path: Path, monkeypatch: pytest.MonkeyPatch, *, budget: int) -> list[int | Bad]:
-    """How many rows at a time each row group is read by."""
+    """The number of rows per read of each row group."""
     monkeypatch.setattr(tables, "_READ_BYTES", budget)
-    found, metadata = TableInput(path, keys=None, limits=Limits()), pyarrow.parquet.read_metadata(path)
+    table_input, metadata = TableInput(path, keys=None, limits=Limits()), pyarrow.parquet.read_metadata(path)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    return [found._rows_per_read(group, ["image", "label"]) for group in groups]
+    return [table_input._rows_per_read(group, ["image", "label"]) for group in groups]
 
 
 def test_rows_are_read_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,46 +199,46 @@ def test_rows_are_read_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     large, small = [noise(10_000) for _ in range(40)], [noise(10) for _ in range(40)]
     table(path, small + large, [0] * 80, use_dictionary=False, **options)
     assert rows_read(path, monkeypatch, budget=50_000) == [16, 4]
-    same = large[0]  # once in the file, in every row of it
+    same = large[0]  # stored once, used in every row
     table(path, [same] * 40, [0] * 40, **options)
     assert rows_read(path, monkeypatch, budget=50_000) == [4]
-    zeros = [bytes(40_000)] + [b"x"] * 39  # nearly nothing in the file, and all of it in one row
+    zeros = [bytes(40_000)] + [b"x"] * 39  # compresses to almost nothing, and is all in one row
     for use_dictionary in (True, False):
         table(path, zeros, [0] * 40, use_dictionary=use_dictionary, **options)
         assert rows_read(path, monkeypatch, budget=50_000) == [1]
     assert [item.image for item in rows_of(path) if isinstance(item, Example)] == zeros
 
 
-def test_a_dictionary_is_not_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand rows of one value: in memory there are a few of it at a time."""
+def test_a_dictionary_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 300 rows with one value keeps only a few copies of it in memory at a time."""
     monkeypatch.setattr(tables, "_READ_BYTES", 2**20)
     value = noise(2**20)
     for column in ([value] * 300, dictionary([value] * 300, pyarrow.binary(), pyarrow.int8())):
         path = table(tmp_path / "a.parquet", column, [0] * 300)
         assert path.stat().st_size < 2.5 * 2**20
-        before, most = pyarrow.total_allocated_bytes(), 0
+        before, peak = pyarrow.total_allocated_bytes(), 0
         tracemalloc.start()
         for number, item in enumerate(TableInput(path, keys=None, limits=Limits()).examples()):
             assert isinstance(item, Example) and len(item.image) == 2**20
-            most = max(most, pyarrow.total_allocated_bytes() - before)
+            peak = max(peak, pyarrow.total_allocated_bytes() - before)
             del item
             if number == 60:
                 break
-        assert most + tracemalloc.get_traced_memory()[1] < 20 * 2**20
+        assert peak + tracemalloc.get_traced_memory()[1] < 20 * 2**20
         tracemalloc.stop()
 
 
-def test_a_row_group_of_much_in_little_is_one_bad_record(tmp_path: Path) -> None:
+def test_a_row_group_that_expands_above_the_limit_is_one_bad_record(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     files, limits = [*FILES[:3], bytes(100_000), *FILES[4:]], Limits(file_bytes=50_000)
     table(path, files, LABELS, compression="zstd", row_group_size=3, use_dictionary=False)
     found = rows_of(path, limits=limits)
     assert [(item.where.rpartition(": ")[2]) for item in found] == ["row 1", "row 2", "row 3", "rows 4 to 6", "row 7"]
     bad = found[3]
-    assert isinstance(bad, Bad) and bad.reason == "large" and "bytes here, which become 100,4" in bad.problem
+    assert isinstance(bad, Bad) and bad.reason == "large" and "bytes in the file, which expand to 100,4" in bad.problem
     table(path, [*FILES[:3], noise(50_001), *FILES[4:]], LABELS)
     bad = rows_of(path, limits=limits)[3]
-    assert isinstance(bad, Bad) and bad.reason == "large" and "has 50,001 bytes, more than the 50,000" in bad.problem
+    assert isinstance(bad, Bad) and bad.reason == "large" and "has 50,001 bytes, more than 50,000" in bad.problem
     assert not [item for item in rows_of(path) if isinstance(item, Bad)]
 
 
@@ -277,19 +277,19 @@ CLAIMS = {
     "a shape of 2^40": (member("(1099511627776, 4, 4)", bytes(112)), "of shape .*, 17,592,186,044,416 bytes, but has"),
     "a shape beyond 64 bits": (member("(99999999999, 99999999999, 99999999999)"), "bytes, but has 0"),
     "one image of too many bytes": (member("(7, 4, 4, 3)", bytes(335)), "336 bytes, but has 335"),
-    "bytes behind": (member("(7, 4, 4, 3)", bytes(337)), "336 bytes, but has 337"),
+    "bytes after the array": (member("(7, 4, 4, 3)", bytes(337)), "336 bytes, but has 337"),
     "a side below 0": (member("(7, -4, 4)", bytes(112)), r"its shape is \(7, -4, 4\)"),
-    "a side that is a truth": (member("(True, 4, 4)", bytes(16)), r"its shape is \(True, 4, 4\)"),
+    "a side that is a bool": (member("(True, 4, 4)", bytes(16)), r"its shape is \(True, 4, 4\)"),
     "a float": (member("(7.0, 4, 4)", bytes(112)), r"its shape is \(7.0, 4, 4\)"),
     "a list": (member("[7, 4, 4]", bytes(112)), r"its shape is \[7, 4, 4\]"),
-    "objects": (member("(7,)", b"\x80\x04", "'|O'"), "holds Python objects, which are pickles and not read"),
+    "objects": (member("(7,)", b"\x80\x04", "'|O'"), "holds Python objects, which are pickles and are not read"),
     "objects within": (member("(7,)", b"", "[('a', '|O')]"), "holds Python objects"),
-    "a type of none": (member("(7, 4, 4)", bytes(112), "'what'"), "its header is none of numpy's"),
-    "no dictionary": (header("7"), "its header is none of numpy's"),
-    "a word": (header("__import__"), "its header is none of numpy's"),
+    "an unknown dtype": (member("(7, 4, 4)", bytes(112), "'what'"), "its header is not one that numpy writes"),
+    "no dictionary": (header("7"), "its header is not one that numpy writes"),
+    "a word": (header("__import__"), "its header is not one that numpy writes"),
     "a long header": (header("(" * 400 + "," * 400), "its header has 800 characters"),
     "a header that ends early": (b"\x93NUMPY\2\0\xff\xff\xff\xff{}", "its header has 4294967295 characters"),
-    "a version": (b"\x93NUMPY\7\0" + GOOD[8:], "not a .npy of version 1 to 3"),
+    "a version": (b"\x93NUMPY\7\0" + GOOD[8:], "not a .npy file of version 1 to 3"),
     "no array": (b"text", "not a .npy"),
     "nothing": (b"", "not a .npy"),
 }
@@ -307,9 +307,9 @@ def test_an_array_that_claims_what_it_is_not(name: str, key: str, tmp_path: Path
     tracemalloc.stop()
 
 
-def test_headers_that_others_write(tmp_path: Path) -> None:
-    """Of version 2 and 3, of Python 2, and with its keys in another order."""
-    others = [
+def test_valid_headers_of_other_writers(tmp_path: Path) -> None:
+    """Headers of versions 2 and 3, of Python 2, with keys in another order, and for arrays in Fortran's order."""
+    valid = [
         member("(7L, 6L, 5L, 3L)", PIXELS.tobytes()),
         member("(7, 6, 5, 3)", PIXELS.tobytes(), version=2),
         member("(7, 6, 5, 3)", PIXELS.tobytes(), version=3),
@@ -317,7 +317,7 @@ def test_headers_that_others_write(tmp_path: Path) -> None:
         member("(7, 6, 5, 3)", PIXELS.tobytes(order="F"), order="True"),
     ]
     big = member("(7, 1)", np.array(LABELS, ">i4").tobytes(), "'>i4'")
-    for images in others:
+    for images in valid:
         path = by_hand(tmp_path / "a.npz", images=images, labels=big)
         found = list(open_arrays(path).examples())
         assert [item.label for item in found if isinstance(item, Example)] == LABELS
@@ -327,14 +327,14 @@ def test_headers_that_others_write(tmp_path: Path) -> None:
 def test_arrays_above_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = plain(tmp_path / "a.npz", images=PIXELS, labels=np.array(LABELS), classes=np.array(NAMES))
     assert len(list(open_arrays(path, pixels=30).examples())) == N
-    with pytest.raises(ValueError, match=r"\(7, 6, 5, 3\), images of more than the 29 pixels that may be; .*--max-pix"):
+    with pytest.raises(ValueError, match=r"\(7, 6, 5, 3\), images of more than 29 pixels, the limit; .*--max-pix"):
         open_arrays(path, pixels=29)
     first = plain(tmp_path / "first.npz", images=PIXELS.transpose(0, 3, 1, 2), labels=np.array(LABELS))
     assert len(list(open_arrays(first, pixels=30).examples())) == N
-    monkeypatch.setattr(arrays, "_MOST_NAMES", 35)  # of three names of three characters of four bytes: 36
+    monkeypatch.setattr(arrays, "_MAX_CLASS_NAME_BYTES", 35)  # three names of three characters of four bytes have 36
     with pytest.raises(ValueError, match="array 'classes' has 36 bytes, more than 35"):
         open_arrays(path)
-    monkeypatch.setattr(arrays, "_MOST_FORTRAN", 629)
+    monkeypatch.setattr(arrays, "_MAX_FORTRAN_BYTES", 629)
     with pytest.raises(ValueError, match=r"has 630 bytes in Fortran's order, .*; write it in C's order"):
         open_arrays(plain(path, images=np.asfortranarray(PIXELS), labels=np.array(LABELS)))
 
@@ -347,7 +347,7 @@ def test_labels_are_not_all_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     tracemalloc.start()
     assert sum(item.label for item in found.examples() if isinstance(item, Example)) == labels.sum()
     assert list(found.labels()) == [0, 1, 2]
-    assert tracemalloc.get_traced_memory()[1] < 400_000  # bytes, where the labels have 800,000
+    assert tracemalloc.get_traced_memory()[1] < 400_000  # bytes; the labels have 800,000
     tracemalloc.stop()
 
 
@@ -358,15 +358,15 @@ def test_a_file_that_is_no_npz(tmp_path: Path) -> None:
         open_arrays(tmp_path / "a.npz")
     path = by_hand(tmp_path / "b.npz", images=GOOD, labels=GOOD_LABELS)
     data = bytearray(path.read_bytes())
-    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        at = data.index(mark) + place
-        data[at] |= 1  # locked with a password
+    for mark, distance in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = data.index(mark) + distance
+        data[at] |= 1  # the flag of encryption with a password
     path.write_bytes(data)
     with pytest.raises(ValueError, match="b.npz: its arrays cannot be read .*password"):
         open_arrays(path)
 
 
-def test_notes_of_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_metadata_of_a_table(tmp_path: Path) -> None:
     for note in ("{", '{"info": 3}', json.dumps({"info": {"features": {"label": {"names": 3}}}})):
         written = pyarrow.table({"image": FILES, "label": LABELS}).replace_schema_metadata({"huggingface": note})
         pyarrow.parquet.write_table(written, tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""The image writer against plain readings: Pillow and numpy on the files that the inputs were made of."""
+"""The image writer against a plain reference: Pillow and numpy on the source files of the inputs."""
 
 import gzip
 import io
@@ -24,12 +24,12 @@ CLASSES = ["ape", "bee", "cat"]
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
 LABELS = np.sort(RNG.integers(0, 3, N))
-"""Sorted, so that a folder gives the same order as the other kinds."""
+"""Sorted, so that a folder gives the same order as the other formats."""
 
 
-def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(pixels: np.ndarray, file_format: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
+    Image.fromarray(pixels).save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -94,7 +94,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+INPUTS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "folder": (make_folder, {}),
     "hf.parquet": (make_parquet, {}),
     "binary.parquet": (make_parquet, {"binary": True}),
@@ -131,10 +131,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_input_gives_its_images(kind: str, tmp_path: Path) -> None:
-    make, options = KINDS[kind]
-    summary = write(make(tmp_path / kind, **options), tmp_path / "out", shard_images=10)
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_input_format_gives_its_images(name: str, tmp_path: Path) -> None:
+    make, options = INPUTS[name]
+    summary = write(make(tmp_path / name, **options), tmp_path / "out", shard_images=10)
     pixels, labels, index = read(tmp_path / "out")
     np.testing.assert_array_equal(pixels, PIXELS)
     np.testing.assert_array_equal(labels, LABELS)
@@ -152,11 +152,11 @@ def test_every_kind_of_input_gives_its_images(kind: str, tmp_path: Path) -> None
     assert "skipped.jsonl" not in contents(tmp_path / "out") and len(contents(tmp_path / "out")) == 7
 
 
-def test_all_kinds_give_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
+def test_all_formats_give_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
     written = []
-    for number, (kind, threads) in enumerate([("folder", 1), ("folder", 3), ("web.tar", 2), ("plain.npz", 4)]):
-        source = tmp_path / f"{number}-{kind}"
-        KINDS[kind][0](source, **KINDS[kind][1])
+    for number, (name, threads) in enumerate([("folder", 1), ("folder", 3), ("web.tar", 2), ("plain.npz", 4)]):
+        source = tmp_path / f"{number}-{name}"
+        INPUTS[name][0](source, **INPUTS[name][1])
         write(source, tmp_path / f"out{number}", shard_images=10, num_threads=threads)
         written.append(contents(tmp_path / f"out{number}"))
     assert written[0] == written[1] == written[2] == written[3]
@@ -178,8 +178,8 @@ def test_folders_within_a_class_are_read_by_name(tmp_path: Path) -> None:
 
 def test_files_are_kept_byte_for_byte(tmp_path: Path) -> None:
     sizes = RNG.integers(8, 40, (N, 2)).tolist()
-    kinds = ["JPEG", "PNG", "WEBP"]
-    files = [encoded(RNG.integers(0, 256, (*size, 3), dtype=np.uint8), kinds[i % 3]) for i, size in enumerate(sizes)]
+    formats = ["JPEG", "PNG", "WEBP"]
+    files = [encoded(RNG.integers(0, 256, (*size, 3), dtype=np.uint8), formats[i % 3]) for i, size in enumerate(sizes)]
     write(make_folder(tmp_path / "in", files, "jpg"), tmp_path / "out", encoding="file", shard_images=10)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert (index["height"], index["width"], index["channels"]) == (None, None, 3)
@@ -200,16 +200,16 @@ def test_files_are_kept_byte_for_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 20), (20, 36), (10, 10), (5, 13)])
-def test_size_resizes_the_shorter_side_and_cuts_the_centre(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_size_resizes_the_shorter_side_and_crops_the_centre(shape: tuple[int, int], tmp_path: Path) -> None:
     image = Image.fromarray(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8))
     write(make_folder(tmp_path / "in", [encoded(np.asarray(image))] * N), tmp_path / "out", size=10)
-    scale = 10 / min(shape)  # so that sides and cuts are whole pixels
+    scale = 10 / min(shape)  # so that sides and crops are whole pixels
     whole = image.resize((int(shape[1] * scale), int(shape[0] * scale)), Image.Resampling.BILINEAR)
     left, top = (whole.width - 10) // 2, (whole.height - 10) // 2
     expected = np.asarray(whole.crop((left, top, left + 10, top + 10)))
     pixels = read(tmp_path / "out")[0]
     assert pixels.shape == (N, 10, 10, 3)
-    np.testing.assert_allclose(pixels, np.stack([expected] * N), atol=1)  # rounding alone differs
+    np.testing.assert_allclose(pixels, np.stack([expected] * N), atol=1)  # only rounding differs
 
 
 MODES: dict[str, Callable[[np.ndarray], bytes]] = {
@@ -231,7 +231,7 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def turned(gray: np.ndarray) -> bytes:
-    """Stored on its side, and a note in EXIF that says so."""
+    """Stored on its side, with the EXIF orientation that turns it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
     return encoded(np.rot90(gray), exif=exif)
@@ -300,13 +300,13 @@ def test_sources_have_shards_of_their_own(tmp_path: Path) -> None:
         (lambda path: make_parquet(path / "a.parquet", names=False), ["0", "1", "2"]),
     ],
 )
-def test_classes_that_are_found(make: Callable[[Path], Path], classes: list[str], tmp_path: Path) -> None:
+def test_classes_from_the_inputs(make: Callable[[Path], Path], classes: list[str], tmp_path: Path) -> None:
     summary = write(make(tmp_path), tmp_path / "out")
     assert list(summary.classes) == classes
     assert read(tmp_path / "out")[1].tolist() == LABELS.tolist()
 
 
-def test_classes_that_are_given_number_the_labels(tmp_path: Path) -> None:
+def test_given_classes_define_the_labels(tmp_path: Path) -> None:
     given = ["dog", "cat", "bee", "ape"]
     summary = write(make_folder(tmp_path / "in"), tmp_path / "out", classes=given)
     assert summary.class_counts == (0, *np.bincount(LABELS)[::-1].tolist())
@@ -319,16 +319,20 @@ def test_classes_that_are_given_number_the_labels(tmp_path: Path) -> None:
     ("inputs", "options", "message"),
     [
         (["cats.npz", "dogs.npz"], {}, r"different classes, a, b and b, a; give the classes in order with --classes"),
-        (["folder", "plain.npz"], {}, r"names \(ape, bee, cat\) as well as numbers; give the classes in order"),
+        (
+            ["folder", "plain.npz"],
+            {},
+            r"labels are names \(ape, bee, cat\) and others are numbers; give the classes",
+        ),
         (["wild.npz"], {}, r"the largest label is 100000; give the classes in order with --classes"),
         (["unlabelled.npz"], {}, "no input has a label; give the classes"),
         (["folder"], {"classes": []}, "no classes"),
-        (["folder"], {"classes": ["ape", "bee", "cat", "bee"]}, "'bee' stands twice"),
-        (["folder"], {"classes": ["ape", "bee"]}, r"label 'cat' is none of the classes \(ape, bee\); correct it"),
+        (["folder"], {"classes": ["ape", "bee", "cat", "bee"]}, "'bee' appears twice"),
+        (["folder"], {"classes": ["ape", "bee"]}, r"label 'cat' is not one of the classes \(ape, bee\); correct it"),
         (["plain.npz"], {"classes": ["a", "b"]}, r"plain.npz: image \d+: label 2 is outside \[0, 2\), the classes"),
     ],
 )
-def test_classes_that_are_not_clear(inputs: list[str], options: Any, message: str, tmp_path: Path) -> None:
+def test_ambiguous_classes(inputs: list[str], options: Any, message: str, tmp_path: Path) -> None:
     make_folder(tmp_path / "folder")
     images = np.zeros((2, 4, 4), np.uint8)
     for name, more in (("cats", ["a", "b"]), ("dogs", ["b", "a"])):
@@ -342,7 +346,7 @@ def test_classes_that_are_not_clear(inputs: list[str], options: Any, message: st
 
 
 def test_members_of_a_tar_file(tmp_path: Path) -> None:
-    """Keys end at the first dot; numbers in text are numbers, in whose order the classes are."""
+    """Keys end at the first dot. Numbers in text are numbers, and define the order of the classes."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i, number in enumerate((10, 2, 0)):
             add(tar, f"{i}.png", FILES[i])
@@ -356,7 +360,7 @@ def test_members_of_a_tar_file(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
         for extension in ("png", "jpg"):
             add(tar, f"9.{extension}", FILES[0])
-    with pytest.raises(ValueError, match=r"a.tar: 9: both jpg and png; write one image a key"):
+    with pytest.raises(ValueError, match=r"a.tar: 9: both jpg and png; write one image per key"):
         write(tmp_path / "a.tar", tmp_path / "out2")
 
 
@@ -375,8 +379,8 @@ def bad_parquet(path: Path, image: Any, label: int | None) -> Path:
     images[5] = image
     labels: list[int | None] = LABELS.tolist()
     labels[5] = label
-    kinds = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.table({"image": pyarrow.array(images, kinds), "label": pyarrow.array(labels, pyarrow.int64())})
+    image_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"image": pyarrow.array(images, image_type), "label": pyarrow.array(labels, pyarrow.int64())})
     features = {"label": {"names": CLASSES}}
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pyarrow.parquet.write_table(table, path)
@@ -384,7 +388,7 @@ def bad_parquet(path: Path, image: Any, label: int | None) -> Path:
 
 
 def bad_tar(path: Path, name: str, data: bytes) -> Path:
-    """A tar of good examples and one member more, of a key of its own."""
+    """A tar of good examples and one more member with its own key."""
     make_tar(path)
     with tarfile.open(path, "a") as tar:
         add(tar, name, data)
@@ -400,7 +404,7 @@ def cut(path: Path, share: float) -> Path:
 
 
 def cut_between_members(path: Path) -> Path:
-    """Behind the last whole member: nothing but the mark of the end is missing."""
+    """Cut after the last whole member, so that only the end mark is missing."""
     with tarfile.open(make_tar(path)) as tar:
         end = tar.getmembers()[-1].offset_data + tarfile.BLOCKSIZE
     path.write_bytes(path.read_bytes()[:end])
@@ -440,7 +444,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "size": (
         lambda p: bad_folder(p / "in", "bee/x.png", bad_shape()),
-        r"x.png: is 13 x 12 pixels where the first image, .*ape.*, is 12 x 12; bring all to one size with --size N",
+        r"x.png: is 13 x 12 pixels, but the first image, .*ape.*, is 12 x 12; resize all images with --size N",
         "size",
     ),
     "stray": (
@@ -479,9 +483,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_image_is_refused_or_skipped(kind: str, tmp_path: Path) -> None:
-    make, message, reason = BAD[kind]
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_image_is_refused_or_skipped(case: str, tmp_path: Path) -> None:
+    make, message, reason = BAD[case]
     source = make(tmp_path)
     with pytest.raises(ValueError, match=f"{message}.*, or leave out what cannot be used with --on-bad skip$"):
         write(source, tmp_path / "out")
@@ -492,11 +496,11 @@ def test_a_bad_image_is_refused_or_skipped(kind: str, tmp_path: Path) -> None:
     pixels, _, index = read(tmp_path / "out")
     good = (
         np.delete(PIXELS, 5, axis=0)
-        if kind.startswith(("a null", "a path", "a bad", "a label", "no label"))
+        if case.startswith(("a null", "a path", "a bad", "a label", "no label"))
         else PIXELS
     )
     np.testing.assert_array_equal(pixels[: len(good)], good)
-    assert len(pixels) == summary.num_images == len(good) + kind.startswith(("a member", "a lone"))
+    assert len(pixels) == summary.num_images == len(good) + case.startswith(("a member", "a lone"))
     assert index["skipped"] == summary.skipped and index["classes"] == CLASSES
     (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     record = json.loads(line)
@@ -506,7 +510,7 @@ def test_a_bad_image_is_refused_or_skipped(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [None, CLASSES])
 @pytest.mark.parametrize("wrong", [-1, 3])
 def test_a_label_that_is_no_class(classes: list[str] | None, wrong: int, tmp_path: Path) -> None:
-    """Listed in the file, given, or found: in the last case 3 is one class more."""
+    """With classes listed in the file, given, or found in the labels; then label 3 only adds a class."""
     labels = [0, wrong, 2]
     listed = plain_npz(tmp_path / "listed.npz", x=PIXELS[:3], y=labels, classes=np.array(CLASSES))
     plain = plain_npz(tmp_path / "plain.npz", x=PIXELS[:3], y=labels)
@@ -528,9 +532,9 @@ DAMAGED: dict[str, tuple[Callable[[Path], Path], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_file_is_refused_or_ends_early(kind: str, tmp_path: Path) -> None:
-    make, message, least = DAMAGED[kind]
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_is_refused_or_ends_early(case: str, tmp_path: Path) -> None:
+    make, message, min_images = DAMAGED[case]
     source = make(tmp_path)
     more = make_npz(tmp_path / "more.npz")
     with pytest.raises(ValueError, match=message):
@@ -538,7 +542,7 @@ def test_a_damaged_file_is_refused_or_ends_early(kind: str, tmp_path: Path) -> N
     summary = write_images([source, more], output=tmp_path / "out", classes=CLASSES, on_bad="skip")
     pixels, labels, _ = read(tmp_path / "out")
     before = len(pixels) - N
-    assert least <= before <= N and summary.skipped == {"damaged": 1}
+    assert min_images <= before <= N and summary.skipped == {"damaged": 1}
     np.testing.assert_array_equal(pixels, np.concatenate([PIXELS[:before], PIXELS]))
     assert labels.tolist() == [*LABELS[:before], *LABELS]
 
@@ -560,14 +564,14 @@ def plain_npz(path: Path, **arrays: Any) -> Path:
 ZEROS, TWO = np.zeros((2, 5, 5), np.uint8), np.zeros(2, np.int64)
 UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: p / "none", "none: no such file or folder; correct the path"),
-    "kind": (lambda p: bad_folder(p, "x.zip", b"") / "x.zip", "x.zip: unsupported kind of file; give .parquet, .npz"),
+    "kind": (lambda p: bad_folder(p, "x.zip", b"") / "x.zip", "x.zip: unsupported file format; give .parquet, .npz"),
     "no folder": (
         lambda p: cut(bad_folder(p / "in", "a.txt", b"") / "a.txt", 1).parent / "ape" / "deep",
         "has no folder",
     ),
     "columns": (
         lambda p: written_table(p / "a.parquet", {"picture": [b""], "label": [0]}),
-        "a.parquet: none of image, .* for the images; name those .* with --keys IMAGE,LABEL, of picture, label",
+        "a.parquet: none of image, .* for the images; choose the names .* with --keys IMAGE,LABEL, from picture, label",
     ),
     "two columns": (
         lambda p: written_table(p / "a.parquet", {"img": [b""], "image": [b""], "label": [0]}),
@@ -585,11 +589,11 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no zip": (lambda p: bad_folder(p, "a.npz", b"PK") / "a.npz", "a.npz: damaged or not a .npz file"),
     "floats": (lambda p: plain_npz(p / "a.npz", x=ZEROS / 1, y=TWO), "array 'x' is float64, not uint8; scale it"),
     "pickles": (lambda p: plain_npz(p / "a.npz", x=ZEROS, y=np.array([{}, {}])), "its arrays cannot be read"),
-    "shape": (lambda p: plain_npz(p / "a.npz", x=ZEROS[0], y=TWO), r"has shape \(5, 5\), in which images"),
-    "zero pixels": (lambda p: plain_npz(p / "a.npz", x=ZEROS[:, :0], y=TWO), r"has shape \(2, 0, 5\), in which images"),
+    "shape": (lambda p: plain_npz(p / "a.npz", x=ZEROS[0], y=TWO), r"has shape \(5, 5\), not clearly \[N, H, W\]"),
+    "zero pixels": (lambda p: plain_npz(p / "a.npz", x=ZEROS[:, :0], y=TWO), r"has shape \(2, 0, 5\), not clearly"),
     "layout": (
         lambda p: plain_npz(p / "a.npz", x=np.zeros((2, 3, 5, 3), np.uint8), y=TWO),
-        r"has shape \(2, 3, 5, 3\), .* not clear; bring it to \[N, H, W, C\] and keep one axis alone at 1, 3 or 4",
+        r"shape \(2, 3, 5, 3\), not clearly .*; reshape it to \[N, H, W, C\] in which only one of H and C is 1, 3 or 4",
     ),
     "lengths": (lambda p: plain_npz(p / "a.npz", x=ZEROS, y=TWO[:1]), r"int64 of shape \(1,\); labels are integers"),
     "float labels": (lambda p: plain_npz(p / "a.npz", x=ZEROS, y=TWO / 1), r"array 'y' is float64 of shape \(2,\)"),
@@ -602,9 +606,9 @@ def written_table(path: Path, columns: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_an_input_that_cannot_be_used(kind: str, tmp_path: Path) -> None:
-    make, message = UNREADABLE[kind]
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_an_input_that_cannot_be_used(case: str, tmp_path: Path) -> None:
+    make, message = UNREADABLE[case]
     with pytest.raises(ValueError, match=message):
         write(make(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -626,19 +630,19 @@ def test_a_class_folder_of_archives_names_the_input(tmp_path: Path) -> None:
         ({"size": -1}, "size is -1"),
         ({"shard_images": 0}, "shard_images is 0; set it to 1 or more"),
         ({"num_threads": 0}, "num_threads is 0"),
-        ({"encoding": "file", "size": 8}, "encoding file keeps images as they are: leave the size out"),
-        ({"encoding": "file"}, "encoding file keeps files, but a .npz file holds pixels"),
+        ({"encoding": "file", "size": 8}, "encoding file keeps images as they are: omit size"),
+        ({"encoding": "file"}, "encoding file stores files, but a .npz file holds pixels"),
     ],
 )
-def test_arguments_that_make_no_sense(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_arguments_out_of_range(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         write(make_npz(tmp_path / "a.npz"), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_kind_of_file_that_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_format_that_is_not_stored(tmp_path: Path) -> None:
     files = [encoded(PIXELS[0], "BMP")] * N
-    with pytest.raises(ValueError, match="is BMP, but encoding file keeps JPEG, PNG and WebP; convert it, or write"):
+    with pytest.raises(ValueError, match="is BMP, but encoding file stores JPEG, PNG and WebP; convert it, or write"):
         write(make_folder(tmp_path / "in", files, "bmp"), tmp_path / "out", encoding="file")
 
 
@@ -646,9 +650,7 @@ def test_a_kind_of_file_that_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["raw", "file"])
-def test_an_end_in_the_middle_leaves_no_data_set(
-    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_writer_leaves_no_data_set(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_folder(tmp_path / "in")
     write(source, tmp_path / "whole", shard_images=5, encoding=encoding)
     with monkeypatch.context() as patched:
@@ -659,7 +661,7 @@ def test_an_end_in_the_middle_leaves_no_data_set(
             if len(calls) == 3:
                 raise KeyboardInterrupt
 
-        patched.setattr(writer, "clear", lambda folder: None)  # as if killed: nothing is tidied up
+        patched.setattr(writer, "remove_leftovers", lambda folder: None)  # as if killed
         finish = writer.ImageShardWriter.finish
         patched.setattr(writer.ImageShardWriter, "finish", lambda self: stop() or finish(self))
         with pytest.raises(KeyboardInterrupt):
@@ -675,7 +677,7 @@ def test_an_end_in_the_middle_leaves_no_data_set(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_an_error_takes_away_what_was_written(tmp_path: Path) -> None:
+def test_an_error_removes_what_was_written(tmp_path: Path) -> None:
     source = bad_folder(tmp_path / "in", "cat/zzz.png", b"text")
     with pytest.raises(ValueError, match=r"zzz.png"):
         write(source, tmp_path / "out", shard_images=5)
@@ -688,7 +690,7 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match="out: holds a finished data set; choose another --output, or delete it"):
         write(source, tmp_path / "out")
-    writer.clear(tmp_path / "out")  # as after an interrupt behind the last write
+    writer.remove_leftovers(tmp_path / "out")  # as after an interrupt right after the last write
     assert contents(tmp_path / "out") == before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file: is a file; choose a folder"):
@@ -700,7 +702,7 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
         tokens = tmp_path / name
         tokens.mkdir()
         (tokens / name).write_bytes(b"tokens")
-        with pytest.raises(ValueError, match="holds shards of another kind"):
+        with pytest.raises(ValueError, match="holds shards of another format"):
             write(source, tokens)
         assert (tokens / name).read_bytes() == b"tokens"
 
@@ -724,11 +726,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = str(tmp_path / "out")
     arguments = [f"a={tmp_path}/a.npz", f"b={tmp_path}/in", "--output", out, "--size", "6", "--on-bad", "skip"]
     assert main([*arguments, "--keys", "pictures,what", "--classes", str(tmp_path / "classes.txt")]) == 0
-    told = capsys.readouterr()
-    assert f"left out 1 undecodable; see {out}/skipped.jsonl" in told.err
-    assert "no image of 1 classes (dog)" in told.err
-    assert f"{out}: {2 * N} images of 4 classes, 0.0 MB in 2 shards" in told.out
-    assert f"a: {N} images (50.0%)" in told.out and f'ImageDataset("{out}")' in told.out
+    printed = capsys.readouterr()
+    assert f"left out 1 undecodable; see {out}/skipped.jsonl" in printed.err
+    assert "no image of 1 classes (dog)" in printed.err
+    assert f"{out}: {2 * N} images of 4 classes, 0.0 MB in 2 shards" in printed.out
+    assert f"a: {N} images (50.0%)" in printed.out and f'ImageDataset("{out}")' in printed.out
     assert ImageDataset(out).classes == (*CLASSES, "dog") and ImageDataset(out).size == 6
     gray = ["--grayscale", "--classes", "ape,bee,cat", "--keys", "pictures,what", "--encoding", "raw"]
     assert main([f"{tmp_path}/a.npz", "--output", f"{out}2", *gray]) == 0
@@ -746,7 +748,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["a.npz", "--output", "/dev/null/out"], "error: "),
     ],
 )
-def test_mistakes_are_told_in_one_message(
+def test_errors_are_printed_in_one_message(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

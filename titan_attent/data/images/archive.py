@@ -1,10 +1,10 @@
-"""The members of a tar file, one after the other, to its very end.
+"""Reads the members of a tar file in order and checks the whole file, up to its last byte.
 
-Python's tarfile takes a damaged header for the end of an archive, does not look behind the first end, and sets aside
-the memory that a header declares. Here an archive is headers and contents without a gap, then two blocks of zeros, and
-nothing but zeros behind them (POSIX.1-2008, pax; long names of ustar, GNU and pax).
+Python's tarfile takes a damaged header for the end of an archive, ignores everything after the first end mark, and
+allocates as much memory as a header declares. This reader accepts only headers and contents without a gap, followed by
+two blocks of zeros and then only zeros (POSIX.1-2008, pax; long names of ustar, GNU and pax).
 
-Cost: one header in memory, and a member's content if it is asked for, block by block: never more than the file holds.
+Cost: one header in memory, plus the content of a member if it is read, block by block: never more than the file holds.
 """
 
 import gzip
@@ -17,26 +17,32 @@ from typing import IO, NamedTuple
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 2**20
-MOST_HEADER = 2**20
-"""Bytes of a long name or of pax fields."""
+MAX_HEADER_BYTES = 2**20
+"""Largest long name or set of pax fields, in bytes."""
 _ENCODING = ("utf-8", "surrogateescape")
-_KINDS = {tarfile.DIRTYPE: "folder", tarfile.LNKTYPE: "link", tarfile.SYMTYPE: "link"}
-_KINDS |= dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE), "file")
+_FILE_TYPES = {tarfile.DIRTYPE: "folder", tarfile.LNKTYPE: "link", tarfile.SYMTYPE: "link"}
+_FILE_TYPES |= dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE), "file")
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_ZIPPED = b"\x1f\x8b"
+_GZIP_MAGIC = b"\x1f\x8b"
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
 
 class Damaged(Exception):
-    """The file is no archive from here on; says why."""
+    """From this point on the file is not a valid archive; the message says why."""
 
 
 class Member(NamedTuple):
-    """A member of kind "file", "link", "folder", or "other": a sparse file, device or pipe. ``size`` as declared."""
+    """A member of the archive.
+
+    Attributes:
+        file_type: "file", "link", "folder", or "other" for a sparse file, device or pipe.
+        size: bytes that the header declares.
+        link: name that a link points to.
+    """
 
     name: str
-    kind: str
+    file_type: str
     size: int
     link: str
 
@@ -45,12 +51,12 @@ class Archive:
     """A .tar or .tar.gz file; a context manager, whose methods raise :class:`Damaged`."""
 
     def __init__(self, path: Path):
-        zipped = path.name.lower().endswith("gz")
+        is_gzip = path.name.lower().endswith("gz")
         try:
-            self._file: IO[bytes] = gzip.open(path) if zipped else open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115
+            self._file: IO[bytes] = gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115
         except OSError as error:
             raise Damaged(str(error)) from error
-        self._size = None if zipped else path.stat().st_size
+        self._size = None if is_gzip else path.stat().st_size
         self._block, self._left = b"", 0
         self._global: dict[str, str] = {}
 
@@ -61,7 +67,7 @@ class Archive:
         self._file.close()
 
     def members(self) -> Iterator[Member]:
-        """All of them, in order."""
+        """Every member, in order."""
         fields: dict[str, str] = {}
         while (header := self._header()) is not None:
             if header.type in (_LONG_NAME, _LONG_LINK, *_PAX, tarfile.XGLTYPE):
@@ -76,24 +82,24 @@ class Archive:
                 continue
             fields = self._global | fields
             size = _declared(fields["size"]) if "size" in fields else header.size
-            kind = _KINDS.get(header.type, "other")
+            file_type = _FILE_TYPES.get(header.type, "other")
             if any(name.startswith("GNU.sparse") for name in fields):
-                kind = "other"
+                file_type = "other"
             if header.type == tarfile.GNUTYPE_SPARSE:
                 self._skip_sparse_headers()
-            # What a link, folder or device declares is not stored.
+            # A link, folder or device may declare a size, but has no content in the file.
             stored = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
             self._left = size if stored else 0
             name, at = fields.get("GNU.sparse.name", fields.get("path", header.name)), self._tell()
             if self._size is not None and at + self._left > self._size:
-                raise Damaged(f"{name} is to be of {size:,} bytes where the file has {self._size - at:,} left")
+                raise Damaged(f"{name} declares {size:,} bytes, but the file has only {self._size - at:,} left")
             end = at + -(-self._left // _BLOCK) * _BLOCK
-            yield Member(name, kind, size, fields.get("linkpath", header.linkname))
+            yield Member(name, file_type, size, fields.get("linkpath", header.linkname))
             self._seek(end)
             fields = {}
 
     def read(self) -> bytes:
-        """The content of the member that came last."""
+        """The content of the member that :meth:`members` gave last."""
         content = bytearray()
         while left := self._left - len(content):
             data = self._read(min(left, _CHUNK))
@@ -104,10 +110,10 @@ class Archive:
         return bytes(content)
 
     def _header(self) -> tarfile.TarInfo | None:
-        """The next one; None at a block of zeros."""
+        """The next header; None at a block of zeros."""
         at, block = self._tell(), self._read(_BLOCK)
-        if not at and block.startswith(_ZIPPED) and self._size is not None:
-            raise Damaged("it is packed with gzip; name it .tar.gz")
+        if not at and block.startswith(_GZIP_MAGIC) and self._size is not None:
+            raise Damaged("it is compressed with gzip; rename it to .tar.gz")
         if len(block) < _BLOCK:
             raise Damaged("no end-of-archive mark")
         if not any(block):
@@ -122,8 +128,9 @@ class Archive:
         return header
 
     def _extension(self, size: int) -> bytes:
-        if size > MOST_HEADER:
-            raise Damaged(f"a header of {size:,} bytes at byte {self._tell():,}")
+        """The content of a header that carries a long name or pax fields."""
+        if size > MAX_HEADER_BYTES:
+            raise Damaged(f"an extended header at byte {self._tell():,} declares {size:,} bytes, more than are read")
         padded = -(-size // _BLOCK) * _BLOCK
         content = self._read(padded)
         if len(content) < padded:
@@ -131,24 +138,23 @@ class Archive:
         return content[:size]
 
     def _skip_sparse_headers(self) -> None:
-        """GNU's, each of which says whether another one follows."""
-        more = self._block[482]
-        while more:
+        """Skip GNU's sparse headers; a flag in each says whether another one follows."""
+        has_next = self._block[482]
+        while has_next:
             block = self._read(_BLOCK)
             if len(block) < _BLOCK:
                 raise Damaged("no end-of-archive mark")
-            more = block[504]
+            has_next = block[504]
 
     def check_end(self) -> None:
-        """To be called once, behind the last member: that the file ends there."""
+        """Raise Damaged unless the archive ends here. Call it once, after the last member."""
         block = self._read(_BLOCK)
         if len(block) < _BLOCK:
             raise Damaged("no end-of-archive mark: one block of zeros, not two")
         while block:
             if any(block):
                 at = self._tell() - len(block)
-                what = f"something follows the end of the archive, behind byte {at:,}: another archive, or damage"
-                raise Damaged(what)
+                raise Damaged(f"data follows the end of the archive, after byte {at:,}: another archive, or damage")
             block = self._read(_CHUNK)
 
     def _read(self, size: int) -> bytes:
@@ -169,18 +175,18 @@ class Archive:
 
 def _declared(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
-        raise Damaged(f"a member of {text[:30]!r} bytes")
+        raise Damaged(f"a member declares a size of {text[:30]!r} bytes")
     return int(text)
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """Records of ``LENGTH KEY=VALUE`` and a line's end."""
+    """The fields of pax records, each ``LENGTH KEY=VALUE`` and a newline."""
     fields, at = {}, 0
     while at < len(content.rstrip(b"\0")):
         match = _RECORD.match(content, at)
         end = at + int(match[1]) if match else 0
         if not match or not match.end() < end <= len(content) or content[end - 1 : end] != b"\n":
-            raise Damaged("pax fields that cannot be read")
+            raise Damaged("its pax fields cannot be read")
         fields[match[2].decode(*_ENCODING)] = content[match.end() : end - 1].decode(*_ENCODING)
         at = end
     return fields

@@ -1,9 +1,10 @@
-"""Images of a .npz file, streamed out of the zip file, packed or not.
+"""Images of a .npz file, streamed from the zip file, compressed or not.
 
-What an array is stands in its header, which has to agree with the bytes that the zip file says of it, before any of
-them is unpacked.
+Before anything is unpacked, the shape and dtype in the header of an array must match the bytes that the zip file
+declares for it.
 
-Cost: a megabyte of images and of labels in memory, or one image; of arrays in Fortran's order all images.
+Cost: 1 MiB of images and 1 MiB of labels in memory, or one image if it is larger; an array in Fortran's order is in
+memory as a whole.
 """
 
 import ast
@@ -17,21 +18,21 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
+from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose_key
 from titan_attent.data.io.walk import LeftOut
 
 _BLOCK = 2**20
 _CHANNELS = (1, 3, 4)
-_MOST_HEADER = 2**9
-"""Characters of the header of an array, which are about 100."""
-_MOST_NAMES = 2**26
-"""Bytes of the names of the classes."""
-_MOST_FORTRAN = 2**32
-"""Bytes of images in Fortran's order."""
+_MAX_HEADER_CHARS = 2**9
+"""Longest header of an array, in characters; numpy writes about 100."""
+_MAX_CLASS_NAME_BYTES = 2**26
+"""Largest array of class names, in bytes."""
+_MAX_FORTRAN_BYTES = 2**32
+"""Largest array of images in Fortran's order, in bytes."""
 
 
 class _Array(NamedTuple):
-    """What the header of an array says."""
+    """The header of an array."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -43,11 +44,14 @@ class _Array(NamedTuple):
 
 
 class ArraysInput:
-    """A .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels of integers [N], perhaps ``classes``.
+    """A .npz file with images and labels.
+
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels integers [N]. An array ``classes`` of names is
+    optional.
 
     Raises:
-        ValueError: it is damaged, or its arrays are missing, of another type or shape, of an ambiguous one, of objects,
-            of other bytes than their headers say, or of images above the limit.
+        ValueError: the file is damaged, or the images are above the limits. Also if an array is missing, holds Python
+            objects, or has a wrong dtype, an ambiguous shape, or another size than its header declares.
     """
 
     holds_files = False
@@ -61,15 +65,17 @@ class ArraysInput:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
         except Exception as error:  # zipfile raises nearly anything on damaged bytes
             raise ValueError(f"{path}: damaged or not a .npz file ({error}); copy or write it again") from error
-        wanted = keys or (None, None)
+        image_key, label_key = keys or (None, None)
         where = str(path)
-        self.image_key = choose(names, wanted=wanted[0], usual=IMAGE_KEYS, what="images", where=where)
-        self.label_key = choose(names, wanted=wanted[1], usual=LABEL_KEYS, what="labels", where=where)
-        listed = choose(names, wanted="classes", usual=(), what="classes", where=where) if "classes" in names else None
+        self.image_key = choose_key(names, requested=image_key, defaults=IMAGE_KEYS, role="images", where=where)
+        self.label_key = choose_key(names, requested=label_key, defaults=LABEL_KEYS, role="labels", where=where)
+        has_classes = "classes" in names
+        if has_classes:
+            choose_key(names, requested="classes", defaults=(), role="classes", where=where)
         try:
             with zipfile.ZipFile(path) as archive:
                 self._images, numbers = (_header(archive, key) for key in (self.image_key, self.label_key))
-                classes = _read_names(archive) if listed else None
+                classes = _read_names(archive) if has_classes else None
         except Exception as error:
             raise ValueError(f"{path}: its arrays cannot be read ({error}); write the file again") from error
         self.shape, dtype = self._images.shape, self._images.dtype
@@ -87,14 +93,14 @@ class ArraysInput:
         self.names = classes
 
     def _find_channels(self) -> int | None:
-        """The axis of an image that holds its channels, None for [H, W]; ValueError if it is not clear."""
+        """The axis of an image that holds its channels, None for [H, W]; ValueError if it is ambiguous."""
         shape = self.shape
         at = [axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in _CHANNELS]
         if len(shape) not in (3, 4) or 0 in shape or (len(shape) == 4 and len(at) != 1):
             raise ValueError(
-                f"{self.path}: array {self.image_key!r} has shape {shape}, in which images [N, H, W], [N, H, W, C] or "
-                "[N, C, H, W], of 1, 3 or 4 channels, are not clear; bring it to [N, H, W, C]"
-                + (" and keep one axis alone at 1, 3 or 4" if len(at) == 2 else "")
+                f"{self.path}: array {self.image_key!r} has shape {shape}, not clearly [N, H, W], [N, H, W, C] or "
+                "[N, C, H, W] with 1, 3 or 4 channels; reshape it to [N, H, W, C]"
+                + (" in which only one of H and C is 1, 3 or 4" if len(at) == 2 else "")
             )
         return at[0] - 1 if at else None
 
@@ -102,21 +108,21 @@ class ArraysInput:
         sides = [side for axis, side in enumerate(self.shape[1:]) if axis != self.channels_at]
         if math.prod(sides) > limits.pixels:
             raise ValueError(
-                f"{self.path}: array {self.image_key!r} has shape {self.shape}, images of more than the "
-                f"{limits.pixels:,} pixels that may be; make them smaller, or raise --max-pixels"
+                f"{self.path}: array {self.image_key!r} has shape {self.shape}, images of more than "
+                f"{limits.pixels:,} pixels, the limit; make them smaller, or raise --max-pixels"
             )
-        if self._images.fortran and self._images.num_bytes > _MOST_FORTRAN:
+        if self._images.fortran and self._images.num_bytes > _MAX_FORTRAN_BYTES:
             raise ValueError(
                 f"{self.path}: array {self.image_key!r} has {self._images.num_bytes:,} bytes in Fortran's order, which "
-                "are in memory at once; write it in C's order (np.ascontiguousarray)"
+                "are all in memory at once; write it in C's order (np.ascontiguousarray)"
             )
 
     def labels(self) -> Iterator[Label]:
-        found: set[int] = set()
-        with contextlib.suppress(Exception):  # which examples() reports
+        labels: set[int] = set()
+        with contextlib.suppress(Exception):  # examples() reports it
             for numbers in self._blocks(self.label_key):
-                found.update(np.unique(numbers).tolist())
-        return (number for number in sorted(found) if number >= 0)
+                labels.update(np.unique(numbers).tolist())
+        return (number for number in sorted(labels) if number >= 0)
 
     def examples(self) -> Iterator[Example | Bad]:
         row = 0
@@ -146,7 +152,7 @@ class ArraysInput:
                 yield from block
 
     def _blocks(self, key: str) -> Iterator[np.ndarray]:
-        """An array in C's order, some of its first axis at a time."""
+        """The rows (first axis) of an array in C's order, about ``_BLOCK`` bytes at a time."""
         with zipfile.ZipFile(self.path) as archive, _member(archive, key) as member:
             array = _read_header(member)
             size, left = math.prod(array.shape[1:]) * array.dtype.itemsize, array.shape[0]
@@ -162,7 +168,7 @@ def _member(archive: zipfile.ZipFile, key: str) -> IO[bytes]:
 
 
 def _header(archive: zipfile.ZipFile, key: str) -> _Array:
-    """Of an array of the file; ValueError if its bytes, as the zip file has them, are others than it says."""
+    """The header of an array of the file; ValueError if it does not match the size that the zip file declares."""
     with _member(archive, key) as member:
         try:
             array = _read_header(member)
@@ -177,25 +183,25 @@ def _header(archive: zipfile.ZipFile, key: str) -> _Array:
 
 
 def _read_header(member: IO[bytes]) -> _Array:
-    """The header of a .npy; ValueError for one that numpy would not write, and for objects, which are pickles."""
+    """The header of a .npy; ValueError for a header that numpy would not write, and for Python objects (pickles)."""
     start = member.read(8)
     version = start[6:] if start[:6] == b"\x93NUMPY" else b""
     if version not in (b"\1\0", b"\2\0", b"\3\0"):
-        raise ValueError("not a .npy of version 1 to 3")
+        raise ValueError("not a .npy file of version 1 to 3")
     size = int.from_bytes(member.read(2 if version == b"\1\0" else 4), "little")
-    # numpy pads with blanks. What is longer might be too deep for Python's parser.
+    # numpy pads with blanks. A longer header might be nested too deeply for Python's parser.
     text = member.read(min(size, 2**16)).decode("utf-8").strip()
-    if size > 2**16 or len(text) > _MOST_HEADER:
-        raise ValueError(f"its header has {size} characters")
+    if size > 2**16 or len(text) > _MAX_HEADER_CHARS:
+        raise ValueError(f"its header has {size} characters, too many")
     try:
         fields = ast.literal_eval(re.sub(r"(?<=\d)L(?=[,)])", "", text))  # Python 2 wrote 28L
         shape, fortran, dtype = fields["shape"], fields["fortran_order"], np.dtype(fields["descr"])
     except Exception as error:
-        raise ValueError(f"its header is none of numpy's: {text[:80]}") from error
+        raise ValueError(f"its header is not one that numpy writes: {text[:80]}") from error
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError(f"its shape is {shape!r}")
+        raise ValueError(f"its shape is {shape!r}, not a tuple of integers from 0 on")
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are pickles and not read")
+        raise ValueError("it holds Python objects, which are pickles and are not read")
     return _Array(shape, bool(fortran), dtype)
 
 
@@ -207,7 +213,7 @@ def _read_exactly(member: IO[bytes], size: int, key: str) -> np.ndarray:
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """All of an array."""
+    """A whole array."""
     with _member(archive, key) as member:
         array = _read_header(member)
         flat = _read_exactly(member, array.num_bytes, key).view(array.dtype)
@@ -218,6 +224,6 @@ def _read_names(archive: zipfile.ZipFile) -> list[str]:
     classes = _header(archive, "classes")
     if classes.dtype.kind != "U" or len(classes.shape) != 1:
         raise ValueError(f"array 'classes' is {classes.dtype} of shape {classes.shape}, not a list of names")
-    if classes.num_bytes > _MOST_NAMES:
-        raise ValueError(f"array 'classes' has {classes.num_bytes:,} bytes, more than {_MOST_NAMES:,}")
+    if classes.num_bytes > _MAX_CLASS_NAME_BYTES:
+        raise ValueError(f"array 'classes' has {classes.num_bytes:,} bytes, more than {_MAX_CLASS_NAME_BYTES:,}")
     return [str(name) for name in _read(archive, "classes")]

@@ -1,25 +1,26 @@
-"""The classes of a data set: which there are, in which order, and the number of a label as an input gives it."""
+"""The classes of a data set, their order, and the class index of a label as an input gives it."""
 
 from collections.abc import Sequence
 
 from titan_attent.data.images.examples import Bad, Input, Label
 from titan_attent.data.images.format import check_classes
 
-MOST_UNNAMED = 100_000
-"""Classes that labels of numbers alone may make up: one wild label must not become a billion classes."""
+MAX_UNNAMED_CLASSES = 100_000
+"""Largest number of classes inferred from numeric labels alone: one wrong label must not give a billion classes."""
 _GIVE = "give the classes in order with --classes"
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 
 def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the classes, whose order numbers them.
+    """The names of the classes in the order of their indices. The first of these that applies:
 
-    Those ``given``; or those that the inputs list in order, if all that do agree; or else the names that folders and
-    labels have, sorted, as numbers if all are numbers; or, where labels are numbers, ``0``, ``1``, ... up to the
-    largest.
+    1. ``given``.
+    2. The ordered lists of the inputs that have one, which must all be equal.
+    3. The names of the folders and labels, sorted; by value if all of them are numbers.
+    4. For numeric labels ``0``, ``1``, ... up to the largest.
 
     Raises:
-        ValueError: the names are malformed, or the inputs leave them open.
+        ValueError: the names are malformed, or the inputs do not determine them.
     """
     if given is not None:
         check_classes(given)
@@ -32,11 +33,11 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
         (names,) = lists
         check_classes(names)
         return names
-    found = {label for item in inputs for label in (item.labels() if item.names is None else item.names)}
-    texts = sorted(label for label in found if isinstance(label, str))
-    numbers = [label for label in found if isinstance(label, int)]
+    labels = {label for item in inputs for label in (item.labels() if item.names is None else item.names)}
+    texts = sorted(label for label in labels if isinstance(label, str))
+    numbers = [label for label in labels if isinstance(label, int)]
     if texts and numbers:
-        raise ValueError(f"the labels are names ({_short(texts)}) as well as numbers; {_GIVE}")
+        raise ValueError(f"some labels are names ({_short(texts)}) and others are numbers; {_GIVE}")
     if texts:
         values = [as_integer(text) for text in texts]
         if None not in values:
@@ -50,54 +51,55 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
             raise ValueError(f"no image in {paths}; give inputs that hold images")
         why = f" ({bad.where}: {bad.problem}; {bad.mend})" if bad else ""
         raise ValueError(f"no input has a label{why}; {_GIVE}")
-    most = max(numbers)
-    if not 0 <= most < MOST_UNNAMED:
-        raise ValueError(f"the largest label is {str(most)[:40]}; {_GIVE}")
-    return tuple(str(number) for number in range(most + 1))
+    largest = max(numbers)
+    if not 0 <= largest < MAX_UNNAMED_CLASSES:
+        raise ValueError(f"the largest label is {str(largest)[:40]}; {_GIVE}")
+    return tuple(str(number) for number in range(largest + 1))
 
 
 def as_integer(label: Label) -> int | None:
-    """A number, or the number that a text is; None for other texts."""
+    """The integer that a label is or spells; None for other texts."""
     if isinstance(label, int):
         return label
     digits = label[1:] if label.startswith("-") else label
-    return int(label) if digits.isdecimal() and len(digits) <= _MOST_DIGITS else None
+    return int(label) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else None
 
 
 class Classes:
-    """Labels to numbers of classes.
+    """Maps labels to class indices.
 
-    A number is the place of a class. Where the names are numbers themselves, it is a name: among 0, 1, 10, 11, 2 the
-    label 2 is the last one. Where some names are numbers other than their places and some are none, it is refused.
+    A numeric label is the index of a class. If all class names are numbers, it is a name instead: among 0, 1, 10, 11, 2
+    the label 2 is the last class. If only some names are numbers, and one of these differs from its index, a numeric
+    label is refused.
 
     Args:
-        names: of the classes, in order.
+        names: names of the classes, in order.
     """
 
     def __init__(self, names: Sequence[str]):
         self.names = names
-        self._numbers = {name: number for number, name in enumerate(names)}
+        self._by_name = {name: index for index, name in enumerate(names)}
         values = [as_integer(name) for name in names]
-        self._are_places = all(value in (None, place) for place, value in enumerate(values))
-        self._are_numbers = None not in values and len(set(values)) == len(values)
-        self._by_value = {value: place for place, value in enumerate(values)}
+        self._numbers_are_indices = all(value in (None, index) for index, value in enumerate(values))
+        self._names_are_numbers = None not in values and len(set(values)) == len(values)
+        self._by_value = {value: index for index, value in enumerate(values)}
 
-    def number(self, label: Label) -> int:
-        """Of a name, or of a number, which may be a text; ValueError if it is none of the classes, or not clear."""
-        if isinstance(label, str) and label in self._numbers:
-            return self._numbers[label]
+    def index(self, label: Label) -> int:
+        """The class index of a label: a name, or a number, possibly as text. ValueError if unknown or ambiguous."""
+        if isinstance(label, str) and label in self._by_name:
+            return self._by_name[label]
         value = as_integer(label)
-        if value is not None and self._are_places:
+        if value is not None and self._numbers_are_indices:
             if not 0 <= value < len(self.names):
                 raise ValueError(f"label {value} is outside [0, {len(self.names)}), the classes")
             return value
-        if value is not None and not self._are_numbers:
+        if value is not None and not self._names_are_numbers:
             raise ValueError(
-                f"label {value} may be the name or the place of a class ({_short(self.names)}): write labels as names"
+                f"label {value} may be the name or the index of a class ({_short(self.names)}): write labels as names"
             )
         if value is None or value not in self._by_value:
             shown = repr(label) if len(repr(label)) <= 80 else f"{repr(label)[:80]}..."
-            raise ValueError(f"label {shown} is none of the classes ({_short(self.names)})")
+            raise ValueError(f"label {shown} is not one of the classes ({_short(self.names)})")
         return self._by_value[value]
 
 

@@ -1,4 +1,4 @@
-"""What every kind of input gives: images with labels, one after the other, and word of those that are bad."""
+"""The interface of all inputs: a stream of images with labels, and of records of images that cannot be used."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,27 +11,27 @@ from titan_attent.data.io.walk import LeftOut
 
 IMAGE_KEYS = ("image", "images", "img", "x", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
-"""Columns, arrays or keys that hold images and labels, where none are named."""
+"""Default names of the columns, arrays or keys that hold images and labels."""
 
 Label = int | str
-"""The number or the name of a class."""
+"""The index or the name of a class."""
 
 MAX_PIXELS = 2**27
-"""Of an image, where nothing else is asked for: half a gigabyte once it is decoded."""
+"""Default limit of the pixels of an image: 512 MiB once it is decoded."""
 MAX_FILE_BYTES = 2**30
 
 
 class Limits(NamedTuple):
-    """What is looked at before anything is decoded, unpacked or read into memory."""
+    """Limits that are checked before an image is decoded, unpacked or read into memory."""
 
     pixels: int = MAX_PIXELS
-    """Of an image, as its header or its array has them."""
+    """Largest number of pixels of an image, according to its header or its array."""
     file_bytes: int = MAX_FILE_BYTES
-    """Of the file of an image: what a folder, a tar member or a row of a table has of it."""
+    """Largest image file in bytes, whether in a folder, a tar file or a table."""
 
 
 class Example(NamedTuple):
-    """An image as the bytes of a file or as uint8 [H, W, C]; ``where`` tells a reader which one it is."""
+    """An image, as the bytes of a file or as uint8 [H, W, C]; ``where`` identifies it in messages."""
 
     where: str
     image: bytes | np.ndarray
@@ -39,9 +39,9 @@ class Example(NamedTuple):
 
 
 REASONS = ("undecodable", "label", "size", "damaged", "class", "large", "link", "name", "twice")
-"""An image that cannot be read or decoded, has no (valid) label, or another size; a file that ends early; an empty
-class; a file of an image of more bytes than are read; a member of a tar file that is a link, has several dots in its
-name, or whose key or name stands there twice."""
+"""Reasons why an image is bad, in this order: it cannot be read or decoded; it has no (valid) label; its size differs;
+its input file is damaged; its class is empty; its file is above the limit. For members of a tar file: it is a link; its
+name has several dots; its key or name appears twice."""
 
 
 class Input(Protocol):
@@ -49,51 +49,61 @@ class Input(Protocol):
 
     @property
     def path(self) -> Path:
-        """Of its file or folder."""
+        """The file or folder."""
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Names of the classes, if the input has any."""
+        """Names of the classes, None if the input has none."""
 
     @property
     def ordered(self) -> bool:
-        """Whether their order numbers the classes; that of folders need not."""
+        """Whether the order of ``names`` defines the class indices; the order of folders does not."""
 
     @property
     def holds_files(self) -> bool:
-        """Whether images are bytes of files."""
+        """Whether images are bytes of files rather than arrays."""
 
     @property
     def left_out(self) -> LeftOut:
-        """What it holds that is neither an example nor bad, counted once the examples were read."""
+        """Counts of files that are neither examples nor bad. Complete once the examples have been read."""
 
     @property
     def num_unread(self) -> int:
-        """How many of these may be images."""
+        """Number of left-out files that may be images."""
 
     @property
     def num_images(self) -> int | None:
-        """Images, if that is known before they are read."""
+        """Number of images, None if it is unknown before they are read."""
 
     def examples(self) -> Iterator[Example | Bad]:
-        """Streamed, in a fixed order."""
+        """Stream the examples in a fixed order."""
 
     def labels(self) -> Iterator[Label]:
-        """The labels alone, where ``names`` is None; bad ones left out."""
+        """The labels only, without bad ones; used if ``names`` is None."""
 
 
-def choose(names: Sequence[str], *, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
-    """``wanted``, or else the only one of ``usual`` in ``names``; ValueError if there is none, or several, or twice."""
-    found = [name for name in ([wanted] if wanted else usual) if name in names]
-    if len(found) != 1:
-        problem = f"no {wanted!r}" if wanted else f"none of {', '.join(usual)}" if not found else f"both {found}"
+def choose_key(names: Sequence[str], *, requested: str | None, defaults: Sequence[str], role: str, where: str) -> str:
+    """The requested name, or else the only one of ``defaults`` in ``names``.
+
+    Args:
+        names: names of the columns or arrays of a file.
+        role: what the key holds, for messages: "images".
+        where: the file, for messages.
+
+    Raises:
+        ValueError: no name matches, several match, or the match appears twice in ``names``.
+    """
+    matches = [name for name in ([requested] if requested else defaults) if name in names]
+    if len(matches) != 1:
+        none = f"no {requested!r}" if requested else f"none of {', '.join(defaults)}"
         raise ValueError(
-            f"{where}: {problem} for the {what}; name those that hold images and labels with --keys IMAGE,LABEL, of "
-            f"{', '.join(names)}"
+            f"{where}: {f'both {matches}' if matches else none} for the {role}; choose the names of images and labels "
+            f"with --keys IMAGE,LABEL, from {', '.join(names)}"
         )
-    if names.count(found[0]) > 1:
+    (match,) = matches
+    if names.count(match) > 1:
         raise ValueError(
-            f"{where}: {found[0]!r} stands {names.count(found[0])} times in it, and which of them holds the {what} is "
-            "not clear; write it again with names that differ"
+            f"{where}: {match!r} appears {names.count(match)} times in it, so which one holds the {role} is ambiguous; "
+            "write the file again with distinct names"
         )
-    return found[0]
+    return match

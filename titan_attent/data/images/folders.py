@@ -1,7 +1,7 @@
-"""Folders with a folder of images a class.
+"""Folders that hold one folder of images per class.
 
-Cost: what is in the folder is listed before anything is written, and again as it is read; in memory are the names of
-its folders.
+Cost: the folder is listed once before anything is written, and once more while it is read. The names of its folders
+are in memory, the names of its files are not.
 """
 
 import os
@@ -12,23 +12,23 @@ from itertools import takewhile
 from pathlib import Path
 
 from titan_attent.data.images.examples import Bad, Example, Label, Limits
-from titan_attent.data.images.kinds import IMAGE_EXTENSIONS, describe, is_archive, is_beside, is_image
+from titan_attent.data.images.file_types import IMAGE_EXTENSIONS, file_type, is_archive, is_image, is_sidecar
 from titan_attent.data.images.splits import folder_splits
 from titan_attent.data.io.walk import DEAD, SPECIAL, FolderWalk, LeftOut
 
 
 class FolderInput:
-    """A folder that has a folder of images, or of folders of them, for each class; hidden ones are left out.
+    """A folder that holds one folder per class, with the images of the class at any depth; hidden files are left out.
 
-    Each real folder is read once, links or not (:mod:`titan_attent.data.io.walk`). Files of another extension than
-    ``IMAGE_EXTENSIONS`` are counted.
+    Each real folder is read once, even if several links lead to it (:mod:`titan_attent.data.io.walk`). Files with other
+    extensions than ``IMAGE_EXTENSIONS`` are counted.
 
     Args:
-        limits: of an image file.
-        all_splits: folders named train and test are classes, too.
+        limits: limits of an image file.
+        all_splits: whether folders named train, test, ... are classes.
 
     Raises:
-        ValueError: it has no folder, or folders of splits beside each other.
+        ValueError: it has no folder, or holds folders of splits side by side.
     """
 
     holds_files = True
@@ -40,21 +40,21 @@ class FolderInput:
         self._walk.drop_copies(is_image)
         folders = self._walk.folders()
         if not folders:
-            held = sorted(entry.name for entry in os.scandir(path) if is_archive(entry.name))
-            give = f"give {path / held[0]}, or " if held else "give "
-            raise ValueError(f"{path}: has no folder in it; {give}a folder that has a folder of images for each class")
+            archives = sorted(entry.name for entry in os.scandir(path) if is_archive(entry.name))
+            give = f"give {path / archives[0]}, or " if archives else "give "
+            raise ValueError(f"{path}: has no folder in it; {give}a folder with one folder of images per class")
         self.left_out, self.num_unread, self.num_images = LeftOut(), 0, 0
-        self._others: dict[str, str] = {}  # a class without an image, and a file of it that may be one
-        inner: dict[str, set[str]] = defaultdict(set)  # folders with images in each
+        self._unread: dict[str, str] = {}  # class -> a file of it that is not read and may be an image
+        subfolders: dict[str, set[str]] = defaultdict(set)  # folder -> names of its folders that hold images
         self.names = []
         for name in folders:
             before = self.num_images
             for file in self._walk.files(name):
                 if is_image(file):
                     self.num_images += 1
-                    _note(inner, root=str(path), folder=os.path.dirname(file))
+                    _add_ancestors(subfolders, root=str(path), folder=os.path.dirname(file))
                 else:
-                    self._leave_out(file, of=name)
+                    self._leave_out(file, class_name=name)
             if self.num_images > before:
                 self.names.append(name)
         self._stray = []
@@ -62,34 +62,35 @@ class FolderInput:
             if is_image(file):
                 self._stray.append(file)
             else:
-                self._leave_out(file, of="")
+                self._leave_out(file, class_name="")
         self._empty = [name for name in folders if name not in set(self.names)]
         self.left_out.update(self._walk.left_out)
         self._dead = [file for file in self._walk.dead if is_image(file)]
         for file in self._walk.dead:
-            if is_image(file):  # which is told as bad
+            if is_image(file):  # examples() reports it as bad
                 self.left_out.counts[DEAD if os.path.islink(file) else SPECIAL] -= 1
             else:
-                self.num_unread += not is_beside(file)
+                self.num_unread += not is_sidecar(file)
         self.left_out.counts = +self.left_out.counts
         if not all_splits:
-            self._check_splits(inner)
+            self._check_splits(subfolders)
 
-    def _leave_out(self, file: str, *, of: str) -> None:
-        self.left_out.add(describe(file), file)
-        if not is_beside(file):
+    def _leave_out(self, file: str, *, class_name: str) -> None:
+        self.left_out.add(file_type(file), file)
+        if not is_sidecar(file):
             self.num_unread += 1
-            if of not in self._others or (is_archive(file) and not is_archive(self._others[of])):
-                self._others[of] = file
+            first = self._unread.get(class_name)
+            if first is None or (is_archive(file) and not is_archive(first)):
+                self._unread[class_name] = file
 
-    def _check_splits(self, inner: dict[str, set[str]]) -> None:
-        for folder, names in sorted(inner.items()):
+    def _check_splits(self, subfolders: dict[str, set[str]]) -> None:
+        for folder, names in sorted(subfolders.items()):
             if splits := folder_splits(names, top=folder == str(self.path)):
-                one = next((name for name in splits if "train" in name.lower()), splits[0])
+                split = next((name for name in splits if "train" in name.lower()), splits[0])
                 raise ValueError(
-                    f"{folder}: its folders {', '.join(splits[:5])} are splits of a data set, not classes; name the "
-                    f"one to write, such as {os.path.join(folder, one)}, or, if all of them are to be read as "
-                    "classes, add --all-splits"
+                    f"{folder}: its folders {', '.join(splits[:5])} are splits of a data set, not classes; give the "
+                    f"one to write, such as {os.path.join(folder, split)}, or add --all-splits to read all of them as "
+                    "classes"
                 )
 
     def labels(self) -> Iterator[Label]:
@@ -97,12 +98,12 @@ class FolderInput:
 
     def examples(self) -> Iterator[Example | Bad]:
         for name in self._empty:
-            other = self._others.get(name)
-            held = other if other and is_archive(other) else None
-            mend = f"give {os.path.dirname(held)} as the input" if held else "fill or remove it"
-            but = f", but {describe(other)}" if other else ""
+            unread = self._unread.get(name)
+            archive = unread if unread and is_archive(unread) else None
+            fix = f"give {os.path.dirname(archive)} as the input" if archive else "fill or remove it"
+            but = f", but {file_type(unread)}" if unread else ""
             problem = f"this class folder has no image ({', '.join(IMAGE_EXTENSIONS)}){but}"
-            yield Bad(str(self.path / name), "class", problem, mend)
+            yield Bad(str(self.path / name), "class", problem, fix)
         for file in self._stray:
             yield Bad(file, "label", "an image outside of the class folders", "move or remove it")
         for file in self._dead:
@@ -114,28 +115,28 @@ class FolderInput:
 
     def _read(self, path: str, label: str) -> Example | Bad:
         try:
-            with open(path, "rb", opener=_open_at_once) as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode):
-                    return Bad(path, "undecodable", "cannot be read (a pipe, device or socket)", "mend or remove it")
-                if found.st_size > self.limits.file_bytes:
-                    problem = f"has {found.st_size:,} bytes, more than the {self.limits.file_bytes:,} that may be"
+            with open(path, "rb", opener=_open_without_waiting) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return Bad(path, "undecodable", "cannot be read (a pipe, device or socket)", "replace or remove it")
+                if status.st_size > self.limits.file_bytes:
+                    problem = f"has {status.st_size:,} bytes, more than {self.limits.file_bytes:,}, the limit"
                     return Bad(path, "large", problem, "remove it, or raise --max-file-bytes")
                 return Example(path, file.read(), label)
         except OSError as error:
-            return Bad(path, "undecodable", f"cannot be read ({error.strerror or error})", "mend or remove it")
+            return Bad(path, "undecodable", f"cannot be read ({error.strerror or error})", "fix or remove it")
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Without waiting for the other end of a pipe."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe is opened without waiting for its other end."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _note(inner: dict[str, set[str]], *, root: str, folder: str) -> None:
-    """Remember each folder on the way from ``root`` to ``folder`` in the one above."""
+def _add_ancestors(subfolders: dict[str, set[str]], *, root: str, folder: str) -> None:
+    """Add ``folder`` and each folder above it, up to ``root``, to the subfolders of its parent."""
     while folder != root:
-        above, name = os.path.split(folder)
-        if name in inner[above]:
+        parent, name = os.path.split(folder)
+        if name in subfolders[parent]:
             return
-        inner[above].add(name)
-        folder = above
+        subfolders[parent].add(name)
+        folder = parent

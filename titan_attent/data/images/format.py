@@ -1,16 +1,18 @@
 """The image data set on disk.
 
     DIR/index.json                 encoding, sizes, classes, mean and std, shards with sources and hashes, fingerprint
-    DIR/shard-00000.bin            the bytes of the images, one after the other
+    DIR/shard-00000.bin            the bytes of the images, concatenated
     DIR/shard-00000.labels.bin     their labels, little-endian int32 [n]
-    DIR/shard-00000.offsets.bin    of encoding "file": where each begins in .bin, and the end, int64 [n + 1]
-    DIR/skipped.jsonl              what was left out and why, if anything was
+    DIR/shard-00000.offsets.bin    encoding "file" only: where each image begins in .bin, and the end, int64 [n + 1]
+    DIR/skipped.jsonl              the images that were left out, with reasons; missing if there are none
 
-Encoding "raw" holds uint8 pixels [H, W, C], all images of one size; "file" the bytes of JPEG, PNG or WebP files of any
-size. index.json comes last: only with it is the folder a data set. The fingerprint names what a learner sees: where it
-is equal, equal example ids hold equal pixels and labels. The names of sources and files are not part of it.
+Encoding "raw" holds uint8 pixels [H, W, C], all images of one size. Encoding "file" holds JPEG, PNG or WebP files byte
+for byte, of any size. index.json is written last and makes the folder a data set. The fingerprint identifies the
+training data: with equal fingerprints, equal example ids have equal pixels and labels. It ignores the names of sources
+and files.
 
-Cost: about 200 bytes of index a shard and nothing an image; one sha256 over the bytes while they are written.
+Cost: about 200 bytes of index per shard, independent of the number of images; one sha256 over the bytes as they are
+written.
 """
 
 import hashlib
@@ -30,14 +32,20 @@ from titan_attent.foundations.versioned_json import encode_versioned, read_versi
 FORMAT = "titan_attent.images"
 VERSION = 1
 ENCODINGS = ("raw", "file")
-LEAST_STD = 5e-7
+MIN_STD = 5e-7
 WRITER = "`python -m titan_attent.data.images`"
 
 
 @dataclass(frozen=True)
 class ImageShardEntry:
-    """One shard in the index: its .bin file, images, bytes of .bin, the sha256 (hex) of all of its files one after the
-    other (.bin, .labels.bin, .offsets.bin), and the images' source."""
+    """One shard in the index.
+
+    Attributes:
+        file: name of its .bin file.
+        num_bytes: bytes of the .bin file.
+        sha256: hex digest of all of its files, concatenated: .bin, .labels.bin, .offsets.bin.
+        source: data source of its images.
+    """
 
     file: str
     num_images: int
@@ -48,7 +56,7 @@ class ImageShardEntry:
     def __post_init__(self) -> None:
         check_file_name(self.file, of="shard")
         if not self.file.endswith(".bin"):
-            raise ValueError(f"shard {self.file!r} is no .bin file")
+            raise ValueError(f"shard {self.file!r} is not a .bin file")
 
     @property
     def labels_file(self) -> str:
@@ -61,10 +69,10 @@ class ImageShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageIndex:
-    """``index.json``; ``height`` and ``width`` are None for encoding "file".
+    """The content of ``index.json``; ``height`` and ``width`` are None for encoding "file".
 
-    ``mean`` and ``std`` are of each channel, of pixels / 255 over all pixels. ``skipped`` counts what the writer left
-    out, by reason.
+    ``mean`` and ``std`` have one value per channel, over all pixels, in pixels / 255. ``skipped`` has the number of
+    images that the writer left out, by reason.
     """
 
     encoding: str
@@ -80,8 +88,8 @@ class ImageIndex:
     shards: tuple[ImageShardEntry, ...]
     fingerprint: str
 
-    def sizes_of(self, shard: ImageShardEntry) -> dict[str, int]:
-        """The files of a shard and their bytes, in the order in which they are hashed."""
+    def file_sizes(self, shard: ImageShardEntry) -> dict[str, int]:
+        """The files of a shard with their sizes in bytes, in the order in which they are hashed."""
         sizes = {shard.file: shard.num_bytes, shard.labels_file: 4 * shard.num_images}
         if self.encoding == "file":
             sizes[shard.offsets_file] = 8 * (shard.num_images + 1)
@@ -89,19 +97,19 @@ class ImageIndex:
 
 
 def _fingerprint(fields: dict[str, Any], shards: Sequence[ImageShardEntry]) -> str:
-    """sha256 (hex) over what decides pixels and labels."""
-    seen = {name: fields[name] for name in ("encoding", "channels", "height", "width", "classes", "mean", "std")}
-    seen["shards"] = [[shard.num_images, shard.num_bytes, shard.sha256] for shard in shards]
-    canonical = json.dumps(seen, sort_keys=True, separators=(",", ":"))
+    """The sha256 (hex) over everything that determines pixels and labels."""
+    content = {name: fields[name] for name in ("encoding", "channels", "height", "width", "classes", "mean", "std")}
+    content["shards"] = [[shard.num_images, shard.num_bytes, shard.sha256] for shard in shards]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def write_index(folder: Path, *, shards: Sequence[ImageShardEntry], **fields: Any) -> ImageIndex:
-    """Write ``folder/index.json``, which turns the folder, its shards in place, into a data set.
+    """Write ``folder/index.json``, which makes the folder a data set. Its shards must already be written.
 
     Args:
-        shards: all of them, in order.
-        fields: those of :class:`ImageIndex` but for the number of images and the fingerprint.
+        shards: all shards, in order.
+        fields: the fields of :class:`ImageIndex` except ``shards``, ``num_images`` and ``fingerprint``.
     """
     index = ImageIndex(
         **fields,
@@ -115,16 +123,16 @@ def write_index(folder: Path, *, shards: Sequence[ImageShardEntry], **fields: An
 
 
 def read_index(folder: Path) -> ImageIndex:
-    """Read ``folder/index.json``; ValueError if missing, malformed, of another format or edited."""
+    """Read ``folder/index.json``; ValueError if it is missing, malformed, of another format or edited."""
     path = folder / INDEX_FILE
     if not path.is_file():
-        what = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
+        problem = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
         raise ValueError(
-            f"{folder}: not a data set of images, {what}; correct the path, or make one with "
+            f"{folder}: not a data set of images, {problem}; correct the path, or make one with "
             f"{WRITER[:-1]} INPUT --output {folder}`"
         )
-    mend = f"restore the file, or write the data set anew with {WRITER}"
-    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
+    fix = f"restore the file, or write the data set again with {WRITER}"
+    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=fix)
     try:
         if isinstance(fields.get("classes"), list):
             check_classes(fields["classes"])
@@ -134,18 +142,18 @@ def read_index(folder: Path) -> ImageIndex:
         _check_consistency(index)
         fingerprint = _fingerprint(asdict(index), index.shards)
     except ValueError as error:
-        raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
+        raise ValueError(f"{path}: malformed index ({error}); {fix}") from error
     if fingerprint != index.fingerprint:
         raise ValueError(
-            f"{path}: its fingerprint is {index.fingerprint}, its content gives {fingerprint}: the "
-            f"index was edited after it was written; {mend}"
+            f"{path}: its fingerprint is {index.fingerprint}, but its content gives {fingerprint}: the "
+            f"index was edited after it was written; {fix}"
         )
     return index
 
 
 def _check_finite(name: str, values: object) -> None:
     if isinstance(values, list) and any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise ValueError(f"{name} {str(values)[:80]} is not one finite number a channel")
+        raise ValueError(f"{name} {str(values)[:80]} is not one finite number per channel")
 
 
 def _check_consistency(index: ImageIndex) -> None:
@@ -156,10 +164,12 @@ def _check_consistency(index: ImageIndex) -> None:
     raw = index.encoding == "raw"
     for side in (index.height, index.width):
         if not (side is not None and side > 0 if raw else side is None):
-            raise ValueError(f"height {index.height!r} and width {index.width!r} of encoding {index.encoding!r}")
+            raise ValueError(f"encoding {index.encoding!r} with height {index.height!r} and width {index.width!r}")
     for shard in index.shards:
         if shard.num_images < 1 or shard.num_bytes < 1:
-            raise ValueError(f"shard {shard.file!r} of {shard.num_images} images, {shard.num_bytes} bytes")
+            raise ValueError(
+                f"shard {shard.file!r} of {shard.num_images} images, {shard.num_bytes} bytes; neither may be < 1"
+            )
         if raw and shard.num_bytes != shard.num_images * index.height * index.width * index.channels:  # type: ignore[operator]
             raise ValueError(f"shard {shard.file!r} has {shard.num_bytes} bytes for {shard.num_images} images")
         if not is_source_name(shard.source):
@@ -168,24 +178,24 @@ def _check_consistency(index: ImageIndex) -> None:
         raise ValueError(f"num_images {index.num_images} is not the sum over the shards")
     check_classes(index.classes)
     if len(index.class_counts) != len(index.classes) or sum(index.class_counts) != index.num_images:
-        raise ValueError("class_counts do not have one count a class, or not the sum num_images")
+        raise ValueError("class_counts do not have one count per class, or do not add up to num_images")
     if min((*index.class_counts, *index.skipped.values())) < 0:
         raise ValueError("class_counts or skipped have a count below 0")
-    # Both are rounded to six digits: a std between 0 and 1e-6 is none, and would make pixels infinite.
-    for name, values, most in (("mean", index.mean, 1.0), ("std", index.std, 0.5)):
-        if len(values) != index.channels or not all(0 <= value <= most for value in values):
-            raise ValueError(f"{name} {str(values)[:80]} is not one finite number a channel, of pixels in [0, 1]")
-    if any(0 < value < LEAST_STD for value in index.std):
-        raise ValueError(f"std {index.std} has one between 0 and {LEAST_STD}")
+    # The writer rounds both to six digits, so a std between 0 and 1e-6 is an error; it would make pixels infinite.
+    for name, values, limit in (("mean", index.mean, 1.0), ("std", index.std, 0.5)):
+        if len(values) != index.channels or not all(0 <= value <= limit for value in values):
+            raise ValueError(f"{name} {str(values)[:80]} is not one finite number per channel, of pixels in [0, 1]")
+    if any(0 < value < MIN_STD for value in index.std):
+        raise ValueError(f"std {index.std} has a value between 0 and {MIN_STD}")
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """ValueError if the names of the classes are not strings, empty, or not distinct."""
+    """Raise a ValueError if there are no classes, or their names are empty, not strings, or not distinct."""
     if not classes:
         raise ValueError("no classes")
     for name in classes:
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a class is {name!r}; it must be a string that is not empty")
     if len(set(classes)) < len(classes):
-        twice = Counter(classes).most_common(1)[0][0]
-        raise ValueError(f"the class {twice!r} stands twice in the list of classes")
+        duplicate = Counter(classes).most_common(1)[0][0]
+        raise ValueError(f"the class {duplicate!r} appears twice in the list of classes")

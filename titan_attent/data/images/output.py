@@ -1,6 +1,6 @@
-"""The folder that the writer fills: what may stand in it, its shards, and the record of what was left out.
+"""The output folder of the image writer: the check that it is free, its shards, and the log of skipped images.
 
-Until index.json stands in it, all of this is leftovers, which the next writer removes.
+Without an index.json these files are leftovers of a killed writer, which the next writer removes.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _LEFTOVER = re.compile(rf"(shard-\d{{5,}}(\.labels|\.offsets)?\.bin|{SKIPPED_FIL
 
 
 def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
-    """ValueError if ``folder`` is not free for a new data set, or for one in place of a killed writer's leftovers."""
+    """Raise a ValueError unless ``folder`` is free for a new data set. Leftovers of a killed writer are allowed."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose a folder for --output")
     if (folder / INDEX_FILE).exists():
@@ -31,35 +31,35 @@ def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{folder}: lies inside the input {path}; choose an --output outside of it")
-    # A shard of images is published after its labels; one of tokens has none.
+    # A shard of images is renamed into place after its labels. A shard of tokens has no labels file.
     foreign = [path for path in folder.glob("shard-*.bin") if path.name.count(".") == 1]
     foreign = [path for path in foreign if not path.with_suffix(".labels.bin").exists()]
     if foreign or (folder / PROGRESS_FILE).exists():
         raise ValueError(
-            f"{folder}: holds shards of another kind without their {INDEX_FILE}; choose another --output, or delete it "
-            "first"
+            f"{folder}: holds shards of another format without their {INDEX_FILE}; choose another --output, or delete "
+            "the folder first"
         )
 
 
-def clear(folder: Path) -> None:
-    """Remove what a killed writer left; nothing of a data set."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed writer left. A finished data set is not touched."""
     if (folder / INDEX_FILE).exists():
         return
-    # A shard goes before its labels: check_output knows it by them.
+    # A shard is removed before its labels, by which check_output recognizes it.
     for path in sorted(folder.iterdir(), key=lambda path: path.name.count(".")):
         if _LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
 class ImageShardWriter:
-    """Streams the bytes of images to a shard, hashing on the way; its files get their names when finished.
+    """Streams and hashes the bytes of images into a shard. :meth:`finish` gives its files their names.
 
-    :meth:`close` removes what was not finished.
+    :meth:`close` removes an unfinished shard.
 
     Args:
-        path: of its .bin file.
-        source: of its images.
-        offsets: write where each image begins, for images of different sizes.
+        path: path of its .bin file.
+        source: data source of its images.
+        offsets: whether to write where each image begins, for images of different sizes.
     """
 
     def __init__(self, path: Path, *, source: str, offsets: bool):
@@ -87,14 +87,14 @@ class ImageShardWriter:
             self._ends.append(self._num_bytes)
 
     def finish(self) -> ImageShardEntry:
-        """Make the files durable under their names, the .bin last; the names of the folder are with the index."""
+        """Write the files durably under their names, the .bin last. The folder itself is synced with the index."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        beside = [("labels", np.array(self._labels, dtype="<i4"))]
+        side_files = [("labels", np.array(self._labels, dtype="<i4"))]
         if self._ends is not None:
-            beside.append(("offsets", np.array(self._ends, dtype="<i8")))
-        for name, values in beside:
+            side_files.append(("offsets", np.array(self._ends, dtype="<i8")))
+        for name, values in side_files:
             self._sha256.update(values.tobytes())
             write_atomically(self.path.with_suffix(f".{name}.bin"), values.tobytes())
         os.replace(self._temporary, self.path)
@@ -103,10 +103,10 @@ class ImageShardWriter:
         )
 
 
-class Skipped:
-    """Counts what was left out, keeps the first of each reason, and writes a line of JSON about each to skipped.jsonl.
+class SkippedImages:
+    """Counts skipped images by reason, keeps the first of each, and writes one line of JSON per image to skipped.jsonl.
 
-    :meth:`close` removes what was not finished.
+    :meth:`close` removes an unfinished file.
     """
 
     def __init__(self, folder: Path):
@@ -126,8 +126,8 @@ class Skipped:
         self.first.setdefault(bad.reason, bad)
         self._file.write(bad.line())
 
-    def tell(self) -> str:
-        """``2 label (first: a.tar: 0.png: an empty .cls; write ...)``; "" where there is none."""
+    def summary(self) -> str:
+        """``2 label (first: a.tar: 0.png: an empty .cls; write ...)``; "" if no image was skipped."""
         parts = []
         for reason, count in sorted(self.counts.items()):
             first = self.first[reason]
@@ -135,7 +135,7 @@ class Skipped:
         return ", ".join(parts)
 
     def finish(self) -> dict[str, int]:
-        """Publish the file, if it has a line; the counts by reason."""
+        """Rename the file into place, unless it is empty. Returns the counts by reason."""
         if self.counts:
             self._file.flush()
             os.fsync(self._file.fileno())

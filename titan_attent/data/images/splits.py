@@ -1,6 +1,7 @@
-"""Splits of a data set by the names of folders and files: train, val and test side by side are not to be mixed.
+"""Recognizes the splits of a data set by the names of folders and files, so that train, val and test are not mixed.
 
-A name is of a split if one of its words is: ``Train``, ``test_images``, ``val2017``, ``train-00000-of-00002.parquet``.
+A name belongs to a split if one of its words does: ``Train``, ``test_images``, ``val2017``,
+``train-00000-of-00002.parquet``.
 """
 
 import re
@@ -47,34 +48,34 @@ _NEUTRAL = frozenset(
 )
 
 
-def _read(name: str) -> tuple[set[str], bool]:
-    """The splits that the words of a name are, and whether it has no other word."""
+def _parse(name: str) -> tuple[set[str], bool]:
+    """The splits that the words of a name stand for, and whether its other words are all neutral."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
     words = [word if word in _SPLITS else word.removesuffix("set") for word in words]
-    found = {_SPLITS[word] for word in words if word in _SPLITS}
-    return found, bool(found) and all(word in _SPLITS or word in _NEUTRAL or not word for word in words)
+    splits = {_SPLITS[word] for word in words if word in _SPLITS}
+    return splits, bool(splits) and all(word in _SPLITS or word in _NEUTRAL or not word for word in words)
 
 
 def folder_splits(names: Iterable[str], *, top: bool) -> list[str]:
-    """Those of folders beside each other that are splits, not classes, sorted; [] if there are none.
+    """The names of sibling folders that are splits rather than classes, sorted; [] if there are none.
 
-    Two of different splits are; so is any at the ``top``, where all are. A name with other words, such as
-    ``bullet_train``, counts only where all have some split's word.
+    They are splits if there are at least two different ones. At the ``top`` one is enough if all folders are splits. A
+    name with other words, such as ``bullet_train``, counts only if every name has a word of a split.
     """
-    read = {name: _read(name) for name in names}
-    alone = [name for name, (_, whole) in read.items() if whole]
-    everything = all(found for found, _ in read.values())
-    candidates = list(read) if everything else alone
-    splits = set().union(*(read[name][0] for name in candidates))
-    if len(splits) > 1 or (top and alone and len(alone) == len(read)):
+    parsed = {name: _parse(name) for name in names}
+    pure = [name for name, (_, is_pure) in parsed.items() if is_pure]
+    all_have_splits = all(splits for splits, _ in parsed.values())
+    candidates = list(parsed) if all_have_splits else pure
+    splits = set().union(*(parsed[name][0] for name in candidates))
+    if len(splits) > 1 or (top and pure and len(pure) == len(parsed)):
         return sorted(candidates)
     return []
 
 
 def file_splits(names: Iterable[str]) -> list[str]:
-    """One file of each split, if there are several: ``["test-00000.parquet", "train-00000.parquet"]``; else []."""
+    """One file per split if there are several splits, else []: ``["test-00000.parquet", "train-00000.parquet"]``."""
     first: dict[frozenset[str], str] = {}
     for name in sorted(names):
-        if found := _read(name)[0]:
-            first.setdefault(frozenset(found), name)
+        if splits := _parse(name)[0]:
+            first.setdefault(frozenset(splits), name)
     return sorted(first.values()) if len(first) > 1 else []

@@ -1,4 +1,4 @@
-"""What the writer of images tells of what it wrote."""
+"""The summary of a written image data set, and how the command prints it."""
 
 import sys
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ from titan_attent.data.io.bad import SKIPPED_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSummary:
-    """What the data set holds.
+    """The content of a written data set.
 
-    ``num_bytes`` are those of the images, ``skipped`` counts by reason the images that were left out, ``left_out`` by
-    kind what else the inputs hold and is not read, ``source_images`` has every source of the inputs in order, and
-    ``all_gray`` tells that three channels were written of images of one.
+    Attributes:
+        num_bytes: bytes of the images, without labels and offsets.
+        skipped: number of images that could not be used, by reason.
+        left_out: number of other files of the inputs that were not read, by file type or reason.
+        source_images: number of images of every data source, in the order of the inputs.
+        all_gray: whether three channels were written although all images have one.
     """
 
     path: Path
@@ -30,17 +33,17 @@ class ImageSummary:
     fingerprint: str
 
 
-def tell(summary: ImageSummary) -> None:
-    """On stdout what was written; on stderr, as warnings, what was not."""
+def print_summary(summary: ImageSummary) -> None:
+    """Print the summary of the written images to stdout, and warnings about all others to stderr."""
     if len(summary.classes) == 1:
         print(f"warning: all images are of one class, {summary.classes[0]}", file=sys.stderr)
-    told = []
+    parts = []
     if summary.skipped:
-        told.append(f"{_counts(summary.skipped)}; see {summary.path / SKIPPED_FILE}")
+        parts.append(f"{_top_counts(summary.skipped)}; see {summary.path / SKIPPED_FILE}")
     if summary.left_out:
-        told.append(f"{_counts(summary.left_out)} (not read)")
-    if told:
-        print(f"warning: left out {'; and '.join(told)}", file=sys.stderr)
+        parts.append(f"{_top_counts(summary.left_out)} (not read)")
+    if parts:
+        print(f"warning: left out {'; and '.join(parts)}", file=sys.stderr)
     if empty := [name for name, count in zip(summary.classes, summary.class_counts, strict=True) if not count]:
         print(f"warning: no image of {len(empty)} classes ({', '.join(empty[:5])})", file=sys.stderr)
     print(
@@ -55,8 +58,9 @@ def tell(summary: ImageSummary) -> None:
     print(f'next: read it with titan_attent.data.images.ImageDataset("{summary.path}")')
 
 
-def _counts(counts: dict[str, int], *, most: int = 10) -> str:
-    """``3 .txt, 1 hidden``; of many the most frequent, and how many the others are."""
+def _top_counts(counts: dict[str, int], *, limit: int = 10) -> str:
+    """The ``limit`` most frequent reasons and the number of all others: ``3 .txt, 1 hidden, 2 others``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rest = sum(count for _, count in ordered[most:])
-    return ", ".join(f"{count:,} {reason}" for reason, count in ordered[:most]) + (f", {rest:,} others" if rest else "")
+    others = sum(count for _, count in ordered[limit:])
+    top = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:limit])
+    return top + (f", {others:,} others" if others else "")

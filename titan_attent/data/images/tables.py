@@ -1,10 +1,10 @@
 """Images of a .parquet file in Hugging Face's layout.
 
-Rows are read so many at a time as cannot have more than 64 MiB of images, going by what the file says of each of its
-row groups: a value of a dictionary may come in every row, and what is packed well may be much in few rows.
+Each read takes only as many rows as can have at most 64 MiB of images, according to the metadata of the row group. The
+worst case counts: each row may repeat one large value of a dictionary, and compressed data may expand into few rows.
 
-Cost: up to 16 rows, or 4,096 labels, in memory beside the page of the file that they are in, and what is read ahead, a
-megabyte; 13 us of one core a row.
+Cost: 13 us of one core per row. In memory are up to 16 rows, or 4,096 labels, the page of the file that holds them, and
+a read-ahead buffer of 1 MiB.
 """
 
 import json
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose
+from titan_attent.data.images.examples import IMAGE_KEYS, LABEL_KEYS, Bad, Example, Label, Limits, choose_key
 from titan_attent.data.io.walk import LeftOut
 
-MOST_ROWS = 16
-MOST_LABELS = 2**12
+MAX_ROWS = 16
+MAX_LABELS = 2**12
 _READ_BYTES = 2**26
-_AHEAD = 2**20
-_MOST_PACKED = 100
-"""Bytes that one byte of a row group may become without a limit; images are packed already."""
+_BUFFER_BYTES = 2**20
+_MAX_EXPANSION = 100
+"""Uncompressed / compressed bytes above which the limit of bytes applies to a row group; images hardly compress."""
 _BYTES = ("binary", "large_binary", "binary_view")
 _TEXTS = ("string", "large_string", "string_view")
 
@@ -28,11 +28,11 @@ _TEXTS = ("string", "large_string", "string_view")
 class TableInput:
     """A .parquet file: an image column, struct<bytes, path> or binary, and a label column of integers or strings.
 
-    Any of Arrow's types of bytes and of strings will do, and a dictionary of one. The names of the classes are those of
-    the ``huggingface`` metadata of its schema, if it has any.
+    All of Arrow's types of bytes and strings are read, and dictionaries of them. The names of the classes come from the
+    ``huggingface`` metadata of the schema, if present.
 
     Raises:
-        ValueError: it is damaged, or has no such columns, or one of them twice.
+        ValueError: it is damaged, or a column is missing, of another type, or present twice.
     """
 
     holds_files = True
@@ -49,26 +49,26 @@ class TableInput:
             schema = pyarrow.parquet.read_schema(path)
         except self._damage as error:
             raise ValueError(f"{path}: damaged or not a parquet file ({error}); download or write it again") from error
-        wanted = keys or (None, None)
-        where = str(path)
-        self.image_key = choose(schema.names, wanted=wanted[0], usual=IMAGE_KEYS, what="images", where=where)
-        self.label_key = choose(schema.names, wanted=wanted[1], usual=LABEL_KEYS, what="labels", where=where)
-        image, label = (_stored(schema.field(key).type) for key in (self.image_key, self.label_key))
+        image_key, label_key = keys or (None, None)
+        names, where = schema.names, str(path)
+        self.image_key = choose_key(names, requested=image_key, defaults=IMAGE_KEYS, role="images", where=where)
+        self.label_key = choose_key(names, requested=label_key, defaults=LABEL_KEYS, role="labels", where=where)
+        image, label = (_storage_type(schema.field(key).type) for key in (self.image_key, self.label_key))
         self._nested = pyarrow.types.is_struct(image)
         if self._nested:
-            at = image.get_field_index("bytes")  # -1 if there is none, or two
-            has_bytes = at >= 0 and _is_bytes(_stored(image.field(at).type))
+            index = image.get_field_index("bytes")  # -1 if there are none or two
+            has_bytes = index >= 0 and _is_bytes(_storage_type(image.field(index).type))
         else:
             has_bytes = _is_bytes(image)
         if not has_bytes:
             raise ValueError(
-                f"{path}: column {self.image_key!r} is {image}; images are struct<bytes, path> or binary; choose the "
-                "column with --keys IMAGE,LABEL"
+                f"{path}: column {self.image_key!r} is {image}; images must be struct<bytes, path> or binary; choose "
+                "the column with --keys IMAGE,LABEL"
             )
         if not (pyarrow.types.is_integer(label) or str(label) in _TEXTS):
             raise ValueError(
-                f"{path}: column {self.label_key!r} is {label}; labels are integers or strings; choose the column with "
-                "--keys IMAGE,LABEL"
+                f"{path}: column {self.label_key!r} is {label}; labels must be integers or strings; choose the column "
+                "with --keys IMAGE,LABEL"
             )
         self.names = _class_names(schema.metadata, self.label_key)
 
@@ -79,7 +79,7 @@ class TableInput:
                 if isinstance(label, str) and label or isinstance(label, int) and label >= 0:
                     yield label
         except self._damage:
-            return  # which examples() reports
+            return  # examples() reports it
 
     def examples(self) -> Iterator[Example | Bad]:
         number = 0
@@ -111,16 +111,16 @@ class TableInput:
             problem = f"no bytes in {self.image_key!r}: the image is null or only a path"
             return Bad(where, "undecodable", problem, "embed the images in the file")
         if len(data) > self.limits.file_bytes:
-            problem = f"has {len(data):,} bytes, more than the {self.limits.file_bytes:,} that may be"
+            problem = f"has {len(data):,} bytes, more than {self.limits.file_bytes:,}, the limit"
             return Bad(where, "large", problem, "remove it, or raise --max-file-bytes")
         return Example(where, data, label)
 
     def _rows(self, columns: list[str]) -> Iterator[tuple[Any, ...] | Bad]:
-        """The number of each row, from 1, and its scalars, the label last; or a row group that is not read."""
+        """The number of each row, from 1, and its scalars with the label last; Bad for a row group that is not read."""
         import pyarrow.parquet
 
-        # A buffer: without one each row group is read at once.
-        with pyarrow.parquet.ParquetFile(self.path, buffer_size=_AHEAD) as table:
+        # Without a buffer size, each row group is read into memory as a whole.
+        with pyarrow.parquet.ParquetFile(self.path, buffer_size=_BUFFER_BYTES) as table:
             first = 1
             for group in range(table.num_row_groups):
                 num_rows = table.metadata.row_group(group).num_rows
@@ -130,7 +130,7 @@ class TableInput:
                 else:
                     row = first
                     for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
-                        # One by one: the same bytes of a dictionary need not be in memory for each of its rows.
+                        # Scalars one by one, so that a value of a dictionary is not copied for each of its rows.
                         arrays = [batch.column(self.image_key)] if len(columns) > 1 else []
                         arrays.append(batch.column(self.label_key))
                         for i in range(batch.num_rows):
@@ -139,44 +139,44 @@ class TableInput:
                 first += num_rows
 
     def _rows_per_read(self, group: Any, columns: list[str]) -> int | Bad:
-        """How many rows of a row group have no more than ``_READ_BYTES``; Bad for one of too much in too little."""
+        """The number of rows of a row group with at most ``_READ_BYTES``; Bad if the group expands above the limit."""
         largest = 1
         for number in range(group.num_columns):
             chunk = group.column(number)
             if chunk.path_in_schema not in columns or not group.num_rows:
                 continue
-            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-            more = max(0, unpacked - packed)
-            if more > self.limits.file_bytes and unpacked > _MOST_PACKED * packed:
-                problem = f"{chunk.path_in_schema!r} has {packed:,} bytes here, which become {unpacked:,}"
+            compressed, expanded = chunk.total_compressed_size, chunk.total_uncompressed_size
+            # The bytes that a single value may have above the mean: all that compression saves, and a whole dictionary.
+            excess = max(0, expanded - compressed)
+            if excess > self.limits.file_bytes and expanded > _MAX_EXPANSION * compressed:
+                problem = f"{chunk.path_in_schema!r} has {compressed:,} bytes in the file, which expand to {expanded:,}"
                 return Bad("", "large", problem, "write the file again, or raise --max-file-bytes")
-            # What any one value can have beyond the mean: what is won by packing, and a whole dictionary.
             if chunk.has_dictionary_page:
-                more += max(0, chunk.data_page_offset - (chunk.dictionary_page_offset or 0))
-            largest = max(largest, unpacked // group.num_rows, more)
-        most = MOST_ROWS if len(columns) > 1 else MOST_LABELS
-        return max(1, min(most, _READ_BYTES // largest))
+                excess += max(0, chunk.data_page_offset - (chunk.dictionary_page_offset or 0))
+            largest = max(largest, expanded // group.num_rows, excess)
+        max_rows = MAX_ROWS if len(columns) > 1 else MAX_LABELS
+        return max(1, min(max_rows, _READ_BYTES // largest))
 
 
-def _stored(kind: Any) -> Any:
-    """The type of the values of a dictionary, and of what an extension type is stored as."""
+def _storage_type(arrow_type: Any) -> Any:
+    """The type of the stored values: the value type of a dictionary, the storage type of an extension type."""
     import pyarrow
 
     while True:
-        if pyarrow.types.is_dictionary(kind):
-            kind = kind.value_type
-        elif isinstance(kind, pyarrow.BaseExtensionType):
-            kind = kind.storage_type
+        if pyarrow.types.is_dictionary(arrow_type):
+            arrow_type = arrow_type.value_type
+        elif isinstance(arrow_type, pyarrow.BaseExtensionType):
+            arrow_type = arrow_type.storage_type
         else:
-            return kind
+            return arrow_type
 
 
-def _is_bytes(kind: Any) -> bool:
-    return str(kind) in _BYTES or str(kind).startswith("fixed_size_binary[")
+def _is_bytes(arrow_type: Any) -> bool:
+    return str(arrow_type) in _BYTES or str(arrow_type).startswith("fixed_size_binary[")
 
 
 def _value(label: Any) -> Any:
-    """Of a scalar; Bad without its place for a text that is none."""
+    """The Python value of a scalar; Bad without ``where`` for a string that is not UTF-8."""
     try:
         return label.as_py()
     except UnicodeDecodeError as error:

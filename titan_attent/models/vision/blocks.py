@@ -1,10 +1,10 @@
-"""The parts of which the models of images are made: patches, positions, transformer blocks, and how weights begin.
+"""Building blocks of the image models: patches, positions, transformer blocks, and initial weights.
 
-Weights begin as a normal distribution of variance 1 / inputs (LeCun et al. 1998, "Efficient BackProp"), cut at two
-deviations, and biases at 0. The usual deviation of 0.02 (Touvron et al. 2021, arXiv 2012.12877) is about that of 768
-inputs and 20 times too small for a patch of 4 numbers, which then drowns in the positions.
+Weights are initialized from a normal distribution of variance 1 / inputs (LeCun et al. 1998, "Efficient BackProp"),
+truncated at two standard deviations, and biases to 0. The usual deviation of 0.02 (Touvron et al. 2021, arXiv
+2012.12877) suits about 768 inputs. For a patch of 4 values it is 20 times too small: the positions would dominate.
 
-Shapes: B images, C channels, S pixels a side, P patches, D numbers of a patch, T tokens.
+Shapes: B images, C channels, S pixels per side, P patches, D values per patch, T tokens.
 """
 
 import torch
@@ -16,14 +16,16 @@ INIT_STD = 0.02
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images [B, C, S, S] -> patches [B, P, D], row by row; the numbers of a patch in the order (row, column, channel),
-    as in He et al. 2022."""
+    """Images [B, C, S, S] -> patches [B, P, D], row by row.
+
+    The values of a patch are in the order (row, column, channel), as in He et al. 2022.
+    """
     patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # [B, C, rows, columns, p, p]
     return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
-    """fp32 [side^2, dim]: sines and cosines of the row in the first half, of the column in the second.
+    """Position embeddings fp32 [side^2, dim]: sines and cosines of the row, then of the column, half of ``dim`` each.
 
     Frequencies 10000^(-i / (dim/4)) for i < dim/4, as in He et al. 2022.
     """
@@ -35,21 +37,22 @@ def sincos_positions(side: int, dim: int) -> Tensor:
 
 
 def init_normal_(tensor: Tensor) -> None:
-    """Of tokens that are learned themselves."""
+    """Initialize learned tokens."""
     nn.init.trunc_normal_(tensor, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
 
 
 def init_linear_(linear: nn.Linear) -> None:
-    """Outputs have about the variance of the inputs, whatever the width."""
+    """Initialize a linear layer such that its outputs have about the variance of its inputs, at any width."""
     std = linear.in_features**-0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(linear.bias)
 
 
 class EdgeLinear(nn.Linear):
-    """A linear layer at an edge of the model, which FSDP2 takes apart: any float dtype goes in, its own comes out.
+    """A first or last linear layer of a model, which FSDP2 wraps separately.
 
-    The bias is added by itself: with it inside, the result is a view, of which FSDP2 warns.
+    Its input may have any float dtype, its output has the dtype of its weights. The bias is added separately: otherwise
+    the result is a view, and FSDP2 warns about it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class EdgeLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of all tokens with all: [B, T, dim] -> [B, T, dim]."""
+    """Multi-head self-attention among all tokens: [B, T, dim] -> [B, T, dim]."""
 
     def __init__(self, dim: int, n_heads: int):
         super().__init__()
@@ -71,7 +74,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """MLP with one hidden layer and GELU: [B, T, dim] -> [B, T, dim]."""
+    """An MLP with one hidden layer and GELU: [B, T, dim] -> [B, T, dim]."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -82,7 +85,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), and the same with the MLP; ``scale`` [B] multiplies both branches of an example."""
+    """Computes x + attention(norm(x)), then the same with the MLP; ``scale`` [B] multiplies both branches."""
 
     def __init__(self, dim: int, n_heads: int, hidden_dim: int):
         super().__init__()
@@ -106,11 +109,11 @@ class Block(nn.Module):
 
 
 def make_layers(num: int, dim: int, n_heads: int, hidden_ratio: int) -> nn.ModuleDict:
-    """``num`` blocks, named "0", "1", and so on."""
+    """Create ``num`` blocks, named "0", "1", and so on."""
     return nn.ModuleDict({str(layer): Block(dim, n_heads, hidden_ratio * dim) for layer in range(num)})
 
 
 def flops_of_layers(num: int, tokens: int, dim: int, hidden_ratio: int) -> int:
-    """Forward and backward of ``num`` blocks for one example: 6 a weight and token, and 12 dim T^2 for attention."""
+    """FLOPs per example of ``num`` blocks, forward and backward: 6 per weight and token, 12 dim T^2 for attention."""
     weights = (4 + 2 * hidden_ratio) * dim * dim
     return num * (6 * weights * tokens + 12 * dim * tokens**2)

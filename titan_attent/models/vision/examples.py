@@ -1,7 +1,7 @@
-"""Example id -> an image and what a model is asked about it: the two kinds of examples of images (data/examples.py).
+"""Example id -> inputs and labels of an image model, for both models (the interface: data/examples.py).
 
-What is random in them is a hash of (seed, turn, example id), so that any number of ranks, and a resumed run, see the
-same.
+All random choices are hashes of (seed, visit key, example id), so they do not depend on the number of ranks and are the
+same in a resumed run.
 """
 
 import math
@@ -18,16 +18,16 @@ from titan_attent.models.vision.mixing import keyed_draws, mix
 from titan_attent.models.vision.vit import ViTArgs
 
 _DEPTH, _MASK, _PARTNER, _MIX = 1, 2, 3, 4
-"""Of the keys within stream("images"), behind the augmentation's own."""
+"""The purposes of keys within stream("images"), besides the augmentation."""
 
 
 class ImageExamples:
-    """What the two have in common.
+    """The common part of the examples of both models.
 
     Args:
         images: the data set.
-        args: of the model.
-        seed: of what is random.
+        args: sizes of the model.
+        seed: seed of all random choices.
     """
 
     columns: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class ImageExamples:
 
     @property
     def tokens_per_example(self) -> int:
-        """Patches."""
+        """The number of patches, the tokens of an image."""
         return self.args.num_patches
 
     @property
@@ -50,30 +50,30 @@ class ImageExamples:
         return len(self.images)
 
     def location(self, i: int) -> dict[str, Any]:
-        """Where image i stands: its shard, its number there, and its label."""
-        shard, number = self.images.locate(i)
+        """The shard of image i, its index within the shard, and the name of its class."""
+        shard, slot = self.images.locate(i)
         label = int(self.images.labels(torch.tensor([i])))
-        return {"shard": shard, "image": number, "label": self.images.classes[label]}
+        return {"shard": shard, "image": slot, "label": self.images.classes[label]}
 
-    def _key(self, purpose: int, turn: tuple[int, ...] | None) -> int:
-        return derive_key(stream("images"), purpose, self.seed, *(turn or ()))
+    def _key(self, purpose: int, visit_key: tuple[int, ...] | None) -> int:
+        return derive_key(stream("images"), purpose, self.seed, *(visit_key or ()))
 
-    def _depth(self, ids: Tensor, turn: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """Which blocks an image goes through, where it is trained."""
-        if turn is None or not self.args.drop_path:
+    def _depth(self, ids: Tensor, visit_key: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """The input ``keep`` of stochastic depth; empty if it is off or for validation."""
+        if visit_key is None or not self.args.drop_path:
             return {}
-        return {"keep": keyed_keep(ids, self._key(_DEPTH, turn), self.args.drop_rates)}
+        return {"keep": keyed_keep(ids, self._key(_DEPTH, visit_key), self.args.drop_rates)}
 
 
 class ClassExamples(ImageExamples):
-    """Images and their class.
+    """Images with their classes.
 
-    A batch: ``{"input": fp32 [B, C, S, S]}``, and ``keep`` fp32 [B, blocks] in training with stochastic depth; labels
-    int64 [B, 1]. Mixed with another image in training, it has that one's ``other_id`` and ``other_label``, int64 [B],
-    and its own ``share``, fp32 [B]. Any image may be the other one, whether it is taught or not.
+    A batch has ``input`` fp32 [B, C, S, S], and ``keep`` fp32 [B, blocks] in training with stochastic depth. Its labels
+    are int64 [B, 1]. With mixing in training it also has ``other_id`` and ``other_label`` of the second image, int64
+    [B], and the ``share`` of the first, fp32 [B]. The second image may be any of the data set, selected or not.
 
     Args:
-        mixup, cutmix: alphas of mixing.py; 0 for none.
+        mixup, cutmix: alphas of mixing.py; 0 turns them off.
     """
 
     def __init__(self, images: ImageDataset, args: ViTArgs, *, seed: int, mixup: float = 0.0, cutmix: float = 0.0):
@@ -83,44 +83,45 @@ class ClassExamples(ImageExamples):
 
     @property
     def chance_loss(self) -> float:
-        """ln C."""
+        """The loss of equal probabilities: ln of the number of classes."""
         return math.log(len(self.images.classes))
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
-        pixels, labels = self.images.pixels(ids, turn)
-        inputs = {"input": pixels} | self._depth(ids, turn)
-        if turn is not None and self.columns:
-            others = hash_ids(ids, self._key(_PARTNER, turn)).remainder(len(self))
-            other_pixels, other_labels = self.images.pixels(others, turn)
-            draws = keyed_draws(ids, self._key(_MIX, turn), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        pixels, labels = self.images.pixels(ids, visit_key)
+        inputs = {"input": pixels} | self._depth(ids, visit_key)
+        if visit_key is not None and self.columns:
+            other_ids = hash_ids(ids, self._key(_PARTNER, visit_key)).remainder(len(self))
+            other_pixels, other_labels = self.images.pixels(other_ids, visit_key)
+            draws = keyed_draws(ids, self._key(_MIX, visit_key), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
             inputs["input"], shares = mix(pixels, labels, other_pixels, other_labels, draws)
-            inputs |= {"other_label": other_labels, "share": shares, "other_id": others}
+            inputs |= {"other_label": other_labels, "share": shares, "other_id": other_ids}
         return inputs, labels[:, None]
 
 
 class PatchExamples(ImageExamples):
-    """Images with most of their patches masked, to be predicted from the others.
+    """Images with masked patches, which are predicted from the visible ones.
 
-    A batch: ``{"input": fp32 [B, C, S, S], "visible": int64 [B, V], "masked": int64 [B, M]}``, numbers of patches;
-    labels fp32 [B, M, D], the pixels of the masked ones. Without a turn an example always has the same masks.
+    A batch has ``input`` fp32 [B, C, S, S] and the indices of patches ``visible`` int64 [B, V] and ``masked`` int64
+    [B, M]. Its labels are the pixels of the masked patches, fp32 [B, M, D]. Without a visit key the masks of an example
+    are always the same.
 
     Args:
-        normalize: give each masked patch mean 0 and variance 1.
+        normalize: normalize each masked patch to mean 0 and variance 1.
     """
 
     args: MAEArgs
     chance_loss = 1.0
-    """The variance of the pixels, of each patch or of all images: what their mean costs."""
+    """The loss of predicting the mean: the variance of the normalized pixels, of each patch or of all images."""
 
     def __init__(self, images: ImageDataset, args: MAEArgs, *, seed: int, normalize: bool):
         super().__init__(images, args, seed=seed)
         self.normalize = normalize
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
         args = self.args
-        pixels, _ = self.images.pixels(ids, turn)
-        # Validation looks at the same masks whatever the seed of the run.
-        key = self._key(_MASK, turn) if turn is not None else derive_key(stream("images"), _MASK)
+        pixels, _ = self.images.pixels(ids, visit_key)
+        # Validation uses the same masks for every seed of the run.
+        key = self._key(_MASK, visit_key) if visit_key is not None else derive_key(stream("images"), _MASK)
         visible, masked = keyed_masks(ids, key, args.num_patches, args.num_masked)
         labels = patch_targets(pixels, masked, args.patch_size, self.normalize)
-        return {"input": pixels, "visible": visible, "masked": masked, **self._depth(ids, turn)}, labels
+        return {"input": pixels, "visible": visible, "masked": masked, **self._depth(ids, visit_key)}, labels

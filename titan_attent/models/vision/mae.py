@@ -1,14 +1,14 @@
-"""A masked autoencoder: vit.py's trunk sees some of the patches, a small decoder predicts the pixels of the others.
+"""A masked autoencoder: vit.py's trunk encodes some of the patches, a small decoder predicts the pixels of the others.
 
 After He et al. 2022 ("Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377). Its ``tok_embeddings``,
-``layers``, ``norm``, ``class_token`` and ``registers`` load into a vision transformer of vit.py.
-The decoder does not sort the tokens back into the image, as nothing in it depends on their order but their positions.
+``layers``, ``norm``, ``class_token`` and ``registers`` load into a vision transformer of vit.py. The decoder does not
+sort the tokens back into image order: only their position embeddings depend on it.
 
-Which patches are masked, and which blocks an image goes through (stochastic depth, Huang et al. 2016), is drawn outside
-of the models by hashes of (key, example id), which neither the number of ranks nor a resume changes. No shape depends
-on it.
+The masked patches and the blocks that an image skips (stochastic depth, Huang et al. 2016) are drawn outside of the
+models, by hashes of (key, example id). They do not depend on the number of ranks and are the same after a resume. No
+shape depends on them.
 
-Shapes: B images, C channels, S pixels a side, P patches, V of them visible and M masked (V + M = P), D numbers of a
+Shapes: B images, C channels, S pixels per side, P patches, V of them visible and M masked (V + M = P), D values per
 patch.
 """
 
@@ -33,15 +33,15 @@ from titan_attent.models.vision.vit import Trunk, ViTArgs, check_width
 
 VARIANCE_EPS = 1e-6
 _MASKS, _KEEP = 1, 2
-"""What a key is used for."""
+"""The use of a derived key."""
 
 
 @dataclass
 class MAEArgs(ViTArgs):
-    """Sizes of a :class:`MaskedAutoencoder`.
+    """The sizes of a :class:`MaskedAutoencoder`.
 
     Attributes:
-        decoder_dim: of a token in the decoder; a multiple of 4 and of ``decoder_heads``.
+        decoder_dim: width of a token in the decoder; a multiple of 4 and of ``decoder_heads``.
         mask_ratio: share of the patches to predict, in (0, 1).
     """
 
@@ -52,11 +52,11 @@ class MAEArgs(ViTArgs):
 
     @property
     def num_masked(self) -> int:
-        """M, at least 1 and at most P - 1."""
+        """The number M of masked patches, from 1 to P - 1."""
         return min(max(1, round(self.mask_ratio * self.num_patches)), self.num_patches - 1)
 
     def flops_per_image(self) -> int:
-        """As in :meth:`ViTArgs.flops_per_image`."""
+        """See :meth:`ViTArgs.flops_per_image`."""
         visible = self.num_patches - self.num_masked
         tokens, all_tokens = self.num_extra + visible, self.num_extra + self.num_patches
         return (
@@ -74,21 +74,21 @@ class MAEArgs(ViTArgs):
         check_number("mask_ratio", self.mask_ratio, above=0, below=1, section="vision")
         if self.num_patches < 2:
             raise ValueError(
-                f"[vision] patch_size = {self.patch_size}: an image of {self.image_size} is one patch, and none is "
-                f"left to mask. Set a patch_size of at most {self.image_size // 2}"
+                f"[vision] patch_size = {self.patch_size}: an image of side {self.image_size} has only one patch, "
+                f"but masking needs at least two. Set a patch_size of at most {self.image_size // 2}"
             )
 
 
 def keyed_masks(ids: Tensor, key: int, num_patches: int, num_masked: int) -> tuple[Tensor, Tensor]:
-    """A random subset of the patches of each example, as a hash of (key, example, patch).
+    """Draw a random subset of the patches of each example, by a hash of (key, example, patch).
 
     Args:
         ids: int64 [B], example ids.
-        key: from ``derive_key``; another one for each pass.
+        key: key from ``derive_key``, different for each pass.
         num_patches, num_masked: P and M.
 
     Returns:
-        (visible, masked): numbers of patches, int64 [B, P - M] and [B, M], in random order, on the device of ``ids``.
+        (visible, masked): indices of patches, int64 [B, P - M] and [B, M], in random order, on the device of ``ids``.
     """
     patches = torch.arange(num_patches, device=ids.device)
     order = hash_ids(hash_ids(ids, key)[:, None] ^ patches, derive_key(key, _MASKS)).argsort(dim=1, stable=True)
@@ -96,15 +96,15 @@ def keyed_masks(ids: Tensor, key: int, num_patches: int, num_masked: int) -> tup
 
 
 def keyed_keep(ids: Tensor, key: int, rates: Sequence[float]) -> Tensor:
-    """Stochastic depth as a hash of (key, example, block).
+    """Draw the blocks of stochastic depth, by a hash of (key, example, block).
 
     Args:
         ids: int64 [B], example ids.
-        key: from ``derive_key``; another one for each pass.
-        rates: probability of leaving out each block, in [0, 1): :attr:`ViTArgs.drop_rates`.
+        key: key from ``derive_key``, different for each pass.
+        rates: probability of skipping each block, in [0, 1): :attr:`ViTArgs.drop_rates`.
 
     Returns:
-        fp32 [B, blocks] on the device of ``ids``: 0, or 1 / (1 - rate), so that the mean is 1.
+        fp32 [B, blocks] on the device of ``ids``: 0 or 1 / (1 - rate), so that the mean is 1.
     """
     blocks = torch.arange(len(rates), device=ids.device)
     rate = torch.tensor(rates, dtype=torch.float64, device=ids.device)
@@ -112,40 +112,44 @@ def keyed_keep(ids: Tensor, key: int, rates: Sequence[float]) -> Tensor:
     return torch.where(kept, 1.0 / (1.0 - rate), 0.0).float()
 
 
-def take(rows: Tensor, numbers: Tensor) -> Tensor:
-    """Of [B, P, D] the rows int64 [B, n], each example its own: [B, n, D]."""
-    return rows.gather(1, numbers[..., None].expand(-1, -1, rows.shape[-1]))
+def gather_patches(patches: Tensor, indices: Tensor) -> Tensor:
+    """The patches [B, n, D] with ``indices``, int64 [B, n], per example, out of [B, P, D]."""
+    return patches.gather(1, indices[..., None].expand(-1, -1, patches.shape[-1]))
 
 
 def patch_targets(images: Tensor, masked: Tensor, patch_size: int, normalize: bool) -> Tensor:
-    """What is to be predicted.
+    """The pixels of the masked patches, which the model predicts.
 
     Args:
         images: float [B, C, S, S].
-        masked: int64 [B, M].
-        patch_size: pixels.
-        normalize: give each patch mean 0 and variance 1: (x - mean) / sqrt(variance + 1e-6), the variance unbiased, as
-            in the paper's code.
+        masked: indices of patches, int64 [B, M].
+        patch_size: side of a patch in pixels.
+        normalize: normalize each patch to (x - mean) / sqrt(variance + 1e-6), with the unbiased variance, as in the
+            paper's code.
 
     Returns:
-        fp32 [B, M, D]. ValueError for patches of one number, which have no variance.
+        fp32 [B, M, D].
+
+    Raises:
+        ValueError: patches of a single value have no variance to normalize by.
     """
-    targets = take(patchify(images, patch_size), masked).float()
+    targets = gather_patches(patchify(images, patch_size), masked).float()
     if not normalize:
         return targets
     if targets.shape[-1] == 1:
         raise ValueError(
-            "[vision] normalize_patches = true: patches of one number have no variance. Set patch_size = 2 or more, or "
-            "normalize_patches = false"
+            "[vision] normalize_patches = true: patches of a single value have no variance. Set patch_size = 2 or "
+            "more, or normalize_patches = false"
         )
     variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
     return (targets - mean) / (variance + VARIANCE_EPS).sqrt()
 
 
 class MaskedAutoencoder(Trunk):
-    """The trunk on visible patches, and a decoder of all.
+    """The trunk applied to the visible patches, and a decoder applied to all patches.
 
-    ValueError for sizes that do not fit (:meth:`MAEArgs.check`).
+    Raises:
+        ValueError: sizes that do not fit (:meth:`MAEArgs.check`).
     """
 
     decoder_positions: Tensor
@@ -163,10 +167,10 @@ class MaskedAutoencoder(Trunk):
         """Images, fp32 or bf16 [B, C, S, S] -> predictions [B, M, D] of the masked patches, in the order of ``masked``.
 
         Args:
-            visible, masked: int64 [B, V] and [B, M], together every patch once.
-            keep: of the blocks of the trunk, as in ``VisionTransformer.forward``.
+            visible, masked: indices of patches, int64 [B, V] and [B, M]; together each patch once.
+            keep: factors of the trunk's blocks, as in ``VisionTransformer.forward``.
         """
-        x = self.norm(self.encode(take(self.patches(images), visible), self.positions[visible], keep))
+        x = self.norm(self.encode(gather_patches(self.patches(images), visible), self.positions[visible], keep))
         x = self.decoder_embed(x)
         num_extra, positions = self.model_args.num_extra, self.decoder_positions.to(x.dtype)
         x = torch.cat(

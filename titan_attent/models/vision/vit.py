@@ -1,16 +1,16 @@
 """A plain vision transformer: images -> patches -> pre-norm blocks -> logits.
 
 After Dosovitskiy et al. 2021 ("An Image is Worth 16x16 Words", arXiv 2010.11929) with the changes of Beyer et al. 2022
-("Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580): fixed 2-D sin-cos positions and mean pooling, the
-class token being optional. Registers, tokens without a content of their own, are those of Darcet et al. 2024
-(arXiv 2309.16588). For stochastic depth (Huang et al. 2016, arXiv 1603.09382) the caller draws which blocks are kept.
+("Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580): fixed 2-D sin-cos positions, mean pooling, and an
+optional class token. Registers, extra learned tokens, follow Darcet et al. 2024 (arXiv 2309.16588). For stochastic
+depth (Huang et al. 2016, arXiv 1603.09382) the caller draws which blocks are kept.
 
-The names of the modules are those of torchtitan's llama (``tok_embeddings``, ``layers``, ``norm``, ``output``; in a
-block ``attention.wq/wk/wv/wo``, ``feed_forward.w1/w2`` and their norms), which is what its FSDP, activation
-checkpointing and compile go by. Positions are a buffer outside of the state dict, so that weights move between image
-sizes. The head begins at 0 (section 3.2 of the first paper), all else as in blocks.py.
+Modules have the names of torchtitan's llama, on which its FSDP, activation checkpointing and compile depend:
+``tok_embeddings``, ``layers``, ``norm``, ``output``, and in a block ``attention.wq/wk/wv/wo``, ``feed_forward.w1/w2``
+and their norms. Positions are a buffer outside of the state dict, so that weights load at other image sizes. The head
+is initialized to 0 (section 3.2 of the first paper), all other weights as in blocks.py.
 
-Shapes: B images, C channels, S pixels a side, P patches, V of them seen, D numbers of a patch.
+Shapes: B images, C channels, S pixels per side, P patches, V of them visible, D values per patch.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ POOLINGS = ("mean", "class")
 
 @dataclass
 class ViTArgs:
-    """Sizes of a :class:`VisionTransformer`.
+    """The sizes of a :class:`VisionTransformer`.
 
     Attributes:
-        dim: of a token; a multiple of 4 and of ``n_heads``.
-        hidden_ratio: width of the MLP / ``dim``.
-        patch_size, image_size: pixels a side; the first divides the second.
-        pooling: of the last tokens, ``"mean"`` over the patches or the ``"class"`` token.
-        num_registers: tokens without content beside the patches.
+        dim: width of a token; a multiple of 4 and of ``n_heads``.
+        hidden_ratio: width of the MLP divided by ``dim``.
+        patch_size, image_size: pixels per side; the first divides the second.
+        pooling: output of the trunk: ``"mean"`` over the patches, or the ``"class"`` token.
+        num_registers: number of extra learned tokens.
         drop_path: rate of stochastic depth in the last block, in [0, 1).
     """
 
@@ -60,29 +60,29 @@ class ViTArgs:
 
     @property
     def num_patches(self) -> int:
-        """P."""
+        """The number P of patches."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def patch_dim(self) -> int:
-        """D, numbers of a patch."""
+        """The number D of values per patch."""
         return self.patch_size**2 * self.channels
 
     @property
     def num_extra(self) -> int:
-        """Tokens before the patches: the class token and the registers."""
+        """The number of tokens before the patches: the class token and the registers."""
         return int(self.pooling == "class") + self.num_registers
 
     @property
     def drop_rates(self) -> tuple[float, ...]:
-        """Rate of stochastic depth of each block, linear from 0 in the first to ``drop_path`` in the last."""
+        """The rate of stochastic depth of each block, linear from 0 in the first to ``drop_path`` in the last."""
         return tuple(self.drop_path * block / max(1, self.n_layers - 1) for block in range(self.n_layers))
 
     def flops_per_image(self) -> int:
-        """FLOPs of the matrix products of a training step for one image.
+        """The FLOPs of the matrix products of a training step, per image.
 
-        What checkpointing or attention compute a second time does not count, and neither does an input gradient of the
-        patch embedding, which nobody needs: 4 a weight and patch instead of 6.
+        Recomputation by checkpointing or attention is not counted. The patch embedding counts 4 FLOPs per weight and
+        patch instead of 6, since the gradient of its input is not needed.
         """
         embedding = 4 * self.patch_dim * self.dim * self.num_patches
         tokens = self.num_extra + self.num_patches
@@ -90,7 +90,7 @@ class ViTArgs:
         return embedding + layers + 6 * self.dim * self.num_classes
 
     def check(self) -> None:
-        """Raise a ValueError (what, where, the mend) for sizes that do not fit."""
+        """Raise a ValueError for sizes that do not fit; it names the key, its value and the fix."""
         for key in ("n_layers", "hidden_ratio"):
             check_number(key, getattr(self, key), at_least=1, whole=True, section="model")
         for key in ("patch_size", "image_size"):
@@ -101,8 +101,9 @@ class ViTArgs:
         check_number("drop_path", self.drop_path, at_least=0, below=1, section="vision")
         check_one_of("pooling", self.pooling, POOLINGS, section="model")
         check_width("dim", self.dim, "n_heads", self.n_heads)
-        if left := self.image_size % self.patch_size:
-            fits = [size for size in (self.image_size - left, self.image_size - left + self.patch_size) if size]
+        if remainder := self.image_size % self.patch_size:
+            lower = self.image_size - remainder
+            fits = [size for size in (lower, lower + self.patch_size) if size]
             raise ValueError(
                 f"[vision] image_size = {self.image_size}: patches of patch_size = {self.patch_size} do not fill it. "
                 f"Set image_size = {' or '.join(map(str, fits))}, or a patch_size that divides it"
@@ -110,19 +111,20 @@ class ViTArgs:
 
 
 def check_width(key: str, dim: int, heads_key: str, heads: int) -> None:
-    """Refuse a width that 2-D sin-cos positions or the heads do not divide; ValueError."""
+    """Raise a ValueError for a width that is not a multiple of 4 (for 2-D sin-cos positions) and of the heads."""
     check_number(key, dim, at_least=4, whole=True, section="model")
     check_number(heads_key, heads, at_least=1, whole=True, section="model")
     if dim % 4:
         raise ValueError(f"[model] {key} = {dim}: 2-D sin-cos positions need a multiple of 4. Set {dim - dim % 4 + 4}")
     if dim % heads:
-        raise ValueError(f"[model] {key} = {dim} is no multiple of {heads_key} = {heads}. Set one that is")
+        raise ValueError(f"[model] {key} = {dim} is not a multiple of {heads_key} = {heads}. Set one that is")
 
 
 class Trunk(nn.Module):
-    """What a classifier and a masked autoencoder share: patch embedding, positions, blocks and the last norm.
+    """The common part of classifier and masked autoencoder: patch embedding, positions, blocks and the last norm.
 
-    ValueError for sizes that do not fit (:meth:`ViTArgs.check`).
+    Raises:
+        ValueError: sizes that do not fit (:meth:`ViTArgs.check`).
     """
 
     positions: Tensor
@@ -142,12 +144,12 @@ class Trunk(nn.Module):
         return sincos_positions(self.model_args.image_size // self.model_args.patch_size, dim)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Images [B, C, S, S] -> [B, P, D]; ValueError for other sizes than the model's."""
+        """Images [B, C, S, S] -> patches [B, P, D]; ValueError if the sizes are not the model's."""
         args = self.model_args
         if images.shape[1:] != (args.channels, args.image_size, args.image_size):
             raise ValueError(
                 f"images {tuple(images.shape)}: the model takes [B, {args.channels}, {args.image_size}, "
-                f"{args.image_size}]. Make it with the channels and the image_size of the data"
+                f"{args.image_size}]. Create the model with the channels and image_size of the data"
             )
         return patchify(images, args.patch_size)
 
@@ -171,7 +173,7 @@ class Trunk(nn.Module):
         return x
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
-        """Set every parameter and buffer; ``buffer_device`` is where the positions go, by default where they are."""
+        """Initialize every parameter and buffer. ``buffer_device``: device of the positions; default: unchanged."""
         with torch.device(buffer_device or self.positions.device):
             self.positions = self._positions(self.model_args.dim)
         init_linear_(self.tok_embeddings)
@@ -184,7 +186,7 @@ class Trunk(nn.Module):
 
 
 class VisionTransformer(Trunk):
-    """The classifier."""
+    """An image classifier."""
 
     def __init__(self, args: ViTArgs):
         super().__init__(args)
@@ -194,8 +196,8 @@ class VisionTransformer(Trunk):
         """Images, fp32 or bf16 [B, C, S, S] -> logits [B, 1, num_classes]; the 1 is the length that losses expect.
 
         Args:
-            keep: fp32 [B, n_layers], what the branches of each block are multiplied by: for stochastic depth 0 or
-                1 / (1 - rate); None leaves them as they are. Mixed precision rounds it to the dtype of the tokens.
+            keep: fp32 [B, n_layers], factors of the branches of each block, for stochastic depth 0 or 1 / (1 - rate);
+                None means 1. Mixed precision rounds them to the dtype of the tokens.
         """
         x = self.encode(self.patches(images), self.positions, keep)
         if self.model_args.pooling == "class":

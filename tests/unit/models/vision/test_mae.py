@@ -1,4 +1,4 @@
-"""models/vision/mae.py against a loop that takes one example and one patch at a time, in float64."""
+"""models/vision/mae.py against a loop over examples and patches, in float64."""
 
 import re
 from typing import Any
@@ -37,7 +37,7 @@ def inputs_of(model: MaskedAutoencoder) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def plain_predictions(model: Any, images: torch.Tensor, masked: torch.Tensor, keep: Any) -> torch.Tensor:
-    """The paper's way: encode what is visible, put the tokens back into the image's order, decode, pick the masked."""
+    """The paper's way: encode the visible patches, restore image order, decode, pick the masked patches."""
     rows, num_patches = [], model.model_args.num_patches
     for b, image in enumerate(images):
         hidden = set(masked[b].tolist())
@@ -72,8 +72,8 @@ def test_predictions_and_gradients_are_those_of_a_loop(changes: dict[str, Any], 
     assert predictions.shape == (3, model.model_args.num_masked, 48)
     expected = plain_predictions(model, images, masked, keep)
     torch.testing.assert_close(predictions, expected, rtol=1e-9, atol=1e-10)
-    wanted = [images, model.mask_token, model.tok_embeddings.weight]
-    gradients = [torch.autograd.grad(out.square().sum(), wanted) for out in (predictions, expected)]
+    tensors = [images, model.mask_token, model.tok_embeddings.weight]
+    gradients = [torch.autograd.grad(out.square().sum(), tensors) for out in (predictions, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
 
 
@@ -174,7 +174,7 @@ def test_targets_are_those_of_a_loop(normalize: bool) -> None:
             torch.testing.assert_close(targets[b, m].double(), values, rtol=1e-5, atol=1e-5)
 
 
-def test_a_patch_of_one_colour_is_zero_and_one_number_has_no_variance() -> None:
+def test_a_patch_of_one_colour_is_zero_and_one_value_has_no_variance() -> None:
     masked = torch.tensor([[0, 3]])
     assert (patch_targets(torch.full((1, 1, 4, 4), 7.0), masked, 2, True) == 0).all()
     with pytest.raises(ValueError, match=r"\[vision\] normalize_patches = true.*patch_size = 2"):
@@ -184,7 +184,7 @@ def test_a_patch_of_one_colour_is_zero_and_one_number_has_no_variance() -> None:
 # -- draws ----------------------------------------------------------------------------------------------------------
 
 
-def test_masks_are_a_partition_that_depends_on_key_and_id_alone() -> None:
+def test_masks_are_a_partition_that_depends_on_key_and_id_only() -> None:
     ids = torch.arange(64)
     visible, masked = keyed_masks(ids, KEY, 16, 12)
     assert visible.shape == (64, 4) and masked.shape == (64, 12) and visible.dtype == masked.dtype == torch.int64
@@ -206,7 +206,7 @@ def test_every_patch_is_masked_equally_often_and_pairs_too() -> None:
     assert (hits[:-1] * hits[1:]).mean() == pytest.approx(1 / 9, abs=0.005)  # neighbouring ids
 
 
-def test_kept_blocks_depend_on_key_and_id_alone_and_average_one() -> None:
+def test_kept_blocks_depend_on_key_and_id_only_and_average_one() -> None:
     ids, rates = torch.arange(20_000), ViTArgs(n_layers=4, drop_path=0.6).drop_rates
     keep = keyed_keep(ids, KEY, rates)
     assert keep.dtype == torch.float32 and keep.shape == (20_000, 4)
@@ -230,7 +230,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "where", "mend"), BAD)
-def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], where: str, mend: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(where) + ".*" + re.escape(mend)):
+@pytest.mark.parametrize(("changes", "where", "fix"), BAD)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], where: str, fix: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(where) + ".*" + re.escape(fix)):
         MaskedAutoencoder(MAEArgs(**(SIZES | changes)))

@@ -8,7 +8,7 @@ import torch
 
 from titan_attent.foundations.counter_rng import derive_key
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.models.vision.mixing import Draws, beta_quantiles, keyed_draws, mix
+from titan_attent.models.vision.mixing import MixDraws, beta_quantiles, keyed_draws, mix
 
 KEY = derive_key(3, 4)
 IDS = torch.arange(20_000)
@@ -43,12 +43,12 @@ def test_quantiles_are_monotone_symmetric_and_have_the_variance(alpha: float) ->
     torch.testing.assert_close(ends, torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_draws_depend_on_key_and_id_alone() -> None:
+def test_draws_depend_on_key_and_id_only() -> None:
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
     whole = keyed_draws(IDS, KEY, **options)
     parts = [keyed_draws(part, KEY, **options) for part in IDS.split(7_000)]
-    for column, pieces in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(column, torch.cat(pieces))
+    for column, chunks in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(column, torch.cat(chunks))
     other = keyed_draws(IDS, KEY + 1, **options)
     assert all(not torch.equal(a, b) for a, b in zip(whole, other, strict=True))
 
@@ -116,7 +116,7 @@ def test_mixing_is_that_of_a_loop_over_pixels() -> None:
 
 def test_a_box_within_the_image_has_its_area_and_one_at_the_border_is_clipped() -> None:
     images, labels, partners, partner_labels = batch(4)
-    draws = Draws(
+    draws = MixDraws(
         torch.tensor([0.75, 0.75, 0.0, 1.0]),
         torch.ones(4, dtype=torch.bool),
         torch.tensor([0.5, 0.0, 0.5, 0.5]),

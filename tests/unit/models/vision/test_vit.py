@@ -18,7 +18,7 @@ KEEP = torch.tensor([[1.0, 0.0, 1.25], [1.0, 1.5, 0.0]])
 
 
 def make(*, dtype: torch.dtype = torch.float32, **changes: Any) -> VisionTransformer:
-    """A model with all weights random, the head too."""
+    """A model with all weights random, including the head."""
     torch.manual_seed(0)
     model = VisionTransformer(ViTArgs(**(SIZES | changes)))
     model.init_weights()
@@ -60,7 +60,7 @@ def torchs_layer(block: Any, args: ViTArgs) -> nn.TransformerEncoderLayer:
 
 
 def plain_logits(model: Any, images: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    """One image after the other, [B, num_classes]: patches cut out by hand, torch's layers."""
+    """Logits [B, num_classes], image by image: patches cut out by hand, torch's layers."""
     args, p, rows = model.model_args, model.model_args.patch_size, []
     layers = [torchs_layer(block, args) for block in model.layers.values()]
     for b, image in enumerate(images):
@@ -116,8 +116,8 @@ def test_positions_are_sines_and_cosines_of_row_and_column() -> None:
     positions = sincos_positions(3, 8)
     for number, vector in enumerate(positions):
         expected = []
-        for place in divmod(number, 3):
-            angles = [place / 10000 ** (i / 2) for i in range(2)]
+        for coordinate in divmod(number, 3):
+            angles = [coordinate / 10000 ** (i / 2) for i in range(2)]
             expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
         torch.testing.assert_close(vector, torch.tensor(expected))
 
@@ -159,7 +159,7 @@ def test_from_the_meta_device_every_value_is_set(changes: dict[str, Any]) -> Non
             std = parameter.shape[-1] ** -0.5 if name.endswith("weight") else 0.02
             assert 0 < parameter.abs().max() <= 2 * std, name
     for wide in (model.layers["0"].feed_forward.w1.weight, model.layers["0"].feed_forward.w2.weight):  # 1024 values
-        std = wide.shape[-1] ** -0.5 * 0.8796  # a normal cut at two deviations has 0.8796 of its own
+        std = wide.shape[-1] ** -0.5 * 0.8796  # truncation at two deviations reduces the deviation to 0.8796
         assert abs(wide.std().item() / std - 1) < 0.1
 
 
@@ -226,9 +226,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "where", "mend"), BAD)
-def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], where: str, mend: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(where) + ".*" + re.escape(mend)):
+@pytest.mark.parametrize(("changes", "where", "fix"), BAD)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], where: str, fix: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(where) + ".*" + re.escape(fix)):
         VisionTransformer(ViTArgs(**(SIZES | changes)))
 
 
