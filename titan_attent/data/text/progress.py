@@ -2,7 +2,7 @@
 
 A run and the run that resumes it must be given the same sources, tokenizer and whatever else decides the bytes of the
 data set: all of it is kept and compared. Files count as the same if their paths, sizes and modification times are.
-Where some are not, what the finished shards hold is read again (consumed.py): behind it, inputs may change.
+Where some are not, what the finished shards hold is read again (consumed_records.py): behind it, inputs may change.
 
 Cost: one small file a shard; on resume one stat an input file and a finished shard.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE
-from titan_attent.data.text.consumed import Consumed, find_again
+from titan_attent.data.text.consumed_records import Consumed, find_again
 from titan_attent.data.text.documents import START, ReadPosition
 from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, token_dtype
 from titan_attent.data.text.inputs import InputFile

@@ -25,7 +25,7 @@ from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
 from titan_attent.data.io.folder import PROGRESS_FILE, locked
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
-from titan_attent.data.text.consumed import in_utf8
+from titan_attent.data.text.consumed_records import in_utf8
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES, Document, read_documents
 from titan_attent.data.text.encode import Encoded, encode_documents
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index

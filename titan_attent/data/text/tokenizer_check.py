@@ -29,7 +29,7 @@ def tokenizer_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[
     ]
 
 
-def check_same_tokens(theirs: TokenShards, ours: TokenShards, *, what: str) -> None:
+def check_same_tokenizer(theirs: TokenShards, ours: TokenShards, *, what: str) -> None:
     """Refuse data whose ids mean something else than those of the run's data.
 
     Args:
