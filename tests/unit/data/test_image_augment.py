@@ -1,4 +1,4 @@
-"""Augmentation against plain Pillow, and as a function of (seed, turn, id) alone."""
+"""Augmentation against plain Pillow, and as a function of (seed, visit key, id) alone."""
 
 import math
 import pickle

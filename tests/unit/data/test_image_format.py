@@ -76,7 +76,7 @@ def test_pixels_and_labels_of_any_ids(copy: Path) -> None:
         np.testing.assert_allclose(read, expected[ids], atol=2e-6)
         assert read_labels.dtype == torch.int64 and read_labels.tolist() == labels[ids].tolist()
         assert torch.equal(dataset.labels(ids), read_labels)
-        assert torch.equal(dataset.pixels(ids, (3, 1))[0], read)  # without augmentation a turn changes nothing
+        assert torch.equal(dataset.pixels(ids, (3, 1))[0], read)  # without augmentation a visit key changes nothing
     read, read_labels = dataset.pixels(torch.empty(0, dtype=torch.int64), None)
     assert read.shape == (0, 3, SIDE, SIDE) and read_labels.shape == (0,)
     assert np.asarray(dataset.thumbnail(33)).tolist() == pixels[33].tolist()

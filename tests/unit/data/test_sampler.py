@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedSlots
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 
-def selected_ids(mask: np.ndarray) -> SelectedPlaces:
-    return SelectedPlaces(len(mask), bitmask=np.packbits(mask, bitorder="little"))
+def selected_ids(mask: np.ndarray) -> SelectedSlots:
+    return SelectedSlots(len(mask), bitmask=np.packbits(mask, bitorder="little"))
 
 
 @settings(deadline=None)
@@ -44,7 +44,7 @@ def test_select_skips_empty_blocks():
 
 
 def test_everything_is_selected_without_a_bitmask_however_large():
-    ids = SelectedPlaces(10**10)
+    ids = SelectedSlots(10**10)
     places = np.array([0, 2**24 + 1, 2**32 + 1, 10**10 - 1])
     assert len(ids) == 10**10
     np.testing.assert_array_equal(ids.select(places), places)
@@ -53,7 +53,7 @@ def test_everything_is_selected_without_a_bitmask_however_large():
 def test_a_full_pass_beyond_the_32_bit_ids():
     num_examples, batch = 10**10, 1000
     everything = Pool(num_examples, order=(1, 0, 0), size=num_examples)
-    full = Pass(everything, SelectedPlaces(num_examples), order=None, batch_size=batch, num_batches=10**7)
+    full = Pass(everything, SelectedSlots(num_examples), order=None, batch_size=batch, num_batches=10**7)
     positions = list(range(batch)) + list(range(num_examples - batch, num_examples))
     ids = torch.cat((full.ids(0, 1), full.ids(10**7 - 1, 10**7)))
     assert ids.dtype == torch.int64 and len(ids.unique()) == 2 * batch
@@ -117,7 +117,7 @@ def test_a_pass_over_a_pool_trains_the_chosen_places_of_the_stretch():
     pool = Pool(203, order=(5, 0, 3), start=70, size=60)
     one = Pass(pool, selected_ids(mask), order=(5, 2, 0), batch_size=12, num_batches=3)
     stretch = plain_order(203, 3)[70:130]
-    places = one.places(0, 3)
+    places = one.slots(0, 3)
     assert len(set(places.tolist())) == 36 and mask[places].all()
     assert one.ids(0, 3).tolist() == [stretch[place] for place in places]
     assert places.tolist() != sorted(places.tolist())

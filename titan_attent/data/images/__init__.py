@@ -15,7 +15,7 @@ format.py      shards and index.json                                       hashe
      |
 shards.py      example id -> label and bytes                               positioned reads
      |
-dataset.py     (seed, turn, example id) -> pixels                          augment.py
+dataset.py     (seed, visit key, example id) -> pixels                     augment.py
 """
 
 from titan_attent.data.images.augment import Augmentation

@@ -1,4 +1,4 @@
-"""Example id -> pixels and label, augmented by (seed, turn, id) alone.
+"""Example id -> pixels and label, augmented by (seed, visit key, id) alone.
 
 Cost: raw images that are not augmented are one read a stretch of ids and two passes over their fp32 pixels; anything
 else is Pillow's work image by image, in the thread that asks, mostly without the interpreter's lock. In memory a batch
@@ -28,7 +28,7 @@ class ImageDataset:
     Args:
         path: the folder.
         size: side of the square that comes out; 0: the height of raw images, which must be square.
-        augment: how views with a ``turn`` differ.
+        augment: how views with a ``visit_key`` differ.
         seed: of the augmentation.
 
     Raises:
@@ -125,15 +125,15 @@ class ImageDataset:
         numbers = self.shards.numbers(torch.tensor([i]))
         return square(next(self._pictures(numbers)), self.size)
 
-    def pixels(self, ids: Tensor, turn: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    def pixels(self, ids: Tensor, visit_key: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
         """The examples of ``ids``, int64 [B]: pixels, fp32 [B, C, S, S], and labels, int64 [B].
 
         Pixels are (value / 255 - mean) / std, channel by channel, those of the index unless :meth:`normalized_as`.
 
         Args:
-            turn: None for the fixed view: the shorter side resized to S and the centre cut. Integers that name a turn
-                of training, such as (round, pass): another turn gives other views. Equal (seed, turn, id) give equal
-                pixels in any batch, thread and process.
+            visit_key: None for the fixed view: the shorter side resized to S and the centre cut. Otherwise integers
+                that name one visit of the examples in training, such as (round, pass): each key gives other views.
+                Equal (seed, visit key, id) give equal pixels in any batch, thread and process.
 
         Raises:
             IndexError: an id is outside [0, N).
@@ -141,14 +141,14 @@ class ImageDataset:
         """
         numbers = self.shards.numbers(ids)
         labels = torch.from_numpy(self.shards.labels(numbers))
-        fixed = turn is None or self.augment.is_off
+        fixed = visit_key is None or self.augment.is_off
         index = self.shards.index
         if fixed and index.height == index.width == self.size:
             views = self.shards.raw(numbers)
         else:
             views = np.empty((len(numbers), self.size, self.size, self.channels), dtype=np.uint8)
             mean = tuple(round(255 * value) for value in self._mean.tolist())
-            draws = None if fixed else draw(ids, derive_key(stream("images"), self.seed, *(turn or ())))
+            draws = None if fixed else draw(ids, derive_key(stream("images"), self.seed, *(visit_key or ())))
             for row, image in enumerate(self._pictures(numbers)):
                 if draws is None:
                     view = square(image, self.size)

@@ -224,8 +224,8 @@ class TokenDataset(Dataset):
         shard, first = self.shards.locate(i * self.seq_len)
         return {"shard": shard, "first_token": first, "num_tokens": self.seq_len + 1}
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
-        """:meth:`batch` as a model takes it; text is the same at every turn."""
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        """:meth:`batch` as a model takes it; text is the same at every visit_key."""
         inputs, labels = self.batch(ids)
         return {"input": inputs}, labels
 

@@ -1,7 +1,7 @@
 """Example id -> an image and what a model is asked about it: the two kinds of examples of images (data/examples.py).
 
-What is random in them is a hash of (seed, turn, example id), so that any number of ranks, and a resumed run, see the
-same.
+What is random in them is a hash of (seed, visit key, example id), so that any number of ranks, and a resumed run, see
+the same.
 """
 
 import math
@@ -55,14 +55,14 @@ class ImageExamples:
         label = int(self.images.labels(torch.tensor([i])))
         return {"shard": shard, "image": number, "label": self.images.classes[label]}
 
-    def _key(self, purpose: int, turn: tuple[int, ...] | None) -> int:
-        return derive_key(stream("images"), purpose, self.seed, *(turn or ()))
+    def _key(self, purpose: int, visit_key: tuple[int, ...] | None) -> int:
+        return derive_key(stream("images"), purpose, self.seed, *(visit_key or ()))
 
-    def _depth(self, ids: Tensor, turn: tuple[int, ...] | None) -> dict[str, Tensor]:
+    def _depth(self, ids: Tensor, visit_key: tuple[int, ...] | None) -> dict[str, Tensor]:
         """Which blocks an image goes through, where it is trained."""
-        if turn is None or not self.args.drop_path:
+        if visit_key is None or not self.args.drop_path:
             return {}
-        return {"keep": keyed_keep(ids, self._key(_DEPTH, turn), self.args.drop_rates)}
+        return {"keep": keyed_keep(ids, self._key(_DEPTH, visit_key), self.args.drop_rates)}
 
 
 class ClassExamples(ImageExamples):
@@ -86,13 +86,13 @@ class ClassExamples(ImageExamples):
         """ln C."""
         return math.log(len(self.images.classes))
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
-        pixels, labels = self.images.pixels(ids, turn)
-        inputs = {"input": pixels} | self._depth(ids, turn)
-        if turn is not None and self.columns:
-            others = hash_ids(ids, self._key(_PARTNER, turn)).remainder(len(self))
-            other_pixels, other_labels = self.images.pixels(others, turn)
-            draws = keyed_draws(ids, self._key(_MIX, turn), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        pixels, labels = self.images.pixels(ids, visit_key)
+        inputs = {"input": pixels} | self._depth(ids, visit_key)
+        if visit_key is not None and self.columns:
+            others = hash_ids(ids, self._key(_PARTNER, visit_key)).remainder(len(self))
+            other_pixels, other_labels = self.images.pixels(others, visit_key)
+            draws = keyed_draws(ids, self._key(_MIX, visit_key), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
             inputs["input"], shares = mix(pixels, labels, other_pixels, other_labels, draws)
             inputs |= {"other_label": other_labels, "share": shares, "other_id": others}
         return inputs, labels[:, None]
@@ -102,7 +102,7 @@ class PatchExamples(ImageExamples):
     """Images with most of their patches masked, to be predicted from the others.
 
     A batch: ``{"input": fp32 [B, C, S, S], "visible": int64 [B, V], "masked": int64 [B, M]}``, numbers of patches;
-    labels fp32 [B, M, D], the pixels of the masked ones. Without a turn an example always has the same masks.
+    labels fp32 [B, M, D], the pixels of the masked ones. Without a visit key an example always has the same masks.
 
     Args:
         normalize: give each masked patch mean 0 and variance 1.
@@ -116,11 +116,11 @@ class PatchExamples(ImageExamples):
         super().__init__(images, args, seed=seed)
         self.normalize = normalize
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
         args = self.args
-        pixels, _ = self.images.pixels(ids, turn)
+        pixels, _ = self.images.pixels(ids, visit_key)
         # Validation looks at the same masks whatever the seed of the run.
-        key = self._key(_MASK, turn) if turn is not None else derive_key(stream("images"), _MASK)
+        key = self._key(_MASK, visit_key) if visit_key is not None else derive_key(stream("images"), _MASK)
         visible, masked = keyed_masks(ids, key, args.num_patches, args.num_masked)
         labels = patch_targets(pixels, masked, args.patch_size, self.normalize)
-        return {"input": pixels, "visible": visible, "masked": masked, **self._depth(ids, turn)}, labels
+        return {"input": pixels, "visible": visible, "masked": masked, **self._depth(ids, visit_key)}, labels
