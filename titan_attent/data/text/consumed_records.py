@@ -1,10 +1,10 @@
-"""What a writer has read so far, as a chain of hashes: whether other inputs begin with the same.
+"""The records that a writer has read so far, as a chain of hashes, to check that changed inputs begin with the same.
 
-A record that stopped a writer may be mended or removed: all that the finished shards hold lies in front of it. Every
-record that is consumed, used or not, goes into the chain with the path and the source of its file.
+A user may fix or remove a record that stopped a writer: the content of the finished shards comes before it. Every
+consumed record, used or not, goes into the chain, with the path and the source of its file.
 
-Cost: one sha256 over the text; on a resume with changed inputs, what was consumed of the file at the cursor is read
-again, or everything if a file in front of it has another size or time.
+Cost: one sha256 over the text. On a resume with changed inputs, the consumed records of the file at the cursor are read
+again; all consumed records are, if an earlier file has another size or modification time.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from titan_attent.data.text.inputs import InputFile
 
 
 @dataclass
-class Consumed:
-    """The records so far, and those in front of the file that is being read."""
+class ConsumedRecords:
+    """Number and hash chain of the records so far, and of those before the current file."""
 
     num_records: int = 0
     chain: str = ""
@@ -25,7 +25,7 @@ class Consumed:
     file_records: int = 0
     file_chain: str = ""
     files_chain: str = ""
-    """Of paths, sizes and times of the files in front."""
+    """Hash chain of the paths, sizes and modification times of the files before the current one."""
 
     def add(self, document: Document, text: bytes, *, files: Sequence[InputFile]) -> None:
         """Count a document whose text is ``text`` in UTF-8."""
@@ -48,32 +48,34 @@ def _hash(chain: str, *parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def find_again(
-    consumed: Consumed, *, files: Sequence[InputFile], text_key: str, max_bytes: int
-) -> tuple[ReadPosition, Consumed] | None:
-    """Behind the records of ``consumed`` in ``files``: the cursor, and what was read; None if they begin with
-    others."""
+def find_resume_point(
+    consumed: ConsumedRecords, *, files: Sequence[InputFile], text_key: str, max_bytes: int
+) -> tuple[ReadPosition, ConsumedRecords] | None:
+    """The position after the records of ``consumed`` in ``files``, and the records up to it.
+
+    None if the files do not begin with the same records.
+    """
     if consumed.num_records == 0:
-        return START, Consumed()
-    again = Consumed()
+        return START, ConsumedRecords()
+    reread = ConsumedRecords()
     for file in files[: consumed.file]:
-        again.files_chain = _hash(again.files_chain, repr(tuple(file)).encode())
-    if consumed.file < len(files) and again.files_chain == consumed.files_chain:
-        again.file, again.file_chain, again.file_records = consumed.file, consumed.file_chain, consumed.file_records
-        again.chain, again.num_records = consumed.file_chain, consumed.file_records
+        reread.files_chain = _hash(reread.files_chain, repr(tuple(file)).encode())
+    if consumed.file < len(files) and reread.files_chain == consumed.files_chain:
+        reread.file, reread.file_chain, reread.file_records = consumed.file, consumed.file_chain, consumed.file_records
+        reread.chain, reread.num_records = consumed.file_chain, consumed.file_records
     else:
-        again = Consumed()
+        reread = ConsumedRecords()
     for document in read_documents(
-        files, text_key=text_key, start=ReadPosition(again.file), skip=True, max_bytes=max_bytes
+        files, text_key=text_key, start=ReadPosition(reread.file), skip=True, max_bytes=max_bytes
     ):
-        again.add(document, in_utf8(document.text or "")[0], files=files)
-        if again.num_records == consumed.num_records:
-            return (document.cursor, again) if again.chain == consumed.chain else None
+        reread.add(document, encode_utf8(document.text or "")[0], files=files)
+        if reread.num_records == consumed.num_records:
+            return (document.cursor, reread) if reread.chain == consumed.chain else None
     return None
 
 
-def in_utf8(text: str) -> tuple[bytes, bool]:
-    """``text`` in UTF-8, and whether it could be: lone surrogates are kept as they are."""
+def encode_utf8(text: str) -> tuple[bytes, bool]:
+    """``text`` in UTF-8, and whether it is valid: lone surrogates are encoded as they are."""
     try:
         return text.encode("utf-8"), True
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Whether the ids of two token data sets mean the same text: training, validation and trusted data of one run.
+"""Checks that the data sets of one run (training, validation, trusted) were written with the same tokenizer.
 
-The hash of the ranks, the split pattern, the special tokens, the vocabulary and the eos id decide it, not the name of
-the tokenizer or of its file: two vocabularies of one size with other merges differ. An index that names no ranks
-(written by hand) is compared by what it has, its tokenizer's name included.
+Compared are the hash of the ranks, the split pattern, the special tokens, the vocabulary size and the eos id, but not
+the name of the tokenizer or of its file. So two vocabularies of one size with different merges differ. If an index has
+no hash of the ranks (written by hand), the names of the tokenizers, the vocabulary sizes and the eos ids are compared.
 
 Cost: compares two small dictionaries of two indexes; no shard is read.
 """
@@ -18,33 +18,34 @@ RANKS = "sha256"
 WORDS = {RANKS: "ranks", "vocab_size": "vocabulary", "eos_id": "eos id"}
 
 
-def tokenizer_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """What differs between two entries ``tokenizer`` of an index, in words; empty where ids mean the same."""
-    by_ranks = RANKS in ours and RANKS in theirs
-    keys = [key for key in {**ours, **theirs} if key not in NAMES] if by_ranks else ["name", "vocab_size", "eos_id"]
+def tokenizer_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+    """The differences of two ``tokenizer`` entries of an index, for a message; empty if ids have the same meaning."""
+    by_ranks = RANKS in expected and RANKS in actual
+    keys = [key for key in {**expected, **actual} if key not in NAMES] if by_ranks else ["name", "vocab_size", "eos_id"]
     return [
-        f"{WORDS.get(key, key.replace('_', ' '))} {_short(theirs.get(key))} instead of {_short(ours.get(key))}"
+        f"{WORDS.get(key, key.replace('_', ' '))} {_short(actual.get(key))} instead of {_short(expected.get(key))}"
         for key in keys
-        if ours.get(key) != theirs.get(key)
+        if expected.get(key) != actual.get(key)
     ]
 
 
-def check_same_tokenizer(theirs: TokenShards, ours: TokenShards, *, what: str) -> None:
-    """Refuse data whose ids mean something else than those of the run's data.
+def check_same_tokenizer(other: TokenShards, run_data: TokenShards, *, what: str) -> None:
+    """Refuse a data set that was not written with the tokenizer of the run's data.
 
     Args:
-        theirs: of validation, or trusted text.
-        ours: of ``data.path``.
-        what: names ``theirs`` for the message, such as "--trusted "; "" where the caller does.
+        other: the validation data, or trusted text.
+        run_data: the data set at ``data.path``.
+        what: prefix that names ``other`` in the message, such as "--trusted "; "" if the caller adds one.
 
     Raises:
-        ValueError: what differs, and how to write it with the run's tokenizer.
+        ValueError: lists the differences, and the option that writes ``other`` with the run's tokenizer.
     """
-    differing = tokenizer_differences(ours.tokenizer_info, theirs.tokenizer_info)
+    differing = tokenizer_differences(run_data.tokenizer_info, other.tokenizer_info)
     if differing:
         raise ValueError(
-            f"{what}{theirs.path} was written with another tokenizer than the run's data, {ours.path}: "
-            f"{'; '.join(differing)}. Its ids mean something else; write it with the data's own, {_option(ours)}"
+            f"{what}{other.path} was written with another tokenizer than the run's data, {run_data.path}: "
+            f"{'; '.join(differing)}. Its ids mean other text; write it with the tokenizer of the run's data, "
+            f"{_option(run_data)}"
         )
 
 
@@ -55,5 +56,6 @@ def _short(value: object) -> str:
 
 def _option(shards: TokenShards) -> str:
     info = shards.tokenizer_info
-    of_file = "file" in info and info.get("pattern") == SPLIT_PATTERN  # other patterns are those of a name
-    return f"--tokenizer {Path(shards.path) / info['file'] if of_file else info['name']}"
+    # A rank file always gets SPLIT_PATTERN; another pattern means a named encoding.
+    from_file = "file" in info and info.get("pattern") == SPLIT_PATTERN
+    return f"--tokenizer {Path(shards.path) / info['file'] if from_file else info['name']}"
