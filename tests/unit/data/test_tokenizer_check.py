@@ -1,4 +1,4 @@
-"""tokenizer_check.py: what makes ids of two data sets mean other text, and what does not."""
+"""tokenizer_check.py: which differences give the ids of two data sets another meaning, and which do not."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +68,7 @@ def test_an_index_without_ranks_is_compared_by_what_it_has() -> None:
             checked(INFO, bare | changed)
 
 
-def test_two_trained_tokenizers_of_one_size_are_told_apart_and_the_mend_works(tmp_path: Path) -> None:
+def test_two_trained_tokenizers_of_one_size_are_distinguished_and_the_fix_works(tmp_path: Path) -> None:
     texts = {"a": "green river stone lamp walk " * 200, "b": "quiet winter letter field glass " * 200}
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
@@ -77,11 +77,11 @@ def test_two_trained_tokenizers_of_one_size_are_told_apart_and_the_mend_works(tm
     assert ours.tokenizer_info["vocab_size"] == theirs.tokenizer_info["vocab_size"]
     with pytest.raises(ValueError, match="ranks") as caught:
         check_same_tokenizer(theirs, ours, what="")
-    mend = str(caught.value).split("--tokenizer ")[1]
-    write_dataset([tmp_path / "b.txt"], output=tmp_path / "again", tokenizer=mend)
+    fix = str(caught.value).split("--tokenizer ")[1]
+    write_dataset([tmp_path / "b.txt"], output=tmp_path / "again", tokenizer=fix)
     check_same_tokenizer(TokenShards(tmp_path / "again"), ours, what="")
     # The same ranks under another name and file.
     copied = tmp_path / "copied.tiktoken"
-    copied.write_bytes(Path(mend).read_bytes())
+    copied.write_bytes(Path(fix).read_bytes())
     write_dataset([tmp_path / "b.txt"], output=tmp_path / "renamed", tokenizer=str(copied))
     check_same_tokenizer(TokenShards(tmp_path / "renamed"), ours, what="")

@@ -71,8 +71,8 @@ class OpenFiles:
                 raise OSError(error.errno, error.strerror, self._prefix + name) from None
             if count == 0:
                 raise ValueError(
-                    f"{self._prefix}{name}: ends at byte {offset + done}, before byte {offset + len(buffer)}, the end "
-                    "of the read: it was truncated or replaced; copy the data set again"
+                    f"{self._prefix}{name}: ends at byte {offset + done}, before byte {offset + len(buffer)} that is "
+                    "to be read: it was truncated or replaced; copy the data set again"
                 )
             done += count
 
