@@ -108,7 +108,7 @@ def test_a_table_that_declares_too_much_is_refused_before_it_is_decompressed(tmp
     monkeypatch.setattr(parquet_text, "_values", lambda array: pytest.fail("was read"))
     # For texts that are stored once, the dictionary has the size; for others, the bytes per row.
     with pytest.raises(
-        ValueError, match=r"a.parquet: after row 0 the file declares .* bytes, more than 1,000; .*--max-"
+        ValueError, match=r"a.parquet: after row 0 the file declares .* bytes, more than 1,000; .*--max-doc"
     ):
         read(path)
     assert read(path, skip=True) == [None]

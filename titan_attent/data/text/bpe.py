@@ -32,7 +32,7 @@ def parse_ranks(content: bytes, *, path: Path) -> dict[bytes, int]:
         ValueError: a line is malformed or a duplicate, or a single byte has no token. The message names ``path`` and
             the line or byte.
     """
-    fix = "use a complete, unedited tiktoken rank file with `base64(token) rank` per line"
+    fix = "use a tiktoken rank file, complete and unedited, with `base64(token) rank` per line"
     ranks: dict[bytes, int] = {}
     line_of_rank: dict[int, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):

@@ -1,6 +1,6 @@
 """Checks that the data sets of one run (training, validation, trusted) were written with the same tokenizer.
 
-Compared are the hash of the ranks, the split pattern, the special tokens, the vocabulary size and the eos id, but not
+It compares the hash of the ranks, split pattern, special tokens, vocabulary size and eos id, but not
 the name of the tokenizer or of its file. So two vocabularies of one size with different merges differ. If an index has
 no hash of the ranks (written by hand), the names of the tokenizers, the vocabulary sizes and the eos ids are compared.
 
