@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import titan_attent.foundations.sharding
 from benchmarks.common import measure
-from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pass, Pool, SelectedSlots
 from titan_attent.foundations.counter_rng import derive_key, gumbel, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.job_config import TeacherConfig
@@ -193,9 +193,9 @@ class Gathering:
             "max_weight": float(self.sharding.max(self.weights.max())),
         }
 
-    def selected(self) -> SelectedPlaces:
+    def selected(self) -> SelectedSlots:
         mask = np.packbits(self.chosen.cpu().numpy(), bitorder="little")
-        return SelectedPlaces(self.sharding.num_examples, bitmask=mask)
+        return SelectedSlots(self.sharding.num_examples, bitmask=mask)
 
 
 def share(scores: Tensor) -> float:
@@ -212,7 +212,7 @@ def first_batch(way: Any, draws: Draws, *, sharding: ExampleSharding, number: in
     one = Pass(pool, selected, order, batch_size=BATCH, num_batches=len(selected) // BATCH, weighted=True)
     rows = slice(sharding.rank * BATCH // sharding.size, (sharding.rank + 1) * BATCH // sharding.size)
     draws.weights = way.weights
-    return one, draws.weights_of(one.places(0, 1, rows))
+    return one, draws.weights_of(one.slots(0, 1, rows))
 
 
 def check_equal(ours: Draws, theirs: Gathering, numbers: Numbers) -> None:

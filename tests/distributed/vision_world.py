@@ -179,12 +179,12 @@ def train_plainly(settings: Settings, *, data: str) -> dict[str, Any]:
     while step < STEPS:
         current, start = sampler.current_pass(), sampler.consumed
         weighted = sampler.local_weights(current, start=start)
-        for (batch, part), weights in zip(sampler.local_places(current, start=start), weighted, strict=True):
+        for (batch, part), weights in zip(sampler.local_microbatches(current, start=start), weighted, strict=True):
             if step == STEPS:
                 break
             step += 1
             ids = sampler.local_ids(current, batch, part)
-            read = examples.read(ids, current.turn)
+            read = examples.read(ids, current.visit_key)
             losses, norms = _losses(model, read, config, smoothing=smoothing)
             optimizers.zero_grad()
             (losses * weights).mean().backward()

@@ -1,4 +1,4 @@
-"""A run whose examples nobody chooses keeps, sends and saves nothing per example, however many there are."""
+"""A run without selection keeps, sends and saves nothing per example, for any number of examples."""
 
 import tracemalloc
 from itertools import islice
@@ -18,7 +18,7 @@ BATCH, STEPS = 512, 3
 
 
 def trained(num_examples: int) -> tuple[int, Counted, int]:
-    """Steps as a rank in the middle of 512: bytes that are held, what was counted, and the leaves of a checkpoint."""
+    """Run steps as one rank of 512: bytes of memory held, counted calls, and the number of leaves of a checkpoint."""
     ledger = Ledger(batch_size=BATCH, tokens_per_example=1024, accounts=())
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -36,13 +36,13 @@ def trained(num_examples: int) -> tuple[int, Counted, int]:
 
 @pytest.fixture(scope="module")
 def runs() -> dict[int, tuple[int, Counted, int]]:
-    trained(10**4)  # what a first call allocates for good
+    trained(10**4)  # allocations of the first call that stay
     return {num: trained(num) for num in (10**4, 10**7, 10**10)}
 
 
 def test_nothing_per_example_is_held(runs: dict[int, tuple[int, Counted, int]]) -> None:
-    few, _, many = (held for held, _, _ in runs.values())
-    assert many < few + 20_000  # for 10^10 examples, whose losses would be 360 GB
+    smallest, _, largest = (held for held, _, _ in runs.values())
+    assert largest < smallest + 20_000  # for 10^10 examples, whose losses would be 360 GB
 
 
 def test_nothing_is_exchanged(runs: dict[int, tuple[int, Counted, int]]) -> None:
@@ -60,8 +60,8 @@ def test_a_uniform_run_has_no_system() -> None:
     assert [system.name for system, _ in systems_on(sections)] == ["teacher"]
 
 
-def test_its_order_is_evaluated_where_it_is_read() -> None:
-    """The ids of a rank's block of a batch, without those of the others."""
+def test_the_order_is_evaluated_only_where_it_is_read() -> None:
+    """The ids of one rank's block of a batch, without the ids of the other ranks."""
     plan = Shuffled(10**10, batch_size=BATCH, seed=3)
     ids = plan.next_pass(step=0).ids(5, 6, slice(256, 257))
     assert ids.shape == (1,) and ids.dtype == torch.int64 and 0 <= int(ids) < 10**10

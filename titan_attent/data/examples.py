@@ -1,6 +1,7 @@
-"""What a data set of any kind is to the rest: numbered examples, read by their ids.
+"""The interface of a data set of any modality: numbered examples, read by their ids.
 
-Two kinds: windows of tokens (shards.py), images with what a model is asked about them (models/vision/examples.py).
+Implemented for text by windows of tokens (text/shards.py), and for images with their labels by
+models/vision/examples.py.
 """
 
 from collections.abc import Iterable
@@ -15,25 +16,26 @@ class Stored(Protocol):
     """The shards of a data set on disk."""
 
     fingerprint: str
-    """Of all that decides what the examples hold."""
+    """Hash of all that determines the content of the examples."""
 
     @property
     def num_shards(self) -> int: ...
 
     def check_sizes(self, shards: Iterable[int] | None = None) -> None:
-        """Compare shards' sizes, given by number, with the index; ValueError that names the file."""
+        """Compare the sizes of ``shards``, numbers, with the index. ValueError names a file that differs."""
 
     def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
-        """Re-hash shards, given by number; ValueError that names the file."""
+        """Re-hash ``shards``, numbers. ValueError names a file that differs from the index."""
 
 
 class Examples(Protocol):
-    """Example id -> what a model takes, and what its answer is compared with. Picklable.
+    """Example id -> the inputs of the model and the labels of its loss. Picklable.
 
     Attributes:
-        seq_len: the size of an example: tokens of a window, pixels of an image's side.
-        columns: names of the tensors of a training batch that the model does not read. Of mixtures they are
-            ``other_label`` and ``share``, which their loss takes, and ``other_id``, under which it is recorded, too.
+        seq_len: the size of an example: tokens per window, or pixels per image side.
+        columns: names of the tensors of a training batch that the model does not read. Mixed images have
+            ``other_label`` and ``share``, which their loss reads, and ``other_id``, the second id the loss is recorded
+            under.
     """
 
     seq_len: int
@@ -44,25 +46,25 @@ class Examples(Protocol):
 
     @property
     def tokens_per_example(self) -> int:
-        """What an example counts as, where throughput is told in tokens."""
+        """Number of tokens that an example counts as in throughput."""
 
     @property
     def chance_loss(self) -> float:
-        """What a blind guess costs: ln V nats per token of V, ln C an image of C classes, the variance of pixels."""
+        """The loss of a blind guess: ln V per token, ln C per image of C classes, or the variance of the pixels."""
 
     @property
     def sources(self) -> list[tuple[str, int]]:
-        """Stretches of examples of one data source: its name and the first example id, from 0 on and rising."""
+        """Spans of examples of one data source: its name and its first example id, ascending from 0."""
 
     def __len__(self) -> int: ...
 
     def location(self, i: int) -> dict[str, Any]:
-        """For people: where example i stands, its shard file and its place in it."""
+        """The shard file of example i and its position in the file, for messages and reports."""
 
-    def read(self, ids: Tensor, turn: tuple[int, ...] | None = None) -> ReadBatch:
-        """A batch of the examples of ``ids``, int64 [B]; IndexError outside [0, N). From any thread.
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        """A batch of the examples of ``ids``, int64 [B]. Callable from any thread. IndexError outside [0, N).
 
         Args:
-            turn: what tells two visits of an example apart, where it looks different each time; None for the one view
-                of validation and scoring.
+            visit_key: integers that identify one visit of the examples in training; augmentation depends on them. None
+                for the fixed view of validation and scoring.
         """

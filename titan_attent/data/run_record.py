@@ -1,16 +1,16 @@
-"""What a run tells of itself in teacher/data.json, for the report: which data it saw, what its validation measures, on
-which devices it ran.
+"""The facts that a run records in teacher/data.json for the report: its data, its validation and its devices.
 
     {"path": "data/c4", "validation_path": "data/val",     folders, as the run was given them
-     "fingerprint": "9f..", "batch_size": 64, ...          what was trained
-     "measured": {"validation data": "07..", ...},         where it differs, two runs' validations do not compare
-     "setting": {"model": "llama3_attent 8B", ...},        what else two runs may differ in
+     "fingerprint": "9f..", "batch_size": 64, ...          the training data
+     "measured": {"validation data": "07..", ...},         if it differs, the validations of two runs are incomparable
+     "setting": {"model": "llama3_attent 8B", ...},        other settings that two runs may differ in
      "devices": "8 x NVIDIA H200",
-     "losses": ["out/scorers/expert", ...],                folders of losses on disk that it reads
-     "systems": [{"name": .., "units": .., "panels": ..}], systems from outside: what they log
-     "scorers_flops": 1.2e15}                              what making them took; null if a folder does not tell
+     "losses": ["out/scorers/expert", ...],                folders of precomputed losses that the run reads
+     "systems": [{"name": .., "units": .., "panels": ..}], tags that systems of other packages log
+     "scorers_flops": 1.2e15}                              FLOPs to compute these losses; null if a folder lacks them
 
-A folder says where the data were, the fingerprint which they were: it is compared before anything is shown of them.
+The folder may hold other data by the time of the report. So the report compares the fingerprint before it shows
+examples.
 
 Cost: a few small files read at the start of a run, by its first rank.
 """
@@ -32,7 +32,7 @@ FILE = "data.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run recorded of itself; earlier versions recorded the two folders alone."""
+    """The recorded facts of a run; earlier versions recorded only the two folders."""
 
     path: str = ""
     validation_path: str = ""
@@ -48,12 +48,12 @@ class RunRecord:
 
 
 def write_run_record(folder: Path, record: RunRecord, *, losses: Collection[str | os.PathLike[str]]) -> None:
-    """Write data.json into ``folder``, which is made.
+    """Write data.json into ``folder``, which is created if it is missing.
 
     Args:
         folder: DUMP_FOLDER/teacher.
         record: the facts of the run.
-        losses: the folders of losses on disk that the run reads.
+        losses: the folders of precomputed losses that the run reads.
     """
     content = asdict(record) | {"losses": [str(path) for path in losses], "scorers_flops": _flops(losses)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def write_run_record(folder: Path, record: RunRecord, *, losses: Collection[str 
 
 
 def read_run_record(run: Path) -> RunRecord:
-    """What the run in the folder ``run`` recorded; nothing where it did not, or where the file is damaged."""
+    """The record of the run in the folder ``run``; an empty one if the file is missing or damaged."""
     try:
         content = read_json_object(run / "teacher" / FILE)
     except (OSError, ValueError):
         return RunRecord()
 
-    def get(name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    def get(name: str, expected: type | tuple[type, ...], default: Any = None) -> Any:
         value = content.get(name)
-        return value if isinstance(value, kind) and not isinstance(value, bool) else default
+        return value if isinstance(value, expected) and not isinstance(value, bool) else default
 
     def count(name: str) -> int | None:
         value = get(name, int)
@@ -86,13 +86,13 @@ def read_run_record(run: Path) -> RunRecord:
         setting={key: x for key, x in get("setting", dict, {}).items() if isinstance(x, (str, int, float, type(None)))},
         devices=get("devices", str),
         losses=tuple(map(str, get("losses", list, []))),
-        systems=tuple(one for one in get("systems", list, []) if isinstance(one, dict)),
+        systems=tuple(system for system in get("systems", list, []) if isinstance(system, dict)),
         scorers_flops=flops if flops is not None and 0 <= flops < 1e300 else None,
     )
 
 
 def fingerprint_of(folder: str | None) -> str | None:
-    """The fingerprint of the data set in a folder, as its index says; None where there is none."""
+    """The fingerprint in the index of the data set in ``folder``; None if there is no readable index."""
     try:
         return str(read_json_object(Path(folder) / INDEX_FILE)["fingerprint"]) if folder else None
     except (OSError, ValueError, KeyError):
@@ -100,7 +100,7 @@ def fingerprint_of(folder: str | None) -> str | None:
 
 
 def _flops(losses: Collection[str | os.PathLike[str]]) -> float | None:
-    """Floating point operations of making them; None if one of the folders does not tell."""
+    """Total FLOPs of computing the losses; None if one of the folders does not record them."""
     total = 0.0
     for folder in losses:
         try:

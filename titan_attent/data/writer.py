@@ -1,4 +1,4 @@
-"""The former name of ``python -m titan_attent.data.text`` and of its function: what is scripted under it goes on."""
+"""The former name of ``python -m titan_attent.data.text`` and of its function, kept for existing scripts."""
 
 import sys
 

@@ -118,7 +118,7 @@ class TeachingLoader(BaseDataLoader):
 
     def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *place)
-        inputs, labels = self.dataset.read(ids, current.turn)
+        inputs, labels = self.dataset.read(ids, current.visit_key)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
         return {**inputs, "example_id": ids, **columns}, labels
 
@@ -131,7 +131,7 @@ class TeachingLoader(BaseDataLoader):
             start = sampler.consumed
             batches = self.reader.read(
                 partial(self._read, sampler, current),
-                sampler.local_places(current, start=start),
+                sampler.local_microbatches(current, start=start),
                 pin_memory=self.pin_memory,
             )
             weights = sampler.local_weights(current, start=start)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from titan_attent.data.plan.order import SelectedPlaces
+from titan_attent.data.plan.order import SelectedSlots
 from titan_attent.foundations.counter_rng import derive_key, permute
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching.selection import gather_bitmask
@@ -65,7 +65,7 @@ def test_ids_beyond_24_and_32_bits():
     assert stops[-1] == num_examples and max(np.diff(stops)) == chunk
     # The same ids come back from a permutation of all of them through a selection of everything.
     places = permute(torch.tensor(probes), num_examples, derive_key(1))
-    ids = SelectedPlaces(num_examples).select(places.numpy())
+    ids = SelectedSlots(num_examples).select(places.numpy())
     assert len(set(ids.tolist())) == len(probes) and ids.max() < num_examples
 
 

@@ -1,4 +1,4 @@
-"""files.py: bytes from any file of a folder, few of them open at a time, for many threads at once."""
+"""files.py: reads from any file of a folder, with few of them open, on many threads at once."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def open_descriptors(folder: Path) -> int:
     return sum(os.path.islink(link) and os.readlink(link).startswith(str(folder)) for link in links)
 
 
-def test_what_is_read_is_what_stands_there_and_few_files_are_open(folder: Path) -> None:
+def test_reads_are_exact_and_few_files_are_open(folder: Path) -> None:
     files, generator = OpenFiles(folder, limit=3), np.random.default_rng(0)
     for _ in range(300):
         number, (start, stop) = int(generator.integers(NUM_FILES)), sorted(generator.integers(0, SIZE + 1, 2).tolist())

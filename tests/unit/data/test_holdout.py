@@ -1,4 +1,4 @@
-"""holdout.py on rows that say their own number: which of them land where."""
+"""holdout.py on rows that contain their own number, so that a test knows where each row goes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_attent.data.io.folder import INDEX_FILE
-from titan_attent.data.text.holdout import PIECES, STRETCH, hold_out, pieces, write_tokens
+from titan_attent.data.text.holdout import BLOCK_EXAMPLES, NUM_SPANS, held_out_mask, hold_out, write_tokens
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ def rows(folder: Path) -> list[int]:
 
 
 def runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """The stretches [first, stop) of numbers that follow each other."""
+    """The spans [first, stop) of consecutive numbers."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and found[-1][1] == number:
@@ -58,54 +58,54 @@ def test_all_rows_are_on_one_side_and_a_quarter_at_most_held_out(
 ) -> None:
     dataset = numbered(tmp_path / "data", num, tokenizer=tokenizer)
     train, held_out = cut(tmp_path, dataset, num_train=10**6, num_held_out=num_held_out)
-    whole = num // STRETCH * STRETCH
+    whole = num // BLOCK_EXAMPLES * BLOCK_EXAMPLES
     assert sorted(train + held_out) == list(range(whole))
     assert (train, held_out) == (sorted(train), sorted(held_out))
-    most = max(STRETCH, min(num_held_out, whole // 4))
-    assert most - STRETCH < len(held_out) <= most
+    limit = max(BLOCK_EXAMPLES, min(num_held_out, whole // 4))
+    assert limit - BLOCK_EXAMPLES < len(held_out) <= limit
     for path, found in ((tmp_path / "train", train), (tmp_path / "held_out", held_out)):
-        assert all((stop - first) % STRETCH == 0 for first, stop in runs(found))
+        assert all((stop - first) % BLOCK_EXAMPLES == 0 for first, stop in runs(found))
         index = TokenDataset(path, seq_len=SEQ_LEN).shards.index
         assert index.num_tokens == len(found) * SEQ_LEN + 1 and index.tokenizer == dataset.shards.index.tokenizer
 
 
-def test_a_row_has_the_labels_that_it_had_but_for_the_last_of_a_piece(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_row_has_the_labels_that_it_had_but_for_the_last_of_a_span(tmp_path: Path, tokenizer: Tokenizer) -> None:
     dataset = numbered(tmp_path / "data", 315, tokenizer=tokenizer)
     _, held_out = cut(tmp_path, dataset, num_train=10**6, num_held_out=64)
     copy = TokenDataset(tmp_path / "held_out", seq_len=SEQ_LEN)
     last = {stop - 1 for _, stop in runs(held_out)}
-    for place, row in enumerate(held_out):
-        ours, theirs = copy[place][1], dataset[row][1]
+    for index, row in enumerate(held_out):
+        ours, theirs = copy[index][1], dataset[row][1]
         assert (ours[:-1] == theirs[:-1]).all() and (row in last - {held_out[-1]} or ours[-1] == theirs[-1])
 
 
-def test_pieces_are_few_and_lie_evenly(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_spans_are_few_and_spread_evenly(tmp_path: Path, tokenizer: Tokenizer) -> None:
     num, each = 4000, 48
     dataset = numbered(tmp_path / "data", num, tokenizer=tokenizer)
-    train, held_out = cut(tmp_path, dataset, num_train=500, num_held_out=PIECES * each)
+    train, held_out = cut(tmp_path, dataset, num_train=500, num_held_out=NUM_SPANS * each)
     found = runs(held_out)
-    assert [stop - first for first, stop in found] == [each] * PIECES
+    assert [stop - first for first, stop in found] == [each] * NUM_SPANS
     for number, (first, stop) in enumerate(found):
-        assert abs((first + stop) / 2 - (number + 0.5) * num / PIECES) <= 2 * STRETCH
-    # What is trained on is spread evenly, too, and is no more than was asked for, in whole stretches.
+        assert abs((first + stop) / 2 - (number + 0.5) * num / NUM_SPANS) <= 2 * BLOCK_EXAMPLES
+    # The training rows are spread evenly, too, and their number is as requested, in whole blocks.
     assert len(train) == 512 and not {*train} & {*held_out}
-    firsts = np.array(train[::STRETCH])
-    assert firsts[0] == 0 and firsts[-1] == num - STRETCH
-    assert np.abs(firsts - np.linspace(0, num - STRETCH, 32)).max() <= each + STRETCH
+    firsts = np.array(train[::BLOCK_EXAMPLES])
+    assert firsts[0] == 0 and firsts[-1] == num - BLOCK_EXAMPLES
+    assert np.abs(firsts - np.linspace(0, num - BLOCK_EXAMPLES, 32)).max() <= each + BLOCK_EXAMPLES
 
 
 @settings(deadline=None)
 @given(st.integers(8, 5000).flatmap(lambda num: st.tuples(st.just(num), st.integers(0, num // 4))))
-def test_pieces_of_any_size(sizes: tuple[int, int]) -> None:
-    num, wanted = sizes
-    chosen = pieces(num, wanted)
-    assert chosen.dtype == bool and len(chosen) == num
-    assert 1 <= chosen.sum() == max(1, wanted) < num
-    found = runs(np.flatnonzero(chosen).tolist())
-    assert len(found) == min(PIECES, max(1, wanted))
+def test_spans_of_any_size(sizes: tuple[int, int]) -> None:
+    num, num_held_out = sizes
+    mask = held_out_mask(num, num_held_out)
+    assert mask.dtype == bool and len(mask) == num
+    assert 1 <= mask.sum() == max(1, num_held_out) < num
+    found = runs(np.flatnonzero(mask).tolist())
+    assert len(found) == min(NUM_SPANS, max(1, num_held_out))
     lengths = [stop - first for first, stop in found]
     assert max(lengths) - min(lengths) <= 1
-    # Each in the middle of a part of its own.
+    # Each is centred in its own range.
     middles = [(first + stop) / 2 for first, stop in found]
     assert np.allclose(middles, (np.arange(len(found)) + 0.5) * num / len(found), rtol=0, atol=1.5)
 

@@ -27,7 +27,7 @@ def dataset(folder: Path, stream: np.ndarray, *, seq_len: int) -> TokenDataset:
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 50])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 def test_documents_are_counted(seq_len: int, share: float, tmp_path: Path) -> None:
-    """As few examples as fit into the sample: each is looked at once, whatever the order."""
+    """The sample has all examples, so the order does not matter."""
     rng = np.random.default_rng(seq_len)
     stream = rng.integers(10, 99, 40 * seq_len + 1)
     stream[rng.random(len(stream)) < share] = EOS
@@ -43,7 +43,7 @@ def test_documents_are_counted(seq_len: int, share: float, tmp_path: Path) -> No
 
 
 def test_a_sample_stands_for_many(tmp_path: Path) -> None:
-    """Half of the data, in one piece, is of short documents."""
+    """The first half of the data has short documents."""
     stream = np.full(20 * NUM_SAMPLED * 10 + 1, 50)
     stream[: len(stream) // 2 : 5] = EOS
     assert documents_per_example(dataset(tmp_path, stream, seq_len=10)) == pytest.approx(2.0, abs=0.3)

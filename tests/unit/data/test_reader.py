@@ -41,28 +41,28 @@ def test_the_threads_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reader.close()
 
 
-def test_it_runs_ahead_by_so_much_and_no_more() -> None:
-    asked: list[int] = []
+def test_it_reads_ahead_by_a_fixed_number_of_batches() -> None:
+    requested: list[int] = []
 
     def requests() -> Iterator[int]:
         for number in range(100):
-            asked.append(number)
+            requested.append(number)
             yield number
 
     reader = Reader(2)
     batches = reader.read(batch_of, requests())
     for taken in range(1, 20):
         next(batches)
-        assert len(asked) == taken + 4
+        assert len(requested) == taken + 4
     batches.close()
-    assert len(asked) == 23
+    assert len(requested) == 23
     on_demand = Reader(0).read(batch_of, requests())
-    asked.clear()
+    requested.clear()
     next(on_demand)
-    assert asked == [0]
+    assert requested == [0]
 
 
-def test_what_a_reader_raises_comes_in_its_turn(reader: Reader) -> None:
+def test_an_exception_of_a_reader_is_raised_at_its_position(reader: Reader) -> None:
     def fails_at_five(number: int) -> ReadBatch:
         if number == 5:
             raise ValueError("shard 5 is gone")
@@ -75,7 +75,7 @@ def test_what_a_reader_raises_comes_in_its_turn(reader: Reader) -> None:
     assert numbers(reader.read(batch_of, range(3))) == [0, 1, 2]
 
 
-def test_dropped_half_way_the_next_one_reads_on(reader: Reader) -> None:
+def test_after_a_dropped_iterator_the_next_one_works(reader: Reader) -> None:
     called: list[int] = []
 
     def slow(number: int) -> ReadBatch:

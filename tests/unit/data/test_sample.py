@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on: of all inputs alike, the same for every order, no more than asked for."""
+"""The training text of a tokenizer: from all inputs, equal for every order, no more than requested."""
 
 import gzip
 import itertools
@@ -51,7 +51,7 @@ def inputs(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("num_bytes", [1, 3000, 40_000, 10**7])
 def test_the_order_of_inputs_changes_nothing(inputs, monkeypatch, num_bytes):
-    monkeypatch.setattr(sample, "BLOCK", 500)
+    monkeypatch.setattr(sample, "SPAN_BYTES", 500)
     first = sampled(inputs, num_bytes)
     for order in itertools.islice(itertools.permutations(inputs), 1, 720, 97):
         assert sampled(list(order), num_bytes) == first
@@ -61,23 +61,23 @@ def test_the_order_of_inputs_changes_nothing(inputs, monkeypatch, num_bytes):
 
 
 def test_every_input_has_its_share(inputs, monkeypatch):
-    monkeypatch.setattr(sample, "BLOCK", 500)
+    monkeypatch.setattr(sample, "SPAN_BYTES", 500)
     letters = Counter(text[0] for text in sampled([path for path in inputs if path.suffix == ".jsonl"], 20_000))
     assert 0.6 < letters["a"] / letters["f"] < 1.6
-    # What has little text for its size is not made up for: each is there.
+    # A format with little text for its size gives less; but each input is present.
     assert {character for text in sampled(inputs, 20_000) for character in text if character in "abcdef"} >= set(
         "abcdf"
     )
 
 
 def test_a_large_file_is_read_in_many_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "BLOCK", 500)
+    monkeypatch.setattr(sample, "SPAN_BYTES", 500)
     for name in ("a.jsonl", "a.parquet", "a.txt"):
         path = put(tmp_path / name, [f"<{i:05d}> some text of a line\n" for i in range(5000)])
         text = "".join(sampled([path], 10_000))
         numbers = [int(part[:5]) for part in text.split("<")[1:] if len(part) > 6]
-        places = {number // 500 for number in numbers}
-        assert places == set(range(10)), name
+        tenths = {number // 500 for number in numbers}
+        assert tenths == set(range(10)), name
         assert len(numbers) == len(set(numbers))
 
 
@@ -88,7 +88,7 @@ def test_all_is_taken_where_it_fits(inputs):
     assert len(set(texts)) == len(texts)
 
 
-def test_what_cannot_be_used_is_left_out(tmp_path):
+def test_unusable_records_are_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{\n{"text": null}\n{"text": "b\\ud800"}\n')
     assert sampled([tmp_path / "a.jsonl"], 100) == ["a", "b\ufffd"]
     (tmp_path / "empty.jsonl").write_text("")
@@ -98,7 +98,7 @@ def test_what_cannot_be_used_is_left_out(tmp_path):
 
 
 def test_the_order_of_inputs_does_not_change_the_tokenizer(tmp_path):
-    """Two languages: trained on the first inputs alone it would be a tokenizer of one of them."""
+    """Two languages: training on only the first inputs would give a tokenizer of one of them."""
     generator = random.Random(0)
     words = {
         name: ["".join(generator.choices(part, k=6)) for _ in range(30)]

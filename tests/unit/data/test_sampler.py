@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedSlots
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 
-def selected_ids(mask: np.ndarray) -> SelectedPlaces:
-    return SelectedPlaces(len(mask), bitmask=np.packbits(mask, bitorder="little"))
+def selected_ids(mask: np.ndarray) -> SelectedSlots:
+    return SelectedSlots(len(mask), bitmask=np.packbits(mask, bitorder="little"))
 
 
 @settings(deadline=None)
@@ -23,9 +23,9 @@ def selected_ids(mask: np.ndarray) -> SelectedPlaces:
 def test_select_is_the_jth_smallest_id(mask, random):
     ids, expected = selected_ids(mask), np.flatnonzero(mask)
     assert len(ids) == len(expected)
-    places = np.arange(len(expected))
-    random.shuffle(places)
-    np.testing.assert_array_equal(ids.select(places), expected[places])
+    ranks = np.arange(len(expected))
+    random.shuffle(ranks)
+    np.testing.assert_array_equal(ids.select(ranks), expected[ranks])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
@@ -44,16 +44,16 @@ def test_select_skips_empty_blocks():
 
 
 def test_everything_is_selected_without_a_bitmask_however_large():
-    ids = SelectedPlaces(10**10)
-    places = np.array([0, 2**24 + 1, 2**32 + 1, 10**10 - 1])
+    ids = SelectedSlots(10**10)
+    slots = np.array([0, 2**24 + 1, 2**32 + 1, 10**10 - 1])
     assert len(ids) == 10**10
-    np.testing.assert_array_equal(ids.select(places), places)
+    np.testing.assert_array_equal(ids.select(slots), slots)
 
 
 def test_a_full_pass_beyond_the_32_bit_ids():
     num_examples, batch = 10**10, 1000
     everything = Pool(num_examples, order=(1, 0, 0), size=num_examples)
-    full = Pass(everything, SelectedPlaces(num_examples), order=None, batch_size=batch, num_batches=10**7)
+    full = Pass(everything, SelectedSlots(num_examples), order=None, batch_size=batch, num_batches=10**7)
     positions = list(range(batch)) + list(range(num_examples - batch, num_examples))
     ids = torch.cat((full.ids(0, 1), full.ids(10**7 - 1, 10**7)))
     assert ids.dtype == torch.int64 and len(ids.unique()) == 2 * batch
@@ -89,7 +89,7 @@ def test_seed_round_and_index_each_give_another_order(other):
     one, two = some_pass(), some_pass(**other)
     same = (one.ids(0, 11) == two.ids(0, 11)).float().mean()
     assert same < 0.1
-    # What is left out differs as well: no example is missed in every pass.
+    # The left out examples differ as well: no example is missing in every pass.
     assert set(one.ids(0, 11).tolist()) != set(two.ids(0, 11).tolist())
 
 
@@ -100,7 +100,7 @@ def plain_order(num_examples: int, number: int) -> list[int]:
 @pytest.mark.parametrize(
     "sizes", [(203,), (50, 50, 50, 50, 50), (50, 100, 60, 203, 1, 202), (100, None, 100, None, None)]
 )
-def test_stretches_follow_each_other_through_the_orders(sizes):
+def test_spans_follow_each_other_through_the_orders(sizes):
     cursor, order, start = OrderCursor(203, 5), 0, 0
     for size in sizes:
         if 203 - start < (size or 12):
@@ -112,19 +112,19 @@ def test_stretches_follow_each_other_through_the_orders(sizes):
         start = stop
 
 
-def test_a_pass_over_a_pool_trains_the_chosen_places_of_the_stretch():
+def test_a_pass_over_a_pool_trains_the_selected_slots_of_the_span():
     mask = np.arange(60) % 4 > 0
     pool = Pool(203, order=(5, 0, 3), start=70, size=60)
     one = Pass(pool, selected_ids(mask), order=(5, 2, 0), batch_size=12, num_batches=3)
-    stretch = plain_order(203, 3)[70:130]
-    places = one.places(0, 3)
-    assert len(set(places.tolist())) == 36 and mask[places].all()
-    assert one.ids(0, 3).tolist() == [stretch[place] for place in places]
-    assert places.tolist() != sorted(places.tolist())
+    span = plain_order(203, 3)[70:130]
+    slots = one.slots(0, 3)
+    assert len(set(slots.tolist())) == 36 and mask[slots].all()
+    assert one.ids(0, 3).tolist() == [span[slot] for slot in slots]
+    assert slots.tolist() != sorted(slots.tolist())
 
 
 class PassList:
-    """Stands for the teacher: hands out given passes, notes when it was asked, and weighs an example by its id."""
+    """A stand-in for the teacher: gives fixed passes, records the requests, and weighs an example by its id."""
 
     batch_size = 12
 
@@ -132,7 +132,7 @@ class PassList:
         self.weights_every = 4
         self.round, self.pass_index = 2, 0
         self.current: Pass | None = None
-        self.asked: list[int] = []
+        self.requests: list[int] = []
         self.weighed: list[int] = []
         self.num_served = 0
 
@@ -146,14 +146,14 @@ class PassList:
         """The plan is the same."""
 
     def next_pass(self, *, step: int) -> Pass:
-        self.pass_index = len(self.asked)
-        self.asked.append(step)
+        self.pass_index = len(self.requests)
+        self.requests.append(step)
         self.current = some_pass(index=self.pass_index)
         return self.current
 
-    def weights_of(self, places: torch.Tensor) -> torch.Tensor:
-        self.weighed.append(len(places))
-        return plain_weights(places)
+    def weights_of(self, slots: torch.Tensor) -> torch.Tensor:
+        self.weighed.append(len(slots))
+        return plain_weights(slots)
 
     def batch_served(self) -> None:
         self.num_served += 1
@@ -174,7 +174,7 @@ def test_ranks_and_microbatches_cut_the_same_global_order(num_ranks, microbatche
         sampler = TeachingSampler(teacher, rank=rank, num_ranks=num_ranks, microbatches=microbatches)
         ids, weights = take(sampler, 22 * microbatches)
         assert ids.shape[1] == weights.shape[1] == 12 // num_ranks // microbatches
-        assert teacher.asked == [0, 11] and sampler.step == 22 == teacher.num_served and sampler.consumed == 11
+        assert teacher.requests == [0, 11] and sampler.step == 22 == teacher.num_served and sampler.consumed == 11
         # The first pass is not weighted; the weights of the second come in blocks of weights_every batches.
         first, second = ids.view(22, -1)[:11], ids.view(22, -1)[11:]
         assert torch.equal(weights.view(22, -1), torch.cat((torch.ones(first.shape), plain_weights(second))))
@@ -207,6 +207,8 @@ def test_state_resumes_at_another_number_of_ranks(cut):
 
 @pytest.mark.parametrize("num_ranks, microbatches", [(5, 1), (1, 8), (2, 4), (24, 1)])
 def test_a_batch_that_does_not_split_is_refused(num_ranks, microbatches):
-    mend = rf"batch of 12 .* {num_ranks} ranks x {microbatches} microbatches: .*multiple of {num_ranks * microbatches}"
-    with pytest.raises(ValueError, match=mend):
+    message = (
+        rf"batch of 12 .* {num_ranks} ranks x {microbatches} microbatches: .*multiple of {num_ranks * microbatches}"
+    )
+    with pytest.raises(ValueError, match=message):
         TeachingSampler(PassList(), num_ranks=num_ranks, microbatches=microbatches)

@@ -1,4 +1,4 @@
-"""Token shards against numpy: the files read back whole and sliced by hand."""
+"""Token shards against numpy: the files are read whole and sliced by hand."""
 
 import hashlib
 import json
@@ -126,10 +126,10 @@ def test_sources_of_examples(tmp_path_factory: pytest.TempPathFactory, data: st.
     dataset = TokenDataset(sparse(tmp_path_factory.mktemp("sources"), parts), seq_len=seq_len)
     expected = [sources[i] for i in range(0, len(sources), seq_len)][: len(dataset)]
     names, firsts = zip(*dataset.sources, strict=True)
-    stretches = torch.searchsorted(torch.tensor(firsts), torch.arange(len(dataset)), right=True) - 1
-    assert [names[stretch] for stretch in stretches.tolist()] == expected
-    # No stretch is empty, and none could be joined with the next.
-    assert set(stretches.tolist()) == set(range(len(names)))
+    spans = torch.searchsorted(torch.tensor(firsts), torch.arange(len(dataset)), right=True) - 1
+    assert [names[span] for span in spans.tolist()] == expected
+    # No span is empty, and no two adjacent spans have the same source.
+    assert set(spans.tolist()) == set(range(len(names)))
     assert all(a != b for a, b in zip(names, names[1:], strict=False))
 
 
@@ -201,7 +201,7 @@ def test_iteration_ends_and_ids_are_bounded(folder: Path) -> None:
 
 
 def test_positions_beyond_32_bits(tmp_path: Path) -> None:
-    # A sparse file stands for a shard of 3 billion tokens; a second one makes the stream cross 2^32.
+    # Each sparse file is a shard of 3 billion tokens; with two the stream crosses 2^32.
     folder, size = tmp_path / "huge", 3 * 2**30
     folder.mkdir()
     entries = []
@@ -247,7 +247,7 @@ def test_many_threads_read_at_once(folder: Path, stream: np.ndarray) -> None:
 
 def test_fingerprint_names_the_stream(tmp_path: Path, copy: Path, stream: np.ndarray) -> None:
     original = TokenShards(copy)
-    # Other places and names hold the same stream.
+    # The same stream in another folder, with another file name.
     (copy / "shard-00000.bin").rename(copy / "first.bin")
     shards = json.loads((copy / "index.json").read_text())["shards"]
     edit_index(copy, shards=[{**shards[0], "file": "first.bin"}, *shards[1:]])
@@ -269,7 +269,7 @@ def test_checksums(copy: Path) -> None:
     content[0] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"{path}: its sha256 is \w+ where index.json says \w+.*copy the data set again"
+        ValueError, match=rf"{path}: its sha256 is \w+ but index.json says \w+.*copy the data set again"
     ):
         shards.verify_checksums()
     shards.verify_checksums([0, 1, 2, 4, 5], progress=False)
@@ -294,7 +294,7 @@ def test_unfinished_shard_leaves_no_file(tmp_path: Path) -> None:
         shard.append(np.array([65536]))
 
 
-# Every mistake: what, where, and the mend.
+# Every mistake: one message that says what is wrong, where and how to fix it.
 
 
 def refused(folder: Path, *words: str, seq_len: int | None = None) -> None:
@@ -372,7 +372,7 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"tokenizer": {**INFO, "file": 3}}, "tokenizer file 3 is not the name of a file"),
         ({"max_token_id": 60000}, "max_token_id 60000"),
         ({"surplus": 1}, "surplus"),
-        # What a stranger may write: counts of another type or that no disk holds, a vocabulary that tables follow.
+        # Files of unknown origin: counts of another type, impossible counts, a vocabulary that would need huge tables.
         ({"num_tokens": 1009.0}, "num_tokens is 1009.0: float is not supported here, expected a whole number"),
         ({"num_tokens": 2**70}, "expected a number of 64 bits"),
         ({"num_documents": -1}, "num_documents is -1"),
@@ -382,7 +382,7 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"shards": [{"file": "x", "num_tokens": 1009.0, "sha256": ""}]}, "shards[0].num_tokens is 1009.0"),
         ({"shards": [{"file": "x", "num_tokens": -5, "sha256": ""}]}, "-5 tokens"),
         ({"shards": [[]]}, "shards[0] is: list is not iterable, expected an object"),
-        ({"tokenizer": {**INFO, "vocab_size": 2**33}}, "vocab_size is 8589934592; it lies in [1, 2147483648]"),
+        ({"tokenizer": {**INFO, "vocab_size": 2**33}}, "vocab_size is 8589934592; it must be in [1, 2147483648]"),
         ({"tokenizer": {**INFO, "vocab_size": 300.0}}, "tokenizer vocab_size is 300.0"),
         ({"tokenizer": {**INFO, "vocab_size": "300"}}, "tokenizer vocab_size is '300'"),
         ({"tokenizer": {**INFO, "eos_id": -1}}, "eos_id -1 is outside"),

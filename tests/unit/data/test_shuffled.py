@@ -1,4 +1,4 @@
-"""data/plan/shuffled.py against the teacher's own full passes, and against itself after a resume."""
+"""shuffled.py against the full passes of a teacher, and against itself after a resume."""
 
 from itertools import islice
 
@@ -41,7 +41,7 @@ def test_ranks_share_a_batch() -> None:
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 6, 7, 13])
-def test_a_resumed_run_goes_on(done: int) -> None:
+def test_a_resumed_run_continues(done: int) -> None:
     whole, first, again = ids(sampler(), 30), sampler(), sampler()
     assert ids(first, done) == whole[:done]
     again.load_state_dict(first.state_dict())
@@ -51,7 +51,7 @@ def test_a_resumed_run_goes_on(done: int) -> None:
 def test_after_a_run_that_chose_it_starts_a_pass_that_was_not_trained() -> None:
     again, whole = sampler(), ids(sampler(), 60)
     again.load_state_dict({"step": 13, "round": 3, "pass": 1, "consumed": 2})
-    assert again.step == 13 and ids(again, 6) == whole[18:24]  # the fourth order: 13 steps are parts of three
+    assert again.step == 13 and ids(again, 6) == whole[18:24]  # the fourth order: 13 steps lie in the first three
 
 
 def test_it_counts_for_the_ledger() -> None:

@@ -1,4 +1,4 @@
-"""What the writer reads, in whatever shape records and texts come, and what it leaves out: counted, told or refused."""
+"""The files and records that the writer reads in all formats, and those it leaves out: counted, reported or refused."""
 
 import codecs
 import gzip
@@ -59,13 +59,13 @@ def refused(call: Callable[[], object], *words: str) -> None:
 SHAPES = {
     "lines": lines(),
     "lines without an end": lines().rstrip(),
-    "lines of windows": lines().replace(b"\n", b"\r\n"),
-    "lines behind a byte-order mark": codecs.BOM_UTF8 + lines(),
+    "lines with CRLF": lines().replace(b"\n", b"\r\n"),
+    "lines after a byte-order mark": codecs.BOM_UTF8 + lines(),
     "lines between blank ones": b"\n \n" + lines().replace(b"\n", b"\n\n"),
     "array": json.dumps(RECORDS).encode(),
     "array over lines": json.dumps(RECORDS, indent=2, ensure_ascii=False).encode(),
-    "array behind a byte-order mark": codecs.BOM_UTF8 + json.dumps(RECORDS).encode(),
-    "array of a line each": b"[\n" + lines().rstrip().replace(b"}\n", b"},\n") + b"\n]\n",
+    "array after a byte-order mark": codecs.BOM_UTF8 + json.dumps(RECORDS).encode(),
+    "array with one object per line": b"[\n" + lines().rstrip().replace(b"}\n", b"},\n") + b"\n]\n",
     "objects over lines": lines(indent=1),
     "objects without a break": lines().replace(b"\n", b""),
 }
@@ -76,12 +76,12 @@ SHAPES = {
     ("shape", "head"), [*((s, 2**16) for s in SHAPES), *((s, 16) for s in SHAPES if s != "objects without a break")]
 )
 def test_records_in_a_json_file(tmp_path, monkeypatch, shape, head, packed):
-    """Named, in a folder, alone or compressed; where a record ends behind what is looked at, too."""
+    """Given by path or in a folder, plain or compressed, and with records that end after the head of the file."""
     monkeypatch.setattr(json_values, "HEAD", head)
     path = tmp_path / "in" / ("data.json.gz" if packed else "data.json")
     make(tmp_path, {f"in/{path.name}": gzip.compress(SHAPES[shape]) if packed else SHAPES[shape]})
     assert texts_of(path) == TEXTS
-    if head > 16:  # in a folder the key must be within what is looked at
+    if head > 16:  # in a folder the key must be in the head
         assert texts_of(tmp_path / "in") == TEXTS
     files = list_files(parse_inputs([path, path]))
     documents = list(read_documents(files, text_key="text"))
@@ -108,17 +108,17 @@ def test_one_object_is_one_record(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"content": "x"}\n{"content": "y"}\n', ["a.json:1: no key 'text'", "--text-key, of 'content'"]),
-        ('[{"content": "x"}]', ["a.json: record 1: no key 'text'", "--text-key, of 'content'"]),
+        ('{"content": "x"}\n{"content": "y"}\n', ["a.json:1: no key 'text'", "--text-key, one of 'content'"]),
+        ('[{"content": "x"}]', ["a.json: record 1: no key 'text'", "--text-key, one of 'content'"]),
         ('{\n"name": "a package"\n}', ["record 1: no key 'text'", "of 'name'"]),
         ('{"text": {"0": "x", "1": "y"}}', ["'text' is dict, not a string"]),
         ('["x", "y"]', ["record 1: a JSON str where an object with the key 'text'"]),
         ("3", ["record 1: a JSON int"]),
         ('{"text": "x"}\n{"text": \n', ["a.json:2: malformed JSON line"]),
-        ('[{"text": "x"}, {"text" "y"}]', ["malformed JSON", "after record 1", "one object a line"]),
+        ('[{"text": "x"}, {"text" "y"}]', ["malformed JSON", "after record 1", "one object per line"]),
         ('[{"text": "x"}, {"text": "y"}', ["the array has no end"]),
         ('[{"text": "x"} {"text": "y"}]', ["'{' where ',' or ']' is expected"]),
-        ('[{"text": "x"}] {"text": "y"}', ["something stands behind the array"]),
+        ('[{"text": "x"}] {"text": "y"}', ["unexpected content after the array"]),
         ('[{"text": "x"}, ' + "[" * 100_000, ["malformed JSON (nested too deeply)"]),
         ('[{"text": "x\xff"}]'.encode("latin-1"), ["malformed JSON", "utf-8"]),
         (lines().decode().encode("utf-16"), ["UTF-16", "convert the file to UTF-8"]),
@@ -136,7 +136,7 @@ def test_a_folder_of_json_of_another_key_is_no_text_full_of_braces(tmp_path):
     assert texts_of(tmp_path, text_key="content") == ["x", "y"]
 
 
-def test_values_that_end_behind_a_block(monkeypatch):
+def test_values_that_extend_beyond_a_block(monkeypatch):
     import io
 
     monkeypatch.setattr(json_values, "HEAD", 7)
@@ -171,7 +171,7 @@ def test_a_snapshot_of_a_data_set_is_its_records(tmp_path):
     assert texts_of(tmp_path, left_out=left_out) == TEXTS
     assert left_out.counts == {"beside records": 5, "hidden": 1}
     assert "5 beside records (first: " in left_out.summary()
-    assert left_out.summary().endswith(f"{tmp_path}: test, train are read together; name one to keep them apart")
+    assert left_out.summary().endswith(f"{tmp_path}: test, train are read together; name one to read it alone")
     (tmp_path / "data/test.ndjson").rename(tmp_path / "data/latest-contest.ndjson")
     left_out = LeftOut()
     texts_of(tmp_path, left_out=left_out)
@@ -185,7 +185,7 @@ def test_records_with_a_readme_beside_them(tmp_path, name):
     assert texts_of(tmp_path) == TEXTS
 
 
-def test_few_records_among_texts_are_left_out_and_told(tmp_path):
+def test_few_records_among_texts_are_left_out_and_counted(tmp_path):
     texts = {f"{i}.py": f"print({i})\n" * 100 for i in range(4)}
     make(tmp_path, {**texts, "fixture.jsonl": '{"text": "x"}', "package.json": '{"name": "p"}'})
     left_out = LeftOut()
@@ -210,7 +210,7 @@ def test_more_left_out_than_read_is_refused(tmp_path):
     )
     assert texts_of(tmp_path, skip=True) == ["a", "b"]
     assert texts_of(tmp_path, extensions=["txt"]) == ["a", "b"]
-    # Records count, too: many large texts or pictures beside one of them are not about it.
+    # The same for records: many large files beside one record file are not its metadata.
     make(tmp_path / "r", {"a.jsonl": lines(), **{f"{i}.jpg": "x" * 1000 for i in range(3)}})
     refused(lambda: texts_of(tmp_path / "r"), "3 beside records", "only 1 files to read")
 
@@ -222,7 +222,7 @@ def test_dead_links_and_pipes_are_counted(tmp_path):
     refused(lambda: texts_of(tmp_path), "1 dead link", "1 not a file")
 
 
-def test_text_behind_links_is_read_once(tmp_path):
+def test_text_with_several_links_is_read_once(tmp_path):
     make(tmp_path, {"corpus/a/x.txt": "one", "disk/y.txt": "two", "disk/deep/z.txt": "three"})
     (tmp_path / "corpus/b").symlink_to("../disk")
     (tmp_path / "corpus/again").symlink_to("../disk/deep")
@@ -276,7 +276,7 @@ def test_compressed_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.tar.gz", "a.zip", "a.parquet.gz", "a.txt.xz"])
-def test_what_is_packed_otherwise_is_to_be_unpacked(tmp_path, name):
+def test_other_compressions_must_be_unpacked_first(tmp_path, name):
     make(tmp_path, {name: b"x"})
     refused(lambda: texts_of(tmp_path / name), "unsupported extension", "unpack it first")
 
@@ -315,15 +315,15 @@ def test_text_of_dictionaries(tmp_path):
     assert texts_of(write_table(tmp_path / "a.parquet", array)) == TEXTS * 3
 
 
-def test_a_name_that_stands_twice(tmp_path):
+def test_a_name_that_appears_twice(tmp_path):
     schema = pyarrow.schema([("text", pyarrow.string()), ("text", pyarrow.string())])
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], schema=schema)
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    refused(lambda: texts_of(tmp_path / "a.parquet"), "the column 'text' stands twice", "write the file again")
+    refused(lambda: texts_of(tmp_path / "a.parquet"), "the column 'text' appears twice", "write the file again")
     make(
         tmp_path, {"a.jsonl": '{"text": "a", "more": {"text": "b", "x": {"text": "c"}}}\n{"text": "a", "text": "b"}\n'}
     )
-    refused(lambda: texts_of(tmp_path / "a.jsonl"), "a.jsonl:2: the key 'text' stands twice")
+    refused(lambda: texts_of(tmp_path / "a.jsonl"), "a.jsonl:2: the key 'text' appears twice")
     assert texts_of(tmp_path / "a.jsonl", skip=True) == ["a", None]
 
 
@@ -333,10 +333,10 @@ def test_a_column_by_a_name_with_a_dot(tmp_path):
     refused(lambda: texts_of(tmp_path / "a.parquet", text_key="meta"), "row 1: 'meta' is dict, not a string")
 
 
-# What cannot be used.
+# Unusable records and files.
 
 
-def test_what_cannot_be_used_has_its_reason_and_the_rest_is_read(tmp_path):
+def test_unusable_records_have_a_reason_and_the_others_are_read(tmp_path):
     content = lines([{"text": "a"}]) + b'{"text": null}\n{"other": 1}\n{"text": 5}\n{"text": ["x"]}\n[1]\nnull\n{\n'
     content += b'{"text": "\xff"}\n' + b"[" * 50_000 + b'\n{"text": "b"}\n'
     make(tmp_path, {"a.jsonl": content, "b.txt": b"\xff", "c.txt": "c"})
@@ -354,10 +354,10 @@ def test_what_cannot_be_used_has_its_reason_and_the_rest_is_read(tmp_path):
     a = ["a", *["!without text"] * 2, *["!not a string"] * 2, *["!malformed"] * 5, "b"]
     assert found == [*a, "!not UTF-8", "c", "p", "!without text", "q", "!without text", "!damaged", "end"]
     assert sum(document.num_bytes for document in documents) == sum(file.num_bytes for file in files)
-    _reads_on_behind_each(files, documents)
+    _continues_after_each(files, documents)
 
 
-def _reads_on_behind_each(files, documents: list[Document]) -> None:
+def _continues_after_each(files, documents: list[Document]) -> None:
     for i in range(0, len(documents), max(1, len(documents) // 40)):
         rest = list(read_documents(files, text_key="text", skip=True, start=documents[i].cursor))
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
@@ -365,9 +365,9 @@ def _reads_on_behind_each(files, documents: list[Document]) -> None:
 
 def test_bytes_that_are_no_text_in_a_row(tmp_path):
     path = write_table(tmp_path / "a.parquet", pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()))
-    refused(lambda: texts_of(path), "row 2: 'text' is no UTF-8")
+    refused(lambda: texts_of(path), "row 2: 'text' is not UTF-8")
     assert texts_of(path, skip=True) == ["a", None, "c"]
-    # A column that is declared as text, and holds something else.
+    # A column that is declared as text but holds other bytes.
     array = pyarrow.Array.from_buffers(
         pyarrow.string(), 3, pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).buffers()
     )
@@ -375,15 +375,15 @@ def test_bytes_that_are_no_text_in_a_row(tmp_path):
     assert texts_of(path, skip=True) == ["a", None, "c"]
 
 
-# What a second look found.
+# Further cases.
 
 
 @pytest.mark.parametrize("content", [b'[{"text": "a", "text": "b"}, {"text": "c", "m": {"text": 1}}]', b""])
-def test_a_key_that_stands_twice_in_an_array_is_refused_like_a_line(tmp_path, content):
+def test_a_key_that_appears_twice_in_an_array_is_refused_like_in_a_line(tmp_path, content):
     name = "a.json" if content else "a.jsonl"
     content = content or b'{"text": "a", "text": "b"}\n{"text": "c", "m": {"text": 1}}\n'
     make(tmp_path, {name: content})
-    refused(lambda: texts_of(tmp_path / name), "the key 'text' stands twice")
+    refused(lambda: texts_of(tmp_path / name), "the key 'text' appears twice")
     assert texts_of(tmp_path / name, skip=True) == [None, "c"]
 
 
@@ -395,13 +395,13 @@ def test_json_lines_by_other_names_are_records(tmp_path, name):
 
 def test_a_file_without_an_extension_is_to_be_given_one(tmp_path):
     make(tmp_path, {"corpus": lines()})
-    refused(lambda: texts_of(tmp_path / "corpus"), "has no extension", ".txt of a text, .jsonl of JSON lines")
+    refused(lambda: texts_of(tmp_path / "corpus"), "has no extension", ".txt for text, .jsonl for JSON lines")
 
 
 @pytest.mark.parametrize("beside", ["data.csv", "data.arrow", "data.parquet.gz", "data.jsonl.zst"])
 def test_a_readme_is_not_the_data_beside_it(tmp_path, beside):
     make(tmp_path, {"README.md": "about", "LICENSE.txt": "free", beside: b"text"})
-    refused(lambda: texts_of(tmp_path), "1 of another extension", "0 of them no README")
+    refused(lambda: texts_of(tmp_path), "1 of another extension", "0 of them not metadata such as a README")
     assert texts_of(tmp_path, skip=True) == ["free", "about"]
 
 
@@ -422,7 +422,7 @@ def test_a_link_to_a_file_that_is_read_gives_no_copy(tmp_path):
     assert left_out.counts["linked twice"] == 2
 
 
-def test_folders_of_splits_are_told_for_texts_too(tmp_path):
+def test_folders_of_splits_are_noted_for_texts_too(tmp_path):
     make(tmp_path / "data", {"train/a.txt": "a", "test/b.txt": "b"})
     make(tmp_path / "code", {"train.py": "a", "test.py": "b"})
     for name, notes in (("data", 1), ("code", 0)):

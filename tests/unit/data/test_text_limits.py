@@ -1,4 +1,4 @@
-"""What an input declares bounds memory and time before it is inflated: small sizes against lowered limits."""
+"""The declared sizes of an input bound memory and time before it is decompressed: small sizes, lowered limits."""
 
 import gzip
 import json
@@ -79,7 +79,7 @@ def table(path: Path, texts: list[str], *, dictionary: bool, **options) -> Path:
 
 @pytest.mark.parametrize("dictionary", [False, True])
 def test_rows_are_read_by_bytes(tmp_path, monkeypatch, dictionary):
-    """Of 500 rows of 10,000 characters no more are in memory than fit the bound; one text for all of them, too."""
+    """With 500 rows of 10,000 characters, also of one text, no more rows are in memory than the bound allows."""
     monkeypatch.setattr(parquet_text, "READ_BYTES", 100_000)
     sizes: list[int] = []
     values = parquet_text._values
@@ -102,12 +102,14 @@ def test_rows_are_read_by_bytes(tmp_path, monkeypatch, dictionary):
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_what_a_table_declares_is_refused_before_it_is_inflated(tmp_path, monkeypatch, dictionary):
+def test_a_table_that_declares_too_much_is_refused_before_it_is_decompressed(tmp_path, monkeypatch, dictionary):
     path = table(tmp_path / "a.parquet", ["x" * 5000] * 4, dictionary=dictionary, compression="zstd")
     monkeypatch.setattr(parquet_text, "READ_BYTES", 1000)
     monkeypatch.setattr(parquet_text, "_values", lambda array: pytest.fail("was read"))
-    # Of texts that are stored once the dictionary tells, of others how many bytes a row has.
-    with pytest.raises(ValueError, match=r"a.parquet: behind row 0 it declares .* bytes, more than 1,000; .*--max-doc"):
+    # For texts that are stored once, the dictionary has the size; for others, the bytes per row.
+    with pytest.raises(
+        ValueError, match=r"a.parquet: after row 0 the file declares .* bytes, more than 1,000; .*--max-doc"
+    ):
         read(path)
     assert read(path, skip=True) == [None]
 
@@ -134,14 +136,14 @@ def test_the_size_of_a_dictionary_is_that_of_its_page(tmp_path, size, compressio
 def test_what_is_queued_is_bounded_by_its_size(monkeypatch):
     """Long documents wait for those in front of them; short ones go many at a time. The order stays."""
     monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 10)
-    held, most, taken = 0, 0, count()
+    queued, max_queued, taken = 0, 0, count()
     sizes = [3, 100, 100, 1, 1, 1, 70, 90, *[2] * 50, 100, 5]
 
     def documents() -> Iterator[Document]:
-        nonlocal held, most
+        nonlocal queued, max_queued
         for size in sizes:
-            held += size
-            most = max(most, held)
+            queued += size
+            max_queued = max(max_queued, queued)
             yield Document("default", "x" * size, START, next(taken))
 
     class Bytes(Tokenizer):
@@ -153,11 +155,11 @@ def test_what_is_queued_is_bounded_by_its_size(monkeypatch):
         def encode_to_array(self, text: str) -> np.ndarray:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
-    places = []
+    order = []
     for document, tokens in encode.encode_documents(documents(), tokenizer=Bytes(), num_threads=2):
         assert tokens is not None
-        held -= len(tokens) - 1
-        places.append(document.num_bytes)
-    assert places == list(range(len(sizes)))
-    # The bound is 80 characters: one longer document may be queued, and the next one and a chunk in the making be read.
-    assert most <= 100 + 100 + 2 * 20
+        queued -= len(tokens) - 1
+        order.append(document.num_bytes)
+    assert order == list(range(len(sizes)))
+    # The bound is 80 characters. One longer document may be queued; the next one and a partial chunk may be read ahead.
+    assert max_queued <= 100 + 100 + 2 * 20

@@ -1,4 +1,4 @@
-"""What a bad record costs: nothing that is written; what is skipped is counted, listed, the same after a crash."""
+"""A bad record loses no finished shard; skipped records are counted and listed, also after a crash."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ import pytest
 
 from titan_attent.data.text import writer
 from titan_attent.data.text.__main__ import main
-from titan_attent.data.text.writer import Summary, write_dataset
+from titan_attent.data.text.writer import TextSummary, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def texts_of(folder: Path) -> list[str]:
     index = json.loads((folder / "index.json").read_text())
     stream = np.concatenate([np.fromfile(folder / shard["file"], "<u2") for shard in index["shards"]]).tolist()
     documents: list[str] = []
-    here: list[int] = []
+    current: list[int] = []
     for token in stream:
         if token == 256:
-            documents.append(bytes(here).decode())
-            here = []
+            documents.append(bytes(current).decode())
+            current = []
         else:
-            here.append(token)
-    assert not here and len(documents) == index["num_documents"]
+            current.append(token)
+    assert not current and len(documents) == index["num_documents"]
     return documents
 
 
@@ -65,7 +65,7 @@ def put(path: Path, lines: list[str]) -> Path:
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> list[Path]:
-    """Three files, of which the second has a null text at its end."""
+    """Three files; the second has a record with a null text."""
     return [
         put(tmp_path / "a.jsonl", rows(0, 20)),
         put(tmp_path / "b.jsonl", [*rows(20, 40), '{"text": null}', *rows(40, 45)]),
@@ -73,7 +73,7 @@ def inputs(tmp_path: Path) -> list[Path]:
     ]
 
 
-def write(inputs: list[Path], output: Path, ranks: str, **options: object) -> Summary:
+def write(inputs: list[Path], output: Path, ranks: str, **options: object) -> TextSummary:
     options = {"shard_tokens": 60, "num_threads": 1, **options}
     return write_dataset(inputs, output=output, tokenizer=ranks, **options)  # type: ignore[arg-type]
 
@@ -89,38 +89,38 @@ def stopped(inputs: list[Path], output: Path, ranks: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk a document: all that stands in front of a bad record is in finished shards."""
+    """One chunk per document: all records before a bad one are in finished shards."""
     monkeypatch.setattr("titan_attent.data.text.encode.CHUNK_CHARACTERS", 1)
 
 
-@pytest.mark.parametrize("mend", ["remove", "fix", "remove the rest", "skip", "add a file", "another size in front"])
-def test_a_mended_input_is_resumed(inputs: list[Path], ranks: str, tmp_path: Path, mend: str) -> None:
+@pytest.mark.parametrize("fix", ["remove", "correct", "remove the rest", "skip", "add a file", "another size in front"])
+def test_a_fixed_input_is_resumed(inputs: list[Path], ranks: str, tmp_path: Path, fix: str) -> None:
     output = tmp_path / "out"
     num_shards = stopped(inputs, output, ranks)
     before = {f"shard-{i:05d}.bin": (output / f"shard-{i:05d}.bin").stat().st_mtime_ns for i in range(num_shards)}
     lines = inputs[1].read_text().splitlines()
     options: dict[str, object] = {}
-    if mend == "skip":
+    if fix == "skip":
         options = {"on_bad": "skip"}
-    elif mend == "fix":
-        put(inputs[1], [*lines[:20], '{"text": "mended"}', *lines[21:]])
-    elif mend == "remove the rest":
+    elif fix == "correct":
+        put(inputs[1], [*lines[:20], '{"text": "fixed"}', *lines[21:]])
+    elif fix == "remove the rest":
         put(inputs[1], lines[:20])
     else:
         put(inputs[1], [*lines[:20], *lines[21:]])
-    if mend == "add a file":
+    if fix == "add a file":
         inputs.append(put(tmp_path / "d.jsonl", rows(60, 70)))
-    if mend == "another size in front":  # the same records, written otherwise: what counts is the text
+    if fix == "another size in front":  # the same records with other white space: only the texts are compared
         inputs[0].write_text("".join(line.replace(": ", ":   ") + "\n\n" for line in rows(0, 20)))
     summary = write(inputs, output, ranks, **options)
     expected = {
-        "fix": [*documents(0, 40), "mended", *documents(40, 60)],
+        "correct": [*documents(0, 40), "fixed", *documents(40, 60)],
         "remove the rest": [*documents(0, 40), *documents(45, 60)],
         "add a file": documents(0, 70),
     }
-    assert texts_of(output) == expected.get(mend, documents(0, 60))
+    assert texts_of(output) == expected.get(fix, documents(0, 60))
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before  # not written again
-    assert summary.skipped == ({"without text": 1} if mend == "skip" else {})
+    assert summary.skipped == ({"without text": 1} if fix == "skip" else {})
     write(inputs, tmp_path / "whole", ranks, **options)
     assert contents(output) == contents(tmp_path / "whole")
 
@@ -147,14 +147,14 @@ def test_inputs_that_begin_otherwise_are_not_resumed(
     else:
         inputs = [inputs[0].rename(tmp_path / "z.jsonl"), *inputs[1:]]
     with pytest.raises(
-        ValueError, match=r"inputs was '3 files.*\(inputs may change behind their first \d+ records alone"
+        ValueError, match=r"inputs was '3 files.*\(inputs may change only after their first \d+ records"
     ):
         write(inputs, output, ranks)
     assert contents(output) == before
 
 
-def test_a_mended_input_of_other_sources_and_formats(ranks: str, tmp_path: Path) -> None:
-    """Parquet, an array and texts, each with a name; the cursor stands in the array."""
+def test_a_fixed_input_of_other_sources_and_formats(ranks: str, tmp_path: Path) -> None:
+    """Parquet, an array and texts, each with a name; the cursor is in the array."""
     pyarrow.parquet.write_table(pyarrow.table({"text": documents(0, 9)}), tmp_path / "a.parquet")
     records = [{"text": text} for text in documents(10, 30)]
     (tmp_path / "b.json").write_text(json.dumps([*records, {"text": 5}]))
@@ -171,7 +171,7 @@ def test_a_mended_input_of_other_sources_and_formats(ranks: str, tmp_path: Path)
     assert list(summary.source_tokens) == ["web", "code", "more"]
 
 
-def test_what_is_skipped_is_told_and_listed(
+def test_skipped_records_are_reported_and_listed(
     inputs: list[Path], ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = put(tmp_path / "bad.jsonl", ["{", '{"other": 1}', '{"text": 3}', '{"text": ""}', '{"text": "a\\ud800"}'])
@@ -185,8 +185,8 @@ def test_what_is_skipped_is_told_and_listed(
     listed = [("b.jsonl:21", "without text"), ("bad.jsonl:1", "malformed"), ("bad.jsonl:2", "without text")]
     listed += [("bad.jsonl:3", "not a string"), ("y.txt", "binary"), ("z.txt", "not UTF-8")]
     assert skipped(tmp_path / "out") == listed
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert told == [
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
         "warning: skipped 2 files that are binary or not UTF-8, 1 malformed, 1 not a string, 2 without text (all in "
         f"{tmp_path}/out/skipped.jsonl); left out 1 hidden (first: {folder}/.hidden), 1 of another extension (first: "
         f"{folder}/p.png); 1 documents are empty; 1 documents had lone surrogates, now U+FFFD"
@@ -201,7 +201,7 @@ def test_reasons_are_kept_where_nothing_is_left(ranks: str, tmp_path: Path, caps
     for word in ("no document in these inputs", "1 malformed; 2 without text; all of them in", "out/skipped.jsonl"):
         assert word in message
     assert len(skipped(tmp_path / "out")) == 3
-    # The folder is free for the right command, and what it skips alone is listed then.
+    # The folder can be used by the corrected command, and then lists only its skipped records.
     put(bad, ['{"text": 1}', '{"text": "a"}'])
     assert main([*command, "--on-bad", "skip"]) == 0
     assert skipped(tmp_path / "out") == [("bad.jsonl:1", "not a string")]
@@ -261,7 +261,9 @@ def test_on_bad_has_two_values(inputs: list[Path], ranks: str, tmp_path: Path) -
         ({"deep": None}, "has 'deep', which is not known"),
     ],
 )
-def test_progress_of_a_stranger_is_one_error(inputs: list[Path], ranks: str, tmp_path: Path, change, message) -> None:
+def test_progress_of_unknown_origin_is_one_error(
+    inputs: list[Path], ranks: str, tmp_path: Path, change, message
+) -> None:
     output = tmp_path / "out"
     stopped(inputs, output, ranks)
     progress = json.loads((output / "progress.json").read_text())
@@ -289,7 +291,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_the_same_inputs_alone(
     stat = inputs[2].stat()
     inputs[2].write_text(content)
     assert stat.st_size != len(content)
-    # As the earlier one saw them.
+    # The description of the inputs as the earlier version wrote it.
     progress["arguments"]["inputs"] = writer.run_arguments(
         writer.list_files([("default", path) for path in inputs]), tokenizer=ranks
     )["inputs"]

@@ -140,7 +140,7 @@ def test_little_text_gives_a_small_vocabulary() -> None:
     assert tokenizer.decode(tokenizer.encode("abab 漢")) == "abab 漢"
 
 
-def test_training_on_one_endless_piece_is_not_quadratic() -> None:
+def test_training_on_one_long_pre_token_is_not_quadratic() -> None:
     ranks = train_ranks([" " * 300_000 + "a" * 300_000], num_ranks=300, pattern=SPLIT_PATTERN)
     assert b"a" * 256 in ranks and max(map(len, ranks)) == 256
 
@@ -148,7 +148,7 @@ def test_training_on_one_endless_piece_is_not_quadratic() -> None:
 @pytest.mark.parametrize("vocab_size", [256, 1, 0, -5])
 def test_vocabulary_without_room(vocab_size: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"train:{vocab_size}: the 256 single bytes and <\|endoftext\|>.*257; ask for"
+        ValueError, match=rf"train:{vocab_size}: the 256 single bytes and <\|endoftext\|>.*257; give 257"
     ):
         train_tokenizer([], vocab_size=vocab_size)
 
@@ -207,7 +207,7 @@ def test_tiktoken_that_reads_special_tokens_in_text() -> None:
             return np.array(self.encode(text, allowed_special="all"), dtype=np.uint32)
 
     encoding = Old("old", pat_str=".", mergeable_ranks=BYTES, special_tokens={"<|endoftext|>": 256})
-    refused(lambda: Tokenizer(encoding), tiktoken.__version__, "special tokens out of documents", "tiktoken 0.13")
+    refused(lambda: Tokenizer(encoding), tiktoken.__version__, "special tokens as tokens", "tiktoken 0.13")
 
 
 def test_batch_is_each_in_order(trained: Tokenizer) -> None:
@@ -292,7 +292,7 @@ def test_name_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tokenizer.info()["name"], tokenizer.eos_id, tokenizer.vocab_size) == ("gpt2", 256, 301)
 
 
-# Every mistake: what, where, and the mend.
+# Every mistake: one message that says what is wrong, where and how to fix it.
 
 
 def refused(call: Callable[[], object], *words: str) -> None:

@@ -1,4 +1,4 @@
-"""The walk of a folder: a fixed order, each real folder once whatever the links, nothing left out without a count."""
+"""The walk of a folder: a fixed order, each real folder once whatever the links, and a count of everything left out."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_files_go_before_folders_each_by_name(tmp_path):
 
 
 def test_what_python_compiled_beside_its_sources_is_hidden(tmp_path):
-    """Else a folder of modules that were once imported holds more that is not read than is."""
+    """Otherwise a folder of imported modules would have more files left out than read."""
     _make(tmp_path, "a.py", "__pycache__/a.cpython-311.pyc", "__pycache__/a.cpython-312.pyc", "sub/__pycache__/b.pyc")
     walk = FolderWalk(tmp_path)
     assert _walked(tmp_path) == ["a.py"]
@@ -45,7 +45,7 @@ def test_links_to_folders_are_followed(tmp_path):
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../dog", "../cat/sub"])
 def test_a_link_within_the_tree_gives_no_copy(tmp_path, target):
-    """The link may sort before what it leads to: what really stands somewhere is read there."""
+    """Also if the link sorts before its target: a file is read under its real path."""
     root = tmp_path / "root"
     _make(root, "cat/1.txt", "cat/sub/2.txt", "dog/3.txt")
     (root / "cat/a").symlink_to(target)
@@ -64,7 +64,7 @@ def test_links_that_lead_to_each_other_end(tmp_path):
     assert _walked(tmp_path / "root") == ["1.txt", "one/2.txt", "one/two/3.txt"]
 
 
-def test_a_folder_that_two_links_lead_to_is_read_behind_the_first(tmp_path):
+def test_a_folder_that_two_links_lead_to_is_read_under_the_first(tmp_path):
     _make(tmp_path, "disk/1.txt", "disk/sub/2.txt", "root/0.txt")
     for name, target in (("b", "disk"), ("a", "disk"), ("c", "disk/sub")):
         (tmp_path / "root" / name).symlink_to(tmp_path / target)
@@ -74,14 +74,14 @@ def test_a_folder_that_two_links_lead_to_is_read_behind_the_first(tmp_path):
     assert list(walk.files("b")) == []
 
 
-def test_links_to_files_give_no_copies_of_what_is_wanted(tmp_path):
+def test_links_to_files_give_no_copies_of_files_that_are_read(tmp_path):
     root = tmp_path / "root"
     _make(tmp_path, "out.txt", "root/b/1.txt", "root/blob", "root/c/other.bin")
     for link, target in {
-        "a.txt": "b/1.txt",  # sorts before what it leads to
+        "a.txt": "b/1.txt",  # sorts before its target
         "b/out.txt": "../../out.txt",
         "c/out.txt": "../../out.txt",
-        "c/blob.txt": "../blob",  # which is no .txt where it stands
+        "c/blob.txt": "../blob",  # its real path is no .txt
         "c/self.bin": "other.bin",
     }.items():
         (root / link).symlink_to(target)

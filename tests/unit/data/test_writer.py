@@ -1,4 +1,4 @@
-"""The writer against streams put together by hand: with a tokenizer of single bytes a document is its UTF-8 and eos."""
+"""The writer against streams built by hand: with a tokenizer of single bytes, a document is its UTF-8 and eos."""
 
 import base64
 import fcntl
@@ -29,7 +29,7 @@ from titan_attent.data.text.documents import START, Document, read_documents
 from titan_attent.data.text.inputs import list_files
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from titan_attent.data.text.writer import Summary, write_dataset
+from titan_attent.data.text.writer import TextSummary, write_dataset
 
 EOS = 256
 TEXTS = [f"document {i}: " + "漢字 and words\n" * (i % 7) for i in range(60)] + ["", "<|endoftext|>", "\x01 👩‍👧"]
@@ -79,7 +79,7 @@ def write_parquet(path: Path, texts: list[str]) -> Path:
 
 
 def write_folder(path: Path, texts: list[str]) -> Path:
-    """A file a text, named so that the order of the paths is that of the texts."""
+    """One file per text, named so that the paths have the order of the texts."""
     for i, text in enumerate(texts):
         file = path / f"{i // 10:02d}" / f"{i:03d}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return KINDS[request.param](tmp_path / request.param, TEXTS)
 
 
-def write(source: Path | str, output: Path, tokenizer: str, **options: object) -> Summary:
+def write(source: Path | str, output: Path, tokenizer: str, **options: object) -> TextSummary:
     return write_dataset([source], output=output, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
 
 
@@ -244,7 +244,7 @@ def sources_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_token_knows_its_source(ranks: str, tmp_path: Path, seed: int) -> None:
-    """A random mix of formats, repeated and unnamed sources, against lists put together document by document."""
+    """A random mix of formats, repeated and unnamed sources, against lists built document by document."""
     random = np.random.default_rng(seed)
     inputs: list[str | Path] = []
     tokens: list[int] = []
@@ -276,8 +276,8 @@ def test_every_token_knows_its_source(ranks: str, tmp_path: Path, seed: int) -> 
     dataset = TokenDataset(output, seq_len=seq_len)
     assert [shard.num_tokens for shard in dataset.shards.index.shards] == sizes
     assert list(summary.source_tokens.items()) == [(name, sources.count(name)) for name in dict.fromkeys(names)]
-    stretches, starts = zip(*dataset.sources, strict=True)
-    found = [stretches[number] for number in np.searchsorted(starts, range(len(dataset)), side="right") - 1]
+    names, starts = zip(*dataset.sources, strict=True)
+    found = [names[number] for number in np.searchsorted(starts, range(len(dataset)), side="right") - 1]
     assert found == [sources[i * seq_len] for i in range(len(dataset))]
 
 
@@ -354,7 +354,7 @@ def test_command_with_sources(ranks: str, tmp_path: Path, capsys: pytest.Capture
 # Documents and cursors.
 
 
-def test_reading_goes_on_behind_every_document(source: Path) -> None:
+def test_reading_continues_after_every_document(source: Path) -> None:
     files = list_files(parse_inputs([source, source]), extensions=["txt"])
     documents = list(read_documents(files, text_key="text"))
     assert [document.text for document in documents] == TEXTS * 2
@@ -418,7 +418,7 @@ def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
 def test_a_crash_among_sources_is_resumed_to_the_same_bytes(
     ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash at every document; a source closes shards that are not full, and one holds no text at all."""
+    """A crash at every document, with shards closed early by a source, and a source without any text."""
     paths = [write_jsonl(tmp_path / f"{i}.jsonl", TEXTS[4 * i : 4 * i + 4]) for i in range(3)]
     binary = write_folder(tmp_path / "binary", ["\0", "\0"])
     named = [f"x={paths[0]}", f"x={binary}", f"z={binary}", f"x={paths[1]}", f"y={paths[2]}"]
@@ -526,8 +526,8 @@ def test_resume_with_other_arguments(
 ) -> None:
     source, output = interrupted
     before = contents(output)
-    mend = ("Use the same command", "delete the folder")
-    refused({"shard_tokens": 700, "tokenizer": ranks, **change}, source, output, str(output), *words, *mend)
+    fixes = ("Use the same command", "delete the folder")
+    refused({"shard_tokens": 700, "tokenizer": ranks, **change}, source, output, str(output), *words, *fixes)
     assert contents(output) == before
 
 
@@ -537,7 +537,7 @@ def test_resume_with_other_inputs(interrupted: tuple[Path, Path], ranks: str, tm
     options = {"shard_tokens": 700, "tokenizer": ranks}
     words = (str(output), "inputs was '1 files", "Use the same command", "delete the folder")
     refused(options, Path(other), output, *words)
-    # The path and the time may be the same: what counts is what was consumed.
+    # Even with the same path and time: the consumed records are compared.
     lines = source.read_bytes().split(b"\n")
     source.write_bytes(b"\n".join([lines[0].replace(b"document", b"Document"), *lines[1:]]))
     refused(options, source, output, *words)
@@ -557,7 +557,9 @@ def test_resume_with_other_sources(interrupted: tuple[Path, Path], ranks: str, t
     refused(options, f"code={source}", output, "sources was 'web: 1 files' and is 'code: 1 files'")
 
 
-def test_resume_of_a_writer_that_knew_no_sources(interrupted: tuple[Path, Path], ranks: str, tmp_path: Path) -> None:
+def test_resume_of_an_earlier_version_without_sources(
+    interrupted: tuple[Path, Path], ranks: str, tmp_path: Path
+) -> None:
     source, output = interrupted
     progress = json.loads((output / "progress.json").read_text())
     for shard in progress["shards"]:
@@ -572,13 +574,17 @@ def test_resume_with_another_rank_file_of_the_same_name(
     interrupted: tuple[Path, Path], ranks: str, tmp_path: Path
 ) -> None:
     source, output = interrupted
-    mine = tmp_path / "bytes.model"
-    mine.write_bytes(Path(ranks).read_bytes() + base64.b64encode(b"ab") + b" 256\n")
+    other_file = tmp_path / "bytes.model"
+    other_file.write_bytes(Path(ranks).read_bytes() + base64.b64encode(b"ab") + b" 256\n")
     progress = json.loads((output / "progress.json").read_text())
-    progress["arguments"]["tokenizer"] = str(mine)
+    progress["arguments"]["tokenizer"] = str(other_file)
     (output / "progress.json").write_text(json.dumps(progress))
     refused(
-        {"shard_tokens": 700, "tokenizer": str(mine)}, source, output, "tokenizer file was 'sha256", "delete the folder"
+        {"shard_tokens": 700, "tokenizer": str(other_file)},
+        source,
+        output,
+        "tokenizer file was 'sha256",
+        "delete the folder",
     )
 
 
@@ -613,14 +619,14 @@ def test_resume_with_a_damaged_shard(interrupted: tuple[Path, Path], ranks: str,
     refused(options, source, output, str(shard), "missing or truncated", "delete", "start anew")
 
 
-def test_a_mistake_before_the_first_shard_is_not_in_the_way(ranks: str, tmp_path: Path) -> None:
+def test_a_mistake_before_the_first_shard_does_not_block_a_corrected_command(ranks: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS, key="body")
     refused({"tokenizer": ranks}, source, tmp_path / "out", "no key 'text'")
     write(source, tmp_path / "out", ranks, text_key="body")
     assert tokens_of(tmp_path / "out") == by_hand(TEXTS)
 
 
-# Every mistake: one message with what, where and the mend, and exit code 2.
+# Every mistake: one message that says what is wrong, where and how to fix it, and exit code 2.
 
 
 def refused(options: dict, source: Path | str, output: Path, *words: str) -> None:
@@ -654,7 +660,7 @@ def test_bad_name_of_a_source(command_fails, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     words = (
-        f"{name}=a.jsonl: {name!r} is no name of a source",
+        f"{name}=a.jsonl: {name!r} is not a valid name of a source",
         "letters, digits, '_', '.' and '-'",
         f"./{name}=a.jsonl",
     )
@@ -673,7 +679,7 @@ def test_unsupported_extension(command_fails, tmp_path: Path, name: str) -> None
     command_fails(tmp_path / name, str(tmp_path / name), "unsupported extension", "convert it to jsonl", "--extensions")
 
 
-def test_unsupported_extension_is_mended_as_told(ranks: str, tmp_path: Path) -> None:
+def test_the_fix_of_an_unsupported_extension_works(ranks: str, tmp_path: Path) -> None:
     (tmp_path / "table.CSV").write_text("x")
     command = [str(tmp_path / "table.CSV"), "--output", str(tmp_path / "out"), "--tokenizer", ranks]
     assert main([*command, "--extensions", " .csv,txt"]) == 0
@@ -715,16 +721,16 @@ def test_malformed_json_line(command_fails, tmp_path: Path, line: bytes) -> None
 def test_json_line_that_is_no_object(command_fails, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'["text"]\n')
-    command_fails(path, f"{path}:1: a JSON list where an object with the key 'text' is expected", "one object a line")
+    command_fails(path, f"{path}:1: a JSON list where an object with the key 'text' is expected", "one object per line")
 
 
 def test_unknown_key(command_fails, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"id": 1, "content": "x"}\n')
-    command_fails(path, f"{path}:1: no key 'text'", "--text-key, of 'id', 'content'")
+    command_fails(path, f"{path}:1: no key 'text'", "--text-key, one of 'id', 'content'")
     parquet = write_parquet(tmp_path / "a.parquet", TEXTS)
     options = ("--text-key", "body")
-    command_fails(parquet, f"{parquet}: no column 'body'", "--text-key, of 'text', 'other'", options=options)
+    command_fails(parquet, f"{parquet}: no column 'body'", "--text-key, one of 'text', 'other'", options=options)
 
 
 def test_text_that_is_no_string(command_fails, tmp_path: Path) -> None:
@@ -819,7 +825,7 @@ def test_a_second_writer_is_kept_out(command_fails, tmp_path: Path) -> None:
         os.close(handle)
 
 
-def test_interrupt_says_how_to_go_on(
+def test_interrupt_says_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
@@ -830,5 +836,5 @@ def test_interrupt_says_how_to_go_on(
     assert "the same command resumes" in capsys.readouterr().err
 
 
-def test_the_former_name_of_the_command_goes_on() -> None:
+def test_the_former_name_of_the_command_still_works() -> None:
     assert (former.main, former.write_dataset) == (main, write_dataset)

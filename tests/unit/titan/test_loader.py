@@ -12,7 +12,7 @@ import torch
 
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.plan.fixed import FixedLoader
-from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pass, Pool, SelectedSlots
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.data.text.format import ShardWriter, write_index
 from titan_attent.data.text.shards import TokenDataset
@@ -54,7 +54,7 @@ class Scoring:
     def next_pass(self, *, step: int) -> Pass:
         self.pass_index += 1
         self.score(self.pool())
-        everything, order = SelectedPlaces(self.num_examples), (2, 0, self.pass_index)
+        everything, order = SelectedSlots(self.num_examples), (2, 0, self.pass_index)
         self.current = Pass(
             Pool.whole(self.num_examples), everything, order=order, batch_size=ROWS, num_batches=BATCHES
         )

@@ -49,7 +49,7 @@ def find_classes(inputs: Sequence[Input], *, given: Sequence[str] | None) -> tup
         if any_example is None:
             paths = ", ".join(str(item.path) for item in inputs)
             raise ValueError(f"no image in {paths}; give inputs that hold images")
-        why = f" ({bad.where}: {bad.problem}; {bad.mend})" if bad else ""
+        why = f" ({bad.where}: {bad.problem}; {bad.fix})" if bad else ""
         raise ValueError(f"no input has a label{why}; {_GIVE}")
     largest = max(numbers)
     if not 0 <= largest < MAX_UNNAMED_CLASSES:

@@ -131,7 +131,7 @@ class SkippedImages:
         parts = []
         for reason, count in sorted(self.counts.items()):
             first = self.first[reason]
-            parts.append(f"{count:,} {reason} (first: {first.where}: {first.problem}; {first.mend})")
+            parts.append(f"{count:,} {reason} (first: {first.where}: {first.problem}; {first.fix})")
         return ", ".join(parts)
 
     def finish(self) -> dict[str, int]:

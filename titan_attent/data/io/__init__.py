@@ -1,11 +1,11 @@
-"""Reading and writing of files, whatever they hold.
+"""Reading and writing of files, independent of their content.
 
 folder.py   the names in a data set's folder, and a lock on it
-inputs.py   inputs as a command is given them
-command.py  how a command that writes a data set ends
-atomic.py   files that are whole under their name, or not there
-files.py    positioned reads from many files, of which few are open
+inputs.py   the inputs of a command: NAME=PATH, paths and patterns
+command.py  exit status and messages of a command that writes a data set
+atomic.py   atomic writes of files
+files.py    positioned reads from many files, with few of them open
 walk.py     files of a folder in a fixed order, each real folder once
-bad.py      what cannot be used: why, where, and how to fix it
+bad.py      unusable records and files: what is wrong, where, and how to fix it
 reader.py   ids -> batches, on threads that live as long as the run
 """

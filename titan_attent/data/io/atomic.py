@@ -1,11 +1,11 @@
-"""Files that are whole under their name, or not there: written under a temporary one, brought to disk, renamed."""
+"""Atomic writes: a file is written under a temporary name, fsynced, and renamed."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``: after a crash the file is the old or the new one, whole."""
+    """Write ``data`` to ``path``. After a crash the file is either the old or the new one, complete."""
     temporary = temporary_name(path)
     with open(temporary, "wb") as file:
         file.write(data)
@@ -15,16 +15,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """What ``path`` is called until it is whole."""
-    # In the same folder, where a rename is atomic; a fixed name, so that what a killed process left
-    # behind is overwritten and not piled up.
+    """The name of ``path`` while it is being written."""
+    # In the same folder, because a rename is atomic only within a file system. The name is fixed, so that a new attempt
+    # overwrites the file of a killed process.
     return path.with_name(path.name + ".tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a file that is whole, and on disk, its name."""
+    """Rename a complete, fsynced file to its final name."""
     os.replace(temporary, path)
-    # The name is durable only when its folder is.
+    # The new name is durable only after an fsync of the folder.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""What of an input cannot be used: why, where, and how to mend it; and the file that lists what text was left out."""
+"""Unusable records and files of an input: what is wrong, where, and how to fix it; and skipped.jsonl, their list."""
 
 import json
 import os
@@ -6,37 +6,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 SKIPPED_FILE = "skipped.jsonl"
-"""In the data set's folder: a line for each record and file that was left out."""
+"""The list of skipped records and files, one per line, in the data set's folder."""
 
 MALFORMED, NO_TEXT, NO_STRING = "malformed", "without text", "not a string"
-"""No JSON object; one without the key, or with null for it; one with a value of another type."""
+"""Reasons for a record: not a JSON object; text key missing or null; value of another type."""
 ENCODING, BINARY, SIZE, DAMAGED = "not UTF-8", "binary", "too large", "damaged"
-"""Bytes that are no text; NULs in it; more than the largest document; a file that ends early, with all behind."""
+"""Reasons: undecodable bytes; NUL characters; above the size limit; damaged file, skipped from the damage on."""
 
 
 class Bad(NamedTuple):
-    """A record, an image, a file or the rest of one that cannot be used: what is wrong, and how to mend it."""
+    """An unusable record, image, file or remainder of a file: what is wrong, and how to fix it."""
 
     where: str
     reason: str
-    """One of those above; of images one of images/examples.py."""
+    """One of the constants above; for images, one of images/examples.py."""
     problem: str
-    mend: str
+    fix: str
 
     def message(self) -> str:
-        return f"{self.where}: {self.problem}; {self.mend}, or leave out what cannot be used with --on-bad skip"
+        return f"{self.where}: {self.problem}; {self.fix}, or leave out what cannot be used with --on-bad skip"
 
     def line(self) -> str:
-        """Of ``skipped.jsonl``."""
+        """The line of ``skipped.jsonl``."""
         return json.dumps({"where": self.where, "reason": self.reason, "problem": self.problem[:300]}) + "\n"
 
 
 class SkippedLog:
-    """``skipped.jsonl`` of a folder, which a resumed writer goes on with.
+    """The file ``skipped.jsonl`` of a folder; a resumed writer appends to it.
 
     Args:
-        folder: of the data set.
-        num_bytes: what of the file is kept: what a run had written when it recorded its progress.
+        folder: the folder of the data set.
+        num_bytes: length of the file when the interrupted run last saved its progress; longer files are truncated to
+            it.
     """
 
     def __init__(self, folder: Path, *, num_bytes: int):
@@ -53,7 +54,7 @@ class SkippedLog:
             self.flush()
 
     def flush(self) -> None:
-        """Bring all to disk; ``num_bytes`` is the file's length then."""
+        """Write all lines to disk and update ``num_bytes``, the length of the file."""
         if self._lines:
             with open(self.path, "ab") as file:
                 self.num_bytes += file.write(b"".join(self._lines))

@@ -1,8 +1,8 @@
-"""Positioned reads from many files of a folder, of which few are open at a time.
+"""Positioned reads from many files of a folder, with few of them open at a time.
 
-Cost: a system call a read, and one open where the file is not among the ``limit`` used last. Nothing is mapped: a file
-that shrinks or a disk that fails ends in an error that names the file, not in a signal, and neither the number of open
-files nor the number of maps grows with the data set. Any number of threads may read at once.
+Cost: one system call per read, and one open if the file is not among the ``limit`` most recently used. Files are not
+memory-mapped: if a file shrinks or a disk fails, the error names the file, where a mapping would raise a signal. Nor
+does the number of open files or maps grow with the data set. Any number of threads may read at once.
 """
 
 import os
@@ -12,17 +12,17 @@ from collections import OrderedDict
 from pathlib import Path
 
 HASH_BLOCK = 8 * 2**20
-"""Bytes read at a time when hashing: enough for full disk speed, little enough for many ranks."""
+"""Bytes per read when hashing: large enough for full disk speed, small enough for many ranks."""
 
 
 def open_file_limit() -> int:
-    """Files that are kept open: a quarter of what the process may have (``ulimit -n``), 16 to 16,384."""
+    """Number of files kept open: a quarter of the process limit (``ulimit -n``), 16 to 16,384."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 16_384 if soft == resource.RLIM_INFINITY else max(16, min(16_384, soft // 4))
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody holds it any more: not before a reader in another thread is done."""
+    """A descriptor that is closed with its last reference, so not while another thread still reads from it."""
 
     __slots__ = ("descriptor",)
 
@@ -35,33 +35,33 @@ class _OpenFile:
 
 
 class OpenFiles:
-    """Reads from the files of ``folder``, the ``limit`` used last kept open. Picklable: a copy opens its own.
+    """Reads from the files of ``folder``; the ``limit`` most recently used stay open. Picklable: a copy reopens them.
 
     Args:
-        folder: of all files.
-        limit: by default :func:`open_file_limit`.
+        folder: the folder of all files.
+        limit: maximum number of open files; by default :func:`open_file_limit`.
     """
 
     def __init__(self, folder: Path, *, limit: int | None = None):
         self.folder, self.limit = folder, limit or open_file_limit()
-        # Paths are put together as strings: pathlib takes as long as the system does to open and close a file.
+        # Paths are joined as strings: pathlib takes as long as opening and closing a file.
         self._prefix = os.path.join(folder, "")
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
-        return _remade, (self.folder, self.limit)
+        return _reopen, (self.folder, self.limit)
 
     def __len__(self) -> int:
-        """Files open now."""
+        """Number of files that are open now."""
         return len(self._files)
 
     def read_into(self, buffer: memoryview, *, name: str, offset: int) -> None:
-        """Fill ``buffer``, bytes, from byte ``offset`` of the file ``name`` on.
+        """Fill ``buffer`` with the bytes of the file ``name`` from ``offset`` on.
 
         Raises:
-            ValueError: the file ends before.
-            OSError: it is missing or cannot be read; names it.
+            ValueError: the file ends too early.
+            OSError: the file is missing or cannot be read; the error names it.
         """
         file, done = self._get(name), 0
         while done < len(buffer):
@@ -81,14 +81,14 @@ class OpenFiles:
             if name in self._files:
                 self._files.move_to_end(name)
                 return self._files[name]
-        file = _OpenFile(self._prefix + name)  # without the lock: on a network file system it takes its time
+        file = _OpenFile(self._prefix + name)  # outside the lock: it may be slow on a network file system
         with self._lock:
-            # Two threads may both have opened it; one stays, and the other goes when its reader is done.
+            # If two threads opened the same file, one descriptor stays; the other closes when its reader is done.
             self._files[name] = file
             while len(self._files) > self.limit:
                 self._files.popitem(last=False)
         return file
 
 
-def _remade(folder: Path, limit: int) -> OpenFiles:
+def _reopen(folder: Path, limit: int) -> OpenFiles:
     return OpenFiles(folder, limit=limit)

@@ -1,11 +1,11 @@
 """Reads batches ahead of the step, on threads that live as long as the run.
 
-A pass, a scoring pool and a validation each read their own batches in order; the threads serve one after the other.
-Tokens are read with system calls (files.py), which release the interpreter while they wait, so that no worker processes
-are needed and none holds a stale teacher. torchdata's nodes start threads anew for every pass, a tenth of a second
-each time, and cannot outlive it, since their source is fixed when they start; hence the standard library's executor.
+A pass, a scoring pool and a validation each read their own batches in order, on the same threads. Tokens are read with
+system calls (files.py), which release the interpreter lock while they wait. So no worker processes are needed, and no
+worker can hold a stale teacher. Nodes of torchdata would start new threads for every pass, at 0.1 s per pass: their
+source is fixed when they start. Hence the executor of the standard library.
 
-Cost: ``num_workers`` threads, made with the first batch; ``num_workers`` + 2 batches of memory ahead of the consumer.
+Cost: ``num_workers`` threads, started with the first batch; memory for ``num_workers`` + 2 batches.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 ReadBatch = tuple[dict[str, Tensor], Tensor]
-"""What a data set reads: ({"input": [B, L], ...}, labels [B, L])."""
+"""A batch as a data set reads it: ({"input": [B, L], ...}, labels [B, L])."""
 Request = TypeVar("Request")
 
 
@@ -35,14 +35,14 @@ class Reader:
     def read(
         self, fn: Callable[[Request], ReadBatch], requests: Iterable[Request], *, pin_memory: bool = False
     ) -> Iterator[ReadBatch]:
-        """``fn`` of every request, in order; what it raises is raised here, in its turn.
+        """Yield ``fn`` of every request, in order. An exception in ``fn`` is raised here, at its position in the order.
 
-        Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead of it: what takes time belongs into
-        ``fn``. An iterator that is dropped half-way leaves nothing behind except the calls under way.
+        Requests are taken in the consumer's thread, ``num_workers`` + 2 ahead, so slow work belongs into ``fn``. If the
+        iterator is dropped half-way, only the calls in progress continue.
 
         Args:
             fn: called in the reader threads.
-            requests: what to call it with.
+            requests: the arguments of ``fn``.
             pin_memory: copy batches to page-locked memory, for asynchronous transfer to an accelerator.
         """
         if self.num_workers == 0:
@@ -62,7 +62,7 @@ class Reader:
                 future.cancel()
 
     def close(self) -> None:
-        """End the threads once their calls under way are done; does not wait for them."""
+        """End the threads after their calls in progress; does not wait for them."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
@@ -77,7 +77,7 @@ class Reader:
 
 
 def _use_device(device: int | None) -> None:
-    # A new thread would pin memory for the first device, of which every rank would then hold a context.
+    # A new thread uses the first device by default: pinning memory would create a context on it for every rank.
     if device is not None:
         torch.accelerator.set_device_index(device)
 

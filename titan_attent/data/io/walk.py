@@ -1,12 +1,12 @@
-"""Files of a folder in a fixed order, each real folder once; and the count of what an input holds that is not read.
+"""Files of a folder in a fixed order, each real folder once; and counts of the entries that are not read.
 
-Symbolic links to folders are followed. A folder that is reached in several ways is read once: where it really stands,
-if that is inside the folder walked, else behind the first of its links; so a link upwards, sideways or to itself
-gives no copy, and one to a folder around the root nothing. Files are read once, too, if copies are dropped. Hidden
-entries, links to nothing and what is no regular file are left out, and counted.
+Symbolic links to folders are followed. A folder with several paths is read once: under its real path if that is inside
+the walked folder, else under the first link to it. So a link to a parent, a sibling or itself gives no copy, and a link
+to a folder that contains the root gives nothing. Files are read once, too, after ``drop_copies``. Hidden entries, dead
+links and entries that are not regular files are left out and counted.
 
-Cost: every folder is listed twice, the first time to learn which links to follow, and once more where links lead to
-files; memory for folders and for links, not for files.
+Cost: every folder is listed twice, the first time to find which links to follow, and a third time if links lead to
+files; memory for folders and links, but not for files.
 """
 
 import os
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HIDDEN, AGAIN, DEAD, SPECIAL = "hidden", "linked twice", "dead link", "not a file"
-"""Reasons of a walk: a dot in front, or a cache; what is read elsewhere; a link to nothing; a pipe or device."""
+"""Reasons: name with a leading dot, or a cache; read under another path; dead link; pipe, socket or device."""
 UNCOUNTED = (HIDDEN, AGAIN)
-"""Reasons that take nothing from what is read: they never make up the greater part of an input."""
+"""Reasons that lose no data: they do not count toward the refusal of an input with more left out than read."""
 
 
 class LeftOut:
-    """Counts what an input holds and is not read, by reason, with the first of each.
+    """Counts the entries of an input that are not read, by reason, with the first entry of each reason.
 
     Attributes:
-        harmless: reasons that take nothing from what is read.
-        notes: what else is to be told of an input.
+        harmless: reasons that lose no data.
+        notes: further notes on the input for the report.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class LeftOut:
 
     @property
     def num_counted(self) -> int:
-        """All but those for reasons that take nothing from what is read."""
+        """Number of entries left out for other than the harmless reasons."""
         return sum(count for reason, count in self.counts.items() if reason not in self.harmless)
 
     def summary(self) -> str:
-        """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``; "" where there is nothing to tell."""
+        """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``, then the notes; "" if there are none."""
         parts = [f"{count:,} {reason} (first: {self.first[reason]})" for reason, count in sorted(self.counts.items())]
         return "; ".join((["left out " + ", ".join(parts)] if parts else []) + self.notes)
 
@@ -62,8 +62,8 @@ class FolderWalk:
     """The files below ``root``, without hidden ones.
 
     Attributes:
-        left_out: what the walk itself leaves out, for the reasons above.
-        dead: paths of the links to nothing and of what is no file among it.
+        left_out: the entries that the walk itself leaves out, for the reasons above.
+        dead: the paths among them that are dead links or not regular files.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -76,8 +76,8 @@ class FolderWalk:
         self._followed: set[str] = set()
         self._links: list[str] = []
         self._copies: set[str] = set()
-        # In rounds: all that really stands in a round's folders goes before what their links lead to.
-        # Folders around the root count as seen: no link leads out of it by them.
+        # In rounds: the real content of a round's folders comes before the targets of their links.
+        # Folders that contain the root count as seen, so no link to them is followed.
         seen = {_identity(str(folder)) for folder in Path(root).resolve().parents}
         starts = [self.root]
         while starts:
@@ -93,7 +93,7 @@ class FolderWalk:
             starts = links
 
     def _survey(self, start: str, seen: set[tuple[int, int]], links: list[str]) -> None:
-        """Count and remember all below ``start`` that no link stands in front of; collect the links to folders."""
+        """Walk the real folders below ``start``, record and count their entries, and collect links to folders."""
         stack = [start]
         while stack:
             folder = stack.pop()
@@ -120,21 +120,21 @@ class FolderWalk:
                     self._links.append(entry.path)
             stack += reversed(inner)
 
-    def drop_copies(self, wanted: Callable[[str], bool]) -> set[str]:
-        """Leave out, and count, links to files that :meth:`files` gives under another name; their paths.
+    def drop_copies(self, is_read: Callable[[str], bool]) -> set[str]:
+        """Leave out, and count, links to files that :meth:`files` yields under another path. Returns their paths.
 
-        A file counts where it really stands, or else behind the first of its links.
+        A file is kept under its real path if that is read, else under the first link to it.
 
         Args:
-            wanted: whether a path is read; others are no copies, and have none.
+            is_read: whether a path is read. Other paths are ignored.
         """
         names: dict[tuple[int, int], list[str]] = {}
-        for link in filter(wanted, self._links):
+        for link in filter(is_read, self._links):
             names.setdefault(_identity(link), []).append(link)
         copies = {link for links in names.values() for link in links[1:]}
         inodes = {inode for _, inode in names}
         for entry in self._files("") if names else ():
-            if entry.inode() in inodes and not entry.is_symlink() and wanted(entry.path):
+            if entry.inode() in inodes and not entry.is_symlink() and is_read(entry.path):
                 copies.update(names.get(_identity(entry.path), [])[:1])
         for link in sorted(copies):
             self.left_out.add(AGAIN, link)
@@ -142,10 +142,10 @@ class FolderWalk:
         return copies
 
     def files(self, under: str = "") -> Iterator[str]:
-        """Paths, folder by folder: a folder's files by name, then its folders by name.
+        """Yield the paths, folder by folder: first the files of a folder by name, then its folders by name.
 
         Args:
-            under: the name of one of :meth:`folders`, to have its files alone.
+            under: the name of one of :meth:`folders`, for its files only.
         """
         return (entry.path for entry in self._files(under) if entry.path not in self._copies)
 
@@ -160,13 +160,13 @@ class FolderWalk:
             stack += reversed([entry.path for entry in entries if entry.path in self._followed])
 
     def folders(self) -> list[str]:
-        """Names of the folders that stand in the root itself and are walked, sorted."""
+        """Sorted names of the folders directly in the root that are walked."""
         entries = _entries(self.root)
         return [entry.name for entry in entries if entry.path in self._followed]
 
 
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
-    """By its dot; Python's cache of compiled modules, too, which stands beside its sources."""
+    """Whether the name has a leading dot, or is Python's cache of compiled modules."""
     return entry.name.startswith(".") or entry.name == "__pycache__"
 
 

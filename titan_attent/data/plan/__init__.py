@@ -1,7 +1,7 @@
-"""The order of the examples: which of them come, and when, on every number of ranks alike.
+"""The order of the examples: which example is trained when. It is the same on any number of ranks.
 
 order.py     a pass and its pool, as pure functions from positions to example ids
-shuffled.py  all examples, pass after pass: the plan where nobody chooses
+shuffled.py  all examples, pass after pass: the plan of a run without selection
 sampler.py   (selection, seed, pass, consumed batches) -> ids and weights of this rank
 fixed.py     a fixed list of examples in batches, for validation and scoring
 """

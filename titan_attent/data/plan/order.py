@@ -1,12 +1,12 @@
-"""The order of the examples: a pass, and the pool it draws on, as pure functions from positions to example ids.
+"""The order of the examples: a pass and its pool, as pure functions from positions to example ids.
 
-    position in the pass --(keyed order of the pass)--> place among the selected --> place in the pool --> example id
+    position in the pass --(keyed order of the pass)--> index among the selected --> slot of the pool --> example id
 
-Nothing is shuffled in memory. A pool is a stretch of the shuffled order of all examples, or all examples as they stand;
-a pass trains what was selected of a pool, in an order of its own. Both orders are evaluated where they are needed, so
-the state of the data is a few integers, and no part of it names a rank.
+Nothing is shuffled in memory. A pool is a span of the shuffled order of all examples, or all examples in the order of
+their ids. A pass trains the selected slots of a pool, in its own order. Both orders are evaluated when needed, so the
+state of the data is a few integers, and none of them depends on a rank.
 
-Cost: a bitmask of pool/8 bytes and its rank directory of pool/64 bytes; O(log pool) a position.
+Cost: a bitmask of pool/8 bytes and its directory of pool/64 bytes; O(log pool) time per position.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from torch import Tensor
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 Key = tuple[int, int, int]
-"""Of an order: (seed, round, pass); round 0 for the orders of all examples, which are numbered through."""
+"""The key of an order: (seed, round, pass). The orders of all examples have round 0 and consecutive pass numbers."""
 
 _BLOCK_BYTES = 64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _POPCOUNT = _BITS.sum(axis=1).astype(np.uint8)
-# _SELECT[byte, j]: the place of the j-th set bit.
+# _SELECT[byte, j]: the index of the j-th set bit.
 _SELECT = np.argsort(1 - _BITS, axis=1, kind="stable").astype(np.int64)
 
 
-class SelectedPlaces:
-    """A set of places in [0, size). ``select(j)`` is the j-th smallest. Without a bitmask all places are in the set.
+class SelectedSlots:
+    """A set of slots in [0, size). ``select(j)`` is the j-th smallest. Without a bitmask all slots are in the set.
 
     Args:
-        size: of the pool.
-        bitmask: uint8 [ceil(size / 8)], little-endian bits, or None for all.
+        size: the size of the pool.
+        bitmask: uint8 [ceil(size / 8)], little-endian bits, or None for all slots.
     """
 
     def __init__(self, size: int, *, bitmask: np.ndarray | None = None):
@@ -43,8 +43,8 @@ class SelectedPlaces:
             return
         self._blocks = np.zeros((-(-bitmask.size // _BLOCK_BYTES), _BLOCK_BYTES), dtype=np.uint8)
         self._blocks.reshape(-1)[: bitmask.size] = bitmask
-        self.bitmask = self._blocks.reshape(-1)[: bitmask.size]  # one copy; the one given may go
-        # _before[b]: selected places in the blocks before b.
+        self.bitmask = self._blocks.reshape(-1)[: bitmask.size]  # the only copy; the caller may drop its own
+        # _before[b]: number of selected slots in the blocks before b.
         self._before = np.zeros(len(self._blocks) + 1, dtype=np.int64)
         np.cumsum(_POPCOUNT[self._blocks].sum(axis=1, dtype=np.int64), out=self._before[1:])
         self._length = int(self._before[-1])
@@ -53,27 +53,27 @@ class SelectedPlaces:
         return self._length
 
     def select(self, ranks: np.ndarray) -> np.ndarray:
-        """int64 [n], each in [0, len) -> int64 [n], the places at those ranks of the sorted set."""
+        """Ranks in the sorted set, int64 [n], each in [0, len) -> the slots with these ranks, int64 [n]."""
         if self.bitmask is None:
             return ranks
         block = np.searchsorted(self._before, ranks, side="right") - 1
-        left = ranks - self._before[block]
+        rank_in_block = ranks - self._before[block]
         rows = self._blocks[block]
-        until = np.cumsum(_POPCOUNT[rows], axis=1, dtype=np.int64)
-        byte = (until <= left[:, None]).sum(axis=1)
+        counts = np.cumsum(_POPCOUNT[rows], axis=1, dtype=np.int64)
+        byte = (counts <= rank_in_block[:, None]).sum(axis=1)
         row = np.arange(len(ranks))
-        left -= np.where(byte > 0, until[row, np.maximum(byte, 1) - 1], 0)
-        return (block * _BLOCK_BYTES + byte) * 8 + _SELECT[rows[row, byte], left]
+        rank_in_byte = rank_in_block - np.where(byte > 0, counts[row, np.maximum(byte, 1) - 1], 0)
+        return (block * _BLOCK_BYTES + byte) * 8 + _SELECT[rows[row, byte], rank_in_byte]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The candidates of a round: ``size`` places, each of which holds an example.
+    """The candidates of a round: ``size`` slots, each with one example.
 
     Attributes:
-        num_examples: N.
-        order: key of the shuffled order of all examples, of which the pool is a stretch. None: place i is example i.
-        start: where the stretch starts, 0 without an order.
+        num_examples: N, of the data set.
+        order: key of the shuffled order of all examples; the pool is a span of it. None: slot i has example i.
+        start: start of the span, 0 without an order.
         size: number of candidates.
     """
 
@@ -84,23 +84,23 @@ class Pool:
 
     @classmethod
     def whole(cls, num_examples: int) -> "Pool":
-        """All examples as they stand."""
+        """All examples in the order of their ids."""
         return cls(num_examples, size=num_examples)
 
-    def ids(self, places: Tensor) -> Tensor:
-        """int64 [n], each in [0, size) -> int64 [n], the examples there."""
+    def ids(self, slots: Tensor) -> Tensor:
+        """Slots, int64 [n], each in [0, size) -> the example ids in them, int64 [n]."""
         if self.order is None:
-            return places
-        return permute(places + self.start, self.num_examples, derive_key(stream("order"), *self.order))
+            return slots
+        return permute(slots + self.start, self.num_examples, derive_key(stream("order"), *self.order))
 
 
 @dataclass
 class OrderCursor:
-    """Where the shuffled orders of all examples stand: stretch after stretch of one order, then of the next.
+    """A cursor in the shuffled orders of all examples: it takes span after span of one order, then of the next.
 
     Attributes:
-        num_examples, seed: of the orders, which are numbered through from 0.
-        order, start, size: the stretch taken last.
+        num_examples, seed: size and seed of the orders, which are numbered from 0.
+        order, start, size: the current span, which was taken last.
     """
 
     num_examples: int
@@ -110,18 +110,21 @@ class OrderCursor:
     size: int = 0
 
     def take(self, size: int | None = None, *, at_least: int = 1) -> None:
-        """Go to the next ``size`` examples, None for all that are left; to a new order where too few are left."""
+        """Take the next ``size`` examples, or all remaining ones (None), as the current span.
+
+        If fewer than ``size`` (``at_least`` for None) remain, the span is at the start of the next order.
+        """
         start = self.start + self.size
         if self.num_examples - start < (size or at_least):
             self.order, start = self.order + 1, 0
         self.start, self.size = start, size or self.num_examples - start
 
-    def take_the_rest(self) -> None:
-        """Lengthen the stretch to the end of its order."""
+    def take_remaining(self) -> None:
+        """Extend the current span to the end of its order."""
         self.size = self.num_examples - self.start
 
     def pool(self) -> Pool:
-        """The stretch."""
+        """The current span as a pool."""
         return Pool(self.num_examples, order=(self.seed, 0, self.order), start=self.start, size=self.size)
 
     def state_dict(self) -> dict[str, int]:
@@ -133,21 +136,21 @@ class OrderCursor:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a selection: all that fixes which examples come when.
+    """One pass over a selection: all that determines which example is trained when.
 
     Attributes:
-        pool: what was chosen from.
-        selected: the chosen places of the pool.
-        order: key of the order of this pass; None: in the order of the pool, for a stretch that is shuffled already.
-        batch_size: G, examples of a global batch.
-        num_batches: global batches of this pass; what does not fill one is left out of this pass.
+        pool: the candidates of the selection.
+        selected: the selected slots of the pool.
+        order: key of the order of this pass; None for the order of the pool, if its span is shuffled already.
+        batch_size: G, number of examples of a global batch.
+        num_batches: global batches of this pass; examples that do not fill one are left out of this pass.
         round: the teacher's round, for the trace.
         weighted: whether the teacher's weights may differ from 1.
-        strategy: the rule in force, "uniform" where everything is trained.
+        strategy: the current selection strategy, "uniform" if everything is trained.
     """
 
     pool: Pool
-    selected: SelectedPlaces
+    selected: SelectedSlots
     order: Key | None
     batch_size: int
     num_batches: int
@@ -156,12 +159,12 @@ class Pass:
     strategy: str = "uniform"
 
     @property
-    def turn(self) -> tuple[int, ...]:
-        """What tells this pass from every other of the run: an example comes once in it."""
+    def visit_key(self) -> tuple[int, ...]:
+        """Integers that identify this pass within the run; an example is visited once per pass."""
         return (self.round, *(self.order or (0, 0, 0)), *(self.pool.order or (0, 0, 0)), self.pool.start)
 
-    def places(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
-        """The places in the pool of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""
+    def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
+        """The pool slots of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""
         ranks = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
         ranks = ranks[:, rows].flatten()
         if self.order is not None:
@@ -169,5 +172,5 @@ class Pass:
         return torch.from_numpy(self.selected.select(ranks.numpy()))
 
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
-        """The examples there, int64 [n]; all G rows of a batch are its examples in global order."""
-        return self.pool.ids(self.places(start, stop, rows))
+        """The example ids in these slots, int64 [n]; all G rows of a batch are its examples in global order."""
+        return self.pool.ids(self.slots(start, stop, rows))

@@ -1,7 +1,7 @@
 """This rank's share of a pass: (pass, consumed batches) -> example ids and weights, microbatch after microbatch.
 
-Global batch b of a pass is its positions [b G, (b + 1) G) (order.py); rank r of W takes the r-th of W equal contiguous
-blocks of it, cut again into microbatches. So 1, 2 or 3 ranks train the same examples in the same global order, and
+Global batch b of a pass has its positions [b G, (b + 1) G) (order.py). Rank r of W takes the r-th of W equal contiguous
+blocks of it, cut again into microbatches. So any number of ranks trains the same examples in the same global order, and
 the state is just a number of batches.
 """
 
@@ -16,42 +16,42 @@ from titan_attent.data.plan.order import Pass
 
 
 class Passes(Protocol):
-    """Who decides the passes: a plan of the data (shuffled.py), or a teacher that chooses (systems/teaching)."""
+    """The object that decides the passes: a fixed plan (shuffled.py) or a teacher that selects (systems/teaching)."""
 
     batch_size: int
-    """Examples of a global batch."""
+    """Number of examples of a global batch."""
 
     @property
     def round(self) -> int:
-        """Of the pass in progress."""
+        """The round of the pass in progress."""
 
     @property
     def pass_index(self) -> int:
-        """Of the pass in progress, within its round."""
+        """The index of the pass in progress within its round."""
 
     @property
     def weights_every(self) -> int:
-        """Global batches whose weights are asked for at once."""
+        """Number of global batches whose weights are requested in one call."""
 
     def current_pass(self) -> Pass | None: ...
     def next_pass(self, *, step: int) -> Pass: ...
     def follow_plan(self, *, step: int, consumed: int) -> None: ...
     def resume(self, *, round: int, pass_index: int, step: int) -> bool: ...
-    def weights_of(self, places: Tensor) -> Tensor: ...
+    def weights_of(self, slots: Tensor) -> Tensor: ...
     def batch_served(self) -> None: ...
 
 
 class TeachingSampler:
     """This rank's example ids and weights, microbatch after microbatch, without end.
 
-    The teacher is asked for the next pass when one is used up.
+    It requests the next pass of the teacher when all batches of the current one are consumed.
 
     Args:
         teacher: decides the passes.
-        rank, num_ranks: place in the data-parallel group.
-        microbatches: gradient accumulation steps of a training step.
+        rank, num_ranks: rank within the data-parallel group, and its size.
+        microbatches: gradient accumulation steps per training step.
 
-    ``state_dict`` is rank-free: it loads under any number of ranks with the same global batch.
+    ``state_dict`` does not depend on the rank: it loads on any number of ranks with the same global batch.
     """
 
     def __init__(self, teacher: Passes, *, rank: int = 0, num_ranks: int = 1, microbatches: int = 1):
@@ -63,13 +63,13 @@ class TeachingSampler:
         self.teacher = teacher
         self.rank, self.num_ranks, self.microbatches = rank, num_ranks, microbatches
         self.batch_size = teacher.batch_size // (num_ranks * microbatches)
-        self.step = 0  # global batches served in all passes
-        self.consumed = 0  # of them, in the current pass
+        self.step = 0  # global batches served, in all passes
+        self.consumed = 0  # global batches served, in the current pass
         self._resumed = False
 
     def current_pass(self) -> Pass:
-        """The pass in progress, the next one when it is used up. A collective when the teacher has to choose."""
-        if self._resumed:  # the teacher, too, by now
+        """The pass in progress, or the next one if it is consumed. A collective when the teacher has to select."""
+        if self._resumed:  # by now the teacher's state is loaded, too
             self.teacher.follow_plan(step=self.step, consumed=self.consumed)
             self._resumed = False
         current = self.teacher.current_pass()
@@ -79,45 +79,46 @@ class TeachingSampler:
         return current
 
     def batch_consumed(self) -> None:
-        """Note one global batch as served."""
+        """Count one global batch as served."""
         self.step += 1
         self.consumed += 1
         self.teacher.batch_served()
 
     def local_rows(self) -> slice:
-        """Where this rank's microbatches, one after the other, lie in the global batch."""
+        """The rows of the global batch that are this rank's, its microbatches one after the other."""
         size = self.microbatches * self.batch_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def local_places(self, current: Pass, *, start: int) -> Iterator[tuple[int, int]]:
-        """(global batch, microbatch) of every microbatch of the pass from global batch ``start`` on. Pure."""
+    def local_microbatches(self, current: Pass, *, start: int) -> Iterator[tuple[int, int]]:
+        """The (global batch, microbatch) of every microbatch of the pass from global batch ``start`` on. Pure."""
         return product(range(start, current.num_batches), range(self.microbatches))
 
     def local_ids(self, current: Pass, batch: int, microbatch: int) -> Tensor:
-        """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure, from any thread."""
+        """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure; safe on any thread."""
         first = self.local_rows().start + microbatch * self.batch_size
         return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
 
     def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
-        """fp32 [batch_size] weights beside :meth:`local_places`; ones where the pass is not weighted.
+        """The weights, fp32 [batch_size], of every microbatch of :meth:`local_microbatches`; ones if the pass has none.
 
-        A collective for every ``weights_every`` global batches of a weighted pass, when the first of them is asked for:
-        all ranks must consume it in step.
+        In a weighted pass, a collective once per ``weights_every`` global batches, at the first of them. So all ranks
+        must iterate in step.
         """
         block = self.teacher.weights_every
         for first in range(start, current.num_batches, block):
             last = min(first + block, current.num_batches)
             weights = torch.ones((last - first) * self.microbatches * self.batch_size)
             if current.weighted:
-                weights = self.teacher.weights_of(current.places(first, last, self.local_rows()))
+                weights = self.teacher.weights_of(current.slots(first, last, self.local_rows()))
             yield from weights.view(-1, self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""
+        """Yield (example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""
         while True:
             current, start = self.current_pass(), self.consumed
-            places, weights = self.local_places(current, start=start), self.local_weights(current, start=start)
-            for (batch, microbatch), weight in zip(places, weights, strict=True):
+            microbatches = self.local_microbatches(current, start=start)
+            weights = self.local_weights(current, start=start)
+            for (batch, microbatch), weight in zip(microbatches, weights, strict=True):
                 ids = self.local_ids(current, batch, microbatch)
                 if microbatch == self.microbatches - 1:
                     self.batch_consumed()

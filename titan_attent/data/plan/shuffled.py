@@ -1,28 +1,29 @@
-"""The plan of a run whose examples nobody chooses: all of them, pass after pass, each pass in an order of its own.
+"""The plan of a run without selection: all examples, pass after pass, each pass in its own shuffled order.
 
-The i-th pass trains the i-th shuffled order of all examples, without the last ones that fill no global batch. So the
-state is the number of the pass, which the sampler keeps; there is none per example, in memory or in a checkpoint.
+The i-th pass trains the i-th shuffled order of all examples, without the last ones, which do not fill a global batch.
+The state is the number of the pass, which the sampler keeps. There is no state per example, in memory or in a
+checkpoint.
 
-Cost: O(log N) per position of the order, in the reader threads; nothing between passes.
+Cost: O(log N) per position of the order, in the reader threads; no time between passes.
 """
 
 from torch import Tensor
 
-from titan_attent.data.plan.order import Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pass, Pool, SelectedSlots
 from titan_attent.foundations.ledger import Ledger
 
 BATCHES_AT_ONCE = 16
-"""Global batches whose weights, all of them 1, are made at once."""
+"""Number of global batches whose weights, all 1, are made in one call."""
 
 
 class Shuffled:
-    """Full passes for ever; what :class:`~.sampler.TeachingSampler` asks of who decides the passes.
+    """Full passes without end: implements :class:`~.sampler.Passes` for :class:`~.sampler.TeachingSampler`.
 
     Args:
         num_examples: N, at least one global batch.
         batch_size: G, examples of a global batch.
-        seed: of the orders.
-        ledger: counts what is trained.
+        seed: seed of the orders.
+        ledger: counts the trained examples.
     """
 
     round = 0
@@ -35,7 +36,7 @@ class Shuffled:
             )
         self.num_examples, self.batch_size, self.seed, self.ledger = num_examples, batch_size, seed, ledger
         self.weights_every = BATCHES_AT_ONCE
-        self._pass_index = -1  # before the first
+        self._pass_index = -1  # before the first pass
 
     @property
     def pass_index(self) -> int:
@@ -55,26 +56,26 @@ class Shuffled:
         pool = Pool(self.num_examples, order=(self.seed, 0, self._pass_index), size=self.num_examples)
         num_batches = self.num_examples // self.batch_size
         return Pass(
-            pool, SelectedPlaces(self.num_examples), order=None, batch_size=self.batch_size, num_batches=num_batches
+            pool, SelectedSlots(self.num_examples), order=None, batch_size=self.batch_size, num_batches=num_batches
         )
 
     def resume(self, *, round: int, pass_index: int, step: int) -> bool:
-        """Go on with the pass of a checkpoint; whether it is one of this plan's.
+        """Continue with the pass of a checkpoint. Returns whether this plan made that pass.
 
-        A checkpoint of a run whose examples were chosen ends in a pass that this plan does not know. Then the next
-        pass is a new one, whose order no pass of so many steps has had.
+        A checkpoint of a run with selection ends in a pass that this plan does not have. Then the next pass is a new
+        one, whose order no earlier pass can have had after that many steps.
         """
         is_own = round == 0
         self._pass_index = pass_index if is_own else step // (self.num_examples // self.batch_size) + 1
         return is_own
 
     def follow_plan(self, *, step: int, consumed: int) -> None:
-        """Nothing: no pass depends on how long the run is."""
+        """Does nothing: no pass depends on the length of the run."""
 
-    def weights_of(self, places: Tensor) -> Tensor:
+    def weights_of(self, slots: Tensor) -> Tensor:
         raise AssertionError("no pass of this plan is weighted")
 
     def batch_served(self) -> None:
-        """A global batch of the pass goes to training."""
+        """Count one global batch as trained."""
         if self.ledger is not None:
             self.ledger.batch_served(covered_per_trained=1.0)

@@ -14,7 +14,8 @@ from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import DEFAULT_SOURCE
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
 from titan_attent.data.text.inputs import TEXT_EXTENSIONS
-from titan_attent.data.text.writer import Summary, write_dataset
+from titan_attent.data.text.summary import TextSummary
+from titan_attent.data.text.writer import write_dataset
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,66 +27,65 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .ndjson, .json (each also .gz), .parquet or text file, folder or pattern; SOURCE=INPUT names the "
-        "data source it belongs to "
-        f"(default: {DEFAULT_SOURCE})",
+        help=".jsonl, .ndjson, .json (each also .gz), .parquet or text file, folder or pattern; SOURCE=INPUT names its "
+        f"data source (default: {DEFAULT_SOURCE})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--tokenizer",
         required=True,
         metavar="NAME|FILE|train:VOCAB_SIZE",
-        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or the size of one to train",
+        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or vocabulary size of one to train",
     )
     parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: %(default)s)")
-    parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens of a shard (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens per shard (default: %(default)s)")
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all CPUs (%(default)s)")
     parser.add_argument(
         "--max-training-bytes",
         type=int,
         default=2**28,
-        help="text to train a tokenizer on, from all inputs alike (default: %(default)s)",
+        help="bytes of text to train a tokenizer on, sampled from all inputs (default: %(default)s)",
     )
     parser.add_argument(
         "--extensions",
         default="",
-        help="files to read of a folder, records and texts alike (default: its records, or else its texts: "
-        f"{','.join(TEXT_EXTENSIONS)})",
+        help="comma-separated extensions of the files to read of a folder, records and texts (default: its records, or "
+        f"else its texts: {','.join(TEXT_EXTENSIONS)})",
     )
     parser.add_argument(
         "--on-bad",
         choices=("refuse", "skip"),
         default="refuse",
-        help=f"end at the first record that cannot be used, or leave such out and list them in {SKIPPED_FILE}",
+        help=f"end at the first unusable record or file, or skip all of them and list them in {SKIPPED_FILE}",
     )
     parser.add_argument(
         "--max-document-bytes",
         type=int,
         default=MAX_DOCUMENT_BYTES,
-        help="largest document, and largest JSON line, that is read (default: %(default)s)",
+        help="maximum size of a document and of a JSON line (default: %(default)s)",
     )
     return parser
 
 
 def parse_extensions(text: str) -> list[str] | None:
-    """None where none are named."""
+    """The extensions in a comma-separated list; None if it is empty."""
     return [extension.strip().lstrip(".").lower() for extension in text.split(",")] if text.strip() else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 0 done, 2 a mistake told in one message, 130 interrupted."""
+    """Run the command. Returns the exit status: 0 if done, 2 after an error, which is printed, 130 if interrupted."""
     options = vars(make_parser().parse_args(arguments))
     extensions = parse_extensions(options.pop("extensions"))
 
-    def write() -> Summary:
+    def write() -> TextSummary:
         return write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
 
-    return exit_status(write, _tell, again="the same command resumes", interrupted="resumes")
+    return exit_status(write, _report, again="the same command resumes", interrupted="resumes")
 
 
-def _tell(summary: Summary) -> None:
-    if told := summary.told():
-        print(f"warning: {told}", file=sys.stderr)
+def _report(summary: TextSummary) -> None:
+    if warning := summary.warning():
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
         f"shards, {summary.tokens_per_second:,.0f} tokens/s"

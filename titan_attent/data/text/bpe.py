@@ -1,10 +1,10 @@
-"""Byte-pair ranks, which are all that a tiktoken encoding knows: reading, writing and training them.
+"""Byte-pair ranks, which define the vocabulary of a tiktoken encoding: reading, writing and training them.
 
-A rank file holds one ``base64(token) rank`` a line. The rank of a token is its id and the order in which
-pairs are merged; the 256 single bytes are among the tokens, so that any text can be encoded.
+A rank file holds one ``base64(token) rank`` per line. The rank of a token is its id, and ranks give the order in which
+pairs are merged. The 256 single bytes are among the tokens, so that any text can be encoded.
 
-Cost: training keeps the counts of the distinct pieces of the texts in memory; on 1 MB of English it takes
-a third of a second.
+Cost: training keeps the counts of the distinct pre-tokens of the texts in memory; it takes about 0.3 s on 1 MB of
+English.
 Source: byte-level BPE as in GPT-2 (https://openai.com/research/better-language-models), trained by
 Hugging Face's tokenizers, exported to the format of tiktoken.
 """
@@ -14,25 +14,25 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-TRAINING_PIECE = 256
-"""Longest piece to learn merges from, in characters: the trainer is quadratic in it, and a million
-spaces in a row would take it minutes."""
+MAX_PRE_TOKEN = 256
+"""Maximum length of a pre-token in training, in characters: training time is quadratic in it, and a million spaces in a
+row would take minutes."""
 
 
 def format_ranks(ranks: Mapping[bytes, int]) -> bytes:
-    """The content of a rank file, in the order of the ranks."""
+    """The content of a rank file, sorted by rank."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in in_order)
 
 
 def parse_ranks(content: bytes, *, path: Path) -> dict[bytes, int]:
-    """Token -> rank of a rank file's content.
+    """Token -> rank, from the content of a rank file.
 
     Raises:
-        ValueError: names ``path`` and the line that is malformed or a duplicate, or the byte that no
-            token stands for.
+        ValueError: a line is malformed or a duplicate, or a single byte has no token. The message names ``path`` and
+            the line or byte.
     """
-    mend = "use a tiktoken rank file, `base64(token) rank` a line, whole and unedited"
+    fix = "use a tiktoken rank file, complete and unedited, with `base64(token) rank` per line"
     ranks: dict[bytes, int] = {}
     line_of_rank: dict[int, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
@@ -42,18 +42,18 @@ def parse_ranks(content: bytes, *, path: Path) -> dict[bytes, int]:
             encoded, digits = line.split()
             token, rank = base64.b64decode(encoded, validate=True), int(digits)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: malformed line {line[:80]!r}; {mend}") from error
+            raise ValueError(f"{path}:{number}: malformed line {line[:80]!r}; {fix}") from error
         if not token or not 0 <= rank < 2**31:
-            raise ValueError(f"{path}:{number}: token {token!r} with rank {rank}; {mend}")
+            raise ValueError(f"{path}:{number}: token {token!r} with rank {rank}; {fix}")
         if token in ranks or rank in line_of_rank:
             first = line_of_rank[ranks.get(token, rank)]
-            raise ValueError(f"{path}:{number}: token {token!r} or rank {rank} is a duplicate of line {first}; {mend}")
+            raise ValueError(f"{path}:{number}: token {token!r} or rank {rank} is a duplicate of line {first}; {fix}")
         ranks[token] = rank
         line_of_rank[rank] = number
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(
-            f"{path}: has no token for {len(missing)} of the 256 single bytes, the first of them "
-            f"0x{missing[0]:02x}, so that not every text could be encoded; {mend}"
+            f"{path}: has no token for {len(missing)} of the 256 single bytes, first for 0x{missing[0]:02x}, so that "
+            f"some texts cannot be encoded; {fix}"
         )
     return ranks
 
@@ -61,8 +61,8 @@ def parse_ranks(content: bytes, *, path: Path) -> dict[bytes, int]:
 def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str) -> dict[bytes, int]:
     """Learn at most ``num_ranks`` (256 or more) tokens from ``texts``, split by ``pattern``.
 
-    The single bytes come first, byte ``b`` with rank ``b``, then the merges in the order learned. A pair
-    seen once is not merged, so that little text gives fewer tokens. The same texts give the same ranks.
+    The single bytes come first, byte ``b`` with rank ``b``, then the merges in the order they were learned. A pair that
+    occurs once is not merged, so that little text gives fewer tokens. The same texts give the same ranks.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -70,7 +70,7 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str) -> dict[b
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{TRAINING_PIECE}}}"), "isolated"),
+            pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_PRE_TOKEN}}}"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -84,16 +84,16 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str) -> dict[b
     byte_of = _byte_of_character()
     ranks = {bytes([byte]): byte for byte in range(256)}
     for merge in json.loads(tokenizer.to_str())["model"]["merges"]:
-        # Older versions of tokenizers give "left right", newer ones ["left", "right"].
+        # A merge is "left right" in older versions of tokenizers, ["left", "right"] in newer ones.
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        # Two pairs may make the same token; tiktoken merges both, at the rank of the first.
+        # Two pairs may give the same token; tiktoken merges both, at the rank of the first.
         ranks.setdefault(bytes(byte_of[character] for character in left + right), len(ranks))
     return ranks
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The printable character that stands for a byte in GPT-2's alphabet -> the byte."""
+    """The printable character for a byte in GPT-2's alphabet -> the byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(0x100 + i): byte for i, byte in enumerate(unprintable)}
     return {chr(byte): byte for byte in printable} | shifted

@@ -1,9 +1,9 @@
-"""Documents out of files: one JSON record, one parquet row or one text file each, in a fixed order.
+"""Reads documents from files: each JSON record, parquet row or text file is one document, in a fixed order.
 
-The files, listed by inputs.py, are read as a stream. Every document comes with a cursor to what follows it, from
-which reading can go on later without reading again what came before (in a gzip file or a JSON array it is read again).
+The files, listed by inputs.py, are read as a stream. Every document has a cursor, the position after it, from which a
+later run can continue. Only in a gzip file or a JSON array does that run read the earlier documents again.
 
-Cost: one document in memory, for parquet the bytes of parquet_text.py.
+Cost: memory for one document, or for parquet as in parquet_text.py.
 """
 
 import gzip
@@ -23,12 +23,12 @@ from titan_attent.data.text.json_values import (
 from titan_attent.data.text.parquet_text import read_column
 
 MAX_DOCUMENT_BYTES = 2**28
-"""Largest document, and largest JSON line, that is read where no other limit is given."""
-UTF8_MEND = "convert the file to UTF-8"
+"""Default maximum size of a document and of a JSON line."""
+UTF8_FIX = "convert the file to UTF-8"
 
 
 class ReadPosition(NamedTuple):
-    """Where to read on: in file number ``file``, after ``row`` lines or rows and ``offset`` bytes."""
+    """The position to continue from: in file number ``file``, after ``row`` lines or rows and ``offset`` bytes."""
 
     file: int = 0
     row: int = 0
@@ -39,7 +39,15 @@ START = ReadPosition()
 
 
 class Document(NamedTuple):
-    """``text`` is None for what cannot be used, as ``bad`` says; ``num_bytes`` is what it takes in the file."""
+    """One document, or an unusable record or file.
+
+    Attributes:
+        source: name of the data source.
+        text: the document; None if it is unusable.
+        cursor: the position after it.
+        num_bytes: its size in the file on disk.
+        bad: why it is unusable.
+    """
 
     source: str
     text: str | None
@@ -60,44 +68,46 @@ def read_documents(
 
     Args:
         text_key: the key of a JSON record, or the column of a parquet file, that holds the text.
-        skip: give what cannot be used without its text, and go on (optional files that are no text always).
-        max_bytes: of a document and of a JSON line.
+        skip: yield unusable records and files with ``text`` None and continue. Optional files that are not text are
+            always skipped.
+        max_bytes: maximum size of a document and of a JSON line.
 
     Raises:
-        ValueError: a record or file that cannot be used, without ``skip``; names the file and the line or row.
+        ValueError: a record or file is unusable and ``skip`` is false; the message names the file and the line or
+            row.
     """
     for number in range(start.file, len(files)):
         file = files[number]
         at = start if number == start.file else ReadPosition(number)
-        place = 0
+        previous = 0
         for text, cursor, done in _read_file(file, at, text_key, max_bytes):
             if isinstance(text, Bad):
                 if not (skip or (file.optional and file.kind == "text" and text.reason in (BINARY, ENCODING))):
                     raise ValueError(text.message())
-                yield Document(file.source, None, cursor, done - place, text)
+                yield Document(file.source, None, cursor, done - previous, text)
             else:
-                yield Document(file.source, text, cursor, done - place)
-            place = done
+                yield Document(file.source, text, cursor, done - previous)
+            previous = done
 
 
 Item = tuple[str | Bad, ReadPosition, int]
-"""A text, where to read on, and the bytes of the file, as it is on disk, up to there."""
+"""A text, the position after it, and the bytes of the file on disk up to that position."""
 
 
 def _read_file(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
-    behind = ReadPosition(at.file + 1)
+    next_file = ReadPosition(at.file + 1)
     if file.kind == "parquet":
         yield from _read_parquet(file, at, text_key, max_bytes)
         return
     if file.kind == "text":
-        yield _read_text(file, max_bytes), behind, file.num_bytes
+        yield _read_text(file, max_bytes), next_file, file.num_bytes
         return
     with open(file.path, "rb") as raw:
         head = raw.read(4)
         raw.seek(0)
         if head.startswith(WIDE_BOMS):
-            problem = "UTF-16 or UTF-32, by its byte-order mark, where JSON is UTF-8"
-            yield Bad(str(file.path), ENCODING, problem, UTF8_MEND), behind, file.num_bytes
+            problem = "UTF-16 or UTF-32, by its byte-order mark, but JSON must be UTF-8"
+            yield Bad(str(file.path), ENCODING, problem, UTF8_FIX), next_file, file.num_bytes
             return
         stream: Any = gzip.open(raw) if file.compressed else raw  # noqa: SIM115
         row = at.row
@@ -107,16 +117,16 @@ def _read_file(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int)
                 yield text, ReadPosition(at.file, row, offset), raw.tell()
         except GZIP_ERRORS as error:
             problem = f"damaged gzip file after {'line' if file.kind == 'lines' else 'record'} {row} ({error})"
-            yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), behind, file.num_bytes
+            yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), next_file, file.num_bytes
         except ValueError as error:
-            # Of an array: what is malformed takes all behind it with it, as nothing tells where the next record begins.
+            # Raised only for arrays: the records after a malformed one are lost, as the start of the next is unknown.
             too_large = isinstance(error, TooLargeError)
             problem = (
                 f"record {row + 1} takes more than {max_bytes:,} bytes" if too_large else f"malformed JSON ({error})"
             )
-            mend = "raise --max-document-bytes" if too_large else "fix the file, or write one object a line"
+            fix = "raise --max-document-bytes" if too_large else "fix the file, or write one object per line"
             problem += f" after record {row}" * (not too_large)
-            yield Bad(str(file.path), SIZE if too_large else MALFORMED, problem, mend), behind, file.num_bytes
+            yield Bad(str(file.path), SIZE if too_large else MALFORMED, problem, fix), next_file, file.num_bytes
 
 
 def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
@@ -128,16 +138,16 @@ def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
         return Bad(where, DAMAGED, f"damaged gzip file ({error})", "download or compress it again")
     if len(content) > max_bytes or (file.num_bytes > max_bytes and not file.compressed):
         return Bad(where, SIZE, f"has more than {max_bytes:,} bytes", "split it, or raise --max-document-bytes")
-    # A byte-order mark says for certain what the bytes are, and is no part of the text. UTF-32's begins as UTF-16's.
+    # A byte-order mark identifies the encoding, and is not part of the text. That of UTF-32 begins like that of UTF-16.
     wide = next((mark for mark in WIDE_BOMS if content.startswith(mark)), None)
     encoding = "utf-8-sig" if wide is None else "utf-32" if len(wide) == 4 else "utf-16"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        return Bad(where, ENCODING, f"not {'UTF-8' if wide is None else encoding.upper()} ({error})", UTF8_MEND)
-    if (place := text.find("\0")) >= 0:
-        problem = f"holds a NUL at character {place:,}, as binary files and UTF-16 without a byte-order mark do"
-        return Bad(where, BINARY, problem, f"{UTF8_MEND}, or remove it from the inputs")
+        return Bad(where, ENCODING, f"not {'UTF-8' if wide is None else encoding.upper()} ({error})", UTF8_FIX)
+    if (index := text.find("\0")) >= 0:
+        problem = f"holds a NUL at character {index:,}, as binary files and UTF-16 without a byte-order mark do"
+        return Bad(where, BINARY, problem, f"{UTF8_FIX}, or remove it from the inputs")
     return text
 
 
@@ -159,15 +169,15 @@ def _read_lines(
 
 
 def _text_of_line(line: bytes, *, text_key: str, where: str) -> str | Bad:
-    mend = "fix or remove the line"
+    fix = "fix or remove the line"
     try:
         record = decode_record(line.decode("utf-8-sig"), text_key=text_key)
     except RecursionError:
-        return Bad(where, MALFORMED, "malformed JSON line (nested too deeply)", mend)
+        return Bad(where, MALFORMED, "malformed JSON line (nested too deeply)", fix)
     except RepeatedKeyError as error:
-        return Bad(where, MALFORMED, str(error), mend)
+        return Bad(where, MALFORMED, str(error), fix)
     except ValueError as error:
-        return Bad(where, MALFORMED, f"malformed JSON line ({error})", mend)
+        return Bad(where, MALFORMED, f"malformed JSON line ({error})", fix)
     return _text_of_record(record, text_key=text_key, where=where)
 
 
@@ -184,7 +194,7 @@ def _text_of_record(record: Any, *, text_key: str, where: str) -> str | Bad:
         return Bad(where, MALFORMED, str(record), "fix or remove the record")
     if not isinstance(record, dict):
         problem = f"a JSON {type(record).__name__} where an object with the key {text_key!r} is expected"
-        return Bad(where, MALFORMED, problem, "write one object a line")
+        return Bad(where, MALFORMED, problem, "write one object per line")
     if text_key not in record:
         return Bad(where, NO_TEXT, f"no key {text_key!r}", _choose(record))
     return _check_text(record[text_key], text_key=text_key, where=where)
@@ -192,44 +202,44 @@ def _text_of_record(record: Any, *, text_key: str, where: str) -> str | Bad:
 
 def _choose(names: Any) -> str:
     shown = [repr(name)[:80] for name in names]
-    return f"name the one that holds the text with --text-key, of {', '.join(shown[:40])}"
+    return f"select the text with --text-key, one of {', '.join(shown[:40])}"
 
 
 def _check_text(text: Any, *, text_key: str, where: str) -> str | Bad:
     if isinstance(text, str):
         return text
     problem = f"{text_key!r} is {type(text).__name__}, not a string"
-    mend = "fix or remove the record, or choose another --text-key"
-    return Bad(where, NO_TEXT if text is None else NO_STRING, problem, mend)
+    fix = "fix or remove the record, or choose another --text-key"
+    return Bad(where, NO_TEXT if text is None else NO_STRING, problem, fix)
 
 
 def _read_parquet(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
-    where, behind = str(file.path), ReadPosition(at.file + 1)
+    where, next_file = str(file.path), ReadPosition(at.file + 1)
     try:
-        # Not mapped, and a column is read a piece at a time.
+        # The file is not mapped, and a column is read in blocks.
         with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
             num_rows, names = max(1, table.metadata.num_rows), table.schema_arrow.names
             if names.count(text_key) != 1:
-                what, mend = f"no column {text_key!r}", _choose(names)
+                problem, fix = f"no column {text_key!r}", _choose(names)
                 if text_key in names:
-                    what, mend = f"the column {text_key!r} stands twice", "write the file again with one of them"
-                yield Bad(where, NO_TEXT, what, mend), behind, file.num_bytes
+                    problem, fix = f"the column {text_key!r} appears twice", "write the file again with one of them"
+                yield Bad(where, NO_TEXT, problem, fix), next_file, file.num_bytes
                 return
             for row, value in read_column(file.path, table, column=text_key, start=at.row, max_bytes=max_bytes):
-                here = f"{where}: row {row}"
+                row_name = f"{where}: row {row}"
                 if isinstance(value, bytes):
-                    text: str | Bad = Bad(here, ENCODING, f"{text_key!r} is no UTF-8", "fix or remove the row")
+                    text: str | Bad = Bad(row_name, ENCODING, f"{text_key!r} is not UTF-8", "fix or remove the row")
                 else:
-                    text = _check_text(value, text_key=text_key, where=here)
+                    text = _check_text(value, text_key=text_key, where=row_name)
                 if isinstance(text, str) and len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
-                    problem, mend = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
-                    text = Bad(here, SIZE, problem, mend)
+                    problem, fix = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
+                    text = Bad(row_name, SIZE, problem, fix)
                 yield text, ReadPosition(at.file, row), file.num_bytes * row // num_rows
     except TooLargeError as error:
-        yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), behind, file.num_bytes
+        yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), next_file, file.num_bytes
     except (pyarrow.ArrowException, OSError, OverflowError) as error:
         problem = f"damaged or not a parquet file ({error})"
-        yield Bad(where, DAMAGED, problem, "download or write it again"), behind, file.num_bytes
+        yield Bad(where, DAMAGED, problem, "download or write it again"), next_file, file.num_bytes

@@ -1,7 +1,7 @@
-"""Documents to token ids, in parallel and in order: the tokenizers release the interpreter's lock.
+"""Encodes documents to token ids on threads, in order; the tokenizers release the interpreter lock.
 
-Cost: memory for ``PENDING_CHUNKS`` chunks of documents a thread, by their characters, or for one longer document and
-one more: what is queued is bounded by size, not by number.
+Cost: memory for ``PENDING_CHUNKS`` chunks of documents per thread. The queue is bounded by the number of characters. A
+longer document is queued alone, while one more is read.
 """
 
 from collections import deque
@@ -14,16 +14,16 @@ from titan_attent.data.text.documents import Document
 from titan_attent.data.text.tokenizer import Tokenizer
 
 CHUNK_CHARACTERS = 2**18
-"""What a thread encodes at a time: some 20 ms of work, against microseconds to hand it over."""
+"""Characters per chunk, the unit of work of a thread: about 20 ms to encode, microseconds to queue."""
 
 PENDING_CHUNKS = 2
-"""Chunks a thread that are queued or encoded; twice as many characters where documents are longer than a chunk."""
+"""Chunks per thread in the queue; twice as many characters if documents are longer than a chunk."""
 
 Encoded = tuple[Document, np.ndarray | None]
 
 
 def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num_threads: int) -> Generator[Encoded]:
-    """Every document with its ids and eos, uint32 [T] (None if it is not text), in order."""
+    """Yield every document with its ids and eos, uint32 [T], in order; None for the ids of unusable documents."""
     eos = np.array([tokenizer.eos_id], dtype=np.uint32)
 
     def encode(chunk: list[Document]) -> list[Encoded]:
@@ -34,15 +34,15 @@ def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num
 
     pool = ThreadPoolExecutor(num_threads)
     pending: deque[tuple[Future[list[Encoded]], int]] = deque()
-    held, most = 0, 2 * PENDING_CHUNKS * num_threads * CHUNK_CHARACTERS
+    queued, max_queued = 0, 2 * PENDING_CHUNKS * num_threads * CHUNK_CHARACTERS
     try:
         for chunk, size in _chunks(documents):
-            while pending and (held + size > most or len(pending) >= PENDING_CHUNKS * num_threads + 1):
+            while pending and (queued + size > max_queued or len(pending) >= PENDING_CHUNKS * num_threads + 1):
                 future, done = pending.popleft()
                 yield from future.result()
-                held -= done
+                queued -= done
             pending.append((pool.submit(encode, chunk), size))
-            held += size
+            queued += size
         while pending:
             yield from pending.popleft()[0].result()
     finally:
@@ -50,7 +50,7 @@ def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
-    """Chunks, and their characters."""
+    """Yield chunks and their numbers of characters."""
     chunk: list[Document] = []
     num_characters = 0
     for document in documents:

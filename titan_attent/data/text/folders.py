@@ -1,11 +1,10 @@
-"""Which files of a folder are read: its records, or else its texts; and how many are not, and why.
+"""Decides which files of a folder are read: its records, or else its texts; and counts the other files by reason.
 
-A folder with records (.parquet, .jsonl, .ndjson, .json) is read as these: what stands beside them, a README, a
-licence, a script, is about them. Only where there are fewer of them than of texts, in files and in bytes, is the
-folder one of texts, and the records are left out. What is left out is counted by reason, and refused where it is the
-greater part.
+In a folder with record files (.parquet, .jsonl, .ndjson, .json), these are read. The files beside them, such as a
+README, a licence or a script, are left out. Only if there are fewer record files than texts, in number and in bytes,
+are the texts read and the records left out. A folder with more files left out than read is refused (inputs.py).
 
-Cost: two listings of each folder, one stat a file that is read, and a look at the head of each .json file.
+Cost: two listings of each folder, one stat per file that is read, and one read of the head of each .json file.
 """
 
 import os
@@ -23,7 +22,7 @@ from titan_attent.data.text.input_files import (
     kind_of,
 )
 
-ABOUT = (
+METADATA_NAMES = (
     "readme",
     "licen",
     "copying",
@@ -35,7 +34,7 @@ ABOUT = (
     "dataset_info",
     "_",
 )
-"""How the names of files begin that are about those beside them; a "_" only where there is no extension."""
+"""Beginnings of the names of metadata files, in lower case; "_" counts only for names without an extension."""
 _SPLIT = re.compile(r"(?<![a-z])(train|test|val|dev)(?:ing|id|idation)?(?![a-z])")
 OTHER_EXTENSION, BESIDE_RECORDS, BESIDE_TEXTS = "of another extension", "beside records", "records beside texts"
 
@@ -46,41 +45,41 @@ def list_folder(
     """The files of ``folder`` that are read, by path; ``left_out`` counts the others.
 
     Args:
-        extensions: what is read (``txt``), records and texts alike; None for the rule above.
+        extensions: the extensions to read (``txt``), for records and texts; None for the rule above.
     """
     walk = FolderWalk(folder)
-    walk.drop_copies(lambda path: _is_wanted(extension_of(Path(path)), extensions))
+    walk.drop_copies(lambda path: _is_read(extension_of(Path(path)), extensions))
     left_out.update(walk.left_out)
     records: list[InputFile] = []
     texts: list[InputFile] = []
-    others: list[Path] = []
-    # Sorted as strings, whatever order the walk has.
+    unread: list[Path] = []
+    # Sorted by path string, independent of the order of the walk.
     for path in sorted(map(Path, walk.files()), key=lambda path: path.as_posix()):
         extension = extension_of(path)
-        if not _is_wanted(extension, extensions):
-            others.append(path)
+        if not _is_read(extension, extensions):
+            unread.append(path)
             continue
         kind = kind_of(path, extension=extension, text_key=text_key)
         (texts if kind == "text" else records).append(input_file(path, source=source, optional=True, kind=kind))
-    plain = [file for file in texts if not is_about(file.path)]
+    plain = [file for file in texts if not is_metadata(file.path)]
     if not records and plain and all(file.extension.removesuffix(".gz") == "json" for file in plain):
-        # Nothing but .json: records of another key, which who reads them names, rather than texts full of braces.
+        # Only .json files: these are records with another key, not texts. The reader then asks for the key.
         records = [file._replace(kind="values") for file in plain]
-        texts = [file for file in texts if is_about(file.path)]
+        texts = [file for file in texts if is_metadata(file.path)]
         plain = []
     if extensions is not None:
-        _leave_out(others, OTHER_EXTENSION, left_out)
+        _leave_out(unread, OTHER_EXTENSION, left_out)
         return sorted(records + texts, key=lambda file: file.path.as_posix())
     fewer = len(records) < len(plain) and _num_bytes(records) < _num_bytes(plain)
     if not records or fewer:
-        _leave_out(others, OTHER_EXTENSION, left_out)
+        _leave_out(unread, OTHER_EXTENSION, left_out)
         _leave_out([file.path for file in records], BESIDE_TEXTS, left_out)
         _note_splits((str(Path(os.path.relpath(file.path, folder)).parent) for file in texts), folder, left_out)
         return texts
-    # What is about the records takes nothing from them; nor do others that are few, or small.
-    beside = [file.path for file in texts] + others
-    strange = [path for path in beside if not is_about(path)]
-    many = len(strange) > len(records) and sum(path.stat().st_size for path in strange) > _num_bytes(records)
+    # Leaving out metadata loses no data; neither do other files if they are few, or small.
+    beside = [file.path for file in texts] + unread
+    data = [path for path in beside if not is_metadata(path)]
+    many = len(data) > len(records) and sum(path.stat().st_size for path in data) > _num_bytes(records)
     _leave_out(beside, BESIDE_RECORDS, left_out)
     _note_splits((os.path.relpath(file.path, folder) for file in records), folder, left_out)
     if not many:
@@ -88,7 +87,7 @@ def list_folder(
     return records
 
 
-def _is_wanted(extension: str, extensions: Sequence[str] | None) -> bool:
+def _is_read(extension: str, extensions: Sequence[str] | None) -> bool:
     if extensions is not None:
         return extension in extensions
     bare = extension.removesuffix(".gz")
@@ -96,20 +95,20 @@ def _is_wanted(extension: str, extensions: Sequence[str] | None) -> bool:
 
 
 def _note_splits(paths: Iterable[str], folder: Path, left_out: LeftOut) -> None:
-    """Tell of train and test side by side; of texts the folders alone say so: a test.py is none."""
+    """Note if the paths name several splits, such as train and test. Texts give folders only: test.py is no split."""
     splits = {match for path in set(paths) for match in _SPLIT.findall(path.lower())}
     if len(splits) > 1:
-        left_out.notes.append(f"{folder}: {', '.join(sorted(splits))} are read together; name one to keep them apart")
+        left_out.notes.append(f"{folder}: {', '.join(sorted(splits))} are read together; name one to read it alone")
 
 
 def _num_bytes(files: list[InputFile]) -> int:
     return sum(file.num_bytes for file in files)
 
 
-def is_about(path: Path) -> bool:
-    """Whether a file is about those beside it, by its name: a README, a licence."""
+def is_metadata(path: Path) -> bool:
+    """Whether a file is metadata of the files beside it, such as a README or a licence, by its name."""
     name = path.name.lower()
-    return name.startswith(ABOUT) and (not name.startswith("_") or "." not in name)
+    return name.startswith(METADATA_NAMES) and (not name.startswith("_") or "." not in name)
 
 
 def _leave_out(paths: Sequence[str | os.PathLike[str]], reason: str, left_out: LeftOut) -> None:

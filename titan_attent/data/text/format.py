@@ -1,19 +1,19 @@
-"""The data set on disk: what its files are, and how no crash leaves half of one.
+"""The data set on disk: its files, and how a crash never leaves a partial data set.
 
     DIR/index.json           dtype, counts, tokenizer, the shards with their sources and hashes, the fingerprint
     DIR/tokenizer.tiktoken   the tokenizer's ranks (tokenizer.py)
     DIR/shard-00000.bin      raw little-endian token ids, uint16 or uint32, no header
     DIR/shard-00001.bin      ...
 
-Files are written under a temporary name, fsynced, then renamed. index.json comes last: only with it
-is the folder a data set. The fingerprint names the token stream: where it is equal, equal example ids
-hold equal tokens. The names of sources are not part of the fingerprint, as they change no token: checkpoints and
-reference losses stay valid when a source is renamed in index.json.
+Files are written under a temporary name, fsynced, then renamed. index.json is written last: a folder without it is not
+a data set. The fingerprint identifies the token stream: with equal fingerprints, equal example ids have equal tokens.
+The names of sources are not part of the fingerprint, as they change no token. So checkpoints and reference losses stay
+valid if a source is renamed in index.json.
 
-A shard holds tokens of one source (web, code, ...). Version 1 knew no sources: all of its tokens belong to the default
-one.
+A shard holds tokens of one source (web, code, ...). Format version 1 had no sources: all of its tokens belong to the
+default source.
 
-Cost: about 170 bytes of index a shard; one sha256 over the tokens while they are written.
+Cost: about 170 bytes of index per shard; one sha256 over the tokens while they are written.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ FORMAT = "titan_attent.tokens"
 VERSION = 2
 READ_VERSIONS = (1, 2)
 MAX_VOCAB_SIZE = 2**31
-"""Ranks of a tokenizer lie below (bpe.py), and an index that claims more is no tokenizer's."""
+"""Upper limit of the vocabulary size in an index; the ranks of a tokenizer are below it (bpe.py)."""
 WRITER = "`python -m titan_attent.data.text`"
 
 
@@ -58,9 +58,9 @@ class ShardEntry:
 
 
 class ShardWriter:
-    """Streams tokens to a shard file, hashing on the way; the file gets its name when finished.
+    """Streams tokens to a shard file and hashes them; the file gets its final name in :meth:`finish`.
 
-    A context manager; leaving it without :meth:`finish` removes what was written.
+    A context manager; leaving it without :meth:`finish` removes the file.
     """
 
     def __init__(self, path: Path, *, dtype: np.dtype, source: str = DEFAULT_SOURCE):
@@ -94,7 +94,7 @@ class ShardWriter:
         self.max_token_id = max(self.max_token_id, largest)
 
     def finish(self) -> ShardEntry:
-        """Make the file durable under its name."""
+        """Fsync the file and rename it to its final name. Returns its entry for the index."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -116,7 +116,7 @@ class Index:
 
 
 def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[str, Any]) -> str:
-    """sha256 (hex) over what defines the token stream; not over the names of its files and sources."""
+    """sha256 (hex) of the definition of the token stream, without the names of its files and sources."""
     stream = {
         "dtype": dtype,
         "shards": [[shard.num_tokens, shard.sha256] for shard in shards],
@@ -135,7 +135,7 @@ def write_index(
     max_token_id: int,
     tokenizer: dict[str, Any],
 ) -> Index:
-    """Write ``folder/index.json``, which turns the folder, its shards in place, into a data set.
+    """Write ``folder/index.json``, which completes the data set; the shards must be in the folder already.
 
     ``tokenizer`` has at least ``name``, ``vocab_size`` and ``eos_id``.
     """
@@ -153,22 +153,22 @@ def write_index(
 
 
 def read_index(folder: Path) -> Index:
-    """Read ``folder/index.json``; ValueError if missing, malformed, of another format or edited."""
+    """Read ``folder/index.json``. ValueError if it is missing, malformed, of another format or edited."""
     path = folder / INDEX_FILE
     if not path.is_file():
         raise ValueError(f"{folder}: {_why_no_index(folder)}")
-    mend = f"restore the file, or write the data set anew with {WRITER}"
-    fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, mend=mend)
+    fix = f"restore the file, or write the data set anew with {WRITER}"
+    fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, mend=fix)
     try:
         index = typed(Index, fields)
         _check_consistency(index)
         fingerprint = _fingerprint(dtype=index.dtype, shards=index.shards, tokenizer=index.tokenizer)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: malformed index ({error}); {mend}") from error
+        raise ValueError(f"{path}: malformed index ({error}); {fix}") from error
     if fingerprint != index.fingerprint:
         raise ValueError(
-            f"{path}: its fingerprint is {index.fingerprint}, its content gives {fingerprint}: the "
-            f"index was edited after it was written; {mend}"
+            f"{path}: its fingerprint is {index.fingerprint} but its content gives {fingerprint}: the "
+            f"index was edited after it was written; {fix}"
         )
     return index
 
@@ -176,9 +176,9 @@ def read_index(folder: Path) -> Index:
 def _why_no_index(folder: Path) -> str:
     if (folder / PROGRESS_FILE).exists():
         return f"its writer was interrupted; run the same {WRITER} command again, which resumes it"
-    what = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
+    reason = f"no {INDEX_FILE} in it" if folder.is_dir() else "no such folder"
     return (
-        f"not a data set, {what}; correct the path, or make one with "
+        f"not a data set, {reason}; correct the path, or make one with "
         f"{WRITER[:-1]} INPUT --tokenizer NAME --output {folder}`"
     )
 
@@ -188,7 +188,7 @@ def _check_consistency(index: Index) -> None:
         raise ValueError(f"dtype {index.dtype!r} is neither uint16 nor uint32")
     for shard in index.shards:
         if shard.num_tokens < 1:
-            raise ValueError(f"shard {shard.file!r} of {shard.num_tokens} tokens")
+            raise ValueError(f"shard {shard.file!r} has {shard.num_tokens} tokens")
         if not is_source_name(shard.source):
             raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
     if not 0 < index.num_tokens == sum(shard.num_tokens for shard in index.shards):
@@ -201,18 +201,18 @@ def _check_consistency(index: Index) -> None:
 
 
 def check_tokenizer_info(info: dict[str, Any]) -> None:
-    """ValueError if ``info``, found in a data set, cannot be that of a tokenizer (``Tokenizer.info``)."""
+    """ValueError if ``info``, read from a data set, is not a valid ``Tokenizer.info``."""
     if missing := {"name", "vocab_size", "eos_id"} - info.keys():
         raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
     if "file" in info:
         check_file_name(info["file"], of="tokenizer file")
-    for name, kind in (("name", str), ("vocab_size", int), ("eos_id", int), ("sha256", str), ("pattern", str)):
+    for name, expected in (("name", str), ("vocab_size", int), ("eos_id", int), ("sha256", str), ("pattern", str)):
         if name in info:
-            typed(kind, info[name], where=f"tokenizer {name}")
+            typed(expected, info[name], where=f"tokenizer {name}")
     for text, number in typed(dict[str, int], info.get("special_tokens", {}), where="special_tokens").items():
         if not 0 <= number < info["vocab_size"]:
-            raise ValueError(f"special token {text[:80]!r} has id {number}, outside of the vocabulary")
+            raise ValueError(f"special token {text[:80]!r} has id {number}, which is outside of the vocabulary")
     if not 0 < info["vocab_size"] <= MAX_VOCAB_SIZE:
-        raise ValueError(f"tokenizer vocab_size is {info['vocab_size']}; it lies in [1, {MAX_VOCAB_SIZE}]")
+        raise ValueError(f"tokenizer vocab_size is {info['vocab_size']}; it must be in [1, {MAX_VOCAB_SIZE}]")
     if not 0 <= info["eos_id"] < info["vocab_size"]:
         raise ValueError(f"tokenizer eos_id {info['eos_id']} is outside of the vocabulary")

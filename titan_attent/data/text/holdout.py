@@ -1,11 +1,12 @@
-"""Cuts a data set into two, rows for training and rows held out, as data sets of their own.
+"""Splits a data set into two new ones: examples for training and held-out examples.
 
-Held out are a few long pieces that lie evenly over the data: whatever order it stands in (sources one after the other,
-say), they are of its kind, and hardly a document is on both sides. A model that has seen the first half of a document
-knows its names, and tells nothing of text that it has not seen. What is left for training is taken in stretches, evenly
-too. The last label of a piece is the first token of what followed it: one token a piece.
+The held-out examples are a few long spans, spread evenly over the data. So they represent the data in any order (for
+instance with sources one after the other), and few documents are in both data sets. Such documents would bias the
+held-out loss: a model trained on the first half of a document knows its names. The training examples are taken in
+blocks, also spread evenly. Where a span ends in a new data set, its last label is the first token of the next span: one
+wrong label per span.
 
-Cost: one pass over what is copied, on one process.
+Cost: one pass over the copied tokens, in one process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,65 +19,67 @@ from titan_attent.data.text.format import Index, ShardWriter, token_dtype, write
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
 
-STRETCH = 16
-"""Examples side by side."""
-PIECES = 8
-"""Held out."""
-MOST = 0.25
-"""Share of a data set that is held out, at most."""
-LEAST = 128
-"""Examples that a data set must have."""
+BLOCK_EXAMPLES = 16
+"""Number of consecutive examples in a block, the unit of the split."""
+NUM_SPANS = 8
+"""Maximum number of held-out spans."""
+MAX_HELD_OUT = 0.25
+"""Maximum share of a data set that is held out."""
+MIN_EXAMPLES = 128
+"""Minimum number of examples of a data set."""
 
 
 def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: int, num_held_out: int) -> None:
-    """Write at most about ``num_train`` examples to ``train``, and at most about ``num_held_out`` others, but no more
-    than a quarter of all, to ``held_out``. What is there already stays.
+    """Write about ``num_train`` examples to ``train`` and about ``num_held_out`` other examples to ``held_out``.
+
+    Both are upper limits, rounded to blocks; no more than a quarter of all examples is held out. A folder that already
+    has a data set is kept.
 
     Raises:
         ValueError: there are too few examples.
         OSError: a folder cannot be written.
     """
-    if len(dataset) < LEAST:
+    if len(dataset) < MIN_EXAMPLES:
         raise ValueError(
             f"{dataset.shards.path}: holds {len(dataset)} examples of {dataset.seq_len} tokens, fewer than the "
-            f"{LEAST} that it takes to train on one part and hold out another"
+            f"{MIN_EXAMPLES} needed to train on one part and hold out another; give a larger data set"
         )
-    num = len(dataset) // STRETCH
-    stretches = np.arange(num)
-    is_held_out = pieces(num, int(min(MOST * num, num_held_out / STRETCH)))
-    others = stretches[~is_held_out]
-    wanted = min(len(others), max(1, -(-num_train // STRETCH)))
-    taken = others[np.linspace(0, len(others) - 1, wanted).astype(int)]
-    for folder, chosen in ((train, taken), (held_out, stretches[is_held_out])):
+    num_blocks = len(dataset) // BLOCK_EXAMPLES
+    blocks = np.arange(num_blocks)
+    is_held_out = held_out_mask(num_blocks, int(min(MAX_HELD_OUT * num_blocks, num_held_out / BLOCK_EXAMPLES)))
+    remaining = blocks[~is_held_out]
+    num_taken = min(len(remaining), max(1, -(-num_train // BLOCK_EXAMPLES)))
+    taken = remaining[np.linspace(0, len(remaining) - 1, num_taken).astype(int)]
+    for folder, chosen in ((train, taken), (held_out, blocks[is_held_out])):
         if not (folder / INDEX_FILE).is_file():
             _write(dataset, folder, chosen)
 
 
-def pieces(num: int, wanted: int) -> np.ndarray:
-    """bool [num], ``wanted`` of them and at least one True: the middles of ``PIECES`` equal parts."""
-    wanted = max(1, wanted)
-    parts = min(PIECES, wanted)
-    edges, before = (np.linspace(0, total, parts + 1).astype(int) for total in (num, wanted))
-    chosen = np.zeros(num, bool)
+def held_out_mask(num_blocks: int, num_held_out: int) -> np.ndarray:
+    """bool [num_blocks], with ``num_held_out`` (at least one) True: spans centred in ``NUM_SPANS`` equal ranges."""
+    num_held_out = max(1, num_held_out)
+    num_spans = min(NUM_SPANS, num_held_out)
+    edges, before = (np.linspace(0, total, num_spans + 1).astype(int) for total in (num_blocks, num_held_out))
+    mask = np.zeros(num_blocks, bool)
     for first, stop, size in zip(edges, edges[1:], np.diff(before), strict=False):
         start = (first + stop - size) // 2
-        chosen[start : start + size] = True
-    return chosen
+        mask[start : start + size] = True
+    return mask
 
 
-def _write(dataset: TokenDataset, folder: Path, stretches: np.ndarray) -> None:
-    shards, length = dataset.shards, STRETCH * dataset.seq_len
+def _write(dataset: TokenDataset, folder: Path, blocks: np.ndarray) -> None:
+    shards, length = dataset.shards, BLOCK_EXAMPLES * dataset.seq_len
 
-    def blocks() -> Iterator[np.ndarray]:
-        for i, stretch in enumerate(stretches):
-            last = i == len(stretches) - 1  # the label of the last example
-            yield shards.read(int(stretch) * length, int(stretch + 1) * length + last)
+    def tokens_of_blocks() -> Iterator[np.ndarray]:
+        for i, block in enumerate(blocks):
+            last = i == len(blocks) - 1  # one more token: the label of the last example
+            yield shards.read(int(block) * length, int(block + 1) * length + last)
 
-    write_tokens(folder, blocks(), tokenizer=Tokenizer.from_info(shards.tokenizer_info, shards.path))
+    write_tokens(folder, tokens_of_blocks(), tokenizer=Tokenizer.from_info(shards.tokenizer_info, shards.path))
 
 
 def write_tokens(folder: Path, blocks: Iterable[np.ndarray], *, tokenizer: Tokenizer) -> Index:
-    """Write blocks of ids, integers [T], as a data set of one shard."""
+    """Write ``blocks`` of token ids, integers [T] each, as a data set of one shard."""
     dtype, num_documents = token_dtype(tokenizer.vocab_size), 0
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)

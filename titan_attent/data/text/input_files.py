@@ -1,6 +1,6 @@
-"""What a file of the writer's inputs is, by its name: records or a text. A .json file is looked into.
+"""Decides how an input file is read, as records or as a text: by its extension, and for .json also by its head.
 
-Cost: one stat a file, and a look at the head of each .json file.
+Cost: one stat per file, and one read of the head of each .json file.
 """
 
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from titan_attent.data.text.json_values import sniff
+from titan_attent.data.text.json_values import detect_layout
 
 TEXT_EXTENSIONS = (
     *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
@@ -16,12 +16,12 @@ TEXT_EXTENSIONS = (
 )
 LINE_EXTENSIONS = ("jsonl", "ndjson", "jsonlines", "jl")
 RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet")
-"""All of these but parquet, and those of text, may be compressed: ``.json.gz``."""
+"""Files with any of these but parquet, or with a text extension, may be compressed: ``.json.gz``."""
 PACKED_EXTENSIONS = ("zst", "bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", "gz")
 
 
 class InputFile(NamedTuple):
-    """A file of ``source`` to read. ``optional``: it was found in a folder, and is left out if it is not text."""
+    """A file of ``source`` to read. An ``optional`` file comes from a folder, and is skipped if it is not text."""
 
     source: str
     path: Path
@@ -30,7 +30,7 @@ class InputFile(NamedTuple):
     modified_ns: int
     optional: bool
     kind: str = "text"
-    """"lines": a JSON record a line; "values": an array of them, or records over several lines; "parquet"; "text"."""
+    """"lines": one JSON record per line; "values": an array of records, or multi-line records; "parquet"; "text"."""
 
     @property
     def compressed(self) -> bool:
@@ -38,10 +38,10 @@ class InputFile(NamedTuple):
 
 
 def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_key: str) -> InputFile:
-    """A file that was named itself; what its name says of records is believed.
+    """A file that was given by its own path; its extension alone decides whether it holds records.
 
     Raises:
-        ValueError: it is missing, or of unknown extension.
+        ValueError: the file is missing, or has an unknown extension.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder; correct the path of this input")
@@ -50,7 +50,7 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
     if extension in extensions or bare in (*extensions, *RECORD_EXTENSIONS) and extension != "parquet.gz":
         kind = kind_of(path, extension=extension, text_key=text_key)
         if bare == "json" and kind == "text":
-            kind = "values"  # who reads it says what they are
+            kind = "values"  # reading it reports what it holds instead of records
         return input_file(path, source=source, optional=False, kind=kind)
     if extension.rpartition(".")[2] in PACKED_EXTENSIONS:
         raise ValueError(
@@ -59,8 +59,8 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
         )
     if not extension:
         raise ValueError(
-            f"{path}: unsupported extension: it has no extension, which tells how a file is read. Give its name one: "
-            ".txt of a text, .jsonl of JSON lines, .parquet, or another that --extensions names; or convert it to jsonl"
+            f"{path}: unsupported extension: it has no extension, which decides how a file is read. Give its name one: "
+            ".txt for text, .jsonl for JSON lines, .parquet, or one that --extensions names; or convert it to jsonl"
         )
     raise ValueError(
         f"{path}: unsupported extension {extension!r}; convert it to jsonl, parquet or txt, or, if "
@@ -69,19 +69,19 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
 
 
 def kind_of(path: Path, *, extension: str, text_key: str) -> str:
-    """How a file is read; "text" also for a .json file that holds no records with the key."""
+    """How a file is read, as ``InputFile.kind``; "text" also for a .json file without records that have the key."""
     bare = extension.removesuffix(".gz")
     if bare == "json":
-        found = sniff(path, text_key=text_key)
-        # Several objects a line each are records, whatever their keys.
-        if found is None or not (found.has_key or found.several):
+        layout = detect_layout(path, text_key=text_key)
+        # Several objects, one per line, are records even without the key.
+        if layout is None or not (layout.has_key or layout.several):
             return "text"
-        return "lines" if found.lines else "values"
+        return "lines" if layout.one_per_line else "values"
     return "parquet" if extension == "parquet" else "lines" if bare in LINE_EXTENSIONS else "text"
 
 
 def extension_of(path: Path) -> str:
-    """``txt``, ``json.gz``, or "" where there is none; in lower case."""
+    """The extension in lower case, such as ``txt`` or ``json.gz``; "" if there is none."""
     stem, dot, extension = path.name.lower().rpartition(".")
     if extension == "gz" and "." in stem:
         extension = f"{stem.rpartition('.')[2]}.gz"
@@ -90,6 +90,6 @@ def extension_of(path: Path) -> str:
 
 def input_file(path: Path, *, source: str, optional: bool, kind: str) -> InputFile:
     stat = path.stat()
-    # Absolute, so that a run may be resumed from another folder.
+    # Absolute, so that a run can be resumed from another working directory.
     absolute = Path(os.path.abspath(path))
     return InputFile(source, absolute, extension_of(path), stat.st_size, stat.st_mtime_ns, optional, kind)

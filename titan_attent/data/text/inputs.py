@@ -1,10 +1,10 @@
-"""Files that the inputs of the writer of text hold, listed once, folders by path."""
+"""Lists the files of the inputs of the text writer, folders sorted by path."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from titan_attent.data.io.walk import LeftOut
-from titan_attent.data.text.folders import is_about, list_folder
+from titan_attent.data.text.folders import is_metadata, list_folder
 from titan_attent.data.text.input_files import RECORD_EXTENSIONS, TEXT_EXTENSIONS, InputFile, list_named_file
 
 __all__ = ["TEXT_EXTENSIONS", "InputFile", "list_files"]
@@ -21,40 +21,42 @@ def list_files(
     """The files of ``inputs``, folders by path, without hidden ones.
 
     Args:
-        inputs: source and path of each, of :func:`~.inputs.parse_inputs`.
-        extensions: what is read of a folder (``txt``), records and texts alike; None for the rule of folders.py.
-        text_key: of .json files that are records.
-        left_out: counts what is not read.
-        skip: leave out also where that is the greater part.
+        inputs: source and path of each input, from :func:`titan_attent.data.io.inputs.parse_inputs`.
+        extensions: the extensions to read of a folder (``txt``), for records and texts; None for the rule of
+            folders.py.
+        text_key: the key of the text in .json records.
+        left_out: counts the files that are not read.
+        skip: accept folders with more files left out than read.
 
     Raises:
-        ValueError: an input is missing or of unknown extension, or a folder has no file to read, or more that are not
-            read than are.
+        ValueError: an input is missing or has an unknown extension, a folder has no file to read, or it has more data
+            files left out than read (without ``skip``).
     """
     files: list[InputFile] = []
     for source, path in inputs:
         if path.is_dir():
-            here = LeftOut()
-            found = list_folder(path, source=source, extensions=extensions, text_key=text_key, left_out=here)
+            omitted = LeftOut()
+            folder_files = list_folder(path, source=source, extensions=extensions, text_key=text_key, left_out=omitted)
             if left_out is not None:
-                left_out.update(here)
-            if not found:
-                wanted = extensions if extensions is not None else TEXT_EXTENSIONS
-                told = f" ({here.summary()})" if here else ""
+                left_out.update(omitted)
+            if not folder_files:
+                expected = extensions if extensions is not None else TEXT_EXTENSIONS
+                details = f" ({omitted.summary()})" if omitted else ""
                 raise ValueError(
-                    f"{path}: this folder has no file with extension {', '.join(wanted)}"
-                    f"{'' if extensions is not None else ', and none of ' + ', '.join(RECORD_EXTENSIONS)}{told}; name "
-                    "those to read with --extensions"
+                    f"{path}: this folder has no file with extension {', '.join(expected)}"
+                    f"{'' if extensions is not None else ', or ' + ', '.join(RECORD_EXTENSIONS)}{details}; give the "
+                    "extensions to read with --extensions"
                 )
-            # A README beside data is none.
-            num_data = sum(file.kind != "text" or not is_about(file.path) for file in found)
-            if extensions is None and not skip and here.num_counted > num_data:
+            # A README beside data files is not data.
+            num_data = sum(file.kind != "text" or not is_metadata(file.path) for file in folder_files)
+            if extensions is None and not skip and omitted.num_counted > num_data:
                 raise ValueError(
-                    f"{path}: {here.summary()}, and only {len(found)} files to read, {num_data} of them no README or "
-                    "licence; name those to read with --extensions, or leave out the others with --on-bad skip"
+                    f"{path}: {omitted.summary()}, and only {len(folder_files)} files to read, {num_data} of them not "
+                    "metadata such as a README; give the extensions to read with --extensions, or leave out the other "
+                    "files with --on-bad skip"
                 )
-            files += found
+            files += folder_files
         else:
-            known = TEXT_EXTENSIONS if extensions is None else extensions
-            files.append(list_named_file(path, source=source, extensions=known, text_key=text_key))
+            text_extensions = TEXT_EXTENSIONS if extensions is None else extensions
+            files.append(list_named_file(path, source=source, extensions=text_extensions, text_key=text_key))
     return files

@@ -1,7 +1,7 @@
-"""JSON that is not one object a line: an array of records, or objects over several lines; and which of them a file is.
+"""JSON other than one object per line: an array of records, or multi-line objects; and the layout of a .json file.
 
-Cost: one value and one block of the file in memory. A value that goes on behind the block is parsed again with twice as
-much of the file, so that a large one costs twice its time.
+Cost: memory for one value and one block of the file. A value that extends beyond the block is parsed again with twice
+as much of the file, so that a large value takes twice its parsing time.
 """
 
 import codecs
@@ -13,39 +13,39 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 HEAD = 2**16
-"""Bytes that are looked at to tell what a .json file is."""
+"""Bytes read to detect the layout of a .json file."""
 GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 WIDE_BOMS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-class Kind(NamedTuple):
-    """What a file of records is."""
+class JsonLayout(NamedTuple):
+    """The layout of a file of JSON records."""
 
-    lines: bool
-    """An object a line; else an array of them, or objects over several lines."""
+    one_per_line: bool
+    """One object per line; else an array of objects, or multi-line objects."""
     has_key: bool
-    """The first has the key of the text."""
+    """The first object has the key of the text."""
     several: bool = False
-    """There is a line for each of at least two."""
+    """There are at least two objects, one per line."""
 
 
 class RepeatedKeyError(ValueError):
-    """An object has the key of its text twice."""
+    """An object has the text key twice."""
 
 
 class TooLargeError(ValueError):
-    """A value that is larger than what may be read."""
+    """A value is larger than the limit."""
 
 
-def sniff(path: Path, *, text_key: str) -> Kind | None:
-    """What a .json or .json.gz file holds, by its head; None for what are no records: malformed, or other values."""
+def detect_layout(path: Path, *, text_key: str) -> JsonLayout | None:
+    """The layout of a .json or .json.gz file, by its head; None if it holds no records: other values, or malformed."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             head = file.read(HEAD)
     except GZIP_ERRORS:
-        return Kind(lines=True, has_key=True)  # who reads it says what is damaged
+        return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the damage
     if head.startswith(WIDE_BOMS):
-        return Kind(lines=True, has_key=True)  # who reads it says what to convert
+        return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the encoding
     text = head.decode("utf-8-sig", "ignore").lstrip()
     quoted = json.dumps(text_key) in text
     if text[:1] == "[":
@@ -53,17 +53,18 @@ def sniff(path: Path, *, text_key: str) -> Kind | None:
         if not inner.startswith(("{", "]")):
             return None
         first, _ = _first_object(inner)
-        return Kind(lines=False, has_key=quoted if first is None else text_key in first)
+        return JsonLayout(one_per_line=False, has_key=quoted if first is None else text_key in first)
     if text[:1] != "{":
         return None
     first, end = _first_object(text)
     if first is not None:
-        alone = "\n" not in text[:end] and text[end:].lstrip(" \t\r")[:1] in ("", "\n")
-        return Kind(lines=alone, has_key=text_key in first, several=alone and text[end:].lstrip().startswith("{"))
-    # The first is malformed, or larger than the head.
-    _, newline, behind = text.partition("\n")
-    several = behind.lstrip().startswith("{")
-    return Kind(lines=several or not newline, has_key=quoted, several=several)
+        one_line = "\n" not in text[:end] and text[end:].lstrip(" \t\r")[:1] in ("", "\n")
+        several = one_line and text[end:].lstrip().startswith("{")
+        return JsonLayout(one_per_line=one_line, has_key=text_key in first, several=several)
+    # The first object is malformed, or larger than the head.
+    _, newline, other_lines = text.partition("\n")
+    several = other_lines.lstrip().startswith("{")
+    return JsonLayout(one_per_line=several or not newline, has_key=quoted, several=several)
 
 
 def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
@@ -75,34 +76,34 @@ def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
 
 
 def decode_record(text: str, *, text_key: str) -> Any:
-    """The value that ``text`` is.
+    """Parse the JSON value in ``text``.
 
     Raises:
-        RepeatedKeyError: it is an object in which ``text_key`` stands twice.
-        ValueError: malformed.
+        RepeatedKeyError: the value is an object with ``text_key`` twice.
+        ValueError: ``text`` is malformed.
     """
     if text.count(json.dumps(text_key)) < 2:
         return json.loads(text)
     pairs: list[tuple[str, Any]] = []
 
-    def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = found  # those of the outermost object come last
-        return dict(found)
+    def keep(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = items  # the last call has the items of the outermost object
+        return dict(items)
 
     record = json.loads(text, object_pairs_hook=keep)
     if isinstance(record, dict) and sum(key == text_key for key, _ in pairs) > 1:
-        raise RepeatedKeyError(f"the key {text_key!r} stands twice")
+        raise RepeatedKeyError(f"the key {text_key!r} appears twice")
     return record
 
 
 def read_values(stream: IO[bytes], *, text_key: str = "text", max_bytes: int) -> Iterator[Any]:
-    """The elements of an array, or the values one after the other, of a file in UTF-8.
+    """Yield the elements of the array, or else all values, in a UTF-8 file.
 
-    One in which ``text_key`` stands twice is a RepeatedKeyError, given and not raised: the others are sound.
+    For an object with ``text_key`` twice, a RepeatedKeyError is yielded, not raised, as the other values are valid.
 
     Raises:
-        TooLargeError: one takes more than ``max_bytes``.
-        ValueError: malformed, not UTF-8, or nested too deeply.
+        TooLargeError: a value has more than ``max_bytes``.
+        ValueError: the file is malformed, not UTF-8, or nested too deeply.
     """
     source = _Source(stream, max_bytes, text_key)
     if source.next_character() != "[":
@@ -120,11 +121,11 @@ def read_values(stream: IO[bytes], *, text_key: str = "text", max_bytes: int) ->
         source.position += not closed
     source.position += 1
     if source.next_character():
-        raise ValueError("something stands behind the array")
+        raise ValueError("unexpected content after the array")
 
 
 class _Source:
-    """The text of a stream, of which only what is not yet parsed is kept."""
+    """The text of a stream; only the text that is not yet parsed is kept."""
 
     def __init__(self, stream: IO[bytes], max_bytes: int, text_key: str):
         self.stream, self.max_bytes, self.text_key = stream, max_bytes, text_key
@@ -134,13 +135,13 @@ class _Source:
         self._json = json.JSONDecoder()
 
     def _fill(self) -> None:
-        rest = self.text[self.position :]
-        data = self.stream.read(max(HEAD, len(rest)))
+        unparsed = self.text[self.position :]
+        data = self.stream.read(max(HEAD, len(unparsed)))
         self.ended = not data
-        self.text, self.position = rest + self._decode(data, final=self.ended), 0
+        self.text, self.position = unparsed + self._decode(data, final=self.ended), 0
 
     def next_character(self) -> str:
-        """The next that is no white space, "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in " \t\r\n":
                 self.position += 1
@@ -149,6 +150,7 @@ class _Source:
             self._fill()
 
     def value(self) -> Any:
+        """Parse the next value, or return a RepeatedKeyError."""
         self.next_character()
         while True:
             try:
@@ -156,7 +158,7 @@ class _Source:
             except RecursionError:
                 raise ValueError("nested too deeply") from None
             except json.JSONDecodeError as error:
-                # Cut off at the end of what was read, or malformed before it.
+                # Either cut off at the end of the text read so far, or malformed before it.
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 16
                 if self.ended or not cut:
                     raise ValueError(error.msg) from None

@@ -1,11 +1,10 @@
-"""The texts of a column of a parquet file, of whatever type, a bounded number of bytes at a time.
+"""Reads the texts of a column of any type in a parquet file, with bounded memory.
 
-Rows are read so many at a time as keep them within ``READ_BYTES``, by what the file declares of its column. A
-dictionary stores a text once for many rows, so that a file of a kilobyte may hold gigabytes: there no more rows are
-read at a time than would keep within ``READ_BYTES`` if each had the whole dictionary.
+Rows are read in batches of at most ``READ_BYTES``, by the sizes that the file declares for its column. A dictionary
+stores a text once for many rows, so that a file of 1 KB can hold gigabytes of text. So the size of a batch is computed
+as if each of its rows had the whole dictionary.
 
-Cost: ``READ_BYTES`` of memory, the largest document, or one page of data where that is larger (the format bounds a page
-to 2 GiB).
+Cost: memory of the largest of ``READ_BYTES``, one document, and one page of data (at most 2 GiB by the format).
 """
 
 from collections.abc import Iterator
@@ -19,32 +18,33 @@ MAX_ROWS = 1024
 
 
 def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Number (from 1 on) and value of every row behind the first ``start``.
+    """Yield the number (from 1) and value of every row after the first ``start`` rows.
 
-    A value is str, None, bytes that are no UTF-8, or what a column of another type holds.
+    A value is str, None, bytes that are not UTF-8, or a value of another type for a column of another type.
 
     Args:
         table: the open ``pyarrow.parquet.ParquetFile``.
-        max_bytes: of a text; what the file declares, beyond ``READ_BYTES``, is checked before anything is read.
+        max_bytes: maximum size of a text. Declared sizes may not exceed the larger of it and ``READ_BYTES``; this is
+            checked before anything is read.
 
     Raises:
-        TooLargeError: texts, or a dictionary of them, are larger.
+        TooLargeError: the declared size of texts, or of their dictionary, is larger.
         pyarrow.ArrowException, OSError: the file is damaged.
     """
     paths = [table.metadata.schema.column(i).path for i in range(table.metadata.num_columns)]
-    place = next(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{column}."))
+    index = next(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{column}."))
     row = 0
     for group in range(table.num_row_groups):
         meta = table.metadata.row_group(group)
         if row + meta.num_rows <= start:
             row += meta.num_rows
             continue
-        chunk = meta.column(place)
+        chunk = meta.column(index)
         each = chunk.total_uncompressed_size // max(1, meta.num_rows)
         dictionary = _dictionary_bytes(path, chunk) if chunk.has_dictionary_page else 0
         if max(each, dictionary) > (limit := max(max_bytes, READ_BYTES)):
-            what = f"a dictionary of {dictionary:,}" if dictionary > limit else f"texts of {each:,}"
-            raise TooLargeError(f"behind row {row:,} it declares {what} bytes, more than {limit:,}")
+            declared = f"a dictionary of {dictionary:,}" if dictionary > limit else f"texts of {each:,}"
+            raise TooLargeError(f"after row {row:,} the file declares {declared} bytes, more than {limit:,}")
         num_rows = max(1, min(MAX_ROWS, READ_BYTES // max(1, each, dictionary)))
         for batch in table.iter_batches(num_rows, row_groups=[group], columns=[column]):
             for value in _values(batch.column(0)):
@@ -54,12 +54,12 @@ def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: i
 
 
 def _dictionary_bytes(path: Path, chunk: Any) -> int:
-    """Size of the dictionary, inflated: the second number of its page's header (thrift's compact protocol)."""
-    declared, place = int(chunk.total_uncompressed_size), chunk.dictionary_page_offset
-    if place is None or not 0 <= place < path.stat().st_size:
+    """Uncompressed size of the dictionary: the second number in the header of its page (thrift's compact protocol)."""
+    declared, offset = int(chunk.total_uncompressed_size), chunk.dictionary_page_offset
+    if offset is None or not 0 <= offset < path.stat().st_size:
         return declared
     with open(path, "rb") as file:
-        file.seek(place)
+        file.seek(offset)
         header = file.read(32)
     numbers: list[int] = []
     at = 0
@@ -72,19 +72,19 @@ def _dictionary_bytes(path: Path, chunk: Any) -> int:
             if byte < 0x80:
                 break
         numbers.append(number >> 1 ^ -(number & 1))
-    # Of a header that is not as expected nothing is believed: it has all that the column declares.
+    # If the header is not as expected, use an upper limit: the size of the whole column.
     return numbers[1] if len(numbers) == 2 and numbers[1] >= 0 else declared
 
 
 def _values(array: Any) -> list[Any]:
     try:
         values = array.to_pylist()
-    except UnicodeDecodeError:  # one of them is no UTF-8
-        values = [_one(item) for item in array]
+    except UnicodeDecodeError:  # one of them is not UTF-8
+        values = [_text_or_bytes(item) for item in array]
     return [_decoded(value) if isinstance(value, bytes) else value for value in values]
 
 
-def _one(item: Any) -> Any:
+def _text_or_bytes(item: Any) -> Any:
     try:
         return item.as_py()
     except UnicodeDecodeError:
@@ -92,7 +92,7 @@ def _one(item: Any) -> Any:
 
 
 def _decoded(value: bytes) -> str | bytes:
-    """Text that was written as bytes, as older writers do."""
+    """Decode text that an older writer stored as bytes; other bytes are returned unchanged."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:

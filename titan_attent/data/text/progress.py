@@ -1,10 +1,11 @@
-"""What an interrupted writer needs to go on: progress.json, and a folder that is its own.
+"""The state that resumes an interrupted writer, progress.json, and the checks before a resume.
 
-A run and the run that resumes it must be given the same sources, tokenizer and whatever else decides the bytes of the
-data set: all of it is kept and compared. Files count as the same if their paths, sizes and modification times are.
-Where some are not, what the finished shards hold is read again (consumed.py): behind it, inputs may change.
+A run and the run that resumes it must have the same sources, tokenizer and other arguments that determine the bytes of
+the data set; all of them are saved and compared. Input files count as equal if their paths, sizes and modification
+times are equal. If some differ, the records of the finished shards are read again and compared (consumed_records.py).
+Inputs may change after these records.
 
-Cost: one small file a shard; on resume one stat an input file and a finished shard.
+Cost: one write of a small file per shard; on resume, one stat per input file and finished shard.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE
-from titan_attent.data.text.consumed import Consumed, find_again
+from titan_attent.data.text.consumed_records import ConsumedRecords, find_resume_point
 from titan_attent.data.text.documents import START, ReadPosition
 from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, token_dtype
 from titan_attent.data.text.inputs import InputFile
@@ -28,10 +29,10 @@ from titan_attent.foundations.versioned_json import read_json_object
 
 @dataclass
 class Progress:
-    """progress.json: what the finished shards hold, and the cursor behind them."""
+    """The content of progress.json: the finished shards, and the position after their records."""
 
     arguments: dict[str, Any]
-    """Of :func:`run_arguments`."""
+    """The result of :func:`run_arguments`."""
     tokenizer: dict[str, Any]
     cursor: ReadPosition = START
     num_documents: int = 0
@@ -39,12 +40,13 @@ class Progress:
     max_token_id: int = -1
     shards: list[ShardEntry] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
-    """What could not be used, by reason; the bytes of skipped.jsonl that list it."""
+    """Number of unusable records and files, by reason."""
     skipped_bytes: int = 0
+    """Bytes of skipped.jsonl, their list."""
     noted: dict[str, int] = field(default_factory=dict)
-    """Documents that were written but are told of: empty ones, and those with characters that UTF-8 cannot hold."""
-    consumed: Consumed | None = field(default_factory=Consumed)
-    """None of a run of a version that did not know it."""
+    """Number of written documents per note: empty ones, ones with characters that UTF-8 cannot hold, and others."""
+    consumed: ConsumedRecords | None = field(default_factory=ConsumedRecords)
+    """None for a run of an earlier version, which did not record it."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,7 +57,7 @@ class Progress:
 
     @classmethod
     def load(cls, folder: Path) -> "Progress":
-        """ValueError if the file is malformed."""
+        """Read the file in ``folder``; ValueError if it is malformed."""
         path = folder / PROGRESS_FILE
         try:
             fields = read_json_object(path)
@@ -79,14 +81,14 @@ class Progress:
 
 
 def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
-    """ValueError if ``folder`` is not free for a new or an interrupted data set."""
+    """ValueError if ``folder`` cannot hold a new or an interrupted data set."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose a folder for --output")
     if (folder / INDEX_FILE).exists():
         raise ValueError(f"{folder}: holds a finished data set; choose another --output, or delete it first")
     for path in paths:
         if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{folder}: lies inside the input {path}; choose an --output outside of it")
+            raise ValueError(f"{folder}: is inside the input {path}; choose an --output outside of it")
     if not (folder / PROGRESS_FILE).exists() and (stray := sorted(folder.glob("shard-*.bin"))):
         raise ValueError(
             f"{folder}: holds {stray[0].name} but no {INDEX_FILE}; choose another --output, or delete it first"
@@ -96,39 +98,40 @@ def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
 def resume(
     folder: Path, *, arguments: dict[str, Any], files: Sequence[InputFile], text_key: str, max_bytes: int
 ) -> Progress | None:
-    """The progress in ``folder``; None if there is none, or one that finished no shard with other arguments.
+    """The progress in ``folder``; None if there is none, or if other arguments were given and no shard is finished.
 
-    Where the inputs are others, but all that the finished shards hold is what they begin with, its cursor is that of
-    the new inputs.
+    If the inputs changed but begin with the records of the finished shards, the cursor is the position after these
+    records in the new inputs.
 
     Args:
-        files: the inputs; ``text_key`` and ``max_bytes`` read them.
+        files: the files of the inputs.
+        text_key, max_bytes: as in ``read_documents``.
 
     Raises:
-        ValueError: it finished shards with other arguments or other inputs, or one of them is missing or truncated.
+        ValueError: shards were finished with other arguments or inputs, or a finished shard is missing or truncated.
     """
     if not (folder / PROGRESS_FILE).exists():
         return None
     state = Progress.load(folder)
     differing = {name for name in {*state.arguments, *arguments} if state.arguments.get(name) != arguments.get(name)}
     if differing and not state.shards:
-        return None  # A mistaken command that wrote nothing must not stand in the way of the right one.
+        return None  # A wrong command that wrote no shard must not block the corrected one.
     if "inputs" in differing and differing <= {"inputs", "sources"} and state.consumed is not None:
-        found = find_again(state.consumed, files=files, text_key=text_key, max_bytes=max_bytes)
-        if found is not None:
-            (state.cursor, state.consumed), state.arguments, differing = found, arguments, set()
+        resume_point = find_resume_point(state.consumed, files=files, text_key=text_key, max_bytes=max_bytes)
+        if resume_point is not None:
+            (state.cursor, state.consumed), state.arguments, differing = resume_point, arguments, set()
     if differing:
         described = [f"{name} was {state.arguments.get(name)!r} and is {arguments.get(name)!r}" for name in differing]
-        behind = ""
+        hint = ""
         if "inputs" in differing and state.consumed is not None:
-            behind = f" (inputs may change behind their first {state.consumed.num_records:,} records alone)"
+            hint = f" (inputs may change only after their first {state.consumed.num_records:,} records)"
         raise ValueError(
             f"{folder}: holds an interrupted run with other arguments: {'; '.join(sorted(described))}. Use the same "
-            f"command to resume it{behind}, or delete the folder to start anew"
+            f"command to resume it{hint}, or delete the folder to start anew"
         )
     if state.consumed is None and any(file.extension == "json" and file.kind != "text" for file in files):
         raise ValueError(
-            f"{folder}: was begun by an earlier version, which read .json files as texts; delete it to start anew"
+            f"{folder}: was started by an earlier version, which read .json files as texts; delete it to start anew"
         )
     if state.cursor.file > len(files):
         raise ValueError(f"{folder / PROGRESS_FILE}: malformed (cursor {state.cursor}); delete {folder} to start anew")
@@ -146,20 +149,20 @@ def resume(
     return state
 
 
-def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **others: Any) -> dict[str, Any]:
-    """What decides the bytes of the data set, readable enough to tell a user what differs."""
-    # As earlier versions did, so that what they began is resumed.
+def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **other_arguments: Any) -> dict[str, Any]:
+    """The arguments that determine the bytes of the data set, in a form that an error message can show."""
+    # In the form of earlier versions, so that their interrupted runs can be resumed.
     described = [[str(file.path), file.extension, file.num_bytes, file.modified_ns, file.optional] for file in files]
     digest = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()[:16]
     num_bytes = sum(file.num_bytes for file in files)
     arguments = {
         "inputs": f"{len(files)} files, {num_bytes} bytes, paths and modification times {digest}",
         "tokenizer": tokenizer,
-        **others,
+        **other_arguments,
     }
     if any(file.source != DEFAULT_SOURCE for file in files):
-        stretches = [(name, len(list(stretch))) for name, stretch in groupby(files, key=lambda file: file.source)]
-        arguments["sources"] = ", ".join(f"{name}: {num_files} files" for name, num_files in stretches)
+        spans = [(name, len(list(span))) for name, span in groupby(files, key=lambda file: file.source)]
+        arguments["sources"] = ", ".join(f"{name}: {num_files} files" for name, num_files in spans)
     if (path := Path(tokenizer)).is_file():
         arguments["tokenizer file"] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()
     return arguments

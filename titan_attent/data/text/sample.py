@@ -1,11 +1,11 @@
-"""Text to train a tokenizer on: from all inputs alike, whatever order they are given in.
+"""Samples text from all inputs to train a tokenizer on, independent of the order of the inputs.
 
-The files, in an order of their own, lie on a line by their sizes. It is cut into equal stretches, and each gives text
-from its beginning, all of them as much: so a file gives text in proportion to its size, and a large one from many
-places. Where a file cannot be entered anywhere (gzip, an array of JSON), its stretches follow each other from its
-beginning; a table of parquet is entered at its row groups. Where there is less text than wanted, all of it is taken.
+The files, in a hashed order, are joined into one range of bytes, which is cut into equal spans. Every span gives an
+equal quota of text, from its beginning. So a file gives text in proportion to its size, and a large file from many
+positions. A file without random access (gzip, a JSON array) is read from its beginning, one quota after the other. A
+parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
 
-Cost: what is taken is read, and of a text file that is cut all of it; at most ``MAX_BLOCKS`` places are looked for.
+Cost: one read of the sampled text; a text file is read whole; at most ``MAX_SPANS`` positions are looked up.
 """
 
 import hashlib
@@ -17,30 +17,30 @@ from titan_attent.data.text.documents import Document, ReadPosition, read_docume
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.tokenizer import well_formed
 
-BLOCK = 2**18
-"""Bytes of text that a stretch gives, where there are not too many of them."""
-MAX_BLOCKS = 2**12
-MOST_INFLATED = 8
-"""Times as much text as bytes on disk: where that would fit, compressed files are not sampled but read."""
+SPAN_BYTES = 2**18
+"""Bytes of text per span, while there are fewer than ``MAX_SPANS`` spans."""
+MAX_SPANS = 2**12
+MAX_INFLATION = 8
+"""Assumed maximum ratio of text to bytes on disk. If the text fits at this ratio, compressed files are read whole."""
 
 
 def sample_texts(files: Sequence[InputFile], *, num_bytes: int, text_key: str, max_bytes: int) -> Iterator[str]:
-    """Texts of at most ``num_bytes`` in UTF-8, the same for every order of ``files``; what cannot be used is left out.
+    """Yield texts of at most ``num_bytes`` in UTF-8, equal for every order of ``files``; unusable records are left out.
 
     Args:
-        max_bytes: of a document.
+        max_bytes: maximum size of a document.
     """
     files = sorted(files, key=_order)
     sizes = [file.num_bytes for file in files]
     packed = any(file.compressed or file.kind == "parquet" for file in files)
     starts, total = [0, *accumulate(sizes)], sum(sizes)
-    whole = total * (MOST_INFLATED if packed else 1) <= num_bytes
-    num_blocks = 1 if whole else max(1, min(MAX_BLOCKS, -(-num_bytes // BLOCK)))
-    number, opened, left = -1, _Opened(), num_bytes
-    for block in range(num_blocks):
-        first, last = (total * (block + i) // num_blocks for i in range(2))
-        # What earlier stretches had too little text for, later ones give.
-        quota = left // (num_blocks - block)
+    whole = total * (MAX_INFLATION if packed else 1) <= num_bytes
+    num_spans = 1 if whole else max(1, min(MAX_SPANS, -(-num_bytes // SPAN_BYTES)))
+    number, opened, remaining = -1, _Opened(), num_bytes
+    for span in range(num_spans):
+        first, last = (total * (span + i) // num_spans for i in range(2))
+        # If an earlier span had too little text, later ones give more.
+        quota = remaining // (num_spans - span)
         at = max(0, bisect_right(starts, first) - 1)
         while quota > 0 and at < len(files) and (starts[at] < last or not total):
             if at != number:
@@ -49,7 +49,7 @@ def sample_texts(files: Sequence[InputFile], *, num_bytes: int, text_key: str, m
             for text in opened.between(max(0, first - starts[at]), min(sizes[at], last - starts[at])):
                 content = well_formed(text).encode("utf-8")[:quota]
                 yield content.decode("utf-8", "ignore")
-                quota, left = quota - len(content), left - len(content)
+                quota, remaining = quota - len(content), remaining - len(content)
                 if quota <= 0:
                     break
             at += 1
@@ -57,13 +57,13 @@ def sample_texts(files: Sequence[InputFile], *, num_bytes: int, text_key: str, m
 
 
 def _order(file: InputFile) -> tuple[str, int, str]:
-    """A place among all that is not the one it was given at; files of one kind do not lie together."""
+    """A sort key independent of the input order; it is hashed, so that similar files are not adjacent."""
     name = f"{file.path.name} {file.num_bytes}".encode("utf-8", "surrogateescape")
     return hashlib.sha256(name).hexdigest(), file.num_bytes, str(file.path)
 
 
 class _Opened:
-    """A file that is read forward, entered where it can be. Positions are bytes of the file as it is on disk."""
+    """A file that is read forward, from any position it can be entered at. Positions are bytes of the file on disk."""
 
     def __init__(self, file: InputFile | None = None, text_key: str = "", max_bytes: int = 0):
         self.file, self.text_key, self.max_bytes = file, text_key, max_bytes
@@ -86,7 +86,7 @@ class _Opened:
         self._position, self._read = position, 0
 
     def between(self, start: int, stop: int) -> Iterator[str]:
-        """Texts that begin between ``start`` and ``stop``, or of a text file what lies there."""
+        """Yield the texts that begin in [``start``, ``stop``), or for a text file its characters there."""
         assert self.file is not None
         if self.file.kind == "text":
             if self._text is None:
@@ -101,16 +101,16 @@ class _Opened:
         if start > self._position:
             self._go_to(start)
         assert self._documents is not None
-        # Of a gzip file the position runs ahead, by what is inflated at a time: at its end all is read.
+        # In a gzip file the position runs ahead by one buffer; so at the end of the file, read all that is left.
         to_the_end = stop >= self.file.num_bytes
         while (to_the_end or self._position < stop) and (document := next(self._documents, None)) is not None:
-            self._read += document.num_bytes  # the first has all in front of it
+            self._read += document.num_bytes  # the first has the bytes before it, too
             self._position = self._read
             if document.text:
                 yield document.text
 
     def _go_to(self, start: int) -> None:
-        """Enter the file at ``start``, or before it; or stay where it is read."""
+        """Enter the file at or before ``start``; stay at the current position if the file cannot be entered there."""
         assert self.file is not None
         if self.file.kind == "lines" and not self.file.compressed:
             with open(self.file.path, "rb") as file:
@@ -130,7 +130,7 @@ class _Opened:
 
 
 def _first_rows(file: InputFile) -> list[int]:
-    """The first row of every row group, and the number of rows."""
+    """The first row of every row group, then the number of rows."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,12 +1,12 @@
-"""Tokenizers: tiktoken encodings by name, from a local rank file, or trained here, each with an eos.
+"""Tokenizers: tiktoken encodings by name, from a local rank file, or trained here, each with an eos token.
 
-A data set folder keeps its tokenizer, the ranks in ``tokenizer.tiktoken`` and the rest (split pattern,
-special tokens) in index.json, so that it can be decoded without a network.
+The folder of a data set keeps its tokenizer, so that the data can be decoded without a network: the ranks are in
+``tokenizer.tiktoken``, the split pattern and the special tokens in index.json.
 
-Text comes back exactly, except lone surrogates, which UTF-8 cannot hold: each becomes U+FFFD, as in
-tiktoken. The text of a special token in a document is text like any other.
+Decoding gives the exact text. Only lone surrogates, which UTF-8 cannot hold, become U+FFFD, as in tiktoken. The text of
+a special token in a document is encoded as ordinary text.
 
-Cost: about 5 million tokens/s a thread, outside the interpreter lock, and 4 bytes a token.
+Cost: about 5 million tokens/s per thread, without the interpreter lock, and 4 bytes per token.
 Source: tiktoken (https://github.com/openai/tiktoken); the split pattern is that of Llama 3
 (https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py).
 """
@@ -33,15 +33,16 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""For rank files and training. It has no possessive quantifier (those of cl100k_base do), which tiktoken's
-regex engine and the trainer's read differently."""
+"""Split pattern for rank files and training. It has no possessive quantifiers (cl100k_base has some), because the regex
+engines of tiktoken and of the trainer interpret them differently."""
 
 WHITESPACE_BLOCK = 100_000
-"""In characters. tiktoken's patterns backtrack over whitespace and panic on runs of some 500,000."""
+"""Characters per block of :func:`_split_long_whitespace`. tiktoken panics on runs of about 500,000 white spaces, since
+its patterns backtrack."""
 
 
 class Tokenizer:
-    """A tiktoken encoding. An encoding without ``<|endoftext|>`` gets this token as its next id.
+    """A tiktoken encoding with an eos token. An encoding without ``<|endoftext|>`` gets it as the next id.
 
     Attributes:
         vocab_size: the largest id + 1, eos included.
@@ -59,10 +60,11 @@ class Tokenizer:
         self._encoding = encoding
         self.eos_id: int = encoding.eot_token
         self.vocab_size: int = encoding.max_token_value + 1
-        # Before tiktoken 0.11 a document could hold the text of a special token and be given the token.
+        # Before 0.11, tiktoken encoded the text of a special token in a document as that token.
         if self.eos_id in encoding.encode_to_numpy(EOS, disallowed_special=()):
             raise ValueError(
-                f"tiktoken {tiktoken.__version__} reads special tokens out of documents; install tiktoken 0.13 or later"
+                f"tiktoken {tiktoken.__version__} encodes the text of special tokens as tokens; install tiktoken 0.13 "
+                "or later"
             )
 
     def encode(self, text: str) -> list[int]:
@@ -72,33 +74,33 @@ class Tokenizer:
     def encode_to_array(self, text: str) -> np.ndarray:
         """The ids of ``text``, without eos: uint32 [T]."""
         # encode_ordinary would build a list of Python integers, which holds the interpreter lock.
-        pieces = [
-            self._encoding.encode_to_numpy(piece, disallowed_special=())
-            for piece in _split_long_whitespace(well_formed(text))
+        chunks = [
+            self._encoding.encode_to_numpy(chunk, disallowed_special=())
+            for chunk in _split_long_whitespace(well_formed(text))
         ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int) -> list[np.ndarray]:
-        """The ids of every text, in order, as ``encode_to_array``; on ``num_threads`` threads."""
+        """The ids of every text as from ``encode_to_array``, in order, computed on ``num_threads`` threads."""
         with ThreadPoolExecutor(num_threads) as pool:
             return list(pool.map(self.encode_to_array, texts))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ``ids``; a character that is cut at an end becomes U+FFFD.
+        """The text of ``ids``; a character cut off at either end becomes U+FFFD.
 
         Raises:
-            ValueError: an id that the tokenizer does not have.
+            ValueError: the tokenizer has no token for an id.
         """
         try:
             return self._encoding.decode(np.asarray(ids, dtype=np.int64).tolist())
         except (KeyError, OverflowError) as error:
             raise ValueError(
-                f"tokenizer {self._encoding.name!r} has no token for an id ({error}), its ids are "
+                f"tokenizer {self._encoding.name!r} has no token for an id ({error}); its ids are "
                 f"below {self.vocab_size}; decode with the tokenizer that encoded the text"
             ) from error
 
     def info(self, file: str = RANKS_FILE) -> dict[str, Any]:
-        """All that defines the tokenizer, for index.json; the ranks by name and hash of ``file``."""
+        """The definition of the tokenizer for index.json; the ranks are given by the name and hash of ``file``."""
         return {
             "name": self._encoding.name,
             "vocab_size": self.vocab_size,
@@ -110,32 +112,32 @@ class Tokenizer:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``tokenizer.tiktoken`` into ``folder``, atomically."""
+        """Write ``tokenizer.tiktoken`` into ``folder`` atomically."""
         ranks = format_ranks(self._encoding._mergeable_ranks)
         write_atomically(Path(folder) / RANKS_FILE, ranks)
 
     @classmethod
     def from_info(cls, info: dict[str, Any], folder: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer that wrote the data set in ``folder``, whose index holds ``info``.
+        """The tokenizer that wrote the data set in ``folder``; ``info`` is from its index.
 
         Raises:
             ValueError: the index names no rank file, or the file is missing or changed.
         """
         if "file" not in info:
             raise ValueError(
-                f"{folder}: its index names no tokenizer file, so that its tokens have no text; write "
+                f"{folder}: its index names no tokenizer file, so its tokens cannot be decoded; write "
                 f"the data set with {WRITER}, which keeps the tokenizer"
             )
         check_file_name(info["file"], of=f"{folder}: its tokenizer file")
         path = Path(folder) / info["file"]
-        mend = "copy it again from where the data set was written"
+        fix = "copy it again from the original data set"
         if not path.is_file():
-            raise ValueError(f"{path}: this tokenizer file of the data set is missing; {mend}")
+            raise ValueError(f"{path}: this tokenizer file of the data set is missing; {fix}")
         content = path.read_bytes()
         if (actual := hashlib.sha256(content).hexdigest()) != info["sha256"]:
             raise ValueError(
-                f"{path}: its sha256 is {actual} where the index says {info['sha256']}: not the "
-                f"tokenizer that wrote the data set; {mend}"
+                f"{path}: its sha256 is {actual} but the index says {info['sha256']}: not the "
+                f"tokenizer that wrote the data set; {fix}"
             )
         encoding = tiktoken.Encoding(
             info["name"],
@@ -147,14 +149,14 @@ class Tokenizer:
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer called ``spec``.
+    """Load the tokenizer ``spec``.
 
     Args:
-        spec: the name of a tiktoken encoding (``o200k_base``), which tiktoken downloads once, or the path
-            of a rank file (``./tokenizer.model`` of Llama 3), which gets ``SPLIT_PATTERN``.
+        spec: the name of a tiktoken encoding (``o200k_base``), which tiktoken downloads once, or the path of a rank
+            file (``./tokenizer.model`` of Llama 3), which is used with ``SPLIT_PATTERN``.
 
     Raises:
-        ValueError: no such name or file, no network, or a malformed file.
+        ValueError: there is no such encoding or file, the download failed, or the file is malformed.
     """
     names = tiktoken.list_encoding_names()
     if spec in names:
@@ -170,8 +172,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 
 def make_tokenizer(spec: str, *, texts: Iterable[str], max_training_bytes: int) -> Tokenizer:
-    """As :func:`load_tokenizer`, or for ``train:VOCAB_SIZE`` one trained on the first bytes of ``texts`` (of
-    sample.py)."""
+    """As :func:`load_tokenizer`; for ``train:VOCAB_SIZE``, train one on the first bytes of ``texts`` (sample.py)."""
     if not spec.startswith(TRAIN):
         return load_tokenizer(spec)
     vocab_size = spec.removeprefix(TRAIN)
@@ -190,23 +191,23 @@ def _first_bytes(texts: Iterable[str], *, num_bytes: int) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE learned from ``texts``: bytes 0 to 255, the merges in order, then eos.
+    """Train a byte-level BPE on ``texts``. Its ids are the bytes 0 to 255, the merges in order, then eos.
 
     The same texts in the same order give the same tokenizer.
 
     Args:
-        texts: read once.
-        vocab_size: the largest number of ids, eos included; little text gives fewer.
+        texts: the training texts, iterated once.
+        vocab_size: the maximum number of ids, eos included; little text gives fewer.
 
     Raises:
         ValueError: ``vocab_size`` is below 257.
     """
     if vocab_size < 257:
         raise ValueError(
-            f"train:{vocab_size}: the 256 single bytes and {EOS} need a vocabulary of 257; ask for that or more"
+            f"train:{vocab_size}: the 256 single bytes and {EOS} need a vocabulary of 257; give 257 or more"
         )
-    pieces = (piece for text in texts for piece in _split_long_whitespace(well_formed(text)))
-    ranks = train_ranks(pieces, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN)
+    chunks = (chunk for text in texts for chunk in _split_long_whitespace(well_formed(text)))
+    ranks = train_ranks(chunks, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN)
     return Tokenizer(_encoding("trained", ranks))
 
 
@@ -217,10 +218,10 @@ def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
 def _get_encoding(name: str) -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong hash a ValueError
+    except (OSError, ValueError) as error:  # errors of requests are OSErrors; a wrong hash is a ValueError
         raise ValueError(
             f"tokenizer {name!r}: tiktoken could not download its rank file ({error}); set "
-            "TIKTOKEN_CACHE_DIR to a folder that the same call has filled where there is a network, or "
+            "TIKTOKEN_CACHE_DIR to a folder that the same call has filled on a machine with a network, or "
             "use the path of a local rank file, or train:VOCAB_SIZE"
         ) from error
 
@@ -235,10 +236,10 @@ def well_formed(text: str) -> str:
 
 
 def _split_long_whitespace(text: str) -> Iterator[str]:
-    """``text`` whole, as tiktoken would encode it, or cut after aligned blocks of only whitespace.
+    """Yield ``text`` in chunks: cut after every aligned block that is only whitespace, else whole.
 
-    A run of twice the block covers an aligned one, so that longer runs are always cut. Ordinary text costs
-    a look at one or a few characters a block.
+    A run of at least two blocks contains an aligned block, so longer runs are always cut. In other text, one or a few
+    characters per block are checked.
     """
     start = 0
     for stop in range(WHITESPACE_BLOCK, len(text), WHITESPACE_BLOCK):

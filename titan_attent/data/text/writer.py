@@ -1,10 +1,10 @@
-"""Documents to token shards: in parallel, and resumed after a kill. __main__.py is the command.
+"""Writes documents as token shards, on several threads; a killed run can be resumed. __main__.py is the command.
 
-One thread reads ahead and writes, ``num_threads`` others encode chunks of documents. The tokens, every document closed
-by the eos id, go to the shards in the order of the inputs, whatever the number of threads. A shard closes at the first
-end of a document at which it holds ``shard_tokens``, and before a document of another source. Then progress.json
-records what was consumed, so that a killed run loses one shard of work at most, and the same command ends in the same
-bytes as an uninterrupted run.
+One thread reads ahead and writes; ``num_threads`` others encode chunks of documents. The tokens go to the shards in the
+order of the inputs, for any number of threads. Every document ends with the eos id. A shard is finished after the
+document that reaches ``shard_tokens``, or before a document of another source. Then progress.json records the consumed
+documents. So a killed run loses at most one shard of work, and the same command resumes it and gives the same bytes as
+an uninterrupted run.
 
 Cost: the memory of encode.py; every token is hashed and written once.
 """
@@ -25,18 +25,18 @@ from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
 from titan_attent.data.io.folder import PROGRESS_FILE, locked
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
-from titan_attent.data.text.consumed import in_utf8
+from titan_attent.data.text.consumed_records import encode_utf8
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES, Document, read_documents
 from titan_attent.data.text.encode import Encoded, encode_documents
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
 from titan_attent.data.text.inputs import InputFile, list_files
 from titan_attent.data.text.progress import Progress, check_output, resume, run_arguments
 from titan_attent.data.text.sample import sample_texts
-from titan_attent.data.text.summary import Summary, told_nothing
+from titan_attent.data.text.summary import TextSummary, describe_no_documents
 from titan_attent.data.text.tokenizer import Tokenizer, make_tokenizer
 
 _JSON_LINES, _HEAD = b'}\n{"', 2**16
-"""Where one record of JSON lines ends and the next begins; bytes of a document that are looked at for it."""
+"""The end of a JSON line and the beginning of the next; the number of bytes of a document searched for it."""
 
 
 def write_dataset(
@@ -52,28 +52,29 @@ def write_dataset(
     on_bad: str = "refuse",
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     progress: bool = False,
-) -> Summary:
-    """Write the documents of ``inputs`` as a data set, or finish one that was interrupted.
+) -> TextSummary:
+    """Write the documents of ``inputs`` as a data set, or resume an interrupted run.
 
     Args:
-        inputs: .jsonl, .ndjson, .json (each also .gz), .parquet or text files, or folders; a string may be a pattern,
-            and name the data source in front, ``NAME=PATH`` (:func:`~.inputs.parse_inputs`). Without a name it is
-            ``default``. Inputs stay in their order; neighbours of one name are one stretch of that source.
-        output: the folder to write, made if missing; not inside an input.
-        tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which learns one from the
-            ``max_training_bytes`` of the inputs' text, of all alike (sample.py).
+        inputs: .jsonl, .ndjson, .json (each also .gz), .parquet or text files, or folders. A string may be a pattern,
+            and may begin with the name of the data source, ``NAME=PATH``
+            (:func:`titan_attent.data.io.inputs.parse_inputs`); the default name is ``default``. The order of the inputs
+            is kept; adjacent inputs with the same name share shards.
+        output: the folder to write, created if missing; not inside an input.
+        tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which trains one on
+            ``max_training_bytes`` of text sampled from all inputs (sample.py).
         text_key: JSON key or parquet column that holds the text.
-        shard_tokens: a shard closes at the end of the document that reaches it.
-        num_threads: that encode; they do not change what is written.
-        extensions: what is read of a folder; None for its records, or else its texts (folders.py).
-        on_bad: "refuse" ends at the first record or file that cannot be used, and at a folder of which the greater part
-            is not read; "skip" leaves them out. What is left out is counted, and listed in skipped.jsonl.
-        max_document_bytes: of a document, and of a JSON line.
-        progress: show a bar on stderr.
+        shard_tokens: a shard is finished after the document that reaches this number of tokens.
+        num_threads: number of encoding threads; the written bytes do not depend on it.
+        extensions: the extensions to read of a folder; None for its records, or else its texts (folders.py).
+        on_bad: "refuse" ends at the first unusable record or file, and at a folder with more files left out than read.
+            "skip" continues; unusable records and files are counted, and listed in skipped.jsonl.
+        max_document_bytes: maximum size of a document and of a JSON line.
+        progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: an input, tokenizer or argument that cannot be used, a data set that is finished, or an interrupted
-            one that was begun with other arguments.
+        ValueError: an input, tokenizer or argument cannot be used, the data set in ``output`` is finished, or it is
+            interrupted and was started with other arguments.
     """
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     counts = {"shard_tokens": shard_tokens, "num_threads": num_threads, "max_training_bytes": max_training_bytes}
@@ -112,16 +113,16 @@ def write_dataset(
             initial=sum(sizes[: state.cursor.file]),
             unit="B",
             unit_scale=True,
-            mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
+            mininterval=0.2 if sys.stderr.isatty() else 60,  # not five lines per second in a log file
             disable=not progress,
         )
         with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
             _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar, files=files)
         if not state.num_documents:
             (folder / PROGRESS_FILE).unlink()
-            told = told_nothing(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
+            reasons = describe_no_documents(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
             raise ValueError(
-                f"{', '.join(map(str, inputs))}: no document in these inputs ({told}); give ones that hold text"
+                f"{', '.join(map(str, inputs))}: no document in these inputs ({reasons}); give inputs that hold text"
             )
         counts = {"num_documents": state.num_documents, "max_token_id": state.max_token_id}
         index = write_index(folder, dtype=dtype, shards=state.shards, tokenizer=state.tokenizer, **counts)
@@ -129,7 +130,7 @@ def write_dataset(
     source_tokens = dict.fromkeys((file.source for file in files), 0)
     for shard in index.shards:
         source_tokens[shard.source] += shard.num_tokens
-    return Summary(
+    return TextSummary(
         path=folder,
         num_documents=state.num_documents,
         num_tokens=index.num_tokens,
@@ -154,13 +155,13 @@ def _write_shards(
     bar: tqdm,
     files: Sequence[InputFile],
 ) -> None:
-    """Write all of ``encoded``; ``state`` is saved at the end of every shard, when it describes finished ones."""
+    """Write all of ``encoded``. ``state`` is saved after every shard, so that it describes finished shards only."""
     log = SkippedLog(folder, num_bytes=state.skipped_bytes)
-    for source, stretch in groupby(encoded, key=lambda item: item[0].source):
+    for source, span in groupby(encoded, key=lambda item: item[0].source):
         while True:
             path = folder / f"shard-{len(state.shards):05d}.bin"
             with ShardWriter(path, dtype=dtype, source=source) as shard:
-                for document, tokens in stretch:
+                for document, tokens in span:
                     _count(document, state, log=log, files=files)
                     if tokens is not None:
                         shard.append(tokens)
@@ -168,7 +169,7 @@ def _write_shards(
                     if shard.num_tokens >= shard_tokens:
                         break
                 if not shard.num_tokens:
-                    break  # the stretch is at its end
+                    break  # the span is at its end
                 state.shards.append(shard.finish())
             log.flush()
             state.skipped_bytes = log.num_bytes
@@ -178,18 +179,18 @@ def _write_shards(
 
 
 def _count(document: Document, state: Progress, *, log: SkippedLog, files: Sequence[InputFile]) -> None:
-    content, sound = in_utf8(document.text or "")
+    content, is_valid = encode_utf8(document.text or "")
     if state.consumed is not None:
         state.consumed.add(document, content, files=files)
     state.cursor = document.cursor
     if document.bad is not None:
-        # Of files alone: records have their reasons.
+        # num_skipped counts files only; the cursor after an unusable file has row 0.
         state.num_skipped += document.cursor.row == 0 and document.bad.reason in (BINARY, ENCODING)
         state.skipped[document.bad.reason] = state.skipped.get(document.bad.reason, 0) + 1
         log.add(document.bad)
         return
     state.num_documents += 1
-    notes = {"are empty": not content, "had lone surrogates, now U+FFFD": not sound}
+    notes = {"are empty": not content, "had lone surrogates, now U+FFFD": not is_valid}
     notes["are JSON lines in one text; name such a file .jsonl"] = _JSON_LINES in content[:_HEAD]
     for note, holds in notes.items():
         if holds:

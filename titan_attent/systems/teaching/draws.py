@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_attent.data.plan.order import Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pool, SelectedSlots
 from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
@@ -218,9 +218,9 @@ class Draws:
         (bits,) = struct.unpack("<q", struct.pack("<d", ratio))
         return signed(derive_key(self.num_draws, self.num_selected, bits, choice))
 
-    def selected(self) -> SelectedPlaces:
+    def selected(self) -> SelectedSlots:
         """The places in force, on every rank. A collective."""
-        return SelectedPlaces(self.size, bitmask=gather_bitmask(self.weights > 0, sharding=self.sharding))
+        return SelectedSlots(self.size, bitmask=gather_bitmask(self.weights > 0, sharding=self.sharding))
 
     def weights_of(self, places: Tensor) -> Tensor:
         """This rank's places, int64 [n] on any device -> their weights, fp32 [n]. A collective without a host sync."""

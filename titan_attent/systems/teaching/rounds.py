@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedPlaces
+from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedSlots
 from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.systems.teaching import schedule
@@ -142,7 +142,7 @@ class Rounds:
         if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
         elif self.draws.takes_all and self.draws.ratios.never_selects and not config.dry_run:
-            self.cursor.take_the_rest()
+            self.cursor.take_remaining()
 
     def _start_round(self, *, interval: int) -> None:
         self.round += 1
@@ -167,7 +167,7 @@ class Rounds:
         build = partial(Pass, batch_size=self.batch_size, num_batches=self.num_batches, round=self.round)
         if not self.selecting:
             stretch = self.cursor.pool()  # shuffled already
-            return build(stretch, SelectedPlaces(stretch.size), order=None)
+            return build(stretch, SelectedSlots(stretch.size), order=None)
         order, weighted = (self.data_seed, self.round, self.pass_index), is_weighted(self.config)
         return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
 

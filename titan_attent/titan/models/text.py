@@ -7,7 +7,7 @@ from torch import Tensor
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.text.same_tokens import check_same_tokens
+from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
 from titan_attent.scores.reference import CROSS_ENTROPY
@@ -34,7 +34,7 @@ class Text:
             else (job_config.data.path, job_config.training)
         )
         if validation:
-            check_same_tokens(datasets.shards(path), datasets.shards(job_config.data.path), what="")
+            check_same_tokenizer(datasets.shards(path), datasets.shards(job_config.data.path), what="")
         return datasets.dataset(path, seq_len=section.seq_len)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:

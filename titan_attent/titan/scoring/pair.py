@@ -32,7 +32,7 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.text.holdout import hold_out
-from titan_attent.data.text.same_tokens import check_same_tokens
+from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
@@ -83,7 +83,7 @@ class PairBuild:
         seq_len = job_config.training.seq_len
         self.data = self.datasets.dataset(job_config.data.path, seq_len=seq_len)
         self.trusted = self.datasets.dataset(options.trusted, seq_len=seq_len)
-        check_same_tokens(self.trusted.shards, self.data.shards, what="--trusted ")
+        check_same_tokenizer(self.trusted.shards, self.data.shards, what="--trusted ")
         if options.is_counted:
             check_vocabulary(self.data.shards.index.tokenizer["vocab_size"])
         self.report: dict[str, Any] = {}

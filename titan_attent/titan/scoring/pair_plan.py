@@ -9,7 +9,7 @@ import torch
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.data.text.holdout import MOST
+from titan_attent.data.text.holdout import MAX_HELD_OUT
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.toml import to_toml
 from titan_attent.foundations.typed import typed
@@ -161,7 +161,7 @@ def cost_of(
         the second.
     """
     seq_len, training = run.training.seq_len, run.training
-    held_out = min(HELD_OUT, int(MOST * num_trusted))
+    held_out = min(HELD_OUT, int(MAX_HELD_OUT * num_trusted))
     scored = num_examples + held_out
     if options.is_counted:
         trained = num_counted(num_trusted=num_trusted - held_out, num_examples=num_examples, seq_len=seq_len)

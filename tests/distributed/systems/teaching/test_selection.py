@@ -8,7 +8,7 @@ import torch
 from distributed.spawn import run_on_ranks
 from references import plain_inverse_weights, plain_top_k, plain_top_k_by_hash
 
-from titan_attent.data.plan.order import Pool, SelectedPlaces
+from titan_attent.data.plan.order import Pool, SelectedSlots
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.systems.teaching.audit import audit_choice, audit_scores
@@ -187,7 +187,7 @@ def test_top_k_and_its_bitmask_are_those_of_a_sort(worlds, num_ranks):
             expected_found = [(key, int((keys > key).sum()), int((keys == key).sum())) for key in at_ends]
             assert found in (None, expected_found), where
             np.testing.assert_array_equal(bitmask, np.packbits(expected, bitorder="little"), err_msg=where)
-        selected = SelectedPlaces(size, bitmask=ranks[0][case][3])
+        selected = SelectedSlots(size, bitmask=ranks[0][case][3])
         assert len(selected) == k
         np.testing.assert_array_equal(selected.select(np.arange(k)), np.flatnonzero(expected), err_msg=where)
 

@@ -1,4 +1,4 @@
-"""same_tokens.py: what makes ids of two data sets mean other text, and what does not."""
+"""tokenizer_check.py: which differences give the ids of two data sets another meaning, and which do not."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from titan_attent.data.text.same_tokens import check_same_tokens, tokenizer_differences
 from titan_attent.data.text.shards import TokenShards
+from titan_attent.data.text.tokenizer_check import check_same_tokenizer, tokenizer_differences
 from titan_attent.data.text.writer import write_dataset
 
 INFO: dict[str, Any] = {
@@ -23,7 +23,7 @@ INFO: dict[str, Any] = {
 
 def checked(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     one, other = (SimpleNamespace(tokenizer_info=info, path=Path(path)) for info, path in ((ours, "a"), (theirs, "b")))
-    check_same_tokens(other, one, what="--trusted ")  # type: ignore[arg-type]
+    check_same_tokenizer(other, one, what="--trusted ")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_index_without_ranks_is_compared_by_what_it_has() -> None:
             checked(INFO, bare | changed)
 
 
-def test_two_trained_tokenizers_of_one_size_are_told_apart_and_the_mend_works(tmp_path: Path) -> None:
+def test_two_trained_tokenizers_of_one_size_are_distinguished_and_the_fix_works(tmp_path: Path) -> None:
     texts = {"a": "green river stone lamp walk " * 200, "b": "quiet winter letter field glass " * 200}
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
@@ -76,12 +76,12 @@ def test_two_trained_tokenizers_of_one_size_are_told_apart_and_the_mend_works(tm
     ours, theirs = (TokenShards(tmp_path / name) for name in texts)
     assert ours.tokenizer_info["vocab_size"] == theirs.tokenizer_info["vocab_size"]
     with pytest.raises(ValueError, match="ranks") as caught:
-        check_same_tokens(theirs, ours, what="")
-    mend = str(caught.value).split("--tokenizer ")[1]
-    write_dataset([tmp_path / "b.txt"], output=tmp_path / "again", tokenizer=mend)
-    check_same_tokens(TokenShards(tmp_path / "again"), ours, what="")
+        check_same_tokenizer(theirs, ours, what="")
+    fix = str(caught.value).split("--tokenizer ")[1]
+    write_dataset([tmp_path / "b.txt"], output=tmp_path / "again", tokenizer=fix)
+    check_same_tokenizer(TokenShards(tmp_path / "again"), ours, what="")
     # The same ranks under another name and file.
     copied = tmp_path / "copied.tiktoken"
-    copied.write_bytes(Path(mend).read_bytes())
+    copied.write_bytes(Path(fix).read_bytes())
     write_dataset([tmp_path / "b.txt"], output=tmp_path / "renamed", tokenizer=str(copied))
-    check_same_tokens(TokenShards(tmp_path / "renamed"), ours, what="")
+    check_same_tokenizer(TokenShards(tmp_path / "renamed"), ours, what="")
