@@ -15,7 +15,7 @@ SETTLE = 3
 """Steps from the start of a process on whose seconds do not count."""
 
 
-class Account:
+class FreezingAccount:
     """Of one run.
 
     Args:

@@ -31,7 +31,7 @@ from titan_attent.systems.freezing.units import Unit
 Forward = Callable[..., Any]
 
 
-class Seen(NamedTuple):
+class LayerCall(NamedTuple):
     """Of a layer: its input (token ids of an embedding), and the output, whose gradient is wanted."""
 
     name: str
@@ -60,7 +60,7 @@ class Capture:
         self.num_ranks = num_ranks
         self.num_heads = num_heads
         self.heads: dict[str, Tensor] = {}
-        self._seen: dict[str, list[Seen]] = defaultdict(list)
+        self._calls: dict[str, list[LayerCall]] = defaultdict(list)
         self._aliases: list[Tensor] = []
         self._gradients: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
         self._expert_grams: dict[str, list[Tensor]] = defaultdict(list)
@@ -96,7 +96,7 @@ class Capture:
     def _watched(self, unit: str, name: str, layer: nn.Module, forward: Forward) -> Forward:
         def watched(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output = forward(inputs, *args, **kwargs)
-            self._seen[unit].append(Seen(name, layer, inputs.detach(), output))
+            self._calls[unit].append(LayerCall(name, layer, inputs.detach(), output))
             return output
 
         return watched
@@ -163,7 +163,7 @@ class Capture:
             its matrices and biases. Vectors without a matrix, such as scales of norms, are not in it.
         """
         self.stop()
-        seen = [(unit, item) for unit, items in self._seen.items() for item in items]
+        seen = [(unit, item) for unit, items in self._calls.items() for item in items]
         wanted = [item.output for _, item in seen] + self._aliases
         gradients = torch.autograd.grad(scalar, wanted, allow_unused=True)
         for unit, key in list(self._gradients):
@@ -191,7 +191,7 @@ class Capture:
             grams[unit] += gram if is_part else gram / self.num_ranks
         for unit, parts in self._expert_grams.items():
             grams[unit] += torch.stack(parts).sum(dim=0)
-        self._seen.clear()
+        self._calls.clear()
         self._aliases.clear()
         return torch.stack([grams[unit.name] for unit in self.units])
 
@@ -201,7 +201,7 @@ class Capture:
         pairs = [(a, part) if columns_of is g else (part, g) for part in parts]
         return torch.stack([linear_gram(*pair) for pair in pairs])
 
-    def _local(self, item: Seen, gradient: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def _local(self, item: LayerCall, gradient: Tensor) -> tuple[Tensor, Tensor, bool]:
         """(input [n, T, p] or ids [n, T], output gradient [n, T, q], whether the ranks hold parts of either)."""
         a, is_part = item.inputs, False
         if isinstance(item.output, DTensor):

@@ -17,7 +17,7 @@ from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
-from titan_attent.systems.freezing.account import Account
+from titan_attent.systems.freezing.account import FreezingAccount
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.freezing import Freezer
 from titan_attent.systems.freezing.policy import History, decide, relative
@@ -103,7 +103,7 @@ class Freezing(System):
         self.units = find_units(self.model, seq_len=run.settings.seq_len)
         self._check_model()
         sharded = run.mesh("fsdp") is not None
-        self.account = Account(
+        self.account = FreezingAccount(
             self.units,
             batch_size=run.batch_size,
             microbatches=run.microbatches,

@@ -19,7 +19,7 @@ from titan_attent.foundations.flops import matrix_flops, product_flops
 from titan_attent.systems.highway.branches import BRANCHES
 
 
-class Account:
+class HighwayAccount:
     """Of one run.
 
     Args:

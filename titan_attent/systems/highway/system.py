@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from titan_attent.systems.highway import checks
-from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.branches import BranchCuts
 from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.highway.links import Cuts, tied_embeddings
@@ -94,7 +94,7 @@ class Highway(System):
         self.sums: Sums | None = None
         self.watched: Watched | None = None
         self.is_compiled = run.settings.compiles_model
-        self.account = Account(model, blocks, seq_len=run.settings.seq_len, is_compiled=self.is_compiled)
+        self.account = HighwayAccount(model, blocks, seq_len=run.settings.seq_len, is_compiled=self.is_compiled)
         self.compiler_options: AbstractContextManager[None] = (
             several_passes() if self.most or config.log_cosine else nullcontext()
         )

@@ -2,21 +2,21 @@
 
 import json
 
-from titan_attent.systems.freezing.account import SETTLE, Account
+from titan_attent.systems.freezing.account import SETTLE, FreezingAccount
 from titan_attent.systems.freezing.units import Unit
 
 UNITS = [Unit(f"layers.{i}.attention", "attention", i, weight=1.0, inputs=1.0) for i in range(3)]
 ALL, SOME = [True] * 3, [False, True, True]
 
 
-def account(resumed: Account | None = None) -> Account:
-    made = Account(UNITS, batch_size=2, microbatches=1, reduced_bytes=4)
+def account(resumed: FreezingAccount | None = None) -> FreezingAccount:
+    made = FreezingAccount(UNITS, batch_size=2, microbatches=1, reduced_bytes=4)
     if resumed is not None:
         made.load(json.loads(json.dumps(resumed.state())))
     return made
 
 
-def steps(of: Account, number: int, active: list[bool], *, seconds: float) -> None:
+def steps(of: FreezingAccount, number: int, active: list[bool], *, seconds: float) -> None:
     for _ in range(number):
         of.step_done(active, seconds=seconds)
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
 from titan_attent.systems.freezing.units import backward_flops, find_units
-from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.branches import BranchCuts
 from titan_attent.systems.highway.links import Cuts
 from titan_attent.systems.highway.sums import Sums
@@ -45,9 +45,9 @@ def model_of(name: str = "llama3") -> nn.Module:
     return plain_model({"training.seq_len": SEQ_LEN, **MODELS[name]})
 
 
-def account_of(model: nn.Module, **more: bool) -> Account:
+def account_of(model: nn.Module, **more: bool) -> HighwayAccount:
     blocks = list(model.layers.children())  # type: ignore[union-attr]
-    return Account(model, blocks, seq_len=SEQ_LEN, **{"is_compiled": False} | more)
+    return HighwayAccount(model, blocks, seq_len=SEQ_LEN, **{"is_compiled": False} | more)
 
 
 def counted(model: nn.Module, backward: Callable[[torch.Tensor], None]) -> int:
@@ -80,7 +80,7 @@ def highway(
     return counted(model, backward)
 
 
-def saved(account: Account) -> tuple[float, float]:
+def saved(account: HighwayAccount) -> tuple[float, float]:
     """FLOPs of an example that the last and only step saved, of the two shares."""
     found = account.metrics()
     whole = account.full + account.forward
