@@ -2,7 +2,7 @@
 
 import json
 
-from titan_attent.systems.freezing.account import SETTLE, FreezingAccount
+from titan_attent.systems.freezing.account import UNTIMED_STEPS, FreezingAccount
 from titan_attent.systems.freezing.units import Unit
 
 UNITS = [Unit(f"layers.{i}.attention", "attention", i, weight=1.0, inputs=1.0) for i in range(3)]
@@ -23,13 +23,13 @@ def steps(of: FreezingAccount, number: int, active: list[bool], *, seconds: floa
 
 def test_the_first_steps_of_every_process_do_not_count() -> None:
     run = account()
-    steps(run, SETTLE, ALL, seconds=60.0)  # compiles
+    steps(run, UNTIMED_STEPS, ALL, seconds=60.0)  # compiles
     steps(run, 4, ALL, seconds=1.0)
     steps(run, 2, SOME, seconds=0.75)
     assert run.saved_seconds == 0.5
     for _ in range(2):
         run = account(run)
-        steps(run, SETTLE, SOME, seconds=60.0)
+        steps(run, UNTIMED_STEPS, SOME, seconds=60.0)
         assert run.saved_seconds == 0.5
     steps(run, 2, SOME, seconds=0.75)
     assert run.saved_seconds == 1.0

@@ -38,7 +38,7 @@ def config(**values: Any) -> FreezingConfig:
 
 def history(values: list[float] = VALUES) -> History:
     made = History(active=[True] * len(UNITS))
-    made.see(values, config())
+    made.update(values, config())
     return made
 
 
@@ -158,10 +158,10 @@ def test_hysteresis_keeps_what_is_nearly_as_good() -> None:
     assert frozen(made.active)[2] == "layers.2.attention"  # .8 of its mean
     nearly = list(VALUES)
     nearly[5], nearly[7] = 2.6, 2.4  # the two attentions have changed places, by little
-    made.see(nearly, settings)
+    made.update(nearly, settings)
     assert frozen(decide(UNITS, made, settings))[2] == "layers.2.attention"
     nearly[5], nearly[7] = 3.5, 1.5
-    made.see(nearly, settings)
+    made.update(nearly, settings)
     assert "layers.2.attention" not in frozen(decide(UNITS, made, settings)), "it comes back"
 
 
@@ -171,20 +171,20 @@ def test_the_temporal_rule() -> None:
     for change in (0.0, 1.0, 1.05):  # D_1 = 1 for all; the last step moves by 0.05 of it
         values = [value + (change if i == 6 else 3 * change) for i, value in enumerate(VALUES)]
         values[3] += 10 * change**4
-        made.see(values, settings)
+        made.update(values, settings)
     settled = [abs(now - before) for now, before in zip(made.distances, made.first_distances, strict=True)]
     expected = [2 if change / first < 0.1 else 0 for change, first in zip(settled, made.first_distances, strict=True)]
     assert made.resting == expected and expected[3] == 0 and expected[6] == 2
     # The feed-forward of the largest eigenvalue is frozen first, as it has settled; the unsettled attention is not.
     assert "layers.1.attention" not in frozen(decide(UNITS, made, settings))
-    made.see([value + 9 for value in values], settings)
+    made.update([value + 9 for value in values], settings)
     assert made.resting[6] == 1, "two decisions, then it is looked at anew"
 
 
 def test_smoothing_and_what_is_not_finite() -> None:
     made, settings = History(active=[True] * 2), config(smoothing=0.75)
     for value in (1.0, 5.0, float("nan")):
-        made.see([value, 2.0], settings)
+        made.update([value, 2.0], settings)
     assert made.smooth == [2.0, 2.0] and made.first == [1.0, 2.0]
 
 
