@@ -33,7 +33,7 @@ Forward = Callable[..., Any]
 
 
 class LayerCall(NamedTuple):
-    """One call of a layer: its input (token ids for an embedding), and the output that gradients are taken of."""
+    """One call of a layer: its input (token ids for an embedding), and its output, whose gradient is computed."""
 
     name: str
     layer: nn.Module

@@ -25,8 +25,8 @@ class FreezingConfig:
       save their input gradients as well, so it freezes from the embedding upwards where that pays.
     - "truncated": the top of the model. Every module below one cut is frozen, from the embedding upwards, however much
       it still learns. The control for "prefix", and from the first step for ``[highway] method = "highway"``.
-    - "gradient_norm": drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
-    - "random": drawn at random. The control for "mat".
+    - "gradient_norm": modules drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
+    - "random": modules drawn at random. The control for "mat".
     """
 
     backward_share: float = 0.6
@@ -48,13 +48,13 @@ class FreezingConfig:
     """
     The matrix whose eigenvalue is measured.
     - "ntk": the modular neural tangent kernel: gradients of the logits, projected on random signs.
-    - "loss": the Gram matrix of the loss gradients (of the empirical Fisher matrix). "gradient_norm" always uses it.
+    - "loss": the Gram matrix of the loss gradients, as in the empirical Fisher matrix. "gradient_norm" always uses it.
     """
 
     probe_groups: int = 4
     """
     Number of groups of probe examples, which are distributed over the ranks. An eigenvalue is the mean over the groups.
-    It does not depend on the number of ranks, so neither do the decisions.
+    The number of groups is fixed, so decisions do not depend on the number of ranks.
     """
 
     probe_examples: int = 4

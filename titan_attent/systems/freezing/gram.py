@@ -30,11 +30,8 @@ def linear_gram(a: Tensor, g: Tensor) -> Tensor:
     q = g.shape[-1]
     by_tokens = n * n * length * length * (p + q)
     by_columns = n * length * p * q + n * n * p * q
-    return (
-        ghost_gram(at_least_fp32(a), at_least_fp32(g))
-        if by_tokens <= by_columns
-        else column_gram(at_least_fp32(a), at_least_fp32(g))
-    )
+    gram = ghost_gram if by_tokens <= by_columns else column_gram
+    return gram(at_least_fp32(a), at_least_fp32(g))
 
 
 def ghost_gram(a: Tensor, g: Tensor) -> Tensor:

@@ -152,9 +152,9 @@ class Prober:
         starts = [2 * num_units + i * self.num_heads for i in range(len(self.attention_units))]
         head_means = [means[start : start + self.num_heads] for start in starts]
         return Measures(
-            means[:num_units],
-            means[num_units : 2 * num_units],
-            dict(zip(self.attention_units, head_means, strict=True)),
+            eigenvalues=means[:num_units],
+            norms=means[num_units : 2 * num_units],
+            heads=dict(zip(self.attention_units, head_means, strict=True)),
         )
 
     def _grams(self, group: int) -> tuple[Tensor, dict[str, Tensor]]:
