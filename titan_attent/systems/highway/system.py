@@ -220,11 +220,8 @@ class Highway(System):
         vjps = num_vjps(
             self.num_blocks, rounds, complete=is_cut and has_sums, exact_too=self._wants_exact(step) and is_cut
         )
-        scalars = {
-            "exact": float(not is_cut),
-            "iterations": float(rounds),
-            "vjps": float(vjps),
-        } | self.account.metrics()
+        scalars = {"exact": float(not is_cut), "iterations": float(rounds), "vjps": float(vjps)}
+        scalars |= self.account.metrics()
         if is_cut and self.measurements is not None:
             if changes := self.measurements.changes:
                 scalars["step_norm"] = changes[-1]

@@ -69,7 +69,7 @@ def counted_collectives() -> Iterator[Counter[str]]:
 
 
 def train(settings: Settings, *, data: str, folder: str, steps: int = 2) -> dict[str, Any]:
-    """Train, and return the gradients and scalars of every step, the last step's collectives, and the system's state."""
+    """Train, and return all gradients and scalars, the last step's collectives, and the system's state."""
     environment()
     config = config_of(COMMON | {"training.steps": steps} | settings, data=data, folder=folder)
     spec = spec_of(config.model.name)

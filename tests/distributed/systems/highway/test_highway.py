@@ -207,8 +207,8 @@ def test_compiled_once(settings: Settings, one_process: None, data: str, tmp_pat
     try:
         batches = trainer.batch_generator(trainer.dataloader)
         step(trainer, batches)
-        # Otherwise a backward's first pass may overwrite tensors that the next pass reads. torch's on-disk cache does not
-        # distinguish the two kinds of graphs, so the key gets a tag.
+        # Otherwise a backward's first pass may overwrite tensors that the next pass reads. The key of torch's on-disk
+        # cache gets a tag, as it does not distinguish the two kinds of graphs.
         may_overwrite = settings is BRANCH_AND_EXACT or settings is BLOCKS_AND_EXACT
         assert functorch.donated_buffer == may_overwrite
         assert compiler.cache_key_tag == ("" if may_overwrite else "titan_attent.systems.highway")

@@ -1,4 +1,4 @@
-"""What freezing saved, in seconds: which steps count, before and after a resume."""
+"""The seconds that freezing saved: which steps count, before and after a resume."""
 
 import json
 
@@ -16,9 +16,9 @@ def account(resumed: FreezingAccount | None = None) -> FreezingAccount:
     return made
 
 
-def steps(of: FreezingAccount, number: int, active: list[bool], *, seconds: float) -> None:
+def steps(account: FreezingAccount, number: int, active: list[bool], *, seconds: float) -> None:
     for _ in range(number):
-        of.step_done(active, seconds=seconds)
+        account.step_done(active, seconds=seconds)
 
 
 def test_the_first_steps_of_every_process_do_not_count() -> None:
@@ -35,7 +35,7 @@ def test_the_first_steps_of_every_process_do_not_count() -> None:
     assert run.saved_seconds == 1.0
 
 
-def test_a_resumed_run_counts_on_everything_else() -> None:
+def test_a_resumed_run_continues_all_other_counts() -> None:
     whole, first = account(), account()
     steps(whole, 9, SOME, seconds=1.0)
     steps(first, 4, SOME, seconds=1.0)
