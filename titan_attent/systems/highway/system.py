@@ -4,12 +4,12 @@ Hooks cut the graph of a microbatch between its blocks (links.py). So torch's ba
 and a sweep over the blocks computes the other gradients (sweep.py). In the last ``exact_fraction`` of the steps the
 hooks cut nothing, and torch's own backpropagation runs.
 
-Two kinds of steps add sums on the device (sums.py):
+In two kinds of steps the sweep is *measured*, which means that it adds sums on the device (sums.py):
 
 - An *adjusting* step, step 1 and every 16th, sets the number of rounds (``tolerance``) or the gains (``fit_gain``).
-- A *measured* step is followed by a logged step, so that its numbers are on the host when that step logs.
+- The step before each logged step provides the scalars, which must be on the host when that step logs.
 
-Cost: after such a step one all-reduce of the sums, a few hundred bytes, and one copy if the host needs a number.
+Cost: after a measured step one all-reduce of the sums, a few hundred bytes, and one copy if the host needs a number.
 
 This system must come last: a forward pass that another system differentiates between steps (``Run.predict``) is not
 cut.
@@ -116,7 +116,7 @@ class Highway(System):
     def _is_adjusting(self, step: int) -> bool:
         return bool(self.config.tolerance or self.config.fit_gain) and (step == 1 or step % ADJUST_EVERY == 0)
 
-    def _is_measured(self, step: int) -> bool:
+    def _is_logged_next(self, step: int) -> bool:
         return (step + 1) % self.run.settings.log_every == 0 and (self.max_rounds > 0 or self.config.log_cosine)
 
     def _rounds(self, step: int) -> int:
@@ -124,7 +124,7 @@ class Highway(System):
         return self.max_rounds if self.config.tolerance and self._is_adjusting(step) else self.rounds
 
     def _wants_exact(self, step: int) -> bool:
-        return self.config.log_cosine and self._is_measured(step)
+        return self.config.log_cosine and self._is_logged_next(step)
 
     def _needs_input_gradients(self) -> bool | None:
         step = self.run.step()
@@ -154,7 +154,7 @@ class Highway(System):
     def _sweep(self, gradient: Tensor) -> None:
         step = self.run.step()
         rounds = self._rounds(step)
-        if self.sums is None and (self._is_adjusting(step) or self._is_measured(step)):
+        if self.sums is None and (self._is_adjusting(step) or self._is_logged_next(step)):
             wants_exact = self._wants_exact(step)
             self.sums = Sums(self.num_blocks, rounds, wants_exact=wants_exact, device=gradient.device)
         gains = self.gains if self.config.fit_gain else None
@@ -205,7 +205,7 @@ class Highway(System):
         is_adjusting = self._is_adjusting(step)
         if is_adjusting and self.config.fit_gain:
             self.gains = self.gains.lerp(fitted_gains(sums.table), GAIN_RATE)
-        if self._is_measured(step) or (is_adjusting and self.config.tolerance):
+        if self._is_logged_next(step) or (is_adjusting and self.config.tolerance):
             self.measurements = read(sums.table)
             if is_adjusting and self.config.tolerance:
                 self.rounds = enough_rounds(self.measurements.changes, tolerance=self.config.tolerance)
@@ -216,7 +216,7 @@ class Highway(System):
         step = self.run.step()
         is_cut = self._is_cut(step)
         rounds = self._rounds(step) if is_cut else self.num_blocks
-        has_sums = self._is_measured(step) or self._is_adjusting(step)
+        has_sums = self._is_logged_next(step) or self._is_adjusting(step)
         vjps = num_vjps(
             self.num_blocks, rounds, complete=is_cut and has_sums, exact_too=self._wants_exact(step) and is_cut
         )

@@ -89,7 +89,7 @@ Program = list[tuple[str, Any]]
 
 
 def programs(num_stages: int, num: int, rounds: int | None, monkeypatch: pytest.MonkeyPatch) -> list[Program]:
-    """Of all ranks; GPipe's where no rounds are given."""
+    """The programs of all ranks; those of GPipe if ``rounds`` is None."""
     found = []
     for p in range(num_stages):
         stage = RecordedStage(p, num_stages)
