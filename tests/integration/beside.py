@@ -1,7 +1,7 @@
-"""A system of a test, from outside: a frozen model runs beside the learner, whose logits are drawn towards its.
+"""An external test system that pulls the learner's logits towards those of a frozen model.
 
-With ``targets`` the frozen logits come from disk instead: the ids and the values of the largest ``K``, for each token,
-as columns [B, L, K] of the batch.
+With ``targets`` the frozen logits come from disk instead: the ids and values of the largest K of each token, as columns
+[B, L, K] of the batch.
 """
 
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from titan_attent.systems.system import Batch, Columns, DataFacts, LossFunction,
 @dataclass
 class BesideConfig:
     checkpoint: str = ""
-    """Of the frozen model; empty for none."""
+    """Checkpoint of the frozen model; empty for none."""
 
     targets: str = ""
-    """A file of what torch.save wrote: {"ids": int32 [N, L, K], "logits": bfloat16 [N, L, K]}."""
+    """A file written by torch.save: {"ids": int32 [N, L, K], "logits": bfloat16 [N, L, K]}."""
 
     weight: float = 1.0
-    """Of the term that is added, a mean squared difference of logits."""
+    """Weight of the added loss term, a mean squared difference of logits."""
 
 
 @dataclass

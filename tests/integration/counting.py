@@ -1,6 +1,6 @@
-"""A system of a test: it counts steps. All that one has to write for a system of one's own is in here.
+"""A test system that counts steps; it shows everything that an external system needs.
 
-``COUNTED`` names the file to which it writes what it saw when the run ends.
+At the end of the run it writes its counts to the file that the environment variable ``COUNTED`` names.
 """
 
 import json
@@ -31,12 +31,12 @@ class CountingConfig:
     """Whether to count."""
 
     factor: float = 1.0
-    """Multiplies the loss."""
+    """Factor of the loss."""
 
 
 @dataclass
 class JobConfig(job_config.JobConfig):
-    """The sections of titan_attent.job_config, and one more."""
+    """The sections of titan_attent.job_config, and the section of this system."""
 
     counting: CountingConfig = field(default_factory=CountingConfig)
 
@@ -84,11 +84,11 @@ class Counting(System):
         self.backwards += 1
         yield
 
-    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
+    def after_microbatch(self, batch: Batch, stats: ExampleStats | None) -> None:
         self.microbatches += 1
         self.odd += int(batch.columns["is_odd"].sum())
         self.wrong += int((batch.columns["is_odd"] != batch.examples % 2).sum())
-        assert seen is not None and bool((seen["loss"] > 0).all())  # of the system before
+        assert stats is not None and bool((stats["loss"] > 0).all())  # from the loss of the previous system
 
     def after_step(self) -> None:
         self.steps += 1

@@ -1,6 +1,6 @@
-"""A frozen model beside the learner, and columns of three dimensions, through the seam alone (beside.py).
+"""An external system (beside.py) with a frozen second model, or with three-dimensional columns.
 
-The first step's gradient norm is compared with torchtitan's bare models in one process; then every parallelism with it.
+The gradient norm of a step in one process is compared with torchtitan's bare models, and then with every parallelism.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def arguments(small_run: list[str], dump: Path, *extra: str, steps: int = STEPS)
 
 @pytest.fixture(scope="module")
 def frozen(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose weights of step 2 are the frozen model's."""
+    """A run whose weights of step 2 are those of the frozen model."""
     dump = tmp_path_factory.mktemp("frozen")
     run(*arguments(small_run, dump, "--optimizer.lr", "0.05", "--debug.seed", "3", steps=2), num_processes=1)
     return dump
@@ -67,7 +67,7 @@ def dataset_of(small_run: list[str]) -> TokenDataset:
 def alone(
     small_run: list[str], extras: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Each variant on one process."""
+    """A run of each variant on one process."""
     dumps = {name: tmp_path_factory.mktemp(name) for name in extras}
     for name, extra in extras.items():
         trace = ["--teacher.trace", "--checkpoint.keep_latest_k", "0"]
@@ -92,7 +92,7 @@ def weights_at(dump: Path, step: int) -> dict[str, torch.Tensor]:
 def test_the_term_is_differentiated(
     variant: str, small_run: list[str], extras: dict[str, list[str]], alone: dict[str, Path], frozen: Path
 ) -> None:
-    """The gradient norm of step 3, from the weights of step 2, against bare models on the traced examples."""
+    """The gradient norm of step 3 against bare models with the weights of step 2 on the traced examples."""
     data = dataset_of(small_run)
     model, other = bare_model(data), bare_model(data)
     names = model.state_dict().keys()
@@ -135,7 +135,7 @@ def test_every_parallelism_trains_the_same(
     alone: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """From the checkpoint of the run on one process: so a resume on another number of ranks, too."""
+    """Each resumes the checkpoint of the run on one process, so this also tests another number of ranks."""
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "step-2").symlink_to(alone[variant] / "checkpoint" / "step-2")
     run(*arguments(small_run, tmp_path, *CELLS[cell], *extras[variant]))

@@ -1,4 +1,4 @@
-"""A system that the package does not know joins a run by the seam alone (counting.py)."""
+"""An external system (counting.py) takes part in a run through the interface of the systems alone."""
 
 import json
 import os
@@ -29,9 +29,7 @@ def plain(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return dump
 
 
-def test_it_sees_every_step_and_changes_nothing_that_it_does_not_mean_to(
-    small_run: list[str], plain: Path, tmp_path: Path
-) -> None:
+def test_it_is_called_in_every_step_and_changes_nothing(small_run: list[str], plain: Path, tmp_path: Path) -> None:
     run(*arguments(small_run, tmp_path, *COUNTING), COUNTED=str(tmp_path / "counted.json"))
     seen = counted(tmp_path)
     local = sum(sum(id % 2 for id in line["ids"][:4]) for line in read_trace(tmp_path))
@@ -43,7 +41,7 @@ def test_it_sees_every_step_and_changes_nothing_that_it_does_not_mean_to(
 
 
 def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, tmp_path: Path) -> None:
-    # All of it from the TOML, as a user would have it.
+    # All settings from the TOML, as a user would write them.
     toml = Path(small_run[1]).read_text().replace("[job]", '[job]\ncustom_config_module = "counting"')
     config = tmp_path / "counting.toml"
     config.write_text(toml + "[counting]\nenable = true\nfactor = 0.5\n")
@@ -55,7 +53,7 @@ def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, t
     assert read_scalars(tmp_path, "grad_norm")[1] == pytest.approx(read_scalars(plain, "grad_norm")[1] / 2, rel=1e-5)
 
 
-def test_its_state_goes_through_a_checkpoint_of_other_ranks(small_run: list[str], tmp_path: Path) -> None:
+def test_its_state_is_resumed_on_another_number_of_ranks(small_run: list[str], tmp_path: Path) -> None:
     extra = [*COUNTING, "--training.global_batch_size", "8"]
     first = arguments(small_run, tmp_path, *extra, "--training.steps", "4")
     run(*first, COUNTED=str(tmp_path / "counted.json"))

@@ -1,4 +1,4 @@
-"""The teacher, adaptive modules and Highway-BP in one run."""
+"""The teacher, freezing and Highway backpropagation in one run."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING
 
 STEPS, SAVED = 24, 12
 TEACHER = ["--teacher.strategy", "hard", "--teacher.importance", "attainment", "--teacher.full_data_tail", "0"]
-MODULES = [
+FREEZING = [
     *("--freezing.policy", "prefix", "--freezing.warmup_steps", "6", "--freezing.interval", "5"),
     *("--freezing.probe_groups", "3", "--freezing.probe_examples", "2"),
 ]
-BACKWARD = [
+HIGHWAY = [
     "--highway.method",
     "highway",
     "--highway.cut",
@@ -33,7 +33,7 @@ def train(small_run: list[str], dump: Path, *extra: str, num_processes: int = 2)
         *(*small_run, "--model.flavor", "bench", "--job.dump_folder", str(dump), "--training.global_batch_size", "16"),
         *("--training.steps", str(STEPS), "--lr_scheduler.total_steps", str(STEPS)),
         *("--checkpoint.enable", "--checkpoint.interval", str(SAVED)),
-        *(*TEACHER, *MODULES, *BACKWARD, *extra),
+        *(*TEACHER, *FREEZING, *HIGHWAY, *extra),
         num_processes=num_processes,
     )
     return dump
@@ -49,7 +49,7 @@ def whole(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(small_run, tmp_path_factory.mktemp("together") / "run")
 
 
-def test_each_does_its_part(whole: Path) -> None:
+def test_each_system_takes_part(whole: Path) -> None:
     assert {line["strategy"] for line in read_trace(whole)} == {"uniform", "hard"}
     assert [step for step, _ in decisions(whole)] == [6, 11, 16, 21]
     assert all("tok_embeddings" in frozen for _, frozen in decisions(whole))
@@ -58,7 +58,7 @@ def test_each_does_its_part(whole: Path) -> None:
     assert read_scalars(whole, "freezing/saved_weight_flops")[STEPS] > 0
 
 
-def test_the_ledger_has_every_second(whole: Path) -> None:
+def test_the_ledger_accounts_for_every_second(whole: Path) -> None:
     wall = read_scalars(whole, "ledger/wall_seconds")[STEPS]
     accounts = {
         name: read_scalars(whole, f"ledger/{name}_seconds")[STEPS]
@@ -69,7 +69,7 @@ def test_the_ledger_has_every_second(whole: Path) -> None:
 
 
 def test_killed_and_resumed_on_one_rank_is_uninterrupted(small_run: list[str], whole: Path, tmp_path: Path) -> None:
-    """The checkpoint lies between two decisions, and inside a pass over a selection."""
+    """The checkpoint is between two decisions, and within a pass over a selection."""
     dump = tmp_path / "resumed"
     shutil.copytree(whole, dump)
     shutil.rmtree(dump / "checkpoint" / f"step-{STEPS}")

@@ -1,8 +1,9 @@
-"""The systems that take part in the steps of a run, one folder each, and the seam through which they do.
+"""The systems that take part in the steps of a run, one folder each, and their interface.
 
-system.py       the seam: what a system may do, and when it is called
-system_list.py  the systems there are, in the order in which they are called
-teaching/       [teacher]: which examples are trained, and with what weights
-freezing/       [freezing]: which parts of the model a step updates
-highway/        [highway]: which way the gradient takes
+system.py       the interface: the methods of a system, and when they are called
+system_list.py  all systems of this package, in the order in which they are called
+settings.py     the settings of a run, independent of the trainer
+teaching/       [teacher]: which examples are trained on, and with which weights
+freezing/       [freezing]: which modules of the model a step updates
+highway/        [highway]: how the gradient reaches the blocks
 """

@@ -1,6 +1,6 @@
-"""What is set for a run, in terms of no trainer: all of its configuration that a system sees beside its own section.
+"""The settings of a run that a system may read besides its own section, independent of the trainer.
 
-The package that knows the trainer builds it (titan/settings.py for torchtitan).
+The package that wraps a trainer builds them (titan/settings.py for torchtitan).
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 
 SUFFIX = "_attent"
-"""Of the name of a model that this package trains; the rest is its family."""
+"""Suffix of the names of models that this package trains: a name is the model family followed by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """Ranks per dimension of the mesh; 1 where a dimension is not used.
+    """The number of ranks per mesh dimension; 1 for an unused dimension.
 
     Attributes:
-        replicate, shard: data parallelism that copies, and that shards.
-        context, tensor, pipeline, expert: the other dimensions.
+        replicate: degree of replicated data parallelism.
+        shard: degree of sharded data parallelism.
+        context, tensor, pipeline, expert: degrees of the other parallelisms.
     """
 
     replicate: int = 1
@@ -30,7 +31,7 @@ class Degrees:
 
     @property
     def is_ddp(self) -> bool:
-        """Whether copies of the whole model average their gradients in one backward pass: nothing is sharded."""
+        """Whether the run uses DDP: copies of the whole model, not sharded, average gradients in one backward pass."""
         return self.replicate > 1 and self.shard * self.context == 1
 
 
@@ -39,21 +40,21 @@ class RunSettings:
     """The settings of a run.
 
     Attributes:
-        family: of the learner, as "llama3".
-        steps: training steps of the whole run.
-        seq_len: tokens of a window.
-        local_batch_size: examples of a microbatch on a rank.
-        data_seed: of the order of the data.
-        dump_folder: where a run writes its logs.
-        log_every: steps from one logged step to the next.
-        degrees: ranks per dimension of the mesh.
-        pipeline_schedule: the name of the schedule; read where ``degrees.pipeline`` is above 1.
-        compiles_model, compiles_loss: whether torch.compile is used for them.
-        compile_backend: of torch.compile.
-        activation_checkpointing: "none", or how activations are recomputed.
-        vocab_parallel: whether logits stay cut along the vocabulary, as tensor parallelism leaves them.
-        steps_in_backward: whether the optimizer steps while the backward pass runs.
-        reduce_dtype: of the gradients that FSDP2 reduces.
+        family: model family of the learner, such as "llama3".
+        steps: number of training steps of the whole run.
+        seq_len: tokens per example.
+        local_batch_size: examples per microbatch and rank.
+        data_seed: seed of the data order.
+        dump_folder: folder to which the run writes its logs.
+        log_every: number of steps from one logged step to the next.
+        degrees: number of ranks per mesh dimension.
+        pipeline_schedule: name of the pipeline schedule; used only if ``degrees.pipeline`` is above 1.
+        compiles_model, compiles_loss: whether torch.compile is applied to the model and to the loss.
+        compile_backend: backend of torch.compile.
+        activation_checkpointing: mode of activation checkpointing; "none" for none.
+        vocab_parallel: whether logits stay sharded along the vocabulary under tensor parallelism.
+        steps_in_backward: whether the optimizer steps during the backward pass.
+        reduce_dtype: dtype in which FSDP2 reduces gradients.
         mixes_examples: whether a training example is a mixture of two (mixup, CutMix).
     """
 

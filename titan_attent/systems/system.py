@@ -1,32 +1,33 @@
-"""The seam: how a system takes part in the steps of a run.
+"""The interface between the trainer and the systems that take part in the steps of a run.
 
-The example teacher is a system; so is whatever else changes how a step learns. The trainer (titan/trainer.py) knows no
-system by name. It makes those that the TOML turns on, in the order of system_list.py, and calls them:
+A system changes how a step learns; the example teacher is one. The trainer (titan/trainer.py) names no system. It
+creates the systems that the TOML turns on, in the order of system_list.py, and calls their methods:
 
-    before the run           check_values           refusals, of a system that is off, too
-                             check, check_data      refusals; no process group yet, nothing is built
-                             identity               what a checkpoint and the run that resumes it must share
-    once the ranks can talk  __init__(run, config)
-                             wrap_schedule          of a pipeline
-    an initial checkpoint    weights_to_load        which weights a run takes from checkpoint.initial_load_path
-    before the first step    set_initial_weights    of a run that starts anew
+    before the run           check_values           config errors, also for systems that are off
+                             check, check_data      config and data errors; no process group or model exists yet
+                             identity               settings that a checkpoint and the run resuming it must share
+    process group is up      __init__(run, config)
+                             wrap_schedule          with pipeline parallelism only
+    initial checkpoint       weights_to_load        the weights to load from checkpoint.initial_load_path
+    before the first step    set_initial_weights    not on a resume
                              before_first_step
-    a batch is read          read_columns           columns beside the tokens; in reader threads
-    a microbatch             wrap_loss              what is differentiated, and what is seen of each example
+    each batch read          read_columns           extra columns of the batch; in reader threads
+    each microbatch          wrap_loss              the loss to differentiate, and statistics of each example
                              around_backward
                              after_microbatch
-    a step                   after_step
-    no training step         paused                 saving, validating, a forward pass for scores
-    a logged step            metrics
-    a checkpoint             state_dict, load_state_dict
-    the end                  close
+    each step                after_step
+    outside training steps   paused                 saving, validating, a forward pass for scores
+    each logged step         metrics
+    each checkpoint          state_dict, load_state_dict
+    end of the run           close
     the report               panels, tag_units
 
-A method that is not overridden does nothing. Where no system changes the loss, the step is torchtitan's own code.
+A method that is not overridden does nothing. If no system changes the loss, the step is torchtitan's own code.
 
-Cost: none of its own. What runs between the first forward and the optimizer's step (``wrap_loss``, ``around_backward``,
-``after_microbatch``) must neither wait for the device nor have a shape that depends on values. Shapes: B examples of a
-microbatch, L tokens of an example.
+Cost: none by itself. ``wrap_loss``, ``around_backward`` and ``after_microbatch`` run between the first forward and the
+optimizer step. They must not wait for the device, and their shapes must not depend on tensor values.
+
+Shapes: B examples per microbatch, L tokens per example.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -46,18 +47,18 @@ from titan_attent.scores.reference import ReferenceLosses
 from titan_attent.systems.settings import RunSettings
 
 Columns = dict[str, Tensor]
-"""What is known of the examples of a microbatch, each [B, ...]: ``example_id``, and what data and systems add. Under a
-pipeline their dtypes are integers, bool, or floats of 16, 32 or 64 bits."""
+"""Name -> values of the examples of a microbatch, [B, ...]: ``example_id``, and columns that data and systems add.
+Under pipeline parallelism their dtypes are integers, bool, or floats of 16, 32 or 64 bits."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A microbatch as the systems see it.
+    """A microbatch as passed to the systems.
 
     Attributes:
-        inputs: what the model reads: token ids int64 [B, L], or images; with context parallelism this rank's part.
+        inputs: the model's input: token ids int64 [B, L], or images; under context parallelism this rank's shard.
         labels: int64 [B, L].
-        columns: by name.
+        columns: further values of each example, by name.
     """
 
     inputs: Tensor
@@ -71,39 +72,40 @@ class Batch:
 
 
 ExampleStats = dict[str, Tensor]
-"""What a loss saw of the examples of a microbatch, each [B], detached."""
+"""Name -> one statistic of each example of a microbatch, computed by the loss: [B], detached."""
 
 
 class StepLoss(NamedTuple):
     """The loss of a microbatch.
 
     Attributes:
-        to_differentiate: fp32 scalar, a sum over the valid tokens; the trainer divides it by the number of valid tokens
-        of the global batch.
-        logged: fp32 scalar, detached: the unweighted sum of nats, so that runs compare.
-        seen: by name; empty for torchtitan's own loss.
+        to_differentiate: fp32 scalar, a sum over the valid tokens. The trainer divides it by the number of valid tokens
+            of the global batch.
+        logged: fp32 scalar, detached: the unweighted sum in nats, so that runs are comparable.
+        stats: statistics of the examples by name; empty for torchtitan's own loss.
     """
 
     to_differentiate: Tensor
     logged: Tensor
-    seen: ExampleStats
+    stats: ExampleStats
 
 
 LossFunction = Callable[[Tensor, Batch], StepLoss]
-"""Of logits as the parallelism leaves them, and the microbatch that they are of."""
+"""The loss from logits (sharded as the parallelism leaves them) and their microbatch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What is known of a run once its data were opened, before its first process group.
+    """Facts about a run that are available once its data are opened, before its first process group.
 
     Attributes:
         dataset: the training examples.
-        batch_size: examples of a global batch.
-        open_reference: a folder -> the reference losses in it, opened once a run; ValueError if there are none.
-        settings: of the run.
-        check_frozen: a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` could not take it.
-        loss: what the learner's loss is called, with what changes its value (scores/reference.py).
+        batch_size: examples per global batch.
+        open_reference: folder -> the reference losses in it, opened once per run; ValueError if it holds none.
+        settings: the settings of the run.
+        check_frozen: takes a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` would refuse
+            them.
+        loss: the name of the learner's loss, with the settings that change its value (scores/reference.py).
     """
 
     dataset: Examples
@@ -116,27 +118,29 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(DataFacts):
-    """What a system may use of the run that it takes part in.
+    """The parts of a run that its systems may use.
 
     Attributes:
-        device: of the model.
-        mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
-            dimension has one rank only.
-        rank, num_ranks, microbatches: place in the ``batch`` mesh; gradient accumulation steps.
-        copies: (mesh, rank) of each mesh dimension beside ``batch``: its ranks train the same examples, and what the
-            named local rank sees of them counts; on a pipeline's that is the one with the last stage.
-        ledger, reader: where the time of the training thread goes; the reader threads.
-        step: the number of the training step under way, or done last.
-        served: (pass, global batch in it) whose examples the loader handed out last.
-        forward: batches and a loss -> each batch and what the loss saw of it, from a forward pass in
-            eval mode without gradients. None was seen on pipeline stages before the last. A collective.
-        model_parts: this rank's, as they are trained: parallelised, and compiled where the run compiles.
-        build_example_loss: what measures a loss of every example, by the names of losses/build.py.
-        build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a second model, frozen and
-            sharded as the learner is: inputs -> logits, called in :meth:`System.wrap_loss`. None on pipeline stages
-            before the last. A checkpoint of another model ends the run. A collective.
-        predict: inputs and labels, int64 [B, L] -> (logits, labels) of a forward pass in train mode, to be
-            differentiated inside the context. Not under a pipeline. A collective.
+        device: device of the model.
+        mesh: torchtitan's name of a mesh dimension ("batch", "cp", "tp", "pp", ...) -> its one-dimensional mesh; None
+            if that dimension has a single rank.
+        rank, num_ranks: this rank's index in the ``batch`` mesh, and the size of that mesh.
+        microbatches: gradient accumulation steps.
+        copies: (mesh, local rank) of each mesh dimension other than ``batch``. The ranks of such a mesh train the same
+            examples; the statistics of that local rank are used. In a pipeline it is the rank of the last stage.
+        ledger: accounts for the time of the training thread.
+        reader: the reader threads.
+        step: the number of the current training step, or of the last one between steps.
+        served: (pass, global batch within it) of the batch that the loader returned last.
+        forward: batches and a loss -> each batch and its statistics, from a forward pass in eval mode without
+            gradients. The statistics are None on pipeline stages before the last. A collective.
+        model_parts: this rank's model parts as they are trained: parallelised, and compiled if the run compiles.
+        build_example_loss: builds a loss that measures every example, by the names of losses/build.py.
+        build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a frozen second model that
+            is sharded like the learner. It maps inputs to logits and is called in :meth:`System.wrap_loss`. None on
+            pipeline stages before the last. A checkpoint of another model ends the run. A collective.
+        predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
+            backward must run inside the context. Not available with pipeline parallelism. A collective.
     """
 
     device: torch.device
@@ -158,20 +162,20 @@ class Run(DataFacts):
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of the report's picture: scalars of a system against the steps.
+    """A panel of the report's picture: scalars of a system, plotted against the steps.
 
     Attributes:
-        title: above it.
-        tags: drawn as a line each, at most three; none for a ``family``.
-        labels: tag -> its name in the legend, where the tag's last part will not do.
-        right: the tag among them that gets an axis of its own at the right.
-        family: prefix of tags of which there are as many as the data have sources: a line each, of the most and of
-            the least; with several runs bars of their means.
-        shares: the axis goes from 0 to 1.
-        from_zero: the axis starts at 0.
-        counts: the axis has whole numbers only.
-        when_not_zero: the panel is left out while all values are 0.
-        map: a ``family`` is drawn as a map, a row a member and a column per step; of several runs the last one's.
+        title: title above the panel.
+        tags: scalars to plot, one line per tag, at most three; empty with a ``family``.
+        labels: (tag, its name in the legend), where the last part of the tag is not clear enough.
+        right: the tag among ``tags`` that gets its own axis on the right.
+        family: common prefix of any number of tags, such as one per data source. The largest and the smallest get one
+            line per tag; with several runs their means are drawn as bars.
+        shares: whether the axis goes from 0 to 1.
+        from_zero: whether the axis starts at 0.
+        counts: whether the axis has whole numbers only.
+        when_not_zero: whether the panel is left out while all values are 0.
+        map: whether a ``family`` is drawn as a map, one row per tag and one column per step; of several runs, the last.
     """
 
     title: str
@@ -187,29 +191,29 @@ class Panel:
 
 
 class System:
-    """A part of a run that takes part in its steps; to be derived from, and named in system_list.py.
+    """Base class of all systems. A subclass of this package is listed in system_list.py.
 
     Class attributes:
-        name: its section in the TOML, its key in the checkpoint, and the beginning of its scalars' tags.
-        former_name: of a system of this package: what ``name`` was in earlier versions, whose checkpoints and logs are
-            read under it.
+        name: name of the TOML section, key in the checkpoint, and prefix of the scalars' tags.
+        former_name: the ``name`` in earlier versions, whose checkpoints and logs are read under it. For systems of this
+            package only.
         former_keys: key of the section in earlier versions -> the message that names its successor.
-        columns: names of the columns that the loader or :meth:`read_columns` adds for it.
-        needs: what the learner's family must be able to do, as "tokens"; a run of another family is refused.
-        off: the key and value of its section that turn it off, for that refusal.
-        keeps_state: whether it has a state in the checkpoint. A checkpoint without it is refused.
-        comes_last: whether it is called after all that do not say so, those from outside included.
-        accounts: of the ledger, that it charges.
-        panels: of the report.
-        tag_units: tag -> "share" (shown as a percentage), or a word that follows the number. Tags that end in
+        columns: names of the batch columns that the loader or :meth:`read_columns` adds for the system.
+        needs: capabilities that the learner's family must have, such as "tokens"; a run without them is refused.
+        off: the key and value that turn the system off, for the message of that refusal.
+        keeps_state: whether the system has state in the checkpoint. A checkpoint without it is then refused.
+        comes_last: whether the system is called after all systems where this is False, external ones included.
+        accounts: accounts of the ledger that the system charges.
+        panels: panels in the report.
+        tag_units: tag -> "share" (shown as a percentage), or a unit to print after the number. Tags that end in
             ``_seconds``, ``_percent`` or ``_share`` need none.
 
     Args:
-        run: what it may use.
-        config: its section.
+        run: the parts of the run that the system may use.
+        config: the system's TOML section.
 
     Attributes:
-        sampler: decides which examples are trained, instead of the plan of the data; at most one system has one.
+        sampler: selects the examples to train on, instead of the data's own plan. At most one system may have one.
     """
 
     name: ClassVar[str]
@@ -226,16 +230,16 @@ class System:
 
     sampler: TeachingSampler | None = None
 
-    # -- before the run: the same on every rank -------------------------------------------------------------------
+    # -- before the run; same result on every rank ----------------------------------------------------------------
 
     @classmethod
     def is_on(cls, config: Any) -> bool:
-        """Whether its section turns it on."""
+        """Whether the section turns the system on."""
         raise NotImplementedError
 
     @classmethod
     def check_values(cls, config: Any) -> None:
-        """Raise a ValueError for values of its section that it could not work with, whether it is on or not."""
+        """Raise a ValueError for invalid values in the section, whether the system is on or off."""
 
     @classmethod
     def check_given(cls, config: Any, given: Collection[str]) -> None:
@@ -247,77 +251,81 @@ class System:
 
     @classmethod
     def check(cls, config: Any, settings: RunSettings) -> None:
-        """Raise a ValueError (what, where, the fix) for values, or parallelisms, that it cannot work with."""
+        """Raise a ValueError (what is wrong, where, how to fix it) for values or parallelisms that are unsupported."""
 
     @classmethod
     def check_data(cls, config: Any, facts: DataFacts) -> None:
-        """The same for data that it cannot work with. Opens small files only."""
+        """Raise a ValueError for data that the system cannot work with. Opens small files only."""
 
     @classmethod
     def identity(cls, config: Any, settings: RunSettings) -> dict[str, Any]:
-        """What a checkpoint and the run that resumes it must share: a name for people -> a JSON value."""
+        """The settings that a checkpoint and the run resuming it must share: readable name -> JSON value."""
         return {}
 
-    # -- in the run, on all ranks ---------------------------------------------------------------------------------
+    # -- during the run, on all ranks -----------------------------------------------------------------------------
 
     def __init__(self, run: Run, config: Any):
         self.run, self.config = run, config
 
     def folders_read(self) -> Sequence[str]:
-        """Folders of losses on disk that it reads; the report counts what making them took."""
+        """Folders of stored losses that the system reads. The report counts the cost of computing them."""
         return ()
 
     def weights_to_load(self, path: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the model's ``weights`` that the run takes from the initial checkpoint ``path``; the others stay as
-        they were initialised. Not called on a resume. ValueError if the checkpoint does not fit."""
+        """Select those of the model's ``weights`` to load from the initial checkpoint ``path``.
+
+        The other weights keep their initialisation. Not called on a resume. ValueError if the checkpoint does not fit.
+        """
         return weights
 
     def set_initial_weights(self) -> None:
-        """Called once in a run that starts at step 0, after its weights were initialised or loaded: the place to
-        change them. Not called on a resume."""
+        """Change the initial weights. Called once, after they were initialised or loaded; not called on a resume."""
 
     def before_first_step(self) -> None:
-        """Called once, after a checkpoint was loaded and before the first step."""
+        """Called once, before the first step; on a resume, after the checkpoint was loaded."""
 
     def read_columns(self, example_ids: Tensor) -> Columns:
-        """Its columns of some examples, int64 [B]; called in reader threads, ahead of the step."""
+        """The system's columns for examples int64 [B]. Called in reader threads, ahead of the step."""
         return {}
 
     def wrap_loss(self, loss: LossFunction) -> LossFunction:
-        """The loss of this system, around or instead of ``loss``, which the systems before it have made. Called
-        once."""
+        """Return a loss that wraps or replaces ``loss``, the loss of the systems before this one. Called once."""
         return loss
 
     def wrap_schedule(self, schedule: Any) -> Any:
-        """What runs a step's microbatches under a pipeline, instead of torch's ``schedule``. Called once."""
+        """Return the pipeline schedule to use instead of torch's ``schedule``. Called once."""
         return schedule
 
     def around_backward(self) -> AbstractContextManager[Any]:
-        """Entered for the backward of each microbatch; for its forward, too, where one call runs both: torchtitan's
-        own step, and pipelines."""
+        """Return a context that is entered for the backward of each microbatch.
+
+        It includes the forward where one call runs both: in torchtitan's own step and in pipelines.
+        """
         return nullcontext()
 
-    def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
-        """After the backward of a microbatch. None was seen on pipeline stages before the last."""
+    def after_microbatch(self, batch: Batch, stats: ExampleStats | None) -> None:
+        """Called after the backward of a microbatch. ``stats`` is None on pipeline stages before the last."""
 
     def after_step(self) -> None:
-        """After every training step; the one place where a system may talk to other ranks."""
+        """Called after every training step. The only method of the step that may communicate with other ranks."""
 
     def paused(self) -> AbstractContextManager[Any]:
-        """Entered, on all ranks, for what is not a training step: saving a checkpoint, validating, and
-        :attr:`Run.forward`."""
+        """Return a context that is entered on all ranks outside training steps.
+
+        That is, while a checkpoint is saved, for validation and for :attr:`Run.forward`.
+        """
         return nullcontext()
 
     def metrics(self) -> dict[str, float]:
-        """Host numbers to log, their tags beginning with ``<name>/``; no collective and no device sync."""
+        """The scalars to log, with tags that begin with ``<name>/``. No collective and no device sync."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to go on, on any number of ranks. A collective, if it must be one."""
+        """The state that a resume needs, on any number of ranks. May be a collective."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over such a state, before :meth:`before_first_step`."""
+        """Load such a state. Called before :meth:`before_first_step`."""
 
     def close(self) -> None:
-        """The run ends."""
+        """Release resources at the end of the run."""

@@ -1,6 +1,6 @@
-"""The systems that may take part in a run's steps, in the order in which they do (systems/system.py).
+"""All systems of this package, in the order in which a run calls them (systems/system.py).
 
-A new one is a folder with a :class:`System` in it, its section in job_config.py, a line here and a page in docs/guide/.
+To add one: a folder with a :class:`System`, its section in job_config.py, a line here and a page in docs/guide/.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,16 +14,16 @@ from titan_attent.systems.teaching.system import Teaching
 from titan_attent.systems.teaching.trace import Trace
 
 SYSTEMS: tuple[type[System], ...] = (
-    Teaching,  # [teacher]: which examples are trained, and with what weights
-    Trace,  # [teacher] trace: the ids of every step
-    Freezing,  # [freezing]: which parts of the model a step updates
-    HighwayStages,  # [highway] cut = "stage": the way of the gradient between pipeline stages
-    Highway,  # [highway]: which way the gradient takes; last, see its docstring
+    Teaching,  # [teacher]: which examples are trained on, and with which weights
+    Trace,  # [teacher] trace: the example ids of every step
+    Freezing,  # [freezing]: which modules of the model a step updates
+    HighwayStages,  # [highway] cut = "stage": how the gradient reaches the pipeline stages
+    Highway,  # [highway]: how the gradient reaches the blocks; must be last, see its docstring
 )
 
 
 RENAMED: dict[str, str] = {system.former_name: system.name for system in SYSTEMS if system.former_name}
-"""Former name of a system -> its name: of its section, its state and its tags."""
+"""Former name of a system -> its current name, which its section, state and tags share."""
 
 FORMER_KEYS: dict[str, str] = {
     f"{system.name}.{key}": instead for system in SYSTEMS for key, instead in system.former_keys.items()
@@ -32,13 +32,13 @@ FORMER_KEYS: dict[str, str] = {
 
 
 def renamed(key: str, *, separator: str) -> str:
-    """A key of an earlier version, as ``modules.seed``, under today's name of its system."""
-    name, found, rest = key.partition(separator)
-    return RENAMED.get(name, name) + found + rest
+    """Replace the former name of a system at the start of a key such as ``modules.seed`` by the current one."""
+    name, matched_separator, remainder = key.partition(separator)
+    return RENAMED.get(name, name) + matched_separator + remainder
 
 
 class SystemOn(NamedTuple):
-    """A system that takes part in a run, and its section."""
+    """A system that is turned on, with its section."""
 
     system: type[System]
     config: Any
@@ -48,15 +48,15 @@ def systems_on(sections: Any, *, from_outside: Sequence[type[System]] = ()) -> l
     """The systems that are turned on, in the order in which they are called.
 
     Args:
-        sections: has each section of the configuration as an attribute.
-        from_outside: systems beside those of this package; they come before a system with ``comes_last``.
+        sections: an object with each section of the configuration as an attribute.
+        from_outside: external systems; they are called before any system with ``comes_last``.
     """
     systems = sorted((*SYSTEMS, *from_outside), key=lambda system: system.comes_last)
-    return [one for one in _with_sections(systems, sections) if one.system.is_on(one.config)]
+    return [entry for entry in _with_sections(systems, sections) if entry.system.is_on(entry.config)]
 
 
 def check_values(sections: Any, *, from_outside: Sequence[type[System]] = ()) -> None:
-    """Let every system, on or off, refuse values of its section; ValueError."""
+    """Call every system's ``check_values``, whether it is on or off. ValueError for an invalid value."""
     for system, config in _with_sections((*SYSTEMS, *from_outside), sections):
         system.check_values(config)
 

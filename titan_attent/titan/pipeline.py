@@ -99,7 +99,7 @@ class PipelineStep:
         labels, columns = unpack_target(target, self.columns)
         loss = self.loss(pred, Batch(columns.pop(INPUTS), labels, columns))
         self._logged.append(loss.logged)
-        self._seen.append(loss.seen)
+        self._seen.append(loss.stats)
         return loss.to_differentiate / self.divisor
 
     def loss_sum(self) -> Tensor:

@@ -272,7 +272,7 @@ class TeachingTrainer(Trainer):
                     inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
                     with self.train_context(), self.maybe_enable_amp:
                         batch = Batch(inputs, labels, columns)
-                        seen = loss(model(inputs, **extra_inputs, **extra_kwargs), batch).seen
+                        seen = loss(model(inputs, **extra_inputs, **extra_kwargs), batch).stats
                 yield batch, seen
         for part in self.model_parts:
             part.train()

@@ -16,7 +16,7 @@ from benchmarks.speed import gpu_steps as gpu
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
-from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.titan.train_spec import EXTRA_FLAVORS
 
@@ -155,7 +155,7 @@ def test_the_truncated_control_costs_about_what_the_highway_does() -> None:
     """Counted on the benchmark's model, in the steps that are cut."""
     model = Transformer(EXTRA_FLAVORS["llama3"]["bench"])  # type: ignore[arg-type]
     units = find_units(model, seq_len=96)
-    account = Account(model, list(model.layers.values()), seq_len=96, is_compiled=False)
+    account = HighwayAccount(model, list(model.layers.values()), seq_len=96, is_compiled=False)
     account.step_done(branches=True)
     config = FreezingConfig(**rules.RULES["truncated_from_start"].sections(400)["freezing"])
     active = decide(units, History(active=[True] * len(units)), config)

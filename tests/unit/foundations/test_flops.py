@@ -18,7 +18,7 @@ from titan_attent.foundations.flops import product_flops
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
-from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.titan.patches.cpu_attention import dense_attention
 
 SEQ_LEN = 16
@@ -81,7 +81,7 @@ def test_a_step_costs_what_torch_counts(case: str) -> None:
     model = model_of(case)
     units = find_units(model, seq_len=SEQ_LEN)
     blocks = list(model.layers.children())
-    account = Account(model, blocks, seq_len=SEQ_LEN, is_compiled=False)
+    account = HighwayAccount(model, blocks, seq_len=SEQ_LEN, is_compiled=False)
     forward, backward = passes(model)
     assert sum(unit.forward for unit in units) == account.forward == forward
     assert backward_flops(units) == account.full == backward

@@ -1,9 +1,11 @@
-"""What freezing saves, by kind, and what probing costs. Host numbers, counted step by step, so that a resume goes on.
+"""The FLOPs, bytes and seconds that freezing saves, and the FLOPs that probing costs.
 
-FLOPs are counted as in units.py; probing is charged: a probe example takes a forward pass and the input gradients.
-Bytes are what no longer enters a reduce-scatter under FSDP2, over all ranks' parameters. Seconds are measured: what a
-step took while every module was active, less what it takes now. The first steps of a process, which compile and
-allocate, do not count, those after a resume neither.
+All are host numbers, added up step by step and stored in the checkpoint.
+
+- FLOPs are counted as in units.py. Probing is subtracted: a probe example costs a forward pass and the input gradients.
+- Bytes are those of frozen gradients, which FSDP2 no longer reduces; they cover the parameters of all ranks.
+- Seconds are measured: the time of a step with every module active, minus the time of a step with frozen modules. The
+  first steps of a process, also after a resume, are left out because they compile and allocate.
 """
 
 from collections.abc import Sequence
@@ -11,18 +13,18 @@ from typing import Any
 
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
-SETTLE = 3
-"""Steps from the start of a process on whose seconds do not count."""
+UNTIMED_STEPS = 3
+"""Number of first steps of a process whose seconds are left out."""
 
 
-class Account:
-    """Of one run.
+class FreezingAccount:
+    """The savings and costs of one run.
 
     Args:
         units: the modules.
-        batch_size: examples of a global batch.
-        microbatches: reductions of a step.
-        reduced_bytes: of a parameter in a reduce-scatter; 0 without FSDP2.
+        batch_size: examples per global batch.
+        microbatches: gradient reductions per step.
+        reduced_bytes: bytes per parameter in a reduce-scatter; 0 without FSDP2.
     """
 
     def __init__(self, units: Sequence[Unit], *, batch_size: int, microbatches: int, reduced_bytes: int):
@@ -33,40 +35,41 @@ class Account:
         self.probe = sum(unit.forward + unit.inputs for unit in units)
         self.parameters = sum(unit.numel for unit in units)
         self.active = [True] * len(units)
-        self.steps_here = 0
+        self.steps_in_process = 0
         self.counts = dict.fromkeys(
             ("steps", "weight_flops", "input_flops", "probe_flops", "reduced_bytes", "updates"), 0.0
         )
         self.seconds = {"full": 0.0, "full_steps": 0.0, "frozen": 0.0, "frozen_steps": 0.0}
 
     def step_done(self, active: Sequence[bool], *, seconds: float) -> None:
-        """A step with these modules active, whose training took so long."""
+        """Count a step in which ``active`` modules were trained, and the ``seconds`` of its training."""
         weight, inputs = saved_flops(self.units, active)
         frozen = sum(unit.numel for unit, on in zip(self.units, active, strict=True) if not on)
         self.counts["steps"] += 1
-        self.steps_here += 1
+        self.steps_in_process += 1
         self.counts["weight_flops"] += weight * self.batch_size
         self.counts["input_flops"] += inputs * self.batch_size
         self.counts["reduced_bytes"] += frozen * self.bytes_of_update
         self.counts["updates"] += frozen
         self.active = list(active)
-        if self.steps_here > SETTLE:
+        if self.steps_in_process > UNTIMED_STEPS:
             kind = "full" if all(active) else "frozen"
             self.seconds[kind] += seconds
             self.seconds[f"{kind}_steps"] += 1
 
     def probed(self, examples: int) -> None:
+        """Count a probe of so many examples."""
         self.counts["probe_flops"] += self.probe * examples
 
     @property
     def saved_seconds(self) -> float:
-        """Of training, against all steps at the pace of those with every module active; probing not taken off."""
-        of = self.seconds
-        pace = of["full"] / of["full_steps"] if of["full_steps"] else 0.0
-        return pace * of["frozen_steps"] - of["frozen"]
+        """Seconds of training saved, compared with steps at the mean time of full steps; probing is not subtracted."""
+        seconds = self.seconds
+        full_step = seconds["full"] / seconds["full_steps"] if seconds["full_steps"] else 0.0
+        return full_step * seconds["frozen_steps"] - seconds["frozen"]
 
     def metrics(self) -> dict[str, float]:
-        """The ``freezing/*`` scalars; FLOPs and bytes over all ranks since the first step."""
+        """The ``freezing/*`` scalars. FLOPs and bytes are totals over all ranks since the first step."""
         counts = self.counts
         steps = max(1.0, counts["steps"])
         saved = counts["weight_flops"] + counts["input_flops"]

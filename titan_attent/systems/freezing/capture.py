@@ -1,14 +1,15 @@
-"""What one forward pass and one backward pass leave of every layer of a module: enough for its Gram matrix.
+"""Capture of layer inputs and output gradients in one forward and one backward pass, to compute Gram matrices.
 
-While a :class:`Capture` is entered, a layer's own ``forward`` is wrapped, inside all hooks of parallelisms:
+Inside a :class:`Capture`, each layer's own ``forward`` is wrapped, inside all hooks of parallelisms:
 
-- of a Linear and an Embedding the input is kept, and the output is asked for its gradient;
-- experts see the tokens of several examples at once, sorted by expert: each example goes through them by itself, with
-  an alias of the weights, whose gradient is then the example's. It is multiplied and dropped as soon as those of all
-  examples of the layer have come, so that one layer's are there at a time.
+- For a Linear or an Embedding the input and the output are kept; the backward then computes the output's gradient.
+- Experts get the tokens of several examples at once, sorted by expert. Here each example passes through them
+  separately, with an alias of the weights whose gradient is the example's own. Once those of all examples of a layer
+  exist, they are multiplied and dropped, so only one layer's gradients are in memory at a time.
 
-The gradients are asked of autograd by name, so that no parameter gets one, nothing is accumulated and nothing reduced.
-Under tensor parallelism a rank has a part of the inputs or of the outputs, and its Gram matrix is one summand.
+``torch.autograd.grad`` computes exactly these gradients, so no parameter gets one, and none is accumulated or reduced.
+Under tensor parallelism a rank has a shard of the inputs or of the outputs, and computes one summand of the Gram
+matrix.
 
 Cost: memory of the inputs and output gradients of all layers for the probe examples, as without activation
 checkpointing.
@@ -25,14 +26,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from titan_attent.foundations.flops import is_experts
-from titan_attent.systems.freezing.gram import bias_gram, cross_gram, embedding_gram, linear_gram, wide
+from titan_attent.systems.freezing.gram import at_least_fp32, bias_gram, cross_gram, embedding_gram, linear_gram
 from titan_attent.systems.freezing.units import Unit
 
 Forward = Callable[..., Any]
 
 
-class Seen(NamedTuple):
-    """Of a layer: its input (token ids of an embedding), and the output, whose gradient is wanted."""
+class LayerCall(NamedTuple):
+    """One call of a layer: its input (token ids for an embedding), and its output, whose gradient is computed."""
 
     name: str
     layer: nn.Module
@@ -41,17 +42,17 @@ class Seen(NamedTuple):
 
 
 class Capture:
-    """Context around a forward pass; then :meth:`grams` makes the backward pass.
+    """A context for a forward pass; afterwards :meth:`grams` runs the backward pass.
 
     Args:
-        units: the modules to watch.
-        num_examples: n, of the batch.
-        num_ranks: of tensor parallelism, by which what each rank has whole is divided.
-        num_heads: H, of attention; 0 to leave out the heads.
+        units: the modules to capture.
+        num_examples: n, the examples of the batch.
+        num_ranks: tensor parallel degree. Gram matrices that every rank computes in full are divided by it.
+        num_heads: H, the number of attention heads; 0 to leave out the heads.
 
     Attributes:
-        heads: unit -> fp32 or fp64 [H, n, n]: the Gram matrix of each head's rows of ``wq`` and columns of ``wo``.
-            Keys and values, which several heads may share, are not in it. Filled by :meth:`grams`.
+        heads: unit -> fp32 or fp64 [H, n, n]: the Gram matrix of each head's rows of ``wq`` and columns of ``wo``. It
+            excludes keys and values, which several heads may share. Filled by :meth:`grams`.
     """
 
     def __init__(self, units: Sequence[Unit], *, num_examples: int, num_ranks: int = 1, num_heads: int = 0):
@@ -60,11 +61,11 @@ class Capture:
         self.num_ranks = num_ranks
         self.num_heads = num_heads
         self.heads: dict[str, Tensor] = {}
-        self._seen: dict[str, list[Seen]] = defaultdict(list)
+        self._calls: dict[str, list[LayerCall]] = defaultdict(list)
         self._aliases: list[Tensor] = []
         self._gradients: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
         self._expert_grams: dict[str, list[Tensor]] = defaultdict(list)
-        self._examples_of_rows: Tensor | None = None
+        self._row_examples: Tensor | None = None
         self._patched: list[nn.Module] = []
 
     def __enter__(self) -> "Capture":
@@ -73,16 +74,16 @@ class Capture:
                 if is_experts(layer):
                     self._patch(layer, self._through_experts(unit.name, name, layer, layer.forward))
                 elif isinstance(layer, nn.Linear | nn.Embedding):
-                    self._patch(layer, self._watched(unit.name, name, layer, layer.forward))
+                    self._patch(layer, self._capturing(unit.name, name, layer, layer.forward))
                 else:
-                    self._patch(layer, self._sorted(layer, layer.forward))
+                    self._patch(layer, self._capturing_order(layer, layer.forward))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """The forward pass is over: what checkpointing runs again is not watched."""
+        """End the capture of layer calls, so that calls repeated by activation checkpointing are not captured."""
         for layer in self._patched:
             del layer.forward
         self._patched.clear()
@@ -93,43 +94,48 @@ class Capture:
 
     # -- forward --------------------------------------------------------------------------------------------------
 
-    def _watched(self, unit: str, name: str, layer: nn.Module, forward: Forward) -> Forward:
-        def watched(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _capturing(self, unit: str, name: str, layer: nn.Module, forward: Forward) -> Forward:
+        """Wrap the forward of a Linear or Embedding to keep its input and output."""
+
+        def capturing(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output = forward(inputs, *args, **kwargs)
-            self._seen[unit].append(Seen(name, layer, inputs.detach(), output))
+            self._calls[unit].append(LayerCall(name, layer, inputs.detach(), output))
             return output
 
-        return watched
+        return capturing
 
-    def _sorted(self, layer: Any, forward: Forward) -> Forward:
-        """Of torchtitan's TokenReorderer: which example each of the rows is of that the experts get next."""
+    def _capturing_order(self, layer: Any, forward: Forward) -> Forward:
+        """Wrap the forward of torchtitan's TokenReorderer to keep the example of each row that the experts get next."""
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def capturing(*args: Any, **kwargs: Any) -> Any:
             result = forward(*args, **kwargs)
             tokens = result[1] // layer.top_k
-            self._examples_of_rows = tokens // (len(tokens) // layer.top_k // self.num_examples)
+            self._row_examples = tokens // (len(tokens) // layer.top_k // self.num_examples)
             return result
 
-        return watched
+        return capturing
 
     def _through_experts(self, unit: str, name: str, layer: nn.Module, forward: Forward) -> Forward:
-        """Of torchtitan's grouped experts: rows [R, d] sorted by expert, of which so many belong to each expert."""
+        """Replace the forward of torchtitan's grouped experts by one call per example.
+
+        Its inputs are the rows [R, d], sorted by expert, and the number of rows of each expert.
+        """
 
         def example_by_example(rows: Tensor, counts: Tensor) -> Tensor:
-            assert self._examples_of_rows is not None
+            assert self._row_examples is not None
             experts = torch.arange(len(counts), device=rows.device).repeat_interleave(counts.long())
             outputs = []
-            del layer.forward  # the layer's own is called
+            del layer.forward  # so that functional_call uses the layer's own forward
             for i in range(self.num_examples):
-                mine = self._examples_of_rows == i
+                is_own = self._row_examples == i
                 aliases = {key: weight.view_as(weight) for key, weight in layer.named_parameters()}
                 for key, alias in aliases.items():
                     alias.register_hook(self._expert_gradient(unit, f"{name}.{key}", i))
                     self._aliases.append(alias)
-                of_experts = torch.bincount(experts[mine], minlength=len(counts)).to(counts.dtype)
-                outputs.append(torch.func.functional_call(layer, aliases, (rows[mine], of_experts)))
+                own_counts = torch.bincount(experts[is_own], minlength=len(counts)).to(counts.dtype)
+                outputs.append(torch.func.functional_call(layer, aliases, (rows[is_own], own_counts)))
             layer.forward = example_by_example
-            order = torch.argsort(self._examples_of_rows, stable=True)
+            order = torch.argsort(self._row_examples, stable=True)
             return torch.cat(outputs)[torch.argsort(order)]
 
         return example_by_example
@@ -137,7 +143,7 @@ class Capture:
     def _expert_gradient(self, unit: str, key: str, example: int) -> Callable[[Tensor], Tensor]:
         def hook(gradient: Tensor) -> Tensor:
             gradients = self._gradients[unit, key]
-            gradients[example] = wide(gradient).flatten()
+            gradients[example] = at_least_fp32(gradient).flatten()
             if len(gradients) == self.num_examples:
                 self._multiply_experts(unit, key)
             return gradient.new_zeros(()).expand_as(gradient)
@@ -147,72 +153,72 @@ class Capture:
     def _multiply_experts(self, unit: str, key: str) -> None:
         gradients = self._gradients.pop((unit, key))
         gram = next(iter(gradients.values())).new_zeros(self.num_examples, self.num_examples)
-        for i, one in gradients.items():
-            for j, other in gradients.items():
+        for i, first in gradients.items():
+            for j, second in gradients.items():
                 if j <= i:
-                    gram[i, j] = gram[j, i] = one @ other
+                    gram[i, j] = gram[j, i] = first @ second
         self._expert_grams[unit].append(gram)
 
     # -- backward -------------------------------------------------------------------------------------------------
 
     def grams(self, scalar: Tensor) -> Tensor:
-        """Differentiate ``scalar``, the sum over the examples of what is asked of each.
+        """Differentiate ``scalar``, a sum of one number per example.
 
         Returns:
-            fp32 or fp64 [units, n, n]: this rank's summand of the Gram matrix of each unit's per-example gradients of
-            its matrices and biases. Vectors without a matrix, such as scales of norms, are not in it.
+            fp32 or fp64 [units, n, n]: this rank's summand of each unit's Gram matrix. It covers the per-example
+            gradients of the unit's matrices and biases, but not vectors without a matrix, such as scales of norms.
         """
         self.stop()
-        seen = [(unit, item) for unit, items in self._seen.items() for item in items]
-        wanted = [item.output for _, item in seen] + self._aliases
-        gradients = torch.autograd.grad(scalar, wanted, allow_unused=True)
+        calls = [(unit, call) for unit, unit_calls in self._calls.items() for call in unit_calls]
+        targets = [call.output for _, call in calls] + self._aliases
+        gradients = torch.autograd.grad(scalar, targets, allow_unused=True)
         for unit, key in list(self._gradients):
             self._multiply_experts(unit, key)
         grams = {unit.name: scalar.new_zeros(self.num_examples, self.num_examples) for unit in self.units}
-        grams = {name: wide(gram.detach()) for name, gram in grams.items()}
+        grams = {name: at_least_fp32(gram.detach()) for name, gram in grams.items()}
         embedded: dict[str, tuple[Tensor, Tensor]] = {}
-        for (unit, item), gradient in zip(seen, gradients, strict=False):
+        for (unit, call), gradient in zip(calls, gradients, strict=False):
             if gradient is None:
                 continue
-            a, g, is_part = self._local(item, gradient)
-            if isinstance(item.layer, nn.Embedding):
+            a, g, is_sharded = self._local(call, gradient)
+            if isinstance(call.layer, nn.Embedding):
                 embedded[unit] = a, g
                 gram = embedding_gram(a, g)
             else:
                 gram = linear_gram(a, g)
-                if self.num_heads and item.name.endswith(("attention.wq", "attention.wo")):
-                    own = self._head_grams(a, g, columns_of=g if item.name.endswith("wq") else a)
-                    self.heads[unit] = self.heads.get(unit, 0) + own
-                if unit in embedded:  # one matrix for both
-                    mixed = cross_gram(*embedded[unit], a, g)
-                    gram += mixed + mixed.T
-                if item.layer.bias is not None:
+                if self.num_heads and call.name.endswith(("attention.wq", "attention.wo")):
+                    head_grams = self._head_grams(a, g, columns_of=g if call.name.endswith("wq") else a)
+                    self.heads[unit] = self.heads.get(unit, 0) + head_grams
+                if unit in embedded:  # embedding and output share one matrix
+                    cross = cross_gram(*embedded[unit], a, g)
+                    gram += cross + cross.T
+                if call.layer.bias is not None:
                     gram += bias_gram(g)
-            grams[unit] += gram if is_part else gram / self.num_ranks
-        for unit, parts in self._expert_grams.items():
-            grams[unit] += torch.stack(parts).sum(dim=0)
-        self._seen.clear()
+            grams[unit] += gram if is_sharded else gram / self.num_ranks
+        for unit, expert_grams in self._expert_grams.items():
+            grams[unit] += torch.stack(expert_grams).sum(dim=0)
+        self._calls.clear()
         self._aliases.clear()
         return torch.stack([grams[unit.name] for unit in self.units])
 
     def _head_grams(self, a: Tensor, g: Tensor, *, columns_of: Tensor) -> Tensor:
-        """[H, n, n]: each head has as many columns of one of the two."""
-        parts = columns_of.chunk(self.num_heads, dim=-1)
-        pairs = [(a, part) if columns_of is g else (part, g) for part in parts]
+        """The Gram matrix of each head, [H, n, n]. ``columns_of`` is ``a`` or ``g``, whose columns the heads split."""
+        chunks = columns_of.chunk(self.num_heads, dim=-1)
+        pairs = [(a, chunk) if columns_of is g else (chunk, g) for chunk in chunks]
         return torch.stack([linear_gram(*pair) for pair in pairs])
 
-    def _local(self, item: Seen, gradient: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """(input [n, T, p] or ids [n, T], output gradient [n, T, q], whether the ranks hold parts of either)."""
-        a, is_part = item.inputs, False
-        if isinstance(item.output, DTensor):
+    def _local(self, call: LayerCall, gradient: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """(input [n, T, p] or ids [n, T], output gradient [n, T, q], whether either of them is sharded over ranks)."""
+        a, is_sharded = call.inputs, False
+        if isinstance(call.output, DTensor):
             assert isinstance(gradient, DTensor)
-            # A sum over ranks that is still to be made hands each of its summands the whole gradient.
-            wanted = [Replicate() if place.is_partial() else place for place in item.output.placements]
-            is_part = any(place.is_shard() for place in wanted)
-            gradient = gradient.redistribute(placements=wanted).to_local()
+            # Partial: a sum over ranks that is still pending. Each of its summands gets the whole gradient.
+            placements = [Replicate() if placement.is_partial() else placement for placement in call.output.placements]
+            is_sharded = any(placement.is_shard() for placement in placements)
+            gradient = gradient.redistribute(placements=placements).to_local()
         if isinstance(a, DTensor):
-            is_part = is_part or any(place.is_shard() for place in a.placements)
+            is_sharded = is_sharded or any(placement.is_shard() for placement in a.placements)
             a = a.to_local()
         n = self.num_examples
-        tokens = a.reshape(n, -1) if isinstance(item.layer, nn.Embedding) else a.reshape(n, -1, a.shape[-1])
-        return tokens, gradient.reshape(n, -1, gradient.shape[-1]), is_part
+        tokens = a.reshape(n, -1) if isinstance(call.layer, nn.Embedding) else a.reshape(n, -1, a.shape[-1])
+        return tokens, gradient.reshape(n, -1, gradient.shape[-1]), is_sharded

@@ -17,78 +17,78 @@ class FreezingConfig:
     policy: str = "off"
     """
     Which modules a step updates.
-    - "off": all; nothing is measured, and the run is bit for bit one without this section.
-    - "all": all; eigenvalues are measured and logged, to see what another policy would do.
-    - "mat": those of the largest eigenvalues among the modules of their type (MAT). Embedding and output, which have
-      no others of their type, stay.
-    - "prefix": what loses the least eigenvalue per FLOP saved. Modules below the first active one save their input
-      gradients, too, so that it freezes from the embedding upwards where that pays.
-    - "truncated": the top of the model: all below one cut is frozen, from the embedding upwards, whatever it still
-      learns. The control for "prefix", and from the first step on for ``[highway] method = "highway"``.
-    - "gradient_norm": drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
-    - "random": drawn at random. The control for "mat".
+    - "off": every module; nothing is measured, and the run is bit for bit the same as without this section.
+    - "all": every module; eigenvalues are measured and logged, to show what another policy would do.
+    - "mat": the modules with the largest eigenvalues among those of their type (MAT). Embedding and output, the only
+      modules of their types, stay active.
+    - "prefix": freezes the modules that lose the least eigenvalue per FLOP saved. Modules below the first active one
+      save their input gradients as well, so it freezes from the embedding upwards where that pays.
+    - "truncated": the top of the model. Every module below one cut is frozen, from the embedding upwards, however much
+      it still learns. The control for "prefix", and from the first step for ``[highway] method = "highway"``.
+    - "gradient_norm": modules drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
+    - "random": modules drawn at random. The control for "mat".
     """
 
     backward_share: float = 0.6
     """
-    Share of the FLOPs of the backward pass that is kept, in (0, 1]. As many modules are frozen as bring it closest.
-    Weight gradients are half of a backward pass, so that only "prefix" and "truncated" get far below a half.
+    Target share of the backward pass's FLOPs to keep, in (0, 1]. Modules are frozen until it is matched most closely.
+    Weight gradients are half of a backward pass, so only "prefix" and "truncated" get far below one half.
     """
 
     warmup_steps: int = 100
-    """Steps in which every module is active, at least 1: the optimizer's state of each has to exist."""
+    """Number of first steps with every module active, at least 1: each module's optimizer state must exist."""
 
     interval: int = 50
-    """Steps between two decisions, each with a probe of all modules, frozen ones included."""
+    """Steps between two decisions. Each decision probes all modules, frozen ones included."""
 
     final_fraction: float = 0.0
-    """The last part of the steps, in which every module is active again, in [0, 1]."""
+    """Fraction of the steps, at the end of the run, in which every module is active again, in [0, 1]."""
 
     probe: str = "ntk"
     """
-    What an eigenvalue is of.
+    The matrix whose eigenvalue is measured.
     - "ntk": the modular neural tangent kernel: gradients of the logits, projected on random signs.
-    - "loss": the Gram matrix of loss gradients (the empirical Fisher matrix's). "gradient_norm" always takes this one.
+    - "loss": the Gram matrix of the loss gradients, as in the empirical Fisher matrix. "gradient_norm" always uses it.
     """
 
     probe_groups: int = 4
     """
-    Groups of probe examples; an eigenvalue is the mean over the groups, which the ranks share out. Fixed, so that the
-    number of ranks does not change a decision.
+    Number of groups of probe examples, which are distributed over the ranks. An eigenvalue is the mean over the groups.
+    The number of groups is fixed, so decisions do not depend on the number of ranks.
     """
 
     probe_examples: int = 4
-    """Examples of a group: the side of its Gram matrix, at least 2. A rank holds one group's activations at a time."""
+    """Examples per group: the side of its Gram matrix, at least 2. A rank holds one group's activations at a time."""
 
     smoothing: float = 0.5
-    """Weight of the eigenvalues before in the moving average that decides, in [0, 1)."""
+    """Weight of the earlier eigenvalues in the moving average that decides, in [0, 1)."""
 
     hysteresis: float = 0.1
-    """By this share a frozen module has to be better, or an active one worse, than the threshold; in [0, 1)."""
+    """Share by which a frozen module must exceed the threshold, or an active one fall below it, to switch; [0, 1)."""
 
     beta: float = 0.0
     """
-    The temporal rule: a module has settled when |D_t - D_(t-1)| / D_1 is below this, with D_t the distance of its
-    eigenvalue from the first one. Settled modules are frozen before others. 0 for none; the paper's is 1e-3.
+    Bound of the temporal rule: a module has settled when |D_t - D_(t-1)| / D_1 is below it. D_t is the distance of the
+    module's eigenvalue from its first one. Settled modules are frozen first. 0 for no rule; the paper's value is 1e-3.
     """
 
     rest: int = 4
-    """Decisions for which a settled module counts as settled."""
+    """Number of decisions for which a settled module counts as settled."""
 
     shuffle: bool = False
-    """A control: eigenvalues change places among the modules of a type before the decision."""
+    """Permute the eigenvalues among the modules of each type before the decision, as a control."""
 
     heads: bool = False
     """
-    Also write the eigenvalue of every attention head into freezing/decisions.jsonl. A head is a part of matrices, so it
-    is reported and never frozen: a mask would save nothing.
+    Also write the eigenvalue of every attention head into freezing/decisions.jsonl. Heads are reported but never
+    frozen: a head is a slice of its matrices, and masking its gradient would save no FLOPs.
     """
 
     seed: int = 0
-    """Of the probe examples, the random signs and the random policies."""
+    """Seed of the probe examples, the random signs and the random policies."""
 
     def validate(self) -> None:
-        """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
+        """Raise a ValueError that names the key, its value and the fix if any value is out of range."""
         check_one_of("policy", self.policy, POLICIES, section="freezing")
         check_one_of("probe", self.probe, PROBES, section="freezing")
         for key, bounds in {
@@ -99,14 +99,14 @@ class FreezingConfig:
             "beta": {"at_least": 0},
         }.items():
             check_number(key, getattr(self, key), section="freezing", **bounds)  # type: ignore[arg-type]
-        for key, least in {
+        for key, min_value in {
             "warmup_steps": 1,
             "interval": 1,
             "probe_groups": 1,
             "probe_examples": 2,
             "rest": 1,
         }.items():
-            check_number(key, getattr(self, key), at_least=least, whole=True, section="freezing")
+            check_number(key, getattr(self, key), at_least=min_value, whole=True, section="freezing")
         check_number("seed", self.seed, whole=True, section="freezing")
 
     @property

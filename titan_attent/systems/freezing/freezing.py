@@ -1,16 +1,16 @@
-"""Modules off and on again between steps, under FSDP2 and torch.compile.
+"""Freezing and unfreezing modules between steps, under FSDP2 and torch.compile.
 
-A parameter that requires no gradient gets none: no product for it, no part in a reduce-scatter, and as its ``grad``
-stays None the optimizer passes it by, weight decay included. What can go wrong, and what is done about it:
+A parameter with ``requires_grad = False`` gets no gradient: its product is not computed and nothing of it is reduced.
+Its ``grad`` stays None, so the optimizer skips it, weight decay included. Known problems and their workarounds:
 
-- FSDP2 takes over ``requires_grad`` when it gathers a group, so that a group which is still gathered keeps the old one
-  (pytorch #196996): all groups are given back first.
-- A group whose parameters were all frozen at its very first forward fails when they are unfrozen under mixed precision
-  (pytorch #186998): the first forward of a process is made with all of them active.
-- A compiled block is one graph for each pattern of what requires gradients in it, and torch stops at 8 of them
-  (torchtitan #3737): the patterns are few, all are compiled before the first step, and the limit leaves room for them.
-- torch.distributed.checkpoint drops the optimizer's state of a frozen parameter (pytorch #192202): all are active while
-  a checkpoint is saved or loaded.
+- FSDP2 copies ``requires_grad`` when it gathers a group, so a group that is still gathered keeps the old value
+  (pytorch #196996). All groups are resharded first.
+- If all parameters of a group were frozen at its first forward, unfreezing them fails under mixed precision
+  (pytorch #186998). The first forward of a process runs with all of them active.
+- A compiled block has one graph per pattern of active modules, and torch stops at 8 graphs (torchtitan #3737). The
+  patterns are few, all are compiled before the first step, and the limit is raised.
+- torch.distributed.checkpoint drops the optimizer state of a frozen parameter (pytorch #192202). All modules are active
+  while a checkpoint is saved or loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,18 +24,18 @@ from torch.distributed.fsdp import FSDPModule
 from titan_attent.systems.freezing.units import Unit
 from titan_attent.systems.system import Run
 
-MOST_GRAPHS = 64
-"""Of a block's code: 8 patterns, for the kinds of layers a model has, and those of validation."""
+MAX_GRAPHS = 64
+"""Maximum number of graphs per block's code: 8 patterns for each type of layer, and the graphs of validation."""
 LAYERS_WARMED = 4
-"""Layers of which each is made the first active one: models alternate between kinds of layers."""
+"""Number of lowest layers that warm-up makes the first active one in turn; models alternate between layer types."""
 
 
 class Freezer:
-    """Puts a choice of active modules in force.
+    """Freezes and unfreezes the modules of a model.
 
     Args:
-        model: whole, as it is trained.
-        units: its modules.
+        model: the whole model, as it is trained.
+        units: the modules of the model.
     """
 
     def __init__(self, model: nn.Module, units: Sequence[Unit]):
@@ -43,7 +43,7 @@ class Freezer:
         self.active = [True] * len(units)
 
     def apply(self, active: Sequence[bool]) -> None:
-        """Between two steps, on all ranks alike. No collective."""
+        """Set which modules are active. Call it between steps, with the same value on all ranks. No collective."""
         if list(active) == self.active:
             return
         self._reshard()
@@ -61,7 +61,7 @@ class Freezer:
 
     @contextmanager
     def all_active(self) -> Iterator[None]:
-        """Every module active inside."""
+        """Make every module active inside the context, and restore the frozen ones at its end."""
         before = self.active
         self.apply([True] * len(before))
         try:
@@ -70,13 +70,13 @@ class Freezer:
             self.apply(before)
 
     def first_forward(self, run: Run) -> None:
-        """What FSDP2 sets up at the first forward, with every module active. A collective."""
+        """Run FSDP2's first forward, which sets up its groups, with every module active. A collective."""
         with self.all_active(), torch.no_grad(), torch.compiler.set_stance("force_eager"), _predict(run, 1):
             pass
 
     def warm(self, run: Run) -> None:
-        """Compile every pattern that a decision can bring, by a forward and backward pass each."""
-        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
+        """Compile every pattern that a decision can produce, with one forward and backward pass per pattern."""
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
         for pattern in _patterns(self.units):
             self.apply(pattern)
             with _predict(run, run.settings.local_batch_size) as (logits, _):
@@ -86,26 +86,27 @@ class Freezer:
         self.apply([True] * len(self.units))
 
 
-def _predict(run: Run, rows: int) -> AbstractContextManager[tuple[Tensor, Tensor]]:
-    """Of the first so many examples of the data set: what they are does not matter."""
-    inputs, labels = run.dataset.read(torch.arange(rows) % len(run.dataset))
+def _predict(run: Run, num_examples: int) -> AbstractContextManager[tuple[Tensor, Tensor]]:
+    """Run a forward pass on the first examples of the data set; any examples would do."""
+    inputs, labels = run.dataset.read(torch.arange(num_examples) % len(run.dataset))
     return run.predict(inputs["input"], labels)
 
 
 def _patterns(units: Sequence[Unit]) -> list[list[bool]]:
-    """Which modules are active in each warm-up pass: together they show a block every pattern that it can meet.
+    """The active modules of each warm-up pass; together they cover every pattern that a block can meet.
 
-    That is, of its attention, its feed-forward part and its input: which requires gradients. The input of a block does
-    not above a frozen embedding and frozen layers, nor where Highway-BP takes no round."""
+    A pattern says which of a block's attention, feed-forward and input require gradients. The input requires none
+    above a frozen embedding and frozen layers, or with zero rounds of Highway backpropagation.
+    """
     both = [(True, True), (False, True), (True, False)]
     none = (False, False)
     num_layers = 1 + max(unit.layer for unit in units if unit.kind not in ("embedding", "output"))
 
-    def pattern(embedding: bool, of_layers: Sequence[tuple[bool, bool]]) -> list[bool]:
+    def pattern(embedding: bool, layers: Sequence[tuple[bool, bool]]) -> list[bool]:
         def is_active(unit: Unit) -> bool:
             if unit.kind == "embedding":
                 return embedding
-            return unit.kind == "output" or of_layers[unit.layer][unit.kind != "attention"]
+            return unit.kind == "output" or layers[unit.layer][unit.kind != "attention"]
 
         return [is_active(unit) for unit in units]
 

@@ -1,19 +1,24 @@
-"""Eigenvalues -> which modules stay active. Host arithmetic on a few hundred numbers, the same on every rank.
+"""The policies: from eigenvalues to the modules that stay active.
 
-A policy gives every module a value; the modules of least value are frozen, one after the other, until the share of the
-backward pass that is left comes closest to ``backward_share``. Values compare within a kind: they are divided by the
-mean of their kind, so that with alpha = the largest frozen value, the modules below alpha times the mean of their kind
-are frozen, but for those whose cost alone would miss the share by more than leaving them does: they are passed over, so
-that a module of more value but less cost may be frozen instead. That alpha is the dynamic threshold of MAT, whose
-formula is not public.
+This is host arithmetic on a few hundred numbers, with the same result on every rank.
 
-Scattered policies freeze modules of kinds with several members, and leave one active of each. ``prefix`` weighs every
-cut of the model: freeze everything below it, the embedding included, and above it scattered modules as far as still
-needed; it takes the cut that loses the least value. ``truncated`` takes the cut that saves what is to be saved, and
-nothing above it: no value counts. In a draw (``random``, ``gradient_norm``) keys with Gumbel noise
-take the place of values: the modules kept are a sample without replacement in proportion to their weight.
+A policy gives every module a value. Modules are frozen in order of increasing value until the kept share of the
+backward pass is closest to ``backward_share``. A module whose FLOPs would overshoot the target by more than leaving it
+active undershoots is skipped, and a cheaper one of larger value may be frozen instead.
 
-Hysteresis, temporal rule and its rest are ours, as are the interval and the smoothing.
+Values are comparable within a module type (``Unit.kind``) only, so they are divided by the mean of the type. Let alpha
+be the largest frozen value: apart from skipped ones, all modules below alpha times the mean of their type are frozen.
+This alpha corresponds to the dynamic threshold of MAT, whose formula is not public.
+
+- ``mat``, ``random``, ``gradient_norm`` freeze single modules of types with several members, and keep at least one of
+  each type active.
+- ``prefix`` evaluates every cut of the model. It freezes everything below the cut, the embedding included, and single
+  modules above it if more must be saved. It takes the cut that loses the least value.
+- ``truncated`` takes the cut whose savings are closest to the target, and freezes nothing above it. It uses no values.
+- ``random`` and ``gradient_norm`` use keys with Gumbel noise as values. The active modules are then a sample without
+  replacement, in proportion to their weights.
+
+Hysteresis, the temporal rule with its rest, the interval and the smoothing are not from the paper.
 """
 
 import math
@@ -28,20 +33,21 @@ from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
 DRAW_STREAM, SHUFFLE_STREAM = 103, 104
-"""Streams of random numbers (counter_rng.py), by number: checkpoints of before go on with the same draws."""
+"""Stream numbers for counter_rng.py. They must not change, so that resumed runs continue the same draws."""
 
 
 @dataclass
 class History:
-    """What decisions leave behind; in the checkpoint as JSON.
+    """The state of the decisions, stored in the checkpoint as JSON.
 
     Attributes:
+        active: whether each module is active.
         decisions: number of decisions made.
-        first: eigenvalues of the first probe.
-        smooth: their moving average.
-        distances: D_t of the decision before, and D_1: |smooth - first|; empty before they exist.
-        resting: decisions for which each module still counts as settled.
-        active: of each module.
+        first: eigenvalue of each module in the first probe.
+        smooth: moving average of each module's eigenvalue.
+        distances: D_t = |smooth - first| at the last decision; empty before it exists.
+        first_distances: D_1; empty before it exists.
+        resting: number of decisions for which each module still counts as settled.
     """
 
     active: list[bool]
@@ -52,8 +58,8 @@ class History:
     first_distances: list[float] = field(default_factory=list)
     resting: list[int] = field(default_factory=list)
 
-    def see(self, values: Sequence[float], config: FreezingConfig) -> None:
-        """Take in the values of a probe; what is not finite leaves a module's average as it was."""
+    def update(self, values: Sequence[float], config: FreezingConfig) -> None:
+        """Add the values of a probe. A value that is not finite leaves its module's average unchanged."""
         if not self.first:
             self.first = [value if math.isfinite(value) else 0.0 for value in values]
             self.smooth, self.resting = list(self.first), [0] * len(self.first)
@@ -68,8 +74,8 @@ class History:
         if not self.distances:
             self.first_distances = distances
         else:
-            for i, (now, before, unit) in enumerate(zip(distances, self.distances, self.first_distances, strict=True)):
-                if unit > 0 and abs(now - before) / unit < config.beta:
+            for i, (now, before, first) in enumerate(zip(distances, self.distances, self.first_distances, strict=True)):
+                if first > 0 and abs(now - before) / first < config.beta:
                     self.resting[i] = config.rest
         self.distances = distances
 
@@ -78,7 +84,7 @@ class History:
 
 
 def decide(units: Sequence[Unit], history: History, config: FreezingConfig) -> list[bool]:
-    """Which units stay active from now on; counts the decision in ``history``, but does not put it in force."""
+    """Decide which units are active from now on. Counts the decision in ``history``, but does not apply it."""
     history.decisions += 1
     if config.policy in ("off", "all"):
         return [True] * len(units)
@@ -92,21 +98,21 @@ def decide(units: Sequence[Unit], history: History, config: FreezingConfig) -> l
 
 
 def _values(units: Sequence[Unit], history: History, config: FreezingConfig) -> list[float]:
-    """One number a unit, at least 0 but for draws: of the least the unit is frozen first."""
-    places = torch.arange(len(units))
-    noise = gumbel(places, derive_key(config.seed, DRAW_STREAM, history.decisions)).tolist()
+    """The value of each unit, frozen in increasing order; at least 0, except for random draws."""
+    indices = torch.arange(len(units))
+    noise = gumbel(indices, derive_key(config.seed, DRAW_STREAM, history.decisions)).tolist()
     if config.policy == "random":
         return noise
     values = relative(units, _shuffled(units, history.smooth, config) if config.shuffle else history.smooth)
     if config.policy == "gradient_norm":
-        return [math.log(max(value, 1e-30)) + one for value, one in zip(values, noise, strict=True)]
+        return [math.log(max(value, 1e-30)) + unit_noise for value, unit_noise in zip(values, noise, strict=True)]
     bonus = [1 + config.hysteresis if on else 1 - config.hysteresis for on in history.active]
     settled = [config.beta > 0 and left > 0 for left in history.resting]
     return [0.0 if rests else value * factor for value, factor, rests in zip(values, bonus, settled, strict=True)]
 
 
 def relative(units: Sequence[Unit], values: Sequence[float]) -> list[float]:
-    """Divided by the mean of the unit's kind."""
+    """Divide each value by the mean of its unit's type."""
     sums: dict[str, list[float]] = {}
     for unit, value in zip(units, values, strict=True):
         sums.setdefault(unit.kind, []).append(value)
@@ -115,13 +121,14 @@ def relative(units: Sequence[Unit], values: Sequence[float]) -> list[float]:
 
 
 def _shuffled(units: Sequence[Unit], values: Sequence[float], config: FreezingConfig) -> list[float]:
-    """The same permutation within each kind for the whole run."""
+    """Permute the values within each module type, with one permutation for the whole run."""
     result = list(values)
     for number, kind in enumerate(dict.fromkeys(unit.kind for unit in units)):
-        places = [i for i, unit in enumerate(units) if unit.kind == kind]
+        members = [i for i, unit in enumerate(units) if unit.kind == kind]
         key = derive_key(config.seed, SHUFFLE_STREAM, number)
-        for place, source in zip(places, permute(torch.arange(len(places)), len(places), key).tolist(), strict=True):
-            result[place] = values[places[source]]
+        sources = permute(torch.arange(len(members)), len(members), key).tolist()
+        for member, source in zip(members, sources, strict=True):
+            result[member] = values[members[source]]
     return result
 
 
@@ -130,8 +137,10 @@ def _saved(units: Sequence[Unit], active: Sequence[bool]) -> float:
 
 
 def _freeze(units: Sequence[Unit], active: list[bool], order: Sequence[float], target: float) -> list[bool]:
-    """Freeze, by increasing ``order``, active units of kinds that keep another one, until ``target`` FLOPs are saved
-    as nearly as whole units can."""
+    """Freeze active units by increasing ``order`` until the saved FLOPs are as close to ``target`` as possible.
+
+    At least one unit of each type stays active.
+    """
     active, left = list(active), dict[str, int]()
     for unit, on in zip(units, active, strict=True):
         left[unit.kind] = left.get(unit.kind, 0) + on
@@ -141,7 +150,7 @@ def _freeze(units: Sequence[Unit], active: list[bool], order: Sequence[float], t
             break
         if not active[i] or left[units[i].kind] < 2:
             continue
-        # Below the first active module the input gradients go, too.
+        # Freezing the first active module also saves the input gradients up to the next active one.
         above = active.index(True, i + 1) if i == first else i
         gain = units[i].weight + sum(unit.inputs for unit in units[i:above])
         if saved + gain - target > target - saved:
@@ -153,7 +162,7 @@ def _freeze(units: Sequence[Unit], active: list[bool], order: Sequence[float], t
 
 
 def _freeze_prefix(units: Sequence[Unit], values: Sequence[float], target: float) -> list[bool]:
-    """The cheapest of all cuts, by the value that is frozen; among equals the lowest."""
+    """Take the cut that freezes the least value; among equals the lowest."""
     per_flop = [value / unit.weight if unit.weight else math.inf for value, unit in zip(values, units, strict=True)]
     best: tuple[tuple[float, float], list[bool]] | None = None
     for cut in range(len(units) - 1):
@@ -161,7 +170,7 @@ def _freeze_prefix(units: Sequence[Unit], values: Sequence[float], target: float
         over = _saved(units, below) - target
         before = _saved(units, [i >= cut - 1 for i in range(len(units))]) - target if cut else -target
         if over > 0 and over > -before:
-            break  # the cut before was nearer, and higher ones save more still
+            break  # the previous cut was closer to the target, and higher cuts save even more
         active = _freeze(units, below, per_flop, target)
         short = target - _saved(units, active)
         lost = sum(value for value, on in zip(values, active, strict=True) if not on)
@@ -174,7 +183,9 @@ def _freeze_prefix(units: Sequence[Unit], values: Sequence[float], target: float
 
 
 def _truncate(units: Sequence[Unit], target: float) -> list[bool]:
-    """All below one cut, the one that saves most nearly ``target`` FLOPs; among equals the lowest. The topmost unit
-    stays active."""
+    """Freeze all units below the cut whose saved FLOPs are closest to ``target``; among equals the lowest.
+
+    The topmost unit stays active.
+    """
     cuts = [[i >= cut for i in range(len(units))] for cut in range(len(units))]
     return min(cuts, key=lambda active: abs(_saved(units, active) - target))

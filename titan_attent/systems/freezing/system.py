@@ -1,10 +1,8 @@
-"""Modular Adaptive Training as a system of a run: between steps it probes the modules and chooses which the next steps
-update.
+"""Modular Adaptive Training as a system of a run: it probes the modules between steps and selects the active ones.
 
     step done -> probe (every ``interval`` steps) -> eigenvalues -> policy -> requires_grad of whole modules
 
-Cost: that of probe.py every ``interval`` steps, charged to the ledger's account ``probe``. In the step nothing: what is
-frozen takes no part in it.
+Cost: that of probe.py every ``interval`` steps, charged to the ledger's account ``probe``. It adds nothing to a step.
 """
 
 import json
@@ -17,7 +15,7 @@ from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
-from titan_attent.systems.freezing.account import Account
+from titan_attent.systems.freezing.account import FreezingAccount
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.freezing import Freezer
 from titan_attent.systems.freezing.policy import History, decide, relative
@@ -30,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Freezing(System):
-    """The section ``[freezing]``."""
+    """The system of the section ``[freezing]``."""
 
     name = "freezing"
     former_name = "modules"
@@ -57,28 +55,28 @@ class Freezing(System):
             if degree > 1:
                 raise ValueError(
                     f'[freezing] policy = "{config.policy}" with parallelism.{key} = {degree}: a probe needs whole '
-                    'examples and all modules on a rank. Set it to 1, or policy = "off"'
+                    'examples and all modules on every rank. Set it to 1, or policy = "off"'
                 )
         if degrees.is_ddp:
             raise ValueError(
                 f'[freezing] policy = "{config.policy}" with data_parallel_replicate_degree = {degrees.replicate} and '
-                "no sharding, which is DDP: it waits for the gradients of frozen parameters. Set "
+                "no sharding, which is DDP. DDP waits for the gradients of frozen parameters. Set "
                 "data_parallel_shard_degree above 1 (HSDP), or data_parallel_replicate_degree to 1 (FSDP2)"
             )
         if settings.steps_in_backward:
             raise ValueError(
-                f'[freezing] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe is a '
-                "backward pass without a step. Set it to false"
+                f'[freezing] policy = "{config.policy}" with optimizer.early_step_in_backward = true: a probe runs a '
+                "backward pass that must not step the optimizer. Set it to false"
             )
         if config.heads and degrees.tensor > 1:
             raise ValueError(
                 f"[freezing] heads = true with tensor_parallel_degree = {degrees.tensor}: the heads "
-                "are spread over the ranks. Set heads = false"
+                "are sharded over the ranks. Set heads = false"
             )
         if config.warmup_steps >= settings.steps:
             raise ValueError(
-                f"[freezing] warmup_steps = {config.warmup_steps} leaves none of training.steps = "
-                f'{settings.steps}: lower it, or set policy = "off"'
+                f"[freezing] warmup_steps = {config.warmup_steps} leaves no step of training.steps = {settings.steps} "
+                'in which modules could be frozen: lower it, or set policy = "off"'
             )
 
     @classmethod
@@ -86,7 +84,7 @@ class Freezing(System):
         needed = config.probe_groups * config.probe_examples
         if config.probes and needed > len(facts.dataset):
             raise ValueError(
-                f"[freezing] probe_groups x probe_examples = {needed} are more than the {len(facts.dataset)} examples "
+                f"[freezing] probe_groups x probe_examples = {needed} is more than the {len(facts.dataset)} examples "
                 "of data.path: lower one of them"
             )
 
@@ -103,7 +101,7 @@ class Freezing(System):
         self.units = find_units(self.model, seq_len=run.settings.seq_len)
         self._check_model()
         sharded = run.mesh("fsdp") is not None
-        self.account = Account(
+        self.account = FreezingAccount(
             self.units,
             batch_size=run.batch_size,
             microbatches=run.microbatches,
@@ -129,7 +127,7 @@ class Freezing(System):
         if has_experts and self.config.probes and self.run.mesh("tp") is not None:
             raise ValueError(
                 f'[freezing] policy = "{self.config.policy}" with experts and tensor_parallel_degree above 1: a probe '
-                'follows whole tokens through the experts. Set tensor_parallel_degree = 1, or policy = "random"'
+                'needs whole tokens in the experts. Set tensor_parallel_degree = 1, or policy = "random"'
             )
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -139,14 +137,14 @@ class Freezing(System):
         if is_first_rank():
             full = backward_flops(self.units) / 1e9
             logger.info(
-                f"Modules: {config.policy}, {len(self.units)} modules, all active for {config.warmup_steps} steps; "
-                f"then {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs of an example's backward pass are "
-                f"kept, decided every {config.interval} steps"
+                f"Freezing: policy {config.policy}, {len(self.units)} modules, all active for {config.warmup_steps} "
+                f"steps. Then about {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs per example are kept in "
+                f"the backward pass, with a new decision every {config.interval} steps"
             )
             path, former = (
                 run.settings.dump_folder / name / "decisions.jsonl" for name in (self.name, self.former_name)
             )
-            if former.is_file() and not path.exists():  # of an earlier version
+            if former.is_file() and not path.exists():  # written by an earlier version
                 path.parent.mkdir(parents=True, exist_ok=True)
                 former.rename(path)
             self.log = JsonLines(path, step=step)
@@ -169,23 +167,24 @@ class Freezing(System):
             return
         if step >= total * (1 - self.config.final_fraction):
             if not all(self.history.active):
-                self._put_in_force([True] * len(self.units))
+                self._apply([True] * len(self.units))
         elif step >= self.config.warmup_steps and (step - self.config.warmup_steps) % self.config.interval == 0:
             with self.run.ledger.charge("probe"):
                 self._decide()
 
     def _decide(self) -> None:
-        """A collective, on all ranks at the same step."""
+        """Probe the modules and apply a new decision. A collective of all ranks."""
         if self.config.probes:
             with self.freezer.all_active():
-                found = self.prober.measure()
-            self.heads = found.heads
+                measures = self.prober.measure()
+            self.heads = measures.heads
             self.account.probed(self.config.probe_groups * self.config.probe_examples)
             by_norm = self.config.policy == "gradient_norm"
-            self.history.see(found.norms if by_norm else found.eigenvalues, self.config)
-        self._put_in_force(decide(self.units, self.history, self.config))
+            self.history.update(measures.norms if by_norm else measures.eigenvalues, self.config)
+        self._apply(decide(self.units, self.history, self.config))
 
-    def _put_in_force(self, active: list[bool]) -> None:
+    def _apply(self, active: list[bool]) -> None:
+        """Set the active modules and write the decision to decisions.jsonl."""
         self.history.active = active
         self.freezer.apply(active)
         if self.log is not None:
@@ -194,15 +193,15 @@ class Freezing(System):
             record = {"step": self.run.step(), "frozen": frozen, "values": smooth}
             self.log.write(record | ({"heads": self.heads} if self.heads else {}))
 
-    # -- what it tells --------------------------------------------------------------------------------------------
+    # -- logging --------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         history = self.history
-        found = {panels.ACTIVE + unit.name: float(on) for unit, on in zip(self.units, history.active, strict=True)}
+        scalars = {panels.ACTIVE + unit.name: float(on) for unit, on in zip(self.units, history.active, strict=True)}
         if history.smooth:
             values = relative(self.units, history.smooth)
-            found |= {panels.EIGENVALUE + unit.name: value for unit, value in zip(self.units, values, strict=True)}
-        return self.account.metrics() | found
+            scalars |= {panels.EIGENVALUE + unit.name: value for unit, value in zip(self.units, values, strict=True)}
+        return self.account.metrics() | scalars
 
     def close(self) -> None:
         if self.log is not None:
@@ -222,7 +221,10 @@ class Freezing(System):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         loaded = json.loads(state["state"])
         if loaded["names"] != [unit.name for unit in self.units]:
-            raise ValueError("the checkpoint's modules are not this model's: it was written by another flavor")
+            raise ValueError(
+                "the checkpoint's [freezing] state has other modules than this model: it was written by another "
+                "flavor. Set model.flavor to that one"
+            )
         self.history = History(**loaded["history"])
         self.account.load(loaded["account"])
         self.run.ledger.seconds["probe"] = loaded["probe_seconds"]

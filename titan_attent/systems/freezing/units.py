@@ -1,9 +1,9 @@
-"""The modules of a model, as the unit in which a step updates its parameters, and what each costs.
+"""The units of freezing: the modules of a model that are frozen or active as a whole, and their cost in FLOPs.
 
-Of each layer its attention and its feed-forward part (or its experts, as one), with the norm before it; the embedding;
-the output with the last norm. Names are those of torchtitan's models, which agree on them.
+Units are the attention and the feed-forward (or all experts) of each layer, each with the norm before it; the
+embedding; and the output with the last norm. The parameter names are those that torchtitan's models share.
 
-FLOPs are of one example, as foundations/flops.py counts them.
+FLOPs are per example, counted by foundations/flops.py.
 """
 
 import re
@@ -22,16 +22,18 @@ LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
 
 @dataclass
 class Unit:
-    """A module.
+    """A module that is frozen or active as a whole.
 
     Attributes:
         name: "layers.3.attention", "tok_embeddings", ...
-        kind: "attention", "feed_forward", "moe", "embedding" or "output": eigenvalues compare within a kind.
-        layer: number of its layer; -1 for the embedding, the number of layers for the output.
-        parameters: as the model's parts hold them between steps: sharded under FSDP2.
-        layers: the Linear, Embedding and expert modules in it, and what sorts for the experts, by name.
-        forward, weight, inputs: FLOPs of an example: of the forward pass, of the weight gradients, of the input
-            gradients.
+        kind: module type: "attention", "feed_forward", "moe", "embedding" or "output". Eigenvalues are comparable
+            within a type only.
+        layer: index of the layer; -1 for the embedding, the number of layers for the output.
+        parameters: parameters as the model holds them between steps: sharded under FSDP2.
+        layers: Linear, Embedding and expert modules by name, and the module that sorts tokens by expert.
+        forward: FLOPs per example of the forward pass.
+        weight: FLOPs per example of the weight gradients.
+        inputs: FLOPs per example of the input gradients.
     """
 
     name: str
@@ -45,22 +47,22 @@ class Unit:
 
     @cached_property
     def numel(self) -> int:
-        """Parameters, over all ranks."""
+        """The number of parameters over all ranks."""
         return sum(parameter.numel() for parameter in self.parameters)
 
 
 def is_reorderer(module: nn.Module) -> bool:
-    """torchtitan's module that sorts tokens by expert, which knows whose tokens the experts get."""
+    """Whether a module is torchtitan's TokenReorderer, which sorts tokens by expert."""
     return type(module).__name__ == "TokenReorderer"
 
 
 def plain_name(name: str) -> str:
-    """Without what torch.compile and activation checkpointing put into it."""
+    """Remove the parts of a name that torch.compile and activation checkpointing insert."""
     return WRAPPERS.sub("", name + ".")[:-1]
 
 
-def place_of(name: str, *, has_experts: bool, num_layers: int) -> tuple[str, str, int]:
-    """(name, kind, layer) of the unit to which a parameter belongs; ValueError for a name of no torchtitan model."""
+def unit_key(name: str, *, has_experts: bool, num_layers: int) -> tuple[str, str, int]:
+    """(name, kind, layer) of the unit of a parameter; ValueError if no torchtitan model has such a name."""
     top = name.split(".")[0]
     if top == "tok_embeddings":
         return "tok_embeddings", "embedding", -1
@@ -74,17 +76,16 @@ def place_of(name: str, *, has_experts: bool, num_layers: int) -> tuple[str, str
             kind = "moe" if has_experts else "feed_forward"
             return f"layers.{layer}.{kind}", kind, layer
     raise ValueError(
-        f'[freezing] policy: the parameter "{name}" belongs to no module that this model is known to have; set '
-        'policy = "off"'
+        f'[freezing] policy: the parameter "{name}" belongs to no module that freezing supports; set policy = "off"'
     )
 
 
 def find_units(model: nn.Module, *, seq_len: int) -> list[Unit]:
-    """The units of a whole model, from the embedding upwards.
+    """Find the units of a whole model, ordered from the embedding to the output.
 
     Args:
-        model: torchtitan's, parallelised or not; all of its parameters require gradients.
-        seq_len: tokens of an example.
+        model: a torchtitan model, parallelised or not; all of its parameters require gradients.
+        seq_len: tokens per example.
     """
     named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     with_experts = {int(match[1]) for name in named if (match := re.match(r"layers\.(\d+)\.moe\.", name))}
@@ -94,8 +95,8 @@ def find_units(model: nn.Module, *, seq_len: int) -> list[Unit]:
     def unit_of(name: str) -> Unit:
         match = LAYER.match(name)
         has_experts = match is not None and int(match[1]) in with_experts
-        place = place_of(name, has_experts=has_experts, num_layers=num_layers)
-        return units.setdefault(place[0], Unit(*place))
+        key = unit_key(name, has_experts=has_experts, num_layers=num_layers)
+        return units.setdefault(key[0], Unit(*key))
 
     for name, parameter in named.items():
         unit_of(name).parameters.append(parameter)
@@ -112,7 +113,7 @@ def find_units(model: nn.Module, *, seq_len: int) -> list[Unit]:
 
 
 def _tie(units: dict[str, Unit], named: dict[str, nn.Parameter], model: nn.Module) -> None:
-    """Where the output has the embedding's matrix, the two are one module, with the last norm."""
+    """If the output shares the embedding's matrix, merge the output unit into the embedding's, last norm included."""
     if "output.weight" in named or getattr(model, "output", None) is None:
         return
     output = units.pop("output")
@@ -130,10 +131,10 @@ def _count(unit: Unit, args: Any, *, seq_len: int) -> None:
 
 
 def saved_flops(units: Sequence[Unit], active: Sequence[bool]) -> tuple[float, float]:
-    """FLOPs of an example's backward pass that frozen modules save: (weight gradients, input gradients).
+    """The FLOPs per example that frozen modules save in the backward pass: (weight gradients, input gradients).
 
-    Input gradients are saved below the first active module only; not the output's where it has the embedding's matrix
-    and is frozen with it, as it stands above all others.
+    Input gradients are saved below the first active module only. A tied output's are never saved: it is frozen with
+    the embedding, but lies above all other modules.
     """
     first = list(active).index(True) if any(active) else len(units)
     weight = sum(unit.weight for unit, on in zip(units, active, strict=True) if not on)
@@ -141,5 +142,5 @@ def saved_flops(units: Sequence[Unit], active: Sequence[bool]) -> tuple[float, f
 
 
 def backward_flops(units: Sequence[Unit]) -> float:
-    """FLOPs of an example's whole backward pass."""
+    """The FLOPs per example of the whole backward pass."""
     return sum(unit.weight + unit.inputs for unit in units)

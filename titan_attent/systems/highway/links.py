@@ -1,20 +1,22 @@
-"""Blocks of a model, cut out of the graph: hooks that give each a graph of its own, and the passes over it.
+"""Blocks of a model, cut out of the graph: the hooks that give each block its own graph, and the passes over it.
 
-Two hooks a block, around FSDP2's own and outside of what torch.compile sees: before the block its input is detached,
-behind it its output. What the head then differentiates with respect to is the last block's detached output.
+Each block has two hooks, around FSDP2's hooks and outside the code that torch.compile traces. One detaches the block's
+input, the other its output. The head's backward then ends at the last block's detached output.
 
-FSDP2, by public calls only. Each pass over a block's graph is a backward to FSDP2: its hooks gather the block's
-weights, and at the end of a pass that reached the block's input or of the whole call they reduce what gradients there
-are and free the weights. So the weights are kept between the passes over one block (no gather more than
-backpropagation's), a pass for the input alone finds nothing to reduce, and only the last pass of a microbatch is
-announced as the last one, which keeps what was gathered ahead.
+FSDP2 is used by public calls only. To FSDP2 each pass over a block's graph is a backward. Its hooks gather the block's
+weights. At the end of the call, or of a pass that reached the block's input, they reduce the gradients that exist and
+free the weights. Hence:
 
-Modules that a run has frozen (``[freezing]``): below the lowest block in which something learns no pass is made, as by
-backpropagation, and that block's own is the last of the microbatch. What is watched there repeats what was seen above.
+- The weights stay gathered between the passes over one block, so there are no more gathers than in backpropagation.
+- A pass for the input gradient alone has nothing to reduce.
+- Only the last pass of a microbatch is announced as the last backward, so prefetched weights are kept until then.
 
-Embeddings that the head shares stand in one FSDP2 group with it, which has no hook at the embeddings' output. So their
-backward is one call with the weights' of the first block, whose hook sees to the group; until then it is not reduced.
-That call computes an input gradient of the first block for nothing.
+Frozen modules (``[freezing]``): as in backpropagation, no pass runs below the lowest block with trainable weights, and
+that block's pass is the last of the microbatch. Sums measured below it repeat the values from above.
+
+Tied embeddings are in one FSDP2 group with the head, and this group has no hook at the embeddings' output. So their
+backward runs in one call with that of the first block's weights, whose hook handles the group; until then the group is
+not reduced. This call also computes an input gradient of the first block, which is not used.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +29,14 @@ from torch.utils.hooks import RemovableHandle
 
 
 class BlockLink:
-    """A :class:`titan_attent.systems.highway.sweep.Link` of a module.
+    """The :class:`titan_attent.systems.highway.sweep.Link` of a module.
 
     Args:
         block: the module.
-        x: its detached input; requires gradients if input gradients will be asked for.
+        x: its detached input; requires gradients if input gradients will be computed.
         y: its output, with the graph from x.
-        learns_below: whether something below the block learns; without it its input gradient is of no use.
-        on_last: called before the last pass, where nothing below learns.
+        learns_below: whether a weight below the block is trainable; otherwise the input gradient is not needed.
+        on_last: called before the pass over the block if it is the last of the microbatch, as nothing below learns.
     """
 
     def __init__(self, block: nn.Module, x: Tensor, y: Tensor, *, learns_below: bool, on_last: Callable[[], None]):
@@ -42,11 +44,11 @@ class BlockLink:
         self._is_gathered = False
 
     def weights(self) -> list[nn.Parameter]:
-        """Those that learn."""
+        """The trainable weights of the block."""
         return [weight for weight in self.block.parameters() if weight.requires_grad]
 
     def input_gradient(self, w: Tensor) -> Tensor:
-        """w itself, without a pass, where nothing below learns."""
+        """w J; if nothing below learns, w itself, without a pass."""
         if not self.learns_below:
             return w
         self._keep_gathered(True)
@@ -61,9 +63,9 @@ class BlockLink:
             return
         if not self.learns_below:
             self.on_last()
-        # After an input gradient these are the weights that the graph knows; before it FSDP2 has others there.
-        known = weights if self._is_gathered else None
-        torch.autograd.backward(self.y, w.to(self.y.dtype), inputs=known)
+        # The gathered weights are the leaves of the graph only after an input gradient; before, FSDP2 has others.
+        leaves = weights if self._is_gathered else None
+        torch.autograd.backward(self.y, w.to(self.y.dtype), inputs=leaves)
         self.x.grad = None
 
     def both(self, w: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class BlockLink:
 
 
 class HeldBlockLink(BlockLink):
-    """Its weights' gradients wait for :meth:`backward_with`."""
+    """A link whose weight gradients are computed later, by :meth:`backward_with`."""
 
     def weight_gradients(self, w: Tensor) -> None:
         self.held = w
@@ -92,7 +94,7 @@ class HeldBlockLink(BlockLink):
         return self.input_gradient(w)
 
     def backward_with(self, bottom: Tensor, below: Tensor) -> None:
-        """One call for the block's weights and for what is below ``bottom``."""
+        """Run the backward of the block's weights and of the embeddings below ``bottom`` in one call."""
         self._keep_gathered(False)
         pairs = [(y, w.to(y.dtype)) for y, w in ((self.y, self.held), (bottom, below)) if y.requires_grad]
         if pairs:
@@ -102,14 +104,15 @@ class HeldBlockLink(BlockLink):
 
 
 class Cuts:
-    """The hooks on the blocks of a model, and what they saw in the forward pass of a microbatch.
+    """The hooks on the blocks of a model, and the links that they made in the forward pass of a microbatch.
 
     Args:
-        blocks: in the order of the forward pass; each takes the hidden state first and returns it alone.
-        root: the model; the root of FSDP2, where it is sharded.
+        blocks: the blocks in the order of the forward pass. Each takes the hidden state as its first argument and
+            returns only the hidden state.
+        root: the model; if it is sharded, the root of FSDP2.
         tied: the embeddings, if the head shares their weights and FSDP2 has both in one group.
-        needs_input_gradients: asked at the first block, while gradients are on and it is in training mode: whether the
-            blocks' inputs will need gradients; None to leave the graph of this pass whole.
+        needs_input_gradients: returns whether the blocks' inputs will need gradients, or None to leave this pass uncut.
+            Called at the first block, in training mode with gradients enabled.
     """
 
     def __init__(
@@ -126,13 +129,13 @@ class Cuts:
         self.bottom: Tensor | None = None
         self.top: Tensor | None = None
         self._needed: bool | None = None
-        self._learns = False  # of what the forward pass has come through
+        self._learns = False  # whether a module that the forward pass has passed is trainable
         self._inputs: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
         for i, block in enumerate(self.blocks):
-            # Before FSDP2's own, which registers what it has to do at the input; and behind FSDP2's own.
+            # The first runs before FSDP2's pre-hook, which hooks the input; the second runs after FSDP2's hook.
             self._handles.append(block.register_forward_pre_hook(self._before(i), prepend=True))
-            self._handles.append(block.register_forward_hook(self._behind(i)))
+            self._handles.append(block.register_forward_hook(self._after(i)))
 
     def _before(self, i: int) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def cut(block: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -150,12 +153,12 @@ class Cuts:
 
         return cut
 
-    def _behind(self, i: int) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def _after(self, i: int) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def cut(block: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
             if self._needed is None:
                 return None
-            kind = HeldBlockLink if i == 0 and self.tied is not None else BlockLink
-            link = kind(block, self._inputs[i], y, learns_below=self._learns, on_last=lambda: self.set_last(True))
+            link_class = HeldBlockLink if i == 0 and self.tied is not None else BlockLink
+            link = link_class(block, self._inputs[i], y, learns_below=self._learns, on_last=lambda: self.set_last(True))
             self.links.append(link)
             self._learns = self._learns or (y.requires_grad and bool(link.weights()))
             if i < len(self.blocks) - 1:
@@ -168,7 +171,10 @@ class Cuts:
         return cut
 
     def set_last(self, is_last: bool) -> None:
-        """Whether the next backward is the last of its microbatch; the head's is where nothing below it learns."""
+        """Announce whether the next backward is the last of its microbatch.
+
+        The head's backward is always the last if nothing below the head learns.
+        """
         is_last = is_last or (self.top is not None and not self._learns)
         if self.root is not None:
             self.root.set_is_last_backward(is_last)
@@ -176,11 +182,11 @@ class Cuts:
             self.tied.set_requires_gradient_sync(is_last, recurse=False)
 
     def gradient(self) -> Tensor | None:
-        """That of the loss at the last block's output, after the head's backward."""
+        """The gradient of the loss at the last block's output, after the head's backward; None if nothing was cut."""
         return None if self.top is None else self.top.grad
 
     def send_below(self, w: Tensor) -> None:
-        """Go on below the first block with this gradient at its input."""
+        """Run the backward below the first block, from the gradient ``w`` at its input."""
         assert self.bottom is not None
         self.set_last(True)
         if isinstance(first := self.links[0], HeldBlockLink):
@@ -189,7 +195,7 @@ class Cuts:
             torch.autograd.backward(self.bottom, w.to(self.bottom.dtype))
 
     def clear(self) -> None:
-        """Forget the microbatch."""
+        """Drop the links of the microbatch."""
         self.links, self._inputs = [], []
         self.bottom = self.top = self._needed = None
         self._learns = False
@@ -201,7 +207,7 @@ class Cuts:
 
 
 def tied_embeddings(model: nn.Module) -> FSDPModule | None:
-    """The embeddings, if FSDP2 shards them in one group with a head that has the same weights."""
+    """The embeddings, if they share their weights with the head and FSDP2 has both in one group; otherwise None."""
     embeddings: Any = getattr(model, "tok_embeddings", None)
     head: Any = getattr(model, "output", None)
     if not isinstance(embeddings, FSDPModule) or head is None:

@@ -1,10 +1,10 @@
-"""The panels of Highway backpropagation in the report: how far the gradient is from the exact one, and at what cost."""
+"""The panels of Highway backpropagation in the report: rounds, distance from the exact gradient, and FLOPs saved."""
 
 from titan_attent.systems.system import Panel
 
 PANELS = (
     Panel(
-        "backward: rounds, and input gradients a microbatch",
+        "backward: rounds, and input gradients per microbatch",
         ("highway/iterations", "highway/vjps"),
         labels=(("highway/vjps", "input gradients (right axis)"),),
         right="highway/vjps",
@@ -18,7 +18,7 @@ PANELS = (
         right="highway/step_norm",
     ),
     Panel(
-        "highway: FLOPs saved so far, shares",
+        "highway: shares of FLOPs saved so far",
         ("highway/saved_of_backward", "highway/saved_of_step"),
         labels=(("highway/saved_of_backward", "of the backward pass"), ("highway/saved_of_step", "of a step")),
     ),

@@ -1,7 +1,9 @@
-"""Highway backpropagation between pipeline stages as a system of a run: it puts its schedule in the place of
-torchtitan's (stagewise.py), and steps aside in the last ``exact_fraction`` of the steps.
+"""Highway backpropagation between pipeline stages as a system of a run.
 
-Cost: that of the schedule. Nothing else happens in a step.
+It replaces torchtitan's pipeline schedule by its own (stagewise.py), which runs exact backpropagation in the last
+``exact_fraction`` of the steps.
+
+Cost: that of the schedule; it adds nothing else to a step.
 """
 
 from typing import Any
@@ -14,7 +16,7 @@ from titan_attent.systems.system import Run, System
 
 
 class HighwayStages(System):
-    """``[highway] cut = "stage"``. It has no state: its steps follow from the configuration."""
+    """The system of ``[highway] cut = "stage"``. It needs no state, as the configuration determines every step."""
 
     name = "highway"
     former_name = "backward"
@@ -35,25 +37,26 @@ class HighwayStages(System):
         steps = run.settings.steps
         self.last_cut_step = steps - round(config.exact_fraction * steps)
         self.iterations = config.iterations
-        self.own: HighwaySchedule | None = None
+        self.schedule: HighwaySchedule | None = None
 
     def wrap_schedule(self, schedule: Any) -> Any:
-        self.own = highway_schedule(schedule, self.iterations)
-        return self.own
+        self.schedule = highway_schedule(schedule, self.iterations)
+        return self.schedule
 
     def before_first_step(self) -> None:
-        self._set(self.run.step() + 1)
+        self._prepare(self.run.step() + 1)
 
     def after_step(self) -> None:
-        self._set(self.run.step() + 1)
+        self._prepare(self.run.step() + 1)
 
-    def _set(self, step: int) -> None:
-        assert self.own is not None
-        self.own.exact = step > self.last_cut_step
+    def _prepare(self, step: int) -> None:
+        """Set whether the schedule runs this step exactly."""
+        assert self.schedule is not None
+        self.schedule.exact = step > self.last_cut_step
 
     def metrics(self) -> dict[str, float]:
-        assert self.own is not None
+        assert self.schedule is not None
         is_exact = self.run.step() > self.last_cut_step
         exact_rounds = max(0, self.run.settings.degrees.pipeline - 2)
-        rounds = exact_rounds if is_exact else self.own.rounds
+        rounds = exact_rounds if is_exact else self.schedule.rounds
         return {"highway/exact": float(is_exact), "highway/iterations": float(rounds)}

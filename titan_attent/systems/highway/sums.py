@@ -1,10 +1,10 @@
-"""What is summed on the device in a watched sweep, and what is read from it.
+"""The sums that a measured sweep makes on the device, and the values computed from them.
 
-For each block the squared norms and products that the number of rounds, the gains and the cosines are made of. They are
-sums over this rank's part of the residual stream; those over all ranks are the sums of the table over the ranks.
+For each block these are the squared norms and inner products behind the number of rounds, the gains and the cosines.
+Each rank sums over its shard of the residual stream; an all-reduce of the table gives the sums over all ranks.
 
-Cost: two reductions over a tensor of the stream's shape a round and block, two a vjp, three a cosine. One table, fp32
-[2 k + 5, L], for one exchange.
+Cost: reductions over a tensor of the stream's shape: two per round and block, two per vjp, three per cosine. One table,
+fp32 [2 k + 5, L], is exchanged at once.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of the local parts, fp32 []."""
+    """The inner product <a, b> of the local shards, fp32 []."""
     if isinstance(a, DTensor):
         a = a.to_local()
     if isinstance(b, DTensor):
@@ -24,16 +24,17 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Sums:
-    """Sums of one step.
+    """The sums of one step.
 
     Args:
         num_blocks: L.
         iterations: k.
-        wants_exact: whether the exact gradient is compared with.
+        wants_exact: whether the highway gradient is compared with the exact one.
 
     Attributes:
-        table: fp32 [2 k + 5, L]: of each round m = 1 .. k |w^m - w^{m-1}|^2 and |w^m|^2 at the blocks' inputs; <w, w J>
-            and <w, w>; <h, e>, <h, h> and <e, e> of the highway's and the exact gradient at the blocks' outputs.
+        table: fp32 [2 k + 5, L]. For each round m = 1 .. k: |w^m - w^{m-1}|^2 and |w^m|^2 at the blocks' inputs. Then
+            <w, w J> and <w, w>. Then <h, e>, <h, h> and <e, e> of the highway gradient h and the exact gradient e at
+            the blocks' outputs.
     """
 
     def __init__(self, num_blocks: int, iterations: int, *, wants_exact: bool, device: torch.device):
@@ -56,12 +57,12 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What the sums over all ranks say.
+class Measurements:
+    """The measurements computed from the sums over all ranks.
 
     Attributes:
-        changes: of round m = 1 .. k: |w^m - w^{m-1}| / |w^m|, mean over the blocks; 0 where a round changes nothing.
-        cosines: of the highway's with the exact gradient at the output of each block; none unless it was compared.
+        changes: |w^m - w^{m-1}| / |w^m| of each round m = 1 .. k, mean over the blocks; 0 where w^m is zero.
+        cosines: cosine between the highway and the exact gradient at each block's output; empty if not compared.
     """
 
     changes: list[float]
@@ -69,21 +70,21 @@ class Watched:
 
 
 def fitted_gains(table: Tensor) -> Tensor:
-    """<w, w J> / <w, w> of each block, fp32 [L]; 1 where nothing is known. No host sync."""
+    """The gain <w, w J> / <w, w> of each block, fp32 [L]; 1 where <w, w> is 0. No host sync."""
     product, size = table[-5], table[-4]
     return torch.where(size > 0, product / size.clamp_min(torch.finfo(size.dtype).tiny), 1.0)
 
 
-def read(table: Tensor) -> Watched:
-    """Copies the table to the host."""
+def read(table: Tensor) -> Measurements:
+    """Copy the table to the host and compute the measurements."""
     host = table.double().cpu()
     changes, sizes = host[:-5:2].clamp_min(0).sqrt(), host[1:-5:2].clamp_min(0).sqrt()
     ratios = torch.where(sizes > 0, changes / sizes.clamp_min(1e-300), 0.0)
     product, highway, exact = host[-3:]
     cosines = product / (highway * exact).sqrt() if bool((exact > 0).any()) else product[:0]
-    return Watched(ratios.mean(dim=1).tolist(), cosines.tolist())
+    return Measurements(ratios.mean(dim=1).tolist(), cosines.tolist())
 
 
 def enough_rounds(changes: list[float], *, tolerance: float) -> int:
-    """The first round whose change is below the tolerance; all of them if there is none, or if it is not a number."""
+    """The number of the first round whose change is below the tolerance; all rounds if there is none, as with NaN."""
     return next((m for m, change in enumerate(changes, 1) if change < tolerance), len(changes))

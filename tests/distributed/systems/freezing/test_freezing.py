@@ -1,4 +1,4 @@
-"""Frozen modules under the real trainer, against one plain process that is told what was active in each step."""
+"""Frozen modules under the real trainer, against one plain process with the same active modules in each step."""
 
 import json
 import os
@@ -84,7 +84,7 @@ CELLS: dict[int, dict[str, Settings]] = {
 }
 
 
-LAST_PART: Settings = batch(4) | DRAWN | {"freezing.final_fraction": 0.4}
+LAST_STEPS: Settings = batch(4) | DRAWN | {"freezing.final_fraction": 0.4}
 
 
 def environment() -> None:
@@ -106,7 +106,7 @@ def modules_of(trainer: TeachingTrainer) -> Freezing:
 
 
 def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STEPS) -> dict[str, Any]:
-    """A run until step ``stop``, from the checkpoint in ``folder`` where there is one."""
+    """Run until step ``stop``, from the checkpoint in ``folder`` if there is one."""
     trainer = trainer_of(settings, data=data, folder=folder)
     try:
         if not trainer.checkpointer.load():
@@ -119,12 +119,12 @@ def train(mesh: Any, settings: Settings, data: str, folder: str, stop: int = STE
         batches, steps, without = trainer.batch_generator(trainer.dataloader), {}, set[str]()
         optimize = trainer.optimizers.step
 
-        def watched() -> None:
+        def recording_step() -> None:
             without.clear()
             without.update(plain_name(name) for name, parameter in model.named_parameters() if parameter.grad is None)
             optimize()
 
-        trainer.optimizers.step = watched
+        trainer.optimizers.step = recording_step
         while trainer.step < stop:
             trainer.step += 1
             active = dict(zip((unit.name for unit in system.units), system.freezer.active, strict=True))
@@ -165,12 +165,12 @@ def replay(settings: Settings, steps: dict[int, dict[str, Any]], data: str) -> d
     optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
     units = {unit.name: unit for unit in find_units(model, seq_len=32)}
     dataset, weights = TokenDataset(data, seq_len=32), {}
-    for step, seen in steps.items():
-        for name, active in seen["active"].items():
+    for step, record in steps.items():
+        for name, active in record["active"].items():
             for parameter in units[name].parameters:
                 parameter.requires_grad_(active)
         optimizers.zero_grad()
-        loss, _ = token_losses(model, *dataset.batch(torch.tensor(seen["ids"])))
+        loss, _ = token_losses(model, *dataset.batch(torch.tensor(record["ids"])))
         loss.mean().backward()
         trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
         torch.nn.utils.clip_grad_norm_(trained, config.training.max_norm)
@@ -190,7 +190,7 @@ def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def worlds(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("modules")
-    runs = CELLS | {2: CELLS[2] | {"last part": LAST_PART}}
+    runs = CELLS | {2: CELLS[2] | {"last steps": LAST_STEPS}}
     return {
         size: run_on_ranks(train_all, size, cells, data, f"{folder}/{size}", timeout=400.0, apart=True)
         for size, cells in runs.items()
@@ -198,33 +198,33 @@ def worlds(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, lis
 
 
 @pytest.mark.parametrize("size, name", [(size, name) for size, cells in CELLS.items() for name in cells])
-def test_a_step_updates_what_is_active_as_a_plain_process_does(
+def test_a_step_updates_the_active_modules_as_a_plain_process_does(
     worlds: dict[int, list[dict[str, Any]]], data: str, size: int, name: str
 ) -> None:
     ranks = [rank[name] for rank in worlds[size]]
     steps = ranks[0]["steps"]
     assert all(rank["steps"][step]["active"] == steps[step]["active"] for rank in ranks for step in steps)
-    masks = [tuple(seen["active"].values()) for seen in steps.values()]
+    masks = [tuple(record["active"].values()) for record in steps.values()]
     assert all(masks[0]) and not any(map(all, masks[1:]))
     tolerance = 2e-2 if name == "bfloat16" else 2e-5
     expected = replay(CELLS[size][name], steps, data)
     before: dict[str, np.ndarray] = {}
-    for step, seen in steps.items():
-        idle = [unit for unit, active in seen["active"].items() if not active]
-        frozen = {parameter for parameter in expected[step] if unit_of(parameter, seen["active"]) in idle}
-        assert seen["without_gradient"] == frozen, step
+    for step, record in steps.items():
+        idle = [unit for unit, active in record["active"].items() if not active]
+        frozen = {parameter for parameter in expected[step] if unit_of(parameter, record["active"]) in idle}
+        assert record["without_gradient"] == frozen, step
         for parameter in frozen:
-            assert np.array_equal(seen["weights"][parameter], before[parameter]), f"{parameter} moved in step {step}"
+            assert np.array_equal(record["weights"][parameter], before[parameter]), f"{parameter} moved in step {step}"
         for parameter, weights in expected[step].items():
-            assert np.allclose(seen["weights"][parameter], weights, atol=tolerance), f"{parameter} in step {step}"
+            assert np.allclose(record["weights"][parameter], weights, atol=tolerance), f"{parameter} in step {step}"
             if before and parameter not in frozen:
-                assert not np.array_equal(seen["weights"][parameter], before[parameter]), f"{parameter} stood still"
-        before = seen["weights"]
+                assert not np.array_equal(record["weights"][parameter], before[parameter]), f"{parameter} stood still"
+        before = record["weights"]
     assert ranks[0]["probe"] > 0
 
 
 def unit_of(parameter: str, units: Collection[str]) -> str:
-    """By its name alone."""
+    """The name of a parameter's unit, from the parameter's name alone."""
     top, *rest = parameter.split(".")
     if top != "layers":
         return "output" if top == "norm" else top
@@ -235,49 +235,48 @@ def unit_of(parameter: str, units: Collection[str]) -> str:
 @pytest.mark.parametrize("name", ["mat", "prefix", "random", "norms"])
 def test_the_number_of_ranks_changes_no_decision(worlds: dict[int, list[dict[str, Any]]], name: str) -> None:
     one, two = (worlds[size][0][name]["steps"] for size in (1, 2))
-    assert [seen["active"] for seen in one.values()] == [seen["active"] for seen in two.values()]
+    assert [record["active"] for record in one.values()] == [record["active"] for record in two.values()]
     for step in one:
         assert np.allclose(one[step]["values"], two[step]["values"], rtol=1e-3)
 
 
 def test_a_probe_of_three_ranks_and_of_one(worlds: dict[int, list[dict[str, Any]]]) -> None:
-    """Before the first decision, from equal weights; batches differ there, so that later steps do, too."""
+    """The first probe, after one step from equal weights: equal after the same global batch, not after another."""
     first = {size: worlds[size][0]["mat"]["steps"][1]["values"] for size in (1, 2, 3)}
     assert len(first[1]) == 10 and first[1][1] > 0
-    # After the step of another batch: close, not equal.
     assert np.allclose(first[1], first[2], rtol=1e-4) and not np.allclose(first[1], first[3], rtol=1e-4)
 
 
 def test_modules_are_unfrozen_for_checkpoints_that_are_written(worlds: dict[int, list[dict[str, Any]]]) -> None:
-    """Not around each call of torchtitan's, which comes in every step; of one that saves see below."""
+    """torchtitan calls save in every step; without a save due, no module is switched. A save is tested below."""
     for cells in worlds.values():
         for name, run in cells[0].items():
-            assert [seen["walks"] for seen in run["steps"].values()] == [0] * STEPS, name
+            assert [record["walks"] for record in run["steps"].values()] == [0] * STEPS, name
 
 
-def test_heads_are_written_where_they_are_asked_for(
+def test_heads_are_written_if_requested(
     worlds: dict[int, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     assert all(rank["mat"]["steps"] for rank in worlds[2])
     (folder,) = tmp_path_factory.getbasetemp().glob("modules[0-9]")
-    for name, asked in (("mat", True), ("norms", False)):
+    for name, requested in (("mat", True), ("norms", False)):
         lines = (folder / "2" / name / "freezing" / "decisions.jsonl").read_text().splitlines()
         assert len(lines) == STEPS - 1
         for line in lines:
             heads = json.loads(line).get("heads", {})
-            assert [len(values) for values in heads.values()] == ([4] * 4 if asked else [])
+            assert [len(values) for values in heads.values()] == ([4] * 4 if requested else [])
             assert all(value > 0 for values in heads.values() for value in values)
 
 
-def test_modules_come_back(worlds: dict[int, list[dict[str, Any]]]) -> None:
+def test_modules_become_active_again(worlds: dict[int, list[dict[str, Any]]]) -> None:
     for size, name in ((2, "random"), (1, "norms")):
-        masks = np.array([list(seen["active"].values()) for seen in worlds[size][0][name]["steps"].values()])
+        masks = np.array([list(record["active"].values()) for record in worlds[size][0][name]["steps"].values()])
         back = (~masks[1:-1] & masks[2:]).sum()
         assert back > 0, name
 
 
 def test_the_account(worlds: dict[int, list[dict[str, Any]]]) -> None:
-    """Against FLOPs of the layers counted from their shapes here."""
+    """Against the layers' FLOPs, counted here from their shapes."""
     run = worlds[1][0]["prefix"]
     dim, hidden, length, vocab = 32, 96, 32, 512
     attention = 2 * length * (2 * dim * dim + 2 * dim * dim // 2)
@@ -285,10 +284,10 @@ def test_the_account(worlds: dict[int, list[dict[str, Any]]]) -> None:
     weight["output"] = 2 * length * dim * vocab
     inputs = weight | {"attention": attention + 8 * length**2 * dim}
     saved = {"weight": 0.0, "inputs": 0.0}
-    for seen in run["steps"].values():
-        kinds = {name: "embedding" if name == "tok_embeddings" else name.split(".")[-1] for name in seen["active"]}
+    for record in run["steps"].values():
+        kinds = {name: "embedding" if name == "tok_embeddings" else name.split(".")[-1] for name in record["active"]}
         below = True
-        for name, active in seen["active"].items():
+        for name, active in record["active"].items():
             below = below and not active
             saved["weight"] += 0 if active else weight[kinds[name]]
             saved["inputs"] += inputs[kinds[name]] if below else 0
@@ -308,31 +307,31 @@ def test_the_account(worlds: dict[int, list[dict[str, Any]]]) -> None:
 def test_killed_and_resumed_is_uninterrupted(
     worlds: dict[int, list[dict[str, Any]]], data: str, tmp_path: Path, first: int, second: int, name: str
 ) -> None:
-    """On another number of ranks, against the world above that trained on in one go."""
+    """On another number of ranks, against the uninterrupted runs above."""
     global_batch, whole = (12, worlds[3][0][name]) if second == 3 else (8, worlds[2][0][name])
     settings = CELLS[2][name] | {"checkpoint.enable": True, "training.global_batch_size": global_batch}
     for size, stop in ((first, SAVED), (second, STEPS)):
         own = settings | batch(global_batch // size)
         resumed = run_on_ranks(train, size, own, data, str(tmp_path), stop, timeout=200.0, apart=True)[0]
-        walks = {step: seen["walks"] for step, seen in resumed["steps"].items()}
-        assert walks == {step: 2 if step == SAVED else 0 for step in walks}  # off for it, and on again
+        walks = {step: record["walks"] for step, record in resumed["steps"].items()}
+        assert walks == {step: 2 if step == SAVED else 0 for step in walks}  # all active for the save, then frozen
     assert list(resumed["steps"]) == [4, 5] and resumed["probe_at_start"] > 0
-    for step, seen in resumed["steps"].items():
-        assert seen["active"] == whole["steps"][step]["active"] and seen["ids"] == whole["steps"][step]["ids"]
-        for parameter, weights in seen["weights"].items():
+    for step, record in resumed["steps"].items():
+        assert record["active"] == whole["steps"][step]["active"] and record["ids"] == whole["steps"][step]["ids"]
+        for parameter, weights in record["weights"].items():
             assert np.allclose(weights, whole["steps"][step]["weights"][parameter], atol=2e-5), (step, parameter)
     assert resumed["moments"] == whole["moments"] and len(resumed["moments"]) == 39
-    differ = {"reduced_bytes"}  # of FSDP2, which a single process has not
+    differ = {"reduced_bytes"}  # a single process has no FSDP2
     assert {k: v for k, v in resumed["account"].items() if k not in differ} == pytest.approx(
         {k: v for k, v in whole["account"].items() if k not in differ}
     )
 
 
-# -- what a run must not notice ---------------------------------------------------------------------------------------
+# -- no side effects --------------------------------------------------------------------------------------------------
 
 
 def any_choice(units: list[Unit], history: History, config: FreezingConfig) -> list[bool]:
-    """Everything below some cut frozen, and some modules above it."""
+    """A stand-in for ``decide``: freeze everything below a random cut, and random modules above it."""
     history.decisions += 1
     draw = random.Random(history.decisions)
     cut = draw.choice([0, 0, 1, 2, 3, 4])
@@ -340,7 +339,7 @@ def any_choice(units: list[Unit], history: History, config: FreezingConfig) -> l
 
 
 def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
-    """Steps with other modules active each, validations and checkpoints among them, and nothing compiled again."""
+    """Run steps with different active modules, with validations and checkpoints, that must not recompile anything."""
     counters.clear()
     torch.compiler.reset()
     settings = (
@@ -355,7 +354,7 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
             "validation.steps": 1,
             "checkpoint.enable": True,
             "training.steps": 12,
-            # By a validation, when the choice changes, the groups are still gathered.
+            # After a validation the groups are still gathered when the active modules change.
             "parallelism.fsdp_reshard_after_forward": "never",
         }
     )
@@ -393,14 +392,14 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
 
 
 def test_compiled_before_the_first_step_and_never_again(data: str, tmp_path: Path) -> None:
-    for seen in run_on_ranks(compiled, 2, data, str(tmp_path), timeout=300.0):
-        assert seen["breaks"] == {} and seen["graphs"][0] == seen["graphs"][1] > 1
-        assert seen["moved"], "a graph of other modules was used"
-        assert seen["patterns"] > 7
+    for record in run_on_ranks(compiled, 2, data, str(tmp_path), timeout=300.0):
+        assert record["breaks"] == {} and record["graphs"][0] == record["graphs"][1] > 1
+        assert record["moved"], "a graph of another pattern was used"
+        assert record["patterns"] > 7
 
 
 def synced(mesh: Any, data: str, folder: str, settings: Settings) -> Counter[str]:
-    """What waits for the device between the first forward and the optimizer's step, in steps without a decision."""
+    """The host syncs between the first forward and the optimizer's step, in steps without a decision."""
     trainer = trainer_of(batch(4) | settings, data=data, folder=folder)
     try:
         batches, syncs = trainer.batch_generator(trainer.dataloader), CountSyncs()
@@ -414,7 +413,7 @@ def synced(mesh: Any, data: str, folder: str, settings: Settings) -> Counter[str
 
 
 def off_and(mesh: Any, run: Callable[..., Any], policy: str, data: str, folder: str, settings: Settings) -> list[Any]:
-    """What ``run`` finds without modules and with a policy, in one world."""
+    """The results of ``run`` without freezing and with a policy, in one world."""
     return [run(mesh, data, f"{folder}/{name}", settings | {"freezing.policy": name}) for name in ("off", policy)]
 
 
@@ -436,12 +435,12 @@ def weights_after(mesh: Any, data: str, folder: str, settings: Settings) -> dict
 
 
 @pytest.mark.parametrize("model", [{}, EXPERTS])
-def test_to_look_changes_nothing(data: str, tmp_path: Path, model: Settings) -> None:
-    """Probes leave the weights of a run bit for bit what they are without this section."""
-    off, looked = run_on_ranks(off_and, 2, weights_after, "all", data, str(tmp_path), model)[0]
-    assert off.keys() == looked.keys() and all(np.array_equal(off[name], looked[name]) for name in off)
+def test_probes_change_nothing(data: str, tmp_path: Path, model: Settings) -> None:
+    """With probes the weights are bit for bit those of a run without this section."""
+    off, probed = run_on_ranks(off_and, 2, weights_after, "all", data, str(tmp_path), model)[0]
+    assert off.keys() == probed.keys() and all(np.array_equal(off[name], probed[name]) for name in off)
 
 
-def test_the_last_part_trains_everything(worlds: dict[int, list[dict[str, Any]]]) -> None:
-    steps = worlds[2][0]["last part"]["steps"]
-    assert [all(seen["active"].values()) for seen in steps.values()] == [True, False, False, True, True]
+def test_the_last_steps_train_everything(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    steps = worlds[2][0]["last steps"]["steps"]
+    assert [all(record["active"].values()) for record in steps.values()] == [True, False, False, True, True]

@@ -1,4 +1,4 @@
-"""Run the real trainer for a few steps and keep what a backward leaves: gradients, collectives, scalars."""
+"""Run the real trainer for a few steps and keep gradients, collectives and scalars."""
 
 import os
 from collections import Counter
@@ -29,13 +29,13 @@ COMMON: Settings = {
 }
 
 
-def highway(iterations: int, **more: Any) -> Settings:
-    settings = {"method": "highway", "cut": "block", "iterations": iterations} | more
+def highway(iterations: int, **keys: Any) -> Settings:
+    settings = {"method": "highway", "cut": "block", "iterations": iterations} | keys
     return {f"highway.{key}": value for key, value in settings.items()}
 
 
 def environment() -> None:
-    """Of this rank; a world of one process where there is none."""
+    """Set this rank's environment variables; without a process group, create one of a single process."""
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
@@ -44,7 +44,7 @@ def environment() -> None:
 
 @contextmanager
 def counted_collectives() -> Iterator[Counter[str]]:
-    """The gathers and reductions of groups of weights that FSDP2 starts here."""
+    """Count the gathers and reductions that FSDP2 starts inside the context."""
     seen: Counter[str] = Counter()
 
     def counting(name: str) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ def counted_collectives() -> Iterator[Counter[str]]:
 
 
 def train(settings: Settings, *, data: str, folder: str, steps: int = 2) -> dict[str, Any]:
-    """Gradients of every step, what was logged, the collectives of the last step, and the system's state."""
+    """Train, and return all gradients and scalars, the last step's collectives, and the system's state."""
     environment()
     config = config_of(COMMON | {"training.steps": steps} | settings, data=data, folder=folder)
     spec = spec_of(config.model.name)
@@ -108,10 +108,10 @@ def settings_of_model(settings: Settings) -> Settings:
 
 
 def train_all(mesh: Any, runs: dict[str, Settings], data: str, folder: str) -> dict[str, Any]:
-    """Every run in turn, in the process group that is there; "folder" and "steps" in a run are its own."""
+    """Do every run in turn in the current process group. A run may set its own "folder" and "steps"."""
     found = {}
     for name, settings in runs.items():
-        rest = {key: value for key, value in settings.items() if "." in key}
-        place = f"{folder}/{settings.get('folder', name)}"
-        found[name] = train(rest, data=data, folder=place, steps=settings.get("steps", 2))
+        config = {key: value for key, value in settings.items() if "." in key}
+        dump = f"{folder}/{settings.get('folder', name)}"
+        found[name] = train(config, data=data, folder=dump, steps=settings.get("steps", 2))
     return found

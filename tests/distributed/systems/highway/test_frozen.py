@@ -1,5 +1,8 @@
-"""Highway backpropagation under FSDP2 with modules frozen, measured or not: the gradients are those of the same model
-whole, every microbatch's backward is finalized, and no group is gathered more often than by backpropagation."""
+"""Highway backpropagation under FSDP2 with frozen modules, measured or not.
+
+The gradients equal those of the unsharded model, every microbatch's backward is finalized, and no group is gathered
+more often than in backpropagation.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -28,15 +31,15 @@ NUM_BLOCKS, WIDTH, VOCABULARY, MICROBATCHES = 3, 8, 12, 2
 BOTTOM = ("tok_embeddings",)
 FROZEN: dict[str, tuple[str, ...]] = {
     "nothing": (),
-    "a block in the midst": ("layers.1",),
-    "the embedding and a part of the first block": (*BOTTOM, "layers.0.up"),
+    "a middle block": ("layers.1",),
+    "the embedding and one matrix of the first block": (*BOTTOM, "layers.0.up"),
     "the embedding and the first block": (*BOTTOM, "layers.0"),
     "the embedding and another block": (*BOTTOM, "layers.1"),
     "all below the last block": (*BOTTOM, "layers.0", "layers.1"),
     "all below the head": (*BOTTOM, "layers"),
 }
-TIED = ("nothing", "a block in the midst", "the embedding and the first block")
-"""With tied embeddings these freeze the head, too."""
+TIED = ("nothing", "a middle block", "the embedding and the first block")
+"""Cases with tied embeddings, where a frozen embedding also freezes the head."""
 WAYS: dict[str, tuple[int | None, bool]] = {
     "exact": (None, False),
     "k = 0": (0, False),
@@ -45,7 +48,7 @@ WAYS: dict[str, tuple[int | None, bool]] = {
     "k = 1, cosines": (1, True),
     "k = L": (NUM_BLOCKS, False),
 }
-"""Rounds, and whether the exact gradient is measured; backpropagation where there are none."""
+"""name -> (rounds, or None for backpropagation; whether the exact gradient is measured)."""
 
 
 class Block(nn.Module):
@@ -79,7 +82,7 @@ def model_of(*, is_tied: bool) -> Model:
 
 
 def shard(model: Model, mesh: DeviceMesh, *, is_tied: bool) -> None:
-    """In torchtitan's groups; tied embeddings in one with the head (titan/patches/compat.py)."""
+    """Shard in torchtitan's groups, with tied embeddings in one group with the head (titan/patches/compat.py)."""
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     if is_tied:
@@ -111,7 +114,7 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def train(model: Model, way: str, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """Gradients of two microbatches, behind a step with all modules active, and what FSDP2 did for each."""
+    """The gradients of two microbatches after a step with all modules active, and FSDP2's calls for each."""
     rounds, measured = WAYS[way]
     cuts = Cuts(
         list(model.layers),

@@ -1,5 +1,8 @@
-"""Highway backpropagation in the real trainer: exact with as many rounds as blocks under every parallelism that it
-allows, the same on two ranks as on one, no collective more than backpropagation's, resumable, absent when off."""
+"""Highway backpropagation in the real trainer.
+
+It is exact with as many rounds as blocks under every supported parallelism, and the same on two ranks as on one. It
+adds no collective to backpropagation's, can be resumed, and leaves nothing behind when off.
+"""
 
 import json
 from pathlib import Path
@@ -50,7 +53,7 @@ CASES: dict[str, Settings] = {
     "llama4, EP": batch(4) | model("llama4", "cell of 2") | EP,
     "gpt_oss": batch(4) | model("gpt_oss", "cell of 2"),
 }
-"""Two blocks, a layer of each kind, where how the rounds go on below them is not the question."""
+"""Models of two blocks, one layer of each type, where rounds over more blocks need no test."""
 BRANCH: Settings = highway(0, cut="branch")
 BRANCH_AND_EXACT: Settings = highway(0, cut="branch", exact_fraction=0.5)
 BLOCKS_AND_EXACT: Settings = highway(0, exact_fraction=0.5)
@@ -159,7 +162,7 @@ def test_the_number_of_rounds_follows_the_tolerance(one_rank: dict[str, Any]) ->
 def test_cosines_are_logged(one_rank: dict[str, Any]) -> None:
     logged = one_rank["k = 2, fitted"]["logged"][-1]
     cosines = [logged[f"highway/cosine/layer_{i}"] for i in range(NUM_BLOCKS)]
-    assert cosines[1:] == pytest.approx([1.0] * 3, abs=1e-5)  # of two rounds: the last block's and two below it
+    assert cosines[1:] == pytest.approx([1.0] * 3, abs=1e-5)  # two rounds: the last block and two below it are exact
     assert 0.5 < cosines[0] < 0.999
     assert logged["highway/cosine"] == pytest.approx(sum(cosines) / NUM_BLOCKS)
     assert 0 < logged["highway/step_norm"] < 1 and logged["highway/exact"] == 0
@@ -204,7 +207,8 @@ def test_compiled_once(settings: Settings, one_process: None, data: str, tmp_pat
     try:
         batches = trainer.batch_generator(trainer.dataloader)
         step(trainer, batches)
-        # Else a backward's first pass may overwrite what the next one reads; on disk graphs of both kinds look alike.
+        # Otherwise a backward's first pass may overwrite tensors that the next pass reads. The key of torch's on-disk
+        # cache gets a tag, as it does not distinguish the two kinds of graphs.
         may_overwrite = settings is BRANCH_AND_EXACT or settings is BLOCKS_AND_EXACT
         assert functorch.donated_buffer == may_overwrite
         assert compiler.cache_key_tag == ("" if may_overwrite else "titan_attent.systems.highway")

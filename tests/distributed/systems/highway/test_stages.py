@@ -1,4 +1,4 @@
-"""``[highway] cut = "stage"`` in the real trainer: exact with P - 2 rounds, and in the last part of a run."""
+"""``[highway] cut = "stage"`` in the real trainer: exact with P - 2 rounds, and in the last steps of a run."""
 
 import os
 from typing import Any
@@ -90,15 +90,15 @@ def test_with_enough_rounds_it_is_backpropagation(ranks: list[dict[str, dict[str
 
 
 def test_without_rounds_only_the_last_stages_are_exact(ranks: list[dict[str, dict[str, Any]]]) -> None:
-    """In the first step: the stage before the last gets the exact gradient of the last one's input."""
+    """In the first step the second to last stage gets the exact gradient of the last stage's input."""
     same = [equal(rank["no round"]["gradients"][0], rank["exact"]["gradients"][0]) for rank in ranks]
     assert same == [False, False, True, True]
 
 
-def test_the_last_part_of_a_run_is_exact(ranks: list[dict[str, dict[str, Any]]]) -> None:
+def test_the_last_steps_of_a_run_are_exact(ranks: list[dict[str, dict[str, Any]]]) -> None:
     for rank in ranks:
         tail = rank["no round, exact from step 2 on"]
         assert tail["rounds"] == [0, 2, 2] and rank["no round"]["rounds"] == [0, 0, 0]
         assert equal(tail["gradients"][0], rank["no round"]["gradients"][0])
-    # From equal weights the second step differs, as it takes the other way.
+    # The second step starts from equal weights, but only one of them is exact.
     assert not equal(ranks[0]["no round, exact from step 2 on"]["gradients"][1], ranks[0]["no round"]["gradients"][1])

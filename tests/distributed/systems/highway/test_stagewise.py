@@ -1,5 +1,8 @@
-"""Highway backpropagation between pipeline stages: bit for bit GPipe with P - 2 rounds, the iteration as it is written
-with fewer, and as many messages whatever the number of stages."""
+"""Highway backpropagation between pipeline stages.
+
+It equals GPipe bit for bit with P - 2 rounds, equals the paper's iteration with fewer, and sends a number of messages
+that does not depend on the number of stages.
+"""
 
 import copy
 from collections import Counter
@@ -76,7 +79,7 @@ def llama_stage(mesh: DeviceMesh) -> PipelineStage:
     model = llama3.Transformer(args)
     with torch.no_grad():
         model.init_weights(buffer_device=torch.device("cpu"))
-        for weight in model.parameters():  # torchtitan's are so small that all rounds give the same
+        for weight in model.parameters():  # torchtitan's initial weights are so small that all rounds give the same
             if weight.dim() == 2:
                 weight.normal_(std=weight.shape[-1] ** -0.5)
     names = generate_llm_fqn_per_model_part(mesh.size(), num_layers)
@@ -99,7 +102,7 @@ class Count(TorchDispatchMode):
 
 
 def step(schedule: Any, *, backward: bool = True) -> tuple[list[float], Any]:
-    """The losses and the merged outputs, on the last stage."""
+    """Run a step and return, on the last stage, the losses and the merged outputs."""
     stage, (inputs, labels) = schedule._stage, batch()
     losses: list[Tensor] = []
     run = schedule.step if backward else schedule.eval
@@ -109,14 +112,14 @@ def step(schedule: Any, *, backward: bool = True) -> tuple[list[float], Any]:
 
 
 def gradients(stage: PipelineStage) -> dict[str, np.ndarray]:
-    """And forget them."""
+    """Return the gradients and reset them."""
     found = {name: full(weight.grad) for name, weight in stage.submod.named_parameters() if weight.grad is not None}
     stage.submod.zero_grad()
     return found
 
 
 def run_steps(schedule: Any) -> dict[str, Any]:
-    step(schedule)  # where torch exchanges shapes
+    step(schedule)  # in its first step torch exchanges shapes
     gradients(schedule._stage)
     with Count() as count:
         losses, outputs = step(schedule)
@@ -124,7 +127,7 @@ def run_steps(schedule: Any) -> dict[str, Any]:
 
 
 def work(mesh: DeviceMesh, kind: str) -> dict[Any, dict[str, Any]]:
-    """Every schedule on a rank: (microbatches, name or rounds) -> what it gave."""
+    """Run every schedule on a rank: (microbatches, name or rounds) -> its results."""
     stage = (stack_stage if kind == "stack" else llama_stage)(mesh)
     scaled = kind == "stack"
     results: dict[Any, dict[str, Any]] = {}
@@ -143,7 +146,7 @@ def work(mesh: DeviceMesh, kind: str) -> dict[Any, dict[str, Any]]:
         schedule.exact = False
         step(schedule)
         losses, _ = step(schedule, backward=False)
-        gradients(stage) if scaled else None  # eval scales what is there, as GPipe's does
+        gradients(stage) if scaled else None  # eval scales existing gradients, as GPipe's does
         step(schedule)
         results[num, "after eval"] = {"eval": losses, "gradients": gradients(stage)}
     return results
@@ -190,7 +193,7 @@ def test_eval_is_the_stock_schedules_and_disturbs_no_step(kind: str, num_stages:
 
 
 def as_written(num_stages: int, num: int, rounds: int) -> list[dict[str, np.ndarray]]:
-    """The iteration of the paper, all stages at once, in one process."""
+    """The gradients by the paper's iteration, with all stages at once in one process."""
     parts = [Part(p, num_stages) for p in range(num_stages)]
     for inputs, labels in zip(*(x.chunk(num) for x in batch()), strict=True):
         ends: list[tuple[Tensor, Tensor]] = []
@@ -242,7 +245,7 @@ def test_rounds_bring_the_gradients_closer(kind: str) -> None:
         assert 0.3 < cosines[0] < cosines[1] < cosines[2] == pytest.approx(1)
 
 
-def test_messages_a_microbatch_are_one_forward_and_at_most_one_a_round_and_one_more() -> None:
+def test_messages_per_microbatch_are_one_forward_and_at_most_one_per_round_and_one_more() -> None:
     for num_stages in (2, 4):
         for p, results in enumerate(world("stack", num_stages)):
             for num in (1, 2, 4):
@@ -267,7 +270,7 @@ def test_messages_do_not_grow_with_the_pipeline(k: int) -> None:
 
 
 def sharded(mesh: DeviceMesh, num_stages: int) -> dict[Any, dict[str, Any]]:
-    """FSDP2 in the stages, and the same stages whole."""
+    """Run stages sharded by FSDP2, and the same stages unsharded."""
     both = init_device_mesh("cpu", (num_stages, 2), mesh_dim_names=("pp", "dp"))
     plain, cut = stack_stage(both["pp"]), stack_stage(both["pp"])
     for block in cut.submod.blocks:
@@ -282,7 +285,7 @@ def sharded(mesh: DeviceMesh, num_stages: int) -> dict[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize("num_stages", [2, 4])
 def test_sharded_stages_are_reduced_once_as_by_gpipe(num_stages: int) -> None:
-    """Every rank has the same rows, so that the mean over the ranks is what each of them has."""
+    """Every rank has the same examples, so the mean over the ranks equals the gradient of each rank."""
     for results in run_on_ranks(sharded, 2 * num_stages, num_stages):
         for k in range(num_stages - 1):
             plain, cut = results["plain", k]["gradients"], results["cut", k]["gradients"]
@@ -313,7 +316,7 @@ def test_refusals() -> None:
     in_place.compile(backend="eager")
     with pytest.raises(ValueError, match="the stage is compiled"):
         make(SimpleNamespace(submod=in_place))
-    with pytest.raises(ValueError, match="one stage a rank"):
+    with pytest.raises(ValueError, match="one stage per rank"):
         highway_schedule(object.__new__(ScheduleInterleaved1F1B), 0)  # type: ignore[arg-type]
     run_on_ranks(refused, 2)
 

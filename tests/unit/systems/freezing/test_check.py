@@ -1,4 +1,4 @@
-"""What ``[freezing]`` refuses before a run."""
+"""The settings that ``[freezing]`` refuses before a run."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
         ({"parallelism.pipeline_parallel_degree": 2}, "parallelism.pipeline_parallel_degree = 2.*Set it to 1"),
         ({"parallelism.context_parallel_degree": 2}, "parallelism.context_parallel_degree = 2"),
@@ -26,22 +26,22 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
             {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
             "which is DDP.*Set data_parallel_shard_degree above 1",
         ),
-        ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # of four processes
+        ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # in four processes
         ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
-        ({"freezing.warmup_steps": 4}, "warmup_steps = 4 leaves none of training.steps = 4"),
-        ({"freezing.probe_groups": 26}, "probe_groups x probe_examples = 104 are more than the 100 examples"),
+        ({"freezing.warmup_steps": 4}, "warmup_steps = 4 leaves no step of training.steps = 4"),
+        ({"freezing.probe_groups": 26}, "probe_groups x probe_examples = 104 is more than the 100 examples"),
         ({"freezing.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
         ({"freezing.probe": "fisher"}, "probe = 'fisher' is unknown"),
     ],
 )
-def test_refused(settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_settings(settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         check(settings)
     assert str(caught.value).startswith("[freezing] ")
 
 
-def test_granted() -> None:
+def test_accepted_settings() -> None:
     check({})
     check({"freezing.policy": "random", "freezing.probe_groups": 26})  # probes nothing
     check({"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 2})

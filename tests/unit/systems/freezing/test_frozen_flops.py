@@ -1,4 +1,4 @@
-"""What a frozen prefix is said to save, against the floating point operations that torch counts."""
+"""The FLOPs that a frozen prefix should save, against the FLOPs that torch counts."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ CELLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("share", [0.4, 0.55, 0.8])
 @pytest.mark.parametrize("cell", CELLS)
 def test_below_the_cut_nothing_is_computed(cell: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With tied embeddings the output's matrix is frozen with the lowest module; its input gradient is still made."""
+    """With tied embeddings the output is frozen with the lowest module, but its input gradient is still computed."""
     monkeypatch.setattr(ScaledDotProductAttentionWrapper, "sdpa_backends", [SDPBackend.MATH])
     model: Any = plain_model({"training.seq_len": SEQ_LEN, **CELLS[cell]})
     units = find_units(model, seq_len=SEQ_LEN)
@@ -40,5 +40,5 @@ def test_below_the_cut_nothing_is_computed(cell: str, share: float, monkeypatch:
     loss = model(torch.arange(SEQ_LEN)[None]).square().sum()
     with FlopCounterMode(display=False) as flops:
         loss.backward()
-    # Of the lowest active module the input gradients of its first matrices are made for the norm's weights.
+    # The lowest active module still computes input gradients of its first matrices, for its norm's weights.
     assert flops.get_total_flops() == backward_flops(units) - sum(saved_flops(units, active))

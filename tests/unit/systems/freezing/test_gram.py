@@ -51,12 +51,12 @@ def logits_of(model: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def brute_force(kind: str, model: nn.Module, units: list[Unit], inputs: Any, labels: Any) -> torch.Tensor:
-    """[U, n, n] by one backward pass an example."""
+    """The Gram matrices [U, n, n], by one backward pass per example."""
     rows = []
     for i in range(NUM_EXAMPLES):
         model.zero_grad()
-        here = slice(i, i + 1)
-        scalar(kind, logits_of(model, inputs[here]), labels[here]).backward()
+        example = slice(i, i + 1)
+        scalar(kind, logits_of(model, inputs[example]), labels[example]).backward()
         named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
         rows.append(
             [
@@ -88,11 +88,11 @@ def test_against_gradients_of_single_examples(cell: str, kind: str) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max())), unit.name
         assert theirs.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any("forward" in vars(module) for module in model.modules())  # nothing stays behind
+    assert not any("forward" in vars(module) for module in model.modules())  # no forward stays wrapped
 
 
 def ignored(labels: torch.Tensor) -> torch.Tensor:
-    """Of the first example nothing, of the second all but one, of the third a part."""
+    """Ignore no label of the first example, all but one of the second, and every third of the third."""
     labels = labels.clone()
     labels[1, 1:] = labels[2, ::3] = IGNORE_INDEX
     return labels
@@ -100,7 +100,7 @@ def ignored(labels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("cell", ["llama3", "qwen3, tied", "qwen3, experts"])
 def test_ignored_labels_leave_the_mean_over_the_others(cell: str) -> None:
-    """Against the gradient of each example's mean loss, over the tokens that count alone."""
+    """Against the gradient of each example's mean loss over its tokens with a valid label."""
     model, units, inputs, labels = model_of(cell)
     labels = ignored(labels)
     with Capture(units, num_examples=NUM_EXAMPLES) as capture:
@@ -125,7 +125,7 @@ def test_ignored_labels_leave_the_mean_over_the_others(cell: str) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max())), unit.name
 
 
-def test_of_ignored_labels_no_logit_is_asked() -> None:
+def test_logits_of_ignored_labels_get_no_gradient() -> None:
     logits = torch.randn(NUM_EXAMPLES, SEQ_LEN, VOCAB, generator=torch.Generator().manual_seed(2)).double()
     logits.requires_grad_()
     _, _, _, labels = model_of("llama3")
@@ -134,7 +134,7 @@ def test_of_ignored_labels_no_logit_is_asked() -> None:
     (gradient,) = torch.autograd.grad(projected_logits(logits, 5, labels), logits)
     valid = labels != IGNORE_INDEX
     assert torch.equal(gradient.abs().sum(-1) > 0, valid)
-    # Signs over the root of how many there are: each example's square is 1.
+    # The entries are signs divided by the root of their number, so each example's squared norm is 1.
     assert gradient.square().sum(dim=(1, 2)).tolist() == pytest.approx([1.0] * NUM_EXAMPLES, rel=1e-12)
     labels[0] = IGNORE_INDEX
     assert mean_losses(logits[:1], labels[:1]).item() == projected_logits(logits[:1], 5, labels[:1]).item() == 0
@@ -148,14 +148,14 @@ def test_eigenvalues_are_those_of_the_kernel_of_torch_func() -> None:
     name = "layers.2.feed_forward"
     weights = {key: value.detach() for key, value in model.named_parameters() if key.startswith(name + ".")}
 
-    def asked(own: dict[str, torch.Tensor]) -> torch.Tensor:
+    def projections(own: dict[str, torch.Tensor]) -> torch.Tensor:
         logits = functional_call(model, own, (inputs,))
         return torch.stack([projected_logits(logits[i : i + 1], 5) for i in range(NUM_EXAMPLES)])
 
-    jacobian = torch.cat([part.flatten(1) for part in jacrev(asked)(weights).values()], dim=1)
+    jacobian = torch.cat([part.flatten(1) for part in jacrev(projections)(weights).values()], dim=1)
     expected = torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
-    place = [unit.name for unit in units].index(name)
-    assert principal_eigenvalues(grams)[place].item() == pytest.approx(expected.item(), rel=1e-9)
+    index = [unit.name for unit in units].index(name)
+    assert principal_eigenvalues(grams)[index].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_heads_share_out_the_matrices_of_queries_and_outputs() -> None:
@@ -185,7 +185,7 @@ def test_both_ways_of_a_linear_layer(length: int, width: int) -> None:
         assert torch.allclose(way(a, g), gradients @ gradients.T, rtol=1e-10, atol=1e-8)
 
 
-def test_the_cheaper_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cheaper_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     for name in ("ghost_gram", "column_gram"):
         monkeypatch.setattr(gram, name, lambda a, g, name=name: taken.append(name))
@@ -199,7 +199,7 @@ def test_a_bias_is_a_column_of_ones() -> None:
     assert torch.allclose(gram.bias_gram(g), gram.linear_gram(torch.ones(3, 5, 1).double(), g))
 
 
-def test_what_is_not_finite_has_no_eigenvalue() -> None:
+def test_a_matrix_that_is_not_finite_has_no_eigenvalue() -> None:
     grams = torch.eye(3).repeat(2, 1, 1)
     grams[1, 0, 1] = float("inf")
     first, second = principal_eigenvalues(grams).tolist()
@@ -219,7 +219,7 @@ def test_checkpointing_changes_nothing() -> None:
     assert torch.allclose(grams, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_signs_are_even_and_of_no_two_keys_alike() -> None:
+def test_signs_are_balanced_and_differ_between_keys() -> None:
     values = torch.stack([signs(300, key, device=torch.device("cpu")) for key in range(200)])
     assert set(values.unique().tolist()) == {-1.0, 1.0} and abs(values.mean()) < 0.02
     products = values @ values.T / 300
@@ -228,19 +228,19 @@ def test_signs_are_even_and_of_no_two_keys_alike() -> None:
 
 
 def test_the_mean_over_signs_is_the_kernel() -> None:
-    """Of a linear map, whose Jacobian is known: the kernel contracted over the outputs is V sum_t a_it . a_jt / T V."""
+    """A linear map has a known Jacobian: its kernel, contracted over the outputs, is V sum_t a_it . a_jt / T V."""
     a = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     total = torch.zeros(2, 2).double()
     for key in range(800):
         weight = torch.zeros(5, 4).double().requires_grad_()
-        asked = [projected_logits(a[i : i + 1] @ weight.T, key) for i in range(2)]
-        matrix = torch.stack([torch.autograd.grad(one, weight)[0].flatten() for one in asked])
+        scalars = [projected_logits(a[i : i + 1] @ weight.T, key) for i in range(2)]
+        matrix = torch.stack([torch.autograd.grad(scalar, weight)[0].flatten() for scalar in scalars])
         total += matrix @ matrix.T
     expected = torch.einsum("itp,jtp->ij", a, a) / 3
     assert torch.allclose(total / 800, expected, atol=0.1 * float(expected.abs().max()))
 
 
-def test_probes_are_distinct_and_do_not_depend_on_more_than_the_seed() -> None:
+def test_probe_ids_are_distinct_and_depend_on_the_seed_only() -> None:
     ids = probe_ids(50, groups=5, size=4, seed=2)
     assert ids.shape == (5, 4) and len(set(ids.flatten().tolist())) == 20 and ids.max() < 50
     assert ids.equal(probe_ids(50, groups=5, size=4, seed=2)) and not ids.equal(probe_ids(50, groups=5, size=4, seed=3))
@@ -262,7 +262,7 @@ def test_the_modules_of_a_model_hold_every_parameter_once() -> None:
         assert ("output" in names) == (cell != "qwen3, tied")
 
 
-def test_a_parameter_of_no_known_module_is_named() -> None:
+def test_a_parameter_of_an_unknown_module_is_named() -> None:
     model = copy.deepcopy(model_of("llama3")[0])
     model.extra = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r'the parameter "extra.weight" belongs to no module'):

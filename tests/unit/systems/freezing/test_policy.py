@@ -1,4 +1,4 @@
-"""Which modules a decision freezes, against all choices there are."""
+"""The modules that a decision freezes, against all possible choices."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ LAYERS = 4
 
 
 def make_units() -> list[Unit]:
-    """A model of 4 layers: attention 10 a pass, feed-forward 20, output 15."""
+    """A model of 4 layers, with 10 FLOPs of weight gradients per attention, 20 per feed-forward, 15 in the output."""
     units = [Unit("tok_embeddings", "embedding", -1)]
     for layer in range(LAYERS):
         units.append(Unit(f"layers.{layer}.attention", "attention", layer, weight=10, inputs=12, forward=11))
@@ -38,7 +38,7 @@ def config(**values: Any) -> FreezingConfig:
 
 def history(values: list[float] = VALUES) -> History:
     made = History(active=[True] * len(UNITS))
-    made.see(values, config())
+    made.update(values, config())
     return made
 
 
@@ -50,21 +50,21 @@ def saved(active: list[bool]) -> float:
     return sum(saved_flops(UNITS, active))
 
 
-def test_what_is_saved() -> None:
+def test_saved_flops() -> None:
     assert TOTAL == 4 * 62 + 30
     active = [True] * 10
     assert saved(active) == 0
-    active[4] = False  # a feed-forward among others: its weight gradient alone
+    active[4] = False  # a feed-forward above the first active module: only its weight gradient
     assert saved_flops(UNITS, active) == (20, 0)
     below = [False, False, False, True, False, *[True] * 5]
     assert saved_flops(UNITS, below) == (10 + 20 + 20, 12 + 20)
     assert saved_flops(UNITS, [False] * 10) == (135, 143)
 
 
-def test_mat_freezes_what_is_small_within_its_kind() -> None:
-    """Threshold: a share of the mean of the kind, the same for both kinds; as much as comes nearest to the target."""
+def test_mat_freezes_small_values_within_each_type() -> None:
+    """The threshold is the same share of the mean for both types, and the savings are closest to the target."""
     active = decide(UNITS, history(), config(backward_share=0.78))
-    # Attention by its mean of 2.5: .4 1.6 .8 1.2; feed-forward by 25: 1.2 .4 1.6 .8.
+    # Attention divided by its mean 2.5: .4 1.6 .8 1.2; feed-forward divided by 25: 1.2 .4 1.6 .8.
     assert frozen(active) == [
         "layers.0.attention",
         "layers.1.feed_forward",
@@ -92,13 +92,13 @@ def test_the_share_that_is_kept(policy: str, share: float) -> None:
     assert active[-1]
     if policy not in ("prefix", "truncated"):
         kinds = Counter(unit.kind for unit, on in zip(UNITS, active, strict=True) if on)
-        assert set(kinds) == {"embedding", "attention", "feed_forward", "output"}, "one of each kind stays"
+        assert set(kinds) == {"embedding", "attention", "feed_forward", "output"}, "one of each type stays active"
     assert share < 1 or all(active)
     assert reachable < 1
 
 
-def test_prefix_loses_the_least_of_all_choices_that_save_as_much() -> None:
-    """Every choice that is a prefix and some modules above it, one by one."""
+def test_prefix_loses_nearly_the_least_value_of_all_choices_that_save_as_much() -> None:
+    """Against every choice of a frozen prefix and frozen modules above it."""
     target = 0.4 * TOTAL
     active = decide(UNITS, history(), config(policy="prefix", backward_share=0.6))
     values = relative(UNITS, VALUES)
@@ -122,8 +122,8 @@ def test_prefix_ends_the_backward_early_where_the_low_layers_have_settled() -> N
     assert frozen(active)[0].startswith("layers.2") and saved_flops(UNITS, active)[1] == 0
 
 
-def test_truncated_freezes_all_below_the_cut_that_comes_nearest() -> None:
-    """Of models with costs drawn at random, and no probe, against every cut there is, counted by itself."""
+def test_truncated_freezes_all_below_the_closest_cut() -> None:
+    """Against every cut of models with random costs; no probe is needed."""
     draw = random.Random(0)
     for _ in range(200):
         units = [Unit("tok_embeddings", "embedding", -1)]
@@ -141,7 +141,7 @@ def test_truncated_freezes_all_below_the_cut_that_comes_nearest() -> None:
         assert all(abs(kept[cut] - share) > nearest + 1e-12 for cut in range(first)), "the lowest of equals"
 
 
-def test_truncated_looks_at_no_value_and_does_not_probe() -> None:
+def test_truncated_uses_no_value_and_does_not_probe() -> None:
     settings = config(policy="truncated", backward_share=0.55)
     assert not settings.probes and config(policy="prefix").probes
     made = history()
@@ -151,18 +151,18 @@ def test_truncated_looks_at_no_value_and_does_not_probe() -> None:
     assert made.decisions == 2
 
 
-def test_hysteresis_keeps_what_is_nearly_as_good() -> None:
+def test_hysteresis_keeps_a_module_that_is_nearly_as_good() -> None:
     made = history()
     settings = config(backward_share=0.78, hysteresis=0.2)
     made.active = decide(UNITS, made, settings)
     assert frozen(made.active)[2] == "layers.2.attention"  # .8 of its mean
     nearly = list(VALUES)
-    nearly[5], nearly[7] = 2.6, 2.4  # the two attentions have changed places, by little
-    made.see(nearly, settings)
+    nearly[5], nearly[7] = 2.6, 2.4  # the two attentions have narrowly swapped their order
+    made.update(nearly, settings)
     assert frozen(decide(UNITS, made, settings))[2] == "layers.2.attention"
     nearly[5], nearly[7] = 3.5, 1.5
-    made.see(nearly, settings)
-    assert "layers.2.attention" not in frozen(decide(UNITS, made, settings)), "it comes back"
+    made.update(nearly, settings)
+    assert "layers.2.attention" not in frozen(decide(UNITS, made, settings)), "it is active again"
 
 
 def test_the_temporal_rule() -> None:
@@ -171,20 +171,20 @@ def test_the_temporal_rule() -> None:
     for change in (0.0, 1.0, 1.05):  # D_1 = 1 for all; the last step moves by 0.05 of it
         values = [value + (change if i == 6 else 3 * change) for i, value in enumerate(VALUES)]
         values[3] += 10 * change**4
-        made.see(values, settings)
+        made.update(values, settings)
     settled = [abs(now - before) for now, before in zip(made.distances, made.first_distances, strict=True)]
     expected = [2 if change / first < 0.1 else 0 for change, first in zip(settled, made.first_distances, strict=True)]
     assert made.resting == expected and expected[3] == 0 and expected[6] == 2
     # The feed-forward of the largest eigenvalue is frozen first, as it has settled; the unsettled attention is not.
     assert "layers.1.attention" not in frozen(decide(UNITS, made, settings))
-    made.see([value + 9 for value in values], settings)
-    assert made.resting[6] == 1, "two decisions, then it is looked at anew"
+    made.update([value + 9 for value in values], settings)
+    assert made.resting[6] == 1, "one of its two decisions is left"
 
 
-def test_smoothing_and_what_is_not_finite() -> None:
+def test_smoothing_and_values_that_are_not_finite() -> None:
     made, settings = History(active=[True] * 2), config(smoothing=0.75)
     for value in (1.0, 5.0, float("nan")):
-        made.see([value, 2.0], settings)
+        made.update([value, 2.0], settings)
     assert made.smooth == [2.0, 2.0] and made.first == [1.0, 2.0]
 
 
@@ -201,7 +201,7 @@ def test_random_draws_differ_and_depend_on_the_seed() -> None:
 
 
 def test_gradient_norm_keeps_a_sample_in_proportion_to_the_norms() -> None:
-    """One of two attentions is kept: in 9 of 10 draws that of the ninefold norm."""
+    """One of two attentions stays active: in 9 of 10 draws the one with nine times the norm."""
     units = [Unit(f"layers.{i}.attention", "attention", i, weight=1, inputs=0) for i in range(2)]
     made = History(active=[True] * 2, first=[9.0, 1.0], smooth=[9.0, 1.0], resting=[0, 0])
     kept = Counter(
@@ -222,7 +222,7 @@ def test_shuffled_eigenvalues_keep_the_layout() -> None:
 
 
 @pytest.mark.parametrize(
-    "values, said",
+    "values, message",
     [
         ({"policy": "matt"}, 'policy = \'matt\' is unknown: use one of "off", "all", "mat"'),
         ({"probe": "nkt"}, "did you mean"),
@@ -234,7 +234,7 @@ def test_shuffled_eigenvalues_keep_the_layout() -> None:
         ({"rest": 0}, "rest = 0"),
     ],
 )
-def test_values_out_of_range(values: dict[str, Any], said: str) -> None:
+def test_values_out_of_range(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         FreezingConfig(**values).validate()
-    assert str(caught.value).startswith("[freezing] ") and said in str(caught.value)
+    assert str(caught.value).startswith("[freezing] ") and message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Cuts at the branches: every gradient against a model whose branches are written out, and what is saved by it."""
+"""Cuts at the branches: every gradient against a model with explicit branches, and the FLOPs saved."""
 
 import copy
 
@@ -36,7 +36,7 @@ def loss_of(model: nn.Module, head_input: Tensor | None = None) -> Tensor:
 
 
 def cut_backward(model: nn.Module, *, microbatches: int = 1) -> tuple[dict[str, Tensor], int]:
-    """(gradients, floating point operations of the backward)."""
+    """(gradients, FLOPs of the backward)."""
     blocks = list(model.layers.children())
     branches = BranchCuts(blocks)
     cuts = Cuts(blocks, root=model, needs_input_gradients=lambda: False)
@@ -55,15 +55,15 @@ def cut_backward(model: nn.Module, *, microbatches: int = 1) -> tuple[dict[str, 
 
 
 def written_out(model: nn.Module) -> dict[str, Tensor]:
-    """Each branch gets the gradient of the last block's output, and none goes into its input."""
+    """The expected gradients: each branch gets that of the last block's output, and passes none to its input."""
     rope = model.freqs_cis if hasattr(model, "freqs_cis") else model.rope_cache
     tokens = torch.arange(16).reshape(2, 8) * 5 % 64
     bottom = model.tok_embeddings(tokens)
     h, outputs = bottom.detach(), [bottom]
     for block in model.layers.children():
         for norm, branch in ((block.attention_norm, block.attention), (block.ffn_norm, block.feed_forward)):
-            more = (rope, None) if branch is block.attention else ()
-            outputs.append(branch(norm(h), *more))
+            extra_args = (rope, None) if branch is block.attention else ()
+            outputs.append(branch(norm(h), *extra_args))
             h = (h + outputs[-1]).detach()
     top = h.requires_grad_()
     loss_of(model, top).backward()
@@ -90,15 +90,15 @@ def test_a_norms_weight_of_zero_gets_zero() -> None:
     assert gradient[3] == 0 and gradient.isfinite().all() and (gradient != 0).sum() == 31
 
 
-def test_behind_a_frozen_projection_a_norm_gets_nothing() -> None:
+def test_a_norm_before_a_frozen_projection_gets_no_gradient() -> None:
     model = model_of("llama3")
     model.layers["1"].attention.wk.requires_grad_(False)
     found, _ = cut_backward(model)
     assert "layers.1.attention_norm.weight" not in found and "layers.1.ffn_norm.weight" in found
 
 
-def test_what_is_saved() -> None:
-    """At branches a quarter of the backward and more; at blocks the input gradient of a norm, which has no product."""
+def test_saved_flops() -> None:
+    """Cuts at branches save a quarter of the backward or more; cuts at blocks save no matrix product."""
     whole, model = model_of("llama3"), model_of("llama3")
     loss = loss_of(whole)
     with FlopCounterMode(display=False) as exact:
@@ -117,7 +117,7 @@ def test_what_is_saved() -> None:
     assert exact.get_total_flops() - at_branches == 2 * tokens * projections * SMALL["n_layers"]
 
 
-def test_off_it_cuts_nothing() -> None:
+def test_switched_off_it_cuts_nothing() -> None:
     model, expected = model_of("llama3"), model_of("llama3")
     loss_of(expected).backward()
     BranchCuts(list(model.layers.children()))

@@ -1,4 +1,4 @@
-"""[highway]: every value out of range, and every run that it cannot be part of, is refused with the mend."""
+"""[highway]: every value out of range and every unsupported run is refused, with the fix in the message."""
 
 import re
 from typing import Any
@@ -41,7 +41,7 @@ def test_a_value_out_of_range(key: str, value: Any, hint: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("fit_gain", True), ("tolerance", 0.1)])
-def test_what_needs_input_gradients(key: str, value: Any) -> None:
+def test_values_that_need_input_gradients(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"\[highway\] {key} = .* with iterations = 0.*Set iterations = 1"):
         HighwayConfig(method="highway", **{key: value}).validate()
     HighwayConfig(method="highway", cut="block", iterations=1, **{key: value}).validate()
@@ -49,7 +49,7 @@ def test_what_needs_input_gradients(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("iterations", 1), ("iterations", -1), ("log_cosine", True)])
-def test_what_branches_cannot_do(key: str, value: Any) -> None:
+def test_values_refused_with_branches(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf'\[highway\] {key} = .* with cut = "branch".*Set cut = "block"'):
         HighwayConfig(method="highway", **{key: value}).validate()
 
@@ -63,7 +63,7 @@ REFUSED: list[tuple[Settings, str]] = [
         {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1},
         "data_parallel_replicate_degree = 2.*DDP.*Set data_parallel_shard_degree",
     ),
-    ({"parallelism.data_parallel_replicate_degree": 2}, "DDP"),  # of two processes
+    ({"parallelism.data_parallel_replicate_degree": 2}, "DDP"),  # in two processes
     ({"activation_checkpoint.mode": "full"}, 'mode = "full".*Set the mode to "none"'),
     ({"activation_checkpoint.mode": "selective"}, 'mode = "selective"'),
     ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
@@ -71,7 +71,7 @@ REFUSED: list[tuple[Settings, str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_settings(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     on: Settings = {"highway.method": "highway"}
     check(Highway, on)
@@ -81,17 +81,17 @@ def test_what_is_refused(settings: Settings, message: str, monkeypatch: pytest.M
 
 STAGES: Settings = {"highway.method": "highway", "highway.cut": "stage", "parallelism.pipeline_parallel_degree": 4}
 REFUSED_STAGES: list[tuple[Settings, str]] = [
-    ({"parallelism.pipeline_parallel_degree": 1}, 'there is no stage. Set cut = "block" or "branch"'),
-    ({"parallelism.pipeline_parallel_schedule": "ZBVZeroBubble"}, "one stage a rank. Use one of 1F1B, GPipe"),
-    ({"compile.enable": True}, "a compiled stage does not tell"),
+    ({"parallelism.pipeline_parallel_degree": 1}, 'there are no stages to cut between. Set cut = "block" or "branch"'),
+    ({"parallelism.pipeline_parallel_schedule": "ZBVZeroBubble"}, "one stage per rank. Use one of 1F1B, GPipe"),
+    ({"compile.enable": True}, "a compiled stage computes input and weight gradients together"),
     ({"optimizer.early_step_in_backward": True}, "early_step_in_backward"),
-    ({"highway.log_cosine": True}, 'log_cosine with cut = "stage": no stage compares rounds'),
+    ({"highway.log_cosine": True}, 'log_cosine with cut = "stage": stages do not compare rounds'),
     ({"highway.tolerance": 0.1, "highway.iterations": 1}, 'tolerance with cut = "stage"'),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED_STAGES)
-def test_what_is_refused_between_stages(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_settings_between_stages(settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     for good in ({}, {"activation_checkpoint.mode": "full"}, {"parallelism.pipeline_parallel_schedule": "GPipe"}):
         check(HighwayStages, STAGES | good)
@@ -121,4 +121,4 @@ def test_rounds_of_a_model() -> None:
 
 def test_it_is_off_by_default() -> None:
     assert not Highway.is_on(HighwayConfig())
-    assert Highway.is_on(HighwayConfig(method="higway")), "a slip would train by backpropagation without a word"
+    assert Highway.is_on(HighwayConfig(method="higway")), "a typo would silently train by backpropagation"

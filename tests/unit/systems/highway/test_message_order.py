@@ -1,10 +1,11 @@
-"""The messages of a step between stages, in the order in which NCCL serves them: no rank waits for ever, and no stage
-waits for what it does not need.
+"""The messages of a step between stages, in the order in which NCCL processes them.
 
-The schedule's own program runs on stages that only note what is asked of them. A model of NCCL then plays the programs
-of all ranks: a rank's computation is one queue, its batched messages another, each in the order of the calls
-(ProcessGroupNCCL::pointToPoint: one stream for all batches of a device); a message also waits for what the rank had to
-compute before it was asked for, and for its partner. Forward, input and weight gradients take a second each.
+No rank deadlocks, and no stage waits for a message that it does not need.
+
+The schedule's own code runs on stages that only record its calls. A model of NCCL then executes the programs of all
+ranks. A rank's computations are one queue and its batched messages another, each in the order of the calls
+(ProcessGroupNCCL::pointToPoint: one stream for all batches of a device). A message also waits for the computations that
+the rank queued before it, and for its partner. Forward, input gradients and weight gradients take one second each.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from titan_attent.systems.highway.stagewise import HighwaySchedule, num_rounds
 
 
 class Message(NamedTuple):
-    """``kind``: "f" or "b". ``number``: of the messages of this kind and microbatch between the two ranks."""
+    """``kind``: "f" or "b". ``number``: index among the messages of this kind and microbatch between the two ranks."""
 
     source: int
     target: int
@@ -32,8 +33,8 @@ class Message(NamedTuple):
     number: int
 
 
-class Noted:
-    """A stage: ``program`` holds ("compute", seconds), ("message", message) and ("wait", message)."""
+class RecordedStage:
+    """A stage that records ``program``: ("compute", seconds), ("message", message) and ("wait", message)."""
 
     def __init__(self, p: int, num_stages: int):
         self.stage_index, self.num_stages = p, num_stages
@@ -88,10 +89,10 @@ Program = list[tuple[str, Any]]
 
 
 def programs(num_stages: int, num: int, rounds: int | None, monkeypatch: pytest.MonkeyPatch) -> list[Program]:
-    """Of all ranks; GPipe's where no rounds are given."""
+    """The programs of all ranks; those of GPipe if ``rounds`` is None."""
     found = []
     for p in range(num_stages):
-        stage = Noted(p, num_stages)
+        stage = RecordedStage(p, num_stages)
         add = stage.program.append
 
         def post(messages: list[Message], add: Callable[..., None] = add, **kwargs: Any) -> list[Message]:
@@ -125,8 +126,8 @@ def programs(num_stages: int, num: int, rounds: int | None, monkeypatch: pytest.
     return found
 
 
-def gpipe(stage: Noted, num: int, post: Any, wait: Any) -> None:
-    """As torch's ScheduleGPipe: one receive at a time, sends at once."""
+def gpipe(stage: RecordedStage, num: int, post: Any, wait: Any) -> None:
+    """The order of torch's ScheduleGPipe: one receive at a time, sends immediately."""
     for i in range(num):
         wait(post(stage.get_fwd_recv_ops(i)))
         stage.forward_one_chunk(i)
@@ -138,7 +139,7 @@ def gpipe(stage: Noted, num: int, post: Any, wait: Any) -> None:
 
 
 def seconds(ranks: list[Program]) -> float:
-    """Of a step; AssertionError where ranks wait for each other for ever."""
+    """The seconds of a step; AssertionError if ranks deadlock."""
     computing: list[Program] = [[op for op in program if op[0] != "message"] for program in ranks]
     talking: list[list[tuple[Message, int]]] = []
     for program in ranks:
@@ -193,7 +194,7 @@ SIZES = [(p, n) for p in (2, 3, 4, 8) for n in (1, 2, 4, 8, 16)]
 def test_no_round_fills_and_drains_as_fast_as_it_can(
     num_stages: int, num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last stage begins after P - 1 forwards and has three seconds of work a microbatch; one is P + 3."""
+    """The last stage starts after P - 1 forwards and works three seconds per microbatch; a single one takes P + 3."""
     found = seconds(programs(num_stages, num, 0, monkeypatch))
     assert found == max(num_stages - 1 + 3 * num, num_stages + 3)
     assert found <= seconds(programs(num_stages, num, None, monkeypatch)) == 3 * (num_stages + num - 1)
@@ -201,22 +202,22 @@ def test_no_round_fills_and_drains_as_fast_as_it_can(
 
 @pytest.mark.parametrize("num_stages, num", SIZES)
 def test_the_order_of_messages_costs_nothing(num_stages: int, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every number of rounds as long as where messages wait for no other: docs/results/highway_pipeline.md."""
+    """For every number of rounds the time is that without ordered messages: docs/results/highway_pipeline.md."""
     for k in range(num_rounds(num_stages, -1) + 1):
         found = seconds(programs(num_stages, num, k, monkeypatch))
         assert found == simulator.makespan(simulator.highway(num_stages, num, simulator.Costs(), iterations=k)), k
 
 
 def test_the_stage_is_torchs() -> None:
-    """What is noted here stands for methods that torch's stage and schedule have."""
+    """The recorded methods exist in torch's stage and schedule."""
     for name in ("get_fwd_recv_ops", "get_fwd_send_ops", "get_bwd_recv_ops", "get_bwd_send_ops"):
-        assert hasattr(PipelineStage, name) and hasattr(Noted, name)
+        assert hasattr(PipelineStage, name) and hasattr(RecordedStage, name)
     for name in ("_initialize_stage", "_maybe_compute_loss", "_maybe_get_loss", "_update_losses", "_check_inputs"):
         assert hasattr(ScheduleGPipe, name)
 
 
-def test_the_model_tells_other_orders_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All stages' receives ahead are slower than GPipe; none ahead, and the last two stages wait for each other."""
+def test_the_model_distinguishes_other_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all stages post all receives first, it is slower than GPipe. If none does, the last two stages deadlock."""
     ranks = programs(8, 8, 0, monkeypatch)
     assert (seconds(ranks), seconds(programs(8, 8, None, monkeypatch))) == (31, 45)
 

@@ -1,4 +1,4 @@
-"""What the highway says that it saves, against the floating point operations that torch counts."""
+"""The FLOPs that the highway reports as saved, against the FLOPs that torch counts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
 from titan_attent.systems.freezing.units import backward_flops, find_units
-from titan_attent.systems.highway.account import Account
+from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.branches import BranchCuts
 from titan_attent.systems.highway.links import Cuts
 from titan_attent.systems.highway.sums import Sums
@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def countable_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As matrix products, of which a backward pass makes twice as many; torch counts no fused attention of a CPU."""
+    """Compute attention by matrix products, twice as many in a backward; torch does not count fused CPU attention."""
     monkeypatch.setattr(ScaledDotProductAttentionWrapper, "sdpa_backends", [SDPBackend.MATH])
 
 
@@ -45,13 +45,13 @@ def model_of(name: str = "llama3") -> nn.Module:
     return plain_model({"training.seq_len": SEQ_LEN, **MODELS[name]})
 
 
-def account_of(model: nn.Module, **more: bool) -> Account:
+def account_of(model: nn.Module, **options: bool) -> HighwayAccount:
     blocks = list(model.layers.children())  # type: ignore[union-attr]
-    return Account(model, blocks, seq_len=SEQ_LEN, **{"is_compiled": False} | more)
+    return HighwayAccount(model, blocks, seq_len=SEQ_LEN, **{"is_compiled": False} | options)
 
 
 def counted(model: nn.Module, backward: Callable[[torch.Tensor], None]) -> int:
-    """FLOPs of an example's backward."""
+    """The FLOPs per example of the backward."""
     tokens = torch.arange(BATCH * SEQ_LEN).reshape(BATCH, SEQ_LEN) * 5 % 64
     logits = model(tokens)
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens.roll(1, 1))
@@ -61,9 +61,9 @@ def counted(model: nn.Module, backward: Callable[[torch.Tensor], None]) -> int:
 
 
 def highway(
-    model: nn.Module, rounds: int, *, branches: bool = False, watched: bool = False, exact: bool = False
+    model: nn.Module, rounds: int, *, branches: bool = False, measured: bool = False, exact: bool = False
 ) -> int:
-    """FLOPs of an example's backward by the highway, with the hooks of a run."""
+    """The FLOPs per example of the highway's backward, with the hooks of a run."""
     blocks = list(model.layers.children())  # type: ignore[union-attr]
     cuts = Cuts(blocks, root=model, needs_input_gradients=lambda: rounds > 0 or exact)
     at_branches = BranchCuts(blocks) if branches else None
@@ -74,17 +74,17 @@ def highway(
         loss.backward()
         top = cuts.gradient()
         assert top is not None
-        sums = Sums(NUM_BLOCKS, rounds, wants_exact=exact, device=torch.device("cpu")) if watched else None
+        sums = Sums(NUM_BLOCKS, rounds, wants_exact=exact, device=torch.device("cpu")) if measured else None
         cuts.send_below(sweep(cuts.links, top, iterations=rounds, sums=sums))
 
     return counted(model, backward)
 
 
-def saved(account: Account) -> tuple[float, float]:
-    """FLOPs of an example that the last and only step saved, of the two shares."""
-    found = account.metrics()
+def saved(account: HighwayAccount) -> tuple[float, float]:
+    """The FLOPs per example that the only step saved, computed from each of the two shares."""
+    scalars = account.metrics()
     whole = account.full + account.forward
-    return found["saved_of_backward"] * account.full, found["saved_of_step"] * whole
+    return scalars["saved_of_backward"] * account.full, scalars["saved_of_step"] * whole
 
 
 def test_a_backward_costs_what_torch_counts() -> None:
@@ -99,16 +99,16 @@ def test_no_round_at_branches() -> None:
     assert made > 0 and saved(account) == pytest.approx((made, made))
 
 
-@pytest.mark.parametrize("watched, exact", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("measured, exact", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("rounds", range(NUM_BLOCKS + 1))
-def test_rounds_between_blocks(rounds: int, watched: bool, exact: bool) -> None:
+def test_rounds_between_blocks(rounds: int, measured: bool, exact: bool) -> None:
     account = account_of(model_of())
-    vjps = separate_vjps(NUM_BLOCKS, rounds, complete=watched, exact_too=exact)
-    assert sum(vjps) + rounds == num_vjps(NUM_BLOCKS, rounds, complete=watched, exact_too=exact)
+    vjps = separate_vjps(NUM_BLOCKS, rounds, complete=measured, exact_too=exact)
+    assert sum(vjps) + rounds == num_vjps(NUM_BLOCKS, rounds, complete=measured, exact_too=exact)
     account.step_done(vjps=vjps)
-    made = counted(model_of(), torch.Tensor.backward) - highway(model_of(), rounds, watched=watched, exact=exact)
+    made = counted(model_of(), torch.Tensor.backward) - highway(model_of(), rounds, measured=measured, exact=exact)
     assert saved(account) == pytest.approx((made, made), abs=0.5)
-    assert made == -sum(vjps) * account.of_vjps[0]
+    assert made == -sum(vjps) * account.vjp_flops[0]
 
 
 def test_exact_steps_count_as_full_and_compiled_rounds_twice() -> None:
@@ -117,14 +117,14 @@ def test_exact_steps_count_as_full_and_compiled_rounds_twice() -> None:
         account.step_done(vjps=[1, 1, 1, 0])
         for _ in range(3):
             account.step_done()
-    one = sum(eager.of_vjps[:3]) / eager.full
+    one = sum(eager.vjp_flops[:3]) / eager.full
     assert eager.metrics()["saved_of_backward"] == pytest.approx(-one / 4)
     weights = sum(unit.weight for unit in find_units(model_of(), seq_len=SEQ_LEN)[1:7]) / eager.full
     assert compiled.metrics()["saved_of_backward"] == pytest.approx(-(one + weights) / 4)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_whole_is_that_of_the_modules(name: str) -> None:
+def test_the_total_is_that_of_all_modules(name: str) -> None:
     model = model_of(name)
     units, account = find_units(model, seq_len=SEQ_LEN), account_of(model)
     assert account.full == backward_flops(units) and account.forward == sum(unit.forward for unit in units)
@@ -134,7 +134,7 @@ def test_the_whole_is_that_of_the_modules(name: str) -> None:
 
 
 class Made:
-    """A system whose steps are counted, without a trainer."""
+    """A system of a run without a trainer."""
 
     def __init__(self, **settings: Any):
         keys = {f"highway.{key}": value for key, value in ({"method": "highway"} | settings).items()}
@@ -172,7 +172,7 @@ def test_the_scalars_and_a_resumed_run(settings: dict[str, Any]) -> None:
         assert resumed.steps(8)[tag] == whole.steps(8)[tag] != 0
 
 
-def test_a_checkpoint_of_before_loads() -> None:
+def test_a_checkpoint_of_an_earlier_version_loads() -> None:
     made = Made(cut="block", iterations=3, tolerance=0.3)
     made.system.load_state_dict({"rounds": 2, "gains": torch.full((NUM_BLOCKS,), 1.5)})
     assert made.system.rounds == 2 and made.system.gains.tolist() == [1.5] * NUM_BLOCKS
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_before_loads() -> None:
 
 
 def test_the_state_has_the_keys_that_earlier_checkpoints_have(tmp_path: Path) -> None:
-    """torch asks a checkpoint for every key of the state that it is loaded into."""
+    """torch reads every key of the target state from the checkpoint."""
     earlier = {"highway": {"rounds": 2, "gains": torch.full((NUM_BLOCKS,), 1.5)}}
     dcp.save(earlier, checkpoint_id=tmp_path / "earlier", no_dist=True)
     made = Made(cut="block", iterations=3, tolerance=0.3)

@@ -1,4 +1,4 @@
-"""The sweep against the paper's iteration as it is written: all gradients of a round from all of the round before."""
+"""The sweep against the paper's iteration: all gradients of a round from those of the previous round."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Gradients = dict[str, Tensor]
 
 
 class Block(nn.Module):
-    """h + g(h), as a block of a model is called."""
+    """h + g(h), with the arguments of a block of a model."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -98,7 +98,7 @@ def highway(
     top = cuts.gradient()
     assert top is not None
     cuts.send_below(sweep(cuts.links, top, iterations=rounds, gains=gains, sums=sums))
-    assert all(link.x.grad is None for link in cuts.links), "an input gradient that nobody asked for"
+    assert all(link.x.grad is None for link in cuts.links), "an input gradient that was not requested"
     cuts.remove()
     return gradients(model)
 
@@ -124,7 +124,7 @@ def literal(model: nn.Module, rounds: int, gains: list[float]) -> tuple[Gradient
         w.insert(0, c * w[0])
     history = [w]
     for _ in range(rounds):
-        v = [times_jacobian(i, w[i + 1]) for i in range(NUM_BLOCKS)]  # all at once, from the round before
+        v = [times_jacobian(i, w[i + 1]) for i in range(NUM_BLOCKS)]  # all at once, from the previous round
         new = [g]
         for i in reversed(range(NUM_BLOCKS)):
             new.insert(0, gains[i] * new[0] + v[i] - gains[i] * w[i + 1])
@@ -133,8 +133,8 @@ def literal(model: nn.Module, rounds: int, gains: list[float]) -> tuple[Gradient
     found = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
 
     def add(output: Tensor, gradient: Tensor, part: nn.Module) -> None:
-        wanted = {id(weight) for weight in part.parameters()}
-        named = [(name, weight) for name, weight in model.named_parameters() if id(weight) in wanted]
+        ids = {id(weight) for weight in part.parameters()}
+        named = [(name, weight) for name, weight in model.named_parameters() if id(weight) in ids]
         values = torch.autograd.grad(
             output, [weight for _, weight in named], gradient, retain_graph=True, allow_unused=True
         )
@@ -145,11 +145,11 @@ def literal(model: nn.Module, rounds: int, gains: list[float]) -> tuple[Gradient
     for i, block in enumerate(model.layers.children()):
         add(states[i + 1], w[i + 1], block)
     add(states[0], w[0], model.tok_embeddings)
-    # The head, behind the last block: its input is made a leaf.
+    # The head, after the last block: make its input a leaf.
     top = states[-1].detach().requires_grad_()
     handle = list(model.layers.children())[-1].register_forward_hook(lambda *_: top)
-    of_head = torch.autograd.grad(loss_of(model), list(model.parameters()), allow_unused=True)
-    for name, value in zip(found, of_head, strict=True):
+    head_gradients = torch.autograd.grad(loss_of(model), list(model.parameters()), allow_unused=True)
+    for name, value in zip(found, head_gradients, strict=True):
         if value is not None:
             found[name] += value
     handle.remove()
@@ -188,17 +188,17 @@ def test_gains_of_the_residual_path(rounds: int) -> None:
 
 @pytest.mark.parametrize("wants_exact", [False, True])
 @pytest.mark.parametrize("rounds", range(NUM_BLOCKS + 1))
-def test_what_is_watched(rounds: int, wants_exact: bool) -> None:
+def test_measured_sums(rounds: int, wants_exact: bool) -> None:
     model = model_of("llama3")
     sums = Sums(NUM_BLOCKS, rounds, wants_exact=wants_exact, device=torch.device("cpu"))
     check(highway(model, rounds, sums=sums), literal(model, rounds, [1.0] * NUM_BLOCKS)[0])
     _, history = literal(model, NUM_BLOCKS, [1.0] * NUM_BLOCKS)
-    watched = read(sums.table)
-    for m, change in enumerate(watched.changes, 1):
+    measurements = read(sums.table)
+    for m, change in enumerate(measurements.changes, 1):
         ratios = [(history[m][i] - history[m - 1][i]).norm() / history[m][i].norm() for i in range(NUM_BLOCKS)]
         assert change == pytest.approx(float(sum(ratios)) / NUM_BLOCKS, rel=1e-4)
-    assert len(watched.changes) == rounds and len(watched.cosines) == (NUM_BLOCKS if wants_exact else 0)
-    for i, cosine in enumerate(watched.cosines):
+    assert len(measurements.changes) == rounds and len(measurements.cosines) == (NUM_BLOCKS if wants_exact else 0)
+    for i, cosine in enumerate(measurements.cosines):
         expected = torch.cosine_similarity(history[rounds][i + 1].flatten(), history[-1][i + 1].flatten(), dim=0)
         assert cosine == pytest.approx(float(expected), abs=1e-5)
 
@@ -236,14 +236,18 @@ class Counted:
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 5, 8])
-def test_the_passes_are_as_many_as_it_says(num_blocks: int) -> None:
+def test_the_number_of_passes(num_blocks: int) -> None:
     for k in range(num_blocks + 2):
-        for watched, wants_exact in ((False, False), (True, False), (True, True)):
+        for measured, wants_exact in ((False, False), (True, False), (True, True)):
             links = [Counted() for _ in range(num_blocks)]
             sums = Sums(num_blocks, min(k, num_blocks), wants_exact=wants_exact, device=torch.device("cpu"))
-            sweep(links, torch.ones(3), iterations=k, sums=sums if watched else None)
+            sweep(links, torch.ones(3), iterations=k, sums=sums if measured else None)
             total = sum(link.inputs for link in links)
-            assert total == num_vjps(num_blocks, k, complete=watched, exact_too=wants_exact), (k, watched, wants_exact)
+            assert total == num_vjps(num_blocks, k, complete=measured, exact_too=wants_exact), (
+                k,
+                measured,
+                wants_exact,
+            )
             assert all(link.weights == 1 for link in links)
     assert [num_vjps(num_blocks, k) for k in (0, 1, num_blocks)] == [0, num_blocks, num_blocks]
 
@@ -260,12 +264,14 @@ def test_low_precision_is_summed_in_fp32() -> None:
     links = [Bf16() for _ in range(4)]
     below = sweep(links, torch.full((3,), 1.0, dtype=torch.bfloat16), iterations=2)
     assert below.dtype == links[0].dtype == torch.float32
-    assert float(below[0]) == pytest.approx(1 + 4e-3 + 6e-6, abs=1e-6)  # paths through two blocks at most; bf16 has 1
+    assert float(below[0]) == pytest.approx(
+        1 + 4e-3 + 6e-6, abs=1e-6
+    )  # paths through at most two blocks; in bf16 the sum would be 1
     sweep(links, torch.ones(3, dtype=torch.bfloat16), iterations=0)
-    assert links[0].dtype == torch.bfloat16  # nothing is added up there
+    assert links[0].dtype == torch.bfloat16  # without rounds nothing is added
 
 
-def test_frozen_weights_cost_nothing_and_get_nothing() -> None:
+def test_frozen_weights_get_no_gradient() -> None:
     model = model_of("stack")
     for i, frozen in enumerate(("layers.1", "tok_embeddings")):
         model.get_submodule(frozen).requires_grad_(False)
@@ -278,7 +284,7 @@ def test_frozen_weights_cost_nothing_and_get_nothing() -> None:
                 check({name: found[name]}, {name: 0 * gradient if is_frozen else gradient})
 
 
-def test_a_pass_that_is_not_asked_for_is_whole() -> None:
+def test_a_pass_that_is_not_to_be_cut_stays_whole() -> None:
     model = model_of("stack")
     cuts = Cuts(list(model.layers.children()), root=model, needs_input_gradients=lambda: None)
     expected = exact(model)
