@@ -7,6 +7,7 @@
     exchange.py       one packed flush of losses in 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores
     reading.py        positioned reads and lasting threads against memory maps and nodes made anew
+    packing.py        packing documents into windows against reading them, and the padding that is left
 
 Each prints a table and writes a JSON with its command, machine, load and versions (common/measure.py).
 """
