@@ -1,0 +1,244 @@
+"""Passes over examples of different lengths: selected examples, packed into windows of one length.
+
+    runs of 256 neighbouring ids --(keyed order of the pass)--> blocks of 256 runs --(the selected ids of a block,
+    shuffled)--> windows of the block (packing.py), shuffled --> window of the pass
+
+A block's windows depend on (key, block, selection) alone, so every rank finds the same windows in the same order. The
+ranks count the windows of all blocks once per pass, each its share. From then on a position in a pass is the number of
+a window, and the window's block is packed where it is needed: in the reader threads, once per block and rank.
+
+Neighbouring ids lie next to each other on disk, so the lengths of a run are one or two short reads. What a run brings
+together, documents that were written one after the other, the shuffle spreads over the windows of a block.
+
+Cost: per pass 4 bytes read per document, shared by the ranks, one packing per block, shared by the ranks, and one
+all-reduce of 8 bytes per block. Per block and rank: at most 512 short reads, one packing, and about 2 MB while it is in
+use. Of a pass the state is (key, number of batches).
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from titan_attent.data.plan.order import Key, Pool, SelectedSlots
+from titan_attent.data.plan.packing import best_fit, num_windows, window_limit
+from titan_attent.foundations.counter_rng import derive_key, permute, stream
+
+RUN = 256
+"""Neighbouring ids that stay together in the order of a pass."""
+BLOCK_RUNS = 256
+"""Runs of a block."""
+_BLOCKS_KEPT = 3
+"""Packed blocks that a rank keeps: reader threads may still be in the one before."""
+
+
+class Lengths(Protocol):
+    """What packing asks of a data set."""
+
+    seq_len: int
+    num_rows: int
+
+    def __len__(self) -> int: ...
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray: ...
+
+
+class _Block(NamedTuple):
+    """The windows of a block, in the order in which they are trained; window w holds ids[starts[w] : starts[w + 1]]."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+class BlockOrder:
+    """The order of all examples in a pass, in blocks.
+
+    Args:
+        num_examples: N.
+        key: of the order.
+    """
+
+    def __init__(self, num_examples: int, key: Key):
+        self.num_examples, self._key = num_examples, derive_key(stream("order"), *key)
+        self.num_runs = -(-num_examples // RUN)
+        self.num_blocks = -(-self.num_runs // BLOCK_RUNS)
+
+    def ids(self, block: int) -> np.ndarray:
+        """int64 [n], the examples of a block, run after run."""
+        slots = torch.arange(block * BLOCK_RUNS, min((block + 1) * BLOCK_RUNS, self.num_runs))
+        runs = permute(slots, self.num_runs, self._key).numpy()
+        ids = (runs[:, None] * RUN + np.arange(RUN)).reshape(-1)
+        return ids[ids < self.num_examples]
+
+    def shuffled(self, items: np.ndarray, block: int, what: str) -> np.ndarray:
+        """``items`` of a block in a keyed order; ``what`` tells two such orders apart."""
+        if not len(items):
+            return items
+        key = derive_key(self._key, stream(f"packing/{what}"), block)
+        return items[permute(torch.arange(len(items)), len(items), key).numpy()]
+
+
+class PackedPass:
+    """One pass over packed examples; in the place of :class:`~.order.Pass`.
+
+    Args:
+        packer: of the run.
+        selected: the selected ids.
+        key: of the order of this pass.
+        windows_per_block: int64 [num_blocks].
+        num_batches: global batches of the pass; None for as many as its windows fill. Windows that fill none are left
+            out, and come again where the pass has fewer windows than one batch.
+        round, weighted, strategy: as of :class:`~.order.Pass`.
+    """
+
+    def __init__(
+        self,
+        packer: "Packer",
+        selected: SelectedSlots,
+        key: Key,
+        *,
+        windows_per_block: np.ndarray,
+        num_batches: int | None = None,
+        round: int = 0,
+        weighted: bool = False,
+        strategy: str = "uniform",
+    ):
+        self.packer, self.selected, self.order = packer, selected, key
+        self.batch_size, self.round, self.weighted, self.strategy = packer.batch_size, round, weighted, strategy
+        self.pool = Pool.whole(packer.num_examples)
+        self._blocks = BlockOrder(packer.num_examples, key)
+        self._first_window = np.concatenate(([0], np.cumsum(windows_per_block)))
+        self.num_windows = int(self._first_window[-1])
+        self.num_batches = max(1, self.num_windows // self.batch_size) if num_batches is None else num_batches
+        self._packed: OrderedDict[int, _Block] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the slots of one row: a window holds at most so many examples."""
+        return (self.packer.max_examples,)
+
+    @property
+    def visit_key(self) -> tuple[int, ...]:
+        """What distinguishes this pass from every other of the run."""
+        return (self.round, *self.order)
+
+    def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
+        """int64 [n, M], the examples of ``rows`` of each of the global batches [start, stop); N where there is none."""
+        windows = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
+        numbers = windows[:, rows].flatten().numpy() % max(1, self.num_windows)
+        ids = np.full((len(numbers), self.packer.max_examples), self.packer.num_examples, dtype=np.int64)
+        blocks = np.searchsorted(self._first_window, numbers, side="right") - 1
+        for row, (number, block) in enumerate(zip(numbers.tolist(), blocks.tolist(), strict=True)):
+            packed = self._block(block)
+            window = number - int(self._first_window[block])
+            examples = packed.ids[packed.starts[window] : packed.starts[window + 1]]
+            ids[row, : len(examples)] = examples
+        return torch.from_numpy(ids)
+
+    def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
+        """int64 [n x M], the slots in the pool of :meth:`ids`: the ids themselves, and 0 where there is none."""
+        ids = self.ids(start, stop, rows).flatten()
+        return torch.where(ids < self.packer.num_examples, ids, 0)
+
+    def _block(self, block: int) -> _Block:
+        with self._lock:
+            if block in self._packed:
+                self._packed.move_to_end(block)
+                return self._packed[block]
+            # Inside the lock: the reader threads ask for one block at about the same time, and one of them packs it.
+            ids, lengths = self.packer.chosen(self._blocks, block, self.selected)
+            packed = best_fit(lengths, capacity=self.packer.capacity, max_examples=self.packer.max_examples)
+            order = self._blocks.shuffled(np.arange(len(packed.starts) - 1), block, "windows")
+            sizes = np.diff(packed.starts)[order]
+            starts = np.concatenate(([0], np.cumsum(sizes)))
+            within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
+            slots = packed.slots[np.repeat(packed.starts[:-1][order], sizes) + within]
+            self._packed[block] = _Block(ids[slots], starts)
+            while len(self._packed) > _BLOCKS_KEPT:
+                self._packed.popitem(last=False)
+            return self._packed[block]
+
+
+class Packer:
+    """Makes the passes of a run over packed examples.
+
+    Args:
+        examples: their number and lengths; a row of theirs is a window.
+        batch_size: G, windows of a global batch.
+        max_examples: the largest number of examples in a window; 0 for a number that fills real lengths to 99%.
+        rank, num_ranks: of the data-parallel group that shares the counting.
+        add_up: an all-reduce SUM of an int64 tensor on the CPU over that group.
+    """
+
+    def __init__(
+        self,
+        examples: Lengths,
+        *,
+        batch_size: int,
+        max_examples: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        add_up: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ):
+        self.examples, self.batch_size = examples, batch_size
+        self.num_examples, self.capacity = len(examples), examples.seq_len
+        self.max_examples = max_examples or default_limit(examples)
+        self.rank, self.num_ranks, self.add_up = rank, num_ranks, add_up
+        if examples.num_rows < batch_size:
+            raise ValueError(
+                f"the data set fills {examples.num_rows} windows, fewer than one global batch of {batch_size}: write "
+                "more data, or lower training.global_batch_size or training.seq_len"
+            )
+
+    @property
+    def examples_per_batch(self) -> int:
+        """The mean number of examples in a global batch of a full pass, at least 1."""
+        return max(1, round(self.num_examples * self.batch_size / self.examples.num_rows))
+
+    def chosen(self, blocks: BlockOrder, block: int, selected: SelectedSlots) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, lengths), int64 [n] each: the selected examples of a block, shuffled."""
+        ids = blocks.ids(block)
+        ids = blocks.shuffled(ids[selected.contains(ids)], block, "examples")
+        return ids, self.examples.lengths(ids)
+
+    def full_pass(self, key: Key, *, round: int = 0, num_batches: int | None = None) -> PackedPass:
+        """A pass over all examples. A collective."""
+        return self.pack(SelectedSlots(self.num_examples), key, round=round, num_batches=num_batches)
+
+    def pack(
+        self,
+        selected: SelectedSlots,
+        key: Key,
+        *,
+        round: int = 0,
+        weighted: bool = False,
+        strategy: str = "uniform",
+        num_batches: int | None = None,
+    ) -> PackedPass:
+        """A pass over ``selected`` ids. A collective: the ranks share the counting of windows."""
+        blocks = BlockOrder(self.num_examples, key)
+        counts = torch.zeros(blocks.num_blocks, dtype=torch.int64)
+        for block in range(self.rank, blocks.num_blocks, self.num_ranks):
+            _, lengths = self.chosen(blocks, block, selected)
+            counts[block] = num_windows(lengths, capacity=self.capacity, max_examples=self.max_examples)
+        return PackedPass(
+            self,
+            selected,
+            key,
+            windows_per_block=self.add_up(counts).numpy(),
+            num_batches=num_batches,
+            round=round,
+            weighted=weighted,
+            strategy=strategy,
+        )
+
+
+def default_limit(examples: Lengths) -> int:
+    """The default of ``max_examples_per_window``, from the mean length of the examples."""
+    mean = max(1, examples.num_rows * examples.seq_len // len(examples))
+    return window_limit(np.array([mean]), capacity=examples.seq_len)

@@ -1,0 +1,199 @@
+"""Documents as the unit that is trained: the :class:`~titan_attent.data.examples.Examples` of spans of documents.
+
+    ids [B]       one example per row, the rest of the row is padding       validation, scoring
+    ids [B, M]    up to M examples per row, one after the other             training: packed windows (data/plan/packed.py)
+
+A row has exactly ``seq_len`` inputs and labels. Labels of padding are ``IGNORE_INDEX``, and with a mask of the data set
+those whose loss does not count. ``example_index`` says which example of its row each token belongs to; padding counts
+to the last one.
+
+Cost: per example one positioned read of 2 or 4 bytes per token, and one of a bit per token where there is a mask; per
+run of 256 documents one read of 1 KB (spans.py).
+"""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from titan_attent.data.io.reader import ReadBatch
+from titan_attent.data.text.shards import TokenShards
+from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
+
+
+class DocumentShards:
+    """The shards of a data set, under the fingerprint of its documents: the ``Stored`` of :class:`DocumentDataset`."""
+
+    def __init__(self, shards: TokenShards):
+        self.shards, self.fingerprint = shards, shards.documents_fingerprint
+        self.path = shards.path
+
+    @property
+    def num_shards(self) -> int:
+        return self.shards.num_shards
+
+    def check_sizes(self, shards: Any = None) -> None:
+        self.shards.check_sizes(shards)
+
+    def verify_checksums(self, shards: Any = None, *, progress: bool = False) -> None:
+        self.shards.verify_checksums(shards, progress=progress)
+
+
+class DocumentDataset(Dataset):
+    """Example id -> a span of one document. Picklable.
+
+    Args:
+        path_or_shards: the folder of a data set of version 3, or its open shards.
+        seq_len: tokens of a row, and the most that an example has.
+
+    Raises:
+        ValueError: as :class:`TokenShards`; the data set does not know its documents, or none has two tokens.
+    """
+
+    columns: tuple[str, ...] = ("example_index",)
+
+    def __init__(self, path_or_shards: str | os.PathLike[str] | TokenShards, *, seq_len: int):
+        if not isinstance(path_or_shards, TokenShards):
+            path_or_shards = TokenShards(path_or_shards)
+        self.shards, self.seq_len = path_or_shards, seq_len
+        self.stored = DocumentShards(path_or_shards)
+        if seq_len < 1:
+            raise ValueError(f"{self.shards.path}: seq_len is {seq_len}; set it to 1 or more")
+        self.num_examples = count_all_examples(self.shards, seq_len=seq_len)
+        if self.num_examples == 0:
+            raise ValueError(f"{self.shards.path}: no document has a token beside its eos; write more data")
+        lengths, counts = self.shards.length_histogram()
+        self.num_pairs = int(((lengths - 1) * counts).sum())
+        self._table: SpanTable | None = None
+
+    # -- where the examples are -----------------------------------------------------------------------------------
+
+    def share_table(self, add_up: Callable[[Tensor], Tensor], *, rank: int, num_ranks: int) -> None:
+        """Make the table of spans, each rank its part of the shards. A collective.
+
+        Args:
+            add_up: an all-reduce SUM of int64 [runs] over ``num_ranks`` ranks.
+        """
+        numbers = range(rank, self.shards.num_shards, num_ranks)
+        counts = torch.from_numpy(count_examples(self.shards, seq_len=self.seq_len, numbers=numbers))
+        self._set_table(add_up(counts).numpy())
+
+    @property
+    def table(self) -> SpanTable:
+        """The table of spans, made by this process alone if :meth:`share_table` was not called."""
+        if self._table is None:
+            everything = range(self.shards.num_shards)
+            self._set_table(count_examples(self.shards, seq_len=self.seq_len, numbers=everything))
+        assert self._table is not None
+        return self._table
+
+    def _set_table(self, counts: np.ndarray) -> None:
+        table = SpanTable(self.shards, seq_len=self.seq_len, counts=counts)
+        if table.num_examples != self.num_examples:
+            raise ValueError(
+                f"{self.shards.path}: its documents make {table.num_examples} examples of seq_len {self.seq_len}, "
+                f"and its histogram of lengths says {self.num_examples}: a file was replaced. Copy the data set again"
+            )
+        self._table = table
+
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [n], ids -> int64 [n], tokens that an example takes in a window."""
+        return self.table.locate(ids).lengths
+
+    def documents_of(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [n], ids -> int64 [n], the number of each example's document in the data set."""
+        return self.table.locate(ids).documents
+
+    # -- the protocol ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_rows(self) -> int:
+        """Windows that all examples fill, at least; packing leaves about a hundredth empty."""
+        return -(-self.num_pairs // self.seq_len)
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Tokens of a row, which is what a step trains."""
+        return self.seq_len
+
+    @property
+    def chance_loss(self) -> float:
+        """ln V."""
+        return math.log(self.shards.tokenizer_info["vocab_size"])
+
+    @property
+    def sources(self) -> list[tuple[str, int]]:
+        """The spans of examples of one data source: its name and its first example id, ascending from 0."""
+        spans: list[tuple[str, int]] = []
+        for number, shard in enumerate(self.shards.index.shards):
+            first = self.table.first_example_of_shard(number)
+            if first >= self.num_examples:
+                break
+            if spans and spans[-1][1] == first:
+                spans.pop()
+            if not spans or spans[-1][0] != shard.source:
+                spans.append((shard.source, first))
+        return spans
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def location(self, i: int) -> dict[str, Any]:
+        """Where example i is: its shard file, its first token in it, its number of tokens, and its document."""
+        (shard,), (start,), (length,), (document,) = (column.tolist() for column in self.table.locate(np.array([i])))
+        file = self.shards.index.shards[shard].file
+        return {"shard": file, "first_token": start, "num_tokens": length + 1, "document": document}
+
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        """Rows of examples; an id of N or above is no example.
+
+        Args:
+            ids: int64 [B], one example per row, or [B, M], the examples of each row in their order.
+            visit_key: not read: text looks the same at every visit.
+
+        Returns:
+            ({"input": int64 [B, L]}, labels int64 [B, L]), with ids [B, M] also "example_index", int64 [B, L].
+
+        Raises:
+            IndexError: an id is negative, or the examples of a row are longer than ``seq_len``.
+        """
+        rows = ids.view(len(ids), -1).numpy()
+        if rows.size and rows.min() < 0:
+            raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
+        eos_id = self.shards.tokenizer_info["eos_id"]
+        inputs = np.full((len(rows), self.seq_len), eos_id, dtype=np.int64)
+        labels = np.full((len(rows), self.seq_len), IGNORE_INDEX, dtype=np.int64)
+        index = np.zeros((len(rows), self.seq_len), dtype=np.int64)
+        row_of, place = np.nonzero(rows < self.num_examples)
+        spans = self.table.locate(rows[row_of, place])
+        firsts = _first_tokens(row_of, spans)
+        if len(firsts) and (firsts + spans.lengths).max() > self.seq_len:
+            raise IndexError(f"{self.shards.path}: the examples of a row are longer than {self.seq_len} tokens")
+        for row, number, first, shard, start, length in zip(
+            *(column.tolist() for column in (row_of, place, firsts, *spans[:3])), strict=True
+        ):
+            tokens = self.shards.read_span(shard, start, start + length + 1)
+            inputs[row, first : first + length], labels[row, first : first + length] = tokens[:-1], tokens[1:]
+            index[row, first:] = number
+            if self.shards.has_mask:
+                counts = self.shards.read_mask(shard, start + 1, start + length + 1)
+                labels[row, first : first + length][~counts] = IGNORE_INDEX
+        batch = {"input": torch.from_numpy(inputs)}
+        if ids.ndim == 2:
+            batch["example_index"] = torch.from_numpy(index)
+        return batch, torch.from_numpy(labels)
+
+
+def _first_tokens(rows: np.ndarray, spans: Spans) -> np.ndarray:
+    """int64 [n], where each example begins in its row: behind those of the row that come before it."""
+    if not len(rows):
+        return np.zeros(0, dtype=np.int64)
+    before = np.cumsum(spans.lengths) - spans.lengths
+    is_first = np.concatenate(([True], rows[1:] != rows[:-1]))
+    return before - np.repeat(before[is_first], np.diff(np.append(np.flatnonzero(is_first), len(rows))))
