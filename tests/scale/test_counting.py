@@ -11,7 +11,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import pytest
 import torch
 import torch.distributed as dist
-from scale.made_up import MadeUpMesh, MadeUpRanks
+from scale.synthetic_ranks import SyntheticMesh, SyntheticRanks
 from torch import Tensor
 
 from titan_attent.data.io.reader import Reader
@@ -26,7 +26,7 @@ COUNTED, BATCHES = 200, 3
 """Examples that a rank counts; batches that it scores."""
 
 
-class MadeUpData:
+class SyntheticData:
     """Examples that come from their numbers; keeps how many were asked for at once."""
 
     seq_len = SEQ_LEN
@@ -51,15 +51,15 @@ class Made:
     """What counting and scoring asked of rank 1 of ``num_ranks``."""
 
     def __init__(self, num_ranks: int, folder: Path):
-        mesh: Any = MadeUpMesh(num_ranks)
-        made_of, scored = MadeUpData(NUM_EXAMPLES), MadeUpData(num_ranks * BATCH_SIZE * BATCHES - 5)
+        mesh: Any = SyntheticMesh(num_ranks)
+        made_of, scored = SyntheticData(NUM_EXAMPLES), SyntheticData(num_ranks * BATCH_SIZE * BATCHES - 5)
         data: Any = made_of
         bigrams = Bigrams(data, num=num_ranks * COUNTED - 3, seed=7, mesh=mesh, reader=Reader(0))
-        with MadeUpRanks() as self.counting:
+        with SyntheticRanks() as self.counting:
             bigrams.count()
         self.num_counted = int(bigrams.model.labels.sum())
         with (
-            MadeUpRanks() as self.scoring,
+            SyntheticRanks() as self.scoring,
             mock.patch.object(dist, "broadcast_object_list") as self.broadcasts,
             mock.patch.object(write_losses, "STRETCH_BATCHES", 1),
         ):

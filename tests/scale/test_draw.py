@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from paper import paper_config
-from scale.made_up import MadeUpMesh, MadeUpRanks
+from scale.synthetic_ranks import SyntheticMesh, SyntheticRanks
 
 from titan_attent.data.plan.order import Pool
 from titan_attent.job_config import TeacherConfig
@@ -38,7 +38,7 @@ BLOCKS = 2
 
 def filled_buffer(num_examples: int, num_ranks: int) -> LossBuffer:
     """Two readings of every example, the same on each rank."""
-    buffer = LossBuffer(num_examples, mesh=MadeUpMesh(num_ranks))
+    buffer = LossBuffer(num_examples, mesh=SyntheticMesh(num_ranks))
     generator = torch.Generator().manual_seed(0)
     buffer.first_loss.normal_(8.0, 0.5, generator=generator)
     buffer.loss.normal_(3.0, 0.7, generator=generator).clamp_(min=0.5)
@@ -54,7 +54,7 @@ def draws_of(config: TeacherConfig, *, num_examples: int, num_ranks: int) -> Dra
     return Draws(buffer, config, batch_size=num_ranks, reference=reference, chance_loss=8.0, sources=SOURCES)
 
 
-def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:
+def second_draw(config: TeacherConfig, num_ranks: int) -> SyntheticRanks:
     """The counts of a draw that knows of one before it, and of bringing its choice to all ranks."""
     draws = draws_of(config, num_examples=POOL_EXAMPLES if config.pool_size else LOCAL * num_ranks, num_ranks=num_ranks)
     pool = Pool.whole(LOCAL * num_ranks)
@@ -63,9 +63,9 @@ def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:
     ratio = None if config.ratio_schedule == "adaptive" else 0.5
     # So small that a pool takes several blocks.
     with mock.patch.object(candidates, "_BLOCK", POOL // BLOCKS):
-        with MadeUpRanks():
+        with SyntheticRanks():
             draws.draw(pool, step=STEP, seed=(0, 1, 0), ratio=ratio)
-        with MadeUpRanks() as counted:
+        with SyntheticRanks() as counted:
             draws.draw(pool, step=STEP + 10, seed=(0, 2, 0), ratio=ratio)
             draws.selected()
     return counted
@@ -111,7 +111,7 @@ def test_sums_are_exact_at_any_number_of_examples(num_examples: int) -> None:
     config = paper_config(strategy="threshold", quarantine_after=0, ratio_schedule="adaptive", initial_ratio=0.01)
     draws = draws_of(config, num_examples=num_examples, num_ranks=num_ranks)
     draws.buffer.loss.copy_(torch.rand(LOCAL, generator=torch.Generator().manual_seed(1)) ** 4 * 9)
-    with MadeUpRanks():
+    with SyntheticRanks():
         ratio, _ = draws.draw(Pool.whole(num_examples), step=2_147_000_000, seed=(0, 1, 0), ratio=None)
     mean, share = exact_share(draws.buffer.loss)
     known: dict[str, Any] = draws.audit

@@ -29,7 +29,7 @@ NUM_EXAMPLES_AT_SCALE = 10**10
 
 
 @contextmanager
-def made_up_world(num_ranks: int) -> Iterator[Any]:
+def synthetic_world(num_ranks: int) -> Iterator[Any]:
     """The mesh of a world in which this process is a rank in the middle."""
     dist.init_process_group("fake", store=FakeStore(), rank=num_ranks // 2, world_size=num_ranks)
     try:
@@ -77,7 +77,7 @@ def taught(mesh: Any, num_ranks: int) -> tuple[Teacher, TeachingSampler]:
 
 def exchange(num_ranks: int) -> Counted:
     """Sixteen steps of one pass, up to the loss in the buffer."""
-    with made_up_world(num_ranks) as mesh:
+    with synthetic_world(num_ranks) as mesh:
         teacher, sampler = taught(mesh, num_ranks)
         teacher.next_pass(step=0)
         ids = torch.arange(GLOBAL_BATCH // num_ranks)
@@ -116,7 +116,7 @@ def test_nothing_of_an_exchange_waits_for_the_device(exchanges: dict[int, Counte
 
 
 def checkpoint(num_ranks: int) -> tuple[Counted, dict[str, Any]]:
-    with made_up_world(num_ranks) as mesh:
+    with synthetic_world(num_ranks) as mesh:
         teacher, sampler = taught(mesh, num_ranks)
         teacher.next_pass(step=0)
         with Counted().watching() as seen:
@@ -168,7 +168,7 @@ def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
 
 def test_a_shard_of_ten_billion_examples_has_room_for_them() -> None:
     """The cut of 10^10 examples over 4,096 ranks is exact, and a rank holds a 4,096th of them."""
-    with made_up_world(4096) as mesh:
+    with synthetic_world(4096) as mesh:
         sharding = ExampleSharding(NUM_EXAMPLES_AT_SCALE, mesh=mesh)
         assert sharding.num_local == -(-NUM_EXAMPLES_AT_SCALE // 4096) == 2_441_407
         assert sharding.start == 2048 * 2_441_407 > 2**32

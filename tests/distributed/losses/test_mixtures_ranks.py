@@ -14,7 +14,7 @@ from titan_attent.losses.buffer import LossBuffer
 NUM, STEPS, WINDOW, CUT, ROWS = 11, 20, 8, 13, 6
 
 
-def made_up() -> list[tuple[list[float], ...]]:
+def synthetic_rows() -> list[tuple[list[float], ...]]:
     """Of every step: ids, losses and shares of six rows, ids twice and of nobody among them."""
     rng = random.Random(3)
 
@@ -31,7 +31,7 @@ def made_up() -> list[tuple[list[float], ...]]:
 def feed(buffer: LossBuffer, start: int, stop: int) -> None:
     rank, size = buffer.sharding.rank, buffer.sharding.size
     mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
-    for step, (ids, losses, shares) in itertools.islice(enumerate(made_up(), start=1), start, stop):
+    for step, (ids, losses, shares) in itertools.islice(enumerate(synthetic_rows(), start=1), start, stop):
         buffer.record(torch.tensor(ids[mine]), torch.tensor(losses[mine]), step=step, shares=torch.tensor(shares[mine]))
         buffer.step_done()
 

@@ -16,7 +16,7 @@ Row = tuple[int, float, float, float]
 """(example, loss, gradient, share)."""
 
 
-def made_up(seed: int) -> dict[int, list[Row]]:
+def synthetic_rows(seed: int) -> dict[int, list[Row]]:
     """Of every step two rows of each of three mixtures; shares of 0, of a half and of the whole among them."""
     rng, rows = random.Random(seed), dict[int, list[Row]]()
     for step in range(1, STEPS + 1):
@@ -108,7 +108,7 @@ def feed(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_records_are_those_of_rational_numbers(seed: int) -> None:
-    rows, scored = made_up(seed), {11: 2.5, 16: 0.125, 30: 3.0} if seed % 2 else {}
+    rows, scored = synthetic_rows(seed), {11: 2.5, 16: 0.125, 30: 3.0} if seed % 2 else {}
     found = feed(rows, scored=scored)
     for example, expected in enumerate(plain(rows, scored)):
         assert found["visits"][example] == expected.pop("visits")
@@ -119,7 +119,7 @@ def test_records_are_those_of_rational_numbers(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_save_and_no_order_changes_anything(seed: int) -> None:
-    rows, scored = made_up(seed), {11: 2.5} if seed % 2 else {}
+    rows, scored = synthetic_rows(seed), {11: 2.5} if seed % 2 else {}
     expected = feed(rows, scored=scored)
     for cuts in (set(range(1, STEPS + 1)), {1}, {8, 9}, {3, 20, 21, 39}):
         assert feed(rows, scored=scored, cuts=cuts) == expected

@@ -27,7 +27,7 @@ _VIEWS = ("view", "slice", "select", "split", "unbind", "expand", "as_strided", 
 
 
 @dataclass(frozen=True)
-class MadeUpMesh:
+class SyntheticMesh:
     """A one-dimensional mesh, as much of it as the package reads."""
 
     num_ranks: int
@@ -41,12 +41,12 @@ class MadeUpMesh:
     def get_local_rank(self) -> int:
         return self.rank
 
-    def get_group(self) -> "MadeUpMesh":
+    def get_group(self) -> "SyntheticMesh":
         return self
 
 
-class MadeUpRanks(TorchDispatchMode):
-    """While active, collectives over a :class:`MadeUpMesh` are answered as above.
+class SyntheticRanks(TorchDispatchMode):
+    """While active, collectives over a :class:`SyntheticMesh` are answered as above.
 
     Attributes:
         num_operators: calls of torch's operators, but for those that only look at a tensor in another way.
@@ -69,7 +69,7 @@ class MadeUpRanks(TorchDispatchMode):
             mock.patch.object(ExampleSharding, "range_of", self._range_of(ExampleSharding.range_of)),
         ]
 
-    def __enter__(self) -> "MadeUpRanks":
+    def __enter__(self) -> "SyntheticRanks":
         for patch in self._patches:
             patch.start()
         return super().__enter__()
@@ -106,7 +106,7 @@ class MadeUpRanks(TorchDispatchMode):
 
         return asked
 
-    def _all_reduce(self, x: Tensor, *, op: Any, group: MadeUpMesh) -> None:
+    def _all_reduce(self, x: Tensor, *, op: Any, group: SyntheticMesh) -> None:
         self.collectives["max" if op == dist.ReduceOp.MAX else "sum"] += 1
         self.received += 2 * (group.num_ranks - 1) * x.nbytes // group.num_ranks
         self._answering = True
@@ -118,7 +118,7 @@ class MadeUpRanks(TorchDispatchMode):
                 x.copy_(x[:, here[torch.arange(x.shape[1]) % len(here)]])
         self._answering = False
 
-    def _all_gather(self, out: Tensor, x: Tensor, *, group: MadeUpMesh, async_op: bool) -> None:
+    def _all_gather(self, out: Tensor, x: Tensor, *, group: SyntheticMesh, async_op: bool) -> None:
         assert not async_op
         self.collectives["gather"] += 1
         self.received += out.nbytes - x.nbytes
