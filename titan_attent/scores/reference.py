@@ -84,7 +84,7 @@ class Scoring:
 
 def read_json(path: Path, *, mend: str) -> dict[str, Any]:
     """The fields of a file of this format and version, without those two; ValueError if it is none."""
-    return read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
+    return read_versioned(path, format=FORMAT, versions=(VERSION,), fix=mend)
 
 
 def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:

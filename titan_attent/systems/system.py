@@ -123,8 +123,8 @@ class Run(DataFacts):
         mesh: the one-dimensional mesh of a name of torchtitan's ("batch", "cp", "tp", "pp", ...), or None where that
             dimension has one rank only.
         rank, num_ranks, microbatches: place in the ``batch`` mesh; gradient accumulation steps.
-        copies: (mesh, rank) of each mesh dimension beside ``batch``: its ranks train the same examples, and what the
-            named local rank sees of them counts; on a pipeline's that is the one with the last stage.
+        replica_sources: (mesh, rank) of each mesh dimension whose ranks train the same examples, that is, of those
+            other than ``batch``. The losses of that local rank count; under a pipeline, the rank of the last stage.
         ledger, reader: where the time of the training thread goes; the reader threads.
         step: the number of the training step under way, or done last.
         served: (pass, global batch in it) whose examples the loader handed out last.
@@ -144,7 +144,7 @@ class Run(DataFacts):
     rank: int
     num_ranks: int
     microbatches: int
-    copies: Sequence[tuple[DeviceMesh, int]]
+    replica_sources: Sequence[tuple[DeviceMesh, int]]
     ledger: Ledger
     reader: Reader
     step: Callable[[], int]

@@ -33,7 +33,7 @@ INPUTS = "inputs"
 """Rides beside the columns, under this name."""
 
 
-def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
+def replica_sources_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
     """The mesh dimensions beside ``batch``, and the rank on each whose losses count."""
     sources = {"pp": 0, "cp": 0, "tp": 0}
     if parallel_dims.pp_enabled:

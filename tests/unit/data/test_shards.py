@@ -373,7 +373,7 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"max_token_id": 60000}, "max_token_id 60000"),
         ({"surplus": 1}, "surplus"),
         # What a stranger may write: counts of another type or that no disk holds, a vocabulary that tables follow.
-        ({"num_tokens": 1009.0}, "num_tokens is 1009.0: float is not supported here, expected a whole number"),
+        ({"num_tokens": 1009.0}, "num_tokens is 1009.0, of type float: expected a whole number"),
         ({"num_tokens": 2**70}, "expected a number of 64 bits"),
         ({"num_documents": -1}, "num_documents is -1"),
         ({"num_documents": True}, "num_documents is True"),
@@ -381,7 +381,7 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"max_token_id": None}, "max_token_id is: NoneType"),
         ({"shards": [{"file": "x", "num_tokens": 1009.0, "sha256": ""}]}, "shards[0].num_tokens is 1009.0"),
         ({"shards": [{"file": "x", "num_tokens": -5, "sha256": ""}]}, "-5 tokens"),
-        ({"shards": [[]]}, "shards[0] is: list is not iterable, expected an object"),
+        ({"shards": [[]]}, "shards[0] is of type list: expected an object"),
         ({"tokenizer": {**INFO, "vocab_size": 2**33}}, "vocab_size is 8589934592; it lies in [1, 2147483648]"),
         ({"tokenizer": {**INFO, "vocab_size": 300.0}}, "tokenizer vocab_size is 300.0"),
         ({"tokenizer": {**INFO, "vocab_size": "300"}}, "tokenizer vocab_size is '300'"),

@@ -124,7 +124,7 @@ def read_index(folder: Path) -> ImageIndex:
             f"{WRITER[:-1]} INPUT --output {folder}`"
         )
     mend = f"restore the file, or write the data set anew with {WRITER}"
-    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
+    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), fix=mend)
     try:
         if isinstance(fields.get("classes"), list):
             check_classes(fields["classes"])
