@@ -65,7 +65,7 @@ class Plan:
         generator = np.random.default_rng((self.size, self.seed))
         self.flush_every = int(generator.integers(1, 9))
         self.microbatches = int(generator.choice([1, 2]))
-        # Few different ids at a time, so that a batch holds an id twice; steps with gaps, the last is the largest int32.
+        # Few different ids at a time, so that a batch has an id twice; steps with gaps, the last is the largest int32.
         self.ids = generator.integers(0, self.size, (NUM_STEPS, 1)) + generator.integers(0, 16, (NUM_STEPS, BATCH))
         self.ids %= self.size
         self.losses = generator.normal(2, 2, (NUM_STEPS, BATCH)).astype(np.float32)

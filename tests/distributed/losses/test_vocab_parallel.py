@@ -84,7 +84,7 @@ PACKED_WEIGHTS = torch.tensor([0.25, 1.0, 3.5, 2.0, 1.0])  # the last example ha
 
 
 def packed(mesh: Any, compile_loss: bool) -> dict[str, Any]:
-    """The batch as one packed row: on 2 ranks that each hold half of the vocabulary or of the tokens, or in one process."""
+    """The batch as one packed row: on 2 ranks with half of the vocabulary or of the tokens each, or on one."""
     logits, labels = (x.flatten(0, 1) for x in batch())
     index, statistics = torch.tensor(SPANS), torch.tensor([2.0, 6.0, 1.5])
     options: dict[str, Any] = {"with_gradient": True, "temperature": 0.5}
