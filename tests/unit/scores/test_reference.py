@@ -145,7 +145,7 @@ def test_another_format(finished: Path, changes: dict[str, object]) -> None:
 
 def test_a_data_set_in_the_place_of_losses(finished: Path) -> None:
     damage(finished, format="titan_attent.tokens")
-    with pytest.raises(ValueError, match="holds a data set of text, .*; what is wanted is a scorer's losses"):
+    with pytest.raises(ValueError, match="holds a data set of text, .*; expected is a scorer's losses"):
         ReferenceLosses(finished)
 
 
