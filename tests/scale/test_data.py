@@ -1,4 +1,4 @@
-"""Start-up with 100,000 shards (15 trillion tokens) and 512 ranks: counts of file system calls."""
+"""Start-up on 100,000 shards (15 trillion tokens) and 512 ranks: what is opened and asked for, counted."""
 
 import os
 from collections import Counter
@@ -27,7 +27,7 @@ HALF = {"training.local_batch_size": 4}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the index only: there are no shards, so every answer about a shard is synthetic."""
+    """The index alone: no shard is there, so that nothing but made-up answers can be given of one."""
     folder = tmp_path_factory.mktemp("many_shards")
     entries = [
         ShardEntry(f"shard-{number:05d}.bin", SHARD_TOKENS, "0" * 64, SOURCES[number * 2 // NUM_SHARDS])
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class FileCalls:
-    """Counts the calls of the file system below ``folder``, and returns synthetic sizes of the shards."""
+class Asked:
+    """Counts what the file system is asked for below ``folder``, and makes up the shards' sizes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.stats, self.opened = str(folder), Counter[str](), Counter[str]()
@@ -61,23 +61,23 @@ class FileCalls:
 
 
 @pytest.fixture
-def calls(folder: Path) -> Iterator[FileCalls]:
+def asked(folder: Path) -> Iterator[Asked]:
     import titan_attent.data.text.shards as shards
 
-    calls = FileCalls(folder)
+    asked = Asked(folder)
     with (
-        mock.patch("os.stat", calls.stat),
-        mock.patch.object(shards, "read_index", calls.read_index(shards.read_index)),
+        mock.patch("os.stat", asked.stat),
+        mock.patch.object(shards, "read_index", asked.read_index(shards.read_index)),
     ):
-        yield calls
+        yield asked
 
 
-def test_all_ranks_together_stat_every_shard_once(folder: Path, calls: FileCalls, tmp_path: Path) -> None:
+def test_all_ranks_together_ask_once_for_every_shard(folder: Path, asked: Asked, tmp_path: Path) -> None:
     config, datasets = config_of({"validation.enable": True}, data=str(folder), folder=str(tmp_path)), DataSets()
     config.data.validation_path = str(folder)
-    max_stats = 0
+    most = 0
     for rank in range(RANKS):
-        before = calls.stats.total()
+        before = asked.stats.total()
         with (
             mock.patch("torch.distributed.is_initialized", lambda: True),
             mock.patch("torch.distributed.get_rank", lambda rank=rank: rank),
@@ -85,15 +85,15 @@ def test_all_ranks_together_stat_every_shard_once(folder: Path, calls: FileCalls
             mock.patch("torch.distributed.all_reduce", lambda x, op: x),
         ):
             preflight.check_files(config, datasets)
-        max_stats = max(max_stats, calls.stats.total() - before)
+        most = max(most, asked.stats.total() - before)
     # Twice: once as the training data, once as the validation data.
-    assert len(calls.stats) == NUM_SHARDS and set(calls.stats.values()) == {2}
-    assert max_stats == 2 * -(-NUM_SHARDS // RANKS)
-    assert calls.opened == {str(folder): 1}  # by the DataSets that all ranks share in this test
+    assert len(asked.stats) == NUM_SHARDS and set(asked.stats.values()) == {2}
+    assert most == 2 * -(-NUM_SHARDS // RANKS)
+    assert asked.opened == {str(folder): 1}  # by the one DataSets that stands for all ranks here
 
 
-def test_a_rank_opens_the_index_once_and_stats_no_shard(folder: Path, calls: FileCalls, tmp_path: Path) -> None:
-    """Preflight, tokenizer, loader and validator, in the order of train.py."""
+def test_a_rank_opens_the_index_once_and_looks_at_no_shard(folder: Path, asked: Asked, tmp_path: Path) -> None:
+    """Preflight, tokenizer, loader and validator, as train.py asks for them."""
     config = config_of(
         {"validation.enable": True, "validation.steps": 2, **HALF}, data=str(folder), folder=str(tmp_path)
     )
@@ -103,20 +103,20 @@ def test_a_rank_opens_the_index_once_and_stats_no_shard(folder: Path, calls: Fil
     spec = train_spec.attent_spec("llama3_attent", datasets)
     spec.model_args.update(FLAVORS["llama3"])
     preflight.check_run(config, spec, world_size=2, datasets=datasets)
-    with pytest.raises(ValueError, match="names no tokenizer file"):  # synthetic data has none
+    with pytest.raises(ValueError, match="names no tokenizer file"):  # made-up data has none
         assert spec.build_tokenizer_fn is not None
         spec.build_tokenizer_fn(config)
-    assert calls.stats.total() == 0
-    with mock.patch.object(preflight, "check_files"):  # covered by the test above
+    assert asked.stats.total() == 0
+    with mock.patch.object(preflight, "check_files"):  # above
         loader = spec.build_dataloader_fn(dp_world_size=2, dp_rank=1, tokenizer=None, job_config=config)
     assert spec.build_validator_fn is not None
     parts = {name: mock.MagicMock() for name in ("parallel_dims", "loss_fn", "validation_context")}
     parts |= {name: mock.MagicMock() for name in ("maybe_enable_amp", "metrics_processor")}
     validator: Any = spec.build_validator_fn(job_config=config, dp_world_size=2, dp_rank=1, tokenizer=None, **parts)
-    assert calls.opened == {str(folder): 1} and calls.stats.total() == 0
-    # Locating examples in 15 trillion tokens does not stat a shard either.
+    assert asked.opened == {str(folder): 1} and asked.stats.total() == 0
+    # What the run then asks of 15 trillion tokens costs no look at a shard either.
     assert loader.dataset.shards is validator.loader.dataset.shards
     assert loader.dataset.sources[0] == ("code", 0) and len(loader.dataset.sources) == 2
     last = len(loader.dataset) - 1
     assert loader.dataset.location(last)["shard"] == f"shard-{NUM_SHARDS - 1:05d}.bin"
-    assert int(validator.loader.pool.ids(torch.tensor([0]))) <= last and calls.stats.total() == 0
+    assert int(validator.loader.pool.ids(torch.tensor([0]))) <= last and asked.stats.total() == 0
