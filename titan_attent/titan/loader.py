@@ -51,7 +51,7 @@ def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: st
     """Raise a ValueError that names every difference."""
     stored = {renamed(name, separator="."): value for name, value in stored.items()}
     differing = [
-        f"{name} is {current.get(name)!r} now and {stored.get(name)!r} there"
+        f"{name} is {current.get(name)!r} in this run but {stored.get(name)!r} in the checkpoint"
         for name in current
         if stored.get(name) != current.get(name)
     ]
