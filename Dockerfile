@@ -1,7 +1,7 @@
-# The commands in a container. Without a command it runs the quickstart: makes its data and scorers, and trains twice.
+# The commands in a container. By default it runs the quickstart, which makes its data and scorers, and trains twice.
 #   docker build -t titan_attent .
 #   docker run --gpus all --ipc=host -v "$PWD/outputs:/workspace/outputs" titan_attent
-# Your own run, its configuration and its data mounted; paths in my.toml are those of the container:
+# To run your own configuration and data, mount them; the paths in my.toml are paths in the container:
 #   docker run --gpus all --ipc=host -v "$PWD/my.toml:/workspace/my.toml" -v "$PWD/data:/workspace/data" \
 #       -v "$PWD/outputs:/workspace/outputs" titan_attent \
 #       torchrun --standalone --nproc_per_node=gpu -m titan_attent.train --job.config_file my.toml
@@ -17,16 +17,16 @@ RUN apt-get update \
 
 USER trainer
 WORKDIR /workspace
-# VENV: the environment that the scripts look for.
+# VENV: the environment that the scripts use.
 ENV PATH=/venv/bin:$PATH VENV=/venv PYTHONUNBUFFERED=1
 
-# The pinned dependencies first: they change less often than the code.
+# The pinned dependencies come first, as they change less often than the code.
 COPY --chown=trainer:trainer requirements.lock pyproject.toml README.md ./
 COPY --chown=trainer:trainer titan_attent ./titan_attent
 RUN python3.12 -m venv /venv && pip install --no-cache-dir --constraint requirements.lock .
 
 COPY --chown=trainer:trainer train_configs ./train_configs
 COPY --chown=trainer:trainer scripts ./scripts
-# As scripts/environment.sh leaves it: the scripts take the environment as it is.
+# The file that scripts/environment.sh writes: with it, the scripts do not install the environment again.
 RUN cat pyproject.toml scripts/constraints.txt > /venv/installed.toml
 CMD ["bash", "scripts/quickstart.sh"]

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tiers: a small token data set of real text."""
+"""Fixtures that all test folders share: a small token data set of real text."""
 
 import os
 import sysconfig
@@ -11,15 +11,15 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of files side by side, the dear ones of tests/distributed and tests/integration are first.
+    """Run files in their given order, so that the slow ones of tests/distributed and tests/integration start first.
 
-    Else those of fewest tests are last, and some of them take a minute, in which a core may be idle.
+    By default pytest-xdist runs files with few tests last. Some of those take a minute, in which a core may be idle.
     """
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what only a GPU can show where there is none, but for a rehearsal (tests/gpu/devices.py)."""
+    """Skip tests that need a GPU where there is none, except with DEVICE=cpu (tests/gpu/devices.py)."""
     if torch.cuda.is_available() or os.environ.get("DEVICE") == "cpu":
         return
     for item in items:
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Training and validation data sets of a few ten thousand tokens, vocabulary of 512; training in several shards."""
+    """Training and validation data sets of some ten thousand tokens, vocabulary of 512; training in several shards."""
     from titan_attent.data.text.writer import write_dataset
 
     root = tmp_path_factory.mktemp("token_data")
@@ -41,5 +41,5 @@ def token_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Small tensors gain nothing from more threads, and lose much where the cores are shared."""
+    """Use one thread: small tensors gain nothing from more threads, and lose speed where cores are shared."""
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""The teacher of AtteNT's "complex" recipe: a soft draw on the loss, ratio and interval that grow.
+"""The teacher of AtteNT's "complex" recipe: a soft draw by loss, with growing ratio and interval.
 
-Many tests were written against it; the package's own default is another.
+Many tests use it; the package's default is different.
 """
 
 from typing import Any

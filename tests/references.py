@@ -1,4 +1,4 @@
-"""Plain references shared by the tiers: what the package computes, written the slow and obvious way."""
+"""Reference implementations that several test folders share: slow and simple versions of the package's functions."""
 
 import itertools
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ from titan_attent.foundations.counter_rng import derive_key, hash_ids, stream
 
 
 def exact_norm(tensors: Iterable[torch.Tensor]) -> float:
-    """Of all elements together, summed in fp64.
+    """The norm of all elements together, summed in fp64.
 
-    torch's own norm sums squares in fp32: on a CPU it is 0.2% low for 2^25 elements, and depends on how a tensor is cut
-    over ranks. What compares norms of a run on one rank with those on several takes this one.
+    torch's own norm sums squares in fp32: on a CPU it is 0.2% too low for 2^25 elements, and it depends on how a tensor
+    is sharded. Tests that compare norms across numbers of ranks use this function.
     """
     return float(sum(tensor.detach().double().square().sum() for tensor in tensors)) ** 0.5
 
@@ -37,7 +37,7 @@ def plain_top_k(keys: np.ndarray, k: int) -> tuple[np.ndarray, int]:
 
 
 def plain_top_k_by_hash(keys: np.ndarray, k: int, ids: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-    """The same mask, ties by the largest upper half of the hash of (seed, id), then by place."""
+    """The same mask, ties by the largest upper half of the hash of (seed, id), then by position."""
     hashes = hash_ids(torch.from_numpy(ids), derive_key(stream("ties"), *seed)).numpy() >> 32
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[np.lexsort((np.arange(len(keys)), -hashes, -keys))[:k]] = True
@@ -45,13 +45,13 @@ def plain_top_k_by_hash(keys: np.ndarray, k: int, ids: np.ndarray, seed: tuple[i
 
 
 def sequential_sampling_law(probabilities: np.ndarray, k: int) -> dict[tuple[int, ...], float]:
-    """The probability of every k-subset when k are drawn one after the other in proportion to what is left."""
+    """The probability of every k-subset when k are drawn one by one in proportion to the remaining probabilities."""
     law = dict.fromkeys(itertools.combinations(range(len(probabilities)), k), 0.0)
     for order in itertools.permutations(range(len(probabilities)), k):
-        probability, left = 1.0, probabilities.sum()
+        probability, remaining = 1.0, probabilities.sum()
         for i in order:
-            probability *= probabilities[i] / left
-            left -= probabilities[i]
+            probability *= probabilities[i] / remaining
+            remaining -= probabilities[i]
         law[tuple(sorted(order))] += probability
     return law
 

@@ -1,4 +1,4 @@
-"""titan_attent: a teacher for torchtitan that trains the sequences worth training.
+"""titan_attent: a teacher for torchtitan that selects the examples to train on.
 
     text -> tokens on disk -> sampler -> batch {input, example_id}, labels -> learner (torchtitan model, FSDP2)
                                 ^                                               |
@@ -6,21 +6,22 @@
         selection (ids, weights)|                                               |
                                 +-- teacher <-- importance <-- loss buffer <----+   (async all-gather, sharded by id)
 
-One folder a question, in the order of the data's way; the docstring of each lists its modules:
+The packages, in the order of the data flow; the docstring of each lists its modules:
 
-    data/          text and images on disk -> which examples this rank reads -> batches
-    losses/        logits, labels -> one loss per example; the buffer that keeps the last loss of every example
-    scores/        numbers per example on disk, written by a model once
-    models/        learners beside torchtitan's own: vision
-    systems/       what takes part in a step: teaching (which examples), freezing (which parts), highway (which way)
-    titan/         torchtitan: its Trainer with the systems in it, its loader, validator, metrics; checks; patches
-    report/        a table and curves of runs, and what one saved against another
-    foundations/   what all of them stand on: keyed randomness, sharding, agreement, checks of values, the ledger
+    data/          text and images on disk -> the examples that this rank reads -> batches
+    losses/        logits, labels -> one loss per example; the buffer of the last loss of every example
+    scores/        numbers per example on disk, written once by a model
+    models/        learners that torchtitan does not have: vision
+    systems/       extensions of the training step: teaching (selects examples), freezing (skips gradients of modules),
+                   highway (approximates the backward pass)
+    titan/         torchtitan's Trainer with the systems, its loader, validator and metrics; checks; patches
+    report/        a table and curves of runs, and the steps, compute and time that one saved against another
+    foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
     train.py, score.py, scorers.py   the commands
-    job_config.py                    the TOML sections, each a dataclass in the package that it is about
+    job_config.py                    the TOML sections; the dataclass of each is in the package that reads it
 
-Only ``titan/`` imports torchtitan; everything else works in any PyTorch loop.
+Only ``titan/`` imports torchtitan; the other packages work in any PyTorch loop.
 """
 
 from titan_attent.data.plan.sampler import TeachingSampler

@@ -1,7 +1,7 @@
-"""The TOML sections this package adds beside torchtitan's own, each a dataclass in the package that it is about.
+"""The TOML sections that this package adds to torchtitan's; the dataclass of each is in the package that reads it.
 
-Named by ``job.custom_config_module = "titan_attent.job_config"`` and merged by torchtitan's ConfigManager. Neither
-this module nor the modules of the sections may use ``from __future__ import annotations``: with string annotations
+Set ``job.custom_config_module = "titan_attent.job_config"``, and torchtitan's ConfigManager merges them. Neither this
+module nor the modules of the sections may use ``from __future__ import annotations``: with string annotations,
 ConfigManager replaces sections instead of merging them.
 """
 
@@ -16,7 +16,7 @@ from titan_attent.systems.teaching.config import TeacherConfig
 
 @dataclass
 class JobConfig:
-    """Merged into torchtitan's JobConfig."""
+    """The sections that ConfigManager merges into torchtitan's JobConfig."""
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

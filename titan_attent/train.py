@@ -1,6 +1,6 @@
-"""The command that trains: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
+"""The training command: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
 
-What it does stands in titan/launch.py.
+It is implemented in titan/launch.py.
 """
 
 from titan_attent.titan.launch import train

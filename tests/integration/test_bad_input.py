@@ -211,13 +211,15 @@ def test_foreign_checkpoints_are_refused(config: Path, data: dict[str, Path], tm
     args = ["--checkpoint.enable", "--training.steps", "2"]
     run("--job.config_file", str(config), *args, num_processes=1)
     check(config, *args)  # the same run resumes
-    with refuses("checkpoint/step-2", "training.seq_len is 32 now and 256 there", "another job.dump_folder"):
+    with refuses(
+        "checkpoint/step-2", "training.seq_len is 32 in this run but 256 in the checkpoint", "another job.dump_folder"
+    ):
         check(config, *args, "--training.seq_len", "32")
-    with refuses("training.global_batch_size is 16 now and 8 there", "Resume with the same values"):
+    with refuses("training.global_batch_size is 16 in this run but 8 in the checkpoint", "Resume with the same values"):
         check(config, *args, "--training.global_batch_size", "16")
-    with refuses("teacher.seed is 7 now and 0 there"):
+    with refuses("teacher.seed is 7 in this run but 0 in the checkpoint"):
         check(config, *args, "--teacher.seed", "7")
-    with refuses("data fingerprint is '.*' now and '.*' there"):
+    with refuses("data fingerprint is '.*' in this run but '.*' in the checkpoint"):
         check(config, *args, "--data.path", str(data["validation"]))
     with refuses("step-1 does not exist or was never finished", "checkpoint.load_step"):
         check(config, *args, "--checkpoint.load_step", "1")

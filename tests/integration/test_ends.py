@@ -61,7 +61,7 @@ def test_a_poisoned_run_ends_before_it_saves_and_goes_on_from_the_last_good_chec
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run that ended does not hold it
         refused = launch(*arguments)
     assert refused.returncode
-    assert refused.stderr.count("another run is at work there") == 1 and "Traceback" not in refused.stderr
+    assert refused.stderr.count("another run is using this folder") == 1 and "Traceback" not in refused.stderr
     assert sorted(path.name for path in (tmp_path / "checkpoint").glob("step-*")) == ["step-2", "step-4"]
 
     run(*arguments, "--metrics.log_freq", "1")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from launch import read_scalars, read_trace, read_weights, run
 
-from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING
+from titan_attent.foundations.ledger import RUN_ACCOUNTS, TEACHING_ACCOUNTS
 
 STEPS, SAVED = 24, 12
 TEACHER = ["--teacher.strategy", "hard", "--teacher.importance", "attainment", "--teacher.full_data_tail", "0"]
@@ -62,7 +62,7 @@ def test_the_ledger_accounts_for_every_second(whole: Path) -> None:
     wall = read_scalars(whole, "ledger/wall_seconds")[STEPS]
     accounts = {
         name: read_scalars(whole, f"ledger/{name}_seconds")[STEPS]
-        for name in (*OF_EVERY_RUN, *(account.name for account in TEACHING), "probe")
+        for name in (*RUN_ACCOUNTS, *(account.name for account in TEACHING_ACCOUNTS), "probe")
     }
     assert 0.95 * wall < sum(accounts.values()) <= wall
     assert accounts["probe"] > 0 and accounts["train"] > accounts["probe"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from launch import read_scalars, read_trace, run, write_config
 
-from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING
+from titan_attent.foundations.ledger import RUN_ACCOUNTS, TEACHING_ACCOUNTS
 
 LOSS = "loss_metrics/global_avg_loss"
 
@@ -64,7 +64,7 @@ def test_the_accounts_of_the_ledger_are_the_wall_time(baseline: Path) -> None:
     wall = read_scalars(baseline / "run", "ledger/wall_seconds")
     accounts = {
         name: read_scalars(baseline / "run", f"ledger/{name}_seconds")
-        for name in (*OF_EVERY_RUN, *(account.name for account in TEACHING))
+        for name in (*RUN_ACCOUNTS, *(account.name for account in TEACHING_ACCOUNTS))
     }
     for step in (12, 24):
         charged = sum(seconds[step] for seconds in accounts.values())

@@ -1,4 +1,4 @@
-"""A whole draw as one rank of up to 10^8: what it does and asks for does not grow with the number of ranks."""
+"""A whole draw on one of up to 10^8 ranks: its operations do not grow with the number of ranks."""
 
 from fractions import Fraction
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from paper import paper_config
-from scale.made_up import MadeUpMesh, MadeUpRanks
+from scale.synthetic_ranks import SyntheticMesh, SyntheticRanks
 
 from titan_attent.data.plan.order import Pool
 from titan_attent.job_config import TeacherConfig
@@ -31,14 +31,14 @@ CASES: dict[str, TeacherConfig] = {
     "threshold pools": paper_config(strategy="threshold", pool_size=POOL, quarantine_after=0),
 }
 COLLECTIVES = {"sum": 16, "max": 1, "gather": 3}
-"""At most, beside what travels to and from a pool; one gather is the bitmask, two are those newly set aside."""
+"""Maximum numbers, without the exchanges of a pool; one gather is the bitmask, two are newly quarantined examples."""
 SYNCS, OPERATORS = 70, 450
 BLOCKS = 2
 
 
 def filled_buffer(num_examples: int, num_ranks: int) -> LossBuffer:
-    """Two readings of every example, the same on each rank."""
-    buffer = LossBuffer(num_examples, mesh=MadeUpMesh(num_ranks))
+    """A buffer with a first and a last loss of every example, the same on each rank."""
+    buffer = LossBuffer(num_examples, mesh=SyntheticMesh(num_ranks))
     generator = torch.Generator().manual_seed(0)
     buffer.first_loss.normal_(8.0, 0.5, generator=generator)
     buffer.loss.normal_(3.0, 0.7, generator=generator).clamp_(min=0.5)
@@ -54,18 +54,18 @@ def draws_of(config: TeacherConfig, *, num_examples: int, num_ranks: int) -> Dra
     return Draws(buffer, config, batch_size=num_ranks, expert=expert, chance_loss=8.0, sources=SOURCES)
 
 
-def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:
-    """The counts of a draw that knows of one before it, and of bringing its choice to all ranks."""
+def second_draw(config: TeacherConfig, num_ranks: int) -> SyntheticRanks:
+    """The counts of a second draw, and of the gather of its selection to all ranks."""
     draws = draws_of(config, num_examples=POOL_EXAMPLES if config.pool_size else LOCAL * num_ranks, num_ranks=num_ranks)
     pool = Pool.whole(LOCAL * num_ranks)
     if config.pool_size:
         pool = Pool(POOL_EXAMPLES, order=(0, 0, 1), start=POOL, size=POOL)
     ratio = None if config.ratio_schedule == "adaptive" else 0.5
-    # So small that a pool takes several blocks.
+    # So small that a pool has several blocks.
     with mock.patch.object(candidates, "_BLOCK", POOL // BLOCKS):
-        with MadeUpRanks():
+        with SyntheticRanks():
             draws.draw(pool, step=STEP, seed=(0, 1, 0), ratio=ratio)
-        with MadeUpRanks() as counted:
+        with SyntheticRanks() as counted:
             draws.draw(pool, step=STEP + 10, seed=(0, 2, 0), ratio=ratio)
             draws.selected()
     return counted
@@ -74,26 +74,26 @@ def second_draw(config: TeacherConfig, num_ranks: int) -> MadeUpRanks:
 @pytest.mark.parametrize("name", CASES)
 def test_a_draw_does_as_much_on_4096_ranks_as_on_64(name: str) -> None:
     config = CASES[name]
-    few, more, many = (second_draw(config, num_ranks) for num_ranks in (64, 512, 4096))
-    assert few.collectives == more.collectives == many.collectives
-    assert few.syncs == more.syncs == many.syncs
-    assert few.num_operators == more.num_operators == many.num_operators
-    assert many.ranks_asked_for == 0
-    travel = BLOCKS if config.pool_size else 0
-    assert many.collectives["max"] <= COLLECTIVES["max"]
-    assert many.collectives["sum"] <= COLLECTIVES["sum"] + travel
-    assert many.collectives["gather"] <= COLLECTIVES["gather"] + travel
-    assert sum(many.syncs.values()) <= SYNCS + 3 * travel
-    assert many.num_operators <= OPERATORS + 250 * travel  # the order is six rounds of a hash
+    on_64, on_512, on_4096 = (second_draw(config, num_ranks) for num_ranks in (64, 512, 4096))
+    assert on_64.collectives == on_512.collectives == on_4096.collectives
+    assert on_64.syncs == on_512.syncs == on_4096.syncs
+    assert on_64.num_operators == on_512.num_operators == on_4096.num_operators
+    assert on_4096.num_range_lookups == 0
+    exchanges = BLOCKS if config.pool_size else 0
+    assert on_4096.collectives["max"] <= COLLECTIVES["max"]
+    assert on_4096.collectives["sum"] <= COLLECTIVES["sum"] + exchanges
+    assert on_4096.collectives["gather"] <= COLLECTIVES["gather"] + exchanges
+    assert sum(on_4096.syncs.values()) <= SYNCS + 3 * exchanges
+    assert on_4096.num_operators <= OPERATORS + 250 * exchanges  # the order is six rounds of a hash
 
 
 @pytest.mark.parametrize("num_ranks", [64, 4096])
 @pytest.mark.parametrize("name", ["random", "soft", "threshold", "soft pools"])
-def test_a_draw_brings_a_rank_the_bitmask_and_little_more(name: str, num_ranks: int) -> None:
+def test_a_rank_receives_the_bitmask_of_a_draw_and_little_more(name: str, num_ranks: int) -> None:
     config = CASES[name]
     counted = second_draw(config, num_ranks)
     size, values = (POOL, 12) if config.pool_size else (LOCAL * num_ranks, 0)
-    # The floor's histogram both ways; four bytes both ways for each value that travels to a place, and back.
+    # The histogram of the floor is sent twice; four bytes per value are sent to the owner of a slot and back, twice.
     assert counted.received <= size / 8 + num_ranks + 2 * (1 << 19) + 128_000 + 3 * 4 * values * size
 
 
@@ -106,21 +106,21 @@ def exact_share(scores: torch.Tensor) -> tuple[Fraction, Fraction]:
 
 @pytest.mark.parametrize("num_examples", [10**10, 10**11])
 def test_sums_are_exact_at_any_number_of_examples(num_examples: int) -> None:
-    """The means and shares of 10^11 examples, with losses of the latest possible step, are those of this rank's."""
+    """Means and shares over 10^11 examples, with losses of the largest possible step, equal those of this rank."""
     num_ranks = num_examples // LOCAL
     config = paper_config(strategy="threshold", quarantine_after=0, ratio_schedule="adaptive", initial_ratio=0.01)
     draws = draws_of(config, num_examples=num_examples, num_ranks=num_ranks)
     draws.buffer.loss.copy_(torch.rand(LOCAL, generator=torch.Generator().manual_seed(1)) ** 4 * 9)
-    with MadeUpRanks():
+    with SyntheticRanks():
         ratio, _ = draws.draw(Pool.whole(num_examples), step=2_147_000_000, seed=(0, 1, 0), ratio=None)
     mean, share = exact_share(draws.buffer.loss)
-    known: dict[str, Any] = draws.audit
-    assert known["teacher/importance_mean"] == pytest.approx(float(mean), rel=1e-4)
-    assert known["teacher/effective_sample_size"] == pytest.approx(float(share), rel=1e-3) and share < 0.5
+    audit: dict[str, Any] = draws.audit
+    assert audit["teacher/importance_mean"] == pytest.approx(float(mean), rel=1e-4)
+    assert audit["teacher/effective_sample_size"] == pytest.approx(float(share), rel=1e-3) and share < 0.5
     assert ratio == pytest.approx(float(share) ** 2, rel=0.05)  # of the clipped scores
-    assert known["teacher/fallback"] == 0.0
-    assert known["teacher/loss_age"] == float(2_147_000_000 - Fraction(int(draws.buffer.step.sum()), LOCAL))
+    assert audit["teacher/fallback"] == 0.0
+    assert audit["teacher/loss_age"] == float(2_147_000_000 - Fraction(int(draws.buffer.step.sum()), LOCAL))
     chosen = np.flatnonzero(draws.weights.numpy())
     assert draws.num_selected == len(chosen) * num_ranks
     assert draws.weights[chosen].mean(dtype=torch.float64) == pytest.approx(1.0, abs=1e-6)
-    assert known["teacher/never_selected"] == pytest.approx(1 - len(chosen) / LOCAL)
+    assert audit["teacher/never_selected"] == pytest.approx(1 - len(chosen) / LOCAL)

@@ -22,7 +22,7 @@ def trained(num_examples: int) -> tuple[int, Counted, int]:
     ledger = Ledger(batch_size=BATCH, tokens_per_example=1024, accounts=())
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    with Counted().watching() as seen:
+    with Counted().counting() as seen:
         plan = Shuffled(num_examples, batch_size=BATCH, seed=0, ledger=ledger)
         sampler = TeachingSampler(plan, rank=256, num_ranks=512)
         for _ in islice(sampler, STEPS):

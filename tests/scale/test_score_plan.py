@@ -1,4 +1,4 @@
-"""Scoring 10^9 examples on 512 and 1,024 ranks: what is padded, gathered, and asked of the file system, counted."""
+"""Scoring 10^9 examples on 512 and 1,024 ranks: counts of padded rows, gathers and file system calls."""
 
 import builtins
 import io
@@ -22,16 +22,16 @@ from titan_attent.titan.scoring.write_losses import Stretches
 
 NUM_EXAMPLES = 10**9
 WORLDS = [(512, 16), (1024, 32)]
-OF_A_STRETCH = {"open": 3, "fsync": 3, "replace": 1}
-"""The losses; scoring.json; its folder, where the name is made durable."""
+CALLS_PER_CHUNK = {"open": 3, "fsync": 3, "replace": 1}
+"""The losses, scoring.json, and the folder of scoring.json, which is synced to make the name durable."""
 
 
-class Asked:
-    """What the file system is asked for below ``folder``, in the calling thread (0) and in others (1)."""
+class FileCalls:
+    """Counts the calls of the file system below ``folder``, in the calling thread (0) and in others (1)."""
 
     def __init__(self, folder: Path):
         self.folder, self.caller, self.listdir = str(folder), get_ident(), os.listdir
-        self.calls, self.read, self.written, self.most_files = Counter[str](), [0, 0], [0, 0], 0
+        self.num_calls, self.read, self.written, self.max_files = Counter[str](), [0, 0], [0, 0], 0
 
     def thread(self) -> int:
         return int(get_ident() != self.caller)
@@ -39,7 +39,7 @@ class Asked:
     def counted(self, name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(path, int) or os.fspath(path).startswith(self.folder):
-                self.calls[name] += 1
+                self.num_calls[name] += 1
             return stock(path, *args, **kwargs)
 
         return call
@@ -58,15 +58,15 @@ class Asked:
         counted = self.counted("replace", stock)
 
         def call(*args: Any) -> None:
-            self.most_files = max(self.most_files, len(self.listdir(self.folder)))
+            self.max_files = max(self.max_files, len(self.listdir(self.folder)))
             counted(*args)
 
         return call
 
 
 class CountedFile:
-    def __init__(self, file: Any, asked: Asked):
-        self.file, self.asked = file, asked
+    def __init__(self, file: Any, calls: FileCalls):
+        self.file, self.counts = file, calls
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
@@ -79,26 +79,26 @@ class CountedFile:
 
     def read(self, *args: Any) -> bytes:
         data = self.file.read(*args)
-        self.asked.read[self.asked.thread()] += len(data)
+        self.counts.read[self.counts.thread()] += len(data)
         return data
 
     def write(self, data: Any) -> int:
-        self.asked.written[self.asked.thread()] += memoryview(data).nbytes
+        self.counts.written[self.counts.thread()] += memoryview(data).nbytes
         return self.file.write(data)
 
 
 @contextmanager
-def counting(folder: Path) -> Iterator[Asked]:
-    asked = Asked(folder)
+def counting(folder: Path) -> Iterator[FileCalls]:
+    calls = FileCalls(folder)
     names = ("fsync", "rename", "remove", "unlink", "rmdir", "listdir", "scandir", "truncate", "ftruncate", "link")
     with (
-        mock.patch.object(builtins, "open", asked.open(builtins.open)),
-        mock.patch.object(io, "open", asked.open(io.open)),
-        mock.patch.object(os, "open", asked.counted("open", os.open)),
-        mock.patch.object(os, "replace", asked.replace(os.replace)),
-        mock.patch.multiple("os", **{name: asked.counted(name, getattr(os, name)) for name in names}),
+        mock.patch.object(builtins, "open", calls.open(builtins.open)),
+        mock.patch.object(io, "open", calls.open(io.open)),
+        mock.patch.object(os, "open", calls.counted("open", os.open)),
+        mock.patch.object(os, "replace", calls.replace(os.replace)),
+        mock.patch.multiple("os", **{name: calls.counted(name, getattr(os, name)) for name in names}),
     ):
-        yield asked
+        yield calls
 
 
 def scoring_of(num_examples: int) -> Scoring:
@@ -127,7 +127,7 @@ def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: in
     rows = batch_size * num_ranks
     start, stop = 7, 7 + 5 * rows + rows // 2 + 1
     stretches = Stretches(start=start, num_examples=stop, batch_size=batch_size, num_ranks=num_ranks)
-    # One batch of all ranks at least, and no rank runs more than 256 before something is kept.
+    # At least one batch of all ranks; no rank runs more than 256 batches before losses are written.
     assert rows <= stretches.size <= max(2**16, rows) and stretches.size <= 256 * rows and stretches.size % rows == 0
     ids = torch.stack(
         [torch.stack(list(stretches.ids(rank))) for rank in range(num_ranks)], dim=1
@@ -138,24 +138,24 @@ def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: in
 
 @pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
 def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks: int, batch_size: int) -> None:
-    """Three stretches counted; the others are like them."""
+    """Three chunks are counted; the others are like them."""
     stretches = Stretches(start=0, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
     losses = torch.rand(stretches.size)
-    with ReferenceWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as asked:
+    with ReferenceWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as calls:
         for _ in range(3):
             writer.append(losses)
         writer.wait()
-    assert asked.calls == {name: 3 * calls for name, calls in OF_A_STRETCH.items()}
-    assert asked.most_files <= 3, "losses.bin, scoring.json and the one that replaces it"
+    assert calls.num_calls == {name: 3 * number for name, number in CALLS_PER_CHUNK.items()}
+    assert calls.max_files <= 3, "losses.bin, scoring.json and the one that replaces it"
     num_stretches = len(list(stretches.ranges()))
-    assert num_stretches * asked.calls.total() / 3 < 110_000
-    assert asked.read == [0, 0] and asked.written[0] == 0, "no file work in the thread that scores"
-    # 4 bytes an example and half a kilobyte a stretch.
-    assert asked.written[1] / 3 * num_stretches < 1.01 * 4 * num_stretches * stretches.size
+    assert num_stretches * calls.num_calls.total() / 3 < 110_000
+    assert calls.read == [0, 0] and calls.written[0] == 0, "no file work in the thread that scores"
+    # 4 bytes per example and half a kilobyte per chunk.
+    assert calls.written[1] / 3 * num_stretches < 1.01 * 4 * num_stretches * stretches.size
 
 
-def finishing(folder: Path, num_examples: int) -> tuple[Asked, Asked]:
-    """What resuming, and then finishing, asks for where all losses are there already."""
+def finishing(folder: Path, num_examples: int) -> tuple[FileCalls, FileCalls]:
+    """The calls of resuming, and then of finishing, a scoring whose losses are all written."""
     with ReferenceWriter(folder, scoring=scoring_of(num_examples)) as writer:
         writer.append(torch.rand(num_examples))
         writer.wait()
@@ -169,20 +169,20 @@ def finishing(folder: Path, num_examples: int) -> tuple[Asked, Asked]:
     return start, end
 
 
-def test_resuming_and_finishing_cost_the_same_however_much_is_there(tmp_path: Path) -> None:
-    few, many = 1_000, 5_000_000  # of 3 blocks that are hashed
-    (small_start, small_end), (start, end) = (finishing(tmp_path / str(n), n) for n in (few, many))
-    assert end.calls == small_end.calls == {"open": 2, "fsync": 2, "replace": 1, "unlink": 1}
+def test_the_calls_of_resuming_and_finishing_do_not_depend_on_the_number_of_losses(tmp_path: Path) -> None:
+    small, large = 1_000, 5_000_000  # the large one is hashed in 3 blocks
+    (small_start, small_end), (start, end) = (finishing(tmp_path / str(n), n) for n in (small, large))
+    assert end.num_calls == small_end.num_calls == {"open": 2, "fsync": 2, "replace": 1, "unlink": 1}
     assert end.read == [0, 0] and end.written[1] == 0 and end.written[0] < 1000
-    assert start.calls == small_start.calls and start.calls.total() < 20
-    # The prefix is read once, and not where the others wait for the number of losses in it.
-    assert start.read[1] == many * 4 and start.read[0] < 2000 and sum(start.written) < 1000
+    assert start.num_calls == small_start.num_calls and start.num_calls.total() < 20
+    # The prefix is read once, in another thread than the one on which ranks wait for the number of losses.
+    assert start.read[1] == large * 4 and start.read[0] < 2000 and sum(start.written) < 1000
 
 
-def test_looking_is_one_small_file(tmp_path: Path) -> None:
-    """What each of the ranks does."""
+def test_finding_the_number_of_losses_reads_one_small_file(tmp_path: Path) -> None:
+    """Every rank does this."""
     with ReferenceWriter(tmp_path, scoring=scoring_of(10**6)) as writer:
         writer.append(torch.rand(500_000))
-    with counting(tmp_path) as asked:
+    with counting(tmp_path) as calls:
         assert ReferenceWriter(tmp_path, scoring=scoring_of(10**6)).num_scored == 500_000
-    assert asked.calls == {"open": 1} and sum(asked.read) < 1000 and asked.written == [0, 0]
+    assert calls.num_calls == {"open": 1} and sum(calls.read) < 1000 and calls.written == [0, 0]

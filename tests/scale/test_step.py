@@ -1,6 +1,6 @@
-"""A step, an exchange and a checkpoint as one of up to 4,096 ranks sees them: what grows with their number, counted.
+"""A step, an exchange and a checkpoint on one of up to 4,096 ranks: counts that must not grow with the number of ranks.
 
-torch's "fake" process group stands for the other ranks: its collectives have the right shapes and talk to nobody.
+torch's "fake" process group replaces the other ranks: its collectives return the right shapes without communication.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ NUM_EXAMPLES_AT_SCALE = 10**10
 
 
 @contextmanager
-def made_up_world(num_ranks: int) -> Iterator[Any]:
-    """The mesh of a world in which this process is a rank in the middle."""
+def synthetic_world(num_ranks: int) -> Iterator[Any]:
+    """The mesh of a process group in which this process is the middle rank."""
     dist.init_process_group("fake", store=FakeStore(), rank=num_ranks // 2, world_size=num_ranks)
     try:
         yield init_device_mesh("cpu", (num_ranks,), mesh_dim_names=("batch",))
@@ -39,7 +39,7 @@ def made_up_world(num_ranks: int) -> Iterator[Any]:
 
 
 class Counted(TorchDispatchMode):
-    """Operators, collectives and the bytes that these bring to the rank."""
+    """Counts of operators, collectives, and bytes that the rank receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     @contextmanager
-    def watching(self) -> Iterator["Counted"]:
+    def counting(self) -> Iterator["Counted"]:
         gather, reduce = ExampleSharding.gather, ExampleSharding.sum
 
         def gathered(sharding: Any, x: torch.Tensor, **more: Any) -> Any:
@@ -68,7 +68,7 @@ class Counted(TorchDispatchMode):
             yield self
 
 
-def taught(mesh: Any, num_ranks: int) -> tuple[Teacher, TeachingSampler]:
+def teacher_of(mesh: Any, num_ranks: int) -> tuple[Teacher, TeachingSampler]:
     buffer = LossBuffer(EXAMPLES_PER_RANK * num_ranks, mesh=mesh)
     config = paper_config(strategy="hard", quarantine_after=8)
     teacher = Teacher(buffer, config, batch_size=GLOBAL_BATCH, total_steps=10_000)
@@ -76,12 +76,12 @@ def taught(mesh: Any, num_ranks: int) -> tuple[Teacher, TeachingSampler]:
 
 
 def exchange(num_ranks: int) -> Counted:
-    """Sixteen steps of one pass, up to the loss in the buffer."""
-    with made_up_world(num_ranks) as mesh:
-        teacher, sampler = taught(mesh, num_ranks)
+    """The counts of sixteen steps of one pass and of their exchange, until the losses are in the buffer."""
+    with synthetic_world(num_ranks) as mesh:
+        teacher, sampler = teacher_of(mesh, num_ranks)
         teacher.next_pass(step=0)
         ids = torch.arange(GLOBAL_BATCH // num_ranks)
-        with Counted().watching() as seen:
+        with Counted().counting() as seen:
             for step in range(1, 17):
                 teacher.buffer.record(ids, torch.ones(len(ids)), step=step)
                 teacher.step_done()
@@ -95,19 +95,19 @@ def exchanges() -> dict[int, Counted]:
     return {num_ranks: exchange(num_ranks) for num_ranks in RANKS}
 
 
-def test_an_exchange_is_as_many_operations_on_4096_ranks_as_on_64(exchanges: dict[int, Counted]) -> None:
+def test_an_exchange_takes_as_many_operations_on_4096_ranks_as_on_64(exchanges: dict[int, Counted]) -> None:
     first, *others = exchanges.values()
     assert all(other.operators == first.operators for other in others)
     assert sum(first.operators.values()) < 16 * 12 + 80
 
 
-def test_an_exchange_is_one_collective_of_the_records_and_a_hash_a_rank(exchanges: dict[int, Counted]) -> None:
+def test_an_exchange_is_one_collective_of_the_records_and_one_hash_per_rank(exchanges: dict[int, Counted]) -> None:
     for num_ranks, seen in exchanges.items():
         assert seen.collectives == 1
-        assert seen.received == 16 * (GLOBAL_BATCH * 16 + num_ranks)  # two int64 a record, and a column of hashes
+        assert seen.received == 16 * (GLOBAL_BATCH * 16 + num_ranks)  # two int64 per record, and a column of hashes
 
 
-def test_nothing_of_an_exchange_waits_for_the_device(exchanges: dict[int, Counted]) -> None:
+def test_an_exchange_has_no_host_sync(exchanges: dict[int, Counted]) -> None:
     for seen in exchanges.values():
         waits = {
             name for name in seen.operators if any(word in name for word in ("local_scalar", "nonzero", "lift_fresh"))
@@ -116,10 +116,10 @@ def test_nothing_of_an_exchange_waits_for_the_device(exchanges: dict[int, Counte
 
 
 def checkpoint(num_ranks: int) -> tuple[Counted, dict[str, Any]]:
-    with made_up_world(num_ranks) as mesh:
-        teacher, sampler = taught(mesh, num_ranks)
+    with synthetic_world(num_ranks) as mesh:
+        teacher, sampler = teacher_of(mesh, num_ranks)
         teacher.next_pass(step=0)
-        with Counted().watching() as seen:
+        with Counted().counting() as seen:
             state = {"teacher": teacher.state_dict(), "dataloader": sampler.state_dict()}
         return seen, dict(leaves(state))
 
@@ -129,17 +129,17 @@ def leaves(state: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from leaves(value, f"{path}{name}.")
         else:
-            # While the world exists: the size of this rank's part.
+            # While the process group exists: the size of this rank's shard.
             yield f"{path}{name}", (value.shape, value.to_local().nbytes) if isinstance(value, DTensor) else value
 
 
-def test_a_checkpoint_is_36_bytes_an_example_shared_by_the_ranks() -> None:
+def test_a_checkpoint_has_36_bytes_per_example_sharded_over_the_ranks() -> None:
     operators = []
     for num_ranks in RANKS:
         seen, state = checkpoint(num_ranks)
         cut = {name: value for name, value in state.items() if isinstance(value, tuple)}
         assert all(shape == (EXAMPLES_PER_RANK * num_ranks,) for shape, _ in cut.values())
-        # Buffer 20, weight and last draw 8, quarantine 8.
+        # Buffer 20 bytes, weight and last draw 8, quarantine 8.
         assert sum(num_bytes for _, num_bytes in cut.values()) == 36 * EXAMPLES_PER_RANK
         whole = [value for name, value in state.items() if name not in cut]
         assert sum(value.nbytes if isinstance(value, torch.Tensor) else len(str(value)) for value in whole) < 5000
@@ -148,7 +148,7 @@ def test_a_checkpoint_is_36_bytes_an_example_shared_by_the_ranks() -> None:
     assert operators[0] == operators[1] == operators[2]
 
 
-def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
+def test_a_rank_evaluates_the_order_of_its_own_rows_only() -> None:
     for num_ranks in RANKS:
         evaluated, permute = [], titan_attent.data.plan.order.permute
 
@@ -166,9 +166,9 @@ def test_a_rank_evaluates_the_order_of_its_own_rows_alone() -> None:
         assert sum(evaluated) == 3 * GLOBAL_BATCH // num_ranks // 2
 
 
-def test_a_shard_of_ten_billion_examples_has_room_for_them() -> None:
-    """The cut of 10^10 examples over 4,096 ranks is exact, and a rank holds a 4,096th of them."""
-    with made_up_world(4096) as mesh:
+def test_ten_billion_examples_are_sharded_exactly() -> None:
+    """10^10 examples on 4,096 ranks: every rank owns a 4,096th of them, rounded up."""
+    with synthetic_world(4096) as mesh:
         sharding = ExampleSharding(NUM_EXAMPLES_AT_SCALE, mesh=mesh)
         assert sharding.num_local == -(-NUM_EXAMPLES_AT_SCALE // 4096) == 2_441_407
         assert sharding.start == 2048 * 2_441_407 > 2**32

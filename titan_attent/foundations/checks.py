@@ -5,15 +5,16 @@ from collections.abc import Iterable
 
 
 def closest(word: str, choices: Iterable[str]) -> str:
-    """'; did you mean "x"?' when ``word`` looks like a slip of one of ``choices``, else an empty string."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    """'; did you mean "x"?' when ``word`` looks like a misspelling of one of ``choices``, else an empty string."""
+    matches = difflib.get_close_matches(word, list(choices), n=1)
+    return f'; did you mean "{matches[0]}"?' if matches else ""
 
 
 def check_one_of(key: str, value: object, choices: tuple[str, ...], *, section: str = "teacher") -> None:
+    """Raise a ValueError that lists ``choices`` unless ``value`` is one of them."""
     if value not in choices:
-        listed = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"[{section}] {key} = {value!r} is unknown: use one of {listed}{closest(str(value), choices)}")
+        names = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"[{section}] {key} = {value!r} is unknown: use one of {names}{closest(str(value), choices)}")
 
 
 def check_number(
@@ -28,8 +29,9 @@ def check_number(
     finite: bool = True,
     section: str = "teacher",
 ) -> None:
-    kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    """Raise a ValueError that states the bounds unless ``value`` is a number within them; a bool is not a number."""
+    types = (int,) if whole else (int, float)
+    good = isinstance(value, types) and not isinstance(value, bool) and value == value
     good = good and (not finite or abs(value) != float("inf"))  # type: ignore[arg-type]
     if good:
         assert isinstance(value, (int, float))
@@ -45,7 +47,7 @@ def check_number(
             for text, bound in (("above", above), ("at least", at_least), ("below", below), ("at most", at_most))
             if bound is not None
         ]
-        kind = "a whole number" if whole else "a number"
+        noun = "a whole number" if whole else "a number"
         raise ValueError(
-            f"[{section}] {key} = {value!r}: it must be {kind}{' ' if bounds else ''}{' and '.join(bounds)}"
+            f"[{section}] {key} = {value!r}: it must be {noun}{' ' if bounds else ''}{' and '.join(bounds)}"
         )

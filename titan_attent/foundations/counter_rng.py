@@ -1,18 +1,18 @@
-"""Counter-based randomness: a hash of (key, example id) instead of a generator with a state.
+"""Counter-based random numbers: a hash of (key, example id) instead of a generator with a state.
 
-A generator hands out numbers in the order they are asked for, so what an example gets depends on how many ranks
-share the work. A hash depends on the example alone: any rank evaluates any id, on CPU or GPU, in any order, and a
-position in a shuffled order is one integer of state.
+A generator returns numbers in the order of the calls, so the number of an example depends on how many ranks share the
+work. A hash depends on the example alone: any rank can evaluate any id, on CPU or GPU, in any order. The position in a
+shuffled order is one integer of state.
 
-- ``hash_ids``: 64-bit hash, two rounds of the splitmix64 finaliser (Steele et al. 2014, variant 13 constants), keyed.
-- ``uniform``, ``gumbel``: the hash read as float64 noise.
-- ``permute``: a keyed permutation of [0, n), any n below 2^62, evaluated on demand: a Feistel network over the next
-  even power of two (Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002). Halves of one or two bits know
-  few functions: below 7 elements the order is that of the elements' hashes, so that all n! orders come equally often.
+- ``hash_ids``: keyed 64-bit hash, two rounds of the splitmix64 finaliser (Steele et al. 2014, variant 13 constants).
+- ``uniform``, ``gumbel``: float64 noise computed from the hash.
+- ``permute``: a keyed permutation of [0, n), n at most 2^62, evaluated on demand: a Feistel network over the next even
+  power of two (Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002). Halves of one or two bits have too
+  few functions. So below 7 elements, the elements are sorted by their hashes, which makes all n! orders equally likely.
 
-Cost: about 20 integer operations an id for a hash; a permutation takes 6 rounds and walks fewer than 4 times on
-average, with a host sync every 4 steps of the longest walk: 13 for a million ids at the worst size. No memory beyond
-its operands. All arithmetic is int64 with wrap-around, identical on every device.
+Cost: about 20 integer operations per hash of an id. A permutation takes 6 rounds and walks fewer than 4 times on
+average. On an accelerator it takes one host sync every 4 steps of the longest walk: 13 for a million ids at the worst
+size. No memory beyond its operands. All arithmetic is int64 with wrap-around, identical on every device.
 """
 
 import hashlib
@@ -26,24 +26,24 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _FEISTEL_ROUNDS = 6
-_STEPS_BETWEEN_LOOKS = 4
-_LEAST_FOR_A_NETWORK = 7
+_STEPS_BETWEEN_SYNCS = 4
+_MIN_NETWORK_SIZE = 7
 
-_NUMBERS = {"order": 1, "noise": 2, "unseen": 3, "images": 4, "ties": 5}
-"""Of the streams that had a number before they had a name: checkpoints and results of before keep their meaning."""
+_FIXED_STREAMS = {"order": 1, "noise": 2, "unseen": 3, "images": 4, "ties": 5}
+"""Numbers that earlier versions gave these streams: kept so that their checkpoints and results stay valid."""
 
 
 def stream(name: str) -> int:
-    """The number of a stream of random numbers, for :func:`derive_key`.
+    """The number of a stream of random numbers, as a field of :func:`derive_key`.
 
-    What a key is used for is part of it, so that the noise of a draw and the order of a pass are independent. A system
-    names streams of its own, as "mysystem/noise": each name is a hash of its own.
+    Different streams are independent: the noise of a draw and the order of a pass do not share random numbers. A
+    system names its own streams, for example "mysystem/noise"; the number is a hash of the name.
     """
-    return _NUMBERS.get(name) or int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return _FIXED_STREAMS.get(name) or int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def signed(value: int) -> int:
-    """The int64 with the same 64 bits, so that a constant above 2^63 can meet a tensor."""
+    """The int64 with the same 64 bits, so that a constant above 2^63 can be combined with a tensor."""
     value &= _MASK
     return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -55,7 +55,7 @@ def _mix_int(z: int) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finaliser, in place on ``z`` and one temporary: torch's >> on int64 copies the sign bit, hence the mask."""
+    """The finaliser, in place on ``z``, with one temporary. torch's >> on int64 copies the sign bit, hence the mask."""
     shifted = torch.empty_like(z)
     for bits, factor in ((30, signed(_MIX_1)), (27, signed(_MIX_2)), (31, 1)):
         torch.bitwise_right_shift(z, bits, out=shifted)
@@ -66,7 +66,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _mix_array(z: np.ndarray) -> np.ndarray:
-    """The same on uint64, in place."""
+    """The finaliser on uint64, in place."""
     for bits, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
         z ^= z >> np.uint64(bits)
         if factor != 1:
@@ -88,7 +88,7 @@ def hash_ids(ids: Tensor, key: int) -> Tensor:
 
 
 def uniform(ids: Tensor, key: int) -> Tensor:
-    """int64 ids -> float64 in the open interval (0, 1), 52 bits: with 53 the half would round up to 1."""
+    """int64 ids -> float64 in the open interval (0, 1), 52 bits: with 53 bits the added 0.5 could round up to 1."""
     bits = (hash_ids(ids, key) >> 12).bitwise_and_((1 << 52) - 1)
     return bits.double().add_(0.5).mul_(2.0**-52)
 
@@ -109,7 +109,7 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
     Returns:
         int64 of the same shape, in [0, size), distinct for distinct positions.
     """
-    if size < _LEAST_FOR_A_NETWORK:
+    if size < _MIN_NETWORK_SIZE:
         return hash_ids(torch.arange(size, dtype=torch.int64, device=positions.device), key).argsort()[positions]
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     assert half <= 31, "a permutation holds at most 2^62 elements"
@@ -118,12 +118,12 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
     return walk(positions.flatten(), size, half, round_keys).view(positions.shape)
 
 
-# The network permutes [0, 4^half); an image beyond size is fed back until it falls inside, which stays a bijection
-# because the cycle of a start inside must come back inside. Only the images outside walk on.
+# The network permutes [0, 4^half). An image at or above size is passed through the network again until it is below
+# size. This stays a bijection: every cycle of the network that contains a number below size returns to one.
 
 
 def _walk_on_host(positions: Tensor, size: int, half: int, round_keys: list[int]) -> Tensor:
-    """In numpy's uint64, which shifts without a mask: a call on a few ids takes a fifth of torch's time."""
+    """Uses numpy's uint64, which shifts without a mask: a call on a few ids takes a fifth of torch's time."""
     low, end = np.uint64((1 << half) - 1), np.uint64(size)
     keys = [(np.uint64(key), np.uint64(_mix_int(key ^ _GOLDEN))) for key in round_keys]
 
@@ -144,7 +144,7 @@ def _walk_on_host(positions: Tensor, size: int, half: int, round_keys: list[int]
 
 
 def _walk_on_device(positions: Tensor, size: int, half: int, round_keys: list[int]) -> Tensor:
-    """A look at how many walk on is a host sync: a few steps between two."""
+    """Reading how many images still walk is a host sync: done once every ``_STEPS_BETWEEN_SYNCS`` steps."""
     low = (1 << half) - 1
 
     def network(x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _walk_on_device(positions: Tensor, size: int, half: int, round_keys: list[in
     walking = (result >= size).nonzero().flatten()
     while len(walking):
         images = result[walking]
-        for _ in range(_STEPS_BETWEEN_LOOKS):
+        for _ in range(_STEPS_BETWEEN_SYNCS):
             images = torch.where(images >= size, network(images), images)
         result[walking] = images
         walking = walking[(images >= size).nonzero().flatten()]

@@ -1,11 +1,10 @@
-"""JSON lines beside the checkpoints, for audits and for proofs of resumption; every line has its "step".
+"""Append-only JSON lines beside the checkpoints, to audit a run and to verify a resume; every line has its "step".
 
-    trace.jsonl    a step's global batch       {"step": 12, "round": 1, "strategy": "soft", "ids": [8, 301, ...]}
-    rounds.jsonl   what was decided of a pass  {"step": 10, "pass": 0, "teacher/ratio": 0.5, ...}
+    trace.jsonl    the global batch of a step   {"step": 12, "round": 1, "strategy": "soft", "ids": [8, 301, ...]}
+    rounds.jsonl   the decisions for a pass     {"step": 10, "pass": 0, "teacher/ratio": 0.5, ...}
 
-Written by rank 0 alone, a line at a time, flushed, so that a killed run loses at most its last line. A resumed run
-drops the lines of steps that it trains again, and lines that are damaged, with a warning; a fresh run in an old folder
-moves the old file aside.
+Only rank 0 writes. Every line is flushed, so a killed run loses at most its last line. A resumed run drops the lines of
+steps that it trains again, and damaged lines with a warning. A new run in an old folder renames the old file.
 """
 
 import json
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """Append-only JSON lines at ``path``, continued after ``step`` training steps."""
+    """The JSON lines at ``path``, appended to by a run that starts after ``step`` training steps; 0 for a new run."""
 
     def __init__(self, path: str | os.PathLike[str], *, step: int):
         self.path = Path(path)
@@ -45,25 +44,25 @@ class JsonLines:
         os.replace(self.path, aside)
 
     def _keep_until(self, step: int) -> None:
-        """Drop lines after ``step``, a line that a kill cut short, and damaged ones; the file is replaced whole."""
-        temporary, bad = self.path.with_suffix(".tmp"), list[int]()
+        """Drop lines after ``step``, truncated and damaged lines; the file is replaced atomically."""
+        temporary, damaged = self.path.with_suffix(".tmp"), list[int]()
         with open(self.path, "rb") as old, open(temporary, "wb") as new:
             for number, line in enumerate(old, 1):
-                found = _step_of(line) if line.endswith(b"\n") else None
-                if found is None:
-                    bad.append(number)
-                elif found <= step:
+                line_step = _step_of(line) if line.endswith(b"\n") else None
+                if line_step is None:
+                    damaged.append(number)
+                elif line_step <= step:
                     new.write(line)
             new.flush()
             os.fsync(new.fileno())
         os.replace(temporary, self.path)
-        if bad:
-            many = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
-            logger.warning(f"{self.path}: line {bad[0]:,} is cut short or damaged{many}; left out of what goes on")
+        if damaged:
+            more = f", and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
+            logger.warning(f"{self.path}: line {damaged[0]:,} is truncated or damaged{more}; dropped from the file")
 
 
 def _step_of(line: bytes) -> int | None:
-    """The training step of a line, or None where it is damaged."""
+    """The training step of a line; None if the line is damaged."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):

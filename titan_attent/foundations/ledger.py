@@ -1,15 +1,15 @@
-"""The ledger: where the time of a run went, what was trained and what was left out. Host numbers, ready to log.
+"""The ledger: seconds per activity of a run, and how many examples were trained and skipped. Host numbers.
 
 Every second of the training thread is charged to at most one account: an account opened inside another one stops the
-outer clock. The seconds are what the thread sees, with its waits for other ranks and for the device; an asynchronous
-exchange costs only what is not hidden behind the step. What belongs to no account (the logging, the garbage collector)
-is the difference between their sum and ``wall_seconds``, which runs from the first batch on and goes on after a resume.
+outer clock. The seconds include waits for other ranks and for the device. An asynchronous exchange costs only the time
+that is not hidden behind the step. ``wall_seconds`` runs from the first batch on and continues after a resume. The
+difference between it and the sum of all accounts is time that belongs to none: logging, garbage collection.
 
-``examples_covered`` counts the pool as covered once when one pass over a selection ends, whatever its ratio: trained
-examples are paid for, covered ones are what they stand for, and skipped ones are the difference.
+``examples_covered`` grows by the size of the pool per pass over a selection of it, whatever share was selected.
+``examples_trained`` counts the examples that were computed. The difference is the number of skipped examples.
 
-The break-even line: teaching pays in compute when the share of examples it skips is at least the seconds it costs,
-divided by the seconds that training everything covered would have cost.
+Teaching saves compute when the share of examples that it skips is at least its break-even share: the seconds of
+teaching, divided by the seconds that training all covered examples would have taken.
 
     skipped_share     = 1 - trained / covered
     break_even_share  = (prepaid + score + select + exchange seconds) / (covered x train seconds / trained)
@@ -22,41 +22,41 @@ from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
-OF_EVERY_RUN = ("load", "train", "save", "validate")
-"""The accounts of every run; systems add theirs."""
+RUN_ACCOUNTS = ("load", "train", "save", "validate")
+"""The accounts of every run; each system adds its own."""
 
 
 class LedgerAccount(NamedTuple):
-    """An account of a system.
+    """An account that a system charges.
 
     Attributes:
-        name: of the scalar ``ledger/NAME_seconds``.
-        is_overhead: whether it counts as the overhead of teaching.
+        name: NAME in the scalar ``ledger/NAME_seconds``.
+        is_overhead: whether its seconds count as overhead of teaching.
     """
 
     name: str
     is_overhead: bool = False
 
 
-TEACHING = (
+TEACHING_ACCOUNTS = (
     LedgerAccount("score", is_overhead=True),
     LedgerAccount("select", is_overhead=True),
     LedgerAccount("exchange", is_overhead=True),
 )
-"""The accounts of a teacher."""
+"""The accounts that the teacher charges."""
 
 
 class Ledger:
-    """Costs and coverage since the first batch of the run; a resume goes on counting.
+    """Seconds and example counts since the first batch of the run; a resumed run continues them.
 
     Args:
-        batch_size: G, examples of a global batch.
-        tokens_per_example: for tokens_covered_per_second.
-        accounts: of the systems, beside those of every run.
-        clock: seconds from any fixed moment on.
+        batch_size: G, examples per global batch.
+        tokens_per_example: for the scalar ``ledger/tokens_covered_per_second``.
+        accounts: the accounts of the systems, in addition to those of every run.
+        clock: returns seconds since any fixed moment.
 
     Attributes:
-        prepaid_seconds: what scorers took before the run, as seconds of all of its devices; not part of the state.
+        prepaid_seconds: device-seconds of the scorers before the run / devices of the run; not part of the state.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Ledger:
         *,
         batch_size: int,
         tokens_per_example: int,
-        accounts: Iterable[LedgerAccount] = TEACHING,
+        accounts: Iterable[LedgerAccount] = TEACHING_ACCOUNTS,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.batch_size = batch_size
         self.tokens_per_example = tokens_per_example
         accounts = tuple(accounts)
         self.overhead = tuple(account.name for account in accounts if account.is_overhead)
-        # What other systems charge is in their own state: a checkpoint of a run without them has it not.
-        self._kept = (*OF_EVERY_RUN, *(account.name for account in accounts if account in TEACHING))
-        self.seconds = dict.fromkeys((*OF_EVERY_RUN, *(account.name for account in accounts)), 0.0)
+        # Other systems keep the seconds they charge in their own state, which runs without them do not save.
+        self._saved_accounts = (*RUN_ACCOUNTS, *(account.name for account in accounts if account in TEACHING_ACCOUNTS))
+        self.seconds = dict.fromkeys((*RUN_ACCOUNTS, *(account.name for account in accounts)), 0.0)
         self.examples_trained = 0
         self.examples_covered = 0.0
         self.examples_scored = 0
@@ -84,12 +84,12 @@ class Ledger:
         self._seconds_before = 0.0
 
     def start(self) -> None:
-        """The first batch is asked for: what came before (building, compiling, loading) is not counted."""
+        """Start the wall clock, when the first batch is requested: building, compiling and loading are not counted."""
         self._start = self._clock()
 
     @contextmanager
     def charge(self, account: str) -> Iterator[None]:
-        """Add the wall time of the block to ``account``, without the time of blocks that are charged inside it."""
+        """Add the wall time of the block to ``account``, except the time of charged blocks inside it."""
         self._settle()
         self._open.append(account)
         try:
@@ -99,7 +99,7 @@ class Ledger:
             self._open.pop()
 
     def charged(self, account: str, function: Callable[..., Result]) -> Callable[..., Result]:
-        """``function``, whose calls are charged to ``account``."""
+        """Wrap ``function`` so that its calls are charged to ``account``."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Result:
             with self.charge(account):
@@ -114,7 +114,7 @@ class Ledger:
         self._settled = now
 
     def batch_served(self, *, covered_per_trained: float) -> None:
-        """A global batch goes to training; each of its examples stands for ``covered_per_trained`` of its pool."""
+        """Count a global batch as trained; each of its examples covers ``covered_per_trained`` examples of its pool."""
         self.examples_trained += self.batch_size
         self.examples_covered += self.batch_size * covered_per_trained
 
@@ -132,9 +132,9 @@ class Ledger:
 
     @property
     def break_even_share(self) -> float:
-        """The share that must be skipped for teaching to pay; 0 before anything was trained."""
-        full = self.examples_covered * self.seconds["train"] / max(1, self.examples_trained)
-        return (self.prepaid_seconds + self.overhead_seconds) / full if full else 0.0
+        """The share of skipped examples above which teaching saves compute; 0 before the first training step."""
+        full_seconds = self.examples_covered * self.seconds["train"] / max(1, self.examples_trained)
+        return (self.prepaid_seconds + self.overhead_seconds) / full_seconds if full_seconds else 0.0
 
     def metrics(self) -> dict[str, float]:
         """The ``ledger/*`` scalars."""
@@ -156,7 +156,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         return {
-            "seconds": {name: self.seconds[name] for name in self._kept},
+            "seconds": {name: self.seconds[name] for name in self._saved_accounts},
             "wall_seconds": self.wall_seconds,
             "examples_trained": self.examples_trained,
             "examples_covered": self.examples_covered,

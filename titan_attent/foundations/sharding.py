@@ -1,7 +1,7 @@
 """Which rank owns which example, and the few collectives the package uses.
 
-State per example (losses, weights) is a tensor over the N example ids, cut over the ranks of one mesh dimension the
-way DTensor's ``Shard(0)`` cuts it: ceil(N / ranks) ids a rank, the last ranks shorter or empty. The mesh is
+State per example (losses, weights) is a tensor over the N example ids. It is sharded over the ranks of one mesh
+dimension as DTensor's ``Shard(0)`` does: ceil(N / ranks) ids per rank, the last ranks shorter or empty. The mesh is
 torchtitan's ``batch`` mesh (dp_replicate x dp_shard), never WORLD: tensor- and pipeline-parallel peers hold equal
 copies and take equal decisions. Without a mesh (one process) every collective is the identity.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-# torch 2.13's name for it; the old one warns there, and the new one is not in 2.11.
+# The name since torch 2.13, where the old name warns; torch 2.11 has only the old name.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one of the run that speaks for all."""
+    """Whether this process is rank 0, which logs and writes files for all ranks."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 class ExampleSharding:
-    """The cut of [0, num_examples) over the ranks of ``mesh``.
+    """The contiguous chunks of [0, num_examples) that the ranks of ``mesh`` own.
 
     Args:
         num_examples: N, at least 1.
@@ -30,7 +30,7 @@ class ExampleSharding:
 
     Attributes:
         start, stop: this rank's ids are [start, stop); empty when there are more ranks than chunks.
-        chunk: ids a full rank owns, ceil(N / ranks).
+        chunk: ids per full chunk, ceil(N / ranks).
     """
 
     def __init__(self, num_examples: int, *, mesh: DeviceMesh | None = None):
@@ -60,12 +60,12 @@ class ExampleSharding:
         return torch.arange(self.start, self.stop, dtype=torch.int64, device=device)
 
     def local_index(self, ids: Tensor, *, elsewhere: int) -> Tensor:
-        """ids [n] -> index into this rank's shard, ``elsewhere`` for ids of other ranks; no host sync."""
+        """ids [n] -> their indices into this rank's shard; ``elsewhere`` for ids of other ranks. No host sync."""
         inside = (ids >= self.start) & (ids < self.stop)
         return torch.where(inside, ids - self.start, elsewhere)
 
     def sum(self, x: Tensor) -> Tensor:
-        """In-place all-reduce SUM. Integers sum exactly, hence equally for every number of ranks."""
+        """In-place all-reduce SUM. Sums of integers are exact, so they do not depend on the number of ranks."""
         if self.group is not None:
             dist.all_reduce(x, op=dist.ReduceOp.SUM, group=self.group)
         return x
@@ -73,7 +73,7 @@ class ExampleSharding:
     def total(self, x: Tensor) -> list[int]:
         """int64 [n] of this rank -> the exact sums over all ranks, however large. A collective and a host sync.
 
-        Both halves of a number travel: sums of 31 bits have room for 2^32 ranks.
+        Each number is summed in two halves: sums of 31 bits have room for 2^32 ranks.
         """
         halves = self.sum(torch.stack((x >> 31, x & 0x7FFFFFFF))).tolist()
         return [(high << 31) + low for high, low in zip(*halves, strict=True)]
@@ -85,7 +85,7 @@ class ExampleSharding:
         return x
 
     def gather(self, x: Tensor, *, async_op: bool = False) -> tuple[Tensor, dist.Work | None]:
-        """All-gather of equal shapes -> ([ranks, *x.shape], work handle or None)."""
+        """All-gather tensors of equal shapes -> ([ranks, *x.shape], work handle or None)."""
         if self.group is None:
             return x[None], None
         out = x.new_empty((self.size, *x.shape))
@@ -93,7 +93,7 @@ class ExampleSharding:
         return out, work
 
     def as_global(self, local: Tensor) -> Tensor:
-        """local [num_local] -> the tensor over all N ids, for checkpoints: a DTensor ``Shard(0)`` of one memory."""
+        """local [num_local] -> the tensor over all N ids, for checkpoints: a DTensor ``Shard(0)``, sharing memory."""
         assert local.shape[0] == self.num_local
         if self.mesh is None:
             return local

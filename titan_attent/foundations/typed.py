@@ -1,9 +1,9 @@
-"""Dataclasses out of what a JSON file holds, every value of the type that its field declares.
+"""Dataclasses from the values of a JSON file, with every value checked against the type that its field declares.
 
-A file that a stranger wrote may hold 3.0 or true for a count, a text for a list, or a number that no disk can hold.
-Here each becomes one ValueError that names the field, not an error of another kind somewhere else.
+A file written by other software may hold 3.0 or true for a count, a string for a list, or a number larger than 64
+bits. Each of these raises one ValueError that names the field, instead of another error later.
 
-Cost: one look at every value.
+Cost: one check per value.
 """
 
 import math
@@ -14,20 +14,20 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1
-"""Counts and offsets are kept as int64."""
+MAX_INT = 2**63 - 1
+"""The largest accepted integer: counts and offsets are kept as int64."""
 
 
 def typed(cls: type[T], value: object, *, where: str = "") -> T:
-    """``value``, read from JSON, as a ``cls``.
+    """Convert ``value``, read from JSON, to a ``cls``.
 
     Args:
         cls: bool, int (of 64 bits), float (finite), str, ``Any``, a dataclass, a ``NamedTuple``, or list, tuple, dict
             and unions of them.
-        where: names ``value`` in messages.
+        where: the name of ``value`` in messages.
 
     Raises:
-        ValueError: it is of another type; a field of a dataclass is missing or unknown.
+        ValueError: a value has another type; a field of a dataclass is missing or unknown.
     """
     return _typed(cls, value, where)
 
@@ -39,24 +39,24 @@ def _typed(cls: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        return _typed(next(kind for kind in inner if kind is not type(None)), value, where)
+        return _typed(next(member for member in inner if member is not type(None)), value, where)
     if is_dataclass(cls):
         return _typed_fields(cls, value, where)
     if isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields"):  # a NamedTuple, kept as a list
         hints = typing.get_type_hints(cls)
         _require(isinstance(value, list) and len(value) == len(hints), value, where, f"a list of {len(hints)}")
         items = zip(hints.values(), value, strict=True)
-        return cls(*(_typed(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items)))
+        return cls(*(_typed(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(items)))
     if origin in (list, tuple):
         _require(isinstance(value, list), value, where, "a list")
         return origin(_typed(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict or cls is dict:
         _require(isinstance(value, dict), value, where, "an object")
-        kind = inner[1] if inner else Any
-        return {key: _typed(kind, item, f"{where}[{key!r}]") for key, item in value.items()}
+        item_type = inner[1] if inner else Any
+        return {key: _typed(item_type, item, f"{where}[{key!r}]") for key, item in value.items()}
     if cls is int:
         _require(type(value) is int, value, where, "a whole number")
-        _require(-LARGEST <= value <= LARGEST, value, where, "a number of 64 bits")
+        _require(-MAX_INT <= value <= MAX_INT, value, where, "a number of 64 bits")
         return value
     if cls is float:
         finite = type(value) in (int, float) and abs(value) <= 1.7e308 and math.isfinite(value)
@@ -70,24 +70,22 @@ def _typed_fields(cls: Any, value: object, where: str) -> Any:
     _require(isinstance(value, Mapping), value, where, "an object")
     assert isinstance(value, Mapping)
     hints = typing.get_type_hints(cls)
-    known = {field.name: field for field in fields(cls) if field.init}
+    declared = {field.name: field for field in fields(cls) if field.init}
     inside = f"{where}: " if where else ""
-    if unknown := sorted(map(str, value.keys() - known.keys())):
-        raise ValueError(f"{inside}has {unknown[0][:80]!r}, which is not known")
+    if unknown := sorted(map(str, value.keys() - declared.keys())):
+        raise ValueError(f"{inside}has the unknown field {unknown[0][:80]!r}")
     missing = [
         name
-        for name, field in known.items()
+        for name, field in declared.items()
         if name not in value and field.default is MISSING and field.default_factory is MISSING
     ]
     if missing:
-        raise ValueError(f"{inside}has no {missing[0]!r}")
+        raise ValueError(f"{inside}has no field {missing[0]!r}")
     prefix = f"{where}." if where else ""
     return cls(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
 
 
 def _require(holds: bool, value: object, where: str, expected: str) -> None:
     if not holds:
-        shown = f" {value!r}"[:80] if isinstance(value, (int, float, str)) else ""
-        why = "iterable" if expected.startswith(("a list", "an object")) else "supported here"
-        kind = type(value).__name__
-        raise ValueError(f"{where or 'the content'} is{shown}: {kind} is not {why}, expected {expected}")
+        shown = f" {value!r}"[:80] + "," if isinstance(value, (int, float, str)) else ""
+        raise ValueError(f"{where or 'the content'} is{shown} of type {type(value).__name__}: expected {expected}")

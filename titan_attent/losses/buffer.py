@@ -1,20 +1,20 @@
-"""The loss buffer: what is known of every example, sharded by example id over the ``batch`` mesh.
+"""The loss buffer: the statistics of every example, sharded by example id over the ``batch`` mesh.
 
-The hot path is ``record``: it keeps the step's ids and losses on the device, without a collective or a host sync.
-At every multiple of ``flush_every`` steps one packed, asynchronous all-gather carries (id, step, loss) of all ranks; it
-is waited for before the next one, and then every rank writes what belongs to its shard. Tensor, pipeline and context
-parallel peers hold equal copies of a shard: before the exchange, along each such mesh dimension, the records of
-one rank replace those of the others. This brings the losses of the last pipeline stage to all ranks, and no rounding
-can make their decisions differ.
+The hot path is ``record``: it keeps the ids and losses of the step on the device, without a collective or a host sync.
+At every multiple of ``flush_every`` steps, one packed, asynchronous all-gather exchanges (id, step, loss) of all ranks.
+The buffer waits for it before the next exchange; then every rank writes the records of its own shard. Tensor, pipeline
+and context parallel peers hold equal copies of a shard. Before the exchange, the records of one rank are broadcast
+along each such mesh dimension. So all ranks receive the losses of the last pipeline stage, and no rounding can make
+their decisions differ.
 
-Cost: 20 bytes per example / ranks of state; 16 bytes per trained example on the wire, gathered by every rank; 4 and 8
-more with functional gradients, 24 (or 36) and 8 more with shares. The write is two stable sorts of the gathered records
-(not of the data set).
+Cost: state of 20 bytes per example / ranks; 16 bytes per trained example on the wire, received by every rank. With
+functional gradients 4 and 8 bytes more, with shares 24 (36 with gradients) and 8 bytes more. The write sorts the
+gathered records twice (not the data set).
 
-Several records of one example take effect in (time of the exchange, step, global row) order, so the result does not
-depend on the number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of one
-in a window of ``flush_every`` steps count, by their shares (mixtures.py), and a visit takes a share of one half. A
-non-finite loss never enters: its visit counts, its value is dropped and counted in ``num_nonfinite``.
+Several records of one example are applied in (exchange, step, global row) order, so the result does not depend on the
+number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of an example in a
+window of ``flush_every`` steps count by their shares (mixtures.py). Then only a share of at least one half counts as a
+visit. A non-finite loss is dropped and counted in ``num_nonfinite``; its visit counts.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.foundations.agreement import Agreement, Decision
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.losses.mixtures import HALF, Mixtures
+from titan_attent.losses.mixtures import MIN_SHARE, Mixtures
 from titan_attent.losses.records import NEVER, Records, bits_of, floats_of
 from titan_attent.losses.window import FLUSH_EVERY, LossWindow
 
@@ -40,21 +40,21 @@ class LossBuffer:
 
     Args:
         num_examples: N.
-        mesh: the one-dimensional mesh that shares the examples; None for one process.
-        device: where the shard lives: the training device; by default the mesh's, or the CPU without a mesh.
+        mesh: the one-dimensional mesh over which the examples are sharded; None for one process.
+        device: the device of the shard, which is the training device; by default the mesh's, or the CPU without a mesh.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
-        with_shares: records come with the share that the example has in what was trained.
-        window: given every loss of training as it is exchanged, for weights that follow the loss.
-        copies: (mesh, rank) of each further mesh dimension along which ranks record the same examples, one-dimensional,
-            and the local rank on it whose records count: in a pipeline, the rank with the last stage.
+        with_shares: every record has the share of the example in the mixture that was trained.
+        window: receives every training loss when it is exchanged, for weights computed from the loss.
+        replica_sources: (mesh, rank) of each further one-dimensional mesh whose ranks record the same examples. The
+            records of that local rank count; under a pipeline, the rank of the last stage.
 
     Attributes:
-        agreement: whether all ranks follow the same decision; its hash rides on every exchange.
-        loss, first_loss: fp32 [num_local], mean nats per token; meaningless where the step is ``NEVER``.
+        agreement: checks that all ranks follow the same decision; every exchange carries a hash of it.
+        loss, first_loss: fp32 [num_local], mean nats per token; undefined where the step is ``NEVER``.
         step, first_step: int32 [num_local], training step of that loss, or ``NEVER``.
-        visits: int32 [num_local], times trained, non-finite losses included.
-        gradient: fp32 [num_local], the norm seen with ``loss``; only with ``with_gradient``.
+        visits: int32 [num_local], how often the example was trained, also with a non-finite loss.
+        gradient: fp32 [num_local], the norm recorded with ``loss``; only with ``with_gradient``.
 
     The attributes are current after :meth:`sync`.
     """
@@ -69,7 +69,7 @@ class LossBuffer:
         with_gradient: bool = False,
         with_shares: bool = False,
         window: LossWindow | None = None,
-        copies: Sequence[tuple[DeviceMesh, int]] = (),
+        replica_sources: Sequence[tuple[DeviceMesh, int]] = (),
     ):
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1 step, not {flush_every}")
@@ -77,8 +77,8 @@ class LossBuffer:
         self.sharding = ExampleSharding(num_examples, mesh=mesh)
         self.device = torch.device(device or ("cpu" if mesh is None else mesh.device_type))
         self.flush_every = flush_every
-        self.copies = tuple(copies)
-        # One slot more than the shard: writes for other ranks' ids land there, so that no shape depends on the data.
+        self.replica_sources = tuple(replica_sources)
+        # One slot more than the shard, for writes of other ranks' ids: so no shape depends on the data.
         slots = self.sharding.num_local + 1
         self._state = {
             "loss": torch.zeros(slots, dtype=torch.float32, device=self.device),
@@ -97,12 +97,12 @@ class LossBuffer:
             self.mixtures = Mixtures(names, slots=slots, steps=flush_every, device=self.device)
             self._state |= self.mixtures.state
         self._pending: list[Tensor] = []
-        self._pending_kind = (0, True)  # last step, and whether trained: one exchange holds one kind
+        self._pending_step, self._pending_trained = 0, True  # an exchange holds training losses or scores, not both
         self._in_flight: tuple[Tensor, dist.Work | None, tuple[int, bool], Decision | None] | None = None
         self.agreement = Agreement(self.device)
 
     def records(self) -> Records:
-        """All of the attributes, sharing memory with the buffer; current after :meth:`sync`."""
+        """The statistics of this rank's examples, sharing memory with the buffer; current after :meth:`sync`."""
         gradient = self.gradient if "gradient" in self._state else None
         return Records(
             self.sharding, self.loss, self.step, self.first_loss, self.first_step, self.visits, gradient=gradient
@@ -113,7 +113,7 @@ class LossBuffer:
 
     @property
     def num_nonfinite(self) -> int:
-        """Non-finite losses dropped so far, of all ranks (a host sync: not for the hot path)."""
+        """Non-finite losses dropped so far on all ranks. A host sync: not for the hot path."""
         return int(self._num_nonfinite)
 
     def record(
@@ -129,14 +129,15 @@ class LossBuffer:
         """Keep the losses of one batch until the next flush.
 
         Args:
-            example_ids: int64 [B], each in [0, N), or above for a row to leave out. Every rank records equally many
-                in the steps between two flushes.
+            example_ids: int64 [B], each in [0, N); rows with larger ids are ignored. Between two flushes every rank
+                must record the same number of rows.
             losses: [B], mean nats per token; detached and kept as fp32.
             step: the training step, 0 to 2^31 - 1.
-            gradients: [B] norms of the functional gradient; needed with ``with_gradient``.
-            shares: [B], in [0, 1]; needed with ``with_shares``. Not read of a score, which is of a whole example.
-            trained: whether this counts as a visit; False for a score from a forward pass. A collective where it
-                differs from the record before, or with shares the window: what is pending is exchanged first.
+            gradients: [B] norms of the functional gradient; required with ``with_gradient``.
+            shares: [B], in [0, 1]; required with ``with_shares``. Not used for scores, which are of whole examples.
+            trained: True counts as a visit; False is a score from a forward pass. If it differs from that of the
+                pending records, those are exchanged first, which is a collective. So they are with shares if the
+                window of the step differs.
         """
         if example_ids.shape != losses.shape or example_ids.ndim != 1:
             raise ValueError(
@@ -146,35 +147,36 @@ class LossBuffer:
         ids = example_ids.to(self.device, torch.int64)
         # int64 rows: id, step | loss bits[, gradient bits][, share bits]. Floats keep their exact fp32 bits.
         rows = [ids, bits_of(losses, self.device) | (step << 32)]
-        wanted = {"gradients": "gradient" in self._state, "shares": self.with_shares}
-        for (name, is_wanted), values in zip(wanted.items(), (gradients, shares), strict=True):
-            if is_wanted and values is None:
+        required = {"gradients": "gradient" in self._state, "shares": self.with_shares}
+        for (name, is_required), values in zip(required.items(), (gradients, shares), strict=True):
+            if is_required and values is None:
                 raise ValueError(f"this buffer keeps {name}: record them with {name}=")
-            rows += [bits_of(values, self.device)] if is_wanted and values is not None else []
-        before, kind = self._pending_kind
-        if self._pending and (kind != trained or (self.mixtures is not None and self.mixtures.parts(before, step))):
+            rows += [bits_of(values, self.device)] if is_required and values is not None else []
+        is_new_window = self.mixtures is not None and not self.mixtures.same_window(self._pending_step, step)
+        if self._pending and (self._pending_trained != trained or is_new_window):
             self.flush()
         self._pending.append(torch.stack(rows))
-        self._pending_kind = step, trained
+        self._pending_step, self._pending_trained = step, trained
 
     def step_done(self) -> None:
-        """Call once after every training step, on all ranks: flushes when it is time."""
-        if self._pending and self._pending_kind[0] % self.flush_every == 0:
+        """Flush at multiples of ``flush_every`` steps; call it once after every training step, on all ranks."""
+        if self._pending and self._pending_step % self.flush_every == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Start the exchange of everything recorded; a collective, on all ranks or none. Does not wait."""
+        """Start the exchange of all pending records, without waiting for it. A collective."""
         if not self._pending:
             return
         self._apply_in_flight()
         packed = torch.cat(self._pending + self.agreement.columns(len(self._pending[0])), dim=1)
         self._pending.clear()
-        for mesh, rank in self.copies:
+        for mesh, rank in self.replica_sources:
             dist.broadcast(packed, group=mesh.get_group(), group_src=rank)
-        self._in_flight = *self.sharding.gather(packed, async_op=True), self._pending_kind, self.agreement.decision
+        kind = self._pending_step, self._pending_trained
+        self._in_flight = *self.sharding.gather(packed, async_op=True), kind, self.agreement.decision
 
     def sync(self) -> None:
-        """Flush and wait: afterwards the shard holds every loss recorded so far. A collective."""
+        """Flush and wait; afterwards the shard holds every loss recorded so far. A collective."""
         self.flush()
         self._apply_in_flight()
 
@@ -192,7 +194,7 @@ class LossBuffer:
         self._write(rows, step=step, trained=trained)
 
     def _write(self, rows: Tensor, *, step: int, trained: bool) -> None:
-        """Apply gathered records, int64 [2 to 4, n], in the order of their steps; no shape depends on their values."""
+        """Apply gathered records, int64 [2 to 4, n], in order of steps; no shape depends on their values."""
         state, trash = self._state, self.sharding.num_local
         ids = rows[0]
         slot = self.sharding.local_index(ids, elsewhere=trash)
@@ -201,13 +203,13 @@ class LossBuffer:
         if trained:
             visited = torch.ones_like(finite)
             if self.with_shares:
-                visited, finite = floats_of(rows[-1]) >= HALF, finite & (floats_of(rows[-1]) > 0)
+                visited, finite = floats_of(rows[-1]) >= MIN_SHARE, finite & (floats_of(rows[-1]) > 0)
             state["visits"].index_add_(0, slot, visited.int())
         slot, order = torch.sort(torch.where(finite, slot, trash), stable=True)
         rows = rows[:, order]
         steps, losses = (rows[1] >> 32).to(torch.int32), floats_of(rows[1])
-        # Equal slots are neighbours now: the first and the last of each run are the only writers, so no two writes
-        # of one index_copy meet except in the trash slot.
+        # Equal slots are adjacent now. Only the first and the last record of each slot write, so no two writes of one
+        # index_copy share a slot, except the trash slot.
         starts = torch.ones_like(finite)
         starts[1:] = slot[1:] != slot[:-1]
         ends = torch.ones_like(finite)
@@ -215,21 +217,21 @@ class LossBuffer:
         unseen = state["first_step"][slot] == NEVER
         first = torch.where(starts & unseen, slot, trash)
         last = torch.where(ends, slot, trash)
-        seen = {"loss": losses} | ({"gradient": floats_of(rows[2])} if "gradient" in state else {})
+        new = {"loss": losses} | ({"gradient": floats_of(rows[2])} if "gradient" in state else {})
         if self.mixtures is not None:
             shares = floats_of(rows[-1]) if trained else None
-            seen, first, last = self.mixtures.take(slot, seen, shares, first=first, last=last, step=step)
-        state["first_loss"].index_copy_(0, first, seen["loss"])
+            new, first, last = self.mixtures.update(slot, new, shares, first=first, last=last, step=step)
+        state["first_loss"].index_copy_(0, first, new["loss"])
         state["first_step"].index_copy_(0, first, steps)
-        for name, values in seen.items():
+        for name, values in new.items():
             state[name].index_copy_(0, last, values)
         state["step"].index_copy_(0, last, steps)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shards as ``Shard(0)`` DTensors over N (plain tensors without a mesh), sharing memory with the buffer.
 
-        A collective: what is pending is exchanged first. Waits for the device: a stager may copy the shards on another
-        stream (torchtitan's async_with_pinned_mem), which knows nothing of writes that are still queued on this one.
+        A collective: pending records are exchanged first. It waits for the device: torchtitan's async_with_pinned_mem
+        copies the shards on another stream, which does not wait for writes that are queued on this stream.
         """
         self.sync()
         if self.device.type != "cpu":
@@ -238,7 +240,7 @@ class LossBuffer:
         return state | {"num_nonfinite": self._num_nonfinite}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a state of the same N; DCP has resharded it when the number of ranks differs."""
+        """Load a state of the same N; if the number of ranks differs, DCP has resharded it. A collective."""
         for name, tensor in self.state_dict().items():
             source = state[name]
             if source.shape != tensor.shape:

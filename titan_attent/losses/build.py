@@ -1,4 +1,4 @@
-"""Which of the losses a run computes: they all take and return the same (cross_entropy.py, folding.py)."""
+"""Selects the loss that a run computes; all have the same arguments and results (cross_entropy.py, folding.py)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,18 +17,18 @@ def build_example_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """The weighted loss of every example, for logits as the parallelism leaves them.
+    """Build the function that computes the weighted loss of every example.
 
-    Called with ``example_index``, the tokens of an example may stand anywhere in the batch; there is one weight per
-    example, and their number is that of the examples.
+    When it is called with ``example_index``, the tokens of an example may be anywhere in the batch. There is one weight
+    per example, so the number of weights is the number of examples.
 
     Args:
-        vocab_parallel: the logits are DTensors, cut along the vocabulary. Such a loss is a collective.
-        num_chunks: of the tokens of a microbatch; not read where the vocabulary is cut.
+        vocab_parallel: the logits are DTensors, sharded along the vocabulary. Such a loss is a collective.
+        num_chunks: into which the tokens of a microbatch are split; not read where the vocabulary is sharded.
         compile_loss: compile the loss into one graph.
-        with_gradient: also measure the functional gradient of every example.
-        temperature: of weights that follow the loss within the step; None for none.
-        backend: of torch.compile.
+        with_gradient: also measure the norm of the functional gradient of every example.
+        temperature: the temperature of weights computed from the loss within the step; None for no such weights.
+        backend: the backend of torch.compile.
     """
     build: Callable[..., WeightedLoss] = build_weighted_loss
     if vocab_parallel:

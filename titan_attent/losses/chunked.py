@@ -1,13 +1,13 @@
-"""cross_entropy.py's weighted cross-entropy in chunks of tokens: no second copy of the logits.
+"""The weighted cross-entropy of cross_entropy.py in chunks of tokens, without a second copy of the logits.
 
-Only one chunk is ever upcast to fp32, and the gradient can take the logits' own memory: the peak is the logits
-themselves. torch's own cross-entropy keeps the logits and a gradient of their size when it is compiled, and several
-fp32 copies beside them when it is not.
+Only one chunk at a time is upcast to fp32, and the gradient can overwrite the logits. So the logits themselves are the
+peak memory. torch's own cross-entropy keeps the logits and a gradient of their size when it is compiled, and several
+fp32 copies in addition when it is not.
 
-Cost, for T tokens in chunks of C: 12 T bytes of row statistics beside the logits, and 4 C V bytes of scratch
+Cost, for T tokens in chunks of C: 12 T bytes of row statistics in addition to the logits; 4 C V bytes of scratch memory
 (eager) or none (compiled). The logits are read twice forward, and read and written once backward. No collective.
 
-Shapes as in cross_entropy.py: T tokens, C tokens of a chunk, V vocabulary, N examples.
+Shapes as in cross_entropy.py: T tokens, C tokens per chunk, V vocabulary, N examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from titan_attent.losses.folding import ExampleLosses, finish
 
 
 def _row_statistics(logits_CV: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Largest logit, sum of e = exp(z - largest), and sum of e^2 if asked for: fp32 [C] each."""
+    """Largest logit, sum of e = exp(z - largest), and with ``squares`` the sum of e^2: fp32 [C] each."""
     maximum_C = logits_CV.amax(dim=-1).float()
     e_CV = logits_CV.to(torch.float32, copy=True).sub_(maximum_C[:, None]).exp_()
     return maximum_C, e_CV.sum(dim=-1), e_CV.square_().sum(dim=-1) if squares else None
@@ -35,7 +35,7 @@ def _scaled_exponential_(logits_CV: Tensor, maximum_C: Tensor, factor_C: Tensor)
 
 
 class Kernels(NamedTuple):
-    """The two passes over a chunk; compiled, they need no fp32 scratch."""
+    """The two functions that pass over a chunk; compiled, they need no fp32 scratch memory."""
 
     row_statistics: Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor | None]]
     scaled_exponential_: Callable[[Tensor, Tensor, Tensor], None]
@@ -45,7 +45,7 @@ EAGER = Kernels(_row_statistics, _scaled_exponential_)
 
 
 class _TokenLosses(NamedTuple):
-    """Of all tokens, fp32 [T]: the loss, and what a gradient needs. The loss is 0 where the label is ignored."""
+    """The loss of each token, 0 where the label is ignored, and the statistics that the gradient needs: fp32 [T]."""
 
     loss_T: Tensor
     maximum_T: Tensor
@@ -78,15 +78,15 @@ def _chunks(num_tokens: int, num_chunks: int) -> Iterator[slice]:
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
 
 
-def _concatenated(parts: list[_TokenLosses]) -> _TokenLosses:
-    loss, maximum, total, squared = zip(*parts, strict=True)
+def _concatenated(chunks: list[_TokenLosses]) -> _TokenLosses:
+    loss, maximum, total, squared = zip(*chunks, strict=True)
     return _TokenLosses(
         torch.cat(loss), torch.cat(maximum), torch.cat(total), None if squared[0] is None else torch.cat(squared)
     )
 
 
 class _LossesOfLogits(torch.autograd.Function):
-    """logits [T, V], labels [T] -> token losses fp32 [T] and, not differentiable, the squared norms [T] or None."""
+    """logits [T, V], labels [T] -> token losses fp32 [T]; squared norms fp32 [T] or None, not differentiable."""
 
     @staticmethod
     def forward(
@@ -116,7 +116,7 @@ class _LossesOfLogits(torch.autograd.Function):
         if scale_T is None:
             return None, None, None, None, None, None
         logits_TV, labels_T, *statistics = ctx.saved_tensors
-        # detach() shares the version counter: whoever needs the logits after this gets autograd's error.
+        # detach() shares the version counter: a later backward that needs the logits raises autograd's error.
         gradient_TV = logits_TV.detach() if ctx.overwrite else logits_TV.clone()
         for rows in _chunks(len(labels_T), ctx.num_chunks):
             loss, maximum, total = (tensor[rows] for tensor in statistics)
@@ -130,8 +130,8 @@ def _check(num_chunks: int, logits: Tensor) -> None:
         raise ValueError(f"num_chunks = {num_chunks}: the loss needs at least 1 chunk of tokens")
     if isinstance(logits, DTensor):
         raise ValueError(
-            "the chunked loss takes plain tensors, not DTensors: where a tensor-parallel rank holds a part of the "
-            "vocabulary, use a loss made for that"
+            "the chunked loss takes plain tensors, not DTensors: where tensor parallelism shards the vocabulary, use "
+            "build_vocab_parallel_loss"
         )
 
 
@@ -151,14 +151,14 @@ def chunked_weighted_cross_entropy(
     """:func:`titan_attent.losses.cross_entropy.weighted_cross_entropy`, with one chunk of tokens in fp32 at a time.
 
     Args:
-        logits, labels, weights_N, statistics, with_gradient, temperature, example_index: as there.
-        num_chunks: at least 1; the tokens are cut into as many equal chunks, the last one shorter.
-        overwrite: the backward pass writes the gradient over the logits, which nobody may read afterwards: a backward
-            that needs them raises autograd's error of a modified tensor, but plain reads are not noticed. Logits that
-            are a leaf are left alone.
+        logits, labels, weights_N, statistics, with_gradient, temperature, example_index: as in that function.
+        num_chunks: at least 1; the tokens are split into this number of equal chunks, the last one shorter.
+        overwrite: the backward pass writes the gradient over the logits, so they must not be read afterwards. A
+            backward that needs them raises autograd's error for modified tensors; plain reads raise no error. Logits
+            that are a leaf are never overwritten.
         kernels: from :func:`build_chunked_loss`.
 
-    ValueError as there, for fewer than 1 chunk, and for DTensors.
+    ValueError as in that function, for fewer than 1 chunk, and for DTensors.
     """
     _check(num_chunks, logits)
     losses_T, squared_T = _LossesOfLogits.apply(
@@ -188,10 +188,11 @@ def build_chunked_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """:func:`chunked_weighted_cross_entropy` without its options; it overwrites the logits in the backward pass.
+    """Build :func:`chunked_weighted_cross_entropy` with fixed options; it overwrites the logits in the backward pass.
 
     Args:
-        compile_loss: compile the two passes over a chunk, which then need no scratch; the rest is of size [T].
+        compile_loss: compile the two functions that pass over a chunk, which then need no scratch memory. The other
+            operations work on tensors [T].
     """
     kernels = EAGER
     if compile_loss:

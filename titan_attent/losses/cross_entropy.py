@@ -1,15 +1,14 @@
 """Cross-entropy per example: logits and labels -> the weighted scalar, and the mean loss of every example.
 
-torchtitan's loss is one SUM over all tokens, divided by the global number of valid tokens in the trainer. This module
-keeps the examples apart at the same cost: one pass over the fp32 logits, token losses folded to one number per example
-(folding.py). The weighted scalar keeps torchtitan's convention (a SUM; the caller divides), so weights of 1 give its
+torchtitan's loss is one SUM over all tokens; its trainer divides by the global number of valid tokens. This module
+computes one loss per example at the same cost: one pass over the fp32 logits, then a sum of the token losses of each
+example (folding.py). The weighted scalar is a SUM as well, which the caller divides, so weights of 1 give torchtitan's
 loss.
 
-Cost: token losses (4 bytes per token, against 4 V bytes for the logits) and their fold. No collective.
+Cost: token losses (4 bytes per token; the logits take 4 V bytes per token) and their sums. No collective.
 
 Shapes: V vocabulary, N examples, T tokens. Labels are [B, L], where each of B rows is one example, or with
-``example_index`` [T] or [B, L]; logits have one more dimension, V. The plain functions are also the reference that the
-tests compare with.
+``example_index`` [T] or [B, L]; logits have one more dimension, V. The tests use the plain functions as reference.
 """
 
 from functools import partial
@@ -23,11 +22,11 @@ from titan_attent.foundations.checks import check_number
 from titan_attent.losses.folding import ExampleLosses, check_fold, finish, fold
 
 IGNORE_INDEX = -100
-"""The label that counts nowhere; torch's and torchtitan's value."""
+"""The label of tokens without a loss; the value of torch and torchtitan."""
 
 
 class WeightedLoss(Protocol):
-    """What the ``build_*`` functions return; the arguments are those of :func:`weighted_cross_entropy`."""
+    """The type that the ``build_*`` functions return; the arguments are those of :func:`weighted_cross_entropy`."""
 
     def __call__(
         self,
@@ -42,7 +41,7 @@ class WeightedLoss(Protocol):
 
 
 def _token_losses(logits_TV: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """fp32, of the shape of ``labels``; 0 where the label is ignored."""
+    """The loss of each token, fp32 in the shape of ``labels``; 0 where the label is ignored."""
     losses_T = F.cross_entropy(
         logits_TV,
         labels.flatten(),
@@ -54,21 +53,22 @@ def _token_losses(logits_TV: Tensor, labels: Tensor, *, label_smoothing: float) 
 
 
 def _squared_norms(logits_TV: Tensor, labels: Tensor, token_losses: Tensor, *, label_smoothing: float) -> Tensor:
-    """Squared norm of each token's functional gradient: fp32 of the shape of ``labels``; anything where ignored.
+    """Squared norm of each token's functional gradient: fp32 in the shape of ``labels``; undefined where ignored.
 
-    For cross-entropy the gradient with respect to the logits of a token is softmax(z) - onehot(y), whose squared norm
-    is sum_v p_v^2 - 2 p_y + 1 (AtteNT, section 4: the norm that the teaching rule ranks by). With labels smoothed by s
-    the target is q = (1 - s) onehot(y) + s / V, and the squared norm sum p^2 - 2 ((1 - s) p_y + s / V) + sum q^2.
+    For cross-entropy, the gradient with respect to the logits of a token is softmax(z) - onehot(y). Its squared norm is
+    sum_v p_v^2 - 2 p_y + 1 (AtteNT, section 4: the norm that the teaching rule ranks by). With label smoothing s, the
+    target is q = (1 - s) onehot(y) + s / V, and the squared norm is sum p^2 - 2 ((1 - s) p_y + s / V) + sum q^2.
     """
-    # sum p^2 = sum e^2 / (sum e)^2 with e = exp(z - max z), in the operations of log_softmax: a compiler shares them.
+    # sum p^2 = sum e^2 / (sum e)^2 with e = exp(z - max z): log_softmax has the same operations, so a compiler computes
+    # them once.
     e_TV = (logits_TV - logits_TV.amax(dim=1, keepdim=True)).exp()
     sum_p_squared = (e_TV.square().sum(dim=1, keepdim=True) / e_TV.sum(dim=1, keepdim=True).square())[:, 0]
     if not label_smoothing:
         return sum_p_squared.view_as(labels) - 2 * (-token_losses).exp() + 1
-    certain, others = 1.0 - label_smoothing, label_smoothing / logits_TV.shape[1]
+    certain, spread = 1.0 - label_smoothing, label_smoothing / logits_TV.shape[1]
     p_label_T = (e_TV.gather(1, labels.flatten().clamp(min=0)[:, None]) / e_TV.sum(dim=1, keepdim=True))[:, 0]
-    q_squared = certain * (certain + 2 * others) + label_smoothing * others
-    return (sum_p_squared - 2 * (certain * p_label_T + others) + q_squared).view_as(labels)
+    q_squared = certain * (certain + 2 * spread) + label_smoothing * spread
+    return (sum_p_squared - 2 * (certain * p_label_T + spread) + q_squared).view_as(labels)
 
 
 def per_example_cross_entropy(
@@ -79,21 +79,21 @@ def per_example_cross_entropy(
     example_index: Tensor | None = None,
     num_examples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over each example's valid tokens.
+    """The cross-entropy summed over the valid tokens of each example.
 
     Args:
         logits: [B, L, V], or with ``example_index`` [T, V], of any float dtype; the loss is computed in fp32.
         labels: int64 [B, L] or [T], ``IGNORE_INDEX`` where a token does not count.
         label_smoothing: s in [0, 1), as in F.cross_entropy: the target is (1 - s) onehot(y) + s / V.
-        example_index: int64 of the shape of the labels, in [0, N): the example of each token. None where each row is
-            one example.
-        num_examples: N; needed with ``example_index``.
+        example_index: int64 in the shape of the labels, in [0, N): the example of each token. None if each row is one
+            example.
+        num_examples: N; required with ``example_index``.
 
     Returns:
         (sums, counts), both fp32 [N]: nats, and the number of valid tokens. The mean loss of an example is
         sums / counts; an example without a valid token has 0 and 0.
 
-    ValueError where the shapes of labels and index do not fit.
+    ValueError if the shapes of labels and index do not match.
     """
     num_examples = check_fold(labels, example_index, num_examples=num_examples)
     token_losses = _token_losses(logits.flatten(0, -2).float(), labels, label_smoothing=label_smoothing)
@@ -112,20 +112,20 @@ def weighted_cross_entropy(
     label_smoothing: float = 0.0,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
-    """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
+    """The scalar to differentiate, the unweighted scalar to log, and the statistics of each example for the buffer.
 
     Args:
         logits, labels, label_smoothing, example_index: as in :func:`per_example_cross_entropy`.
-        weights_N: fp32 [N], importance weights; ones leave the loss as torchtitan's. Their number is that of the
+        weights_N: fp32 [N], importance weights; weights of 1 give torchtitan's loss. Their number is the number of
             examples.
         statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
         with_gradient: also measure the functional gradient; compiled, in the same two passes over the logits.
-        temperature: multiply the weights by those that follow from the loss itself (window.py).
+        temperature: multiply the weights by weights computed from the losses (window.py).
 
     Returns:
         Losses in nats; the gradients are in [0, sqrt(2)].
 
-    ValueError where the shapes of labels, weights and index do not fit.
+    ValueError if the shapes of labels, weights and index do not match.
     """
     logits_TV = logits.flatten(0, -2).float()
     token_losses = _token_losses(logits_TV, labels, label_smoothing=label_smoothing)
@@ -153,9 +153,9 @@ def build_weighted_loss(
     backend: str = "inductor",
     label_smoothing: float = 0.0,
 ) -> WeightedLoss:
-    """:func:`weighted_cross_entropy` without its options, compiled into one graph when ``compile_loss`` is set.
+    """Build :func:`weighted_cross_entropy` with fixed options, compiled into one graph with ``compile_loss``.
 
-    ValueError for a ``label_smoothing`` outside of [0, 1).
+    ValueError for a ``label_smoothing`` outside [0, 1).
     """
     check_number("label_smoothing", label_smoothing, at_least=0, below=1, section="vision")
     loss = partial(

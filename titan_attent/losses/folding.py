@@ -1,14 +1,14 @@
-"""From losses of tokens to losses of examples: the tail that all losses of this package share.
+"""Sums token losses per example and applies the weights: the last stage of all losses of this package.
 
-Each row [L] of a batch [B, L] is one example, unless ``example_index`` says to which example each token belongs. Then
-several examples may share a row, one may continue in the next row, and the batch may be one packed row [T].
+Each row [L] of a batch [B, L] is one example, unless ``example_index`` gives the example of each token. Then several
+examples may share a row, one may continue in the next row, and the batch may be one packed row [T].
 
-A packed sum adds multiples of 2^-36 in fp64, which is exact below 2^17 = 131,072 nats per example. So it depends
-neither on where an example stands in the batch nor on the order in which a device adds.
+A sum with an index adds multiples of 2^-36 in fp64, which is exact below 2^17 = 131,072 nats per example. So it does
+not depend on the position of an example in the batch, or on the order in which a device adds.
 
-Cost: without an index, one sum over the tokens of each row. With one, a few fp64 temporaries per token, and one atomic
-addition per token and sum: two sums, three with functional gradients. No collective, no host sync, and no shape depends
-on values.
+Cost: without an index, one sum over the tokens of each row. With an index, a few fp64 temporaries per token, and one
+atomic addition per token and sum: two sums, three with functional gradients. No collective, no host sync, and no shape
+depends on values.
 
 Shapes: B rows, L tokens per row, T tokens, N examples; N = B without an index.
 """
@@ -24,15 +24,15 @@ _UNIT = 2.0**-36
 
 
 class ExampleLosses(NamedTuple):
-    """What every loss of this package returns. All but the first are detached.
+    """The result of every loss of this package. All but the first are detached.
 
     Attributes:
         weighted_sum: fp32 scalar to differentiate: nats summed over valid tokens, each times the weight of its example.
         loss_sum: fp32 scalar to log: the same without weights.
-        losses: fp32 [N], mean nats per valid token; 0 for an example without one.
-        gradients: fp32 [N], norm of the functional gradient: the root of its mean square over valid tokens. None where
-            it was not asked for.
-        counts: fp32 [N], valid tokens.
+        losses: fp32 [N], mean nats per valid token; 0 for an example without valid tokens.
+        gradients: fp32 [N], norm of the functional gradient: the root of its mean square over valid tokens. None if it
+            was not requested.
+        counts: fp32 [N], number of valid tokens.
     """
 
     weighted_sum: Tensor
@@ -47,8 +47,8 @@ def fold(values: Tensor, example_index: Tensor | None, *, num_examples: int) -> 
 
     Args:
         values: floats or bools [B, L] or [T].
-        example_index: int64 of the same shape, in [0, N); None for rows.
-        num_examples: N, fixed by the caller, whatever the index holds. An example without a token has 0.
+        example_index: int64 of the same shape, in [0, N); None if each row is one example.
+        num_examples: N, independent of the values of the index. An example without tokens has a sum of 0.
     """
     if example_index is None:
         return values.sum(dim=1, dtype=torch.float32)
@@ -57,7 +57,7 @@ def fold(values: Tensor, example_index: Tensor | None, *, num_examples: int) -> 
 
 @torch.library.custom_op("titan_attent::of_tokens", mutates_args=())
 def _of_tokens(values_N: Tensor, example_index: Tensor) -> Tensor:
-    """The value of each token's example. Opaque to a compiler, which would look it up again for every logit."""
+    """The value of each token's example. Opaque to a compiler, which would otherwise gather it again per logit."""
     return values_N[example_index]
 
 
@@ -73,7 +73,7 @@ class _Fold(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, example_index: Tensor, num_examples: int) -> Tensor:
         ctx.save_for_backward(example_index)
         exact = (values.double() / _UNIT).round() * _UNIT
-        # Not index_add, whose compiled form on CPU adds in an order that depends on the threads.
+        # Not index_add: compiled on CPU, it adds in an order that depends on the threads.
         return exact.new_zeros(num_examples).scatter_add(0, example_index.flatten(), exact.flatten()).float()
 
     @staticmethod
@@ -83,17 +83,18 @@ class _Fold(torch.autograd.Function):
 
 
 def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: int | None) -> int:
-    """N, the number of examples; ValueError where the shapes do not fit.
+    """The number of examples N; ValueError if the shapes do not match.
 
     Args:
-        tokens: any tensor of the shape of the labels.
-        num_examples: as the caller says.
+        tokens: any tensor in the shape of the labels.
+        num_examples: N if the caller gives it; required with ``example_index``.
     """
     shape = tuple(tokens.shape)
     if example_index is None:
         if len(shape) != 2:
             raise ValueError(
-                f"labels {shape} are not rows [B, L] of one example each: give example_index, the example of each token"
+                f"labels {shape} are not rows [B, L] with one example per row: give example_index, the example of each "
+                "token"
             )
         if num_examples not in (None, shape[0]):
             raise ValueError(
@@ -105,15 +106,15 @@ def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: in
             f"example_index {tuple(example_index.shape)} and labels {shape} differ in shape: give one index per token"
         )
     if num_examples is None:
-        raise ValueError("example_index without num_examples: no shape may depend on the values of an index")
+        raise ValueError("example_index without num_examples: give num_examples, as no shape may depend on values")
     return num_examples
 
 
 def refuse_index(example_index: Tensor | None, *, loss: str) -> None:
-    """ValueError for an index given to a loss of images."""
+    """Raise a ValueError if an index is given to a loss of images."""
     if example_index is not None:
         raise ValueError(
-            f"the {loss} takes no example_index: an image is a row of its own, only tokens of text are packed"
+            f"the {loss} takes no example_index: each image is one row, only tokens of text are packed; leave it out"
         )
 
 
@@ -127,18 +128,18 @@ def finish(
     temperature: float | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
-    """Fold the losses of tokens into those of examples, and weigh them.
+    """Sum the losses of tokens per example, and apply the weights.
 
     Args:
-        token_losses: fp32, as many as ``valid`` has tokens, differentiable; 0 where a token is not valid.
+        token_losses: fp32, with as many elements as ``valid``, differentiable; 0 where a token is not valid.
         valid: bool [B, L], or with ``example_index`` [T] or [B, L]: whether the label of a token counts.
         weights_N: fp32 [N].
         statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
-        squared_norms: fp32, of each token's functional gradient, detached; None if they are not measured. Not read
+        squared_norms: fp32, squared norm of each token's functional gradient, detached; None if not measured. Not read
             where a token is not valid.
-        temperature: multiply the weights by those that follow from the loss itself (window.py).
-        example_index: int64 of the shape of ``valid``, in [0, N): the example of each token. Tokens of padding may have
-            any, as they are not valid. None for rows.
+        temperature: multiply the weights by weights computed from the losses (window.py).
+        example_index: int64 in the shape of ``valid``, in [0, N): the example of each token; any value for tokens that
+            are not valid. None if each row is one example.
     """
     num_examples = check_fold(valid, example_index, num_examples=len(weights_N))
     sums_N = fold(token_losses.view_as(valid), example_index, num_examples=num_examples)

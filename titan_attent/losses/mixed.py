@@ -1,10 +1,10 @@
-"""Cross-entropy per example against two labels by shares, for mixed images: the contract of cross_entropy.py.
+"""Cross-entropy per example against two labels by shares, for mixed images: the interface of cross_entropy.py.
 
-An image that mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899) made of two has
-the target q = share onehot(a) + (1 - share) onehot(b), smoothed (Szegedy et al. 2016) to (1 - s) q + s / C. The loss is
--sum q log p, its functional gradient p - q.
+Mixup (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899) mix two images. The target is
+q = share onehot(a) + (1 - share) onehot(b), with label smoothing (Szegedy et al. 2016) (1 - s) q + s / C. The loss is
+-sum q log p; its functional gradient is p - q.
 
-Cost: three fp32 copies of the logits, which with one row per example are small. No collective, no host sync.
+Cost: three fp32 copies of the logits, which are small with one row per example. No collective, no host sync.
 
 Shapes: B examples, L rows of logits per example (1 for a class of an image), C classes.
 """
@@ -20,18 +20,18 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.folding import ExampleLosses, finish, refuse_index
 
 MixedLoss = Callable[..., ExampleLosses]
-"""Takes logits, labels, weights and statistics, and for mixtures other labels and shares."""
+"""Takes logits, labels, weights and statistics; for mixtures also the labels and shares of the second images."""
 
 
 def mixing(columns: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Of the columns of a batch, what the losses here take for mixtures; nothing where nothing is mixed."""
+    """The columns of a batch that the losses here take for mixtures; empty if the batch is not mixed."""
     return (columns["other_label"], columns["share"]) if "share" in columns else ()
 
 
 def mixed_targets(
     labels_BL: Tensor, other_labels_B: Tensor, shares_B: Tensor, *, num_classes: int, label_smoothing: float
 ) -> Tensor:
-    """q, fp32 [B, L, C], of labels int64 [B, L], other labels int64 [B] and the share of the first, fp32 [B]."""
+    """q, fp32 [B, L, C], from labels int64 [B, L], second labels int64 [B], and shares of the first label fp32 [B]."""
     classes_C = torch.arange(num_classes, device=labels_BL.device)
     shares_B11 = shares_B.float()[:, None, None]
     first_BLC = (labels_BL[..., None] == classes_C).float()
@@ -53,16 +53,16 @@ def weighted_mixed_cross_entropy(
     temperature: float | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
-    """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
+    """The scalar to differentiate, the unweighted scalar to log, and the statistics of each example for the buffer.
 
     Args:
         logits_BLC: any float dtype; the loss is computed in fp32.
         labels_BL: int64, ``IGNORE_INDEX`` in an example that is padding.
-        other_labels_B: int64, of the image mixed in; not read where the share is 1. None where nothing is mixed in.
-        shares_B: fp32, of the first label, in [0, 1]; None for ones.
+        other_labels_B: int64, labels of the second images; no effect where the share is 1. None if nothing is mixed.
+        shares_B: fp32 in [0, 1], shares of the first label; None for shares of 1.
         label_smoothing: s in [0, 1).
         weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
-        example_index: refused by a ValueError: an image is a row.
+        example_index: must be None, else a ValueError: each image is one row.
     """
     refuse_index(example_index, loss="loss of mixed images")
     if other_labels_B is None or shares_B is None:
@@ -94,10 +94,10 @@ def mixed_cross_entropy_sum(
     *,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The same with weights of 1: an fp32 scalar, summed over the valid rows, as torchtitan's own loss."""
+    """The same loss with weights of 1, summed over the valid rows as torchtitan's own loss is: an fp32 scalar."""
     ones_B = logits_BLC.new_ones(len(labels_BL), dtype=torch.float32)
-    of_images = (logits_BLC, labels_BL, ones_B, None, other_labels_B, shares_B)
-    return weighted_mixed_cross_entropy(*of_images, label_smoothing=label_smoothing).weighted_sum
+    arguments = (logits_BLC, labels_BL, ones_B, None, other_labels_B, shares_B)
+    return weighted_mixed_cross_entropy(*arguments, label_smoothing=label_smoothing).weighted_sum
 
 
 def build_mixed_loss(
@@ -108,9 +108,9 @@ def build_mixed_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> MixedLoss:
-    """:func:`weighted_mixed_cross_entropy` without its options, compiled into one graph with ``compile_loss``.
+    """Build :func:`weighted_mixed_cross_entropy` with fixed options, compiled into one graph with ``compile_loss``.
 
-    ValueError for a ``label_smoothing`` outside of [0, 1).
+    ValueError for a ``label_smoothing`` outside [0, 1).
     """
     check_number("label_smoothing", label_smoothing, at_least=0, below=1, section="vision")
     loss = partial(

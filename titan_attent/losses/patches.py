@@ -1,12 +1,12 @@
-"""Squared error per example of predicted patches, for masked autoencoding: the contract of cross_entropy.py.
+"""Squared error per example of predicted patches, for masked autoencoding: the interface of cross_entropy.py.
 
-The loss of He et al. 2022 ("Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, section 3): the mean
-squared error between predicted and true numbers of the masked patches. Here a sum over numbers, which the trainer
-divides by how many of them are valid in the global batch, as it does with the tokens of a text.
+The loss is that of He et al. 2022 ("Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, section 3):
+the mean squared error between predicted and true values of the masked patches. This module returns the sum over values.
+The trainer divides it by the number of valid values in the global batch, as it does with tokens of text.
 
 Cost: one pass over predictions and targets in fp32. No collective, no host sync.
 
-Shapes: B examples, M masked patches, D numbers per patch, K = M D.
+Shapes: B examples, M masked patches, D values per patch, K = M D.
 """
 
 from functools import partial
@@ -19,14 +19,14 @@ from titan_attent.losses.folding import ExampleLosses, finish, refuse_index
 
 
 def _squared_errors(pred_BMD: Tensor, labels_BMD: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared error of each number, fp32 [B, K], 0 where it is not valid; and whether it is, bool [B, K]."""
+    """The squared error of each value, fp32 [B, K], 0 where it is not valid; and whether it is valid, bool [B, K]."""
     valid_BMD = labels_BMD != IGNORE_INDEX
     squared_BMD = torch.where(valid_BMD, pred_BMD.float() - labels_BMD, 0.0).square()
     return squared_BMD.flatten(1), valid_BMD.flatten(1)
 
 
 def squared_error_sum(pred_BMD: Tensor, labels_BMD: Tensor) -> Tensor:
-    """fp32 scalar: the squared error summed over all valid numbers; arguments as below."""
+    """The squared error summed over all valid values, an fp32 scalar; arguments of :func:`weighted_squared_error`."""
     return _squared_errors(pred_BMD, labels_BMD)[0].sum(dim=1).sum()
 
 
@@ -40,17 +40,17 @@ def weighted_squared_error(
     temperature: float | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
-    """The scalar to differentiate, the unweighted one to log, and what the buffer records of each example.
+    """The scalar to differentiate, the unweighted scalar to log, and the statistics of each example for the buffer.
 
     Args:
         pred_BMD: any float dtype; the loss is computed in fp32.
-        labels_BMD: fp32 targets, ``IGNORE_INDEX`` where a number does not count: everywhere in a padded example.
+        labels_BMD: fp32 targets, ``IGNORE_INDEX`` where a value does not count, as in all of a padding example.
         weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
-        example_index: refused by a ValueError: an image is a row.
+        example_index: must be None, else a ValueError: each image is one row.
 
     Returns:
-        Squared errors, where a "token" of :class:`ExampleLosses` is a number. The functional gradient is prediction -
-        target, that of half the squared error.
+        Squared errors; a "token" of :class:`ExampleLosses` is one value here. The functional gradient is prediction -
+        target, the gradient of half the squared error.
     """
     refuse_index(example_index, loss="loss of patches")
     errors_BK, valid_BK = _squared_errors(pred_BMD, labels_BMD)
@@ -66,6 +66,6 @@ def build_patch_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """:func:`weighted_squared_error` without its options, compiled into one graph when ``compile_loss`` is set."""
+    """Build :func:`weighted_squared_error` with fixed options, compiled into one graph with ``compile_loss``."""
     loss = partial(weighted_squared_error, with_gradient=with_gradient, temperature=temperature)
     return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

@@ -1,4 +1,4 @@
-"""What is known of examples: the buffer's tensors of a shard or of a pool, and losses as bits on the wire."""
+"""The statistics of examples: tensors of the loss buffer, for a shard or a pool; losses packed as bits to exchange."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 from titan_attent.foundations.sharding import ExampleSharding
 
 NEVER = -1
-"""Step of an example that has no loss yet."""
+"""The step of an example that has no loss yet."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """What is known of this rank's examples of ``sharding``: each a tensor [num_local], as in :class:`LossBuffer`.
+    """The statistics of this rank's examples of ``sharding``: tensors [num_local], as in :class:`LossBuffer`.
 
     ``gradient`` is None unless functional gradients are recorded.
     """
@@ -28,17 +28,17 @@ class Records:
     gradient: Tensor | None = None
 
     def moved(self, move: Callable[[list[Tensor]], list[Tensor]], sharding: ExampleSharding) -> "Records":
-        """The records after ``move`` took all of their tensors at once to another sharding."""
+        """The records in another sharding; ``move`` moves the list of their tensors."""
         tensors = [self.loss, self.step, self.first_loss, self.first_step, self.visits]
         return Records(sharding, *move(tensors + ([] if self.gradient is None else [self.gradient])))
 
-    def with_readings(self, losses: Tensor, *, everywhere: bool) -> "Records":
-        """The records with fp32 [num_local] losses of another model as readings of step 0, in new tensors.
+    def with_scores(self, losses: Tensor, *, replace_all: bool) -> "Records":
+        """The records with losses of another model, fp32 [num_local], as losses of step 0, in new tensors.
 
         Args:
-            everywhere: instead of all that was recorded here; else only where nothing was.
+            replace_all: replace the loss of every example; else only of examples that were never trained.
         """
-        if everywhere:
+        if replace_all:
             loss, step = losses, torch.zeros_like(self.step)
         else:
             unseen = self.visits == 0
@@ -47,7 +47,7 @@ class Records:
 
 
 def bits_of(values: Tensor, device: torch.device) -> Tensor:
-    """fp32 bits of ``values`` in the low half of an int64: a copy, as the next step may overwrite the source."""
+    """The fp32 bits of ``values`` in the low half of an int64; a copy, as the next step may overwrite the source."""
     return values.detach().to(device, torch.float32).view(torch.int32).long() & 0xFFFFFFFF
 
 

@@ -1,17 +1,17 @@
-"""The loss per example where no rank sees the whole example: vocabulary cut by TP, sequence cut by CP.
+"""The loss per example where an example is sharded over ranks: its vocabulary by TP, its sequence by CP.
 
-Tensor parallelism with torchtitan's loss parallel leaves each rank the logits of V / ranks tokens of the vocabulary.
-Nothing of size V is gathered: one all-reduce MAX of the largest logit, one SUM of sum exp(z), the label's logit and,
-for the functional gradient, sum exp(2 z). The backward softmax(z) - onehot(y) is local. (The scheme is Megatron-LM's,
-arXiv 1909.08053, section 3; the norm's third sum is ours.)
+With tensor parallelism and torchtitan's loss parallel, each rank has the logits of V / ranks tokens of the vocabulary.
+No tensor of size V is gathered. There is one all-reduce MAX of the largest logit, and one all-reduce SUM of sum exp(z),
+the label's logit and, for the functional gradient, sum exp(2 z). The backward softmax(z) - onehot(y) is local. The
+scheme is that of Megatron-LM (arXiv 1909.08053, section 3); the third sum is added here.
 
-Context parallelism cuts the tokens of an example: the scalar to differentiate is local (FSDP sums the gradients), and
-the means of an example come from sums and counts of all its parts.
+Context parallelism shards the tokens of an example. The scalar to differentiate is local, as FSDP sums the gradients.
+The means of an example come from the sums and counts of all ranks.
 
-Cost per microbatch: TP 4 to 16 bytes per token on the wire in two collectives, the backward recomputes the softmax
-instead of keeping it; CP one all-reduce of 8 or 12 bytes per example. No host sync.
+Cost per microbatch: with TP, 4 to 16 bytes per token on the wire in two collectives, and the backward recomputes the
+softmax instead of keeping it. With CP, one all-reduce of 8 or 12 bytes per example. No host sync.
 
-Shapes as in cross_entropy.py: T tokens, N examples, V vocabulary; v: this rank's part of V.
+Shapes as in cross_entropy.py: T tokens, N examples, V vocabulary; v: this rank's shard of V.
 """
 
 from functools import partial
@@ -45,28 +45,28 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         largest_T = _all_reduce(z_Tv.amax(dim=-1), "max", group)
         z_Tv = z_Tv - largest_T[:, None]
         column_T = labels_T - first
-        mine_T = (column_T >= 0) & (column_T < z_Tv.shape[-1]) & (labels_T != IGNORE_INDEX)
-        column_T = torch.where(mine_T, column_T, 0)
-        sums = [z_Tv.exp().sum(dim=-1), torch.where(mine_T, z_Tv.gather(-1, column_T[:, None])[:, 0], 0.0)]
+        local_T = (column_T >= 0) & (column_T < z_Tv.shape[-1]) & (labels_T != IGNORE_INDEX)
+        column_T = torch.where(local_T, column_T, 0)
+        sums = [z_Tv.exp().sum(dim=-1), torch.where(local_T, z_Tv.gather(-1, column_T[:, None])[:, 0], 0.0)]
         if with_gradient:
             sums.append((2 * z_Tv).exp().sum(dim=-1))
-        sum_exp_T, label_z_T, *rest = _all_reduce(torch.stack(sums), "sum", group)
+        sum_exp_T, label_z_T, *sum_squares_T = _all_reduce(torch.stack(sums), "sum", group)
         log_sum_T = sum_exp_T.log()
         valid_T = labels_T != IGNORE_INDEX
         token_loss_T = torch.where(valid_T, log_sum_T - label_z_T, 0.0)
         squared_T = torch.zeros_like(token_loss_T)
         if with_gradient:  # sum p^2 - 2 p_y + 1
-            squared_T = rest[0] / sum_exp_T.square() - 2 * (-token_loss_T).exp() + 1
+            squared_T = sum_squares_T[0] / sum_exp_T.square() - 2 * (-token_loss_T).exp() + 1
             squared_T = torch.where(valid_T, squared_T.clamp(min=0.0), 0.0)
-        ctx.save_for_backward(logits_Tv, largest_T + log_sum_T, column_T, mine_T, valid_T)
+        ctx.save_for_backward(logits_Tv, largest_T + log_sum_T, column_T, local_T, valid_T)
         ctx.mark_non_differentiable(squared_T)
         return token_loss_T, squared_T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits_Tv, log_sum_T, column_T, mine_T, valid_T = ctx.saved_tensors
+        logits_Tv, log_sum_T, column_T, local_T, valid_T = ctx.saved_tensors
         p_Tv = (logits_Tv.float() - log_sum_T[:, None]).exp()
-        onehot_T = mine_T.to(p_Tv.dtype)
+        onehot_T = local_T.to(p_Tv.dtype)
         p_Tv = p_Tv.scatter_add(-1, column_T[:, None], -onehot_T[:, None])
         grad_Tv = p_Tv * torch.where(valid_T, grads[0], 0.0)[:, None]
         return grad_Tv.to(logits_Tv.dtype), None, None, None, None
@@ -104,10 +104,10 @@ def build_vocab_parallel_loss(
     temperature: float | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
-    """:func:`titan_attent.losses.cross_entropy.build_weighted_loss` for logits that are cut along the vocabulary.
+    """:func:`titan_attent.losses.cross_entropy.build_weighted_loss` for logits that are sharded along the vocabulary.
 
-    The result takes logits as a DTensor of one mesh dimension, placed ``Shard(-1)``; labels, weights and index are
-    plain and equal on all ranks of it. What it returns is plain and equal on all ranks, too. A collective.
+    The loss takes logits as a DTensor of one mesh dimension, placed ``Shard(-1)``. Labels, weights, index and results
+    are plain tensors, equal on all ranks of that mesh. The loss is a collective.
     """
     local_loss = _weighted_cross_entropy
     if compile_loss:
@@ -130,12 +130,12 @@ def _vocab_parallel_loss(
         logits.device_mesh.ndim == 1 and logits.placements[0] in (Shard(-1), Shard(logits.ndim - 1))
     ):
         raise ValueError(
-            f"the loss over a cut vocabulary needs logits placed Shard(-1) on one mesh dimension, not "
+            f"the loss over a sharded vocabulary needs logits placed Shard(-1) on one mesh dimension, not "
             f"{getattr(logits, 'placements', 'a plain tensor')}: set parallelism.disable_loss_parallel for a model "
-            "whose output is whole"
+            "whose output is not sharded"
         )
     mesh = logits.device_mesh
-    # Shard cuts as torch.chunk does: all parts but the last are ceil(V / ranks) wide.
+    # Shard splits as torch.chunk does: ceil(V / ranks) columns per rank, fewer on the last.
     first = mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())
     arguments = (logits.to_local(), labels, weights_N, statistics)
     return local_loss(*arguments, first, mesh.get_group(), with_gradient, temperature, example_index)
@@ -144,15 +144,15 @@ def _vocab_parallel_loss(
 def whole_example_means(
     losses_N: Tensor, norms_N: Tensor | None, counts_N: Tensor, *, group: ProcessGroup
 ) -> tuple[Tensor, Tensor | None]:
-    """Means of examples whose tokens are spread over the ranks of ``group``, from the means over each rank's tokens.
+    """The means of examples whose tokens are sharded over the ranks of ``group``, from each rank's means.
 
     Args:
         losses_N: fp32 [N], mean nats over this rank's valid tokens.
-        norms_N: fp32 [N], the functional gradient's norm over them (root of a mean square), or None.
+        norms_N: fp32 [N], the functional gradient's norm over them (the root of a mean square), or None.
         counts_N: fp32 [N], the number of this rank's valid tokens; may be 0.
 
     Returns:
-        The same two over all valid tokens, equal on all ranks; 0 for an example without any. A collective.
+        Losses and norms over all valid tokens, equal on all ranks; 0 for an example without valid tokens. A collective.
     """
     sums = [counts_N, losses_N * counts_N]
     if norms_N is not None:

@@ -1,19 +1,19 @@
-"""Recent losses of the whole run, for weights that follow the loss inside the step (``weighting = "loss"``).
+"""Recent losses of the whole run, for weights computed from the loss within the step (``weighting = "loss"``).
 
 The rule (Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining", ICLR 2025,
-arXiv 2502.06733, strategy LinUpper) maps an example's loss l to its place between the smallest and the largest loss,
+arXiv 2502.06733, strategy LinUpper) scales the loss l of an example linearly between the smallest and the largest loss,
 caps it at the middle and takes the exponential:
 
     h = 2 (l - low) / (high - low) - 1        in [-1, 1]
     w = exp(min(h + 1, 1) / temperature)      divided by its mean
 
-Losses below the middle count less, all above it count equally: what is learned fades out, outliers gain nothing. The
-paper takes low, high and the mean from the global batch of the step, which takes a collective and a host sync before
-the backward. Here they come from the last but one window of ``flush_every`` steps, whose losses the buffer has gathered
-anyway: no collective of their own, no sync, and equal on every rank and for every number of ranks. Windows are counted
-from step 0, so that neither a checkpoint nor a decision in between moves them.
+Losses below the middle count less, and all losses above it count equally: learned examples lose weight, and outliers
+gain none. The paper takes low, high and the mean from the global batch of the step, with a collective and a host sync
+before the backward. Here they come from the last but one window of ``flush_every`` steps, whose losses the buffer has
+already gathered. So they need no collective of their own and no sync, and are equal on every rank and for every number
+of ranks. Windows are counted from step 0, so neither checkpoints nor decisions shift them.
 
-Cost: 12 bytes per trained example of a window, in memory and in the checkpoint; one pass over them a window.
+Cost: 12 bytes per trained example of a window, in memory and in the checkpoint; one pass over them per window.
 """
 
 import torch
@@ -22,19 +22,19 @@ from torch import Tensor
 FLUSH_EVERY = 16
 """Steps between two exchanges of losses."""
 
-_WINDOWS = 3  # the one whose losses come in, the one in flight, the one in use
+_WINDOWS = 3  # the window being written, the one being exchanged, the one whose statistics are used
 
 
 def neutral_statistics(device: torch.device | str = "cpu") -> Tensor:
-    """fp32 [3]: statistics that give every loss a weight of 1.
+    """Statistics, fp32 [3], that give every loss a weight of 1.
 
-    Made of host numbers, which an accelerator waits for: make it once, outside of the step.
+    Call it once, outside the step: it copies host numbers to the device, which is a sync.
     """
     return torch.tensor([0.0, float("inf"), 1.0], device=device)
 
 
 def capped_linear_weights(losses: Tensor, statistics: Tensor, *, temperature: float) -> Tensor:
-    """The rule above for losses [B], fp32 -> [B]; statistics fp32 [3]: low, high, mean of the undivided weights."""
+    """The weights of losses fp32 [B] by the rule above -> [B]; statistics fp32 [3]: low, high, mean before division."""
     low, high, mean = statistics.unbind()
     return torch.exp((2 * (losses - low) / (high - low)).clamp(0.0, 1.0) / temperature) / mean
 
@@ -43,10 +43,10 @@ class LossWindow:
     """The losses of the last windows of ``flush_every`` steps, on every rank, in global order.
 
     Args:
-        batch_size: G, losses a step.
-        temperature: of the rule.
-        device: where the losses are.
-        flush_every: steps of a window, as the buffer has it.
+        batch_size: G, losses per step.
+        temperature: the temperature of the rule.
+        device: the device of the losses.
+        flush_every: steps per window, the same as that of the buffer.
     """
 
     def __init__(
@@ -68,29 +68,30 @@ class LossWindow:
         return (step - 1) // self.flush_every
 
     def write(self, losses: Tensor, *, step: int) -> None:
-        """Losses fp32 [n] in global order, of steps up to ``step`` that fall into one window. No host sync."""
+        """Append losses fp32 [n] in global order; their last step is ``step``, all in one window. No host sync."""
         number = self._number(step)
         slot = number % _WINDOWS
         if self._numbers[slot] != number:
             self._numbers[slot], self._counts[slot] = number, 0
             self._losses[slot].fill_(float("nan"))
         start = self._counts[slot]
-        room = self._losses[slot][start : start + len(losses)]
-        room.copy_(losses[: len(room)])
-        self._counts[slot] = start + len(room)
+        target = self._losses[slot][start : start + len(losses)]
+        target.copy_(losses[: len(target)])
+        self._counts[slot] = start + len(target)
 
     def statistics(self, step: int) -> Tensor:
-        """fp32 [3] for :func:`capped_linear_weights` at ``step``; neutral in the first two windows. No host sync."""
+        """Statistics fp32 [3] for :func:`capped_linear_weights` at ``step``; neutral in the first two windows. No host
+        sync."""
         number = self._number(step)
         if self._cached is None or self._cached[0] != number:
             slot = (number - 2) % _WINDOWS
-            known = number >= 2 and self._numbers[slot] == number - 2
-            values = self._measure(self._losses[slot]) if known else self._neutral
+            is_written = number >= 2 and self._numbers[slot] == number - 2
+            values = self._measure(self._losses[slot]) if is_written else self._neutral
             self._cached = number, values
         return self._cached[1]
 
     def _measure(self, losses: Tensor) -> Tensor:
-        counted = torch.isfinite(losses)  # neither places without a loss nor losses that are broken
+        counted = torch.isfinite(losses)  # excludes unwritten elements, which are NaN, and non-finite losses
         low = torch.where(counted, losses, float("inf")).min()
         high = torch.where(counted, losses, float("-inf")).max()
         one = torch.ones_like(low)

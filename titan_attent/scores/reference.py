@@ -82,9 +82,9 @@ class Scoring:
         return {name: value for name, value in asdict(self).items() if value or name not in ("loss", "role")}
 
 
-def read_json(path: Path, *, mend: str) -> dict[str, Any]:
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
     """The fields of a file of this format and version, without those two; ValueError if it is none."""
-    return read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
+    return read_versioned(path, format=FORMAT, versions=(VERSION,), fix=fix)
 
 
 def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:
@@ -122,24 +122,24 @@ class ReferenceLosses:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._losses, file = self.path / LOSSES_FILE, self.path / REFERENCE_FILE
-        mend = f"copy the folder again, or delete it and score again with {SCORER}"
+        fix = f"copy the folder again, or delete it and score again with {SCORER}"
         if not file.is_file():
             raise ValueError(f"{self.path}: {_why_no_reference(self.path)}")
-        content = read_json(file, mend=mend)
+        content = read_json(file, fix=fix)
         try:
             self.sha256 = typed(str, content.pop("sha256"), where="sha256")
             self.scoring = typed(Scoring, content)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: malformed ({error}); {mend}") from error
+            raise ValueError(f"{file}: malformed ({error}); {fix}") from error
         known = with_what_is_known(content)
         self.loss, self.role = known.get("loss", ""), known.get("role", "")
         self.num_examples = self.scoring.num_examples
         self.device_seconds = _device_seconds(self.path / COST_FILE)
         if not self._losses.is_file():
-            raise ValueError(f"{self._losses}: this file is missing; {mend}")
+            raise ValueError(f"{self._losses}: this file is missing; {fix}")
         actual, expected = self._losses.stat().st_size, self.num_examples * DTYPE.itemsize
         if actual != expected:
-            raise ValueError(f"{self._losses}: has {actual} bytes instead of {expected}: truncated or replaced; {mend}")
+            raise ValueError(f"{self._losses}: has {actual} bytes instead of {expected}: truncated or replaced; {fix}")
 
     def check(self, *, fingerprint: str, seq_len: int, num_examples: int) -> None:
         """Raise a ValueError that names every difference if these are not the losses of that data."""
@@ -220,7 +220,7 @@ def _device_seconds(file: Path) -> float:
 
 
 def old_scoring(folder: Path) -> str:
-    """Why an unfinished scoring of an earlier version of this package is of no use here, and the mend."""
+    """Why an unfinished scoring of an earlier version of this package is of no use here, and the fix."""
     return (
         f"holds an interrupted scoring of an earlier version of this package, in {PARTS_FOLDER}; finish it with that "
         f"version, or delete {folder / PARTS_FOLDER} and score anew with {SCORER}"

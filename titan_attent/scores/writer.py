@@ -79,8 +79,8 @@ class ReferenceWriter:
             raise ValueError(f"{self.path}: {old_scoring(self.path)}")
         if not self._losses.exists() or not (size := self._losses.stat().st_size):
             return 0
-        mend = f"delete {self._losses} to start anew"
-        stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, mend=mend))
+        fix = f"delete {self._losses} to start anew"
+        stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, fix=fix))
         num_durable = stored.get("num_scored")
         if type(num_durable) is int and num_durable == 0:
             return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.
@@ -93,14 +93,14 @@ class ReferenceWriter:
         if differing:
             raise ValueError(
                 f"{self.path}: holds an interrupted scoring of something else: {'; '.join(differing)}. Use the same "
-                f"data, model and checkpoint to resume it, or {mend}"
+                f"data, model and checkpoint to resume it, or {fix}"
             )
         if type(num_durable) is not int or not 0 < num_durable <= self.scoring.num_examples:
-            raise ValueError(f"{self._scoring}: malformed, num_scored is {num_durable!r}; {mend}")
+            raise ValueError(f"{self._scoring}: malformed, num_scored is {num_durable!r}; {fix}")
         if size < num_durable * DTYPE.itemsize:
             raise ValueError(
                 f"{self._losses}: has {size} bytes where {num_durable * DTYPE.itemsize} were written: truncated or "
-                f"replaced; {mend}"
+                f"replaced; {fix}"
             )
         return num_durable
 

@@ -64,7 +64,7 @@ def read_branch(folder: Path) -> Branch:
     if not path.is_file():
         return Branch()
     mend = "remove it, and give checkpoint.load_step at the next start"
-    fields = read_versioned(path, format=_FORMAT, versions=[_VERSION], mend=mend)
+    fields = read_versioned(path, format=_FORMAT, versions=[_VERSION], fix=mend)
     try:
         branch = typed(Branch, {"start": None, "left": None} | fields)
     except ValueError as error:

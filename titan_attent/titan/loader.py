@@ -1,13 +1,13 @@
-"""The loader: torchtitan's BaseDataLoader over shards of tokens or images, in the order that a sampler decides.
+"""The loader: torchtitan's BaseDataLoader over shards of tokens or images, in the order of a sampler.
 
-    sampler (places of a pass) -> reader threads (data/io/reader.py) -> {"input", "example_id", "weight"}, labels
+    sampler (batches of a pass) -> reader threads (data/io/reader.py) -> {"input", "example_id", "weight"}, labels
 
-The threads run ahead within a pass only. At its end the loader asks the sampler for the next pass, in the training
-thread and on all ranks at the same batch. The threads evaluate the order of the pass, too, which takes some
-microseconds per id.
+The threads read ahead within a pass only. At the end of a pass, the loader requests the next pass from the sampler, in
+the training thread and on all ranks at the same batch. The threads also evaluate the order of the pass, which takes
+some microseconds per id.
 
-The state names no rank: it loads at another data-parallel size with the same global batch, which torchtitan's own
-loader cannot (its threads #811, #816).
+The state does not depend on the rank. So it loads at another data-parallel size with the same global batch, which
+torchtitan's own loader does not support (its issues #811, #816).
 
 Cost: that of data/io/reader.py.
 """
@@ -33,7 +33,7 @@ from titan_attent.titan.settings import settings_of, systems_of
 
 
 def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
-    """What a checkpoint and the run that resumes it must share for example ids and states to keep their meaning."""
+    """The values that must be equal in a checkpoint and the run that resumes it, so that example ids match."""
     geometry = {
         "data fingerprint": dataset.stored.fingerprint,
         "num_examples": len(dataset),
@@ -51,28 +51,28 @@ def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: st
     """Raise a ValueError that names every difference."""
     stored = {renamed(name, separator="."): value for name, value in stored.items()}
     differing = [
-        f"{name} is {current.get(name)!r} now and {stored.get(name)!r} there"
+        f"{name} is {current.get(name)!r} in this run but {stored.get(name)!r} in the checkpoint"
         for name in current
         if stored.get(name) != current.get(name)
     ]
     if differing:
         raise ValueError(
-            f"{where} was written for another data set, batch or teacher state: {'; '.join(differing)}. Example ids or "
-            "what is known of them would change their meaning. Resume with the same values, or start anew in another "
-            "job.dump_folder"
+            f"{where} was written for another data set, batch or teacher state: {'; '.join(differing)}. Its example "
+            "ids or the statistics of examples would not match this run. Resume with the same values, or start a new "
+            "run in another job.dump_folder"
         )
 
 
 class TeachingLoader(BaseDataLoader):
-    """Endless microbatches of this data-parallel rank; ``follow`` a sampler before iterating.
+    """An endless iterator over the microbatches of this data-parallel rank; call :meth:`follow` before iterating.
 
     Args:
-        dataset: example id -> what the model takes.
-        datasets: of the run, from which its systems read what they need.
-        geometry: of :func:`geometry_of`, kept in the checkpoint and compared on resume.
-        dp_rank, dp_world_size: place in the ``batch`` mesh; TP, PP and CP peers build identical loaders.
+        dataset: reads the inputs and labels of examples, by id.
+        datasets: all data sets of the run, for its systems.
+        geometry: the result of :func:`geometry_of`, saved in the checkpoint and compared on resume.
+        dp_rank, dp_world_size: rank and size of the ``batch`` mesh; TP, PP and CP peers build identical loaders.
         microbatches: gradient accumulation steps.
-        reader: the threads that read; shared with scoring and validation.
+        reader: the reader threads, shared with scoring and validation.
         pin_memory: copy batches to page-locked memory, for asynchronous transfer to a GPU.
     """
 
@@ -93,7 +93,7 @@ class TeachingLoader(BaseDataLoader):
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
         self.served: tuple[Pass, int] | None = None
-        """The pass and the global batch in it that was handed out last."""
+        """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
         self._with_weights = True
@@ -106,11 +106,11 @@ class TeachingLoader(BaseDataLoader):
         reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
         with_weights: bool = True,
     ) -> None:
-        """Serve what ``sampler`` decides.
+        """Return the batches of ``sampler``.
 
         Args:
-            before_decision: called before it may change its state (wait for checkpoint staging).
-            reads: example ids int64 [B] -> further columns of the batch; called in the reader threads.
+            before_decision: called before the sampler may change its state, to wait for checkpoint staging.
+            reads: functions from example ids int64 [B] to further columns of the batch; called in reader threads.
             with_weights: whether the batch has the column "weight".
         """
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
@@ -158,13 +158,13 @@ class TeachingLoader(BaseDataLoader):
 
 
 def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
-    """Examples of a training step."""
+    """The number of examples per training step."""
     training = job_config.training
     return training.global_batch_size if training.global_batch_size > 0 else training.local_batch_size * dp_world_size
 
 
 def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_world_size: int) -> TeachingLoader:
-    """The loader of a run; the trainer gives it a sampler once the meshes exist."""
+    """Build the loader of a run; the trainer sets its sampler once the meshes exist."""
     data = job_config.data
     dataset = family_of(job_config).modality.open(datasets, job_config)
     batch_size = global_batch_size(job_config, dp_world_size=dp_world_size)

@@ -1,8 +1,10 @@
-"""torchtitan's metrics, and beside them the metrics of the systems.
+"""Logs the metrics of the systems together with torchtitan's metrics.
 
-Under a pipeline the ranks without the last stage have no loss, and torchtitan prints -1 or -2 in its place. At a logged
-step, which all ranks log, they are told; so every rank prints the loss, and all decide alike whether it is finite
-(health.py). Cost: at a logged step under a pipeline one all-reduce of two numbers.
+Under a pipeline, ranks without the last stage have no loss, and torchtitan prints -1 or -2 instead. Here, at every
+logged step, the rank with the last stage sends its loss to the other ranks. So every rank prints the loss, and all
+ranks decide alike whether it is finite (health.py).
+
+Cost: under a pipeline, one all-reduce of two numbers per logged step.
 """
 
 import time
@@ -20,20 +22,21 @@ from titan_attent.titan.pipeline import from_last_stage
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
-    """Logs ``system_metrics()`` with every training step that torchtitan logs; the trainer sets it.
+    """Logs ``system_metrics()`` with every training step that torchtitan logs; see :meth:`follow`.
 
-    The numbers are host values that the systems hold ready, so that logging adds no collective and no device sync.
+    The systems keep these numbers as host values, so logging them adds no collective and no device sync.
     """
 
     system_metrics: Callable[[], dict[str, float]] | None = None
     tokens_per_image: int | None = None
-    """Where images are trained: their throughput is logged, too."""
+    """Tokens per image, to log images per second; None for text."""
 
-    told: Callable[[tuple[float, float]], list[float]] | None = None
-    """Under a pipeline: numbers of the last stage, on all ranks."""
+    from_last_stage: Callable[[tuple[float, float]], list[float]] | None = None
+    """Returns the numbers of the last stage on all ranks; None without a pipeline."""
     logged: Callable[[int, float, float], None] | None = None
+    """Called with step, loss and gradient norm after a training step was logged."""
     validated: Callable[[int, float], None] | None = None
-    """Are told the step and its numbers, once they are logged."""
+    """Called with step and loss after a validation was logged."""
 
     def follow(
         self,
@@ -45,12 +48,12 @@ class TeachingMetricsProcessor(MetricsProcessor):
         is_last_stage: bool,
         device: torch.device,
     ) -> None:
-        """Log ``system_metrics`` beside torchtitan's, and report what was logged to ``logged`` and ``validated``."""
+        """Log ``system_metrics`` with torchtitan's; pass the logged numbers to ``logged`` and ``validated``."""
         self.system_metrics, self.logged, self.validated = system_metrics, logged, validated
         self.tokens_per_image = tokens_per_image
         mesh = self.parallel_dims.get_optional_mesh("pp")
         if mesh is not None:
-            self.told = partial(from_last_stage, is_last=is_last_stage, mesh=mesh, device=device)
+            self.from_last_stage = partial(from_last_stage, is_last=is_last_stage, mesh=mesh, device=device)
 
     def log(
         self,
@@ -60,15 +63,15 @@ class TeachingMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        if self.told is not None:
-            global_avg_loss, global_max_loss = self.told((global_avg_loss, global_max_loss))
-        # torchtitan divides the loss of a part of the sequences by the tokens of the whole ones (#3111).
+        if self.from_last_stage is not None:
+            global_avg_loss, global_max_loss = self.from_last_stage((global_avg_loss, global_max_loss))
+        # torchtitan divides the loss of one context parallel shard by the number of tokens of all shards (#3111).
         global_max_loss *= self.parallel_dims.cp
-        ours = self.system_metrics() if self.system_metrics is not None else {}
+        metrics = self.system_metrics() if self.system_metrics is not None else {}
         if self.tokens_per_image is not None:
             images = self.ntokens_since_last_log / self.tokens_per_image
-            ours = ours | {"throughput(ips)": images / (time.perf_counter() - self.time_last_log)}
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | ours)
+            metrics = metrics | {"throughput(ips)": images / (time.perf_counter() - self.time_last_log)}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics=(extra_metrics or {}) | metrics)
         if self.logged is not None:
             self.logged(step, global_avg_loss, grad_norm)
 
@@ -81,6 +84,6 @@ class TeachingMetricsProcessor(MetricsProcessor):
 def build_teaching_metrics_processor(
     job_config: JobConfig, parallel_dims: ParallelDims, model_args: BaseModelArgs | None = None
 ) -> TeachingMetricsProcessor:
-    """torchtitan's ``build_metrics_processor_fn``; called with positional arguments."""
+    """Implements torchtitan's ``build_metrics_processor_fn``, which is called with positional arguments."""
     del model_args
     return TeachingMetricsProcessor(job_config, parallel_dims)

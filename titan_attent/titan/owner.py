@@ -1,13 +1,13 @@
-"""One run at a time in a folder: a lock that ends with the process that holds it.
+"""Locks the folders of a run, so that only one run at a time writes to them.
 
-Two runs in one ``job.dump_folder`` would overwrite each other's checkpoints and logs. Rank 0 alone takes the lock, so
-that a run on many nodes that share the folder is one run, and all ranks end alike where it is taken. It is an flock on
-a file, which the system gives back when the process ends, killed or not: nothing is left that a resume has to remove.
-What the file holds says who has it, and means nothing without the lock. A checkpoint folder outside the dump folder has
-a lock of its own, beside it.
+Two runs in one ``job.dump_folder`` would overwrite each other's checkpoints and logs. Only rank 0 takes the lock, so
+one run may use many nodes that share the folder. If the folder is locked by another run, all ranks end. The lock is an
+flock on a file. The operating system releases it when the process ends, also when it is killed, so a resume has nothing
+to remove. The text in the file names the holder; without the lock it has no meaning. A checkpoint folder outside the
+dump folder has its own lock file next to it.
 
-A network file system may keep no locks, or those of each node apart (Lustre's ``localflock``). Where it says so there
-is a warning, and it is the user who starts one run.
+A network file system may support no locks, or only locks within a node (Lustre's ``localflock``). If it reports that it
+supports none, there is a warning, and the user must not start a second run.
 
 Cost: one small file; one broadcast at the start.
 """
@@ -29,11 +29,11 @@ LOCK_FILE = "run.lock"
 _HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 _held: dict[tuple[int, int], int] = {}
-"""(device, inode) of a lock file -> its descriptor, of those that this process holds; it may take one twice."""
+"""(device, inode) of each lock file that this process holds -> its descriptor; taking a lock twice is allowed."""
 
 
 def own_folders(job_config: JobConfig) -> None:
-    """Take the folders that a run writes; ends all ranks where another run has one. A collective, on all ranks."""
+    """Lock the folders that a run writes; ends all ranks if another run holds one of them. A collective."""
 
     def take() -> None:
         for path, key in _lock_files(job_config).items():
@@ -46,27 +46,27 @@ def own_folders(job_config: JobConfig) -> None:
 
 
 def release_folders(job_config: JobConfig) -> None:
-    """Give back what :func:`own_folders` took, where this process has it."""
+    """Release the locks of :func:`own_folders` that this process holds."""
     for path in _lock_files(job_config):
         if path.exists() and (handle := _held.pop(_key(os.stat(path)), None)) is not None:
             os.close(handle)
 
 
 def _lock_files(job_config: JobConfig) -> dict[Path, str]:
-    """Lock file -> the key of the folder that it stands for."""
+    """Each lock file of the run -> the TOML key of the folder that it locks, for messages."""
     dump, checkpoint = Path(job_config.job.dump_folder), job_config.checkpoint
     files, key = {dump / LOCK_FILE: "[job] dump_folder"}, "[checkpoint] folder"
     if not checkpoint.enable:
         return files
-    folder = (dump / checkpoint.folder).resolve()  # runs may reach one folder by links of their own
+    folder = (dump / checkpoint.folder).resolve()  # different runs may reach one folder through different links
     is_outside = not folder.is_relative_to(dump.resolve())
-    # Beside it: whether the folder exists decides what torchtitan loads.
+    # The lock file is next to the folder, not in it: torchtitan loads a checkpoint if the folder exists.
     if is_outside or _beside(folder).exists():
         files[_beside(folder)] = key
-    if is_outside:  # but in the dump folder of another run, perhaps
-        others = (place / LOCK_FILE for place in (folder, *folder.parents))
-        if (other := next((file for file in others if file.is_file()), None)) is not None:
-            files[other] = key
+    if is_outside:  # it may be inside the dump folder of another run
+        candidates = (parent / LOCK_FILE for parent in (folder, *folder.parents))
+        if (existing := next((file for file in candidates if file.is_file()), None)) is not None:
+            files[existing] = key
     return files
 
 
@@ -77,14 +77,14 @@ def _beside(folder: Path) -> Path:
 def own(path: Path, key: str) -> None:
     """Hold the lock file ``path`` until this process ends; ValueError if another process does.
 
-    ``key`` names what it stands for in the message.
+    ``key`` names the folder in the message.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _open(path)
     except OSError:
-        return  # Where no file can be made, this run overwrites none; what it needs to write there says so itself.
-    if (place := _key(os.fstat(handle))) in _held:
+        return  # If no file can be created here, this run overwrites none; a later write raises its own error.
+    if (lock := _key(os.fstat(handle))) in _held:
         os.close(handle)
         return
     try:
@@ -94,17 +94,17 @@ def own(path: Path, key: str) -> None:
         os.close(handle)
         if error.errno in _HELD_ELSEWHERE:
             raise ValueError(
-                f"{key} = {path.parent}: another run is at work there ({holder or 'it does not say which'}), and the "
-                "two would overwrite each other's checkpoints and logs. Wait for its end, or name another folder"
+                f"{key} = {path.parent}: another run is using this folder ({holder or 'its process is unknown'}), and "
+                "the two would overwrite each other's checkpoints and logs. Wait until it ends, or name another folder"
             ) from None
         logger.warning(
-            f"{key} = {path.parent}: its file system keeps no locks ({error}): nothing keeps a second run out. Start "
-            "one only"
+            f"{key} = {path.parent}: its file system supports no locks ({error}), so a second run in this folder "
+            "would not be refused. Do not start one"
         )
         return
-    _held[place] = handle
+    _held[lock] = handle
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    with suppress(OSError):  # another user's file, or a full disk
+    with suppress(OSError):  # a file of another user, or a full disk
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(), 0)
 
@@ -113,7 +113,7 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, in a folder that both write
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file of another user, in a folder that both can write
 
 
 def _key(status: os.stat_result) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _key(status: os.stat_result) -> tuple[int, int]:
 
 
 def _forget() -> None:
-    """In a forked child: the lock is its parent's, and must end with it."""
+    """Close the lock files in a forked child: the lock must end with the parent process."""
     for handle in _held.values():
         os.close(handle)
     _held.clear()

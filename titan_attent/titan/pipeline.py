@@ -1,13 +1,13 @@
-"""The loss function of a pipeline schedule: the columns of the examples ride with the target.
+"""The loss function of a pipeline schedule; the target tensor also carries the columns of the examples.
 
-torch's pipeline schedules call the loss on the last stage, once a microbatch, with that microbatch's rows of one target
-tensor, and differentiate what it returns. So the target carries the inputs and the columns of the examples, too (their
-ids, their weights, what systems add). What was seen of the examples is put aside here until the step has ended. On the
-other stages nothing is seen; the loss buffer's exchange brings them what the last stage has recorded
+torch's pipeline schedules call the loss on the last stage, once per microbatch, with the rows of that microbatch from
+one target tensor, and differentiate the result. So the target also carries the inputs and the columns of the examples:
+their ids, their weights, and the columns that systems add. This module keeps the statistics of the examples until the
+step ends. The other stages compute no losses; the loss buffer's exchange sends them the records of the last stage
 (losses/buffer.py).
 
-torchtitan 0.2.2 differentiates the SUM under a pipeline and divides by the number of valid tokens only what it logs, so
-gradients are too large by that number (its thread #2972). Here the sum is divided before.
+Under a pipeline, torchtitan 0.2.2 differentiates the SUM, and divides only the logged loss by the number of valid
+tokens. So its gradients are too large by that factor (its issue #2972). Here the sum is divided before the backward.
 
 Shapes: B examples, L labels.
 """
@@ -27,17 +27,17 @@ from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFuncti
 StockLoss = Callable[[Tensor, Tensor], Tensor]
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integers of as many bytes as a float has."""
+"""Bytes per element of a float -> the integer dtype of the same size."""
 
 INPUTS = "inputs"
-"""Rides beside the columns, under this name."""
+"""The name of the column that holds the inputs of the model."""
 
 
-def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
-    """The mesh dimensions beside ``batch``, and the rank on each whose losses count."""
+def replica_sources_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMesh, int]]:
+    """Each mesh whose ranks train the same examples (pp, cp, tp), with the local rank whose losses count."""
     sources = {"pp": 0, "cp": 0, "tp": 0}
     if parallel_dims.pp_enabled:
-        # The schedules in the shape of a V end where they began.
+        # In V-shaped schedules, the first rank also has the last stage.
         ends_on_first = isinstance(schedule, (ScheduleZBVZeroBubble, ScheduleDualPipeV))
         sources["pp"] = 0 if ends_on_first else parallel_dims.pp - 1
     meshes = {name: parallel_dims.get_optional_mesh(name) for name in sources}
@@ -45,27 +45,27 @@ def copies_of(parallel_dims: ParallelDims, schedule: Any) -> list[tuple[DeviceMe
 
 
 def from_last_stage(values: Sequence[float], *, is_last: bool, mesh: DeviceMesh, device: torch.device) -> list[float]:
-    """What the rank with the last stage has, on all ranks of the pipeline; the others' values are not read. A
-    collective of 8 bytes per number."""
-    mine = torch.tensor(values if is_last else [0.0] * len(values), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(mine, group=mesh.get_group())
-    return mine.tolist()
+    """The values of the rank with the last stage, on all ranks of the pipeline; ``values`` of other ranks are ignored.
+    A collective of 8 bytes per number."""
+    numbers = torch.tensor(values if is_last else [0.0] * len(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(numbers, group=mesh.get_group())
+    return numbers.tolist()
 
 
 def _as_integers(column: Tensor) -> Tensor:
-    """int64 [B, n] of [B, ...]: floats as their bits."""
+    """A column [B, ...] as int64 [B, n]; floats as their bits."""
     if column.dtype.is_floating_point:
         column = column.contiguous().view(INTEGER_OF_SIZE[column.dtype.itemsize])
     return column.long().flatten(1) if column.ndim > 1 else column.long()[:, None]
 
 
 def pack_target(labels_BL: Tensor, columns: Columns) -> Tensor:
-    """int64 [B, L + numbers of all columns]: the labels, then each column, flattened; floats as their bits."""
+    """The labels, then each column flattened, as int64 [B, L + elements per row of all columns]; floats as bits."""
     return torch.cat((labels_BL, *(_as_integers(column) for column in columns.values())), dim=1)
 
 
 def unpack_target(target: Tensor, like: Columns) -> tuple[Tensor, Columns]:
-    """Labels and columns of :func:`pack_target`; ``like``: columns of these dtypes and shapes, but for B, in order."""
+    """The labels and columns of :func:`pack_target`; ``like``: columns of the same order, dtypes and shapes but B."""
     widths = [column[:1].numel() for column in like.values()]
     labels, *packed = target.split((target.shape[1] - sum(widths), *widths), dim=1)
     columns = {}
@@ -78,10 +78,10 @@ def unpack_target(target: Tensor, like: Columns) -> tuple[Tensor, Columns]:
 
 
 class PipelineStep:
-    """What the loss saw of the ``num_microbatches`` of one step, on the last stage; nothing on the others.
+    """The losses and statistics of the ``num_microbatches`` of one step, on the last stage; empty on other stages.
 
-    torch 2.13's schedules call the loss once more before the first training step, on memory that was never written, to
-    learn the shapes of gradients. That call comes first, so only the last ones count.
+    To find the shapes of gradients, torch 2.13's schedules call the loss once more before the first training step, on
+    uninitialized memory. That call comes first, so only the last ``num_microbatches`` calls count.
     """
 
     def __init__(self, loss: LossFunction, batch: Batch, *, num_microbatches: int, divisor: Tensor | float) -> None:
@@ -92,7 +92,7 @@ class PipelineStep:
         self._seen: list[ExampleStats] = []
 
     def target(self) -> Tensor:
-        """What the schedule is given as its target."""
+        """The target tensor for the schedule."""
         return pack_target(self.labels, self.columns)
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -103,17 +103,17 @@ class PipelineStep:
         return loss.to_differentiate / self.divisor
 
     def loss_sum(self) -> Tensor:
-        """fp32 scalar: unweighted nats over all valid tokens of the step's microbatches."""
+        """Unweighted nats summed over all valid tokens of the step's microbatches, an fp32 scalar."""
         return torch.stack(self._logged[-self.num_microbatches :]).sum()
 
     def seen(self) -> ExampleStats:
-        """Of all microbatches, each [B]."""
-        parts = self._seen[-self.num_microbatches :]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        """The statistics of the examples of all microbatches, each [B]."""
+        microbatches = self._seen[-self.num_microbatches :]
+        return {name: torch.cat([stats[name] for stats in microbatches]) for name in microbatches[0]}
 
 
 class PipelineLoss:
-    """torchtitan's ``loss_fn`` under a pipeline: the stock loss, except in steps inside :meth:`step`."""
+    """torchtitan's ``loss_fn`` under a pipeline: the stock loss, except inside the context of :meth:`step`."""
 
     def __init__(self, stock: StockLoss):
         self.stock = stock
@@ -123,12 +123,12 @@ class PipelineLoss:
     def step(
         self, loss: LossFunction, batch: Batch, *, num_microbatches: int, divisor: Tensor | float
     ) -> Iterator[PipelineStep]:
-        """Let the schedule call ``loss``; its targets come from :meth:`PipelineStep.target`.
+        """Let the schedule call ``loss`` with targets from :meth:`PipelineStep.target`.
 
         Args:
-            batch: of the step.
-            num_microbatches: of the schedule.
-            divisor: valid tokens of the global batch; what is differentiated is divided by it.
+            batch: the batch of the step.
+            num_microbatches: the number of microbatches of the schedule.
+            divisor: the number of valid tokens of the global batch; the differentiated sum is divided by it.
         """
         self._step = PipelineStep(loss, batch, num_microbatches=num_microbatches, divisor=divisor)
         try:

@@ -39,7 +39,7 @@ from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
-from titan_attent.titan.pipeline import PipelineLoss, copies_of
+from titan_attent.titan.pipeline import PipelineLoss, replica_sources_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
 from titan_attent.titan.user_errors import fail
 
@@ -107,7 +107,7 @@ class TeachingTrainer(Trainer):
             rank=self.loader.dp_rank,
             num_ranks=self.loader.dp_world_size,
             microbatches=self.loader.microbatches,
-            copies=copies_of(dims, self.pp_schedule if dims.pp_enabled else None),
+            replica_sources=replica_sources_of(dims, self.pp_schedule if dims.pp_enabled else None),
             ledger=self.ledger,
             reader=self.loader.reader,
             step=lambda: self.step,

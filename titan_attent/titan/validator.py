@@ -1,10 +1,10 @@
-"""Validation over token shards: the same examples each time, the mean over all their valid tokens.
+"""Validation on the same examples every time: the mean loss over all their valid tokens.
 
-The stock validator hardwires the Hugging Face text loader, goes on where the last validation stopped (torchtitan
-thread #2791) and averages step averages. This one reads ``data.validation_path`` from its start, and its result does
-not depend on the batch size or on the number of ranks. With ``validation.steps`` above 0 it reads a sample of steps x
-global batch examples, drawn once and for all: the same in every run on that data, of all its sources. Its loss is that
-of the label itself, whatever smoothing or mixing a run is taught with.
+torchtitan's validator always uses the Hugging Face text loader, starts where the last validation stopped (its issue
+#2791), and averages the averages of steps. This validator reads ``data.validation_path`` from its start. Its result
+does not depend on the batch size or the number of ranks. With ``validation.steps`` above 0 it reads a random sample of
+steps x global batch examples from all data sources, which is the same in every run on that data. The loss is computed
+with the plain labels, even if training uses label smoothing or mixing.
 """
 
 from contextlib import AbstractContextManager
@@ -34,11 +34,11 @@ from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 
 SAMPLE_ORDER: Key = (0, 0, 0)
-"""Key of the order whose first examples are the sample: no run's seed, so that runs compare."""
+"""The key of the random order whose first examples are the sample; independent of data.seed, so that runs compare."""
 
 
 class ShardValidator(Validator):
-    """torchtitan's Validator over a :class:`FixedLoader`, under every parallelism that the trainer's check grants."""
+    """torchtitan's Validator over a :class:`FixedLoader`, with every parallelism that the trainer supports."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ShardValidator(Validator):
         pp_has_first_stage: bool | None,
         pp_has_last_stage: bool | None,
     ):
-        # Not super().__init__: it would build the text loader.
+        # super().__init__ is not called, as it builds the text loader.
         self.job_config = job_config
         self.modality = family_of(job_config).modality
         self.loader = loader
@@ -71,7 +71,7 @@ class ShardValidator(Validator):
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
-        """As the trainer's; torchtitan's own validator asks some models for masks that their attention refuses."""
+        """The same as the trainer's; torchtitan's validator passes some models masks that their attention refuses."""
         inputs = input_dict.pop("input")
         extra_kwargs: dict[str, Any] = {}
         model: Any = model_parts[0]
@@ -89,12 +89,12 @@ class ShardValidator(Validator):
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Log ``validation_metrics/loss``, the mean over the validation set, and the kind's measures as shares of it.
-        A collective, on all ranks."""
+        """Log ``validation_metrics/loss``, the mean over the validation set, and the modality's other metrics as shares
+        of its valid tokens. A collective, on all ranks."""
         for part in model_parts:
             part.eval()
         device = torch.device(utils.device_type)
-        # float64: thousands of batch sums, whose order must not show.
+        # float64, so that the order of thousands of batch sums does not change the result.
         totals = torch.zeros(2 + len(self.modality.metrics), dtype=torch.float64, device=device)
         with compat.expert_counts_kept(model_parts):
             for input_dict, labels in self.loader:
@@ -120,8 +120,8 @@ class ShardValidator(Validator):
                     loss_sum = loss_sum.full_tensor()
                 sums = torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
                 totals += torch.cat((sums, *counted))
-        # Sums over all parts of the sequence, which torchtitan's own validator multiplies by their number (#3257); from
-        # the last pipeline stage to all.
+        # Sum over the context parallel shards of the sequence, whose number torchtitan's validator multiplies by
+        # (#3257); under a pipeline, send the sums of the last stage to all stages.
         for name in ("loss", "pp"):
             mesh = self.parallel_dims.get_optional_mesh(name)
             if mesh is not None:
@@ -143,7 +143,7 @@ class ShardValidator(Validator):
     def _pipeline_loss(
         self, inputs: Tensor, labels: Tensor, extra_inputs: dict[str, Tensor], extra_kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """The loss sum of a batch on the last stage, None on the others."""
+        """The loss sum of a batch on the last stage; None on other stages."""
         assert self.pp_schedule is not None
         losses: list[Tensor] = []
         first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
@@ -159,7 +159,7 @@ class ShardValidator(Validator):
 
 
 def sample(dataset: Examples, *, num_examples: int) -> Pool:
-    """So many examples of ``dataset`` in a fixed random order; all of it where it has no more."""
+    """The first ``num_examples`` of ``dataset`` in a fixed random order; all examples if it has no more."""
     if num_examples >= len(dataset):
         return Pool.whole(len(dataset))
     return Pool(len(dataset), order=SAMPLE_ORDER, size=num_examples)
@@ -180,15 +180,15 @@ def build_validator(
     pp_has_first_stage: bool | None = None,
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
-    """torchtitan's ``build_validator_fn``."""
+    """Implements torchtitan's ``build_validator_fn``."""
     validation, data = job_config.validation, job_config.data
     dataset = family_of(job_config).modality.open(datasets, job_config, validation=True)
     num_examples = len(dataset)
     if validation.steps > 0:
         num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
     pool = sample(dataset, num_examples=num_examples)
-    what = family_of(job_config).modality.validated(job_config)
-    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, always the same; the loss is {what}")
+    loss_name = family_of(job_config).modality.validated(job_config)
+    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, the same each time; the loss is {loss_name}")
     return ShardValidator(
         job_config,
         loader=FixedLoader(

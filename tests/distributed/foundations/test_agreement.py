@@ -1,4 +1,4 @@
-"""foundations/agreement.py: ranks that decide differently are told so, with the round, by the exchange of losses."""
+"""foundations/agreement.py: after an exchange of losses, ranks that decided differently get an error with the round."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from titan_attent.foundations.agreement import Agreement
 NUM_EXAMPLES, BATCH = 40, 4
 
 
-def verdict(check) -> str:
+def error_of(check) -> str:
     try:
         check()
     except RuntimeError as error:
@@ -21,39 +21,42 @@ def verdict(check) -> str:
     return ""
 
 
-def announced(mesh, *, as_copies: bool) -> list[str]:
-    """What :meth:`check` says after exchanges in which rank 1 has another decision from round 3 on."""
-    buffer = LossBuffer(9, mesh=None if as_copies else mesh, copies=[(mesh, 0)] if as_copies else ())
-    said, rank = [], mesh.get_local_rank()
+def announced(mesh, *, as_replicas: bool) -> list[str]:
+    """The errors of :meth:`check` after each exchange; rank 1 has a different decision from round 3 on."""
+    buffer = LossBuffer(9, mesh=None if as_replicas else mesh, replica_sources=[(mesh, 0)] if as_replicas else ())
+    errors, rank = [], mesh.get_local_rank()
     for round in (1, 2, 3, 4):
         buffer.agreement.announce(-round if rank == 1 and round >= 3 else round << 60, round=round)
         buffer.record(torch.tensor([rank]), torch.tensor([1.0 + round]), step=round)
         buffer.flush()
-        # Announced meanwhile, and not what the exchange under way is compared with.
+        # Announced during the exchange, which is compared with the earlier decision.
         buffer.agreement.announce(99 + rank, round=99)
         buffer.sync()
-        said.append(verdict(buffer.agreement.check))
-    assert buffer.loss[0] == 5.0 or buffer.sharding.start > 0  # what is recorded does not mind the passenger
-    return said
+        errors.append(error_of(buffer.agreement.check))
+    assert buffer.loss[0] == 5.0 or buffer.sharding.start > 0  # the column of hashes does not change what is recorded
+    return errors
 
 
 def announced_both(mesh) -> tuple[list[str], list[str]]:
-    return announced(mesh, as_copies=True), announced(mesh, as_copies=False)
+    return announced(mesh, as_replicas=True), announced(mesh, as_replicas=False)
 
 
 def test_the_first_round_that_differs_is_named():
     ranks = run_on_ranks(announced_both, 2)
-    for rank, (as_copies, in_batch) in enumerate(ranks):
-        # A copy takes over what the first one sends: only that one sees that it had something else.
-        assert [bool(text) for text in as_copies] == [False, False, rank == 1, rank == 1]
+    for rank, (as_replicas, in_batch) in enumerate(ranks):
+        # Replicas record what the source rank sends: only the rank that differs from the source notices.
+        assert [bool(text) for text in as_replicas] == [False, False, rank == 1, rank == 1]
         assert [bool(text) for text in in_batch] == [False, False, True, True]
-        for text in filter(None, as_copies + in_batch):
-            assert "decided differently in round 3" in text and "Resume from a checkpoint of before that round" in text
+        for text in filter(None, as_replicas + in_batch):
+            assert (
+                "decided differently in round 3" in text
+                and "Resume from a checkpoint written before that round" in text
+            )
 
 
-def taught(mesh) -> tuple[str, list[int]]:
-    """A teacher on two tensor parallel peers; one's memory fails before round 2: (the error, the step before it)."""
-    buffer = LossBuffer(NUM_EXAMPLES, copies=[(mesh, 0)])
+def train(mesh) -> tuple[str, list[int]]:
+    """A teacher on two tensor parallel peers, of which one has a changed loss before round 2: (error, last step)."""
+    buffer = LossBuffer(NUM_EXAMPLES, replica_sources=[(mesh, 0)])
     config = paper_config(strategy="hard", ratio_schedule="constant", max_interval=1, full_data_tail=0.0)
     teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=1000)
     step = 0
@@ -68,10 +71,10 @@ def taught(mesh) -> tuple[str, list[int]]:
         return str(error), [step]
 
 
-def test_a_peer_with_other_losses_does_not_go_on_silently():
-    (first, (first_end,)), (second, (second_end,)) = run_on_ranks(taught, 2, timeout=60.0)
-    # Warm-up to step 10, rounds of 5 steps; what was decided after step 15 travels when round 3 is decided.
-    assert (first, first_end) == ("", 24)  # the peer's first record counts; in a run, the launcher ends it now
+def test_a_peer_with_other_losses_does_not_continue_silently():
+    (first, (first_end,)), (second, (second_end,)) = run_on_ranks(train, 2, timeout=60.0)
+    # Warm-up to step 10, rounds of 5 steps; the decision after step 15 is exchanged when round 3 is decided.
+    assert (first, first_end) == ("", 24)  # the source rank sees no difference; in a run, the launcher ends it now
     assert "decided differently in round 2" in second and second_end == 20
 
 

@@ -1,4 +1,4 @@
-"""foundations/sharding.py: the cut of torch.chunk and DTensor; the collectives of numpy on the parts of all ranks."""
+"""foundations/sharding.py against torch.chunk, DTensor, and numpy on the shards of all ranks."""
 
 import time
 from types import SimpleNamespace
@@ -19,18 +19,18 @@ from titan_attent.systems.teaching.selection import gather_bitmask
 SIZES = (1, 2, 3, 4, 5, 7, 100, 101)
 
 
-def imagined(num_examples: int, *, rank: int, size: int) -> ExampleSharding:
-    """A rank's sharding without a process group: the world is an object."""
+def sharding_of(num_examples: int, *, rank: int, size: int) -> ExampleSharding:
+    """A rank's sharding with a plain object as mesh, without a process group."""
     mesh = SimpleNamespace(ndim=1, get_group=lambda: None, size=lambda: size, get_local_rank=lambda: rank)
     return ExampleSharding(num_examples, mesh=mesh)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 40))
-def test_the_cut_is_that_of_torch_chunk(num_examples, size):
+def test_shards_are_those_of_torch_chunk(num_examples, size):
     expected = [part.tolist() for part in torch.arange(num_examples).chunk(size)]
     expected += [[]] * (size - len(expected))
-    shardings = [imagined(num_examples, rank=rank, size=size) for rank in range(size)]
+    shardings = [sharding_of(num_examples, rank=rank, size=size) for rank in range(size)]
     assert [sharding.local_ids().tolist() for sharding in shardings] == expected
     assert [sharding.num_local for sharding in shardings] == [len(part) for part in expected]
     for sharding in shardings:
@@ -39,10 +39,10 @@ def test_the_cut_is_that_of_torch_chunk(num_examples, size):
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.lists(st.integers(0, 59), max_size=20))
-def test_an_id_has_its_place_on_its_owner_alone(num_examples, size, ids):
+def test_an_id_has_an_index_on_its_owner_only(num_examples, size, ids):
     ids = [i % num_examples for i in ids]
     for rank in range(size):
-        sharding = imagined(num_examples, rank=rank, size=size)
+        sharding = sharding_of(num_examples, rank=rank, size=size)
         owned = sharding.local_ids().tolist()
         index = sharding.local_index(torch.tensor(ids, dtype=torch.int64), elsewhere=-7)
         assert index.tolist() == [owned.index(i) if i in owned else -7 for i in ids]
@@ -54,7 +54,7 @@ def test_ids_beyond_24_and_32_bits():
     probes = [0, 2**24 - 1, 2**24, 2**24 + 1, 2**32 - 1, 2**32, 2**32 + 1, 10**10 - 1, 10**10]
     stops = []
     for rank in range(size):
-        sharding = imagined(num_examples, rank=rank, size=size)
+        sharding = sharding_of(num_examples, rank=rank, size=size)
         assert sharding.start == (stops[-1] if stops else 0)
         stops.append(sharding.stop)
         if any(sharding.start <= i < sharding.stop for i in probes):
@@ -63,7 +63,7 @@ def test_ids_beyond_24_and_32_bits():
             ids = sharding.local_ids()
             assert ids.dtype == torch.int64 and ids[0] == rank * chunk and ids[-1] == sharding.stop - 1
     assert stops[-1] == num_examples and max(np.diff(stops)) == chunk
-    # The same ids come back from a permutation of all of them through a selection of everything.
+    # A permutation of all positions, selected from all examples, gives distinct ids.
     places = permute(torch.tensor(probes), num_examples, derive_key(1))
     ids = SelectedSlots(num_examples).select(places.numpy())
     assert len(set(ids.tolist())) == len(probes) and ids.max() < num_examples
@@ -71,9 +71,9 @@ def test_ids_beyond_24_and_32_bits():
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(1, 700), st.integers(1, 70), st.integers(0, 2**32))
-def test_a_bitmask_of_any_number_of_ranks_is_that_of_all_choices_packed(num_examples, size, seed):
+def test_a_gathered_bitmask_equals_packbits_of_all_choices(num_examples, size, seed):
     chosen = np.random.default_rng(seed).random(num_examples) < 0.5
-    shardings = [imagined(num_examples, rank=rank, size=size) for rank in range(size)]
+    shardings = [sharding_of(num_examples, rank=rank, size=size) for rank in range(size)]
     parts = [torch.from_numpy(chosen[sharding.start : sharding.stop]) for sharding in shardings]
     segments: list[torch.Tensor] = []
     for sharding, part in zip(shardings, parts, strict=True):  # what each rank sends
@@ -87,8 +87,8 @@ def test_a_bitmask_of_any_number_of_ranks_is_that_of_all_choices_packed(num_exam
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), st.sampled_from([1, 2, 10**7, 2**31]))
 def test_totals_are_exact_where_64_bits_overflow(numbers, size):
-    sharding = imagined(10**10, rank=0, size=size)
-    sharding.sum = lambda x: x.mul_(size)  # as if every rank had the same
+    sharding = sharding_of(10**10, rank=0, size=size)
+    sharding.sum = lambda x: x.mul_(size)  # as if every rank had the same numbers
     assert sharding.total(torch.tensor(numbers)) == [number * size for number in numbers]
 
 
@@ -129,7 +129,7 @@ def collectives(mesh) -> list[dict]:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_collectives_and_the_cut_of_dtensor(num_ranks):
+def test_collectives_and_the_shards_of_dtensor(num_ranks):
     ranks = run_on_ranks(collectives, num_ranks)
     for case, num_examples in enumerate(SIZES):
         results = [rank[case] for rank in ranks]
@@ -151,16 +151,16 @@ def fail_on_the_last_rank(mesh) -> None:
     torch.distributed.barrier()
 
 
-def leave_the_others_waiting(mesh) -> None:
+def hang(mesh) -> None:
     if mesh.get_local_rank() == 0:
         time.sleep(60)
     torch.distributed.barrier()
 
 
-def test_the_spawn_helper_tells_which_rank_failed_and_kills_a_world_that_hangs():
+def test_the_spawn_helper_names_the_failed_rank_and_kills_a_world_that_hangs():
     with pytest.raises(RuntimeError, match=r"(?s)rank 1 of 2 failed:.*ArithmeticError: the last rank's own words"):
         run_on_ranks(fail_on_the_last_rank, 2)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] of 2 were still running"):
-        run_on_ranks(leave_the_others_waiting, 2, timeout=2.0)
+        run_on_ranks(hang, 2, timeout=2.0)
     assert time.monotonic() - start < 30

@@ -22,7 +22,7 @@ BATCH = 12  # of all ranks
 
 @dataclass
 class PlainBuffer:
-    """What the buffer says, in dictionaries, one record after the other."""
+    """The content of the buffer in dictionaries, updated record by record."""
 
     loss: dict[int, float] = field(default_factory=dict)
     step: dict[int, int] = field(default_factory=dict)
@@ -53,9 +53,9 @@ class PlainBuffer:
 
 @dataclass
 class Plan:
-    """Random batches: NaN and infinite losses, an id often twice in one batch, ids that come back or never come.
+    """Random batches: NaN and infinite losses, ids twice in one batch, ids that repeat or never occur.
 
-    Some steps only score; padding has ids of N and above; every third plan keeps gradients.
+    Some steps only score; padding has ids >= N; every third plan keeps gradients.
     """
 
     size: int
@@ -65,7 +65,7 @@ class Plan:
         generator = np.random.default_rng((self.size, self.seed))
         self.flush_every = int(generator.integers(1, 9))
         self.microbatches = int(generator.choice([1, 2]))
-        # Few ids at a time, so that a batch holds an id twice; steps with gaps, the last at the end of the int32s.
+        # Few different ids at a time, so that a batch has an id twice; steps with gaps, the last is the largest int32.
         self.ids = generator.integers(0, self.size, (NUM_STEPS, 1)) + generator.integers(0, 16, (NUM_STEPS, BATCH))
         self.ids %= self.size
         self.losses = generator.normal(2, 2, (NUM_STEPS, BATCH)).astype(np.float32)
@@ -90,7 +90,7 @@ SAVED = [plan for plan in PLANS if plan.seed == 0]
 
 
 def plain_states(plan: Plan) -> list[dict[str, np.ndarray]]:
-    """After each sync point, by the dictionaries: records in (step, global row) order."""
+    """The dictionaries after each sync point; records are applied in (step, global row) order."""
     plain, states = PlainBuffer(), []
     for index in range(NUM_STEPS):
         for id, loss, gradient in zip(plan.ids[index].tolist(), plan.losses[index], plan.gradients[index], strict=True):
@@ -102,7 +102,7 @@ def plain_states(plan: Plan) -> list[dict[str, np.ndarray]]:
 
 
 def feed(buffer: LossBuffer, plan: Plan, start: int, stop: int) -> list[dict[str, np.ndarray]]:
-    """Record this rank's contiguous block of every global batch; what the buffer holds after each sync point."""
+    """Record this rank's contiguous rows of every global batch; return the buffer's content after each sync point."""
     rank, num_ranks, states = buffer.sharding.rank, buffer.sharding.size, []
     for index in range(start, stop):
         for microbatch in range(plan.microbatches):
@@ -141,7 +141,7 @@ def save(mesh, folder: str) -> None:
         dcp.save({"buffer": buffer}, checkpoint_id=f"{folder}/{number}")
 
 
-def load_and_go_on(mesh, folder: str) -> list[list[dict]]:
+def load_and_continue(mesh, folder: str) -> list[list[dict]]:
     results = []
     for number, plan in enumerate(SAVED):
         buffer = build(plan, mesh)
@@ -151,10 +151,10 @@ def load_and_go_on(mesh, folder: str) -> list[list[dict]]:
 
 
 def save_or_replay(mesh, folder: str) -> tuple[list, list]:
-    """All that a world is started for, in one start."""
+    """Both tests of a world, so that its processes start once."""
     if mesh is not None and mesh.size() == 3:
         save(mesh, folder)
-    return replay(mesh), load_and_go_on(mesh, folder)
+    return replay(mesh), load_and_continue(mesh, folder)
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,10 @@ def assert_whole_equals(parts: list[dict], expected: dict, where: str) -> None:
         whole = np.concatenate([part[name] for part in parts])
         assert whole.dtype == expected[name].dtype
         # A loss without a step has no meaning; everything else is compared everywhere.
-        known = expected["step"] != NEVER if name in ("loss", "first_loss", "gradient") else np.full(whole.shape, True)
-        np.testing.assert_array_equal(whole[known], expected[name][known], err_msg=f"{name}, {where}")
+        defined = (
+            expected["step"] != NEVER if name in ("loss", "first_loss", "gradient") else np.full(whole.shape, True)
+        )
+        np.testing.assert_array_equal(whole[defined], expected[name][defined], err_msg=f"{name}, {where}")
     assert [part["num_nonfinite"] for part in parts] == [expected["num_nonfinite"]] * len(parts), where
 
 
@@ -192,7 +194,7 @@ def test_the_buffer_is_the_plain_dictionary_at_every_sync(worlds, num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_a_checkpoint_of_three_ranks_goes_on_at_any_number(worlds, num_ranks):
+def test_a_checkpoint_of_three_ranks_resumes_on_any_number(worlds, num_ranks):
     for number, plan in enumerate(SAVED):
         parts = [resumed[number] for _, resumed in worlds[num_ranks]]
         later = [state for sync, state in zip(sorted(plan.syncs), plain_states(plan), strict=True) if sync >= CUT]
@@ -201,7 +203,7 @@ def test_a_checkpoint_of_three_ranks_goes_on_at_any_number(worlds, num_ranks):
             assert_whole_equals([part[sync] for part in parts], expected, f"{plan}, later sync {sync}")
 
 
-def test_exchanges_come_at_multiples_of_flush_every_and_at_no_other_time(monkeypatch):
+def test_exchanges_happen_only_at_multiples_of_flush_every(monkeypatch):
     buffer, exchanged = LossBuffer(50, flush_every=4), []
     gather = buffer.sharding.gather
     monkeypatch.setattr(buffer.sharding, "gather", lambda x, **more: exchanged.append(x.shape[1]) or gather(x, **more))
@@ -217,7 +219,7 @@ def test_exchanges_come_at_multiples_of_flush_every_and_at_no_other_time(monkeyp
     buffer.sync()
     buffer.sync()
     assert exchanged == [24, 24, 12]
-    assert train(11, 12) == [24, 24, 12, 12]  # a checkpoint in between moves no later exchange
+    assert train(11, 12) == [24, 24, 12, 12]  # a checkpoint does not shift later exchanges
     assert train(13, 16) == [24, 24, 12, 12, 24]
     buffer.sync()
     assert buffer.visits.tolist() == [32] * 3 + [0] * 47
@@ -268,7 +270,7 @@ def test_a_state_is_complete_before_another_stream_may_copy_it(monkeypatch):
     monkeypatch.setattr(buffer, "sync", lambda: events.append("writes are queued"))
     buffer.state_dict()
     assert events == ["writes are queued", "waited for meta"]
-    LossBuffer(3).state_dict()  # a CPU has done what it was told
+    LossBuffer(3).state_dict()  # no wait on a CPU
     assert len(events) == 2
 
 

@@ -1,4 +1,4 @@
-"""Records of mixtures on 2 and 3 ranks are those of one, to the bit; a checkpoint goes on at any number of ranks."""
+"""Records of mixtures on 2 and 3 ranks equal those of one rank bit for bit; a checkpoint resumes on any number."""
 
 import itertools
 import random
@@ -14,8 +14,8 @@ from titan_attent.losses.buffer import LossBuffer
 NUM, STEPS, WINDOW, CUT, ROWS = 11, 20, 8, 13, 6
 
 
-def made_up() -> list[tuple[list[float], ...]]:
-    """Of every step: ids, losses and shares of six rows, ids twice and of nobody among them."""
+def synthetic_rows() -> list[tuple[list[float], ...]]:
+    """The ids, losses and shares of six rows per step; some ids occur twice, some are padding."""
     rng = random.Random(3)
 
     def row(_: int) -> tuple[float, ...]:
@@ -30,9 +30,10 @@ def made_up() -> list[tuple[list[float], ...]]:
 
 def feed(buffer: LossBuffer, start: int, stop: int) -> None:
     rank, size = buffer.sharding.rank, buffer.sharding.size
-    mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
-    for step, (ids, losses, shares) in itertools.islice(enumerate(made_up(), start=1), start, stop):
-        buffer.record(torch.tensor(ids[mine]), torch.tensor(losses[mine]), step=step, shares=torch.tensor(shares[mine]))
+    local_rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    for step, (ids, losses, shares) in itertools.islice(enumerate(synthetic_rows(), start=1), start, stop):
+        local_ids, local_losses, local_shares = (torch.tensor(column[local_rows]) for column in (ids, losses, shares))
+        buffer.record(local_ids, local_losses, step=step, shares=local_shares)
         buffer.step_done()
 
 
@@ -47,7 +48,7 @@ def local(buffer: LossBuffer) -> dict[str, np.ndarray]:
 
 
 def train(mesh: Any, folder: str, save: bool) -> dict[str, np.ndarray]:
-    """With ``save`` in one go, but for a checkpoint in the midst of a window; else on from there."""
+    """Train all steps and save a checkpoint within a window, or, without ``save``, resume from that checkpoint."""
     buffer = build(mesh)
     if save:
         feed(buffer, 0, CUT)
@@ -73,8 +74,10 @@ def test_ranks_and_checkpoints_change_no_bit(tmp_path: Any) -> None:
         for parts in zip(*ranks, strict=True):
             for name, values in expected.items():
                 joined = parts[0][name] if name == "num_nonfinite" else np.concatenate([part[name] for part in parts])
-                known = expected["step"] >= 0 if name in ("loss", "first_loss") else slice(None)
+                defined = expected["step"] >= 0 if name in ("loss", "first_loss") else slice(None)
                 if name == "num_nonfinite":
                     assert joined == values
                 else:
-                    np.testing.assert_array_equal(joined[known], values[known], err_msg=f"{name}, {num_ranks} ranks")
+                    np.testing.assert_array_equal(
+                        joined[defined], values[defined], err_msg=f"{name}, {num_ranks} ranks"
+                    )

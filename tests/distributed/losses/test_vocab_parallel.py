@@ -1,4 +1,4 @@
-"""The loss over a cut vocabulary and over cut sequences, on 3 ranks, against the whole one in float64."""
+"""losses/vocab_parallel.py on 2 and 3 ranks: sharded vocabulary and sharded sequences against one process."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, weighted_cross_entropy
 from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss, whole_example_means
 
-V, L = 31, 12  # the vocabulary falls in parts of 11, 11 and 9
+V, L = 31, 12  # the vocabulary is sharded into 11, 11 and 9 columns
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
 CASES = {
     "plain": {},
@@ -50,7 +50,7 @@ def cut_vocabulary(mesh: Any, *, with_gradient: bool = True, **kind: Any) -> dic
 
 
 def cut_sequences(mesh: Any) -> tuple[Any, Any]:
-    """Three pieces of different numbers of valid tokens; the last row has them all on the first rank."""
+    """Three shards with different numbers of valid tokens; the last row has valid tokens on the first rank only."""
     logits_BLV, labels_BL = batch()
     logits_BlV, labels_Bl = (x.chunk(3, dim=1)[mesh.get_local_rank()] for x in (logits_BLV, labels_BL))
     _, _, means_B, norms_B, counts_B = weighted_cross_entropy(logits_BlV, labels_Bl, WEIGHTS_B, with_gradient=True)
@@ -84,7 +84,7 @@ PACKED_WEIGHTS = torch.tensor([0.25, 1.0, 3.5, 2.0, 1.0])  # the last example ha
 
 
 def packed(mesh: Any, compile_loss: bool) -> dict[str, Any]:
-    """The batch as one packed row: on 2 ranks with half of the vocabulary, or of the tokens, each; else alone."""
+    """The batch as one packed row: on 2 ranks with half of the vocabulary or of the tokens each, or on one."""
     logits, labels = (x.flatten(0, 1) for x in batch())
     index, statistics = torch.tensor(SPANS), torch.tensor([2.0, 6.0, 1.5])
     options: dict[str, Any] = {"with_gradient": True, "temperature": 0.5}
@@ -96,8 +96,10 @@ def packed(mesh: Any, compile_loss: bool) -> dict[str, Any]:
         z = distribute_tensor(logits, mesh, [Shard(-1)]).requires_grad_()
         loss = build_vocab_parallel_loss(compile_loss=compile_loss, backend="aot_eager", **options)
         losses = loss(z, labels, PACKED_WEIGHTS, statistics, example_index=index)
-        here = [x.chunk(2)[mesh.get_local_rank()] for x in (logits, labels, index)]
-        halves = weighted_cross_entropy(*here[:2], PACKED_WEIGHTS, example_index=here[2], with_gradient=True)
+        z_half, labels_half, index_half = (x.chunk(2)[mesh.get_local_rank()] for x in (logits, labels, index))
+        halves = weighted_cross_entropy(
+            z_half, labels_half, PACKED_WEIGHTS, example_index=index_half, with_gradient=True
+        )
     losses.weighted_sum.backward()
     means, norms = halves.losses, halves.gradients
     if mesh is not None:
@@ -123,7 +125,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def plain(**kind: Any) -> dict[str, Any]:
-    """In float64, from the definitions."""
+    """The expected values in float64, from the definitions."""
     logits_BLV, labels_BL = batch(**kind)
     z_BLV = logits_BLV.double().requires_grad_()
     log_p = z_BLV.log_softmax(-1)
@@ -150,18 +152,18 @@ def test_cut_vocabulary_is_the_whole_one(measured: list[dict[str, Any]], name: s
     with_gradient = case.pop("with_gradient", True)
     expected = plain(**case)
     for rank in measured:
-        got = rank[name]
-        assert got["weighted"] == pytest.approx(expected["weighted"], rel=1e-5)
-        assert got["unweighted"] == pytest.approx(expected["unweighted"], rel=1e-5)
-        assert got["means"] == pytest.approx(expected["means"], rel=1e-5, abs=1e-6)
+        actual = rank[name]
+        assert actual["weighted"] == pytest.approx(expected["weighted"], rel=1e-5)
+        assert actual["unweighted"] == pytest.approx(expected["unweighted"], rel=1e-5)
+        assert actual["means"] == pytest.approx(expected["means"], rel=1e-5, abs=1e-6)
         if with_gradient:
-            assert got["norms"] == pytest.approx(expected["norms"], rel=1e-4, abs=1e-3)
+            assert actual["norms"] == pytest.approx(expected["norms"], rel=1e-4, abs=1e-3)
         else:
-            assert got["norms"] is None
+            assert actual["norms"] is None
         rounding = 1e-2 if case.get("dtype") is torch.bfloat16 else 1e-5
-        assert got["gradient"] == pytest.approx(expected["gradient"], rel=rounding, abs=1e-6)
-        # Equal to the last bit on all ranks: decisions are made of them.
-        assert got["means"].tobytes() == measured[0][name]["means"].tobytes()
+        assert actual["gradient"] == pytest.approx(expected["gradient"], rel=rounding, abs=1e-6)
+        # Equal bit for bit on all ranks, as decisions depend on them.
+        assert actual["means"].tobytes() == measured[0][name]["means"].tobytes()
 
 
 def test_cut_sequences_give_the_means_of_whole_examples(measured: list[dict[str, Any]]) -> None:

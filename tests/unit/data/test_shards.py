@@ -347,7 +347,9 @@ def test_a_tokenizer_nested_so_deeply_that_it_can_be_read_but_not_hashed(copy: P
 @pytest.mark.parametrize("change", [{"format": "other"}, {"version": 3}, {"version": None}])
 def test_unknown_format(copy: Path, change: dict) -> None:
     edit_index(copy, **change)
-    refused(copy, "index.json", repr(*change.values()), "is 'titan_attent.tokens' version 1 or 2", "package version")
+    refused(
+        copy, "index.json", repr(*change.values()), "format 'titan_attent.tokens' version 1 or 2", "package version"
+    )
 
 
 @pytest.mark.parametrize(
@@ -355,11 +357,11 @@ def test_unknown_format(copy: Path, change: dict) -> None:
     [
         ({"dtype": "float32"}, "dtype 'float32'"),
         ({"shards": []}, "num_tokens 1009"),
-        ({"shards": 3}, "not iterable"),
+        ({"shards": 3}, "of type int: expected a list"),
         ({"shards": [{"file": "x"}]}, "num_tokens"),
         ({"shards": [{"file": "../x", "num_tokens": 1009, "sha256": ""}]}, "shard '../x'"),
         ({"shards": [{"file": "..", "num_tokens": 1009, "sha256": ""}]}, "shard '..' is not the name of a file"),
-        ({"shards": [{"file": "x", "num_tokens": "9", "sha256": ""}]}, "not supported"),
+        ({"shards": [{"file": "x", "num_tokens": "9", "sha256": ""}]}, "of type str: expected a whole number"),
         ({"shards": [{"file": "x", "num_tokens": 0, "sha256": ""}]}, "0 tokens"),
         ({"shards": [{"file": "x", "num_tokens": 1009, "sha256": "", "source": "a b"}]}, "source 'a b' of shard 'x'"),
         ({"shards": [{"file": "x", "num_tokens": 1009, "sha256": "", "source": 3}]}, "expected string"),
@@ -372,24 +374,24 @@ def test_unknown_format(copy: Path, change: dict) -> None:
         ({"tokenizer": {**INFO, "file": 3}}, "tokenizer file 3 is not the name of a file"),
         ({"max_token_id": 60000}, "max_token_id 60000"),
         ({"surplus": 1}, "surplus"),
-        # Files of unknown origin: counts of another type, impossible counts, a vocabulary that would need huge tables.
-        ({"num_tokens": 1009.0}, "num_tokens is 1009.0: float is not supported here, expected a whole number"),
+        # What a stranger may write: counts of another type or that no disk holds, a vocabulary that tables follow.
+        ({"num_tokens": 1009.0}, "num_tokens is 1009.0, of type float: expected a whole number"),
         ({"num_tokens": 2**70}, "expected a number of 64 bits"),
         ({"num_documents": -1}, "num_documents is -1"),
         ({"num_documents": True}, "num_documents is True"),
         ({"max_token_id": 3.0}, "max_token_id is 3.0"),
-        ({"max_token_id": None}, "max_token_id is: NoneType"),
+        ({"max_token_id": None}, "max_token_id is of type NoneType"),
         ({"shards": [{"file": "x", "num_tokens": 1009.0, "sha256": ""}]}, "shards[0].num_tokens is 1009.0"),
         ({"shards": [{"file": "x", "num_tokens": -5, "sha256": ""}]}, "-5 tokens"),
-        ({"shards": [[]]}, "shards[0] is: list is not iterable, expected an object"),
+        ({"shards": [[]]}, "shards[0] is of type list: expected an object"),
         ({"tokenizer": {**INFO, "vocab_size": 2**33}}, "vocab_size is 8589934592; it must be in [1, 2147483648]"),
         ({"tokenizer": {**INFO, "vocab_size": 300.0}}, "tokenizer vocab_size is 300.0"),
         ({"tokenizer": {**INFO, "vocab_size": "300"}}, "tokenizer vocab_size is '300'"),
         ({"tokenizer": {**INFO, "eos_id": -1}}, "eos_id -1 is outside"),
         ({"tokenizer": {**INFO, "eos_id": 2**31}}, "eos_id 2147483648 is outside"),
-        ({"tokenizer": {**INFO, "eos_id": None}}, "tokenizer eos_id is: NoneType"),
+        ({"tokenizer": {**INFO, "eos_id": None}}, "tokenizer eos_id is of type NoneType"),
         ({"tokenizer": {**INFO, "special_tokens": {"<a>": 2**40}}}, "special token '<a>' has id 1099511627776"),
-        ({"tokenizer": {**INFO, "special_tokens": [1]}}, "special_tokens is: list"),
+        ({"tokenizer": {**INFO, "special_tokens": [1]}}, "special_tokens is of type list"),
     ],
 )
 def test_malformed_index(copy: Path, change: dict, what: str) -> None:

@@ -244,8 +244,8 @@ def test_on_bad_has_two_values(inputs: list[Path], ranks: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cursor": [0, 1.0, 0]}, r"cursor\[1\] is 1.0: float is not supported here"),
-        ({"cursor": [0, 1]}, "cursor is: list is not iterable, expected a list of 3"),
+        ({"cursor": [0, 1.0, 0]}, r"cursor\[1\] is 1.0, of type float: expected"),
+        ({"cursor": [0, 1]}, "cursor is of type list: expected a list of 3"),
         ({"cursor": [0, -1, 0]}, "a count is -1"),
         ({"cursor": [9, 0, 0]}, r"malformed \(cursor "),
         ({"num_documents": 3.5}, "num_documents is 3.5"),
@@ -258,7 +258,7 @@ def test_on_bad_has_two_values(inputs: list[Path], ranks: str, tmp_path: Path) -
         ({"tokenizer": {"file": "tokenizer.tiktoken", "name": "x", "vocab_size": 2**33, "eos_id": 1}}, "vocab_size is"),
         ({"tokenizer": {"name": "x", "vocab_size": 257, "eos_id": 256}}, "tokenizer without file"),
         ({"consumed": {"num_records": "x"}}, "consumed.num_records is 'x'"),
-        ({"deep": None}, "has 'deep', which is not known"),
+        ({"deep": None}, "has the unknown field 'deep'"),
     ],
 )
 def test_progress_of_unknown_origin_is_one_error(

@@ -1,4 +1,4 @@
-"""counter_rng.py against splitmix64 and a Feistel network in plain Python integers, and the laws of chance."""
+"""counter_rng.py against splitmix64 and a Feistel network in plain Python integers, and statistical tests."""
 
 import itertools
 import math
@@ -88,7 +88,7 @@ def tensor(values) -> torch.Tensor:
 
 
 def spread(size: int, *, num: int, seed: int = 0) -> torch.Tensor:
-    """Distinct positions of [0, size): both ends, and random ones between."""
+    """Distinct positions of [0, size): both ends, and random positions in between."""
     generator = np.random.default_rng(seed)
     ends = np.arange(min(1000, size))
     inner = generator.integers(0, size, num, dtype=np.int64)
@@ -172,17 +172,17 @@ def test_a_device_permutes_as_the_host_does(size):
 
 
 @pytest.mark.parametrize("size", [2**20, 2**20 + 1, 3 * 2**20])
-def test_a_permutation_looks_seldom_at_how_many_walk_on(size):
-    """A look is a host sync: the longest walk of 2^20 takes some 55 steps where three in four images are outside."""
-    looks: list[str] = []
+def test_a_permutation_on_a_device_takes_few_host_syncs(size):
+    """The longest walk of 2^20 positions takes about 55 steps where three in four images are outside [0, size)."""
+    syncs: list[str] = []
 
     def counted(name: str) -> Any:
         stock = getattr(torch.Tensor, name)
-        return mock.patch.object(torch.Tensor, name, lambda x: looks.append(name) or stock(x))
+        return mock.patch.object(torch.Tensor, name, lambda x: syncs.append(name) or stock(x))
 
     with counted("nonzero"), counted("__bool__"), as_on_a_device():
         permute(torch.arange(1 << 20), size, derive_key(3))
-    assert len(looks) <= (1 if size == 2**20 else 18)
+    assert len(syncs) <= (1 if size == 2**20 else 18)
 
 
 def test_permutations_of_different_keys_are_independent():
@@ -200,7 +200,7 @@ def test_permutations_of_different_keys_are_independent():
 @pytest.mark.parametrize("size", range(2, 7))
 def test_all_orders_of_few_elements_come_equally_often(size):
     orders = {order: i for i, order in enumerate(itertools.permutations(range(size)))}
-    # Of 720 orders, frequencies that are off by 17% on average are seen; a network of few functions leaves some out.
+    # For 720 orders, the test detects deviations of 17% on average; a network with few functions omits some orders.
     each = 10 if size == 6 else 30
     counts = np.zeros(len(orders))
     for key in range(each * len(orders)):
@@ -208,14 +208,14 @@ def test_all_orders_of_few_elements_come_equally_often(size):
     assert chi_square(counts, np.full(len(orders), each)) < chi_square_critical(len(orders) - 1)
 
 
-def test_from_seven_elements_on_the_order_is_that_of_before():
-    # What checkpoints rely on: first images under two keys, of commit db29f37.
+def test_from_seven_elements_on_the_order_is_that_of_earlier_versions():
+    # Checkpoints rely on it: first images under two keys, computed by commit db29f37.
     assert permute(torch.arange(7), 7, derive_key(1)).tolist() == [6, 2, 0, 1, 5, 4, 3]
     assert permute(torch.arange(8), 1000, derive_key(2)).tolist() == [784, 783, 48, 396, 303, 280, 656, 691]
 
 
-def test_every_position_goes_everywhere_equally_often():
-    size, num_keys = 64, 3200  # frequencies of images that are off by 15% on average are seen
+def test_every_position_has_every_image_equally_often():
+    size, num_keys = 64, 3200  # detects deviations of 15% on average
     images = np.stack([permute(torch.arange(size), size, derive_key(5, key)).numpy() for key in range(num_keys)])
     for position in range(size):
         counts = np.bincount(images[:, position], minlength=size)
@@ -248,11 +248,11 @@ def test_noise_is_finite_at_the_ends_of_the_hash(extreme):
     assert math.isfinite(gumbel(ids, key).item())
 
 
-def test_gumbel_noise_has_the_law_of_gumbel():
+def test_gumbel_noise_has_the_gumbel_distribution():
     noise = gumbel(torch.arange(400_000), derive_key(8)).numpy()
     assert np.isfinite(noise).all()
     variance = math.pi**2 / 6
-    # The fourth central moment of the law is 27/5 of the variance squared.
+    # The fourth central moment of the distribution is 27/5 of the variance squared.
     assert abs(noise.mean() - 0.5772156649) < 4 * (variance / len(noise)) ** 0.5
     assert abs(noise.var() - variance) < 4 * variance * ((27 / 5 - 1) / len(noise)) ** 0.5
     edges = -np.log(-np.log(np.arange(1, 32) / 32))
@@ -267,8 +267,8 @@ def test_streams_of_different_keys_are_uncorrelated():
     assert np.abs(correlation).max() < 4.5 / len(ids) ** 0.5
 
 
-def test_streams() -> None:
-    """Old numbers for old names, so that runs of before keep their orders; a new name is as good as a number."""
+def test_streams_have_fixed_or_hashed_numbers() -> None:
+    """Old names keep their numbers, so that earlier runs keep their orders; new names have numbers of their own."""
     assert [stream(name) for name in ("order", "noise", "unseen", "images", "ties")] == [1, 2, 3, 4, 5]
     names = ["order", "noise", *(f"system-{i}/noise" for i in range(1000))]
     numbers = {stream(name) for name in names}

@@ -1,5 +1,5 @@
-"""FLOPs of every family against the floating point operations that torch counts, also where the heads of attention are
-not ``dim`` wide together."""
+"""FLOPs of every model family against torch's FLOP counter, also where the widths of the attention heads do not add up
+to ``dim``."""
 
 from dataclasses import replace
 from typing import Any
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def countable_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As matrix products: torch counts no fused attention of a CPU, and halves nothing for a mask."""
+    """Attention as matrix products: torch does not count fused attention on CPU, and does not halve for a mask."""
     monkeypatch.setattr(ScaledDotProductAttentionWrapper, "sdpa_backends", [SDPBackend.MATH])
     monkeypatch.setattr(FlexAttentionWrapper, "forward", dense_attention)
 
@@ -52,9 +52,7 @@ def countable_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_of(case: str) -> Any:
     family, flavor, changes = CASES[case]
     args: Any = replace(FLAVORS[family][flavor], n_layers=2, **changes)
-    if hasattr(
-        args, "moe_args"
-    ):  # behind the experts the scores weight their outputs by a product, which is no layer's
+    if hasattr(args, "moe_args"):  # scores applied after the experts are a product outside any layer
         args = replace(args, moe_args=replace(args.moe_args, score_before_experts=True))
     args.update_from_config(config_of({"training.seq_len": SEQ_LEN}, data="", folder=""))
     model = spec_of(f"{family}_attent").model_cls(args)
@@ -88,7 +86,7 @@ def test_a_step_costs_what_torch_counts(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "wide" in case or "narrow" in case])
-def test_below_a_cut_nothing_is_computed_whatever_the_heads(case: str) -> None:
+def test_saved_flops_are_those_that_torch_no_longer_counts(case: str) -> None:
     model = model_of(case)
     units = find_units(model, seq_len=SEQ_LEN)
     config = FreezingConfig(policy="truncated", backward_share=0.6)
@@ -102,7 +100,7 @@ def test_below_a_cut_nothing_is_computed_whatever_the_heads(case: str) -> None:
 
 @pytest.mark.parametrize("family", FLAVORS)
 def test_the_products_of_stock_flavors_are_torchtitans(family: str) -> None:
-    """Its FLOPs a token grow by 6 layers x heads x widths for each token of context."""
+    """torchtitan's FLOPs per token grow by 6 x layers x heads x widths per token of context."""
     for flavor, args in spec_of(f"{family}_attent").model_args.items():
         with torch.device("meta"):
             empty: Any = nn.Linear(1, 1)

@@ -52,7 +52,7 @@ def test_a_resumed_run_drops_the_steps_that_it_trains_again(path, resumed):
 
 
 @pytest.mark.parametrize("kept", [1, 10, -1])
-def test_a_line_cut_by_a_kill_is_dropped(path, kept):
+def test_a_line_truncated_by_a_kill_is_dropped(path, kept):
     run_steps(path, start=0, stop=5, run=1)
     line = json.dumps(entry(6, run=1)) + "\n"
     with open(path, "a") as file:
@@ -73,37 +73,37 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGED)
-@pytest.mark.parametrize("place", ["middle", "last"])
-def test_a_damaged_line_is_dropped_with_a_warning_and_the_run_goes_on(path, what, place, caplog):
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("where", ["middle", "last"])
+def test_a_damaged_line_is_dropped_with_a_warning_and_the_run_continues(path, damage, where, caplog):
     run_steps(path, start=0, stop=5, run=1)
     lines = path.read_bytes().splitlines()
-    number = {"middle": 3, "last": 5}[place]
-    lines[number - 1] = DAMAGED[what]
+    number = {"middle": 3, "last": 5}[where]
+    lines[number - 1] = DAMAGED[damage]
     path.write_bytes(b"\n".join(lines) + b"\n")
     run_steps(path, start=5, stop=6, run=2)
     assert entries(path) == [entry(step, run=1) for step in range(1, 6) if step != number] + [entry(6, run=2)]
     assert [file.name for file in path.parent.iterdir()] == ["trace.jsonl"]
     (warning,) = caplog.messages
-    assert warning.startswith(f"{path}: line {number} is cut short or damaged;")
+    assert warning.startswith(f"{path}: line {number} is truncated or damaged;")
 
 
-def test_of_many_damaged_lines_the_first_is_named_and_the_rest_counted(path, caplog):
+def test_the_warning_names_the_first_damaged_line_and_counts_the_others(path, caplog):
     run_steps(path, start=0, stop=5, run=1)
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([lines[0], b"x", b"y", lines[3], b"z", b""]))
     run_steps(path, start=5, stop=5, run=2)
     assert entries(path) == [entry(1, run=1), entry(4, run=1)]
-    assert "line 2 is cut short or damaged, and 2 more;" in caplog.text
+    assert "line 2 is truncated or damaged, and 2 more;" in caplog.text
 
 
-def test_a_whole_resume_says_nothing(path, caplog):
+def test_a_resume_from_an_intact_file_logs_nothing(path, caplog):
     run_steps(path, start=0, stop=9)
     run_steps(path, start=4, stop=6)
     assert not caplog.messages
 
 
-def test_a_fresh_run_moves_old_traces_aside(path):
+def test_a_new_run_renames_old_traces(path):
     for run in range(3):
         run_steps(path, start=0, stop=2 + run, run=run)
     assert sorted(file.name for file in path.parent.iterdir()) == ["trace.1.jsonl", "trace.2.jsonl", "trace.jsonl"]

@@ -1,14 +1,14 @@
-"""ledger.py against hand-kept accounts with a clock of our own."""
+"""ledger.py against accounts computed by hand, with a clock set by the test."""
 
 import math
 
 import pytest
 
-from titan_attent.foundations.ledger import OF_EVERY_RUN, TEACHING, Ledger, LedgerAccount
+from titan_attent.foundations.ledger import RUN_ACCOUNTS, TEACHING_ACCOUNTS, Ledger, LedgerAccount
 
 
 class Clock:
-    """Time that passes when told."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -23,10 +23,10 @@ def clock() -> Clock:
 
 
 def accounts(**seconds: float) -> dict[str, float]:
-    return dict.fromkeys((*OF_EVERY_RUN, *(account.name for account in TEACHING)), 0.0) | seconds
+    return dict.fromkeys((*RUN_ACCOUNTS, *(account.name for account in TEACHING_ACCOUNTS)), 0.0) | seconds
 
 
-def test_metrics_are_the_hand_kept_accounts(clock):
+def test_metrics_are_the_accounts_computed_by_hand(clock):
     ledger = Ledger(batch_size=8, tokens_per_example=100, clock=clock)
     clock.now += 30.0  # building the model
     ledger.start()
@@ -51,7 +51,7 @@ def test_metrics_are_the_hand_kept_accounts(clock):
             "ledger/examples_skipped": 12.0,
             "ledger/examples_scored": 5.0,
             "ledger/skipped_share": 1 / 3,
-            "ledger/break_even_share": 5.25 / (36 * 4 / 24),  # training all that was covered had taken 6 seconds
+            "ledger/break_even_share": 5.25 / (36 * 4 / 24),  # training all covered examples would take 6 seconds
             "ledger/tokens_covered_per_second": 360.0,
         }
     )
@@ -65,7 +65,7 @@ def test_an_account_inside_another_stops_the_outer_clock(clock):
             clock.now += 2.0
             with ledger.charge("select"):
                 clock.now += 4.0
-                # What is under way counts already.
+                # Open accounts are counted up to now.
                 assert ledger.metrics()["ledger/select_seconds"] == 4.0
                 clock.now += 0.5
             clock.now += 8.0
@@ -84,7 +84,7 @@ def test_a_block_that_raises_is_charged(clock):
     assert ledger.seconds == accounts(select=4.0, train=1.0)
 
 
-def test_a_charged_function_is_the_function(clock):
+def test_a_charged_function_keeps_arguments_and_result(clock):
     ledger = Ledger(batch_size=1, tokens_per_example=1, clock=clock)
 
     def wait(seconds: float, *, then: str) -> str:
@@ -95,7 +95,7 @@ def test_a_charged_function_is_the_function(clock):
     assert ledger.seconds == accounts(save=3.0)
 
 
-def test_a_resumed_ledger_goes_on_counting(clock):
+def test_a_resumed_ledger_continues(clock):
     before = Ledger(batch_size=4, tokens_per_example=10, clock=clock)
     with before.charge("select"):
         clock.now += 2.0
@@ -103,7 +103,7 @@ def test_a_resumed_ledger_goes_on_counting(clock):
     before.examples_scored = 7
     clock.now += 3.0
     state = before.state_dict()
-    clock.now += 1000.0  # between the runs nobody trains
+    clock.now += 1000.0  # between the runs
     after = Ledger(batch_size=4, tokens_per_example=10, clock=clock)
     clock.now += 50.0  # the new run's start-up
     after.load_state_dict(state)
@@ -120,7 +120,7 @@ def test_a_resumed_ledger_goes_on_counting(clock):
 
 
 def test_accounts_of_systems(clock):
-    """What a system other than the teacher charges is in that system's state, overhead or not."""
+    """Seconds charged by a system other than the teacher are in that system's state, whether overhead or not."""
     ledger = Ledger(
         batch_size=1,
         tokens_per_example=1,
@@ -131,12 +131,12 @@ def test_accounts_of_systems(clock):
         clock.now += 2.0
     with ledger.charge("look"):
         clock.now += 2.0
-    assert ledger.seconds == dict.fromkeys(OF_EVERY_RUN, 0.0) | {"probe": 2.0, "look": 2.0}
+    assert ledger.seconds == dict.fromkeys(RUN_ACCOUNTS, 0.0) | {"probe": 2.0, "look": 2.0}
     assert ledger.metrics()["ledger/probe_seconds"] == 2.0 and ledger.metrics()["ledger/overhead_percent"] == 50.0
-    assert ledger.state_dict()["seconds"] == dict.fromkeys(OF_EVERY_RUN, 0.0)
+    assert ledger.state_dict()["seconds"] == dict.fromkeys(RUN_ACCOUNTS, 0.0)
     ledger.load_state_dict(ledger.state_dict())
     assert ledger.seconds["probe"] == 2.0
 
 
-def test_metrics_before_any_time_has_passed_are_finite(clock):
+def test_metrics_at_time_zero_are_finite(clock):
     assert all(map(math.isfinite, Ledger(batch_size=1, tokens_per_example=1, clock=clock).metrics().values()))

@@ -1,4 +1,4 @@
-"""Values of JSON against the types that a dataclass declares, and the files they come from."""
+"""typed.py and versioned_json.py: values of JSON against the types that a dataclass declares."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object, read_versioned
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     file: int = 0
     row: int = 0
 
@@ -29,7 +29,7 @@ class Part:
 class Whole:
     parts: tuple[Part, ...]
     share: float
-    place: Place = Place()
+    place: Slot = Slot()
     height: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -39,8 +39,8 @@ class Whole:
 GOOD = {"parts": [{"name": "a", "count": 3}], "share": 0.5}
 
 
-def test_what_was_written_comes_back():
-    whole = Whole((Part("a", 2**63 - 1), Part("b")), 1.5, Place(1, 2), 7, {"x": 1}, ["n"], {"deep": [1, {"y": None}]})
+def test_a_dataclass_survives_json():
+    whole = Whole((Part("a", 2**63 - 1), Part("b")), 1.5, Slot(1, 2), 7, {"x": 1}, ["n"], {"deep": [1, {"y": None}]})
     assert typed(Whole, json.loads(json.dumps(asdict(whole)))) == whole
     assert typed(Whole, GOOD) == Whole((Part("a", 3),), 0.5)
     assert typed(Whole, {**GOOD, "share": 1}).share == 1.0
@@ -49,23 +49,23 @@ def test_what_was_written_comes_back():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parts": 3}, "parts is 3: int is not iterable, expected a list"),
-        ({"parts": ["a"]}, r"parts\[0\] is 'a': str is not iterable, expected an object"),
-        ({"parts": [{"count": 1}]}, r"parts\[0\]: has no 'name'"),
-        ({"parts": [{"name": "a", "size": 1}]}, r"parts\[0\]: has 'size', which is not known"),
-        ({"parts": [{"name": 5}]}, r"parts\[0\].name is 5: int is not supported here, expected string"),
+        ({"parts": 3}, "parts is 3, of type int: expected a list"),
+        ({"parts": ["a"]}, r"parts\[0\] is 'a', of type str: expected an object"),
+        ({"parts": [{"count": 1}]}, r"parts\[0\]: has no field 'name'"),
+        ({"parts": [{"name": "a", "size": 1}]}, r"parts\[0\]: has the unknown field 'size'"),
+        ({"parts": [{"name": 5}]}, r"parts\[0\].name is 5, of type int: expected string"),
         *(
             ({"parts": [{"name": "a", "count": value}]}, r"parts\[0\].count is.* expected a (whole )?number")
             for value in (3.0, True, "3", None, [3], 2**63, -(2**63), float("nan"), float("inf"))
         ),
         *(({"share": value}, "share is.* a finite number") for value in (float("nan"), float("-inf"), 10**400, "1")),
-        ({"place": [1]}, "place is: list is not iterable, expected a list of 2"),
-        ({"place": [1, 2.0]}, r"place\[1\] is 2.0: float is not supported here, expected a whole number"),
+        ({"place": [1]}, "place is of type list: expected a list of 2"),
+        ({"place": [1, 2.0]}, r"place\[1\] is 2.0, of type float: expected a whole number"),
         ({"height": 1.0}, "height is 1.0"),
         ({"counts": {"x": "y"}}, r"counts\['x'\] is 'y'"),
-        ({"counts": [1]}, "counts is: list is not iterable, expected an object"),
-        ({"names": {"a": 1}}, "names is: dict is not iterable, expected a list"),
-        ({"surplus": 1}, "has 'surplus', which is not known"),
+        ({"counts": [1]}, "counts is of type list: expected an object"),
+        ({"names": {"a": 1}}, "names is of type dict: expected a list"),
+        ({"surplus": 1}, "has the unknown field 'surplus'"),
     ],
 )
 def test_another_type_is_one_error_that_names_the_field(change, message):
@@ -81,7 +81,7 @@ def test_another_type_is_one_error_that_names_the_field(change, message):
     ),
     st.sampled_from(["parts", "share", "place", "height", "counts", "names", "other"]),
 )
-def test_nothing_but_a_value_error(value, name):
+def test_no_value_raises_another_error_than_a_value_error(value, name):
     with contextlib.suppress(ValueError):
         typed(Whole, {**GOOD, name: value})
 
@@ -89,13 +89,13 @@ def test_nothing_but_a_value_error(value, name):
 def test_a_file_that_is_nested_deeply_or_large_is_one_error(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     path.write_text('{"format": "f", "version": 1, "a": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    with pytest.raises(ValueError, match=r"x.json: not a file with a JSON object in it \(is nested too deeply\); mend"):
-        read_versioned(path, format="f", versions=(1,), mend="mend")
+    with pytest.raises(ValueError, match=r"x.json: not a file with a JSON object .*\(is nested too deeply\); fix it"):
+        read_versioned(path, format="f", versions=(1,), fix="fix it")
     path.write_text('{"format": "f", "version": 1, "a": 2}')
-    assert read_versioned(path, format="f", versions=(1,), mend="mend") == {"a": 2}
+    assert read_versioned(path, format="f", versions=(1,), fix="fix it") == {"a": 2}
     monkeypatch.setattr(versioned_json, "MAX_BYTES", 10)
-    with pytest.raises(ValueError, match="has 37 bytes, more than the 10 that are read"):
-        read_versioned(path, format="f", versions=(1,), mend="mend")
+    with pytest.raises(ValueError, match="has 37 bytes, more than the 10 bytes that are accepted"):
+        read_versioned(path, format="f", versions=(1,), fix="fix it")
     with pytest.raises(ValueError, match="holds a list where an object"):
         path.write_text("[1]")
         read_json_object(path)
@@ -105,12 +105,12 @@ def test_a_file_that_is_nested_deeply_or_large_is_one_error(tmp_path, monkeypatc
 def test_a_version_of_another_type(tmp_path, version):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"format": "f", "version": version}))
-    with pytest.raises(ValueError, match="what is read here is 'f' version 1; use the package version that wrote it"):
-        read_versioned(path, format="f", versions=(1,), mend="mend")
+    with pytest.raises(ValueError, match="expected format 'f' version 1; use the package version that wrote it"):
+        read_versioned(path, format="f", versions=(1,), fix="fix it")
 
 
-def test_another_kind_is_not_a_matter_of_the_package_version(tmp_path):
+def test_another_format_asks_for_another_folder(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"format": "g", "version": 1}))
-    with pytest.raises(ValueError, match="reads 'g', give a folder of the format that is read here, or mend"):
-        read_versioned(path, format="f", versions=(1,), mend="mend")
+    with pytest.raises(ValueError, match="reads 'g', give a folder of the expected format, or fix it"):
+        read_versioned(path, format="f", versions=(1,), fix="fix it")

@@ -7,12 +7,12 @@ from test_cross_entropy import WEIGHTS_B, batch
 from titan_attent.losses.chunked import build_chunked_loss, chunked_weighted_cross_entropy
 from titan_attent.losses.cross_entropy import weighted_cross_entropy
 
-# A gradient in bf16 is rounded once on each way: half a unit in the last of 8 bits.
+# A gradient in bf16 is rounded once in each of the two losses, by half a unit in the last of 8 bits.
 GRADIENT_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference; raises where the length is off by more than rounding single elements explains."""
+    """Relative norm of the difference; fails if the length differs more than rounding of single elements explains."""
     actual, expected = actual.double(), expected.double()
     length = ((actual * expected).sum() / expected.square().sum()).item()
     assert abs(length - 1) < 1e-3, f"{length} times too long"
@@ -32,12 +32,12 @@ def assert_same_losses(actual, expected):
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize("num_chunks", [1, 4, 7, 100])  # 36 tokens: whole, equal, a shorter last one, one each
 @pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE)
-def test_of_logits_it_is_the_plain_loss(dtype, num_chunks, with_gradient, overwrite):
+def test_the_chunked_loss_equals_the_plain_loss(dtype, num_chunks, with_gradient, overwrite):
     logits_BLV, labels_BL = batch(dtype=dtype)
     results = []
     for chunked in (False, True):
         leaf = logits_BLV.clone().requires_grad_()
-        logits = leaf * 1  # not a leaf, as a model's are not
+        logits = leaf * 1  # not a leaf, like the logits of a model
         if chunked:
             outputs = chunked_weighted_cross_entropy(
                 logits, labels_BL, WEIGHTS_B, num_chunks=num_chunks, with_gradient=with_gradient, overwrite=overwrite
@@ -87,7 +87,7 @@ def test_a_common_offset_of_the_logits_costs_no_digits():
     torch.testing.assert_close(results[1][:3], results[0][:3], rtol=1e-6, atol=0)
 
 
-def test_the_gradient_takes_the_logits_memory_only_where_that_is_allowed():
+def test_the_gradient_overwrites_the_logits_only_with_overwrite():
     logits_BLV, labels_BL = batch()
     for overwrite in (False, True):
         seen = []
@@ -104,7 +104,7 @@ def test_the_gradient_takes_the_logits_memory_only_where_that_is_allowed():
         assert torch.equal(leaf.detach(), logits_BLV)
 
 
-def test_who_needs_overwritten_logits_gets_an_error():
+def test_a_backward_that_needs_overwritten_logits_raises():
     logits_BLV, labels_BL = batch()
     logits = logits_BLV.requires_grad_() * 1
     loss = chunked_weighted_cross_entropy(logits, labels_BL, WEIGHTS_B, num_chunks=3, overwrite=True).weighted_sum
@@ -135,7 +135,7 @@ def test_compiled_kernels_agree_and_do_not_recompile_for_other_values():
         run(losses[1], labels_BL.flip(0), WEIGHTS_B.flip(0))
 
 
-def test_what_it_cannot_do_is_refused():
+def test_zero_chunks_are_refused():
     logits_BLV, labels_BL = batch()
     with pytest.raises(ValueError, match="num_chunks = 0"):
         chunked_weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, num_chunks=0)

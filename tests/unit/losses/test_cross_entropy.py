@@ -141,7 +141,7 @@ def test_smoothed_labels_are_those_of_a_loop_over_tokens(smoothing):
     torch.testing.assert_close(outputs.gradients, norms_B, rtol=2e-6, atol=0)
 
 
-def test_without_smoothing_every_bit_is_that_of_before():
+def test_without_smoothing_every_bit_equals_the_unsmoothed_formula():
     logits_BLV, labels_BL = batch()
     token_loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="none", ignore_index=-100)
     e_NV = (logits_BLV.flatten(0, 1) - logits_BLV.flatten(0, 1).amax(dim=1, keepdim=True)).exp()
@@ -176,7 +176,7 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
         results[compile_loss] = [*(output.detach() for output in outputs if output is not None), leaf.grad]
     torch.testing.assert_close(results[True], results[False], rtol=2e-6, atol=2e-6)
 
-    other_labels = labels_BL.flip(0)  # other places of the ignored labels: data, not shape
+    other_labels = labels_BL.flip(0)  # ignored labels at other positions: other values, the same shape
     with torch.compiler.set_stance("fail_on_recompile"):
         outputs = compiled(logits_BLV.clone().requires_grad_(), other_labels, WEIGHTS_B.flip(0))
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Packed tokens against a loop over them in float64: losses/folding.py under every loss that takes an index."""
+"""losses/folding.py, with every loss that takes an index: packed tokens against a float64 loop over tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ STATISTICS = torch.tensor([0.5, 4.0, 1.3])
 
 
 class Packed(NamedTuple):
-    """A batch whose tokens belong to examples."""
+    """A batch with the example of each token."""
 
     logits: Tensor
     labels: Tensor
@@ -32,7 +32,7 @@ class Packed(NamedTuple):
 
 @st.composite
 def packed_batches(draw: st.DrawFn) -> Packed:
-    """Spans of examples one after another: over the ends of rows, an example in several of them or in none."""
+    """Random spans of examples: spans cross the ends of rows; an example may have several spans or none."""
     shape = draw(st.sampled_from([(1,), (13,), (40,), (1, 9), (3, 8), (4, 11)]))
     num_tokens, num_examples = torch.Size(shape).numel(), draw(st.integers(1, 6))
     index: list[int] = []
@@ -64,17 +64,17 @@ class Expected(NamedTuple):
     """The fields of :class:`ExampleLosses`, and the gradient of the weighted sum with respect to the logits."""
 
     losses: ExampleLosses
-    of_logits: Tensor
+    logits_gradient: Tensor
     sums: Tensor
 
 
 def by_hand(batch: Packed, *, temperature: float | None = None) -> Expected:
-    """One token after another, in float64."""
+    """A loop over tokens in float64."""
     num = len(batch.weights)
     sums, squares, counts = ([0.0] * num for _ in range(3))
-    at_tokens = torch.zeros(batch.labels.numel(), V, dtype=torch.float64)
+    gradients = torch.zeros(batch.labels.numel(), V, dtype=torch.float64)
     tokens = list(zip(batch.logits.double().view(-1, V), batch.labels.flatten(), batch.index.flatten(), strict=True))
-    for place, (z, label, example) in enumerate(tokens):
+    for position, (z, label, example) in enumerate(tokens):
         if label != IGNORE_INDEX:
             log_p = z - z.logsumexp(0)
             gradient = log_p.exp()
@@ -82,17 +82,17 @@ def by_hand(batch: Packed, *, temperature: float | None = None) -> Expected:
             sums[example] -= log_p[label].item()
             squares[example] += gradient.square().sum().item()
             counts[example] += 1
-            at_tokens[place] = gradient
+            gradients[position] = gradient
     means = [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
     norms = [(square / max(count, 1)) ** 0.5 for square, count in zip(squares, counts, strict=True)]
     weights = batch.weights.double()
     if temperature is not None:
         weights = weights * capped_linear_weights(torch.tensor(means), STATISTICS.double(), temperature=temperature)
-    for place, (_, _, example) in enumerate(tokens):
-        at_tokens[place] *= weights[example]
+    for position, (_, _, example) in enumerate(tokens):
+        gradients[position] *= weights[example]
     total = torch.tensor(sums, dtype=torch.float64)
     losses = ExampleLosses((total * weights).sum(), total.sum(), *map(torch.tensor, (means, norms, counts)))
-    return Expected(losses, at_tokens.view_as(batch.logits), total)
+    return Expected(losses, gradients.view_as(batch.logits), total)
 
 
 def run(loss: Callable[..., ExampleLosses], batch: Packed, **options: Any) -> tuple[ExampleLosses, Tensor]:
@@ -104,11 +104,11 @@ def run(loss: Callable[..., ExampleLosses], batch: Packed, **options: Any) -> tu
 
 
 def assert_by_hand(actual: tuple[ExampleLosses, Tensor], expected: Expected) -> None:
-    losses, of_logits = actual
+    losses, logits_gradient = actual
     for name, ours, plain in zip(ExampleLosses._fields, losses, expected.losses, strict=True):
         assert ours.dtype == torch.float32 and ours.requires_grad == (name == "weighted_sum")
         torch.testing.assert_close(ours.double(), plain.double(), rtol=5e-6, atol=5e-6)
-    torch.testing.assert_close(of_logits.double(), expected.of_logits, rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(logits_gradient.double(), expected.logits_gradient, rtol=1e-5, atol=5e-6)
 
 
 @given(batch=packed_batches(), num_chunks=st.integers(1, 5), temperature=st.sampled_from([None, 0.7]))
@@ -132,7 +132,7 @@ def test_sums_of_packed_tokens_and_their_gradients_are_those_of_a_loop(batch: Pa
     torch.testing.assert_close(sums.double(), expected.sums, rtol=5e-6, atol=5e-6)
     assert torch.equal(counts.double(), expected.losses.counts.double())
     (sums * batch.weights).sum().backward()
-    torch.testing.assert_close(leaf.grad.double(), expected.of_logits, rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(leaf.grad.double(), expected.logits_gradient, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(("num_chunks", "backend"), [(1, "inductor"), (4, "aot_eager")])
@@ -149,30 +149,31 @@ def test_compiled_into_one_graph_it_agrees_and_other_spans_do_not_recompile(num_
 
 @pytest.mark.parametrize("temperature", [None, 0.7])
 @pytest.mark.parametrize("num_chunks", [1, 3])
-def test_rows_are_the_index_of_their_rows(num_chunks: int, temperature: float | None) -> None:
+def test_without_an_index_each_row_is_one_example(num_chunks: int, temperature: float | None) -> None:
     loss = build_example_loss(with_gradient=True, num_chunks=num_chunks, temperature=temperature)
     batch = random_packed(0)
     batch = batch._replace(weights=batch.weights[:3], index=torch.arange(3)[:, None].expand(3, 50))
     batch.labels[1] = IGNORE_INDEX
-    rows, of_rows = run(loss, batch)
-    indexed, of_indexed = run(loss, batch, example_index=batch.index)
+    rows, rows_gradient = run(loss, batch)
+    indexed, indexed_gradient = run(loss, batch, example_index=batch.index)
     flat = Packed(batch.logits.flatten(0, 1), batch.labels.flatten(), batch.weights, batch.index.flatten())
-    packed, of_packed = run(loss, flat, example_index=flat.index)
+    packed, packed_gradient = run(loss, flat, example_index=flat.index)
     torch.testing.assert_close(indexed, rows, rtol=1e-6, atol=0)
     assert all(torch.equal(one, other) for one, other in zip(packed, indexed, strict=True))
-    assert torch.equal(of_packed.view_as(of_indexed), of_indexed) and torch.equal(indexed.counts, rows.counts)
+    assert torch.equal(packed_gradient.view_as(indexed_gradient), indexed_gradient)
+    assert torch.equal(indexed.counts, rows.counts)
     if temperature is None:
-        assert torch.equal(of_indexed, of_rows)
+        assert torch.equal(indexed_gradient, rows_gradient)
 
 
 @given(batch=packed_batches(), order=st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_no_bit_depends_on_where_a_token_stands(batch: Packed, order: Any) -> None:
-    values = batch.logits[..., 0].flatten().square()  # of many sizes
-    places = list(range(len(values)))
-    order.shuffle(places)
+def test_no_bit_depends_on_the_position_of_a_token(batch: Packed, order: Any) -> None:
+    values = batch.logits[..., 0].flatten().square()  # values of many magnitudes
+    positions = list(range(len(values)))
+    order.shuffle(positions)
     results = []
-    for at in (torch.arange(len(values)), torch.tensor(places)):
+    for at in (torch.arange(len(values)), torch.tensor(positions)):
         valid, index = batch.labels.flatten()[at] != IGNORE_INDEX, batch.index.flatten()[at]
         norms = values[at].sqrt()
         results.append(finish(values[at], valid, batch.weights, squared_norms=norms, example_index=index))
@@ -180,7 +181,7 @@ def test_no_bit_depends_on_where_a_token_stands(batch: Packed, order: Any) -> No
 
 
 def test_no_order_of_additions_changes_a_bit() -> None:
-    """In plain fp64 the two smallest are lost one by one, and together tip the sum to the next fp32."""
+    """In plain fp64 the two smallest values are lost when added one by one; added together they change the fp32 sum."""
     token_losses = torch.tensor([1.0, 2.0**-24, 2.0**-53, 2.0**-53])
     folded = [
         fold(values, torch.zeros(4, dtype=torch.int64), num_examples=1)
@@ -189,7 +190,7 @@ def test_no_order_of_additions_changes_a_bit() -> None:
     assert torch.equal(*folded)
 
 
-def test_a_loss_that_is_not_finite_spoils_its_own_example_alone() -> None:
+def test_a_non_finite_loss_changes_only_its_own_example() -> None:
     batch = random_packed(0)
     broken = batch.index.flatten()[70]
     for value in (float("nan"), float("inf")):
@@ -202,15 +203,15 @@ def test_a_loss_that_is_not_finite_spoils_its_own_example_alone() -> None:
 
 @pytest.mark.parametrize("num_chunks", [1, 3])
 def test_no_shape_depends_on_values(num_chunks: int) -> None:
-    """Nothing has values on the meta device, and a host sync raises."""
+    """Tensors on the meta device have no values, and a host sync raises."""
     loss = build_example_loss(with_gradient=True, num_chunks=num_chunks)
     batch = Packed(*(tensor.to("meta") for tensor in random_packed(0)))
-    losses, of_logits = run(loss, batch, example_index=batch.index)
+    losses, logits_gradient = run(loss, batch, example_index=batch.index)
     assert losses.losses.shape == losses.gradients.shape == losses.counts.shape == (9,)
-    assert of_logits.shape == batch.logits.shape
+    assert logits_gradient.shape == batch.logits.shape
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     logits, labels, weights, index = random_packed(0)
     with pytest.raises(ValueError, match=r"labels \(150,\) are not rows \[B, L\] .*: give example_index"):
         weighted_cross_entropy(logits.flatten(0, 1), labels.flatten(), weights)
@@ -223,5 +224,5 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="example_index without num_examples"):
         per_example_cross_entropy(logits, labels, example_index=index)
     for build in (build_mixed_loss, build_patch_loss):
-        with pytest.raises(ValueError, match="takes no example_index: an image is a row of its own"):
+        with pytest.raises(ValueError, match="takes no example_index: each image is one row"):
             build(compile_loss=False)(logits, labels, weights, None, example_index=index)

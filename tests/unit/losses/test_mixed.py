@@ -23,7 +23,7 @@ def logits_of(*, dtype: torch.dtype = torch.float32, scale: float = 3.0) -> torc
 
 
 def plain_losses(logits_BLC: torch.Tensor, smoothing: float) -> list[float]:
-    """Of each example, in float64: share times one smoothed cross-entropy, and the rest times the other."""
+    """The loss of each example in float64: share x the first smoothed cross-entropy + (1 - share) x the second."""
     losses = []
     for z, a, b, share in zip(
         logits_BLC[:, 0].double().tolist(),

@@ -1,4 +1,4 @@
-"""Records of mixtures against rational numbers, one example at a time; the same wherever the exchanges are cut."""
+"""losses/mixtures.py against a loop in rational numbers; the result does not depend on when records are exchanged."""
 
 import random
 from fractions import Fraction
@@ -16,8 +16,8 @@ Row = tuple[int, float, float, float]
 """(example, loss, gradient, share)."""
 
 
-def made_up(seed: int) -> dict[int, list[Row]]:
-    """Of every step two rows of each of three mixtures; shares of 0, of a half and of the whole among them."""
+def synthetic_rows(seed: int) -> dict[int, list[Row]]:
+    """For every step, the two rows of each of three mixtures; some shares are 0, 0.5 and 1."""
     rng, rows = random.Random(seed), dict[int, list[Row]]()
     for step in range(1, STEPS + 1):
         rows[step] = []
@@ -36,21 +36,21 @@ def exact(share: float) -> Fraction:
 
 
 def plain(rows: dict[int, list[Row]], scored: dict[int, float]) -> list[dict[str, Any]]:
-    """The rule of mixtures.py for each example by itself, in rational numbers; ``scored``: step -> score of all."""
+    """The rule of mixtures.py in rational numbers, example by example; ``scored``: step -> score of all examples."""
     result = []
     for example in range(NUM):
         records = [Fraction(0), Fraction(0)]  # loss, gradient
-        weight, visits, known = Fraction(0), 0, {}
+        weight, visits, latest = Fraction(0), 0, {}
         for start in range(1, STEPS + 1, WINDOW):
-            pieces: list[list[tuple[int, Row]]] = [[]]
+            chunks: list[list[tuple[int, Row]]] = [[]]
             for step in range(start, start + WINDOW):
-                pieces[-1] += [(step, row) for row in rows[step] if row[0] == example]
+                chunks[-1] += [(step, row) for row in rows[step] if row[0] == example]
                 if step in scored:
-                    pieces.append([(step, (example, scored[step], scored[step], -1.0))])
-                    pieces.append([])
-            for piece in pieces:
-                visits += sum(float(torch.tensor(share)) >= 0.5 for _, (_, _, _, share) in piece)
-                seen = [(step, row) for step, row in piece if abs(row[1]) < float("inf") and exact(row[3])]
+                    chunks.append([(step, (example, scored[step], scored[step], -1.0))])
+                    chunks.append([])
+            for chunk in chunks:
+                visits += sum(float(torch.tensor(share)) >= 0.5 for _, (_, _, _, share) in chunk)
+                seen = [(step, row) for step, row in chunk if abs(row[1]) < float("inf") and exact(row[3])]
                 if not seen:
                     continue
                 if seen[0][1][3] == -1:
@@ -63,18 +63,18 @@ def plain(rows: dict[int, list[Row]], scored: dict[int, float]) -> list[dict[str
                     shares = [exact(row[3]) for _, row in seen]
                     share, values = min(Fraction(1), sum(shares, Fraction(0))), []
                     for at, record in enumerate(records, start=1):
-                        read = [min(Fraction(4096), Fraction(float(torch.tensor(row[at])))) for _, row in seen]
-                        mean = sum((s * v for s, v in zip(shares, read, strict=True)), Fraction(0)) / sum(shares)
-                        rest = (1 - share) * weight
-                        values.append((share * mean + rest * record) / (share + rest))
+                        clipped = [min(Fraction(4096), Fraction(float(torch.tensor(row[at])))) for _, row in seen]
+                        mean = sum((s * v for s, v in zip(shares, clipped, strict=True)), Fraction(0)) / sum(shares)
+                        old_share = (1 - share) * weight
+                        values.append((share * mean + old_share * record) / (share + old_share))
                     records, weight = values, share + (1 - share) * weight
                 if weight >= Fraction(1, 2):
                     last = {"loss": float(records[0]), "gradient": float(records[1]), "step": seen[-1][0]}
-                    known = last | {
-                        "first_loss": known.get("first_loss", last["loss"]),
-                        "first_step": known.get("first_step", last["step"]),
+                    latest = last | {
+                        "first_loss": latest.get("first_loss", last["loss"]),
+                        "first_step": latest.get("first_step", last["step"]),
                     }
-        result.append(known | {"visits": visits})
+        result.append(latest | {"visits": visits})
     return result
 
 
@@ -83,13 +83,13 @@ def build(num: int = NUM, **more: Any) -> LossBuffer:
 
 
 def feed(
-    rows: dict[int, list[Row]], *, cuts: set[int] = frozenset(), scored: dict[int, float] | None = None, turn: int = 0
+    rows: dict[int, list[Row]], *, cuts: set[int] = frozenset(), scored: dict[int, float] | None = None, rotate: int = 0
 ) -> dict[str, Any]:  # type: ignore[assignment]
-    """``cuts``: steps after which a checkpoint is saved; ``turn``: rotates the rows of a step."""
+    """``cuts``: steps after which a checkpoint is saved; ``rotate``: rotates the rows of each step by this number."""
     buffer = build()
     for step, all_rows in rows.items():
-        turned = all_rows[turn:] + all_rows[:turn]
-        ids, losses, norms, shares = map(torch.tensor, zip(*turned, strict=True))
+        rotated = all_rows[rotate:] + all_rows[:rotate]
+        ids, losses, norms, shares = map(torch.tensor, zip(*rotated, strict=True))
         buffer.record(ids, losses, step=step, gradients=norms, shares=shares)
         buffer.step_done()
         if step in (scored or {}):
@@ -108,22 +108,22 @@ def feed(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_records_are_those_of_rational_numbers(seed: int) -> None:
-    rows, scored = made_up(seed), {11: 2.5, 16: 0.125, 30: 3.0} if seed % 2 else {}
-    found = feed(rows, scored=scored)
+    rows, scored = synthetic_rows(seed), {11: 2.5, 16: 0.125, 30: 3.0} if seed % 2 else {}
+    actual = feed(rows, scored=scored)
     for example, expected in enumerate(plain(rows, scored)):
-        assert found["visits"][example] == expected.pop("visits")
-        assert (found["step"][example] == NEVER) == (not expected)
+        assert actual["visits"][example] == expected.pop("visits")
+        assert (actual["step"][example] == NEVER) == (not expected)
         for name, value in expected.items():
-            assert found[name][example] == pytest.approx(value, rel=1e-6, abs=1e-9), (example, name)
+            assert actual[name][example] == pytest.approx(value, rel=1e-6, abs=1e-9), (example, name)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_save_and_no_order_changes_anything(seed: int) -> None:
-    rows, scored = made_up(seed), {11: 2.5} if seed % 2 else {}
+    rows, scored = synthetic_rows(seed), {11: 2.5} if seed % 2 else {}
     expected = feed(rows, scored=scored)
     for cuts in (set(range(1, STEPS + 1)), {1}, {8, 9}, {3, 20, 21, 39}):
         assert feed(rows, scored=scored, cuts=cuts) == expected
-    assert feed(rows, scored=scored, turn=1) == feed(rows, scored=scored, turn=4, cuts={5}) == expected
+    assert feed(rows, scored=scored, rotate=1) == feed(rows, scored=scored, rotate=4, cuts={5}) == expected
 
 
 def record(buffer: LossBuffer, step: int, loss: float, share: float, *, example: int = 0) -> LossBuffer:
@@ -152,14 +152,14 @@ def test_small_shares_add_up() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-9])
-def test_a_share_of_nothing_is_nothing(share: float) -> None:
+def test_a_share_of_zero_is_ignored(share: float) -> None:
     buffer = record(record(build(1), 1, 4.0, 1.0), 9, 7.0, share)
     assert buffer.loss.tolist() == [4.0] and buffer.visits.tolist() == [1]
     assert record(build(1), 1, 7.0, share).step.tolist() == [NEVER]
 
 
-def test_a_broken_loss_counts_for_who_was_most_of_it() -> None:
-    """-inf among importances is for what was trained and never finite: the other image is still unseen."""
+def test_a_non_finite_loss_is_a_visit_of_the_example_with_the_larger_share() -> None:
+    """An example that was trained and never had a finite loss gets importance -inf; the other image stays unseen."""
     buffer = build(2)
     nan, ids = torch.full((2,), float("nan")), torch.arange(2)
     buffer.record(ids, nan, step=1, gradients=torch.ones(2), shares=torch.tensor([0.9, 0.1]))
@@ -167,14 +167,14 @@ def test_a_broken_loss_counts_for_who_was_most_of_it() -> None:
     assert buffer.visits.tolist() == [1, 0] and buffer.step.tolist() == [NEVER, NEVER] and buffer.num_nonfinite == 2
 
 
-def test_what_is_known_first_is_kept_from_the_next_window_on() -> None:
+def test_the_first_loss_is_fixed_from_the_next_window_on() -> None:
     buffer = record(record(build(1), 2, 6.0, 1.0), 5, 4.0, 1.0)
     assert buffer.loss.tolist() == buffer.first_loss.tolist() == [5.0] and buffer.first_step.tolist() == [5]
     record(buffer, 9, 2.0, 1.0)
     assert (buffer.loss.tolist(), buffer.first_loss.tolist(), buffer.first_step.tolist()) == ([2.0], [5.0], [5])
 
 
-def test_whole_shares_once_a_window_are_the_plain_buffer() -> None:
+def test_shares_of_one_once_per_window_equal_the_buffer_without_shares() -> None:
     rng = torch.Generator().manual_seed(0)
     plain_buffer, mixed = LossBuffer(64, flush_every=WINDOW), LossBuffer(64, flush_every=WINDOW, with_shares=True)
     for step in range(1, 33):

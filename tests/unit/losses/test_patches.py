@@ -1,4 +1,4 @@
-"""losses/patches.py against float64 loops over numbers, and the functional gradient against autograd."""
+"""losses/patches.py against float64 loops over values, and the functional gradient against autograd."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ STATISTICS = torch.tensor([0.5, 6.5, 1.3])
 
 
 def batch(*, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four examples: all patches valid, one patch padding, all padding, one number valid."""
+    """Four examples: all patches valid, one patch padding, all padding, one value valid."""
     generator = torch.Generator().manual_seed(0)
     pred_BMD = torch.randn(4, 5, 6, generator=generator).to(dtype)
     labels_BMD = torch.randn(4, 5, 6, generator=generator)
@@ -28,7 +28,7 @@ def batch(*, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Te
 
 
 def plain_squares(pred_BMD: torch.Tensor, labels_BMD: torch.Tensor) -> list[list[float]]:
-    """For each example, the squared error of each valid number, in float64."""
+    """For each example, the squared error of each valid value, in float64."""
     rows = []
     for pred, labels in zip(pred_BMD.detach().double(), labels_BMD.double(), strict=True):
         pairs = zip(pred.flatten().tolist(), labels.flatten().tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""losses/window.py: the rule of Sow et al. written out in numpy, and windows that nothing but steps can move."""
+"""losses/window.py against the rule of Sow et al. in numpy; windows depend on step numbers only."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def losses_of(step: int) -> torch.Tensor:
 
 
 def filled(*, last: int, cuts: tuple[int, ...] = ()) -> LossWindow:
-    """Steps 1 to ``last``, exchanged at multiples of FLUSH, and at ``cuts`` as for a checkpoint."""
+    """A window after steps 1 to ``last``, exchanged at multiples of FLUSH and, as for a checkpoint, at ``cuts``."""
     window = LossWindow(flush_every=FLUSH, batch_size=BATCH, temperature=TEMPERATURE)
     pending: list[torch.Tensor] = []
     for step in range(1, last + 1):
@@ -59,23 +59,23 @@ def test_the_first_two_windows_are_neutral():
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (5, 6, 7), (10, 11)])
-def test_a_checkpoint_in_between_moves_nothing(cuts):
+def test_a_checkpoint_does_not_shift_windows(cuts):
     for step in range(1, 20):
         assert torch.equal(filled(last=step - 1, cuts=cuts).statistics(step), filled(last=step - 1).statistics(step))
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7, 8, 11])
-def test_a_resumed_window_goes_on(cut):
+def test_a_resumed_window_continues(cut):
     for step in range(cut + 1, cut + 10):
         window = LossWindow(flush_every=FLUSH, batch_size=BATCH, temperature=TEMPERATURE)
-        window.statistics(step)  # whatever was cached before the load is forgotten
+        window.statistics(step)  # the load discards the cached statistics
         window.load_state_dict(filled(last=cut).state_dict())
         for later in range(cut + 1, step):
             window.write(losses_of(later), step=later)
         assert torch.equal(window.statistics(step), filled(last=step - 1).statistics(step))
 
 
-def test_broken_losses_and_a_window_of_equal_ones():
+def test_non_finite_losses_and_a_window_of_equal_losses():
     window = LossWindow(flush_every=2, batch_size=2, temperature=1.0)
     window.write(torch.tensor([1.0, float("nan"), 3.0, float("inf")]), step=2)
     assert window.statistics(5)[:2].tolist() == [1.0, 3.0]
@@ -92,16 +92,16 @@ def test_a_state_of_another_batch_is_refused():
 
 
 @pytest.mark.parametrize("compile_loss", [False, True])
-def test_the_loss_weighs_by_itself(compile_loss):
+def test_the_loss_applies_the_weights(compile_loss):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 11, generator=generator, requires_grad=True)
     labels = torch.randint(11, (3, 5), generator=generator)
     labels[1, 2:] = -100
     weights, statistics = torch.tensor([1.0, 0.5, 2.0]), torch.tensor([2.0, 3.5, 1.3])
     sums, counts = per_example_cross_entropy(logits.double(), labels)
-    follows = capped_linear_weights((sums / counts).detach(), statistics, temperature=TEMPERATURE)
-    assert follows.min() != follows.max()
-    expected = (sums * weights * follows).sum()
+    factors = capped_linear_weights((sums / counts).detach(), statistics, temperature=TEMPERATURE)
+    assert factors.min() != factors.max()
+    expected = (sums * weights * factors).sum()
     loss = build_weighted_loss(compile_loss=compile_loss, temperature=TEMPERATURE, backend="aot_eager")
     weighted, unweighted, *_ = loss(logits, labels, weights, statistics)
     assert weighted.item() == pytest.approx(expected.item(), rel=1e-5)

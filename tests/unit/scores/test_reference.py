@@ -139,13 +139,13 @@ def test_a_reference_that_is_no_json_object(finished: Path, content: str) -> Non
 @pytest.mark.parametrize("changes", [{"format": "somebody.elses"}, {"version": 2}, {"version": None}])
 def test_another_format(finished: Path, changes: dict[str, object]) -> None:
     damage(finished, **changes)
-    with pytest.raises(ValueError, match="what is read here is 'titan_attent.reference' version 1; use the package"):
+    with pytest.raises(ValueError, match="expected format 'titan_attent.reference' version 1; use the package"):
         ReferenceLosses(finished)
 
 
 def test_a_data_set_in_the_place_of_losses(finished: Path) -> None:
     damage(finished, format="titan_attent.tokens")
-    with pytest.raises(ValueError, match="holds a data set of text, .*; what is wanted is a scorer's losses"):
+    with pytest.raises(ValueError, match="holds a data set of text, .*; expected is a scorer's losses"):
         ReferenceLosses(finished)
 
 

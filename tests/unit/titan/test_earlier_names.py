@@ -76,7 +76,7 @@ def test_a_system_that_had_another_name(name: str, tmp_path: Path) -> None:
 
 def test_an_identity_of_an_earlier_version_is_todays() -> None:
     check_geometry({"modules.seed": 3, "data.seed": 0}, {"freezing.seed": 3, "data.seed": 0}, where="it")
-    with pytest.raises(ValueError, match="freezing.seed is 4 now and 3 there"):
+    with pytest.raises(ValueError, match="freezing.seed is 4 in this run but 3 in the checkpoint"):
         check_geometry({"modules.seed": 3}, {"freezing.seed": 4}, where="it")
 
 

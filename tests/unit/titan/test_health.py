@@ -1,4 +1,4 @@
-"""health.py: what counts as a run that can learn no more, on a trainer of a few weights in this process."""
+"""health.py on a trainer of a few weights in this process: which runs end, and which get a warning."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ NAN, INF = math.nan, math.inf
 
 
 class Ended(Exception):
-    """In place of the end of the process."""
+    """Raised instead of the end of the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Checkpoints:
-    """What the rule asks of torchtitan's."""
+    """The methods of torchtitan's CheckpointManager that health.py calls."""
 
     enable = True
 
@@ -61,7 +61,7 @@ class Checkpoints:
 
 
 class Tiny:
-    """A trainer: one linear layer under AdamW, whose gradient a test may spoil."""
+    """A trainer: one linear layer under AdamW, whose gradient a test may set to NaN."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.step, self.closed = CPU, 0, False
@@ -86,16 +86,16 @@ class Tiny:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_one_element_of_any_tensor_is_seen(dtype: torch.dtype, bad: float) -> None:
+def test_one_bad_element_of_any_tensor_is_detected(dtype: torch.dtype, bad: float) -> None:
     huge = torch.finfo(dtype).max  # a sum of squares would overflow
     good = [torch.full((5,), -huge, dtype=dtype), torch.zeros(0), torch.tensor(3), torch.zeros(2, 3, dtype=dtype)]
     if dtype == torch.float64:
         good[0].fill_(1e38)
     assert all_finite(good, device=CPU)
     assert all_finite([], device=CPU)
-    for place in range(6):
+    for index in range(6):
         wrong = torch.zeros(2, 3, dtype=dtype)
-        wrong.view(-1)[place] = bad
+        wrong.view(-1)[index] = bad
         assert not all_finite([*good, wrong], device=CPU)
         assert not all_finite([wrong, *good], device=CPU)
 
@@ -111,7 +111,7 @@ def test_a_poisoned_state_is_not_saved_and_names_the_last_good_one(
         tiny.train()
         tiny.save(tiny.step)
     tiny.train(loss=loss, grad=grad)
-    tiny.save(tiny.step)  # no save is due: no look
+    tiny.save(tiny.step)  # no save is due, so the weights are not checked
     tiny.train(loss=NAN, grad=NAN)
     with pytest.raises(Ended) as caught:
         tiny.save(tiny.step)
@@ -122,15 +122,15 @@ def test_a_poisoned_state_is_not_saved_and_names_the_last_good_one(
     assert "out/checkpoint/step-2" in message and "optimizer.lr" in message
 
 
-def test_the_last_save_is_looked_at_like_any_other() -> None:
+def test_the_weights_are_checked_before_the_last_save() -> None:
     tiny = Tiny()
     tiny.train(grad=NAN)
-    with pytest.raises(Ended, match="step 1: a gradient was not finite.*There is no checkpoint to go on from"):
+    with pytest.raises(Ended, match="step 1: a gradient was not finite.*There is no checkpoint to resume from"):
         tiny.save(1, last_step=True)
     assert not tiny.checkpointer.saved
 
 
-def test_the_last_step_is_looked_at_where_nothing_is_saved_or_logged() -> None:
+def test_the_last_step_is_checked_even_if_nothing_is_saved_or_logged() -> None:
     tiny: Any = Tiny()
     tiny.checkpointer = SimpleNamespace(enable=False, _should_save=lambda *step: False, save=lambda *step, **how: None)
     tiny.save = tiny.health.guarded(tiny.checkpointer.save)
@@ -149,15 +149,15 @@ def test_a_logged_step_ends_a_poisoned_run_before_a_save_is_due() -> None:
         tiny.health.logged(2, NAN, NAN)
 
 
-def test_a_norm_that_overflows_is_clipped_to_nothing_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Finite gradients of an infinite norm times max_norm / inf: the step is lost, the weights are not."""
+def test_a_norm_that_overflows_is_clipped_to_zero_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Finite gradients with an infinite norm are scaled by max_norm / inf = 0: the step has no effect."""
     tiny = Tiny()
     tiny.train(grad=1e30, max_norm=1.0)
     tiny.health.logged(1, 1.0, INF)
     tiny.save(2)
     assert tiny.checkpointer.saved == [2]
-    assert "step 1: loss 1.0, gradient norm inf: not finite; the weights are" in caplog.text
-    for step in range(2, 10):  # it recovers in between: no row of them
+    assert "step 1: loss 1.0, gradient norm inf: not finite; the weights are finite" in caplog.text
+    for step in range(2, 10):  # finite norms in between, so never PATIENCE in a row
         tiny.health.logged(step, 1.0, INF if step % PATIENCE else 1.0)
 
 
@@ -171,7 +171,7 @@ def test_a_run_that_learns_nothing_for_long_ends_though_its_weights_are_finite()
         tiny.health.logged(PATIENCE, 1.0, INF)
 
 
-def test_a_loss_that_recovers_is_told_once_and_saved(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_that_recovers_is_one_warning_and_is_saved(caplog: pytest.LogCaptureFixture) -> None:
     tiny = Tiny()
     tiny.train(loss=NAN)
     tiny.train()
@@ -179,10 +179,10 @@ def test_a_loss_that_recovers_is_told_once_and_saved(caplog: pytest.LogCaptureFi
     tiny.train()
     tiny.save(4)
     assert tiny.checkpointer.saved == [2, 4]
-    assert caplog.text.count("step 1: the loss was not finite; the weights are") == 1
+    assert caplog.text.count("step 1: the loss was not finite; the weights are finite") == 1
 
 
-def test_a_validation_loss_that_is_not_finite_is_told_and_ends_a_poisoned_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_non_finite_validation_loss_is_a_warning_or_ends_a_poisoned_run(caplog: pytest.LogCaptureFixture) -> None:
     tiny = Tiny()
     tiny.train()
     tiny.health.validated(1, 2.5)
@@ -207,7 +207,7 @@ def test_a_start_from_poisoned_weights_or_state_is_refused() -> None:
             tiny.health.begin()
 
 
-def test_without_checkpoints_a_look_needs_none() -> None:
+def test_a_check_works_without_checkpoints() -> None:
     tiny: Any = Tiny()
     tiny.checkpointer = SimpleNamespace(enable=False)
     tiny.train(grad=NAN)

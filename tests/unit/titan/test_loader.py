@@ -1,4 +1,4 @@
-"""loader.py: passes, scoring pools and validations read what they should, in turn, on the same few threads."""
+"""loader.py: passes, scoring pools and validations take turns on the same threads, and read the expected examples."""
 
 import threading
 from pathlib import Path
@@ -35,7 +35,7 @@ def dataset(tmp_path: Path) -> TokenDataset:
 
 
 class Scoring:
-    """Stands for the teacher: before every pass it reads a pool of its own, as a scoring does."""
+    """Replaces the teacher: before every pass it reads a pool, as a scoring does."""
 
     batch_size = ROWS
 
@@ -61,7 +61,7 @@ class Scoring:
         return self.current
 
     def batch_served(self) -> None:
-        """Not of interest here."""
+        """Does nothing."""
 
 
 def check(dataset: TokenDataset, batch: ReadBatch, ids: torch.Tensor) -> None:
@@ -110,11 +110,11 @@ def test_a_run_starts_its_threads_once_and_reads_the_same_with_any_number(
         batch = next(batches)
         assert teacher.current is not None and teacher.pass_index == step // BATCHES
         check(dataset, batch, teacher.current.ids(step % BATCHES, step % BATCHES + 1))
-        if step % 3 == 0:  # a validation in the midst of a pass, one of them left half-way
+        if step % 3 == 0:  # validations within a pass, one of them not finished
             read_pool(Pool.whole(21))
             next(iter(fixed(Pool.whole(21))))
     assert len(pools_read) == PASSES + -(-PASSES * BATCHES // 3)
-    # One is not started before it is needed.
+    # Threads start when they are needed.
     assert min(num_workers, 1) <= len(started) <= num_workers
     batches.close()
     loader.close()

@@ -1,4 +1,4 @@
-"""owner.py: two processes and one folder; a lock that dies with its holder; folders without locks."""
+"""owner.py: two processes and one folder; the lock ends with its process; file systems without locks."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ import pytest
 from titan_attent.titan import owner
 from titan_attent.titan.owner import LOCK_FILE, _lock_files, own
 
-# Only the lock: importing the package takes seconds.
+# It takes only the lock, as importing the package takes seconds.
 HOLDER = """
 import fcntl, os, sys
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -29,7 +29,7 @@ sys.stdin.read()
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Any:
+def released() -> Any:
     yield
     owner._forget()
 
@@ -49,17 +49,17 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path: Path)
         own(path, "[job] dump_folder")
     message = str(caught.value)
     assert message.startswith(
-        f"[job] dump_folder = {path.parent}: another run is at work there (process 7 on elsewhere"
+        f"[job] dump_folder = {path.parent}: another run is using this folder (process 7 on elsewhere"
     )
     assert "name another folder" in message
     holder.kill()
     holder.wait()
-    own(path, "[job] dump_folder")  # the file is still there, and means nothing
+    own(path, "[job] dump_folder")  # the file still exists, without a lock
     assert f"process {os.getpid()} on " in path.read_text()
     assert "elsewhere" not in path.read_text()
 
 
-def test_it_is_held_against_others_and_the_holder_may_ask_again(tmp_path: Path) -> None:
+def test_others_cannot_take_the_lock_and_the_holder_may_take_it_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out" / LOCK_FILE
     own(path, "key")
     (tmp_path / "alias").symlink_to(tmp_path / "new")
@@ -72,10 +72,10 @@ def test_it_is_held_against_others_and_the_holder_may_ask_again(tmp_path: Path) 
 def test_a_forked_child_that_outlives_the_run_does_not_keep_the_folder(tmp_path: Path) -> None:
     path = tmp_path / LOCK_FILE
     own(path, "key")
-    is_up, tell = os.pipe()
+    is_up, signal = os.pipe()
     child = os.fork()
     if not child:
-        os.write(tell, b"1")
+        os.write(signal, b"1")
         time.sleep(30)
         os._exit(0)
     os.read(is_up, 1)
@@ -88,7 +88,7 @@ def test_a_forked_child_that_outlives_the_run_does_not_keep_the_folder(tmp_path:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     def flock(*args: Any) -> None:
@@ -96,10 +96,10 @@ def test_a_file_system_without_locks_is_told(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     own(tmp_path / LOCK_FILE, "[job] dump_folder")
-    assert "keeps no locks" in caplog.text and str(tmp_path) in caplog.text
+    assert "supports no locks" in caplog.text and str(tmp_path) in caplog.text
 
 
-def test_where_nothing_can_be_written_nothing_is_owned(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     own(tmp_path / "file" / "out" / LOCK_FILE, "key")
     assert not owner._held
@@ -111,15 +111,15 @@ def config(dump: Path, folder: str, *, enable: bool = True) -> Any:
 
 
 def test_a_checkpoint_folder_elsewhere_has_a_lock_of_its_own(tmp_path: Path) -> None:
-    mine = tmp_path / "a" / LOCK_FILE
-    assert list(_lock_files(config(tmp_path / "a", "checkpoint"))) == [mine]
+    own_lock = tmp_path / "a" / LOCK_FILE
+    assert list(_lock_files(config(tmp_path / "a", "checkpoint"))) == [own_lock]
     for folder in ("../shared", str(tmp_path / "shared")):
         files = list(_lock_files(config(tmp_path / "a", folder)))
-        assert files[0] == mine and files[1].resolve() == tmp_path / f".shared.{LOCK_FILE}"
-        assert list(_lock_files(config(tmp_path / "a", folder, enable=False))) == [mine]
+        assert files[0] == own_lock and files[1].resolve() == tmp_path / f".shared.{LOCK_FILE}"
+        assert list(_lock_files(config(tmp_path / "a", folder, enable=False))) == [own_lock]
 
 
-def test_one_checkpoint_folder_is_one_by_whatever_way_runs_reach_it(tmp_path: Path) -> None:
+def test_a_checkpoint_folder_has_one_lock_through_any_link(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     for run in "ab":
         (tmp_path / run).mkdir()
@@ -129,25 +129,25 @@ def test_one_checkpoint_folder_is_one_by_whatever_way_runs_reach_it(tmp_path: Pa
 
 
 def test_a_checkpoint_folder_in_the_dump_folder_of_another_run(tmp_path: Path) -> None:
-    theirs = tmp_path / "b" / LOCK_FILE
+    other_lock = tmp_path / "b" / LOCK_FILE
     beside = tmp_path / "b" / f".checkpoint.{LOCK_FILE}"
-    own(theirs, "[job] dump_folder")
-    assert list(_lock_files(config(tmp_path / "a", "../b/checkpoint")))[1:] == [beside, theirs]
+    own(other_lock, "[job] dump_folder")
+    assert list(_lock_files(config(tmp_path / "a", "../b/checkpoint")))[1:] == [beside, other_lock]
     own(beside, "[checkpoint] folder")
-    assert list(_lock_files(config(tmp_path / "b", "checkpoint"))) == [theirs, beside]
+    assert list(_lock_files(config(tmp_path / "b", "checkpoint"))) == [other_lock, beside]
 
 
 def test_the_lock_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, really = tmp_path / LOCK_FILE, os.open
+    path, stock_open = tmp_path / LOCK_FILE, os.open
     holder = hold(path)
 
-    def others(path: Path, flags: int, *mode: int) -> int:
+    def open_refusing_writes(path: Path, flags: int, *mode: int) -> int:
         if flags & os.O_RDWR:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return really(path, flags, *mode)
+        return stock_open(path, flags, *mode)
 
-    monkeypatch.setattr(os, "open", others)
-    with pytest.raises(ValueError, match="another run is at work there .process 7 on elsewhere"):
+    monkeypatch.setattr(os, "open", open_refusing_writes)
+    with pytest.raises(ValueError, match="another run is using this folder .process 7 on elsewhere"):
         own(path, "key")
     holder.kill()
     holder.wait()

@@ -1,4 +1,4 @@
-"""titan/pipeline.py: columns of any kind ride with the target, and come back bit for bit."""
+"""titan/pipeline.py: columns of any dtype are packed into the target and unpacked bit for bit."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ COLUMNS = {
 }
 
 
-def test_columns_come_back_as_they_were() -> None:
+def test_columns_are_unpacked_bit_for_bit() -> None:
     labels, columns = unpack_target(pack_target(LABELS, COLUMNS), COLUMNS)
     assert labels.equal(LABELS) and list(columns) == list(COLUMNS)
     for name, column in COLUMNS.items():
@@ -40,7 +40,7 @@ def test_microbatches_see_their_own_rows_and_only_the_last_calls_count() -> None
     batch = Batch(10 * LABELS, LABELS, {"example_id": torch.tensor([7, 8])})
     with stock.step(loss, batch, num_microbatches=2, divisor=4.0) as step:
         target = step.target()
-        stock(torch.full((1,), 99.0), target[:1])  # the call that learns shapes
+        stock(torch.full((1,), 99.0), target[:1])  # the call that finds the shapes of gradients
         results = [float(stock(torch.full((1,), i + 1.0), target[i : i + 1])) for i in range(2)]
     assert results == [7 / 4, 16 / 4] and float(step.loss_sum()) == 3.0
     assert step.seen()["id"].tolist() == [7, 8]

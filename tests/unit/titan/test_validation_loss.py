@@ -1,4 +1,4 @@
-"""What validation measures does not depend on what a run is taught with: smoothed labels, mixtures."""
+"""The validation loss does not depend on label smoothing or mixing in training."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from titan_attent.titan.models.vision import build_loss
 from titan_attent.titan.validator import ShardValidator
 
 CLASSES = 5
-TAUGHT = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.4, "mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 1.0}]
+TRAINING = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.4, "mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 1.0}]
 
 
 def config(**vision: Any) -> Any:
@@ -35,8 +35,8 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 1, CLASSES, generator=generator), labels
 
 
-@pytest.mark.parametrize("vision", TAUGHT)
-def test_smoothing_is_for_what_is_learned_from(vision: dict[str, float]) -> None:
+@pytest.mark.parametrize("vision", TRAINING)
+def test_only_a_training_loss_is_smoothed(vision: dict[str, float]) -> None:
     loss = build_loss(config(**vision), parallel_dims=None)
     logits, labels = batch()
     with torch.no_grad():
@@ -59,9 +59,9 @@ class Linear(nn.Module):
         return x @ self.weight
 
 
-@pytest.mark.parametrize("vision", TAUGHT)
+@pytest.mark.parametrize("vision", TRAINING)
 def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None:
-    """Of a model whose weights do require a gradient, as that of a run does."""
+    """With a model whose weights require gradients, as in a run."""
 
     class Loader(list[Any]):
         dataset = SimpleNamespace(tokens_per_example=1)
@@ -88,12 +88,12 @@ def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None
     assert logged["loss"] == pytest.approx(F.cross_entropy(logits[:, 0], labels[:, 0]).item(), rel=1e-6)
 
 
-def test_what_is_validated_is_said() -> None:
-    for vision in TAUGHT:
+def test_the_validation_loss_has_a_name() -> None:
+    for vision in TRAINING:
         assert family_of(config(**vision)).modality.validated(config(**vision)) == "cross-entropy"
-    said = set()
+    names = set()
     for vision in ({}, {"mask_ratio": 0.5}, {"normalize_patches": False}, {"patch_size": 4}):
         autoencoder = config(**vision)
         autoencoder.model.name = "mae_attent"
-        said.add(family_of(autoencoder).modality.validated(autoencoder))
-    assert len(said) == 4 and sum("in variances of the training images" in text for text in said) == 1
+        names.add(family_of(autoencoder).modality.validated(autoencoder))
+    assert len(names) == 4 and sum("in variances of the training images" in text for text in names) == 1

@@ -131,8 +131,8 @@ def read_index(folder: Path) -> ImageIndex:
             f"{folder}: not a data set of images, {problem}; correct the path, or make one with "
             f"{WRITER[:-1]} INPUT --output {folder}`"
         )
-    fix = f"restore the file, or write the data set again with {WRITER}"
-    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), mend=fix)
+    fix = f"restore the file, or write the data set anew with {WRITER}"
+    fields = read_versioned(path, format=FORMAT, versions=(VERSION,), fix=fix)
     try:
         if isinstance(fields.get("classes"), list):
             check_classes(fields["classes"])

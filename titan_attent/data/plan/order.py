@@ -52,6 +52,12 @@ class SelectedSlots:
     def __len__(self) -> int:
         return self._length
 
+    def contains(self, slots: np.ndarray) -> np.ndarray:
+        """int64 [n], each in [0, size) -> bool [n], whether they are in the set."""
+        if self.bitmask is None:
+            return np.ones(len(slots), dtype=bool)
+        return (self.bitmask[slots >> 3] >> (slots & 7).astype(np.uint8) & 1).astype(bool)
+
     def select(self, ranks: np.ndarray) -> np.ndarray:
         """Ranks in the sorted set, int64 [n], each in [0, len) -> the slots with these ranks, int64 [n]."""
         if self.bitmask is None:

@@ -32,6 +32,8 @@ RUN = 256
 """Neighbouring ids that stay together in the order of a pass."""
 BLOCK_RUNS = 256
 """Runs of a block."""
+_SAMPLED = 16_384
+"""Examples whose lengths decide the default of ``max_examples``."""
 _BLOCKS_KEPT = 3
 """Packed blocks that a rank keeps: reader threads may still be in the one before."""
 
@@ -45,6 +47,8 @@ class Lengths(Protocol):
     def __len__(self) -> int: ...
 
     def lengths(self, ids: np.ndarray) -> np.ndarray: ...
+
+    def length_sample(self, size: int) -> np.ndarray: ...
 
 
 class _Block(NamedTuple):
@@ -239,6 +243,5 @@ class Packer:
 
 
 def default_limit(examples: Lengths) -> int:
-    """The default of ``max_examples_per_window``, from the mean length of the examples."""
-    mean = max(1, examples.num_rows * examples.seq_len // len(examples))
-    return window_limit(np.array([mean]), capacity=examples.seq_len)
+    """The default of ``max_examples``, from the lengths of the data set."""
+    return window_limit(examples.length_sample(_SAMPLED), capacity=examples.seq_len)

@@ -1,7 +1,7 @@
 """Documents as the unit that is trained: the :class:`~titan_attent.data.examples.Examples` of spans of documents.
 
-    ids [B]       one example per row, the rest of the row is padding       validation, scoring
-    ids [B, M]    up to M examples per row, one after the other             training: packed windows (data/plan/packed.py)
+    ids [B]       one example per row, then padding                    validation, scoring
+    ids [B, M]    up to M examples per row, one after the other        training: packed windows (data/plan/packed.py)
 
 A row has exactly ``seq_len`` inputs and labels. Labels of padding are ``IGNORE_INDEX``, and with a mask of the data set
 those whose loss does not count. ``example_index`` says which example of its row each token belongs to; padding counts
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples
+from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples, length_sample
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 
@@ -105,6 +105,10 @@ class DocumentDataset(Dataset):
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], tokens that an example takes in a window."""
         return self.table.locate(ids).lengths
+
+    def length_sample(self, size: int) -> np.ndarray:
+        """int64 [size], lengths of examples at equal distances in the order of all lengths."""
+        return length_sample(self.shards, seq_len=self.seq_len, size=size)
 
     def documents_of(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the number of each example's document in the data set."""

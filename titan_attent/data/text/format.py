@@ -158,7 +158,7 @@ def read_index(folder: Path) -> Index:
     if not path.is_file():
         raise ValueError(f"{folder}: {_why_no_index(folder)}")
     fix = f"restore the file, or write the data set anew with {WRITER}"
-    fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, mend=fix)
+    fields = read_versioned(path, format=FORMAT, versions=READ_VERSIONS, fix=fix)
     try:
         index = typed(Index, fields)
         _check_consistency(index)

@@ -52,6 +52,18 @@ def count_all_examples(shards: TokenShards, *, seq_len: int) -> int:
     return int((spans_per_document(lengths, seq_len=seq_len) * counts).sum())
 
 
+def length_sample(shards: TokenShards, *, seq_len: int, size: int) -> np.ndarray:
+    """int64 [size], lengths of examples at equal distances in the order of all lengths; from the histogram alone."""
+    lengths, counts = shards.length_histogram()
+    whole, rest = np.divmod(lengths - 1, seq_len)
+    values = np.append(rest, seq_len)
+    weights = np.append(np.where(rest > 0, counts, 0), (whole * counts).sum())
+    order = np.argsort(values, kind="stable")
+    values, until = values[order], np.cumsum(weights[order])
+    ranks = (2 * np.arange(size, dtype=np.int64) + 1) * int(until[-1]) // (2 * size)
+    return values[np.searchsorted(until, ranks, side="right")]
+
+
 def num_runs(shards: TokenShards) -> np.ndarray:
     """int64 [num_shards], the runs of each shard."""
     return np.array([-(-shards.num_documents_of(shard) // RUN) for shard in range(shards.num_shards)], dtype=np.int64)

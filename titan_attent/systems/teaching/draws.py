@@ -110,7 +110,7 @@ class Draws:
         known = Known(expert=seen.expert, amateur=seen.amateur, chance_loss=self.chance_loss)
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
-            records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
+            records = records.with_scores(seen.amateur, replace_all=config.scoring == "amateur")
         scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)
         measures, audit = scores.measures, audit_scores(scores)

@@ -20,7 +20,7 @@ from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.json_lines import JsonLines
-from titan_attent.foundations.ledger import TEACHING
+from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.mixed import mixing
@@ -44,7 +44,7 @@ class Teaching(System):
     name = "teacher"
     former_keys = FORMER_KEYS
     columns = ("weight",)
-    accounts = TEACHING
+    accounts = TEACHING_ACCOUNTS
     keeps_state = True
     panels = PANELS
     tag_units = UNITS
@@ -104,7 +104,7 @@ class Teaching(System):
             with_gradient=self.with_gradient,
             with_shares="share" in run.dataset.columns,
             window=window,
-            copies=run.copies,
+            replica_sources=run.replica_sources,
         )
         self.teacher = Teacher(
             self.buffer,

@@ -165,10 +165,10 @@ def test_readings_change_copies() -> None:
     buffer.sync()
     before = buffer.records()
     amateur = torch.tensor([3.0, 3.0, 3.0, 3.0])
-    after, everywhere = (before.with_readings(amateur, everywhere=flag) for flag in (False, True))
+    after, replaced = (before.with_scores(amateur, replace_all=flag) for flag in (False, True))
     assert after.loss.tolist()[:2] == [3.0, 0.5] and after.loss[3] == 3.0
     assert after.step.tolist() == [0, 7, NEVER, 0]  # trained, and never finite: the amateur does not mend that
-    assert everywhere.loss.tolist() == [3.0] * 4 and everywhere.step.tolist() == [0] * 4
+    assert replaced.loss.tolist() == [3.0] * 4 and replaced.step.tolist() == [0] * 4
     assert before.step.tolist() == [NEVER, 7, NEVER, NEVER] and isinstance(before, Records)
 
 

@@ -1,9 +1,9 @@
-"""Thousands of ranks that are not there: the real code as one rank of many, and counts of what it asks for.
+"""Runs the real code as one rank of thousands of synthetic ranks, and counts the operations of that rank.
 
-The other ranks are made up: each holds what this one holds. A sum over 64-bit integers, which are counts, is this
-rank's times the number of ranks; other sums are of values that one rank has and the others add zeros to, and where
-this rank has none they are those of another example. A gather repeats this rank's part. Nothing is timed: operators,
-host syncs, collectives and bytes are counted, and do not depend on the machine.
+The other ranks hold the same values as this rank. A sum of 64-bit integers, which are counts, is this rank's value
+times the number of ranks. Other sums are of values that one rank owns, with zeros from the others; where this rank
+owns none, the values of another example are used. A gather repeats this rank's tensor. Nothing is timed: operators,
+host syncs, collectives and bytes are counted, which do not depend on the machine.
 """
 
 from collections import Counter
@@ -27,8 +27,8 @@ _VIEWS = ("view", "slice", "select", "split", "unbind", "expand", "as_strided", 
 
 
 @dataclass(frozen=True)
-class MadeUpMesh:
-    """A one-dimensional mesh, as much of it as the package reads."""
+class SyntheticMesh:
+    """A one-dimensional mesh with the attributes that the package reads."""
 
     num_ranks: int
     rank: int = 1
@@ -41,24 +41,24 @@ class MadeUpMesh:
     def get_local_rank(self) -> int:
         return self.rank
 
-    def get_group(self) -> "MadeUpMesh":
+    def get_group(self) -> "SyntheticMesh":
         return self
 
 
-class MadeUpRanks(TorchDispatchMode):
-    """While active, collectives over a :class:`MadeUpMesh` are answered as above.
+class SyntheticRanks(TorchDispatchMode):
+    """While active, collectives over a :class:`SyntheticMesh` return results as described above.
 
     Attributes:
-        num_operators: calls of torch's operators, but for those that only look at a tensor in another way.
-        syncs: what on an accelerator would make the host wait, by name.
-        collectives: by name.
+        num_operators: calls of torch's operators, without views.
+        syncs: number of calls that would be host syncs on an accelerator, by name.
+        collectives: number of collectives, by name.
         received: bytes that reach this rank in ring algorithms.
-        ranks_asked_for: how often the part of a single rank was looked up: a loop over the ranks asks once for each.
+        num_range_lookups: number of look-ups of the shard of one rank; a loop over the ranks makes one per rank.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_operators = self.received = self.ranks_asked_for = 0
+        self.num_operators = self.received = self.num_range_lookups = 0
         self.syncs: Counter[str] = Counter()
         self.collectives: Counter[str] = Counter()
         self._answering = False
@@ -69,7 +69,7 @@ class MadeUpRanks(TorchDispatchMode):
             mock.patch.object(ExampleSharding, "range_of", self._range_of(ExampleSharding.range_of)),
         ]
 
-    def __enter__(self) -> "MadeUpRanks":
+    def __enter__(self) -> "SyntheticRanks":
         for patch in self._patches:
             patch.start()
         return super().__enter__()
@@ -100,25 +100,25 @@ class MadeUpRanks(TorchDispatchMode):
         return call
 
     def _range_of(self, stock: Any) -> Callable[..., Any]:
-        def asked(sharding: ExampleSharding, rank: int) -> tuple[int, int]:
-            self.ranks_asked_for += 1
+        def counted(sharding: ExampleSharding, rank: int) -> tuple[int, int]:
+            self.num_range_lookups += 1
             return stock(sharding, rank)
 
-        return asked
+        return counted
 
-    def _all_reduce(self, x: Tensor, *, op: Any, group: MadeUpMesh) -> None:
+    def _all_reduce(self, x: Tensor, *, op: Any, group: SyntheticMesh) -> None:
         self.collectives["max" if op == dist.ReduceOp.MAX else "sum"] += 1
         self.received += 2 * (group.num_ranks - 1) * x.nbytes // group.num_ranks
         self._answering = True
         if op == dist.ReduceOp.SUM and x.dtype == torch.int64:
             x *= group.num_ranks
         elif op == dist.ReduceOp.SUM and x.ndim == 2:
-            here = (x != 0).any(dim=0).nonzero().flatten()
-            if len(here):
-                x.copy_(x[:, here[torch.arange(x.shape[1]) % len(here)]])
+            owned = (x != 0).any(dim=0).nonzero().flatten()
+            if len(owned):
+                x.copy_(x[:, owned[torch.arange(x.shape[1]) % len(owned)]])
         self._answering = False
 
-    def _all_gather(self, out: Tensor, x: Tensor, *, group: MadeUpMesh, async_op: bool) -> None:
+    def _all_gather(self, out: Tensor, x: Tensor, *, group: SyntheticMesh, async_op: bool) -> None:
         assert not async_op
         self.collectives["gather"] += 1
         self.received += out.nbytes - x.nbytes
