@@ -10,6 +10,7 @@ Cost: a bitmask of pool/8 bytes and its directory of pool/64 bytes; O(log pool) 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -163,6 +164,9 @@ class Pass:
     round: int = 0
     weighted: bool = False
     strategy: str = "uniform"
+
+    row_shape: ClassVar[tuple[int, ...]] = ()
+    """Shape of the slots of one row: a row is one example. A packed row holds several (packed.py)."""
 
     @property
     def visit_key(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ blocks of it, cut again into microbatches. So any number of ranks trains the sam
 the state is just a number of batches.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.plan.order import Pass
+from titan_attent.data.plan.packed import PackedPass
+
+AnyPass = Pass | PackedPass
 
 
 class Passes(Protocol):
@@ -33,8 +37,8 @@ class Passes(Protocol):
     def weights_every(self) -> int:
         """Number of global batches whose weights are requested in one call."""
 
-    def current_pass(self) -> Pass | None: ...
-    def next_pass(self, *, step: int) -> Pass: ...
+    def current_pass(self) -> AnyPass | None: ...
+    def next_pass(self, *, step: int) -> AnyPass: ...
     def follow_plan(self, *, step: int, consumed: int) -> None: ...
     def resume(self, *, round: int, pass_index: int, step: int) -> bool: ...
     def weights_of(self, slots: Tensor) -> Tensor: ...
@@ -67,7 +71,7 @@ class TeachingSampler:
         self.consumed = 0  # global batches served, in the current pass
         self._resumed = False
 
-    def current_pass(self) -> Pass:
+    def current_pass(self) -> AnyPass:
         """The pass in progress, or the next one if it is consumed. A collective when the teacher has to select."""
         if self._resumed:  # by now the teacher's state is loaded, too
             self.teacher.follow_plan(step=self.step, consumed=self.consumed)
@@ -89,17 +93,20 @@ class TeachingSampler:
         size = self.microbatches * self.batch_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def local_microbatches(self, current: Pass, *, start: int) -> Iterator[tuple[int, int]]:
+    def local_microbatches(self, current: AnyPass, *, start: int) -> Iterator[tuple[int, int]]:
         """The (global batch, microbatch) of every microbatch of the pass from global batch ``start`` on. Pure."""
         return product(range(start, current.num_batches), range(self.microbatches))
 
-    def local_ids(self, current: Pass, batch: int, microbatch: int) -> Tensor:
-        """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure; safe on any thread."""
+    def local_ids(self, current: AnyPass, batch: int, microbatch: int) -> Tensor:
+        """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure; safe on any thread.
+
+        In a packed pass int64 [batch_size, M], the examples of each window.
+        """
         first = self.local_rows().start + microbatch * self.batch_size
         return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
 
-    def local_weights(self, current: Pass, *, start: int) -> Iterator[Tensor]:
-        """The weights, fp32 [batch_size], of every microbatch of :meth:`local_microbatches`; ones if the pass has none.
+    def local_weights(self, current: AnyPass, *, start: int) -> Iterator[Tensor]:
+        """The weights, fp32 of the shape of :meth:`local_ids`, of every microbatch; ones if the pass has none.
 
         In a weighted pass, a collective once per ``weights_every`` global batches, at the first of them. So all ranks
         must iterate in step.
@@ -107,10 +114,12 @@ class TeachingSampler:
         block = self.teacher.weights_every
         for first in range(start, current.num_batches, block):
             last = min(first + block, current.num_batches)
-            weights = torch.ones((last - first) * self.microbatches * self.batch_size)
+            shape = (-1, self.batch_size, *current.row_shape)
             if current.weighted:
                 weights = self.teacher.weights_of(current.slots(first, last, self.local_rows()))
-            yield from weights.view(-1, self.batch_size)
+            else:
+                weights = torch.ones((last - first) * self.microbatches * self.batch_size * math.prod(shape[2:]))
+            yield from weights.view(shape)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (example ids int64 [batch_size], their weights fp32 [batch_size]) of every microbatch."""

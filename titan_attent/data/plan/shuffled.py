@@ -10,6 +10,8 @@ Cost: O(log N) per position of the order, in the reader threads; no time between
 from torch import Tensor
 
 from titan_attent.data.plan.order import Pass, Pool, SelectedSlots
+from titan_attent.data.plan.packed import PackedPass, Packer
+from titan_attent.data.plan.sampler import AnyPass
 from titan_attent.foundations.ledger import Ledger
 
 BATCHES_AT_ONCE = 16
@@ -24,18 +26,29 @@ class Shuffled:
         batch_size: G, examples of a global batch.
         seed: seed of the orders.
         ledger: counts the trained examples.
+        packer: where rows are packed windows of several examples; G is its number of windows then.
     """
 
     round = 0
 
-    def __init__(self, num_examples: int, *, batch_size: int, seed: int, ledger: Ledger | None = None):
-        if batch_size > num_examples:
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        batch_size: int,
+        seed: int,
+        ledger: Ledger | None = None,
+        packer: Packer | None = None,
+    ):
+        if packer is None and batch_size > num_examples:
             raise ValueError(
                 f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
                 "write more data, or lower training.global_batch_size or training.seq_len"
             )
         self.num_examples, self.batch_size, self.seed, self.ledger = num_examples, batch_size, seed, ledger
         self.weights_every = BATCHES_AT_ONCE
+        self.packer = packer
+        self._packed: PackedPass | None = None
         self._pass_index = -1  # before the first pass
 
     @property
@@ -43,17 +56,22 @@ class Shuffled:
         """The pass in progress; 0 before the first."""
         return max(0, self._pass_index)
 
-    def current_pass(self) -> Pass | None:
-        """The pass in progress, None before the first. Pure."""
+    def current_pass(self) -> AnyPass | None:
+        """The pass in progress, None before the first. A collective once per packed pass."""
         return self._pass() if self._pass_index >= 0 else None
 
-    def next_pass(self, *, step: int) -> Pass:
+    def next_pass(self, *, step: int) -> AnyPass:
         """The pass after the one in progress."""
         self._pass_index += 1
         return self._pass()
 
-    def _pass(self) -> Pass:
-        pool = Pool(self.num_examples, order=(self.seed, 0, self._pass_index), size=self.num_examples)
+    def _pass(self) -> AnyPass:
+        order = (self.seed, 0, self._pass_index)
+        if self.packer is not None:
+            if self._packed is None or self._packed.order != order:
+                self._packed = self.packer.full_pass(order)
+            return self._packed
+        pool = Pool(self.num_examples, order=order, size=self.num_examples)
         num_batches = self.num_examples // self.batch_size
         return Pass(
             pool, SelectedSlots(self.num_examples), order=None, batch_size=self.batch_size, num_batches=num_batches
@@ -66,7 +84,8 @@ class Shuffled:
         one, whose order no earlier pass can have had after that many steps.
         """
         is_own = round == 0
-        self._pass_index = pass_index if is_own else step // (self.num_examples // self.batch_size) + 1
+        per_batch = self.batch_size if self.packer is None else self.packer.examples_per_batch
+        self._pass_index = pass_index if is_own else step // max(1, self.num_examples // per_batch) + 1
         return is_own
 
     def follow_plan(self, *, step: int, consumed: int) -> None:

@@ -28,7 +28,8 @@ class Trace(System):
     def after_step(self) -> None:
         if self.log is not None:
             current, batch = self.run.served()
-            ids = current.ids(batch, batch + 1).tolist()
+            ids = current.ids(batch, batch + 1).flatten()
+            ids = ids[ids < current.pool.num_examples].tolist()  # a packed window may hold fewer than it could
             self.log.write({"step": self.run.step(), "round": current.round, "strategy": current.strategy, "ids": ids})
 
     def close(self) -> None:
