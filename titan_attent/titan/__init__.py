@@ -10,7 +10,7 @@
     validator.py       validation over the same shards each time
     metrics.py         torchtitan's metrics with those of the systems beside them
     health.py          a run whose weights are no numbers any more; owner.py: one run per folder
-    checkpoint_folder.py   which checkpoints a folder holds; checkpoint_look.py: a look that runs nothing of one;
+    checkpoint_folder.py   which checkpoints a folder holds; checkpoint_metadata.py: a look that runs nothing of one;
                        resumed_schedule.py: the optimizer's settings after a resume
     user_errors.py     how a user's mistake ends a run
     scoring/           the commands that score

@@ -24,7 +24,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools import utils
 
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.parallelism import check_split
 from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes

@@ -13,7 +13,7 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from titan_attent.titan.checkpoint_folder import checkpoint, is_safetensors, latest
-from titan_attent.titan.checkpoint_look import TRUSTED
+from titan_attent.titan.checkpoint_metadata import TRUSTED
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Whether the checkpoint that a run starts from fits it: of this torch, of this model, of these data, with steps left.
 
-Looked at before any tensor is read, through checkpoint_look.py.
+Looked at before any tensor is read, through checkpoint_metadata.py.
 
 Cost: the metadata of one checkpoint and a few values of it, a rank; the model's names and shapes, built on torch's meta
 device.
@@ -21,7 +21,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.checkpoint_folder import latest
-from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.settings import systems_of

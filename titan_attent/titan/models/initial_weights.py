@@ -11,7 +11,7 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.systems.system import System
-from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checkpoint_metadata import read_metadata
 
 HEAD = ("output.", "decoder_", "mask_token")
 """How the names begin that are no part of the trunk."""

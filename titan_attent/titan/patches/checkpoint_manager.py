@@ -29,7 +29,7 @@ from torchtitan.tools.logging import logger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.system_list import RENAMED
 from titan_attent.titan.checkpoint_folder import checkpoint, go_back, latest, make_room, names, steps_in, to_purge
-from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.resumed_schedule import Settings
 from titan_attent.titan.user_errors import fail, on_first_rank
 

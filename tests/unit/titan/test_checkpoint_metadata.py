@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
-from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
 
 EARLIER = Path(__file__).parents[2] / "integration" / "earlier" / "run" / "checkpoint" / "step-35"
 
