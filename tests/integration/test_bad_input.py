@@ -13,7 +13,7 @@ import pytest
 from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
-from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.train_spec import attent_spec
 
@@ -33,7 +33,7 @@ def config(data: dict[str, Path], tmp_path: Path) -> Path:
 
 def check(config: Path, *args: str, world_size: int = 2) -> None:
     """What titan_attent.train does before it starts training."""
-    preflight.check_toml(str(config))
+    toml_checks.check_toml(str(config))
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI, *args])
     datasets = DataSets()
     spec = attent_spec(job_config.model.name, datasets)

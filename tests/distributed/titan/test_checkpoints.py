@@ -116,7 +116,7 @@ def test_a_folder_without_a_finished_checkpoint_is_no_start(tmp_path: Path) -> N
 
 def listening(mesh: DeviceMesh) -> io.StringIO:
     """What this rank says from here on, to whom a mistake is told."""
-    user_errors.let_first_rank_speak = lambda: None
+    user_errors.wait_for_first_rank = lambda: None
     os.environ["LOCAL_RANK"] = str(mesh.get_rank())
     sys.stderr = io.StringIO()
     return sys.stderr

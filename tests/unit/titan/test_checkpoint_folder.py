@@ -9,7 +9,7 @@ from titan_attent.titan.checkpoint_folder import (
     go_back,
     is_finished,
     latest,
-    make_room,
+    move_aside,
     names,
     read_branch,
     steps_in,
@@ -74,13 +74,13 @@ def test_a_run_that_went_back_goes_on_with_what_it_wrote(tmp_path: Path) -> None
     assert latest(tmp_path) == 4, "a kill before the first save must not lead back to the old branch"
     save(tmp_path, 6)
     assert latest(tmp_path) == 6
-    said = make_room(tmp_path, 8)
+    said = move_aside(tmp_path, 8)
     assert "abandoned/step-8" in said and is_finished(tmp_path / "abandoned" / "step-8")
     save(tmp_path, 8, content="new")
     assert latest(tmp_path) == 8
     save(tmp_path, 10)
     assert purge(tmp_path, keep=2, saving=10) == {6}, "what was there before stays"
-    assert make_room(tmp_path, 10).count("abandoned/step-10") == 1
+    assert move_aside(tmp_path, 10).count("abandoned/step-10") == 1
     assert steps_in(tmp_path).keys() == {4, 6, 8, 12, 16}
 
 
@@ -88,11 +88,11 @@ def test_going_back_twice_and_forth(tmp_path: Path) -> None:
     save(tmp_path, 4, 8)
     assert go_back(tmp_path, 8) == "" and read_branch(tmp_path) == Branch(), "its newest one is no way back"
     go_back(tmp_path, 4)
-    make_room(tmp_path, 8)
+    move_aside(tmp_path, 8)
     save(tmp_path, 8, content="second")
     go_back(tmp_path, 4)
     assert latest(tmp_path) == 4
-    make_room(tmp_path, 8)
+    move_aside(tmp_path, 8)
     aside = tmp_path / "abandoned" / "step-8.2" / ".metadata"
     assert aside.read_text() == "second", "nothing that stood there is lost"
     save(tmp_path, 8, 12, content="third")

@@ -9,10 +9,10 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.titan.checks.preflight import check_toml
+from titan_attent.titan.checks.toml_checks import check_toml
 from titan_attent.titan.launch import parse
 from titan_attent.titan.loader import check_geometry
-from titan_attent.titan.patches.checkpoint_manager import under_earlier_names
+from titan_attent.titan.patches.checkpoint_manager import with_stored_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -28,7 +28,7 @@ def saved(states: dict[str, Any], folder: Path) -> str:
 
 def loaded(path: str) -> Ledger:
     fresh = ledger()
-    dcp.load(under_earlier_names({"ledger": fresh}, path), checkpoint_id=path, no_dist=True)
+    dcp.load(with_stored_names({"ledger": fresh}, path), checkpoint_id=path, no_dist=True)
     return fresh
 
 
@@ -65,7 +65,7 @@ class Kept:
 @pytest.mark.parametrize("name", ["freezing", "modules"])
 def test_a_system_that_had_another_name(name: str, tmp_path: Path) -> None:
     path, system = saved({name: Kept(7), "train_state": {"step": 3}}, tmp_path / "step-3"), Kept(0)
-    dcp.load(under_earlier_names({"freezing": system}, path), checkpoint_id=path, no_dist=True)
+    dcp.load(with_stored_names({"freezing": system}, path), checkpoint_id=path, no_dist=True)
     assert system.value == 7
 
 

@@ -22,7 +22,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.titan.checks import load_sources, preflight
-from titan_attent.titan.checks.resume_checks import model_shapes, what_is_finished
+from titan_attent.titan.checks.resume_checks import finished_message, model_shapes
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of
 from titan_attent.titan.train_spec import attent_spec
@@ -66,17 +66,17 @@ def saved(run: JobConfig, spec: TrainSpec) -> JobConfig:
 
 
 def test_a_run_that_is_over(saved: JobConfig, spec: TrainSpec, tmp_path: Path) -> None:
-    assert what_is_finished(check(saved, spec, training__steps=13)) == ""
+    assert finished_message(check(saved, spec, training__steps=13)) == ""
     for load_step in (-1, 12):
         again = check(saved, spec, checkpoint__load_step=load_step)
-        assert "nothing is left to train: the run has finished" in what_is_finished(again)
+        assert "nothing is left to train: the run has finished" in finished_message(again)
     with pytest.raises(
         ValueError, match=r"already at step 12, and \[training\] steps = 8. Set training.steps above 12"
     ):
         check(saved, spec, training__steps=8)
     with pytest.raises(ValueError, match=r"step-4 is already at step 4, and \[training\] steps = 4"):
         check(saved, spec, checkpoint__load_step=4, training__steps=4)  # would train nothing, and is not the last one
-    assert what_is_finished(check(saved, spec, checkpoint__load_step=4)) == ""
+    assert finished_message(check(saved, spec, checkpoint__load_step=4)) == ""
     # Of another folder, in full: nothing would be written to this one.
     other = {"job__dump_folder": str(tmp_path / "new"), "checkpoint__initial_load_model_only": False}
     path = str(load_sources.folder_of(saved) / "step-12")

@@ -13,7 +13,7 @@ from torchtitan.components.lr_scheduler import LRSchedulersContainer, build_lr_s
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config.job_config import LRScheduler
 
-from titan_attent.titan.resumed_schedule import Settings
+from titan_attent.titan.resumed_schedule import OptimizerSettings
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -28,7 +28,7 @@ class Run:
         self.schedulers: LRSchedulersContainer = build_lr_schedulers(
             self.optimizers, LRScheduler(warmup_steps=warmup), steps
         )
-        self.settings = Settings(self.optimizers, self.schedulers)
+        self.settings = OptimizerSettings(self.optimizers, self.schedulers)
 
     def train(self, num_steps: int) -> list[float]:
         rates = []
@@ -45,7 +45,7 @@ class Run:
 
     def resumed(self, folder: Path, *, step: int) -> "Run":
         dcp.load({"o": self.optimizers, "s": self.schedulers}, checkpoint_id=folder, no_dist=True)
-        self.settings.follow(step=step)
+        self.settings.restore(step=step)
         return self
 
     def save(self, folder: Path) -> None:

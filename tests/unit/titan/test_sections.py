@@ -1,4 +1,4 @@
-"""titan/checks/preflight.py: which module has the sections, and what a TOML may hold because of it."""
+"""titan/checks/toml_checks.py: which module has the sections, and what a TOML may hold because of it."""
 
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import pytest
 from titan_attent.job_config import JobConfig
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import SystemOn
-from titan_attent.titan.checks.preflight import check_toml, sections_of
+from titan_attent.titan.checks.toml_checks import check_toml, sections_of
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.settings import systems_from
 

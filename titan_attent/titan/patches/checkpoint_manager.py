@@ -28,9 +28,9 @@ from torchtitan.tools.logging import logger
 
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.system_list import RENAMED
-from titan_attent.titan.checkpoint_folder import checkpoint, go_back, latest, make_room, names, steps_in, to_purge
+from titan_attent.titan.checkpoint_folder import checkpoint, go_back, latest, move_aside, names, steps_in, to_purge
 from titan_attent.titan.checkpoint_metadata import read_metadata
-from titan_attent.titan.resumed_schedule import Settings
+from titan_attent.titan.resumed_schedule import OptimizerSettings
 from titan_attent.titan.user_errors import fail, on_first_rank
 
 LEDGER = "ledger"
@@ -49,7 +49,7 @@ class Checkpoints(CheckpointManager):
         """As torchtitan's, on all ranks: the checkpoint of ``step``, or the newest of the run's branch (-1)."""
         if not self.enable:
             return super().load(step)
-        settings = Settings(self.states[OPTIMIZER], self.states[LR_SCHEDULER])
+        settings = OptimizerSettings(self.states[OPTIMIZER], self.states[LR_SCHEDULER])
         folder = self.folder
         if not os.path.isdir(folder) or (step == -1 and self._find_load_step() == -1):
             self.folder = os.path.join(folder, "of_nothing_yet")  # torchtitan asks whether it exists
@@ -59,7 +59,7 @@ class Checkpoints(CheckpointManager):
             self.folder = folder
         now = self.states[TRAIN_STATE].step if TRAIN_STATE in self.states else 0
         if loaded:
-            settings.follow(step=now)
+            settings.restore(step=now)
         if is_first_rank():
             self._say_where_it_goes_on(now)
         return loaded
@@ -78,7 +78,7 @@ class Checkpoints(CheckpointManager):
         self._saving = curr_step
         try:
             if self._should_save(curr_step, last_step):
-                said = on_first_rank(lambda: make_room(Path(self.folder), curr_step))
+                said = on_first_rank(lambda: move_aside(Path(self.folder), curr_step))
                 if said and is_first_rank():
                     logger.warning(said)
             super().save(curr_step, last_step)
@@ -94,7 +94,7 @@ class Checkpoints(CheckpointManager):
             except ValueError as error:
                 fail(error)
         if not from_hf:
-            state_dict = under_earlier_names(state_dict, checkpoint_id)
+            state_dict = with_stored_names(state_dict, checkpoint_id)
         try:
             super().dcp_load(state_dict, checkpoint_id, from_hf=from_hf, from_quantized=from_quantized)
         except CheckpointException as error:
@@ -117,7 +117,7 @@ class Checkpoints(CheckpointManager):
             self.purge_queue.put(str(path))
 
 
-class LedgerOfTeacher:
+class TeacherLedger:
     """The ledger as earlier versions kept that of every run: beside the state of a teacher."""
 
     def __init__(self, ledger: Any):
@@ -130,7 +130,7 @@ class LedgerOfTeacher:
         self.ledger.load_state_dict(state[LEDGER])
 
 
-def under_earlier_names(states: dict[str, Any], path: str) -> dict[str, Any]:
+def with_stored_names(states: dict[str, Any], path: str) -> dict[str, Any]:
     """``states`` under the names that the checkpoint ``path``, perhaps of an earlier version, has them by."""
     former = {name: old for old, name in RENAMED.items()}
     if not states.keys() & {LEDGER, *former}:
@@ -146,7 +146,7 @@ def under_earlier_names(states: dict[str, Any], path: str) -> dict[str, Any]:
     others = {name: state for name, state in states.items() if name != LEDGER}
     if f"teacher.{LEDGER}.wall_seconds" not in there:
         return others
-    return others | {"teacher": LedgerOfTeacher(states[LEDGER])}
+    return others | {"teacher": TeacherLedger(states[LEDGER])}
 
 
 def first_failure(error: CheckpointException) -> str:

@@ -63,7 +63,7 @@ def resumed_log_dir(log_dir: str) -> str:
     return os.sep.join([*parts[:place], stamps[-1], *parts[place + 1 :]]) if stamps else log_dir
 
 
-def mend_tensorboard(*, resumed: bool) -> None:
+def continue_tensorboard(*, resumed: bool) -> None:
     """Choose the TensorBoard folder for the run about to start; call before the metrics processor is built."""
     import torchtitan.components.metrics as titan_metrics
     from torch.utils.tensorboard import SummaryWriter
@@ -94,7 +94,7 @@ def mend_tensorboard(*, resumed: bool) -> None:
     titan_metrics.TensorBoardLogger = ContinuedTensorBoardLogger
 
 
-def mend_tied_embeddings() -> None:
+def fix_tied_embeddings() -> None:
     """Shard tied embeddings in one FSDP group; call before a model with ``enable_weight_tying`` is parallelised."""
     import torchtitan.models.llama4.infra.parallelize as llama4
     import torchtitan.models.qwen3.infra.parallelize as qwen3
@@ -143,7 +143,7 @@ class _SumGradient(torch.autograd.Function):
         return collectives.wait_tensor(collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
 
 
-def mend_router_gradients(model: str) -> None:
+def fix_router_gradients(model: str) -> None:
     """Sum the gradients of expert scores over tensor parallel ranks; call before the model is parallelised."""
     # qwen3 and deepseek_v3 have copied llama4's function by name.
     module: Any = importlib.import_module(f"torchtitan.models.{model}.infra.parallelize")
@@ -164,7 +164,7 @@ def mend_router_gradients(model: str) -> None:
     module.apply_moe_ep_tp = apply_moe_ep_tp
 
 
-def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def patched_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """torchtitan's ``parallelize_fn``, so that no block gets a tensor that a collective still works on."""
     stock = RowwiseParallel._prepare_output_fn
 
@@ -178,7 +178,7 @@ def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., n
     return mended
 
 
-def mend_clipping() -> None:
+def fix_clipping() -> None:
     """Sum what ranks hold shares of before torchtitan clips it; call before the first step."""
     import torchtitan.distributed.utils as utils
 
@@ -208,7 +208,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = grad.redistribute(placements=whole)
 
 
-def mend_pipeline_start() -> None:
+def fix_pipeline_start() -> None:
     """Prepare pipeline stages so that nothing of it is seen in training."""
     stock = PipelineStage._prepare_forward_infra
     is_told = "has_backward" in inspect.signature(stock).parameters  # torch 2.13, of every call

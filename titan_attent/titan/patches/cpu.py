@@ -14,7 +14,7 @@ imported: several of its modules copy the device type by name at import.
 5. torchtitan computes in bfloat16 unless told otherwise, which costs 60 to 100 times fp32's time on a CPU that has no
    instructions for it: fp32 is the default there (:func:`default_precision`). Goes when torchtitan asks the device.
 6. DTensor draws random numbers shard by shard on CPU, so that a model's first weights depended on the number of ranks:
-   whole tensors are drawn (:func:`drawn_whole`). Goes when DTensor's random operators support the CPU.
+   whole tensors are drawn (:func:`filled_whole`). Goes when DTensor's random operators support the CPU.
 7. No peak of operations a second is known of a CPU: torchtitan would look for a GPU and take an A100's.
 """
 
@@ -92,7 +92,7 @@ def _answer_of_first_rank(question: Callable[[], bool]) -> bool:
     return store.get(key) == b"True"
 
 
-def drawn_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def filled_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``fill(x, ...)``, which fills ``x`` with random numbers, also for a DTensor: as if one process held all of it.
 
     Every rank draws the whole tensor from its generator, equal on the ranks of the tensor's mesh, and keeps its part.
@@ -163,11 +163,11 @@ def mend() -> None:
 
     torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # so that the use of it reads 0%
 
-    DTensor.normal_ = drawn_whole(Tensor.normal_)  # type: ignore[method-assign]
-    DTensor.uniform_ = drawn_whole(Tensor.uniform_)  # type: ignore[method-assign]
+    DTensor.normal_ = filled_whole(Tensor.normal_)  # type: ignore[method-assign]
+    DTensor.uniform_ = filled_whole(Tensor.uniform_)  # type: ignore[method-assign]
     # Draws again what falls outside, as often as this rank's part needs it.
     init: Any = nn.init
-    init._no_grad_trunc_normal_ = drawn_whole(init._no_grad_trunc_normal_)
+    init._no_grad_trunc_normal_ = filled_whole(init._no_grad_trunc_normal_)
 
     set_factor = FSDPModule.set_gradient_divide_factor
 

@@ -47,22 +47,22 @@ class Patch:
 def _replace_checkpoint_manager() -> None:
     from titan_attent.titan.patches import checkpoint_manager  # imports torchtitan, which waits for the patches of CPUs
 
-    checkpoint_manager.mend()
+    checkpoint_manager.apply()
 
 
 WITH_EXPERTS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 
 PATCHES = (
-    Patch(name="training on CPU with gloo", apply=cpu.mend, at_import=True, on_cpu=True),
-    Patch(name="receive buffers and counts of pipeline stages", apply=compat.mend_pipeline_start, at_import=True),
-    Patch(name="clipping of gradients that are shares of a sum", apply=compat.mend_clipping, torch=">=2.11,<2.13"),
+    Patch(name="training on CPU with gloo", apply=cpu.apply, at_import=True, on_cpu=True),
+    Patch(name="receive buffers and counts of pipeline stages", apply=compat.fix_pipeline_start, at_import=True),
+    Patch(name="clipping of gradients that are shares of a sum", apply=compat.fix_clipping, torch=">=2.11,<2.13"),
     Patch(name="the warning that pipeline ranks print no loss", apply=compat.drop_pipeline_warning),
     Patch(name="checkpoints", apply=_replace_checkpoint_manager),
-    Patch(name="tied embeddings in one FSDP group", apply=compat.mend_tied_embeddings, families=("qwen3",)),
+    Patch(name="tied embeddings in one FSDP group", apply=compat.fix_tied_embeddings, families=("qwen3",)),
     *(
         Patch(
             name=f"router gradients of {family} under tensor parallelism",
-            apply=lambda family=family: compat.mend_router_gradients(family),  # type: ignore[misc]
+            apply=lambda family=family: compat.fix_router_gradients(family),  # type: ignore[misc]
             families=(family,),
         )
         for family in WITH_EXPERTS
