@@ -23,7 +23,7 @@ else:
 
 
 def sections_of(module: str) -> type:
-    """The JobConfig class of ``job.custom_config_module``; ValueError if it lacks sections of this package or systems."""
+    """The JobConfig class of ``job.custom_config_module``; ValueError if it lacks a required section."""
     try:
         custom = importlib.import_module(module).JobConfig
     except (ImportError, AttributeError) as error:
