@@ -1,6 +1,6 @@
-"""What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
+"""A step has no graph breaks, no recompiles, and no host syncs beyond those of stock torchtitan.
 
-The real trainer on two ranks, over many selections and exchanges, and torchtitan's own beside it.
+Runs the trainer on two ranks over many selections and exchanges, and compares it with torchtitan's own trainer.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""States whose names or places changed, in checkpoints of today and of before (checkpoint_manager.py)."""
+"""States whose names or keys changed, in current checkpoints and in those of earlier versions
+(checkpoint_manager.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_an_identity_of_an_earlier_version_is_todays() -> None:
 
 def test_sections_that_had_another_name_are_refused_with_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('[modules]\npolicy = "mat"\n')
-    with pytest.raises(ValueError, match=r"the section \[modules\] is named \[freezing\] now; rename it"):
+    with pytest.raises(ValueError, match=r"the section \[modules\] was renamed to \[freezing\]; rename it in the TOML"):
         check_toml(str(tmp_path / "a.toml"))
-    with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] is named \[highway\] now"):
+    with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] was renamed to \[highway\]"):
         parse(["--backward.method", "highway"])

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
     "qwen3 and PP": (2, {"model__name": "qwen3_attent", "pipeline_parallel": 2}, "no pipeline for qwen3"),
     "gpt_oss and PP": (2, {"model__name": "gpt_oss_attent", "pipeline_parallel": 2}, "no pipeline for gpt_oss"),
-    "gpt_oss and CP": (2, {"model__name": "gpt_oss_attent", "context_parallel": 2}, "cannot cut gpt_oss's"),
+    "gpt_oss and CP": (2, {"model__name": "gpt_oss_attent", "context_parallel": 2}, "cannot shard gpt_oss's"),
     "gpt_oss and TP": (2, {"model__name": "gpt_oss_attent", "tensor_parallel": 2}, "cannot clip its gradients"),
 }
 

@@ -39,15 +39,15 @@ def parsed(name: str, dump: Path, values: dict[str, Any]) -> JobConfig:
 
 
 class Sized(SimpleNamespace):
-    """Data as large as any run wants; its shards are nowhere."""
+    """A data set large enough for any run, without shards."""
 
     def __len__(self) -> int:
         return 10**8
 
 
 def check(config: JobConfig, *, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """preflight.check_run, but for what needs the data and the losses themselves."""
-    data = Sized(stored=SimpleNamespace(fingerprint="made up"), seq_len=config.training.seq_len, tokens_per_example=1)
+    """preflight.check_run without the checks that read data and losses."""
+    data = Sized(stored=SimpleNamespace(fingerprint="synthetic"), seq_len=config.training.seq_len, tokens_per_example=1)
     monkeypatch.setattr(preflight, "open_examples", lambda *args, **kwargs: data)
     for system, _ in systems_of(config):
         monkeypatch.setattr(system, "check_data", lambda *args: None)
