@@ -1,4 +1,4 @@
-"""Every mistake of a user ends in one message with what is wrong, where, and the fix, before any process group exists."""
+"""Every mistake of a user ends in one message (what is wrong, where, the fix) before any process group exists."""
 
 import os
 import re
