@@ -34,7 +34,7 @@ FLUSH_EVERY = 1
 STEPS = 14
 SYNCED_STEPS = 10
 STOCK_STEPS = 2
-"""Of torchtitan's own trainer, whose steps are all alike."""
+"""Steps of torchtitan's own trainer, which are all alike."""
 COMMON: Settings = {
     "model.flavor": "cell of 2",
     "training.local_batch_size": 4,

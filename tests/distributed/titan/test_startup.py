@@ -29,20 +29,20 @@ from titan_attent.titan.user_errors import on_all_ranks
 from titan_attent.titan.validator import sample
 
 
-def looked(mesh: Any, errors: dict[int, Exception]) -> str:
-    def look() -> None:
+def checked_once(mesh: Any, errors: dict[int, Exception]) -> str:
+    def check() -> None:
         if (error := errors.get(dist.get_rank())) is not None:
             raise error
 
     try:
-        on_all_ranks(look)
+        on_all_ranks(check)
         return ""
     except ValueError as error:
         return str(error)
 
 
-def looked_often(mesh: Any, cases: list[dict[int, Exception]]) -> list[str]:
-    return [looked(mesh, errors) for errors in cases]
+def checked_often(mesh: Any, cases: list[dict[int, Exception]]) -> list[str]:
+    return [checked_once(mesh, errors) for errors in cases]
 
 
 def test_any_failure_of_any_rank_is_raised_on_all() -> None:
@@ -62,7 +62,7 @@ def test_any_failure_of_any_rank_is_raised_on_all() -> None:
         "first",
         "",
     ]
-    assert run_on_ranks(looked_often, 3, cases, timeout=60.0) == [expected] * 3
+    assert run_on_ranks(checked_often, 3, cases, timeout=60.0) == [expected] * 3
 
 
 def checked(mesh: Any, data: str, folder: str) -> tuple[str, list[str]]:

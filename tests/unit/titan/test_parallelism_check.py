@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "ZBV and scoring": (
         2,
         ZBV | {"teacher__strategy": "hard", "teacher__scoring": "forward"},
-        "cannot run this schedule without a backward",
+        "cannot run it without a backward",
     ),
     "shape of validation": (
         2,
