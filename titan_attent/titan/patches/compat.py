@@ -23,9 +23,12 @@
 9. Under a pipeline torchtitan warns that ranks without the last stage log no loss. Here they do (metrics.py), so the
    warning is dropped. Remove when torchtitan logs the loss there.
 
-Other faults of torchtitan are fixed in modules that replace its code: gradients under DDP (#2323) and ``n_tokens_seen``
-under context parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss``
-(#3111) in metrics.py, and the validation loss under context parallelism (#3257) in validator.py.
+Other faults of torchtitan are fixed in modules that replace its code:
+
+- trainer.py: gradients under DDP (#2323), ``n_tokens_seen`` under context parallelism (#2990)
+- pipeline.py: gradients under a pipeline (#2972)
+- metrics.py: ``global_max_loss`` (#3111)
+- validator.py: the validation loss under context parallelism (#3257)
 """
 
 import importlib
