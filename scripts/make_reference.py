@@ -37,10 +37,12 @@ UNIFORM = (
 )
 
 REFUSALS = {
-    "an unknown key or section in the TOML; data, checkpoints and batches that do not fit": "titan/checks/preflight.py",
-    "a value of torchtitan's that it would take in silence: types, ranges, keys that exclude each other": (
+    "an unknown key or section in the TOML": "titan/checks/toml_checks.py",
+    "data, checkpoints and batches that do not fit": "titan/checks/preflight.py",
+    "a value of torchtitan's keys that it accepts silently: types, ranges, keys that exclude each other": (
         "titan/checks/value_checks.py"
     ),
+    "a value that torchtitan 0.2.2 would refuse itself, later and on every rank": "titan/checks/torchtitan_ranges.py",
     "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](status.md#parallelism))": (
         "titan/checks/parallelism.py"
     ),

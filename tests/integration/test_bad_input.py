@@ -1,4 +1,4 @@
-"""Every mistake a user can make gets one message: what, where, and the mend; before any process group exists."""
+"""Every mistake of a user ends in one message (what is wrong, where, the fix) before any process group exists."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 from launch import launch, run, write_config
 from torchtitan.config import ConfigManager
 
-from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.train_spec import attent_spec
 
@@ -22,7 +22,7 @@ CLI = ["--job.custom_config_module", "titan_attent.job_config"]
 
 @pytest.fixture
 def data(token_data: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """Copies that a test may damage."""
+    """Copies of the data that a test may damage."""
     return {name: Path(shutil.copytree(path, tmp_path / name)) for name, path in token_data.items()}
 
 
@@ -33,7 +33,7 @@ def config(data: dict[str, Path], tmp_path: Path) -> Path:
 
 def check(config: Path, *args: str, world_size: int = 2) -> None:
     """What titan_attent.train does before it starts training."""
-    preflight.check_toml(str(config))
+    toml_checks.check_toml(str(config))
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI, *args])
     datasets = DataSets()
     spec = attent_spec(job_config.model.name, datasets)
@@ -75,7 +75,7 @@ def test_truncated_shard(config: Path, data: dict[str, Path]) -> None:
 
 
 def test_checksum_mismatch(config: Path, data: dict[str, Path]) -> None:
-    """Rank 1 hashes the second shard; rank 0 reports for all."""
+    """Rank 1 hashes the second shard; rank 0 prints the error."""
     shard = data["train"] / "shard-00001.bin"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -88,11 +88,13 @@ def test_checksum_mismatch(config: Path, data: dict[str, Path]) -> None:
 
 
 def test_token_beyond_the_vocabulary(config: Path) -> None:
-    # The data has 512 token ids; a copy of the flavor with fewer is all it takes.
+    # The data has 512 token ids; this copy of the flavor has fewer.
     spec = attent_spec("llama3_attent")
     spec.model_args["bench"].vocab_size = 256  # type: ignore[attr-defined]
     job_config = ConfigManager().parse_args(["--job.config_file", str(config), *CLI])
-    with refuses(r"\[data\] path", "token id 51", "beyond the 256 of llama3_attent bench", "larger vocabulary"):
+    with refuses(
+        r"\[data\] path", "token id 51", "beyond the 256 token ids of llama3_attent bench", "larger vocabulary"
+    ):
         preflight.check_run(job_config, spec, world_size=2)
 
 
@@ -179,13 +181,13 @@ def test_unread_data_settings_are_named(config: Path, caplog: pytest.LogCaptureF
 
 
 def test_command_line_reports_once_and_fails(config: Path) -> None:
-    """By torchrun itself, with one process; several are forked in the next test."""
+    """Runs under torchrun with one process; the next test forks several."""
     args = ("--job.config_file", str(config), "--teacher.strategy", "sofd")
     result = launch(*args, num_processes=1, launcher="torchrun")
     assert result.returncode != 0
     assert (result.stdout + result.stderr).count("titan_attent: error: ") == 1
     assert "[teacher] strategy = 'sofd' is unknown: use one of" in result.stderr
-    assert "titan_attent/train.py" not in result.stderr, "a traceback of ours"
+    assert "titan_attent/train.py" not in result.stderr, "a traceback of this package"
 
 
 def late_first_rank() -> None:
@@ -201,7 +203,7 @@ def late_first_rank() -> None:
     ],
 )
 def test_the_first_rank_reports_however_late_it_is(config: Path, args: tuple[str, ...], message: str) -> None:
-    """torchrun ends all ranks once one has exited, and only rank 0 speaks."""
+    """torchrun ends all ranks once one has exited, and only rank 0 prints."""
     result = launch("--job.config_file", str(config), *args, prepare=late_first_rank)
     assert result.returncode != 0
     assert result.stderr.count(message) == 1

@@ -1,5 +1,5 @@
-"""A run that is poisoned on one rank ends on all, before a save, and goes on from the last good checkpoint; a folder
-that another run has is refused."""
+"""A run that is poisoned on one rank ends on all ranks before a save, and resumes from the last good checkpoint. A
+folder that another run uses is refused."""
 
 import fcntl
 import os
@@ -56,7 +56,7 @@ def test_a_poisoned_run_ends_before_it_saves_and_goes_on_from_the_last_good_chec
     saved = read_checkpoint(tmp_path, step=4)
     assert all(tensor.isfinite().all() for tensor in saved.values() if isinstance(tensor, torch.Tensor))
 
-    # Another run has the folder: this process, by the lock alone.
+    # This process takes the folder's lock, as another run would.
     with open(tmp_path / "run.lock") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run that ended does not hold it
         refused = launch(*arguments)

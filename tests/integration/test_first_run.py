@@ -1,4 +1,4 @@
-"""The first minutes of a newcomer without a GPU: the quickstart's own configuration, and what its log says."""
+"""The quickstart's configuration on a machine without a GPU, and the log of its first minutes."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from launch import launch, read_scalars, read_trace, run
 
 from titan_attent.titan.patches import cpu
 
-pytestmark = pytest.mark.skipif(not compat.IS_CPU, reason="what is asked and said where there is no accelerator")
+pytestmark = pytest.mark.skipif(not compat.IS_CPU, reason="tests the log on a machine without an accelerator")
 
 QUICKSTART = Path(__file__).parents[2] / "train_configs" / "quickstart.toml"
 NOISE = (
@@ -49,13 +49,13 @@ def test_a_first_log_says_what_matters_and_nothing_of_gpus(first_run: list[str],
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
     assert not [line for line in log.splitlines() for noise in NOISE if noise in line]
-    # Both ranks write to it, of which torchrun shows the first in the quickstart.
+    # Both ranks write to this log; in the quickstart torchrun shows only the first.
     steps = re.findall(r"root - INFO - \S*step: +(\d+) .*loss: .*grad_norm: .*memory: .*tps: .*tflops: ", log)
     assert sorted(steps) == ["1", "1", "2", "2", "3", "3"]
     for line in ("Building device mesh", "Applied FSDP", "Training starts at step 1", "Saving a full checkpoint"):
         assert log.count(line) == 2, line
     assert log.count("validate step:  1") == 2
-    assert log.count("Warmup steps (30) exceed total steps (3)") == 2, "a warning that has a meaning"
+    assert log.count("Warmup steps (30) exceed total steps (3)") == 2, "a warning that is valid on a CPU too"
     (said,) = [line for line in log.splitlines() if "mixed_precision_param" in line]
     assert "INFO" in said and '"float32": this CPU has no instructions for bfloat16' in said
 
@@ -82,7 +82,7 @@ def test_a_precision_that_the_user_wrote_is_kept(first_run: list[str]) -> None:
 
 
 def test_a_mistake_of_a_newcomer_ends_before_the_first_step(first_run: list[str]) -> None:
-    """One each of what torchtitan's sections, its command line and preflight refuse; the table is in tests/unit."""
+    """One mistake each that preflight and torchtitan's sections refuse; tests/unit has the full table."""
     for args, message in (
         (("--training.seq_len", "64"), "[validation] seq_len = 128 is above [training] seq_len = 64"),
         (("--validation.steps", "0"), "validation steps must be positive or -1"),
@@ -95,7 +95,7 @@ def test_a_mistake_of_a_newcomer_ends_before_the_first_step(first_run: list[str]
 
 
 def test_one_seed_is_one_run_on_one_two_and_three_processes(small_run: list[str], tmp_path: Path) -> None:
-    """The same first weights, so the same losses to rounding, so the same ids through the selected rounds."""
+    """Equal initial weights give equal losses up to rounding, and so equal ids in the rounds with a selection."""
     traces, losses = {}, {}
     for num_processes in (1, 2, 3):
         dump = tmp_path / str(num_processes)

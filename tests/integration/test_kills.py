@@ -1,7 +1,7 @@
-"""Nine kills over one run, in every phase of it, lose nothing but the steps since the last checkpoint.
+"""Nine kills of one run, in every phase, lose only the steps since the last checkpoint.
 
-A phase is hit surely: a hook in one worker ends it by SIGKILL at an event of that phase, from a given step on, and the
-others are killed at once, as when a node dies. Some kills come from outside, at any moment.
+A hook in one worker ends it by SIGKILL at an event of the phase, from a given step on, so that the kill surely hits the
+phase. The other workers are killed at once, as when a node dies. Some kills come from outside, at any moment.
 """
 
 import json
@@ -38,7 +38,7 @@ SETTINGS = [
 
 
 def planned_kills(rng: random.Random) -> list[tuple[str, int]]:
-    """(phase, the step from which on it is meant), in the order of the run."""
+    """(phase, first step in which the kill may happen), in the order of the run."""
     phases = rng.sample(PHASES, len(PHASES))
     phases.insert(len(phases) // 2, "load")  # there is a checkpoint by then
     # A round takes 5 steps, and the last 7 steps have no selection.
@@ -96,16 +96,16 @@ def kill_in(phase: str, *, rank: int, step: int, nth: int) -> None:
             wrap(torch.distributed, "all_reduce", before=lambda *_, **__: deciding and event())
         case "data files":
             wrap(FileSystemWriter, "write_data", after=event)
-        case "metadata":  # written beside its place
+        case "metadata":  # written to a temporary file, then renamed
             wrap(FileSystem, "rename", before=event)
-        case "purge":  # the checkpoint too many has its metadata, but no longer its data
+        case "purge":  # the purged checkpoint has its metadata, but no longer its data
             wrap(shutil, "rmtree", before=damage)
         case "load":
             wrap(Teacher, "load_state_dict", before=event)
 
 
 def kill_once(args: list[str], dump: Path, *, phase: str, step: int, rng: random.Random) -> str:
-    """Start or resume the run and see it killed; its output."""
+    """Start or resume the run until it is killed; return its output."""
     if phase == "outside":
         workers = start(*args)
     else:

@@ -1,8 +1,7 @@
-"""A killed run, resumed, is the uninterrupted run: same examples, same losses to the last digit.
+"""A killed and resumed run equals the uninterrupted run: same examples, bit-identical losses.
 
-In each way to write checkpoints that a CPU has, and once under torchrun. test_kills.py kills in every phase,
-test_elastic.py resumes on other numbers of ranks; tests/gpu/test_async_saves.py does the same on a GPU, in all three
-ways.
+Tests every async mode that works on a CPU, and torchrun once. test_kills.py kills in every phase, test_elastic.py
+resumes on other numbers of ranks, and tests/gpu/test_async_saves.py tests all three async modes on a GPU.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "10")
 
 @pytest.fixture(scope="module")
 def straight(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run, without an asynchronous save; its config.toml stands beside."""
+    """The folder of the uninterrupted run, which saves synchronously; its config.toml is in the parent folder."""
     folder = tmp_path_factory.mktemp("resume")
     config = str(write_config(folder, data=token_data, dump=folder / "straight"))
     run("--job.config_file", config, *CHECKPOINTS)
@@ -48,4 +47,4 @@ def test_kill_and_resume_equals_uninterrupted(
     losses = read_scalars(straight, LOSS)
     assert sorted(losses) == list(range(1, 21))
     assert read_scalars(killed, LOSS) == losses
-    assert len(list((killed / "tb").iterdir())) == 1, "the resumed run must go on in the same TensorBoard folder"
+    assert len(list((killed / "tb").iterdir())) == 1, "the resumed run must continue in the same TensorBoard folder"

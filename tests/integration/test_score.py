@@ -197,7 +197,10 @@ def test_bad_arguments(folder: Path) -> None:
         (("--checkpoint.initial_load_path", ""), r"\[checkpoint\] initial_load_path is empty: give the step folder"),
         (("--checkpoint.initial_load_path", "/nowhere"), "initial_load_path = /nowhere does not exist"),
         (("--checkpoint.initial_load_path", str(folder / "run")), r"give one of them, such as .*/checkpoint/step-6"),
-        (("--checkpoint.initial_load_path", str(folder / "run" / "tb")), "is no DCP checkpoint, or was never finished"),
+        (
+            ("--checkpoint.initial_load_path", str(folder / "run" / "tb")),
+            "is not a DCP checkpoint or was never finished",
+        ),
         (("--validation.local_batch_size", "0"), "local_batch_size = 0: it must be at least 1"),
         (
             ("--parallelism.tensor_parallel_degree", "2"),

@@ -169,15 +169,15 @@ def test_a_trunk_gets_a_new_head_and_scores(data: Path, tmp_path: Path) -> None:
         (["--parallelism.tensor_parallel_degree", "2"], "vit_attent runs under FSDP2, HSDP and DDP. Set it to 1"),
         (
             ["--freezing.policy", "mat"],
-            '[freezing] with vit_attent: it is for text, and vit_attent learns images. Set policy = "off"',
+            '[freezing] with vit_attent: it is for text, and vit_attent trains on images. Set policy = "off"',
         ),
-        (["--vision.new_head"], "there are no weights to put it on"),
+        (["--vision.new_head"], "new_head = true needs a checkpoint for the trunk"),
         (["--vision.flip", "2"], "[vision] flip = 2.0"),
         (["--model.name", "mae_attent", "--vision.mixup", "1"], "mae_attent has no classes"),
         (["--data.validation_path", "nowhere", "--validation.enable"], "[data] validation_path: nowhere"),
         (
             ["--data.validation_path", "DATA/fewer", "--validation.enable"],
-            "has the classes 0, 1, 2, 3, 4, and data.path",
+            "has the classes 0, 1, 2, 3, 4, but data.path has",
         ),
     ],
 )

@@ -1,23 +1,28 @@
-"""Everything that touches torchtitan 0.2.2: the one package that may import it.
+"""The one package that may import torchtitan 0.2.2.
 
-    launch.py          the training command: configuration, checks, hand over to torchtitan
-    checks/            what a run is refused for
-    train_spec.py      which parts a model gets; models/: what differs between learners of text and of images
-    loader.py          torchtitan's loader over shards; dataset_cache.py: the data sets of a run, each opened once
-    trainer.py         torchtitan's Trainer with the run's systems in its step; joined_systems.py: all of them as one
-    frozen_model.py    a second model beside the learner, frozen
+    launch.py          the training command: parses, checks, calls torchtitan
+    checks/            the checks that refuse a run before it starts
+    train_spec.py      the TrainSpec of a model
+    models/            the differences between text and image models
+    loader.py          torchtitan's data loader over shards
+    dataset_cache.py   the data sets of a run, each opened once
+    trainer.py         torchtitan's Trainer with the run's systems in its step
+    joined_systems.py  all systems of a run as one object
+    frozen_model.py    a second, frozen model beside the learner
     pipeline.py        the loss function of a pipeline schedule
-    validator.py       validation over the same shards each time
-    metrics.py         torchtitan's metrics with those of the systems beside them
-    health.py          a run whose weights are no numbers any more; owner.py: one run per folder
-    checkpoint_folder.py   which checkpoints a folder holds; checkpoint_look.py: a look that runs nothing of one;
-                       resumed_schedule.py: the optimizer's settings after a resume
+    validator.py       validation over the same examples each time
+    metrics.py         torchtitan's metrics and those of the systems
+    health.py          ends a run whose weights are not finite
+    owner.py           allows one run per folder
+    checkpoint_folder.py    which checkpoints a folder holds
+    checkpoint_metadata.py  reads a checkpoint's metadata without running its code
+    resumed_schedule.py     the optimizer's settings after a resume
     user_errors.py     how a user's mistake ends a run
     scoring/           the commands that score
-    patches/           of torchtitan and torch
+    patches/           patches of torchtitan and torch
 
-Importing this package puts the patches in force (patches/registry.py) before anything of torchtitan is imported, which
-copies the device type by name.
+Importing this package applies the patches (patches/registry.py). They must precede the first import of torchtitan,
+whose modules copy the device type at import.
 """
 
 from titan_attent.titan.patches.registry import apply_patches

@@ -1,7 +1,7 @@
-"""The data sets of a run and its reference losses, each opened once a rank, and the reader threads that they share.
+"""The data sets and reference losses of a run, each opened once per rank, and the reader threads that they share.
 
-Cost: one file per data set and rank, its index. No shard is looked at: sizes are compared once over all ranks
-(preflight.check_files), and a shard is opened when an example of it is read.
+Cost: one file (the index) per data set and rank. No shard is opened here: preflight.check_files compares their sizes
+once over all ranks, and a shard is opened when one of its examples is read.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from titan_attent.scores.reference import ReferenceLosses
 
 
 class DataSets:
-    """Opens each folder when it is first asked for."""
+    """Opens each folder at its first use and keeps it open."""
 
     def __init__(self) -> None:
         self._shards: dict[Path, TokenShards] = {}
@@ -23,22 +23,22 @@ class DataSets:
         self._readers: dict[int, Reader] = {}
 
     def shards(self, path: str | Path) -> TokenShards:
-        """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, except that no shard is
-        looked at."""
+        """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, but shard sizes are not
+        checked."""
         key = Path(path)
         if key not in self._shards:
             self._shards[key] = TokenShards(key, check_sizes=False)
         return self._shards[key]
 
     def dataset(self, path: str | Path, *, seq_len: int) -> TokenDataset:
-        """Its examples of ``seq_len`` tokens; ValueError if there is none."""
+        """The examples of ``seq_len`` tokens in the folder ``path``; ValueError if there is none."""
         return TokenDataset(self.shards(path), seq_len=seq_len)
 
-    def images(self, path: str | Path, **how: Any) -> ImageDataset:
-        """The images in the folder ``path``, seen as the arguments of :class:`ImageDataset` say; ValueError as it."""
-        key = (Path(path), *sorted(how.items()))
+    def images(self, path: str | Path, **options: Any) -> ImageDataset:
+        """The images in the folder ``path``, with the options of :class:`ImageDataset`, whose ValueErrors it raises."""
+        key = (Path(path), *sorted(options.items()))
         if key not in self._images:
-            self._images[key] = ImageDataset(path, **how)
+            self._images[key] = ImageDataset(path, **options)
         return self._images[key]
 
     def reference(self, path: str | Path) -> ReferenceLosses:
@@ -49,16 +49,16 @@ class DataSets:
         return self._references[key]
 
     def check_references(self, *, rank: int, num_ranks: int) -> None:
-        """Read those that were opened, this rank its part; ValueError as :meth:`ReferenceLosses.check_finite`."""
+        """Check this rank's share of every opened reference; ValueError as :meth:`ReferenceLosses.check_finite`."""
         for reference in self._references.values():
             start, stop = (reference.num_examples * i // num_ranks for i in (rank, rank + 1))
             reference.check_finite(start, stop)
 
     def verify_references(self) -> None:
-        """Re-hash those that were opened; ValueError as :meth:`ReferenceLosses.verify_checksum`."""
+        """Hash every opened reference again; ValueError as :meth:`ReferenceLosses.verify_checksum`."""
         for reference in self._references.values():
             reference.verify_checksum()
 
     def reader(self, num_workers: int) -> Reader:
-        """The reader of so many threads; all who ask share it."""
+        """The reader with ``num_workers`` threads; all callers share it."""
         return self._readers.setdefault(num_workers, Reader(num_workers))

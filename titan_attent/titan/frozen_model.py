@@ -1,8 +1,8 @@
-"""A second model beside the learner: frozen, of any family, sharded over the learner's ranks, from a checkpoint.
+"""A second, frozen model beside the learner, loaded from a checkpoint: of any family, sharded over the same ranks.
 
-It is built as torchtitan builds the learner (meta device, tensor parallelism, FSDP2), without activation checkpointing
-and under DDP without DDP, which wants gradients. Under a pipeline it is whole on the ranks of the last stage, where the
-loss is, and nowhere else.
+It is built as torchtitan builds the learner (meta device, tensor parallelism, FSDP2), without activation checkpointing.
+A learner under DDP has an unwrapped frozen model, because DDP requires gradients. Under a pipeline only the ranks of
+the last stage, which compute the loss, hold the model, and they hold all of its layers.
 
 Cost: its parameters, sharded as the learner's, and a forward pass per microbatch, which keeps no activations.
 """
@@ -24,7 +24,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools import utils
 
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.parallelism import check_split
 from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
@@ -34,12 +34,12 @@ from titan_attent.titan.train_spec import attent_spec
 
 
 class FrozenModel:
-    """``frozen(inputs)`` -> logits as the parallelism leaves them, without gradients.
+    """A callable: ``frozen(inputs)`` -> logits as the parallelism leaves them, without gradients.
 
     Args:
-        model: parallelised, with its weights.
-        tokenizer: for the masks of flex attention, or None.
-        precision: the context of a forward pass.
+        model: the parallelised model with its weights.
+        tokenizer: the tokenizer for the masks of flex attention, or None.
+        precision: returns the autocast context of a forward pass.
     """
 
     def __init__(self, model: nn.Module, *, tokenizer: Any, precision: Callable[[], AbstractContextManager[Any]]):
@@ -47,7 +47,7 @@ class FrozenModel:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits of ``inputs``, int64 [B, L], in eval mode. A collective of the ranks that hold the model."""
+        """The logits of ``inputs``, int64 [B, L], in eval mode. A collective of the ranks that hold the model."""
         model: Any = self.model
         masks = {}
         if getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
@@ -61,14 +61,14 @@ class FrozenModel:
 def check_frozen(
     job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = ""
 ) -> tuple[JobConfig, TrainSpec]:
-    """Refuse a checkpoint that holds no such model, before anything is built; ValueError.
+    """Refuse, before anything is built, a checkpoint that does not hold the expected model; ValueError.
 
     Args:
-        checkpoint: a step folder of torchtitan's.
-        family, flavor: of its model; those of the learner by default.
+        checkpoint: a step folder written by torchtitan.
+        family, flavor: the model's family and flavor; the learner's by default.
 
     Returns:
-        The configuration of the run with that model in it, and the model's parts.
+        The run's configuration with that model in it, and the model's TrainSpec.
     """
     family, flavor = family or family_of(job_config).name, flavor or job_config.model.flavor
     try:
@@ -77,10 +77,10 @@ def check_frozen(
         check_split(config, spec.model_args[config.model.flavor])
     except ValueError as error:
         raise ValueError(f"the frozen model of {checkpoint} (family {family}, flavor {flavor}): {error}") from None
-    if job_config.parallelism.context_parallel_degree > 1 and _attends_by_masks(config, spec):
+    if job_config.parallelism.context_parallel_degree > 1 and _uses_attention_masks(config, spec):
         raise ValueError(
             f"[parallelism] context_parallel_degree = {job_config.parallelism.context_parallel_degree} with a frozen "
-            f"{family}, whose attention masks need whole sequences. Set it to 1"
+            f"{family} model, whose attention masks need whole sequences. Set it to 1"
         )
     return config, spec
 
@@ -96,9 +96,9 @@ def build_frozen(
     tokenizer: Any,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> FrozenModel:
-    """The model of ``checkpoint``, in eval mode; ValueError as :func:`check_frozen`. A collective.
+    """Build the model and load ``checkpoint`` into it; ValueError as :func:`check_frozen`. A collective.
 
-    The random state is as before: a run with a frozen model draws what one without draws.
+    The random state is left unchanged, so a run draws the same random numbers with and without a frozen model.
     """
     config, spec = check_frozen(job_config, checkpoint, family=family, flavor=flavor)
     warn_of_pickles(checkpoint)
@@ -113,10 +113,10 @@ def build_frozen(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model.to_empty(device=device)
         with torch.no_grad():
-            cast(Any, model).init_weights(buffer_device=None)  # its buffers are in no checkpoint
+            cast(Any, model).init_weights(buffer_device=None)  # checkpoints do not contain its buffers
     weights = get_model_state_dict(model)
     with warnings.catch_warnings():
-        # Each rank reads its own shards: under a pipeline the other stages take no part.
+        # Each rank reads its own shards: under a pipeline the other stages do not take part.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
     set_model_state_dict(model, weights)
@@ -124,7 +124,7 @@ def build_frozen(
 
 
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:
-    """The configuration of the run with another model in it, and that model's parts."""
+    """The run's configuration with another model in it, and that model's TrainSpec."""
     config = copy.deepcopy(job_config)
     config.model.name, config.model.flavor = family + SUFFIX, flavor
     config.activation_checkpoint.mode = "none"
@@ -133,5 +133,5 @@ def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobCon
     return config, spec
 
 
-def _attends_by_masks(config: JobConfig, spec: TrainSpec) -> bool:
+def _uses_attention_masks(config: JobConfig, spec: TrainSpec) -> bool:
     return getattr(spec.model_args[config.model.flavor], "attn_type", "sdpa") != "sdpa"

@@ -1,4 +1,4 @@
-"""The systems of a run as one: each call goes to all of them, in their order (systems/system.py)."""
+"""The systems of a run as one object: each call is passed to all of them, in their order (systems/system.py)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,44 +15,55 @@ RESERVED_COLUMNS = ("input", "inputs", "example_id")
 
 
 class JoinedSystems:
-    """Made once the ranks can talk.
+    """Builds the systems of a run; the process group must exist.
 
     Args:
-        on: the systems that take part, each with its section.
-        run: what they may use.
-        loss: torchtitan's own.
+        active: the systems that take part, each with its section.
+        run: the interface to the run that they may use.
+        loss: torchtitan's own loss.
 
     Attributes:
-        column_names: of what is read beside the tokens.
-        loss: of all: each system's around or instead of that of the systems before it.
-        sampler: of the one that decides which examples come; None where the plan of the data does.
-        reads: makes columns, in reader threads.
+        column_names: names of the columns that are read beside the tokens.
+        loss: the loss of all systems: each wraps or replaces the loss of the systems before it.
+        sampler: the sampler of the one system that selects examples; None if no system does.
+        reads: functions that compute columns in reader threads.
         states: name -> a system with a state in the checkpoint.
+
+    Raises:
+        ValueError: a system refuses the run, two systems bring a sampler, or two columns have one name.
     """
 
-    def __init__(self, on: Iterable[SystemOn], run: Run, loss: LossFunction):
-        self.systems: list[System] = [system(run, config) for system, config in on]
+    def __init__(self, active: Iterable[SystemOn], run: Run, loss: LossFunction):
+        self.systems: list[System] = [system(run, config) for system, config in active]
         self.column_names = ("example_id", *(name for system in self.systems for name in system.columns))
         self.loss = loss
         for system in self.systems:
             self.loss = system.wrap_loss(self.loss)
         self._check_columns(run.dataset.columns)
-        samplers = [system.sampler for system in self.systems if system.sampler is not None]
-        assert len(samplers) <= 1, "two systems decide which examples come"
-        self.sampler: TeachingSampler | None = samplers[0] if samplers else None
+        self.sampler = self._one_sampler()
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
 
-    def _check_columns(self, of_data: Sequence[str]) -> None:
+    def _one_sampler(self) -> TeachingSampler | None:
+        samplers = {system.name: system.sampler for system in self.systems if system.sampler is not None}
+        if len(samplers) > 1:
+            raise ValueError(
+                f"the systems {' and '.join(samplers)} each bring a sampler, but only one system can decide which "
+                "examples are trained: turn all but one of them off"
+            )
+        return next(iter(samplers.values()), None)
+
+    def _check_columns(self, data_columns: Sequence[str]) -> None:
         """Refuse two columns of one name; ValueError."""
-        names = Counter((*RESERVED_COLUMNS, *of_data, *(name for system in self.systems for name in system.columns)))
-        if twice := [name for name, num in names.items() if num > 1]:
+        own_columns = (name for system in self.systems for name in system.columns)
+        names = Counter((*RESERVED_COLUMNS, *data_columns, *own_columns))
+        if duplicates := [name for name, num in names.items() if num > 1]:
             systems = ", ".join(system.name for system in self.systems)
             raise ValueError(
-                f'the column "{twice[0]}" of a batch has two owners among the data and the systems {systems}: give one '
-                "of them another name"
+                f'the column "{duplicates[0]}" of a batch has two owners among the data and the systems {systems}: '
+                "give one of them another name"
             )
 
     def __iter__(self) -> Iterator[System]:
@@ -96,8 +107,10 @@ class JoinedSystems:
     def during_pause(
         self, function: Callable[..., Any], *, when: Callable[..., bool] = lambda *_, **__: True
     ) -> Callable[..., Any]:
-        """``function``, which is no training step; where ``when`` of the same arguments says no, it does nothing that
-        a system must know of."""
+        """Wrap ``function``, which is not a training step: the systems are paused while it runs.
+
+        ``when`` gets the same arguments; if it returns False, the systems are not paused.
+        """
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with self.paused() if when(*args, **kwargs) else nullcontext():

@@ -1,7 +1,7 @@
-"""From a command line to a run: what ``python -m titan_attent.train`` does, and what the scorer shares with it.
+"""Starts a run from a command line: ``python -m titan_attent.train``, and the parsing that the scorer shares with it.
 
-Parses the configuration, settles what depends on the machine, runs every check of preflight.py, registers the model's
-``_attent`` twin and hands over to torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
+Parses the configuration, sets defaults that depend on the machine, runs every check of preflight.py, registers the
+model's ``_attent`` twin and calls torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
 message, from rank 0.
 """
 
@@ -19,20 +19,20 @@ from torchtitan.tools.logging import init_logger
 from torchtitan.train import main as torchtitan_main
 
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
-from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
-from titan_attent.titan.checks.resume_checks import what_is_finished
+from titan_attent.titan.checks.resume_checks import finished_message
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
-from titan_attent.titan.user_errors import end_well, fail, let_first_rank_speak
+from titan_attent.titan.user_errors import end_without_error, fail, wait_for_first_rank
 
 
 def _option(argv: list[str], name: str) -> str | None:
-    """The value of ``--name value`` or ``--name=value``."""
+    """The value of ``--name value`` or ``--name=value``; None if the option is not given."""
     for i, arg in enumerate(argv):
         key, equals, value = arg.partition("=")
         if key.replace("-", "_") == f"__{name}":
@@ -41,12 +41,12 @@ def _option(argv: list[str], name: str) -> str | None:
 
 
 def scored_data(job_config: JobConfig) -> str:
-    """The data whose vocabulary a scorer has; nothing where another model is trained."""
+    """``data.path`` if the model is a scorer, which takes its vocabulary from the data; else an empty string."""
     return job_config.data.path if job_config.model.flavor in SCORER_FLAVORS else ""
 
 
 def arguments(module: str, *, first: str = "") -> list[str]:
-    """The command line; ends a process that torchrun did not start.
+    """The arguments of the command line; ends the process if torchrun did not start it.
 
     Args:
         first: the words before the options, for the message.
@@ -65,9 +65,9 @@ def given_keys(toml: dict[str, Any], argv: list[str]) -> set[str]:
 
 
 def parse(argv: list[str]) -> JobConfig:
-    """The job configuration; a ValueError for a mistake in the TOML. A bad command line ends the process.
+    """Parse the job configuration; ValueError for a mistake in the TOML. A bad command line ends the process.
 
-    What is logged from here on looks like torchtitan's lines, without those that mean nothing on a CPU.
+    Sets up torchtitan's log format; on a CPU, lines about GPUs are filtered out.
     """
     init_logger()
     if compat.IS_CPU:
@@ -75,23 +75,23 @@ def parse(argv: list[str]) -> JobConfig:
     for arg in argv:
         name = arg.partition("=")[0].removeprefix("--").replace("-", "_")
         if (former := name.partition(".")[0]) in RENAMED and arg.startswith(f"--{former}."):
-            raise ValueError(f"{arg}: the section [{former}] is named [{RENAMED[former]}] now")
+            raise ValueError(f"{arg}: the section [{former}] was renamed to [{RENAMED[former]}]; use that name")
         if arg.startswith("--") and name in FORMER_KEYS:
             raise ValueError(f"{arg}: {FORMER_KEYS[name]}")
     config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
-    toml = preflight.check_toml(config_file, module=module) if config_file is not None else {}
-    if module is None and not toml.get("job", {}).get("custom_config_module"):  # may be left out
+    toml = toml_checks.check_toml(config_file, module=module) if config_file is not None else {}
+    if module is None and not toml.get("job", {}).get("custom_config_module"):  # the key is optional
         argv = [*argv, "--job.custom_config_module", CUSTOM_CONFIG]
-    # tyro reports a bad command line itself and exits; one rank's report is enough.
-    first = os.environ["RANK"] == "0"
-    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+    # tyro reports a bad command line itself and exits; the report of one rank is enough.
+    is_first = os.environ["RANK"] == "0"
+    with contextlib.nullcontext() if is_first else contextlib.redirect_stderr(io.StringIO()):
         try:
             job_config = ConfigManager().parse_args(argv)
-        except AssertionError as error:  # torchtitan's own checks of a section
+        except AssertionError as error:  # raised by torchtitan's own checks of a section
             raise ValueError(str(error)) from None
         except SystemExit as end:
-            if end.code:  # not --help
-                let_first_rank_speak()
+            if end.code:  # --help exits with 0
+                wait_for_first_rank()
             raise
     check_given(job_config, given_keys(toml, argv))
     if compat.IS_CPU:
@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> JobConfig:
 
 
 def train() -> None:
-    """The whole of the training command."""
+    """Run the training command."""
     argv = arguments("titan_attent.train")
 
     try:
@@ -119,10 +119,10 @@ def train() -> None:
         )
     except ValueError as error:
         fail(error)
-    if finished := what_is_finished(job_config):
-        end_well(finished)
+    if finished := finished_message(job_config):
+        end_without_error(finished)
     register_train_spec(job_config.model.name, spec)
-    compat.mend_tensorboard(resumed=checkpoint_to_load(job_config) is not None)
-    # torchtitan parses the command line again, and would miss what was decided here.
+    compat.continue_tensorboard(resumed=checkpoint_to_load(job_config) is not None)
+    # torchtitan parses the command line again, which would lose the defaults set here.
     with patch.object(ConfigManager, "parse_args", lambda manager: job_config):
         torchtitan_main(TeachingTrainer)

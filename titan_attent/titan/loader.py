@@ -23,8 +23,7 @@ from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
-from titan_attent.data.plan.order import Pass
-from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.plan.sampler import AnyPass, TeachingSampler
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
@@ -92,7 +91,7 @@ class TeachingLoader(BaseDataLoader):
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
-        self.served: tuple[Pass, int] | None = None
+        self.served: tuple[AnyPass, int] | None = None
         """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
@@ -116,7 +115,7 @@ class TeachingLoader(BaseDataLoader):
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
         self._with_weights = with_weights
 
-    def _read(self, sampler: TeachingSampler, current: Pass, place: tuple[int, int]) -> ReadBatch:
+    def _read(self, sampler: TeachingSampler, current: AnyPass, place: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *place)
         inputs, labels = self.dataset.read(ids, current.visit_key)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}

@@ -1,6 +1,6 @@
-"""torchtitan's JobConfig -> what the rest of the package sees of it: settings, systems, and the run's record of itself.
+"""Converts torchtitan's JobConfig into the objects that the rest of the package uses: settings, systems, run record.
 
-No module outside of titan/ reads a JobConfig; what it needs stands in systems/settings.py.
+No module outside titan/ reads a JobConfig; it uses RunSettings of systems/settings.py instead.
 """
 
 import importlib
@@ -22,15 +22,18 @@ from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_v
 from titan_attent.titan.models.families import family_of
 
 RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision"}
-"""Names of other states of a checkpoint, which no system from outside may have."""
+"""Names of the other states of a checkpoint, which no system of another module may have."""
 
 CUSTOM_CONFIG = "titan_attent.job_config"
-"""The module of this package's sections, where ``job.custom_config_module`` names no other."""
+"""The default of ``job.custom_config_module``: the module with this package's sections."""
 
 
 def degrees_of(parallelism: Any, *, world_size: int | None = None) -> Degrees:
-    """The degrees of torchtitan's ``[parallelism]``; a shard degree of -1 is what ``world_size`` leaves, by default
-    that of the environment."""
+    """The degrees of torchtitan's ``[parallelism]``.
+
+    A shard degree of -1 becomes ``world_size`` divided by the other degrees. ``world_size`` defaults to WORLD_SIZE of
+    the environment.
+    """
     degrees = {
         "replicate": parallelism.data_parallel_replicate_degree,
         "context": parallelism.context_parallel_degree,
@@ -39,15 +42,15 @@ def degrees_of(parallelism: Any, *, world_size: int | None = None) -> Degrees:
     }
     shard = parallelism.data_parallel_shard_degree
     if shard == -1:
-        others = 1
+        product = 1
         for degree in degrees.values():
-            others *= degree
-        shard = max(1, (world_size or int(os.environ.get("WORLD_SIZE", "1"))) // others)
+            product *= degree
+        shard = max(1, (world_size or int(os.environ.get("WORLD_SIZE", "1"))) // product)
     return Degrees(**degrees, shard=shard, expert=parallelism.expert_parallel_degree)
 
 
 def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunSettings:
-    """The settings of the run that ``job_config`` describes; its values were checked before."""
+    """The settings of the run that ``job_config`` describes; its values must have been checked."""
     training, parallelism, compiled = job_config.training, job_config.parallelism, job_config.compile
     return RunSettings(
         family=family_of(job_config).name,
@@ -71,36 +74,39 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
 
 
 def systems_from(name: str) -> Sequence[type[System]]:
-    """The systems that the module ``name`` of ``job.custom_config_module`` lists in ``SYSTEMS``; ValueError if it lists
-    others than systems with a name of their own."""
-    listed = tuple(getattr(importlib.import_module(name), "SYSTEMS", ()))
+    """The systems that the module ``name`` of ``job.custom_config_module`` lists in ``SYSTEMS``.
+
+    Raises:
+        ValueError: an entry is not a System, or its name is empty or taken.
+    """
+    systems = tuple(getattr(importlib.import_module(name), "SYSTEMS", ()))
     where = f"[job] custom_config_module = {name}"
     taken = {system.name for system in SYSTEMS} | RENAMED.keys() | RESERVED
-    for system in listed:
+    for system in systems:
         if not (isinstance(system, type) and issubclass(system, System)):
             raise ValueError(
-                f"{where}: {system!r} in its SYSTEMS is no class derived from titan_attent.systems.system.System"
+                f"{where}: {system!r} in its SYSTEMS is not a class derived from titan_attent.systems.system.System"
             )
         if not getattr(system, "name", ""):
-            raise ValueError(f"{where}: the system {system.__name__} has no name; give it that of its section")
+            raise ValueError(f"{where}: the system {system.__name__} has no name; set it to the name of its section")
         if system.name in taken:
             raise ValueError(f'{where}: the name "{system.name}" of a system is taken; choose another')
         taken.add(system.name)
-    return listed
+    return systems
 
 
 def systems_of(job_config: JobConfig) -> list[SystemOn]:
     """The systems that take part in a run, each with its section, in the order in which they are called."""
-    return systems_on(job_config, from_outside=_from_outside(job_config))
+    return systems_on(job_config, from_outside=_extra_systems(job_config))
 
 
 def check_sections(job_config: JobConfig) -> None:
     """Let every system, on or off, refuse values of its section; ValueError."""
-    check_values(job_config, from_outside=_from_outside(job_config))
+    check_values(job_config, from_outside=_extra_systems(job_config))
 
 
-def _from_outside(job_config: JobConfig) -> Sequence[type[System]]:
-    """The systems of the run's family, and those that its ``custom_config_module`` lists."""
+def _extra_systems(job_config: JobConfig) -> Sequence[type[System]]:
+    """The systems of the run's modality, and those that its ``custom_config_module`` lists."""
     return *family_of(job_config).modality.systems, *systems_from(job_config.job.custom_config_module or CUSTOM_CONFIG)
 
 
@@ -112,7 +118,7 @@ def describe(
     device: torch.device,
     systems: Sequence[type[System]] = (),
 ) -> RunRecord:
-    """What a run, with these systems, reports of itself."""
+    """The run record that the report reads (data/run_record.py), for a run with these systems."""
     modality, steps, data = family_of(job_config).modality, job_config.validation.steps, job_config.data
     measured = {
         "validation data": fingerprint_of(data.validation_path),
@@ -138,12 +144,12 @@ def describe(
             "data.seed": data.seed,
         },
         devices=_devices(device),
-        systems=tuple(_logged(system) for system in systems if system not in SYSTEMS),
+        systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),
     )
 
 
-def _logged(system: type[System]) -> dict[str, Any]:
-    """What the report must know of a system that is not this package's."""
+def _for_report(system: type[System]) -> dict[str, Any]:
+    """The name, units and panels of a system of another module, which the report does not know."""
     return {"name": system.name, "units": dict(system.tag_units), "panels": [asdict(panel) for panel in system.panels]}
 
 

@@ -1,8 +1,8 @@
-"""The bill of materials: which parts a model gets when its name ends in ``_attent``.
+"""The TrainSpec of a model whose name ends in ``_attent``.
 
 The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own; under a pipeline the loss
-is wrapped. Replaced are the data loader and the tokenizer (token shards), the validator (the same shards each time) and
-the metrics (those of the systems beside torchtitan's).
+is wrapped. This package replaces the data loader and tokenizer (token shards), the validator (the same examples each
+time) and the metrics (it adds those of the systems).
 """
 
 import copy
@@ -36,7 +36,7 @@ from titan_attent.titan.validator import build_validator
 
 EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     "llama3": {
-        # About 2.6 M parameters: a few hundred steps take minutes on two CPU cores.
+        # About 2.6 M parameters: a few hundred steps take several minutes on two CPU cores.
         "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000),
         # About 0.9 M parameters, for benchmarks/convergence.
         "bench": TransformerModelArgs(
@@ -50,13 +50,13 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
 }
 
 SCORER_FLAVORS = {"scorer_xs": (32, 1, 2), "scorer_s": (64, 2, 2), "scorer_m": (256, 4, 4), "scorer_l": (512, 8, 8)}
-"""Of the scorers (scorers.py): width, layers, heads of a llama3 with the vocabulary of its data."""
+"""The flavors of scorers (scorers.py): (width, layers, heads) of a llama3 with the vocabulary of its data."""
 
 
 class ShardTokenizer(BaseTokenizer):
-    """torchtitan's tokenizer interface over the tokenizer that the data set was written with.
+    """Gives torchtitan's tokenizer interface to the tokenizer that the data set was written with.
 
-    torchtitan asks it for the end-of-document id when attention is masked by document (flex, varlen).
+    torchtitan reads its end-of-document id when attention is masked by document (flex, varlen).
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -83,7 +83,7 @@ def build_tokenizer(datasets: DataSets, job_config: JobConfig) -> ShardTokenizer
 def build_dataloader(
     datasets: DataSets, dp_world_size: int, dp_rank: int, tokenizer: BaseTokenizer | None, job_config: JobConfig
 ) -> TeachingLoader:
-    """torchtitan's ``build_dataloader_fn``, the first part it asks for once the ranks can talk: checks the shards."""
+    """torchtitan's ``build_dataloader_fn``, the first hook after process group setup. It also checks the shards."""
     del tokenizer  # the data set is tokens already
     try:
         preflight.check_files(job_config, datasets)
@@ -95,18 +95,18 @@ def build_dataloader(
 def build_loss(
     build_stock_loss: LossFunctionBuilder, job_config: JobConfig, *, parallel_dims: ParallelDims, **kwargs: Any
 ) -> LossFunction:
-    """torchtitan's ``build_loss_fn``: the stock loss; under a pipeline, in the wrapper that examples go through."""
+    """torchtitan's ``build_loss_fn``: the stock loss; under a pipeline it is wrapped in :class:`PipelineLoss`."""
     loss = build_stock_loss(job_config, parallel_dims=parallel_dims, **kwargs)
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
 
 
 def _vision_spec(model: str, datasets: DataSets) -> TrainSpec:
-    """torchtitan's llama3 with another model, loss and kind of data."""
+    """torchtitan's llama3 TrainSpec with a vision model, its loss and image data."""
     return replace(
         get_train_spec("llama3"),
         model_cls=vision.MODELS[model],
         model_args=vision.flavors(model),
-        parallelize_fn=compat.mended_parallelize(vision.parallelize),
+        parallelize_fn=compat.patched_parallelize(vision.parallelize),
         pipelining_fn=None,
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=None,
@@ -118,23 +118,23 @@ def _vision_spec(model: str, datasets: DataSets) -> TrainSpec:
 
 
 def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") -> TrainSpec:
-    """The stock TrainSpec of "<model>_attent" with this package's parts in it; a ValueError for an unknown name.
+    """The stock TrainSpec of "<model>_attent" with this package's replacements; ValueError for an unknown name.
 
     Args:
-        datasets: the run's, which the checks before it may have opened already.
-        data: ``data.path``; the scorers' flavors, which have its vocabulary, are among the flavors if it is given.
+        datasets: the data sets of the run, which earlier checks may have opened already.
+        data: ``data.path``; if given, the scorers' flavors, whose vocabulary is that of the data, are added.
     """
     datasets = datasets or DataSets()
     names = [family + SUFFIX for family in FAMILIES]
     if name not in names:
-        known = ", ".join(names)
-        raise ValueError(f'[model] name = "{name}" cannot be taught{closest(name, names)} Use one of {known}')
+        choices = ", ".join(names)
+        raise ValueError(f'[model] name = "{name}" is unknown{closest(name, names) or "."} Use one of {choices}')
     model = name.removesuffix(SUFFIX)
     apply_patches(family=model)
     if model in vision.MODELS:
         return _vision_spec(model, datasets)
     stock = get_train_spec(model)
-    # torchtitan writes the run's settings into the flavor it picks: the twin gets copies of its own.
+    # torchtitan writes the run's settings into the selected flavor, so the twin gets its own copies.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
     if model == "llama3" and data:
         vocab_size = datasets.shards(data).index.tokenizer["vocab_size"]
@@ -145,7 +145,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     return replace(
         stock,
         model_args=flavors,
-        parallelize_fn=compat.mended_parallelize(stock.parallelize_fn),
+        parallelize_fn=compat.patched_parallelize(stock.parallelize_fn),
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=partial(build_tokenizer, datasets),
         build_validator_fn=partial(build_validator, datasets),

@@ -1,9 +1,8 @@
 """TeachingTrainer: torchtitan's Trainer with the run's systems in its step (systems/system.py).
 
-It knows no system by name. It makes those that the TOML turns on, gives them what they may use of the run, and calls
-them in their fixed order. What differs from the stock step: where a system changes the loss, its loss is
-taken; and the systems are told of every microbatch and every step. Where none changes the loss, torchtitan's own code
-runs.
+It names no system. It builds those that the TOML turns on, passes each a ``Run``, and calls them in a fixed order. Two
+things differ from the stock step: a system may replace the loss, and systems are called after every microbatch and
+every step. If no system changes the loss, torchtitan's own code runs.
 
 Cost: none of its own. No host sync is added between forward and optimizer step.
 """
@@ -45,8 +44,10 @@ from titan_attent.titan.user_errors import fail
 
 
 class TeachingTrainer(Trainer):
-    """Trains with the systems that the TOML turns on; resumable on any number of data-parallel ranks with the same
-    global batch."""
+    """Trains with the systems that the TOML turns on.
+
+    A run can be resumed on another number of data-parallel ranks if its global batch size stays the same.
+    """
 
     def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
@@ -54,16 +55,19 @@ class TeachingTrainer(Trainer):
         self.tokens_per_example = self.loader.dataset.tokens_per_example
         self.batch_size: int = self.loader.geometry["training.global_batch_size"]
         self.starts_anew = checkpoint_to_load(job_config) is None
-        on = systems_of(job_config)
+        active = systems_of(job_config)
         self.ledger = Ledger(
             batch_size=self.batch_size,
             tokens_per_example=self.tokens_per_example,
-            accounts=[account for system, _ in on for account in system.accounts],
+            accounts=[account for system, _ in active for account in system.accounts],
         )
-        self.systems = JoinedSystems(on, self._run(), self._stock_loss)
-        # Beside torchtitan's own states, so that stock keys stay stock.
+        try:
+            self.systems = JoinedSystems(active, self._run(), self._stock_loss)
+        except ValueError as error:
+            fail(error)
+        # Added to torchtitan's own states, whose keys stay as they are.
         self.checkpointer.states |= self.systems.states
-        if "teacher" not in self.systems.states:  # a teacher keeps the ledger beside its own state
+        if "teacher" not in self.systems.states:  # a teacher saves the ledger in its own state
             self.checkpointer.states[LEDGER] = self.ledger
         self.loader.follow(
             self.systems.sampler or self._sampler_of_all(),
@@ -92,7 +96,7 @@ class TeachingTrainer(Trainer):
             device=self.device,
         )
         cast(Checkpoints, self.checkpointer).weights_to_load = self.systems.weights_to_load
-        # Made of a host number, which a step must not copy to the device.
+        # Created once: making it from a host number in each step would copy to the device.
         self.no_loss = torch.tensor([-1.0], device=self.device)
 
     def _run(self) -> Run:
@@ -122,7 +126,7 @@ class TeachingTrainer(Trainer):
         )
 
     def _write_run_record(self) -> None:
-        """Write data.json, for the report."""
+        """Write data.json, which the report reads."""
         record = describe(
             self.job_config,
             self.loader.dataset,
@@ -133,7 +137,7 @@ class TeachingTrainer(Trainer):
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
     def _sampler_of_all(self) -> TeachingSampler:
-        """All examples, where no system chooses."""
+        """A sampler of all examples, used if no system selects them."""
         plan = Shuffled(
             len(self.loader.dataset), batch_size=self.batch_size, seed=self.job_config.data.seed, ledger=self.ledger
         )
@@ -144,11 +148,11 @@ class TeachingTrainer(Trainer):
 
     def init_distributed(self) -> ParallelDims:
         parallel_dims = super().init_distributed()
-        own_folders(self.job_config)  # before anything is written to them
+        own_folders(self.job_config)  # before anything is written there
         return parallel_dims
 
     def build_frozen(self, checkpoint: str, *, family: str = "", flavor: str = "") -> FrozenModel | None:
-        """A second, frozen model; see :class:`Run`. A collective."""
+        """Build a second, frozen model; see :class:`Run`. A collective."""
         try:
             if self.parallel_dims.pp_enabled and not self.pp_has_last_stage:
                 check_frozen(self.job_config, checkpoint, family=family, flavor=flavor)
@@ -169,32 +173,32 @@ class TeachingTrainer(Trainer):
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
     def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> Any:
-        """torchtitan's own; what it leaves of inputs and labels is kept for the batch of the step."""
+        """Call torchtitan's own, and keep the resulting inputs and labels for the systems' :class:`Batch`."""
         processed = super().post_dataloading_process(input_dict, labels)
         self.processed: tuple[Tensor, Tensor] = processed[:2]
         return processed
 
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
-        """torchtitan's own, which a system may build on."""
+        """torchtitan's own loss, which a system may wrap."""
         loss = cast(PipelineLoss, self.loss_fn).stock if self.parallel_dims.pp_enabled else self.loss_fn
         loss_sum = loss(pred, batch.labels, *mixing(batch.columns))
-        if isinstance(loss_sum, DTensor):  # where tensor parallelism cuts the vocabulary: equal on its ranks
+        if isinstance(loss_sum, DTensor):  # tensor parallelism shards the vocabulary; the sum is equal on its ranks
             loss_sum = loss_sum.full_tensor()
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
-        """Out of the batch, before they become arguments of the model's forward."""
+        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
         names = (*self.systems.column_names, *self.loader.dataset.columns)
         return {name: input_dict.pop(name) for name in names if name in input_dict}
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
     ) -> Tensor:
-        """One microbatch. Returns the unweighted loss sum / global valid tokens, so that runs compare."""
+        """Run one microbatch; return the unweighted loss sum / global valid tokens, which is comparable across runs."""
         columns, seen = self._take_columns(input_dict), cast("ExampleStats | None", {})
         systems = self.systems
         dims = self.parallel_dims
-        # DDP averages gradients that were divided already (torchtitan #2323); FSDP sums them.
+        # DDP averages gradients that are already divided by the token count (torchtitan #2323); FSDP sums them.
         ddp_ranks = 1 if dims.fsdp_enabled else dims.dp_replicate
         divisor = global_valid_tokens / ddp_ranks
         if dims.pp_enabled:
@@ -214,7 +218,7 @@ class TeachingTrainer(Trainer):
                     pred = model(inputs, **extra_inputs, **extra_kwargs)
                     batch = Batch(inputs, labels, columns)
                     to_differentiate, loss_sum, seen = systems.loss(pred, batch)
-                del pred  # before the backward, whose peak it would raise
+                del pred  # before the backward, to lower its peak memory
                 with systems.around_backward():
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
@@ -232,10 +236,11 @@ class TeachingTrainer(Trainer):
         divisor: Tensor | float,
         backward: bool = True,
     ) -> tuple[Batch, Tensor | None, ExampleStats | None]:
-        """A microbatch of the trainer's through the pipeline, which cuts it into its own.
+        """Run one of the trainer's microbatches through the pipeline, which splits it into pipeline microbatches.
 
         Returns:
-            (the batch, unweighted loss sum, what was seen of the examples); None and None where the last stage is not.
+            (batch, unweighted loss sum, statistics of the examples); the last two are None on ranks without the last
+            stage.
         """
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         run = self.pp_schedule.step if backward else self.pp_schedule.eval
@@ -258,7 +263,10 @@ class TeachingTrainer(Trainer):
 
     @torch.no_grad()
     def forward(self, batches: Iterable[ReadBatch], loss: LossFunction) -> Iterator[tuple[Batch, ExampleStats | None]]:
-        """Each batch and what ``loss`` saw of it, in eval mode; see :class:`Run`. A collective."""
+        """Yield each batch and the statistics that ``loss`` computes of it, in eval mode; see :class:`Run`.
+
+        A collective.
+        """
         for part in self.model_parts:
             part.eval()
         with self.systems.paused(), compat.expert_counts_kept(self.model_parts):
@@ -279,7 +287,7 @@ class TeachingTrainer(Trainer):
 
     @contextmanager
     def predict(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and labels of a forward pass that can be differentiated; see :class:`Run`. A collective."""
+        """The logits and labels of a differentiable forward pass; see :class:`Run`. A collective."""
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
             {"input": inputs.to(self.device)}, labels.to(self.device)
         )
@@ -297,7 +305,7 @@ class TeachingTrainer(Trainer):
         self.systems.after_step()
 
     def batch_generator(self, data_iterable: Any) -> Iterator[ReadBatch]:
-        # Called once, after the checkpoint was loaded and before the first step: the resumed step is known here.
+        # torchtitan calls this once, after it loaded the checkpoint and before the first step.
         self.health.begin()
         if self.step == 0 and self.starts_anew:
             self.systems.set_initial_weights()
@@ -310,8 +318,8 @@ class TeachingTrainer(Trainer):
     def _charged_batches(self, batches: Iterator[ReadBatch]) -> Iterator[ReadBatch]:
         next_batch = self.ledger.charged("load", lambda: next(batches, None))
         while (batch := next_batch()) is not None:
-            # torchtitan counts labels as tokens; and whole sequences on every context parallel rank, which it adds up
-            # (#2990).
+            # torchtitan counts labels instead of tokens. It also counts whole sequences on every context parallel rank
+            # and sums over these ranks (#2990).
             num_labels, num_tokens = batch[1].numel(), len(batch[1]) * self.tokens_per_example
             self.metrics_processor.ntokens_since_last_log += num_tokens - num_labels
             self.ntokens_seen += num_tokens // self.parallel_dims.cp - num_labels
@@ -319,7 +327,7 @@ class TeachingTrainer(Trainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        # torchtitan counts a rank's own tokens; at another number of ranks a rank's share is another.
+        # torchtitan restores the tokens of one rank, which is wrong if the number of ranks has changed.
         tokens_per_step = self.batch_size * self.tokens_per_example
         self.ntokens_seen = self.step * tokens_per_step // (self.loader.dp_world_size * self.parallel_dims.cp)
 

@@ -15,59 +15,58 @@ Result = TypeVar("Result")
 
 
 def fail(error: ValueError) -> NoReturn:
-    """End this process with exit code 2; rank 0 says why, or a node's first rank where rank 0 found nothing wrong."""
-    let_first_rank_speak()
+    """End this process with exit code 2. Rank 0 prints the reason, and the first rank of any other node does too."""
+    wait_for_first_rank()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def end_well(what: str) -> NoReturn:
-    """End this process with exit code 0, where there is nothing to do; rank 0 says so."""
+def end_without_error(message: str) -> NoReturn:
+    """End this process with exit code 0 because there is nothing to do; rank 0 prints ``message``."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"titan_attent: {what}", file=sys.stderr, flush=True)
+        print(f"titan_attent: {message}", file=sys.stderr, flush=True)
     sys.exit(0)
 
 
-def let_first_rank_speak() -> None:
-    """Wait, on every rank but 0: call it before a rank exits for a mistake.
+def wait_for_first_rank() -> None:
+    """Wait 10 s on every rank but 0; call it before a rank exits for a user's mistake.
 
-    torchrun ends all ranks at the first exit, and rank 0, which tells the reason, might not be heard.
-
-    A rank outlives the wait only where rank 0 goes on, as when a file is missing on one node.
+    torchrun ends all ranks at the first exit, so without the wait rank 0 might be killed before it prints the reason.
+    A rank outlives the wait only if rank 0 found no mistake, for example when a file is missing on one node.
     """
     if os.environ.get("RANK", "0") != "0":
         time.sleep(10)
 
 
 def on_first_rank(action: Callable[[], Result]) -> Result:
-    """What ``action`` gives on rank 0, on all ranks; what it raises there is a ValueError on all. A collective.
+    """Run ``action`` on rank 0 and return its result on all ranks. A collective; the result is pickled.
 
-    Any exception counts, or the others would wait. The result is pickled.
+    Any exception on rank 0, which would leave the others waiting, is raised as a ValueError on all ranks.
     """
-    found: list[Any] = [None, ""]
+    outcome: list[Any] = [None, ""]
     if is_first_rank():
         try:
-            found[0] = action()
+            outcome[0] = action()
         except ValueError as error:
-            found[1] = str(error)
+            outcome[1] = str(error)
         except Exception as error:
-            found[1] = f"{type(error).__name__}: {error}"
-    torch.distributed.broadcast_object_list(found)
-    if found[1]:
-        raise ValueError(found[1])
-    return found[0]
+            outcome[1] = f"{type(error).__name__}: {error}"
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise ValueError(outcome[1])
+    return outcome[0]
 
 
-def on_all_ranks(look: Callable[[], None]) -> None:
-    """Run ``look`` here; if it raises on any rank, raise a ValueError with the first such rank's message on all ranks.
+def on_all_ranks(check: Callable[[], None]) -> None:
+    """Run ``check`` on every rank; if it raises on any, raise a ValueError with the first such rank's message on all.
 
-    A collective of 8 bytes, and one more where something failed. Any exception counts: a rank that left without a word
-    would keep the others waiting.
+    A collective of 8 bytes, and a second one if a check failed. Any exception counts: a rank that ended silently would
+    leave the others waiting.
     """
     message = ""
     try:
-        look()
+        check()
     except ValueError as error:
         message = str(error)
     except Exception as error:
@@ -76,8 +75,8 @@ def on_all_ranks(look: Callable[[], None]) -> None:
         failed = [message]
     else:
         world_size = torch.distributed.get_world_size()
-        mine = torch.distributed.get_rank() if message else world_size
-        first = torch.tensor(mine, device=device_type)
+        failed_rank = torch.distributed.get_rank() if message else world_size
+        first = torch.tensor(failed_rank, device=device_type)
         torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
         failed = [message]
         if (source := int(first)) < world_size:

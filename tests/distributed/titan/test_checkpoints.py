@@ -1,4 +1,4 @@
-"""torchtitan's checkpoint manager, mended, on two ranks: going back, killed first saves, disks that are full."""
+"""The patched checkpoint manager on two ranks: going back, killed first saves, full disks."""
 
 import io
 import os
@@ -27,7 +27,7 @@ from titan_attent.titan.patches.checkpoint_manager import Checkpoints
 
 
 class TrainState:
-    """The step, which torchtitan's Trainer keeps."""
+    """The step, as torchtitan's Trainer saves it."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -64,7 +64,7 @@ class Run:
         return float(self.model.weight.to_local().flatten()[0])
 
     def train(self, *, until: int, load_step: int = -1) -> int:
-        """Load, train and save; the step that it started from."""
+        """Load, train and save; return the step that it started from."""
         self.manager.load(load_step)
         start = self.state.step
         for step in range(start + 1, until + 1):
@@ -92,7 +92,7 @@ def going_back(mesh: DeviceMesh, folder: str) -> list[Any]:
 def test_a_run_that_goes_back_keeps_what_it_writes(tmp_path: Path) -> None:
     for seen in run_on_ranks(going_back, 2, str(tmp_path)):
         assert seen[0] == [2, 4, 6, 8, 9]
-        # From 4 it writes 6 and 7; 6 of the old branch stands aside, and 8 and 9 stay as they are.
+        # From 4 it writes 6 and 7; the old step 6 is moved aside, and 8 and 9 stay as they are.
         assert seen[1] == (4, 7.0, [2, 4, 6, 7, 8, 9], (8, 9))
         assert seen[2] == (7, 8.0, [2, 4, 6, 7, 8, 9], (9,))
         assert seen[3] == (8, 8.0)
@@ -108,15 +108,15 @@ def starting_from_another(mesh: DeviceMesh, folder: str, first: str) -> tuple[in
     return run.state.step, run.value
 
 
-def test_a_folder_without_a_finished_checkpoint_is_no_start(tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     run_on_ranks(going_back, 2, first)
     assert run_on_ranks(starting_from_another, 2, second, first) == [(0, 4.0)] * 2
 
 
 def listening(mesh: DeviceMesh) -> io.StringIO:
-    """What this rank says from here on, to whom a mistake is told."""
-    user_errors.let_first_rank_speak = lambda: None
+    """Capture the standard error of this rank from here on, and let it print its mistakes."""
+    user_errors.wait_for_first_rank = lambda: None
     os.environ["LOCAL_RANK"] = str(mesh.get_rank())
     sys.stderr = io.StringIO()
     return sys.stderr
@@ -132,7 +132,7 @@ def on_a_full_disk(mesh: DeviceMesh, folder: str, async_mode: str) -> tuple[int 
     run.manager.maybe_wait_for_staging()
     run.manager._async_wait()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # No file of this process may grow beyond it: what a disk says that is full, on each rank.
+    # No file of this process may grow beyond this size: each rank gets the error of a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
     try:
         for step in (4, 5, 6):
@@ -150,8 +150,8 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path, async_mode: str) -> None
     first, second = run_on_ranks(on_a_full_disk, 2, str(tmp_path), async_mode)
     assert first[:2] == second[:2] == (2, True), "both end, and the earlier checkpoint is resumed from"
     assert first[2].count("titan_attent: error: the checkpoint ") == 1 and "titan_attent: error" not in second[2]
-    assert "could not be written: the disk took no more" in first[2] and "Traceback" not in first[2] + second[2]
-    assert "GiB are free" in first[2] and "whole, up to step-2" in first[2]
+    assert "could not be written: the disk is full" in first[2] and "Traceback" not in first[2] + second[2]
+    assert "GiB are free" in first[2] and "complete, up to step-2" in first[2]
     assert latest(tmp_path / "checkpoint") == 3
 
 

@@ -1,4 +1,4 @@
-"""Mends of titan/patches/compat.py that only other versions of torch need: what they do is tested on every version."""
+"""Patches of titan/patches/compat.py that only some versions of torch need; their effect is tested on every version."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def clipped(mesh: DeviceMesh) -> list[tuple[str, list[float]]]:
     return [(str(one.grad.placements[0]), one.grad.full_tensor().tolist()) for one in parameters]
 
 
-def test_shares_of_a_sum_are_summed_and_then_clipped() -> None:
+def test_partial_gradients_are_summed_and_then_clipped() -> None:
     for rank in run_on_ranks(clipped, 2):
         placements, values = zip(*rank, strict=True)
         assert placements == (str(Replicate()), str(Shard(0)), str(Replicate()))

@@ -1,4 +1,4 @@
-"""One seed gives one model: under every cut the first weights are those of a single process, bit for bit."""
+"""One seed gives one model: the initial weights are bit-identical to a single process's under every sharding."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def first_weights(mesh: DeviceMesh | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The full weights of a llama, and what the generator gives next."""
+    """The full weights of a llama, and the generator's next numbers."""
     args: Any = EXTRA_FLAVORS["llama3"]["bench"]
     assert isinstance(args, TransformerModelArgs)
     with torch.device("meta"):
@@ -46,11 +46,11 @@ def test_a_llama_starts_alike_on_any_number_of_ranks(num_ranks: int) -> None:
     for weights, draw in run_on_ranks(first_weights, num_ranks):
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
-        assert torch.equal(draw, next_draw), "the ranks' generators have come apart"
+        assert torch.equal(draw, next_draw), "the ranks' generators differ"
 
 
 def draw(weight: Tensor, bias: Tensor) -> None:
-    """Of each kind one; a third of the second's values is drawn again."""
+    """Draw from every distribution; the truncated normal redraws a third of its values."""
     torch.manual_seed(3)
     with torch.no_grad():
         nn.init.normal_(weight, std=0.5)
@@ -61,7 +61,7 @@ def draw(weight: Tensor, bias: Tensor) -> None:
 
 
 def cut_weights(mesh: DeviceMesh) -> list[tuple[str, list[Tensor]]]:
-    """Full tensors of a [9, 5] weight and its bias, drawn under every cut of four ranks."""
+    """Full tensors of a [9, 5] weight and its bias, drawn under every sharding over four ranks."""
     line, plane = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     kinds = {
         "uneven": (line, [Shard(0)], [Shard(0)]),

@@ -1,6 +1,6 @@
-"""What the step must not have: graph breaks, recompiles, and host syncs that stock torchtitan lacks.
+"""A step has no graph breaks, no recompiles, and no host syncs beyond those of stock torchtitan.
 
-The real trainer on two ranks, over many selections and exchanges, and torchtitan's own beside it.
+Runs the trainer on two ranks over many selections and exchanges, and compares it with torchtitan's own trainer.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ FLUSH_EVERY = 1
 STEPS = 14
 SYNCED_STEPS = 10
 STOCK_STEPS = 2
-"""Of torchtitan's own trainer, whose steps are all alike."""
+"""Steps of torchtitan's own trainer, which are all alike."""
 COMMON: Settings = {
     "model.flavor": "cell of 2",
     "training.local_batch_size": 4,

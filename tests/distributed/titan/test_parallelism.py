@@ -1,7 +1,7 @@
-"""Every parallelism of torchtitan against one plain process: same examples, weights, losses, gradients and decisions.
+"""Every parallelism of torchtitan against a single process: same examples, weights, losses, gradients and decisions.
 
-A cell runs the real trainer for a few steps in a world of 2 or 4 processes; the reference is ``train_plainly``. Worlds
-are started once.
+A cell runs the trainer for a few steps in a world of 2 or 4 processes; the reference is ``train_plainly``. Each world
+is started once.
 """
 
 import json
@@ -33,8 +33,8 @@ def model(name: str, flavor: str = "cell") -> Settings:
 
 
 def of_two_layers(settings: Settings) -> Settings:
-    """A layer of each kind and a next one, on one stage or on two; more stages, and stages of two layers, take 4."""
-    if settings.get("parallelism.pipeline_parallel_schedule") in FOUR_STAGES or settings == TWO_A_STAGE:
+    """Use a flavor of two layers where one or two stages suffice; four stages, or two layers per stage, need four."""
+    if settings.get("parallelism.pipeline_parallel_schedule") in FOUR_STAGES or settings == TWO_PER_STAGE:
         return settings
     return settings | {"model.flavor": settings.get("model.flavor", "cell") + " of 2"}
 
@@ -50,7 +50,7 @@ CHUNKED: Settings = {"teacher.loss_chunks": 3}
 FULL_AC: Settings = {"activation_checkpoint.mode": "full"}
 SELECTIVE_AC: Settings = {"activation_checkpoint.mode": "selective"}
 
-TWO_A_STAGE = batch(4) | PP | SCORED | VALIDATED
+TWO_PER_STAGE = batch(4) | PP | SCORED | VALIDATED
 
 CELLS: dict[int, dict[str, Settings]] = {
     2: {
@@ -62,7 +62,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "TP": batch(8) | TP | SCORED | VALIDATED,
         "TP, accumulated, whole logits in chunks": batch(4) | TP | NO_LOSS_PARALLEL | CHUNKED | VALIDATED,
         "TP, uniform": batch(8) | TP | UNIFORM,
-        "PP 1F1B, accumulated": TWO_A_STAGE,
+        "PP 1F1B, accumulated": TWO_PER_STAGE,
         "PP Interleaved1F1B": batch(8) | PP | schedule("Interleaved1F1B") | VALIDATED,
         "PP GPipe, microbatches of 2, loss in chunks": batch(8)
         | CHUNKED
@@ -124,19 +124,19 @@ CELLS: dict[int, dict[str, Settings]] = {
 CELLS = {size: {name: of_two_layers(settings) for name, settings in cells.items()} for size, cells in CELLS.items()}
 
 
-def taught(settings: Settings) -> Settings:
-    """What of a cell's settings decides its result; the rest decides where it is computed."""
+def result_settings(settings: Settings) -> Settings:
+    """The settings of a cell that affect its result; the others only affect where it is computed."""
     return {
         key: value for key, value in settings.items() if key.startswith(("teacher.", "model.")) and key not in CHUNKED
     }
 
 
 class Measured:
-    """The worlds' results and the references, each computed when first asked for."""
+    """The worlds' results and the references, each computed at its first use."""
 
     def __init__(self, folder: Path, tokenizer: Path):
         self.folder, self.data = folder, folder / "data"
-        # 21 windows: two batches of 8, and a rest.
+        # 21 windows: two batches of 8, and a remainder of 5.
         source = Path(json.__file__).parent / "scanner.py"
         write_dataset([source], output=self.data, tokenizer=str(tokenizer))
         self.worlds: dict[int, list[dict]] = {}
@@ -149,7 +149,7 @@ class Measured:
         return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
-        settings = taught(settings)
+        settings = result_settings(settings)
         key = repr(sorted(settings.items()))
         if key not in self.references:
             self.references[key] = train_plainly(settings, data=str(self.data))
@@ -163,16 +163,16 @@ def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 def largest_loss(losses: np.ndarray, *, dp: int, cp: int, balanced: bool) -> float:
     """The largest mean over the tokens of one rank, from the losses [G, L] of a batch."""
-    pieces = np.split(losses, 2 * cp, axis=1)
-    parts = [
-        np.concatenate((pieces[r], pieces[-1 - r]) if balanced else pieces[2 * r : 2 * r + 2], axis=1)
+    chunks = np.split(losses, 2 * cp, axis=1)
+    by_cp_rank = [
+        np.concatenate((chunks[r], chunks[-1 - r]) if balanced else chunks[2 * r : 2 * r + 2], axis=1)
         for r in range(cp)
     ]
-    return max(rows.mean() for part in parts for rows in np.split(part, dp))
+    return max(rows.mean() for of_rank in by_cp_rank for rows in np.split(of_rank, dp))
 
 
 def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
-    """AssertionError unless what every rank of a cell saw is what ``train_plainly`` saw."""
+    """Assert that the results of every rank of a cell are those of ``train_plainly``."""
     by_place = {rank["place"][0]: rank for rank in ranks}
     assert sorted(by_place) == list(range(ranks[0]["place"][1]))
     balanced = settings.get("parallelism.context_parallel_load_balancer", "headtail") is not None
@@ -183,17 +183,19 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
             # Peers along other dimensions get equal batches.
             assert np.array_equal(seen["ids"], peer["steps"][step]["ids"])
             assert np.array_equal(seen["weights"], peer["steps"][step]["weights"])
-            want, metrics = expected["steps"][step], seen["metrics"]
-            assert metrics["grad_norm"] == pytest.approx(want["norm"], rel=1e-4), step
-            assert metrics["n_tokens_seen"] == step * want["losses"].size
+            reference_step, metrics = expected["steps"][step], seen["metrics"]
+            assert metrics["grad_norm"] == pytest.approx(reference_step["norm"], rel=1e-4), step
+            assert metrics["n_tokens_seen"] == step * reference_step["losses"].size
             # Of every rank, those of earlier pipeline stages included, which torchtitan gives -1 or -2.
-            assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(want["losses"].mean(), rel=1e-5), step
+            assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(
+                reference_step["losses"].mean(), rel=1e-5
+            ), step
             _, dp, cp = rank["place"]
             if settings["training.local_batch_size"] * dp == 8:  # not accumulated, whose ranks mix rows
-                largest = largest_loss(want["losses"], dp=dp, cp=cp, balanced=balanced)
+                largest = largest_loss(reference_step["losses"], dp=dp, cp=cp, balanced=balanced)
                 assert metrics["loss_metrics/global_max_loss"] == pytest.approx(largest, rel=1e-5), step
             for parameter, gradient in seen["gradients"].items():
-                reference = want["gradients"][parameter]
+                reference = reference_step["gradients"][parameter]
                 error = np.abs(gradient - reference).max() / np.abs(reference).max()
                 assert error < 1e-4, f"step {step}, {parameter}"
         assert rank["buffer"].keys() == expected["buffer"].keys()
@@ -204,10 +206,12 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
         if "validation" in rank:
             assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
     for step in ranks[0]["steps"]:
-        want = expected["steps"][step]
+        reference_step = expected["steps"][step]
         for key, exact in (("ids", True), ("weights", False)):
             whole = np.concatenate([by_place[place]["steps"][step][key] for place in sorted(by_place)])
-            np.testing.assert_allclose(whole, want[key], rtol=0 if exact else 1e-4, err_msg=f"step {step}, {key}")
+            np.testing.assert_allclose(
+                whole, reference_step[key], rtol=0 if exact else 1e-4, err_msg=f"step {step}, {key}"
+            )
     names = set().union(*(rank["steps"][STEPS]["gradients"] for rank in ranks))
     assert names == expected["steps"][STEPS]["gradients"].keys()
     assert set().union(*(rank["experts"] for rank in ranks)) == expected["experts"].keys()

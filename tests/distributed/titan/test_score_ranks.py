@@ -67,7 +67,7 @@ def small_stretches() -> Iterator[None]:
     with (
         mock.patch.object(loop_module, "STRETCH_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
-        mock.patch.object(user_errors, "let_first_rank_speak"),
+        mock.patch.object(user_errors, "wait_for_first_rank"),
     ):
         yield
 

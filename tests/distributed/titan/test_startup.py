@@ -1,4 +1,4 @@
-"""What the ranks of a run share out and tell each other before the first step, and what they validate on."""
+"""The checks that the ranks of a run share before the first step, and the examples that they validate on."""
 
 import os
 import shutil
@@ -29,23 +29,23 @@ from titan_attent.titan.user_errors import on_all_ranks
 from titan_attent.titan.validator import sample
 
 
-def looked(mesh: Any, errors: dict[int, Exception]) -> str:
-    def look() -> None:
+def checked_once(mesh: Any, errors: dict[int, Exception]) -> str:
+    def check() -> None:
         if (error := errors.get(dist.get_rank())) is not None:
             raise error
 
     try:
-        on_all_ranks(look)
+        on_all_ranks(check)
         return ""
     except ValueError as error:
         return str(error)
 
 
-def looked_often(mesh: Any, cases: list[dict[int, Exception]]) -> list[str]:
-    return [looked(mesh, errors) for errors in cases]
+def checked_often(mesh: Any, cases: list[dict[int, Exception]]) -> list[str]:
+    return [checked_once(mesh, errors) for errors in cases]
 
 
-def test_any_failure_of_any_rank_is_told_to_all() -> None:
+def test_any_failure_of_any_rank_is_raised_on_all() -> None:
     cases: list[dict[int, Exception]] = [
         {},
         {1: ValueError("shard 7 is damaged")},
@@ -62,11 +62,11 @@ def test_any_failure_of_any_rank_is_told_to_all() -> None:
         "first",
         "",
     ]
-    assert run_on_ranks(looked_often, 3, cases, timeout=60.0) == [expected] * 3
+    assert run_on_ranks(checked_often, 3, cases, timeout=60.0) == [expected] * 3
 
 
 def checked(mesh: Any, data: str, folder: str) -> tuple[str, list[str]]:
-    """What the check of the files says, and the shards whose size this rank asked for."""
+    """The message of the check of the files, and the shards whose size this rank read."""
     config = config_of({"data.verify_checksums": True}, data=data, folder=folder)
     config.data.validation_path = data
     seen: list[str] = []
@@ -110,10 +110,10 @@ def unreadable(shard: Path) -> None:
         (unreadable, "OSError: [Errno 40] Too many levels of symbolic links"),
     ],
 )
-def test_what_one_rank_finds_is_told_by_all(
+def test_a_damaged_shard_of_one_rank_is_an_error_on_all(
     token_data: dict[str, Path], tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
-    """Rank 1 alone looks at the second shard."""
+    """Rank 1 alone reads the second shard."""
     data = tmp_path / "data"
     shutil.copytree(token_data["train"], data)
     damage(data / "shard-00001.bin")

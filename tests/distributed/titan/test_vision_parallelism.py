@@ -1,4 +1,4 @@
-"""Images under every parallelism that they run under, against one plain process: same examples, pixels, losses,
+"""Image models under every parallelism that they support, against a single process: same examples, pixels, losses,
 gradients and decisions."""
 
 from typing import Any

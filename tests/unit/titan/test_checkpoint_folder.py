@@ -1,4 +1,4 @@
-"""Which checkpoints of a folder a run goes on with, keeps and lets go."""
+"""Which checkpoints of a folder a run resumes from, keeps and deletes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from titan_attent.titan.checkpoint_folder import (
     go_back,
     is_finished,
     latest,
-    make_room,
+    move_aside,
     names,
     read_branch,
     steps_in,
@@ -34,7 +34,7 @@ def test_names_match_as_a_whole(tmp_path: Path) -> None:
         (tmp_path / other).mkdir()
         (tmp_path / other / ".metadata").touch()
     (tmp_path / "step-99").write_text("a file")
-    (tmp_path / "step-30").mkdir()  # of a killed save
+    (tmp_path / "step-30").mkdir()  # as a killed save leaves it
     assert steps_in(tmp_path) == {4: True, 8: True, 30: False}
     assert latest(tmp_path) == 8
     assert purge(tmp_path, keep=2, saving=8) == set()
@@ -66,45 +66,45 @@ def test_a_purge_keeps_the_newest_finished_ones(tmp_path: Path, keep: int) -> No
         done.append(step)
 
 
-def test_a_run_that_went_back_goes_on_with_what_it_wrote(tmp_path: Path) -> None:
+def test_a_run_that_went_back_resumes_from_its_new_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 4, 8, 12, 16)
-    said = go_back(tmp_path, 4)
-    assert "goes on from step 4" in said and "step-8, step-12, step-16" in said and "load_step" in said
+    message = go_back(tmp_path, 4)
+    assert "resumes from step 4" in message and "step-8, step-12, step-16" in message and "load_step" in message
     assert read_branch(tmp_path) == Branch(4, (8, 12, 16))
     assert latest(tmp_path) == 4, "a kill before the first save must not lead back to the old branch"
     save(tmp_path, 6)
     assert latest(tmp_path) == 6
-    said = make_room(tmp_path, 8)
-    assert "abandoned/step-8" in said and is_finished(tmp_path / "abandoned" / "step-8")
+    message = move_aside(tmp_path, 8)
+    assert "abandoned/step-8" in message and is_finished(tmp_path / "abandoned" / "step-8")
     save(tmp_path, 8, content="new")
     assert latest(tmp_path) == 8
     save(tmp_path, 10)
-    assert purge(tmp_path, keep=2, saving=10) == {6}, "what was there before stays"
-    assert make_room(tmp_path, 10).count("abandoned/step-10") == 1
+    assert purge(tmp_path, keep=2, saving=10) == {6}, "checkpoints of the earlier branch stay"
+    assert move_aside(tmp_path, 10).count("abandoned/step-10") == 1
     assert steps_in(tmp_path).keys() == {4, 6, 8, 12, 16}
 
 
 def test_going_back_twice_and_forth(tmp_path: Path) -> None:
     save(tmp_path, 4, 8)
-    assert go_back(tmp_path, 8) == "" and read_branch(tmp_path) == Branch(), "its newest one is no way back"
+    assert go_back(tmp_path, 8) == "" and read_branch(tmp_path) == Branch(), "the newest checkpoint is not a way back"
     go_back(tmp_path, 4)
-    make_room(tmp_path, 8)
+    move_aside(tmp_path, 8)
     save(tmp_path, 8, content="second")
     go_back(tmp_path, 4)
     assert latest(tmp_path) == 4
-    make_room(tmp_path, 8)
+    move_aside(tmp_path, 8)
     aside = tmp_path / "abandoned" / "step-8.2" / ".metadata"
-    assert aside.read_text() == "second", "nothing that stood there is lost"
+    assert aside.read_text() == "second", "no earlier checkpoint is lost"
     save(tmp_path, 8, 12, content="third")
     save(tmp_path, 16)
     go_back(tmp_path, 8)
     assert latest(tmp_path) == 8
-    assert "step 16" in go_back(tmp_path, 16)  # forth, to what was left
+    assert "step 16" in go_back(tmp_path, 16)  # forward, to a checkpoint that was left behind
     assert latest(tmp_path) == 16 and read_branch(tmp_path) == Branch(16, ())
     assert go_back(tmp_path, 0) and latest(tmp_path.parent / "nothing") is None
 
 
-def test_only_what_was_left_behind_is_no_start(tmp_path: Path) -> None:
+def test_a_folder_with_only_abandoned_steps_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 4, 8)
     go_back(tmp_path, 4)
     (tmp_path / "step-4" / ".metadata").unlink()

@@ -1,4 +1,4 @@
-"""What a run reports of itself, against the run that reported it."""
+"""The run record that a run writes is read back for the report."""
 
 import json
 from pathlib import Path
@@ -35,15 +35,15 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
     )
 
 
-def told(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> RunRecord:
+def record_of(folder: Path, run: Any, *, losses: tuple[str | Path, ...] = ()) -> RunRecord:
     description = describe(run.job_config, run.dataset, batch_size=run.batch_size, device=run.device)
     write_run_record(folder / "run" / "teacher", description, losses=losses)
     return read_run_record(folder / "run")
 
 
-def test_what_is_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    found = told(tmp_path, a_run(tmp_path))
+    found = record_of(tmp_path, a_run(tmp_path))
     assert (found.path, found.fingerprint, found.batch_size, found.tokens_per_example) == ("data", "of data", 16, 128)
     assert found.setting["model"] == "llama3_attent 8B" and found.setting["debug.seed"] == 7
     assert found.devices is not None and found.devices.startswith("4 x cpu of ")
@@ -51,23 +51,23 @@ def test_what_is_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_a_validation_measures(tmp_path: Path) -> None:
-    """Equal for runs whose validations compare, whatever else they differ in; another for others."""
-    base = told(tmp_path, a_run(tmp_path)).measured
-    assert base == told(tmp_path, a_run(tmp_path, optimizer__lr=0.5, debug__seed=8, model__flavor="70B")).measured
+    """``measured`` is equal for runs whose validation losses are comparable, and differs for others."""
+    base = record_of(tmp_path, a_run(tmp_path)).measured
+    assert base == record_of(tmp_path, a_run(tmp_path, optimizer__lr=0.5, debug__seed=8, model__flavor="70B")).measured
     others = [{"validation__seq_len": 32}, {"validation__steps": 2}, {"data__validation_path": "gone"}]
-    assert all(base != told(tmp_path, a_run(tmp_path, **other)).measured for other in others)
+    assert all(base != record_of(tmp_path, a_run(tmp_path, **other)).measured for other in others)
     vit, mae = (a_run(tmp_path, name) for name in ("vit_attent", "mae_attent"))
-    of_vit, of_mae = told(tmp_path, vit).measured, told(tmp_path, mae).measured
+    of_vit, of_mae = record_of(tmp_path, vit).measured, record_of(tmp_path, mae).measured
     assert base != of_vit != of_mae
-    assert of_mae != told(tmp_path, a_run(tmp_path, "mae_attent", vision__mask_ratio=0.75)).measured
-    assert of_vit == told(tmp_path, a_run(tmp_path, "vit_attent", vision__mask_ratio=0.75)).measured
+    assert of_mae != record_of(tmp_path, a_run(tmp_path, "mae_attent", vision__mask_ratio=0.75)).measured
+    assert of_vit == record_of(tmp_path, a_run(tmp_path, "vit_attent", vision__mask_ratio=0.75)).measured
 
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_patches_as_they_are_compare_in_the_units_of_one_training_set(normalized: bool, tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "mae_attent", vision__normalize_patches=normalized) for _ in range(2)]
     runs[1].dataset.stored.fingerprint = "of other data"
-    first, second = (told(tmp_path, run).measured for run in runs)
+    first, second = (record_of(tmp_path, run).measured for run in runs)
     assert (first == second) == normalized
 
 
@@ -76,12 +76,12 @@ def test_what_scorers_took(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "cost.json").write_text(content)
     for names, flops in (("ab", 4e12), ("ac", None), ("ad", None), ("ae", None)):
-        found = told(tmp_path, a_run(tmp_path), losses=tuple(tmp_path / name for name in names))
+        found = record_of(tmp_path, a_run(tmp_path), losses=tuple(tmp_path / name for name in names))
         assert found.scorers_flops == flops and found.losses == tuple(str(tmp_path / name) for name in names)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "7", '{"path": 7, "batch_size": true, "measured": []}', "\0"])
-def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str | None) -> None:
+def test_a_damaged_file_is_an_empty_record(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "teacher").mkdir()
     if content is not None:
         (tmp_path / "teacher" / "data.json").write_text(content)
@@ -89,7 +89,7 @@ def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str | None) -> No
 
 
 @pytest.mark.parametrize("number", ["-1", "0", "1" + "0" * 400, "2.5", "NaN", "Infinity", "[1]", "true", "null"])
-def test_numbers_that_cannot_be_are_not_told(tmp_path: Path, number: str) -> None:
+def test_impossible_numbers_are_dropped(tmp_path: Path, number: str) -> None:
     (tmp_path / "teacher").mkdir()
     keys = ("batch_size", "tokens_per_example", "fingerprint", "devices")
     fields = ", ".join(f'"{key}": {number}' for key in keys)
@@ -100,7 +100,7 @@ def test_numbers_that_cannot_be_are_not_told(tmp_path: Path, number: str) -> Non
     assert read_run_record(tmp_path) == RunRecord()
 
 
-def test_an_earlier_version_told_its_folders(tmp_path: Path) -> None:
+def test_the_record_of_an_earlier_version(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "data.json").write_text(json.dumps({"path": "data", "validation_path": ""}))
     assert read_run_record(tmp_path) == RunRecord(path="data")

@@ -1,4 +1,5 @@
-"""States whose names or places changed, in checkpoints of today and of before (checkpoint_manager.py)."""
+"""States whose names or keys changed, in current checkpoints and in those of earlier versions
+(checkpoint_manager.py)."""
 
 import os
 import re
@@ -13,10 +14,10 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from titan_attent.foundations.ledger import Ledger
-from titan_attent.titan.checks.preflight import check_toml
+from titan_attent.titan.checks.toml_checks import check_toml
 from titan_attent.titan.launch import parse
 from titan_attent.titan.loader import check_geometry
-from titan_attent.titan.patches.checkpoint_manager import under_earlier_names
+from titan_attent.titan.patches.checkpoint_manager import with_stored_names
 from titan_attent.titan.scoring import command
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -33,7 +34,7 @@ def saved(states: dict[str, Any], folder: Path) -> str:
 
 def loaded(path: str) -> Ledger:
     fresh = ledger()
-    dcp.load(under_earlier_names({"ledger": fresh}, path), checkpoint_id=path, no_dist=True)
+    dcp.load(with_stored_names({"ledger": fresh}, path), checkpoint_id=path, no_dist=True)
     return fresh
 
 
@@ -70,7 +71,7 @@ class Kept:
 @pytest.mark.parametrize("name", ["freezing", "modules"])
 def test_a_system_that_had_another_name(name: str, tmp_path: Path) -> None:
     path, system = saved({name: Kept(7), "train_state": {"step": 3}}, tmp_path / "step-3"), Kept(0)
-    dcp.load(under_earlier_names({"freezing": system}, path), checkpoint_id=path, no_dist=True)
+    dcp.load(with_stored_names({"freezing": system}, path), checkpoint_id=path, no_dist=True)
     assert system.value == 7
 
 
@@ -82,9 +83,9 @@ def test_an_identity_of_an_earlier_version_is_todays() -> None:
 
 def test_sections_that_had_another_name_are_refused_with_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('[modules]\npolicy = "mat"\n')
-    with pytest.raises(ValueError, match=r"the section \[modules\] is named \[freezing\] now; rename it"):
+    with pytest.raises(ValueError, match=r"the section \[modules\] was renamed to \[freezing\]; rename it in the TOML"):
         check_toml(str(tmp_path / "a.toml"))
-    with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] is named \[highway\] now"):
+    with pytest.raises(ValueError, match=r"--backward.method: the section \[backward\] was renamed to \[highway\]"):
         parse(["--backward.method", "highway"])
 
 

@@ -1,4 +1,4 @@
-"""titan/models/families.py: what a family lacks is refused, whoever needs it."""
+"""titan/models/families.py: a run that needs a feature which its family lacks is refused."""
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
@@ -22,10 +22,10 @@ class Needy(System):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_has_a_spec_and_lacks_what_somebody_asks_for(name: str) -> None:
+def test_every_family_has_a_spec_and_lacks_only_features_that_are_checked(name: str) -> None:
     assert attent_spec(f"{name}_attent").model_args
-    asked = DIMENSIONS | {need for system in SYSTEMS for need in system.needs}
-    assert FAMILIES[name].lacks.keys() <= asked
+    checked = DIMENSIONS | {need for system in SYSTEMS for need in system.needs}
+    assert FAMILIES[name].lacks.keys() <= checked
 
 
 LACKING = [(family.name, one) for family in FAMILIES.values() for one in sorted(DIMENSIONS & family.lacks.keys())]
@@ -42,10 +42,13 @@ def test_a_dimension_that_a_family_lacks(name: str, dimension: str) -> None:
 
 def test_what_a_system_needs() -> None:
     check_needs(FAMILIES["llama3"], [Needy])
-    with pytest.raises(ValueError, match=r"\[needy\] with vit_attent: it is for text.*Set enable = false"):
+    with pytest.raises(
+        ValueError,
+        match=r"\[needy\] with vit_attent: it is for text, and vit_attent trains on images. Set enable = false",
+    ):
         check_needs(FAMILIES["vit"], [Needy])
 
 
-def test_a_family_is_told_by_the_models_name() -> None:
+def test_a_family_is_found_by_the_models_name() -> None:
     config = config_of({"model.name": "gpt_oss_attent"}, data="", folder="")
     assert family_of(config) is FAMILIES["gpt_oss"]

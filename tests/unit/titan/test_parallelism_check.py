@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
         "microbatch_size = 3 must divide training.local_batch_size = 8",
     ),
     "DualPipeV": (2, ZBV | {"parallelism__pipeline_parallel_schedule": "DualPipeV"}, "streams of an accelerator"),
-    "ZBV and validation": (2, ZBV | {"validation__enable": True}, "cannot run it without a backward"),
+    "ZBV and validation": (2, ZBV | {"validation__enable": True}, "cannot run this schedule without a backward"),
     "ZBV and scoring": (
         2,
         ZBV | {"teacher__strategy": "hard", "teacher__scoring": "forward"},
@@ -110,8 +110,8 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
     "qwen3 and PP": (2, {"model__name": "qwen3_attent", "pipeline_parallel": 2}, "no pipeline for qwen3"),
     "gpt_oss and PP": (2, {"model__name": "gpt_oss_attent", "pipeline_parallel": 2}, "no pipeline for gpt_oss"),
-    "gpt_oss and CP": (2, {"model__name": "gpt_oss_attent", "context_parallel": 2}, "cannot cut gpt_oss's"),
-    "gpt_oss and TP": (2, {"model__name": "gpt_oss_attent", "tensor_parallel": 2}, "cannot clip its gradients"),
+    "gpt_oss and CP": (2, {"model__name": "gpt_oss_attent", "context_parallel": 2}, "cannot shard gpt_oss's"),
+    "gpt_oss and TP": (2, {"model__name": "gpt_oss_attent", "tensor_parallel": 2}, "cannot clip their gradients"),
 }
 
 

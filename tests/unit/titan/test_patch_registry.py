@@ -1,4 +1,4 @@
-"""titan/patches/registry.py: every patch is for what is installed, and is applied once."""
+"""titan/patches/registry.py: every patch is for the installed versions, and is applied once."""
 
 import importlib
 from collections import Counter
@@ -15,15 +15,17 @@ from titan_attent.titan.patches.registry import PATCHES, WITH_EXPERTS, Patch, ap
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_it_is_for_what_is_installed(patch: Patch) -> None:
-    """Red when a newer torchtitan, or a newer torch than was ever tried, is installed: read what changed there, then
-    widen the versions of the patch, or drop it."""
+def test_it_is_for_the_installed_versions(patch: Patch) -> None:
+    """Fails if a torchtitan or torch is installed that no patch was tested with.
+
+    Read what changed in it, then widen the versions of the patch, or drop it.
+    """
     assert version("torchtitan") in SpecifierSet(patch.torchtitan)
     newest = max(SpecifierSet(one.torch).__str__() for one in PATCHES)
     assert version("torch").partition("+")[0] in SpecifierSet(newest), "no patch was tried with this torch"
 
 
-def test_what_is_for_other_versions_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patch_for_other_versions_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     made = {
         "now": Patch(name="now", apply=lambda: seen.append("now")),
@@ -36,7 +38,7 @@ def test_what_is_for_other_versions_is_left_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "_applied", set())
     apply_patches()
     assert seen == ["import"]
-    for _ in range(2):  # once, whoever asks
+    for _ in range(2):  # applied once, however often it is called
         apply_patches(family="llama3")
     assert seen == ["import", "now"]
     apply_patches(family="gpt_oss")

@@ -1,4 +1,4 @@
-"""Which precision a run on CPU gets: what torch is asked, what the user wrote, one answer on all ranks."""
+"""The precision of a run on CPU: torch's report, the user's setting, and one result on all ranks."""
 
 import platform
 
@@ -41,12 +41,12 @@ def test_fp32_unless_native_or_written(
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         assert cpu.default_precision(value, written=written) == expected
-    assert [record.levelname for record in caplog.records] == ([level] if level else []), "rank 0 alone says so, once"
+    assert [record.levelname for record in caplog.records] == ([level] if level else []), "rank 0 alone logs it, once"
     assert all("training.mixed_precision_param" in record.getMessage() for record in caplog.records)
 
 
 def test_the_first_rank_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on nodes of different CPUs: ranks of two precisions would not understand each other."""
+    """Nodes may have different CPUs, but ranks cannot exchange tensors of two precisions."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for name, value in {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -62,7 +62,7 @@ def test_the_first_rank_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_native_means_instructions_and_not_their_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own question says yes to any AVX-512."""
+    """torch reports support on any CPU with AVX-512."""
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for has_instructions in (False, True):

@@ -1,4 +1,4 @@
-"""What a run starts from is found, and held against the run, before any process group exists."""
+"""The source that a run starts from is found and checked against the run before any process group exists."""
 
 # ruff: noqa: F811
 
@@ -22,7 +22,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.titan.checks import load_sources, preflight
-from titan_attent.titan.checks.resume_checks import model_shapes, what_is_finished
+from titan_attent.titan.checks.resume_checks import finished_message, model_shapes
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import geometry_of
 from titan_attent.titan.train_spec import attent_spec
@@ -39,7 +39,7 @@ def run(quickstart: JobConfig, tmp_path: Path) -> JobConfig:
 
 
 def save(run: JobConfig, spec: TrainSpec, path: Path, *, step: int, full: bool = True) -> None:
-    """As a run writes it, but for the values."""
+    """Write a checkpoint as a run does, except for the values."""
     dataset = DataSets().dataset(run.data.path, seq_len=run.training.seq_len)
     geometry = json.dumps(geometry_of(run, dataset, batch_size=run.training.global_batch_size))
     state: dict[str, Any] = {name: torch.zeros(shape) for name, shape in model_shapes(run, spec).items()}
@@ -66,24 +66,24 @@ def saved(run: JobConfig, spec: TrainSpec) -> JobConfig:
 
 
 def test_a_run_that_is_over(saved: JobConfig, spec: TrainSpec, tmp_path: Path) -> None:
-    assert what_is_finished(check(saved, spec, training__steps=13)) == ""
+    assert finished_message(check(saved, spec, training__steps=13)) == ""
     for load_step in (-1, 12):
         again = check(saved, spec, checkpoint__load_step=load_step)
-        assert "nothing is left to train: the run has finished" in what_is_finished(again)
+        assert "nothing is left to train: the run has finished" in finished_message(again)
     with pytest.raises(
         ValueError, match=r"already at step 12, and \[training\] steps = 8. Set training.steps above 12"
     ):
         check(saved, spec, training__steps=8)
     with pytest.raises(ValueError, match=r"step-4 is already at step 4, and \[training\] steps = 4"):
-        check(saved, spec, checkpoint__load_step=4, training__steps=4)  # would train nothing, and is not the last one
-    assert what_is_finished(check(saved, spec, checkpoint__load_step=4)) == ""
-    # Of another folder, in full: nothing would be written to this one.
+        check(saved, spec, checkpoint__load_step=4, training__steps=4)  # nothing to train, and not the last checkpoint
+    assert finished_message(check(saved, spec, checkpoint__load_step=4)) == ""
+    # A full checkpoint of another folder: nothing would be written to the run's own folder.
     other = {"job__dump_folder": str(tmp_path / "new"), "checkpoint__initial_load_model_only": False}
     path = str(load_sources.folder_of(saved) / "step-12")
     with pytest.raises(ValueError, match="nothing is left to train"):
         check(saved, spec, **other, checkpoint__initial_load_path=path)
     check(saved, spec, **other, checkpoint__initial_load_path=path, training__steps=13)
-    # The step is what the checkpoint says, not what its folder is called.
+    # The step is read from the checkpoint, not from the name of its folder.
     (load_sources.folder_of(saved) / "step-12").rename(load_sources.folder_of(saved) / "step-2")
     shutil.rmtree(load_sources.folder_of(saved) / "step-4")
     with pytest.raises(ValueError, match="step-2 is already at step 12"):
@@ -121,7 +121,9 @@ def test_a_start_that_would_be_skipped(run: JobConfig, spec: TrainSpec, tmp_path
             check(run, spec, **start, checkpoint__load_step=4)
         with pytest.raises(ValueError, match="initial_load_path = /nowhere does not exist"):
             check(run, spec, checkpoint__initial_load_path="/nowhere")
-        with pytest.raises(ValueError, match="holds checkpoints but is none: give one of them, such as .*step-4"):
+        with pytest.raises(
+            ValueError, match="contains checkpoints but is not one itself: give one of them, such as .*step-4"
+        ):
             check(run, spec, checkpoint__initial_load_path=str(first.parent))
     for values in (start, {"checkpoint__load_step": 4}, {"checkpoint__initial_load_in_hf": True}):
         with pytest.raises(ValueError, match="with enable = false: nothing would be loaded.*Set enable = true"):
@@ -131,7 +133,9 @@ def test_a_start_that_would_be_skipped(run: JobConfig, spec: TrainSpec, tmp_path
 
 
 def test_load_step_without_a_folder(run: JobConfig, spec: TrainSpec, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match=r"load_step = 4: .*step-4 does not exist, nor its folder.*or leave it out"):
+    with pytest.raises(
+        ValueError, match=r"load_step = 4: neither .*step-4 nor its parent folder exists.*or leave it out"
+    ):
         check(run, spec, checkpoint__load_step=4)
     check(run, spec, checkpoint__load_step=0)
     assert "load_step = 0: there is no" in caplog.text and "starts from random weights" in caplog.text
@@ -155,13 +159,15 @@ def test_keys_that_contradict_each_other(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as where safetensors is installed
     with pytest.raises(ValueError, match="initial_load_model_only = true"):
         check(saved, spec, checkpoint__initial_load_in_hf=True, checkpoint__initial_load_model_only=False)
-    with pytest.raises(ValueError, match="initial_load_in_hf_quantized = true is read with initial_load_in_hf"):
+    with pytest.raises(
+        ValueError, match="initial_load_in_hf_quantized = true has no effect without initial_load_in_hf"
+    ):
         check(saved, spec, checkpoint__initial_load_in_hf_quantized=True)
     without = dataclasses.replace(spec, state_dict_adapter=None)
     hf = {"checkpoint__last_save_in_hf": True, "checkpoint__last_save_model_only": True}
     with pytest.raises(ValueError, match="last_save_in_hf = true: llama3_attent has no Hugging Face format"):
         check(saved, without, **hf)
-    with pytest.raises(ValueError, match="exclude_from_loading: optimzer is no state of this run. Its states are"):
+    with pytest.raises(ValueError, match="exclude_from_loading: optimzer is not a state of this run. Its states are"):
         check(saved, spec, checkpoint__exclude_from_loading=["optimzer"], training__steps=20)
     check(saved, spec, checkpoint__exclude_from_loading=["optimizer", "lr_scheduler"], training__steps=20)
     check(saved, spec, checkpoint__export_dtype="bfloat16", training__steps=20)
@@ -177,7 +183,7 @@ def test_a_checkpoint_without_a_state(saved: JobConfig, spec: TrainSpec, tmp_pat
         check(saved, spec, training__steps=20, checkpoint__exclude_from_loading=["dataloader", "teacher"])
 
 
-def test_strangers_pickles(
+def test_checkpoints_from_elsewhere_are_warned_of(
     saved: JobConfig,
     spec: TrainSpec,
     tmp_path: Path,
@@ -185,7 +191,7 @@ def test_strangers_pickles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check(saved, spec)
-    assert "pickles" not in caplog.text, "of one's own nothing is said"
+    assert "pickles" not in caplog.text, "no warning about the run's own checkpoint"
     path = load_sources.folder_of(saved) / "step-12"
     elsewhere = {"job__dump_folder": str(tmp_path / "new"), "checkpoint__initial_load_path": str(path)}
     check(saved, spec, **elsewhere)
@@ -201,13 +207,13 @@ def test_strangers_pickles(
     metadata.planner_data = print
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     for values in ({}, elsewhere):
-        with pytest.raises(ValueError, match="holds builtins.print, which is no part"):
+        with pytest.raises(ValueError, match="contains builtins.print, which does not belong"):
             check(saved, spec, **values)
 
 
-@pytest.mark.parametrize("model", ["llama3", "qwen3"])  # by hand also the others, which take long to make
+@pytest.mark.parametrize("model", ["llama3", "qwen3"])  # the others take long to build; tested by hand
 def test_names_and_shapes_are_those_of_the_checkpoint(run: JobConfig, model: str) -> None:
-    """Of a model built for real, with torchtitan's own wrapper."""
+    """Compares with a model built on CPU, with torchtitan's own wrapper."""
     run.model.name, run.model.flavor = f"{model}_attent", "debugmodel"
     its_spec = attent_spec(run.model.name)
     args = copy.deepcopy(its_spec.model_args["debugmodel"])

@@ -1,4 +1,4 @@
-"""A resumed run has the settings of its configuration at every step, and says what it changed."""
+"""A resumed run has the settings of its configuration at every step, and logs every changed setting."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torchtitan.components.lr_scheduler import LRSchedulersContainer, build_lr_s
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config.job_config import LRScheduler
 
-from titan_attent.titan.resumed_schedule import Settings
+from titan_attent.titan.resumed_schedule import OptimizerSettings
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -28,7 +28,7 @@ class Run:
         self.schedulers: LRSchedulersContainer = build_lr_schedulers(
             self.optimizers, LRScheduler(warmup_steps=warmup), steps
         )
-        self.settings = Settings(self.optimizers, self.schedulers)
+        self.settings = OptimizerSettings(self.optimizers, self.schedulers)
 
     def train(self, num_steps: int) -> list[float]:
         rates = []
@@ -45,7 +45,7 @@ class Run:
 
     def resumed(self, folder: Path, *, step: int) -> "Run":
         dcp.load({"o": self.optimizers, "s": self.schedulers}, checkpoint_id=folder, no_dist=True)
-        self.settings.follow(step=step)
+        self.settings.restore(step=step)
         return self
 
     def save(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_same_settings_go_on_to_the_last_digit(tmp_path: Path, caplog: pytes
     assert cut.train(5) == straight[:5]
     cut.save(tmp_path)
     assert Run(steps=12).resumed(tmp_path, step=5).train(7) == straight[5:]
-    assert "Resumed with" not in caplog.text
+    assert "takes precedence" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_the_same_settings_go_on_to_the_last_digit(tmp_path: Path, caplog: pytes
 def test_other_settings_hold_from_the_resumed_step_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any]
 ) -> None:
-    """A run that had them from the beginning has these rates."""
+    """The rates are those of a run that had the new settings from the beginning."""
     first = Run(steps=12)
     assert first.train(12)[-1] > 0
     first.save(tmp_path)
     settings = {"steps": 18} | changed
-    wanted = Run(**settings).train(settings["steps"])[12:]
-    assert Run(**settings).resumed(tmp_path, step=12).train(settings["steps"] - 12) == wanted
-    assert wanted[0] > 0
-    assert f"the learning rate of step 13 is {wanted[0]:.6g} instead of 0" in caplog.text
+    expected = Run(**settings).train(settings["steps"])[12:]
+    assert Run(**settings).resumed(tmp_path, step=12).train(settings["steps"] - 12) == expected
+    assert expected[0] > 0
+    assert f"takes precedence: the learning rate of step 13 is {expected[0]:.6g} instead of 0" in caplog.text
     assert ("[optimizer] learning rate 0.03 instead of 0.1" in caplog.text) == (settings.get("lr") == 0.03)
-    assert caplog.text.count("the learning rate of step 13") == 1, "once, not once a part of the model"
+    assert caplog.text.count("the learning rate of step 13") == 1, "once, not once per model part"
 
 
 def test_betas_eps_and_weight_decay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

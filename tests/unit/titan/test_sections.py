@@ -1,4 +1,4 @@
-"""titan/checks/preflight.py: which module has the sections, and what a TOML may hold because of it."""
+"""titan/checks/toml_checks.py: which module has the sections, and what a TOML may hold because of it."""
 
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import pytest
 from titan_attent.job_config import JobConfig
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import SystemOn
-from titan_attent.titan.checks.preflight import check_toml, sections_of
+from titan_attent.titan.checks.toml_checks import check_toml, sections_of
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.settings import systems_from
 
@@ -61,7 +61,7 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
     [
         (
             "foreign_sections",
-            "its JobConfig lacks data, freezing, highway, teacher, vision; derive it from that of "
+            "its JobConfig lacks data, freezing, highway, teacher, vision; derive it from JobConfig of "
             "titan_attent.job_config",
         ),
         ("no_sections", "no attribute 'JobConfig'; check the name"),
@@ -89,7 +89,7 @@ def a_system(name: str = "extra", **more: Any) -> type[System]:
         ((a_system("ledger"),), 'the name "ledger" of a system is taken'),
         ((a_system(), a_system()), 'the name "extra" of a system is taken'),
         ((type("Nameless", (System,), {}),), "the system Nameless has no name"),
-        ((Extra,), "is no class derived from"),
+        ((Extra,), "is not a class derived from"),
         ((a_system("nowhere"),), 'its JobConfig has no section "nowhere"'),
     ],
 )
@@ -112,3 +112,14 @@ def test_a_column_has_one_owner(columns: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=f'the column "{columns[0]}" of a batch has two owners'):
         JoinedSystems([SystemOn(made, None)], run, lambda pred, batch: None)  # type: ignore[arg-type, return-value]
     assert JoinedSystems([SystemOn(a_system(columns=("own",)), None)], run, lambda pred, batch: None)  # type: ignore[arg-type, return-value]
+
+
+def test_two_systems_with_a_sampler_are_refused_by_name() -> None:
+    run: Any = SimpleNamespace(dataset=SimpleNamespace(columns=()))
+    sampler, loss = object(), lambda pred, batch: None
+    first, second = (SystemOn(a_system(name, sampler=sampler), None) for name in ("first", "second"))
+    other = SystemOn(a_system("other"), None)
+    assert JoinedSystems([other, second], run, loss).sampler is sampler  # type: ignore[arg-type]
+    assert JoinedSystems([other], run, loss).sampler is None  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the systems first and second each bring a sampler.*turn all but one"):
+        JoinedSystems([first, other, second], run, loss)  # type: ignore[arg-type]

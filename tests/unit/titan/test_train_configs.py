@@ -10,7 +10,7 @@ import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.titan import train_spec
-from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.settings import systems_of
 
 ROOT = Path(__file__).parents[3]
@@ -32,23 +32,23 @@ GRANTED: list[tuple[str, int, dict[str, Any]]] = [
 
 def parsed(name: str, dump: Path, values: dict[str, Any]) -> JobConfig:
     path = str(ROOT / "train_configs" / name)
-    preflight.check_toml(path)
+    toml_checks.check_toml(path)
     words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     words += ["--job.dump_folder", str(dump)]
     return ConfigManager().parse_args(["--job.config_file", path, *words])
 
 
 class Sized(SimpleNamespace):
-    """Data as large as any run wants; its shards are nowhere."""
+    """A data set large enough for any run, without shards."""
 
     def __len__(self) -> int:
         return 10**8
 
 
 def check(config: JobConfig, *, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """preflight.check_run, but for what needs the data and the losses themselves."""
-    data = Sized(stored=SimpleNamespace(fingerprint="made up"), seq_len=config.training.seq_len, tokens_per_example=1)
-    monkeypatch.setattr(preflight, "_open", lambda *args, **kwargs: data)
+    """preflight.check_run without the checks that read data and losses."""
+    data = Sized(stored=SimpleNamespace(fingerprint="synthetic"), seq_len=config.training.seq_len, tokens_per_example=1)
+    monkeypatch.setattr(preflight, "open_examples", lambda *args, **kwargs: data)
     for system, _ in systems_of(config):
         monkeypatch.setattr(system, "check_data", lambda *args: None)
     preflight.check_run(config, train_spec.attent_spec(config.model.name), world_size=world_size)

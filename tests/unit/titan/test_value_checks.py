@@ -1,4 +1,4 @@
-"""torchtitan's keys changed alone on the quickstart's configuration: a run is granted or refused with the mend."""
+"""Changes one of torchtitan's keys in the quickstart's configuration: the run passes, or is refused with the fix."""
 
 import copy
 from pathlib import Path
@@ -192,7 +192,7 @@ def test_refused(quickstart: JobConfig, spec: TrainSpec, values: dict[str, Any],
             check(quickstart, spec, values, world_size=world_size)
 
 
-def test_degrees_that_the_model_does_not_share_out(quickstart: JobConfig, spec: TrainSpec) -> None:
+def test_degrees_that_the_model_cannot_be_split_by(quickstart: JobConfig, spec: TrainSpec) -> None:
     """The tiny flavor has 6 heads and 4 layers."""
     shapes = {"validation.local_batch_size": 4, "validation.seq_len": 128}
     check(quickstart, spec, {"parallelism.tensor_parallel_degree": 2}, world_size=4)

@@ -1,8 +1,10 @@
-"""What a run is refused for before it costs anything; each check raises a ValueError with what, where and the fix.
+"""The checks that refuse a run before it starts; each raises a ValueError that says what is wrong, where, and the fix.
 
-preflight.py        all checks before the first process group, in their order
-parallelism.py      parallelisms that cannot be combined
-value_checks.py     values of torchtitan's own keys that it takes without a word and fails on later
-load_sources.py     what a run starts from, and keys that contradict it
-resume_checks.py    whether the checkpoint that a run starts from fits it
+preflight.py          all checks before the first process group, in their order
+toml_checks.py        keys and sections of the TOML
+parallelism.py        parallelisms that cannot be combined
+value_checks.py       values of torchtitan's keys that it accepts silently and then trains wrongly or fails on
+torchtitan_ranges.py  values that torchtitan 0.2.2 refuses itself, later and on every rank
+load_sources.py       the source that a run starts from, and keys that contradict it
+resume_checks.py      whether the checkpoint that a run starts from fits the run
 """

@@ -1,8 +1,8 @@
-"""What a run starts from: a checkpoint of its own folder, that of another, or nothing; and keys that contradict it.
+"""Finds the source that a run starts from (own checkpoint, another checkpoint, random weights) and checks its keys.
 
-The same answers as those of checkpoint.py, which loads, from the same functions (checkpoint_folder.py).
+The checkpoint manager, which loads, uses the same functions (checkpoint_folder.py) and so finds the same source.
 
-Cost: a directory or two.
+Cost: one or two directory listings.
 """
 
 import os
@@ -13,13 +13,19 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from titan_attent.titan.checkpoint_folder import checkpoint, is_safetensors, latest
-from titan_attent.titan.checkpoint_look import TRUSTED
+from titan_attent.titan.checkpoint_metadata import TRUSTED
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that will be loaded: ``is_full`` with everything in it, else the weights alone; ``is_own`` if it is
-    of the run's folder."""
+    """A checkpoint that will be loaded.
+
+    Attributes:
+        path: its folder.
+        is_full: whether all of its states are loaded, or the weights alone.
+        is_own: whether it is in the run's own folder.
+        in_safetensors: whether it is in safetensors format.
+    """
 
     path: Path
     is_full: bool
@@ -28,12 +34,12 @@ class Source:
 
 
 def folder_of(job_config: JobConfig) -> Path:
-    """Of the run's own checkpoints."""
+    """The folder of the run's own checkpoints."""
     return Path(job_config.job.dump_folder) / job_config.checkpoint.folder
 
 
 def source_of(job_config: JobConfig) -> Source | None:
-    """What torchtitan's CheckpointManager will load, mended; None for a start from random weights.
+    """The source that the patched CheckpointManager will load; None for a start from random weights.
 
     Raises:
         ValueError: as :func:`checkpoint_folder.latest`.
@@ -54,24 +60,24 @@ def source_of(job_config: JobConfig) -> Source | None:
 
 
 def checkpoint_to_load(job_config: JobConfig) -> Path | None:
-    """The folder that everything is loaded from, or None where at most weights are."""
+    """The checkpoint whose states are all loaded; None if the run loads weights alone or nothing."""
     source = source_of(job_config)
     return source.path if source is not None and source.is_full else None
 
 
 def check_start(job_config: JobConfig) -> None:
-    """Refuse, for a training run, keys of a start that would not take place with ``checkpoint.enable = false``."""
+    """Refuse, for a training run, keys that ask to load or save while ``checkpoint.enable = false``."""
     config = job_config.checkpoint
     if config.enable:
         return
     if config.create_seed_checkpoint:
         raise ValueError("[checkpoint] create_seed_checkpoint = true with enable = false: set enable = true")
-    asked = {
+    requested = {
         "initial_load_path": bool(config.initial_load_path),
         "initial_load_in_hf": config.initial_load_in_hf,
         "load_step": config.load_step > -1,
     }
-    for key, is_set in asked.items():
+    for key, is_set in requested.items():
         if is_set:
             raise ValueError(
                 f"[checkpoint] {key} = {getattr(config, key)} with enable = false: nothing would be loaded, and the "
@@ -81,24 +87,24 @@ def check_start(job_config: JobConfig) -> None:
 
 
 def check_sources(job_config: JobConfig) -> None:
-    """Refuse keys of ``[checkpoint]`` that contradict each other or what is on disk; where it is enabled."""
+    """Refuse keys of an enabled ``[checkpoint]`` that contradict each other or the files on disk."""
     config, folder = job_config.checkpoint, folder_of(job_config)
     _check_hf(job_config)
     if config.load_step == 0 and not (folder / "step-0").is_dir():
         if folder.exists():
             raise ValueError(
                 f"[checkpoint] load_step = 0 asks for the seed checkpoint {folder / 'step-0'}, which does not exist: "
-                "leave it out to resume from the latest one"
+                "leave load_step out to resume from the latest checkpoint"
             )
         start = config.initial_load_path or "random weights"
         logger.warning(f"[checkpoint] load_step = 0: there is no {folder / 'step-0'}, the run starts from {start}")
     if config.load_step > 0 and not folder.exists():
-        there = config.initial_load_path
-        mend = f"give --checkpoint.initial_load_path {there}/step-{config.load_step}" if there else "leave it out"
+        initial = config.initial_load_path
+        fix = f"give --checkpoint.initial_load_path {initial}/step-{config.load_step}" if initial else "leave it out"
         raise ValueError(
-            f"[checkpoint] load_step = {config.load_step}: {folder / f'step-{config.load_step}'} does not exist, nor "
-            f"its folder; load_step chooses among the run's own checkpoints. Check job.dump_folder, or {mend} to start "
-            "anew"
+            f"[checkpoint] load_step = {config.load_step}: neither {folder / f'step-{config.load_step}'} nor its "
+            f"parent folder exists; load_step selects one of the run's own checkpoints. Check job.dump_folder, or "
+            f"{fix} to start a new run"
         )
     source = source_of(job_config)
     if source is None or source.is_own:
@@ -116,16 +122,16 @@ def _check_hf(job_config: JobConfig) -> None:
     config = job_config.checkpoint
     if config.initial_load_in_hf and not config.initial_load_model_only:
         raise ValueError(
-            "[checkpoint] initial_load_in_hf = true: that format holds a model only. Set initial_load_model_only = true"
+            "[checkpoint] initial_load_in_hf = true: that format holds weights only. Set initial_load_model_only = true"
         )
     if config.initial_load_in_hf_quantized and not config.initial_load_in_hf:
         raise ValueError(
-            "[checkpoint] initial_load_in_hf_quantized = true is read with initial_load_in_hf = true only: set both"
+            "[checkpoint] initial_load_in_hf_quantized = true has no effect without initial_load_in_hf = true: set both"
         )
     if config.export_dtype != "float32" and not config.last_save_model_only:
         logger.warning(
-            f'[checkpoint] export_dtype = "{config.export_dtype}" has no effect: it is that of the last checkpoint '
-            "with last_save_model_only = true"
+            f'[checkpoint] export_dtype = "{config.export_dtype}" has no effect: it applies to the last checkpoint '
+            "if last_save_model_only = true"
         )
 
 
@@ -141,10 +147,10 @@ def _check_initial(source: Source) -> None:
 
 
 def check_checkpoint_path(path: str | None) -> None:
-    """Refuse what is not a finished DCP checkpoint as ``checkpoint.initial_load_path``."""
+    """Refuse a ``checkpoint.initial_load_path`` that is not a finished DCP checkpoint."""
     if not path:
         raise ValueError(
-            "[checkpoint] initial_load_path is empty: give the step folder of the checkpoint that scores, such as "
+            "[checkpoint] initial_load_path is empty: give the step folder of the checkpoint to score with, such as "
             "outputs/checkpoint/step-1000"
         )
     folder = Path(path)
@@ -153,20 +159,23 @@ def check_checkpoint_path(path: str | None) -> None:
     steps = [*folder.glob("step-*/.metadata"), *folder.glob("*/step-*/.metadata")]
     if steps:
         latest_step = max((file.parent for file in steps), key=lambda step: (len(step.name), step.name))
-        what = f"holds checkpoints but is none: give one of them, such as {latest_step}"
+        problem = f"contains checkpoints but is not one itself: give one of them, such as {latest_step}"
     elif not folder.is_dir():
-        what = "does not exist: check the path"
+        problem = "does not exist: check the path"
     elif is_safetensors(folder):
-        what = (
-            "is in safetensors format: train from it with initial_load_in_hf = true; to score, load it into torchtitan "
-            "and save it there, and give that step folder"
+        problem = (
+            "is in safetensors format: train from it with initial_load_in_hf = true; to score, load it into "
+            "torchtitan, save it there, and give that step folder"
         )
     else:
-        what = "is no DCP checkpoint, or was never finished (no .metadata in it): give a step folder of torchtitan's"
-    raise ValueError(f"[checkpoint] initial_load_path = {path} {what}")
+        problem = (
+            "is not a DCP checkpoint or was never finished (it has no .metadata): give a step folder written by "
+            "torchtitan"
+        )
+    raise ValueError(f"[checkpoint] initial_load_path = {path} {problem}")
 
 
 def warn_of_pickles(path: str | Path) -> None:
-    """Say once that a checkpoint from elsewhere is to be trusted as a program is."""
+    """Warn on rank 0 that loading a checkpoint from another source can run any code in it."""
     if os.environ.get("RANK", "0") == "0":
         logger.warning(f"[checkpoint] initial_load_path = {path}: {TRUSTED}")

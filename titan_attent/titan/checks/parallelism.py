@@ -1,7 +1,7 @@
-"""Which parallelisms a run may combine: refusals of what torchtitan 0.2.2 cannot do, or would train wrongly.
+"""Refuses combinations of parallelisms that torchtitan 0.2.2 does not support or would train wrongly.
 
-All checks read the configuration only. What is granted here is compared with plain training in
-tests/distributed/titan/test_parallelism.py, or stands in the README's table as not tested.
+All checks read the configuration only. Combinations that docs/reference/status.md lists as tested are compared with
+single-process training in tests/distributed/titan/test_parallelism.py.
 """
 
 from typing import Any, cast
@@ -17,7 +17,7 @@ from titan_attent.titan.patches import compat
 
 
 def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
-    """Refuse degrees that do not fit together or that torchtitan cannot combine; returns the data-parallel one."""
+    """Refuse degrees that contradict each other or that torchtitan cannot combine; return the data-parallel degree."""
     parallelism, training = job_config.parallelism, job_config.training
     degree = {
         name: getattr(parallelism, f"{name}_degree")
@@ -37,7 +37,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
         raise ValueError(
             f"[parallelism] data_parallel_replicate_degree {replicate} x data_parallel_shard_degree {shard} x "
             f"context_parallel_degree {cp} x tensor_parallel_degree {tp} x pipeline_parallel_degree {pp} must be "
-            f"the number of processes, {world_size}: change one of them or --nproc_per_node"
+            f"the number of processes, {world_size}: change one of the degrees or --nproc_per_node"
         )
     if replicate > 1 and shard * cp == 1 and tp * pp > 1:
         raise ValueError(
@@ -52,7 +52,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
         if seq_len % (tp * 2 * cp):
             raise ValueError(
                 f"[{section}] seq_len = {seq_len} must be a multiple of tensor_parallel_degree x 2 x "
-                f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan cuts it so"
+                f"context_parallel_degree = {tp} x 2 x {cp} = {tp * 2 * cp}: torchtitan splits it into that many chunks"
             )
     if training.enable_cpu_offload and compat.IS_CPU:
         raise ValueError(
@@ -72,8 +72,8 @@ def _check_experts(ep: int, etp: int, *, shard: int, cp: int, tp: int) -> None:
     if ep > 1 and tp > 1 and etp != tp:
         raise ValueError(
             f"[parallelism] expert_parallel_degree = {ep} with tensor_parallel_degree = {tp} and "
-            f"expert_tensor_parallel_degree = {etp}: torchtitan 0.2.2 loses gradients below the experts there (its "
-            f"threads #2387, #2416). Set expert_tensor_parallel_degree = {tp}"
+            f"expert_tensor_parallel_degree = {etp}: torchtitan 0.2.2 loses gradients below the experts then "
+            f"(torchtitan #2387, #2416). Set expert_tensor_parallel_degree = {tp}"
         )
     if etp not in (1, tp):
         raise ValueError(
@@ -82,12 +82,13 @@ def _check_experts(ep: int, etp: int, *, shard: int, cp: int, tp: int) -> None:
     if shard * cp % ep or ep % cp:
         raise ValueError(
             f"[parallelism] expert_parallel_degree = {ep} must divide data_parallel_shard_degree x "
-            f"context_parallel_degree = {shard} x {cp} and be a multiple of the latter: experts are spread over these"
+            f"context_parallel_degree = {shard} x {cp} and be a multiple of context_parallel_degree: experts are "
+            "sharded over these ranks"
         )
 
 
 def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
-    """Refuse more tensor parallel ranks than heads share out evenly, and more pipeline stages than layers."""
+    """Refuse a tensor parallel degree that does not divide the heads, and more pipeline stages than layers."""
     config, flavor = job_config.parallelism, job_config.model.flavor
     for name in ("n_heads", "n_kv_heads"):
         heads = getattr(model_args, name, None)
@@ -115,10 +116,10 @@ def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
 
 
 def _check_family(family: Family, degree: dict[str, int]) -> None:
-    """What a family cannot do, before it fails half-way."""
-    for dimension, why in family.lacks.items():
+    """Refuse parallelisms that the model's family does not support."""
+    for dimension, reason in family.lacks.items():
         if degree.get(dimension, 1) > 1:
-            raise ValueError(f"[parallelism] {dimension}_degree = {degree[dimension]}: {why}")
+            raise ValueError(f"[parallelism] {dimension}_degree = {degree[dimension]}: {reason}")
 
 
 def _check_pipeline(job_config: JobConfig) -> None:
@@ -131,7 +132,7 @@ def _check_pipeline(job_config: JobConfig) -> None:
     if name == "DualPipeV" and parallelism.pipeline_parallel_expert_parallel_overlap and compat.IS_CPU:
         raise ValueError(
             '[parallelism] pipeline_parallel_schedule = "DualPipeV" overlaps work on the streams of an accelerator, '
-            "and there is none. Set pipeline_parallel_expert_parallel_overlap = false"
+            "but this machine has none. Set pipeline_parallel_expert_parallel_overlap = false"
         )
     microbatch, batch = parallelism.pipeline_parallel_microbatch_size, training.local_batch_size
     if microbatch < 1 or batch % microbatch:
@@ -139,13 +140,12 @@ def _check_pipeline(job_config: JobConfig) -> None:
             f"[parallelism] pipeline_parallel_microbatch_size = {microbatch} must divide training.local_batch_size = "
             f"{batch}: change one of the two"
         )
-    # The stages send each other tensors of one shape.
     if name in ("ZBVZeroBubble", "DualPipeV") and validation.enable:
         raise ValueError(
-            f'[parallelism] pipeline_parallel_schedule = "{name}": torch cannot run it without a backward, as '
-            'validation does. Set validation.enable = false, or use "Interleaved1F1B"'
+            f'[parallelism] pipeline_parallel_schedule = "{name}": torch cannot run this schedule without a backward, '
+            'which validation needs. Set validation.enable = false, or use "Interleaved1F1B"'
         )
-    shapes = {}
+    shapes = {}  # the stages exchange tensors of one shape
     if validation.enable:
         shapes["[validation] local_batch_size"] = (validation.local_batch_size, batch, "training.local_batch_size")
         shapes["[validation] seq_len"] = (validation.seq_len, training.seq_len, "training.seq_len")

@@ -1,9 +1,8 @@
-"""Whether the checkpoint that a run starts from fits it: of this torch, of this model, of these data, with steps left.
+"""Checks that a run can start from its checkpoint: readable by this torch, same model, same data, steps left to train.
 
-Looked at before any tensor is read, through checkpoint_look.py.
+The checks read metadata and single values through checkpoint_metadata.py, and no tensor.
 
-Cost: the metadata of one checkpoint and a few values of it, a rank; the model's names and shapes, built on torch's meta
-device.
+Cost per rank: the metadata and a few values of one checkpoint, and the model built on torch's meta device.
 """
 
 import copy
@@ -21,17 +20,17 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.checkpoint_folder import latest
-from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.settings import systems_of
 
 STOCK_STATES = ("train_state", "lr_scheduler", "optimizer")
-"""torchtitan's own, beside the weights and the data loader's."""
+"""torchtitan's own states, except those of the weights and the data loader."""
 
 
 def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str, Any]) -> None:
-    """Refuse a checkpoint that this run cannot start from; ValueError."""
+    """Refuse a checkpoint from which this run cannot start; ValueError."""
     _check_adapter(job_config, spec)
     source = source_of(job_config)
     if source is None:
@@ -48,14 +47,14 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
         warn_of_pickles(path)
     excluded = set(job_config.checkpoint.exclude_from_loading) if source.is_full else set()
     has_other_head = job_config.vision.new_head and not source.is_own  # initial_weights.py compares the trunk
-    # A converter may give the weights other names.
+    # A converter may rename the weights.
     if "model" not in excluded and not has_other_head and not job_config.model.converters:
         check_shapes(model_shapes(job_config, spec), metadata, path)
     if not source.is_full:
         return
     kept = {system.name for system, _ in systems_of(job_config) if system.keeps_state}
     ledger = set() if "teacher" in kept else {"ledger"}
-    _check_excluded(excluded, known={"model", "dataloader", *STOCK_STATES, *kept, *ledger})
+    _check_excluded(excluded, states={"model", "dataloader", *STOCK_STATES, *kept, *ledger})
     _check_states(path, metadata, excluded=excluded, kept=kept)
     if "dataloader" not in excluded:
         stored = _geometry(path, metadata)
@@ -71,8 +70,8 @@ def _geometry(path: Path, metadata: Metadata) -> dict[str, Any]:
         stored = None
     if not isinstance(stored, dict):
         raise ValueError(
-            f"the checkpoint {path} is damaged: its dataloader.geometry is no JSON object; restore it, or give another "
-            "checkpoint with checkpoint.load_step"
+            f"the checkpoint {path} is damaged: its dataloader.geometry is not a JSON object; restore it, or give "
+            "another checkpoint with checkpoint.load_step"
         )
     return stored
 
@@ -82,21 +81,20 @@ def _check_adapter(job_config: JobConfig, spec: TrainSpec) -> None:
     for key in ("last_save_in_hf", "initial_load_in_hf"):
         if config.enable and getattr(config, key) and spec.state_dict_adapter is None:
             raise ValueError(
-                f"[checkpoint] {key} = true: {job_config.model.name} has no Hugging Face format. Set it to false"
+                f"[checkpoint] {key} = true: {job_config.model.name} has no Hugging Face format. Set {key} = false"
             )
 
 
 def _not_resumable(job_config: JobConfig, source: Source) -> str:
     return (
-        f"the checkpoint {source.path} is in safetensors format (checkpoint.last_save_in_hf): it ended its run, and "
-        "holds the weights only, so that no run can be resumed from it. Give an earlier one with "
-        f"checkpoint.load_step, or start in a new job.dump_folder with --checkpoint.initial_load_path {source.path} "
-        "--checkpoint.initial_load_in_hf"
+        f"the checkpoint {source.path} is in safetensors format (checkpoint.last_save_in_hf) and holds the weights "
+        "only: a run cannot be resumed from it. Give an earlier checkpoint with checkpoint.load_step, or start in a "
+        f"new job.dump_folder with --checkpoint.initial_load_path {source.path} --checkpoint.initial_load_in_hf"
     )
 
 
 def model_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
-    """name -> shape of the weights of the run's model, as a checkpoint has them."""
+    """name -> shape of the weights of the run's model, under the names that a checkpoint uses."""
     model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
     model_args.update_from_config(job_config)
     with torch.device("meta"):
@@ -104,66 +102,67 @@ def model_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]
     return {name: list(cast(Tensor, weight).shape) for name, weight in get_model_state_dict(model).items()}
 
 
-def check_shapes(here: Mapping[str, Iterable[int]], metadata: Metadata, path: str | Path) -> None:
-    """Refuse a checkpoint of another model than has these shapes: other names, more layers, or other sizes."""
-    # Beside the model's, a full checkpoint holds the optimizer's and others', each under a name of its own.
-    there = shapes_of(metadata, modules={name.partition(".")[0] for name in here})
+def check_shapes(expected: Mapping[str, Iterable[int]], metadata: Metadata, path: str | Path) -> None:
+    """Refuse a checkpoint whose model differs from the ``expected`` shapes: other names, more layers or other sizes."""
+    # A full checkpoint also holds the optimizer's and other states, each under its own prefix.
+    stored = shapes_of(metadata, modules={name.partition(".")[0] for name in expected})
     differing = [
-        f"{name} is {here.get(name, 'absent')} here and {there.get(name, 'absent')} there"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
+        f"{name} is {expected.get(name, 'absent')} here and {stored.get(name, 'absent')} there"
+        for name in sorted({*expected, *stored})
+        if expected.get(name) != stored.get(name)
     ]
     if differing:
         raise ValueError(
             f"the checkpoint {path} is of another model: {'; '.join(differing[:3])} (of {len(differing)} differences). "
-            "Set [model] name and flavor to what it was trained with"
+            "Set [model] name and flavor to those it was trained with"
         )
 
 
-def _check_excluded(excluded: set[str], *, known: set[str]) -> None:
-    if unknown := sorted(excluded - known):
+def _check_excluded(excluded: set[str], *, states: set[str]) -> None:
+    if unknown := sorted(excluded - states):
         raise ValueError(
-            f"[checkpoint] exclude_from_loading: {', '.join(unknown)} is no state of this run. Its states are "
-            f"{', '.join(sorted(known))}"
+            f"[checkpoint] exclude_from_loading: {', '.join(unknown)} is not a state of this run. Its states are "
+            f"{', '.join(sorted(states))}"
         )
 
 
 def _check_states(path: Path, metadata: Metadata, *, excluded: set[str], kept: set[str]) -> None:
-    there = {renamed(name, separator=".").partition(".")[0] for name in metadata.state_dict_metadata}
+    stored = {renamed(name, separator=".").partition(".")[0] for name in metadata.state_dict_metadata}
     for state in (*sorted({"dataloader", *kept}), *STOCK_STATES):
-        if state not in there | excluded:
+        if state not in stored | excluded:
             raise ValueError(
                 f"the checkpoint {path} holds no {state} state: it is model-only (checkpoint.last_save_model_only), "
-                "stock torchtitan's, or of a run without it. To go on with its weights under a new one set "
-                f"checkpoint.exclude_from_loading = {json.dumps([*sorted(kept), 'dataloader'])} (full checkpoint), or "
-                "start in a new job.dump_folder with checkpoint.initial_load_path (model-only)"
+                f"from stock torchtitan, or from a run without {state}. To train its weights with a new {state} state: "
+                "from a full checkpoint set checkpoint.exclude_from_loading = "
+                f"{json.dumps([*sorted(kept), 'dataloader'])}; from a model-only one start in a new job.dump_folder "
+                "with checkpoint.initial_load_path"
             )
 
 
 def _check_steps(job_config: JobConfig, source: Source, *, step: int) -> None:
-    """Refuse a run that is over before its first step, except one that is asked for again as it was."""
+    """Refuse a run without steps left to train, except a finished run whose command is given again unchanged."""
     steps = job_config.training.steps
     if step < steps or (step == steps and source == _finished_source(job_config)):
         return
     raise ValueError(
         f"nothing is left to train: the checkpoint {source.path} is already at step {step}, and [training] steps = "
         f"{steps}. Set training.steps above {step} to train on from there"
-        + ", go back with checkpoint.load_step, or start anew in another job.dump_folder"
+        + ", go back with checkpoint.load_step, or start a new run in another job.dump_folder"
         * source.is_own
     )
 
 
 def _finished_source(job_config: JobConfig) -> Source | None:
-    """The last checkpoint of the run's own folder, if that is what it starts from."""
+    """The last checkpoint of the run's own folder if the run starts from it; else None."""
     source = source_of(job_config)
     step = latest(folder_of(job_config)) if source is not None and source.is_own else None
     return source if source is not None and step is not None and source.path.name == f"step-{step}" else None
 
 
-def what_is_finished(job_config: JobConfig) -> str:
-    """What to say where the run has all its steps already and its command is given once more; else nothing.
+def finished_message(job_config: JobConfig) -> str:
+    """The message for a finished run whose command is given again; empty if the run is not finished.
 
-    For a configuration that passed :func:`check_checkpoint`.
+    The configuration must have passed :func:`check_checkpoint`.
     """
     source = _finished_source(job_config)
     if source is None or not source.is_full or "train_state" in job_config.checkpoint.exclude_from_loading:

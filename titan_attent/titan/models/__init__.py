@@ -1,7 +1,8 @@
-"""What differs between learners, for the parts of titan/ that serve all of them.
+"""The differences between model families, for the modules of titan/ that serve all of them.
 
-families.py         the families there are, one object each; family.py: what such an object says
-text.py             learners of text
-vision.py           learners of images
-initial_weights.py  a trunk with a new head
+family.py           the interface of a family and of a modality
+families.py         the families, one object each
+text.py             text models
+vision.py           image models
+initial_weights.py  starts from a checkpoint's trunk with a new head
 """

@@ -1,6 +1,6 @@
-"""The families of models that this package trains. A new one is a folder in models/, and a line here.
+"""The families of models that this package trains. A new family needs a folder in models/ and an entry here.
 
-Text models are torchtitan's own, each trained by tests/distributed/titan/test_parallelism.py; models of images are this
+Text models are torchtitan's own, each trained by tests/distributed/titan/test_parallelism.py. Image models are this
 package's, trained by tests/distributed/titan/test_vision_parallelism.py.
 """
 
@@ -16,10 +16,10 @@ def _no_pipeline(name: str) -> dict[str, str]:
     return {"pipeline_parallel": f"torchtitan 0.2.2 has no pipeline for {name}. Set it to 1"}
 
 
-def _of_images(name: str) -> dict[str, str]:
+def _image_model_lacks(name: str) -> dict[str, str]:
     dimensions = ("tensor_parallel", "context_parallel", "pipeline_parallel", "expert_parallel")
-    why = f"{name}{SUFFIX} runs under FSDP2, HSDP and DDP. Set it to 1"
-    return dict.fromkeys(dimensions, why) | {"tokens": f"it is for text, and {name}{SUFFIX} learns images"}
+    reason = f"{name}{SUFFIX} runs under FSDP2, HSDP and DDP. Set it to 1"
+    return dict.fromkeys(dimensions, reason) | {"tokens": f"it is for text, and {name}{SUFFIX} trains on images"}
 
 
 FAMILIES: dict[str, Family] = {
@@ -34,18 +34,18 @@ FAMILIES: dict[str, Family] = {
             modality=Text(),
             lacks=_no_pipeline("gpt_oss")
             | {
-                "context_parallel": "torchtitan 0.2.2 cannot cut gpt_oss's flex attention. Set it to 1",
-                "tensor_parallel": "torchtitan 0.2.2 leaves parameters of gpt_oss off the mesh and then cannot clip "
-                "its gradients. Set it to 1, and use data_parallel_shard_degree and expert_parallel_degree",
+                "context_parallel": "torchtitan 0.2.2 cannot shard gpt_oss's flex attention. Set it to 1",
+                "tensor_parallel": "torchtitan 0.2.2 leaves some parameters of gpt_oss out of the mesh and then cannot "
+                "clip their gradients. Set it to 1, and use data_parallel_shard_degree and expert_parallel_degree",
             },
         ),
-        Family(name=CLASSIFIER, modality=Images(), lacks=_of_images(CLASSIFIER)),
-        Family(name=AUTOENCODER, modality=Patches(), lacks=_of_images(AUTOENCODER)),
+        Family(name=CLASSIFIER, modality=Images(), lacks=_image_model_lacks(CLASSIFIER)),
+        Family(name=AUTOENCODER, modality=Patches(), lacks=_image_model_lacks(AUTOENCODER)),
     )
 }
 
 
 def family_of(job_config: JobConfig) -> Family:
-    """The family of the run's model; an unknown one, which attent_spec refuses, counts as a text model."""
+    """The family of the run's model; an unknown name counts as a text model until attent_spec refuses it."""
     name = job_config.model.name.removesuffix(SUFFIX)
     return FAMILIES.get(name) or Family(name=name, modality=Text())

@@ -1,4 +1,4 @@
-"""What the parts of titan/ must know of a family of models: one object each, listed in families.py."""
+"""The interface of a family of models and of its modality; families.py lists the families."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from titan_attent.titan.dataset_cache import DataSets
 
 
 class Modality(Protocol):
-    """What differs between learners of text and of images, for the parts that serve both.
+    """The differences between training on text and on images, for the modules that serve both.
 
     Attributes:
-        learner: what such a learner is, for the report.
-        metrics: names of what is counted beside the loss in validation.
-        is_of_images: whether throughput is told in images, too.
-        writer: the command that makes its data sets.
-        systems: that such a learner may have beside those of every run.
+        learner: the type of model, as the report calls it.
+        metrics: names of the metrics that :meth:`count_correct` counts in validation.
+        is_of_images: whether throughput is logged in images, too.
+        writer: the command that writes its data sets.
+        systems: systems that only this modality has.
     """
 
     learner: str
@@ -32,39 +32,42 @@ class Modality(Protocol):
     systems: tuple[type[System], ...]
 
     def check(self, job_config: JobConfig) -> None:
-        """Refuse what such a learner cannot do; ValueError."""
+        """Refuse settings that the modality does not support; ValueError."""
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
-        """The examples of a run; ValueError if there are none."""
+        """Open the examples of a run; ValueError if there are none."""
 
     def check_fit(self, examples: Examples, model_args: BaseModelArgs, *, model: str, key: str) -> None:
-        """Refuse examples that the model cannot take; ``model`` and ``key`` are names for the message."""
+        """Refuse examples that the model cannot process; ``model`` and ``key`` are names for the message."""
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
-        """What builds the loss of every example, by the arguments of losses/build.py."""
+        """A function that builds the loss of every example from the arguments of losses/build.py."""
 
     def loss(self, job_config: JobConfig) -> str:
-        """What that loss is called, with what changes its value: two of one name may be compared."""
+        """The name of that loss with every setting that changes its value; losses of one name are comparable."""
 
     def validated(self, job_config: JobConfig) -> str:
-        """What ``validation_metrics/loss`` is the mean of, whatever the run is taught by: as :meth:`loss`."""
+        """The name of the loss that ``validation_metrics/loss`` averages, in the form of :meth:`loss`."""
 
     def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
-        """What two runs must share for their validations to compare, beside data and number of examples."""
+        """The settings that must agree for two runs' validation losses to be comparable.
+
+        The data and the number of examples, which must agree too, are not included.
+        """
 
     def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
-        """fp64 [metrics], summed over a batch."""
+        """The counts of :attr:`metrics`, fp64 [metrics], summed over a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of one architecture.
+    """The models of one architecture.
 
     Attributes:
         name: ``model.name`` is "<name>_attent".
-        modality: what its learners read, and how they are judged.
-        lacks: what it cannot do -> why, and what to set instead. Keys are dimensions of ``[parallelism]`` without their
-            ``_degree``, and what systems need (:attr:`System.needs`).
+        modality: the data that its models read, and how they are evaluated.
+        lacks: unsupported feature -> the reason and the fix. Keys are dimensions of ``[parallelism]`` without
+            ``_degree``, and needs of systems (:attr:`System.needs`).
     """
 
     name: str

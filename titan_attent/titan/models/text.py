@@ -1,4 +1,4 @@
-"""The modality of text: windows of tokens, and the next token after each."""
+"""The text modality: windows of tokens, each labelled with the next token."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from titan_attent.titan.dataset_cache import DataSets
 
 
 class Text:
-    """Windows of tokens (``[data]`` of titan_attent.data.text), and the next token after each."""
+    """The text modality: windows of tokens (``[data]`` of titan_attent.data.text) with next-token labels."""
 
     learner = "language model"
     metrics: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Text:
     systems: tuple[type[System], ...] = ()
 
     def check(self, job_config: JobConfig) -> None:
-        """Nothing beside what parallelism.py and value_checks.py refuse."""
+        """Refuse nothing beyond the checks of parallelism.py and value_checks.py."""
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
         path, section = (
@@ -41,8 +41,8 @@ class Text:
         shards, vocab_size = examples.shards, model_args.vocab_size
         if shards.max_token_id >= vocab_size:
             raise ValueError(
-                f"[data] {key} = {shards.path} holds token id {shards.max_token_id}, beyond the {vocab_size} of "
-                f"{model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
+                f"[data] {key} = {shards.path} holds token id {shards.max_token_id}, beyond the {vocab_size} token ids "
+                f"of {model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
             )
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
@@ -58,4 +58,4 @@ class Text:
         return {"validation.seq_len": job_config.validation.seq_len}
 
     def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
-        raise AssertionError("there is nothing to count")
+        raise AssertionError("text has no metrics to count")

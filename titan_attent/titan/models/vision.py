@@ -1,7 +1,7 @@
-"""Learners of images: ``vit_attent`` and ``mae_attent`` under torchtitan, and what is theirs in a run.
+"""Image models under torchtitan (``vit_attent``, ``mae_attent``), and their modality.
 
-The models (vision/) name their parts as torchtitan's llama3 does, so that FSDP2, HSDP, DDP, activation checkpointing
-and torch.compile are torchtitan's own functions for it.
+The models (vision/) name their modules as torchtitan's llama3 does. FSDP2, HSDP, DDP, activation checkpointing and
+torch.compile are therefore applied by torchtitan's own functions for llama3.
 """
 
 import copy
@@ -36,17 +36,17 @@ from titan_attent.titan.models.initial_weights import NewHead
 
 CLASSIFIER, AUTOENCODER = "vit", "mae"
 TOP = 5
-"""Of the second accuracy."""
+"""The k of the second metric, top-k accuracy."""
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
 class _FromConfig(BaseModelArgs):
-    """torchtitan's side of a model's sizes: those that the run and its data decide."""
+    """torchtitan's interface to a model's sizes, some of which depend on the run and its data."""
 
     def update_from_config(self, job_config: JobConfig, **kwargs: Any) -> None:
-        """Take over ``[vision]`` and the shape of the data; ValueError if they do not fit each other."""
+        """Set the sizes from ``[vision]`` and the shape of the data; ValueError if the two do not fit each other."""
         args: Any = self
         images, vision = ImageDataset(job_config.data.path, size=job_config.vision.image_size), job_config.vision
         args.image_size, args.channels = images.size, images.channels
@@ -58,19 +58,19 @@ class _FromConfig(BaseModelArgs):
         args.check()
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-        """Parameters, and training FLOPs of a patch, which is what counts as a token."""
+        """(number of parameters, training FLOPs per patch); a patch counts as a token."""
         args: Any = self
         return sum(p.numel() for p in model.parameters()), args.flops_per_image() // args.num_patches
 
 
 @dataclass
 class ViTModelArgs(ViTArgs, _FromConfig):
-    """Of ``vit_attent``."""
+    """The sizes of ``vit_attent``."""
 
 
 @dataclass
 class MAEModelArgs(MAEArgs, _FromConfig):
-    """Of ``mae_attent``."""
+    """The sizes of ``mae_attent``."""
 
 
 FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
@@ -81,7 +81,7 @@ MODELS: dict[str, type[nn.Module]] = {CLASSIFIER: VisionTransformer, AUTOENCODER
 
 
 def flavors(model: str) -> dict[str, BaseModelArgs]:
-    """Copies of a model's: torchtitan writes the run's settings into the flavor it picks."""
+    """Copies of a model's flavors, because torchtitan writes the run's settings into the selected one."""
     return copy.deepcopy(FLAVORS[model])
 
 
@@ -93,7 +93,7 @@ def args_of(job_config: JobConfig) -> Any:
 
 
 def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobConfig) -> nn.Module:
-    """torchtitan's ``parallelize_fn``: llama3's, whose names the trunk has; a decoder's blocks are sharded before."""
+    """torchtitan's ``parallelize_fn`` for llama3, whose module names the trunk has; shards decoder blocks first."""
     decoder: Any = getattr(model, "decoder_layers", None)
     if decoder is not None and parallel_dims.fsdp_enabled:
         names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
@@ -104,41 +104,41 @@ def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobCo
         )
         for block in decoder.values():
             fully_shard(block, mesh=parallel_dims.get_mesh(names), mp_policy=policy)
-    # Selective checkpointing keeps the results of matrix products; those with a bias have a name of their own.
+    # Selective checkpointing saves the results of matrix products; those with a bias are a separate op.
     llama._op_sac_save_list.add(torch.ops.aten.addmm.default)
     return llama.parallelize_llama(model, parallel_dims, job_config)
 
 
 def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
-    """torchtitan's ``build_loss_fn``: its own, but for mixtures, smoothed labels, and patches that are padding.
+    """torchtitan's ``build_loss_fn``: the stock loss, extended to mixed images, label smoothing and padded patches.
 
-    Labels are smoothed where something is learned from them. Of logits without a gradient, as in validation, the loss
-    is torchtitan's own of the label, so that runs that differ in what they are taught compare.
+    Labels are smoothed in training only. For logits without a gradient, as in validation, the loss is the stock loss of
+    the label, so that validation losses are comparable across runs.
     """
     vision, compiled = job_config.vision, job_config.compile
 
     def build(loss: LossFunction) -> LossFunction:
-        wanted = compiled.enable and "loss" in compiled.components
-        return torch.compile(loss, backend=compiled.backend) if wanted else loss
+        is_compiled = compiled.enable and "loss" in compiled.components
+        return torch.compile(loss, backend=compiled.backend) if is_compiled else loss
 
     if job_config.model.name != CLASSIFIER + SUFFIX:
         return build(squared_error_sum)
     plain = build_cross_entropy_loss(job_config, **kwargs)
     if not (vision.mixes or vision.label_smoothing):
         return plain
-    taught = build(partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing))
+    training_loss = build(partial(mixed_cross_entropy_sum, label_smoothing=vision.label_smoothing))
 
     def loss(pred: Tensor, labels: Tensor, *mixing: Tensor) -> Tensor:
-        return taught(pred, labels, *mixing) if pred.requires_grad or mixing else plain(pred, labels)
+        return training_loss(pred, labels, *mixing) if pred.requires_grad or mixing else plain(pred, labels)
 
     return loss
 
 
-# -- what is theirs in a run ---------------------------------------------------------------------------------------
+# -- modalities ----------------------------------------------------------------------------------------------------
 
 
 class Images:
-    """Of ``vit_attent``: images (titan_attent.data.images) and their class."""
+    """The modality of ``vit_attent``: images (titan_attent.data.images) and their classes."""
 
     learner = "classifier"
     metrics: tuple[str, ...] = ("accuracy", f"accuracy_top{TOP}")
@@ -147,24 +147,24 @@ class Images:
     systems: tuple[type[System], ...] = (NewHead,)
 
     def check(self, job_config: JobConfig) -> None:
-        """Refuse values of ``[vision]``, and what a learner of images cannot do."""
+        """Refuse values of ``[vision]``, and settings that image models do not support; ValueError."""
         name = job_config.model.name
         job_config.vision.validate()
         checkpoint = job_config.checkpoint
-        given = checkpoint.enable and checkpoint.initial_load_path and checkpoint.initial_load_model_only
-        if job_config.vision.new_head and not given:
+        has_weights = checkpoint.enable and checkpoint.initial_load_path and checkpoint.initial_load_model_only
+        if job_config.vision.new_head and not has_weights:
             raise ValueError(
-                "[vision] new_head = true, but there are no weights to put it on: set checkpoint.enable and "
-                "checkpoint.initial_load_model_only = true, and checkpoint.initial_load_path to a step folder of "
-                "torchtitan's; or new_head = false"
+                "[vision] new_head = true needs a checkpoint for the trunk: set checkpoint.enable and "
+                "checkpoint.initial_load_model_only = true, and checkpoint.initial_load_path to a step folder written "
+                "by torchtitan; or set new_head = false"
             )
         if job_config.vision.mixes and job_config.teacher.weighting == "loss":
             raise ValueError(
-                '[teacher] weighting = "loss" with [vision] mixup or cutmix: a mixture has no loss of one image. Set '
-                'weighting = "inverse_probability", or both alphas to 0'
+                '[teacher] weighting = "loss" with [vision] mixup or cutmix: a mixed image has no loss of a single '
+                'image. Set weighting = "inverse_probability", or both alphas to 0'
             )
         if (chunks := job_config.teacher.loss_chunks) > 1:
-            raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to cut. Set it to 1")
+            raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to split. Set it to 1")
 
     def _images(self, datasets: DataSets, job_config: JobConfig, *, size: int, validation: bool) -> ImageDataset:
         data, vision = job_config.data, job_config.vision
@@ -176,13 +176,13 @@ class Images:
         )
         if not validation:
             return images
-        trained = datasets.images(data.path, size=images.size)
-        if self.metrics and images.classes != trained.classes:
+        training_set = datasets.images(data.path, size=images.size)
+        if self.metrics and images.classes != training_set.classes:
             raise ValueError(
-                f"{data.validation_path} has the classes {', '.join(images.classes)}, and data.path "
-                f"{', '.join(trained.classes)}: write it with --classes and the list of the training set"
+                f"{data.validation_path} has the classes {', '.join(images.classes)}, but data.path has "
+                f"{', '.join(training_set.classes)}: write it with --classes and the list of the training set"
             )
-        return images.normalized_as(trained)
+        return images.normalized_as(training_set)
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
         args, vision = args_of(job_config), job_config.vision
@@ -191,7 +191,7 @@ class Images:
         return ClassExamples(images, args, seed=job_config.data.seed, **mixing)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
-        """Nothing: the model follows the data."""
+        """Refuse nothing: the model's sizes are taken from the data."""
 
     def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
         build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
@@ -209,13 +209,13 @@ class Images:
         return {"image size": examples.seq_len}
 
     def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
-        """Images whose class is the first guess, and among the first five."""
-        guesses = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
-        return torch.stack((guesses[:, 0].sum(), guesses.any(dim=-1).sum())).double()
+        """The numbers of images whose class is the first guess, and among the first five guesses."""
+        hits = pred[:, 0].topk(min(TOP, pred.shape[-1]), dim=-1).indices == labels
+        return torch.stack((hits[:, 0].sum(), hits.any(dim=-1).sum())).double()
 
 
 class Patches(Images):
-    """Of ``mae_attent``: images, and the pixels of their masked patches."""
+    """The modality of ``mae_attent``: images, and the pixels of their masked patches."""
 
     learner = "autoencoder"
     metrics: tuple[str, ...] = ()

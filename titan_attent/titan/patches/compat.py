@@ -1,31 +1,34 @@
-"""Patches for torchtitan 0.2.2 and torch 2.11 to 2.15, each with its reason and the day it can go. registry.py applies
-them.
+"""Patches for torchtitan 0.2.2 and torch 2.11 to 2.15; registry.py applies them.
 
-1. TensorBoard: the folder is stamped with the minute of the start, so a resumed run shows up as a second, shorter one.
-   A resumed run goes on in the newest folder, and hides the steps that it trains again. Goes when torchtitan keeps it.
-2. Tied embeddings (small qwen3): torch 2.13 refuses a weight in two FSDP groups, as 0.2.2 makes them (torchtitan #2495,
-   mended there by #2522). Embedding, norm and output become one group. Goes with torchtitan 0.3.
-3. Mixture of experts: a layer counts its tokens in eval mode too, so that validation and scoring would move the bias by
-   which the experts are balanced. Their counts are put back. Goes when torchtitan counts in training only.
-4. Mixture of experts under tensor parallelism: each rank holds a share of the router's gradient, which nothing sums, so
-   that the copies of the router drift apart (torchtitan #2387, mended there by #2416). It is summed. Goes with
+1. TensorBoard: torchtitan names the folder after the minute of the start, so a resumed run shows up as a second,
+   shorter run. Here a resumed run continues in the newest folder and hides the steps that it trains again. Remove when
+   torchtitan keeps the folder.
+2. Tied embeddings (small qwen3): torchtitan 0.2.2 puts one weight into two FSDP groups, which torch 2.13 refuses
+   (torchtitan #2495, fixed by #2522). Here embedding, norm and output are one group. Remove with torchtitan 0.3.
+3. Mixture of experts: a layer counts its tokens in eval mode too, so validation and scoring would change the bias that
+   balances the experts. Here the counts are restored. Remove when torchtitan counts in training only.
+4. Mixture of experts under tensor parallelism: each rank holds a partial sum of the router's gradient, and nothing sums
+   these, so the router's replicas diverge (torchtitan #2387, fixed by #2416). Here the gradient is summed. Remove with
    torchtitan 0.3.
-5. torch 2.13's pipeline schedules learn shapes by running the stages on memory that was never written; the experts'
-   counts of such tokens are put back. Goes when torch uses meta tensors for it.
-6. Compiled blocks under tensor parallelism: the embedding hands the first one a sum that is still on its way (torch's
-   AsyncCollectiveTensor), whose gradient torch 2.13 then takes for a plain tensor and fails ("no attribute
-   '_local_tensor'"; torchtitan's own trainer alike). It is waited for on the stream. Goes when torch mends it.
-7. Pipeline stages of torch 2.11 make their receive buffers at the first call, without gradients if that is a scoring or
-   validation pass, and every training step after it fails ("expecting to send gradients"). They are always made with
-   gradients. Goes when torch 2.13 is the oldest that is supported, which makes them anew.
-8. torch 2.11 clips gradients with an operator that skips, without a word, a DTensor whose ranks hold shares of a sum:
-   the gradient of a norm's weight under tensor parallelism without FSDP. It is summed before. Goes with 7.
-9. Under a pipeline torchtitan warns that ranks without the last stage print no loss. Here they do (metrics.py), and the
-   warning would mislead. Goes when torchtitan tells them.
+5. torch 2.13's pipeline schedules infer shapes by running the stages on uninitialised memory, and the experts count its
+   tokens. Here the counts are restored. Remove when torch uses meta tensors for it.
+6. Compiled blocks under tensor parallelism: the embedding passes the first block the result of a collective that has
+   not finished (AsyncCollectiveTensor). torch 2.13 takes its gradient for a plain tensor and fails ("no attribute
+   '_local_tensor'"), also in torchtitan's own trainer. Here the stream waits for it. Remove when torch fixes it.
+7. Pipeline stages of torch 2.11 allocate their receive buffers at the first call. If that is a scoring or validation
+   pass, the buffers have no gradients, and every later training step fails ("expecting to send gradients"). Here they
+   always have gradients. Remove when torch 2.13, which allocates them again, is the oldest supported version.
+8. torch 2.11 clips gradients with an operator that silently skips a DTensor with Partial placement: the gradient of a
+   norm's weight under tensor parallelism without FSDP. Here the gradient is summed before. Remove with 7.
+9. Under a pipeline torchtitan warns that ranks without the last stage log no loss. Here they do (metrics.py), so the
+   warning is dropped. Remove when torchtitan logs the loss there.
 
-Faults that are mended where the code is ours anyway: gradients under DDP (#2323) and ``n_tokens_seen`` under context
-parallelism (#2990) in trainer.py, gradients under a pipeline (#2972) in pipeline.py, ``global_max_loss`` (#3111) in
-metrics.py, the validation loss under context parallelism (#3257) in validator.py.
+Other faults of torchtitan are fixed in modules that replace its code:
+
+- trainer.py: gradients under DDP (#2323), ``n_tokens_seen`` under context parallelism (#2990)
+- pipeline.py: gradients under a pipeline (#2972)
+- metrics.py: ``global_max_loss`` (#3111)
+- validator.py: the validation loss under context parallelism (#3257)
 """
 
 import importlib
@@ -53,17 +56,17 @@ _STAMP = re.compile(r"\d{8}-\d{4}")
 
 
 def resumed_log_dir(log_dir: str) -> str:
-    """``<tb>/<stamp of now>[/rank_N]`` -> the same below the newest stamp that exists there, or ``log_dir`` itself."""
+    """Replace the time stamp in ``<tb>/<stamp>[/rank_N]`` by the newest stamp below ``<tb>``, if there is one."""
     parts = log_dir.split(os.sep)
-    place = max((i for i, part in enumerate(parts) if _STAMP.fullmatch(part)), default=None)
-    if place is None:
+    index = max((i for i, part in enumerate(parts) if _STAMP.fullmatch(part)), default=None)
+    if index is None:
         return log_dir
-    folder = os.sep.join(parts[:place]) or os.sep
+    folder = os.sep.join(parts[:index]) or os.sep
     stamps = sorted(name for name in os.listdir(folder) if _STAMP.fullmatch(name)) if os.path.isdir(folder) else []
-    return os.sep.join([*parts[:place], stamps[-1], *parts[place + 1 :]]) if stamps else log_dir
+    return os.sep.join([*parts[:index], stamps[-1], *parts[index + 1 :]]) if stamps else log_dir
 
 
-def mend_tensorboard(*, resumed: bool) -> None:
+def continue_tensorboard(*, resumed: bool) -> None:
     """Choose the TensorBoard folder for the run about to start; call before the metrics processor is built."""
     import torchtitan.components.metrics as titan_metrics
     from torch.utils.tensorboard import SummaryWriter
@@ -71,8 +74,7 @@ def mend_tensorboard(*, resumed: bool) -> None:
     stock = titan_metrics.BaseLogger
 
     class ContinuedTensorBoardLogger(stock):  # type: ignore[valid-type, misc]
-        """torchtitan's TensorBoardLogger, opened at the first logged step, so that steps which are trained again can
-        be hidden."""
+        """torchtitan's TensorBoardLogger, opened at the first logged step to hide the steps that are trained again."""
 
         def __init__(self, log_dir: str, tag: str | None = None):
             self.log_dir = resumed_log_dir(log_dir) if resumed else log_dir
@@ -82,7 +84,7 @@ def mend_tensorboard(*, resumed: bool) -> None:
 
         def log(self, metrics: dict[str, Any], step: int) -> None:
             if self.writer is None:
-                # At every start, not only at a resume: some readers ignore the first purge they meet.
+                # At every start, not only at a resume: some readers ignore the first purge they read.
                 self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
             for name, value in metrics.items():
                 self.writer.add_scalar(name if self.tag is None else f"{self.tag}/{name}", value, step)
@@ -94,7 +96,7 @@ def mend_tensorboard(*, resumed: bool) -> None:
     titan_metrics.TensorBoardLogger = ContinuedTensorBoardLogger
 
 
-def mend_tied_embeddings() -> None:
+def fix_tied_embeddings() -> None:
     """Shard tied embeddings in one FSDP group; call before a model with ``enable_weight_tying`` is parallelised."""
     import torchtitan.models.llama4.infra.parallelize as llama4
     import torchtitan.models.qwen3.infra.parallelize as qwen3
@@ -104,7 +106,7 @@ def mend_tied_embeddings() -> None:
     def apply_fsdp(model: Any, *args: Any, **kwargs: Any) -> None:
         def shard(module: nn.Module | list[nn.Module], **config: Any) -> None:
             if module is model.tok_embeddings:
-                return  # below, together with the output that shares its weight
+                return  # it is sharded below, together with the output that shares its weight
             if isinstance(module, list):
                 module = [model.tok_embeddings, *module]
             stock_shard(module, **config)
@@ -118,7 +120,7 @@ def mend_tied_embeddings() -> None:
 
 @contextmanager
 def expert_counts_kept(model_parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Run forward passes that are not trained on without counting their tokens toward the balance of the experts."""
+    """Restore the experts' token counts afterwards, for forward passes that are not training steps."""
     counts = [
         buffer for part in model_parts for name, buffer in part.named_buffers() if name.endswith("tokens_per_expert")
     ]
@@ -143,9 +145,9 @@ class _SumGradient(torch.autograd.Function):
         return collectives.wait_tensor(collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
 
 
-def mend_router_gradients(model: str) -> None:
+def fix_router_gradients(model: str) -> None:
     """Sum the gradients of expert scores over tensor parallel ranks; call before the model is parallelised."""
-    # qwen3 and deepseek_v3 have copied llama4's function by name.
+    # qwen3 and deepseek_v3 import llama4's function by name, so each module has its own reference.
     module: Any = importlib.import_module(f"torchtitan.models.{model}.infra.parallelize")
     stock = module.apply_moe_ep_tp
 
@@ -155,7 +157,7 @@ def mend_router_gradients(model: str) -> None:
             return
         group = tp_mesh.get_group()
         for block in model.layers.values():
-            # Scores that are applied to the experts' output meet a rank's own share of it.
+            # Scores applied after the experts multiply a partial sum of the experts' output.
             if block.moe_enabled and not block.moe.score_before_experts:
                 block.moe.router.gate.register_forward_hook(
                     lambda gate, args, scores: _SumGradient.apply(scores, group)
@@ -164,22 +166,22 @@ def mend_router_gradients(model: str) -> None:
     module.apply_moe_ep_tp = apply_moe_ep_tp
 
 
-def mended_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """torchtitan's ``parallelize_fn``, so that no block gets a tensor that a collective still works on."""
+def patched_parallelize(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Wrap torchtitan's ``parallelize_fn`` so that no block receives a tensor of an unfinished collective."""
     stock = RowwiseParallel._prepare_output_fn
 
     def prepare_output(layouts: Any, local: bool, module: nn.Module, outputs: DTensor, mesh: DeviceMesh) -> Tensor:
         return stock(layouts, local, module, outputs.redistribute(placements=layouts), mesh)
 
-    def mended(*args: Any, **kwargs: Any) -> nn.Module:
+    def patched(*args: Any, **kwargs: Any) -> nn.Module:
         with patch.object(RowwiseParallel, "_prepare_output_fn", staticmethod(prepare_output)):
             return parallelize(*args, **kwargs)
 
-    return mended
+    return patched
 
 
-def mend_clipping() -> None:
-    """Sum what ranks hold shares of before torchtitan clips it; call before the first step."""
+def fix_clipping() -> None:
+    """Sum partial gradients before torchtitan clips them; call before the first step."""
     import torchtitan.distributed.utils as utils
 
     stock = utils.clip_grad_norm_
@@ -193,7 +195,7 @@ def mend_clipping() -> None:
 
 
 def drop_pipeline_warning() -> None:
-    """Call before a trainer is made."""
+    """Drop torchtitan's warning about the loss of pipeline ranks; call before a trainer is built."""
     import torchtitan.train
 
     torchtitan.train.ensure_pp_loss_visible = lambda *args: None
@@ -204,17 +206,17 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         grad = parameter.grad
         if isinstance(grad, DTensor) and any(placement.is_partial() for placement in grad.placements):
-            whole = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
-            parameter.grad = grad.redistribute(placements=whole)
+            summed = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
+            parameter.grad = grad.redistribute(placements=summed)
 
 
-def mend_pipeline_start() -> None:
-    """Prepare pipeline stages so that nothing of it is seen in training."""
+def fix_pipeline_start() -> None:
+    """Let pipeline stages allocate buffers with gradients and keep expert counts while they infer shapes."""
     stock = PipelineStage._prepare_forward_infra
-    is_told = "has_backward" in inspect.signature(stock).parameters  # torch 2.13, of every call
+    takes_has_backward = "has_backward" in inspect.signature(stock).parameters  # since torch 2.13
 
     def prepare(self: PipelineStage, *args: Any, **kwargs: Any) -> Any:
-        with_gradients = nullcontext() if is_told else patch.object(self, "_has_backward", True)
+        with_gradients = nullcontext() if takes_has_backward else patch.object(self, "_has_backward", True)
         with expert_counts_kept([self.submod]), with_gradients:
             return stock(self, *args, **kwargs)
 

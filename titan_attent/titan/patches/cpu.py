@@ -1,21 +1,24 @@
-"""What torchtitan 0.2.2 needs to train on CPU with gloo: for tests and small runs, not for speed.
+"""Patches that let torchtitan 0.2.2 train on CPU with gloo: for tests and small runs, not for speed.
 
-Part of compat.py, which calls :func:`mend` where there is no accelerator, before anything else of torchtitan is
-imported: several of its modules copy the device type by name at import.
+registry.py calls :func:`apply` if there is no accelerator, before torchtitan is imported: several of its modules copy
+the device type by name at import.
 
-1. torchtitan takes "cuda" and fails in ``set_device``. Its device type and device module are "cpu" and a twin here.
-   Goes when torchtitan supports CPU.
-2. gloo has no PREMUL_SUM, which FSDP2 asks for once a gradient divide factor is set; every such FSDP module is told to
-   use plain sums. Goes when FSDP2 asks the backend.
-3. DTensor and torch's context parallelism know the attention kernels of GPUs only, and flex attention has no backward
-   on CPU: cpu_attention.py has twins. Goes when they know the CPU's.
-4. Mixture of experts: ``torch.histc`` refuses integers on CPU, and the token order of expert parallelism comes from a
-   Triton kernel; torchtitan's own CPU twin of that kernel is used. Go when torch and torchtitan do so.
-5. torchtitan computes in bfloat16 unless told otherwise, which costs 60 to 100 times fp32's time on a CPU that has no
-   instructions for it: fp32 is the default there (:func:`default_precision`). Goes when torchtitan asks the device.
-6. DTensor draws random numbers shard by shard on CPU, so that a model's first weights depended on the number of ranks:
-   whole tensors are drawn (:func:`drawn_whole`). Goes when DTensor's random operators support the CPU.
-7. No peak of operations a second is known of a CPU: torchtitan would look for a GPU and take an A100's.
+1. torchtitan assumes "cuda" and fails in ``set_device``. Here its device type is "cpu", and its device module is
+   :class:`CpuDeviceModule`. Remove when torchtitan supports CPU.
+2. gloo has no PREMUL_SUM, which FSDP2 uses once a gradient divide factor is set. Here such FSDP modules use plain sums.
+   Remove when FSDP2 checks the backend.
+3. DTensor and torch's context parallelism support only the attention kernels of GPUs, and flex attention has no
+   backward on CPU. cpu_attention.py replaces them. Remove when torch supports attention on CPU there.
+4. Mixture of experts: ``torch.histc`` refuses integers on CPU, and a Triton kernel computes the token order of expert
+   parallelism. Here integers are converted, and torchtitan's own CPU version of the kernel is used. Remove when torch
+   and torchtitan do both.
+5. torchtitan computes in bfloat16 by default, which takes 60 to 100 times as long as fp32 on a CPU without bfloat16
+   instructions. Here fp32 is the default on such a CPU (:func:`default_precision`). Remove when torchtitan checks the
+   device.
+6. DTensor draws random numbers shard by shard on CPU, so a model's initial weights would depend on the number of ranks.
+   Here whole tensors are drawn (:func:`filled_whole`). Remove when DTensor's random operators support CPU.
+7. The peak FLOPs per second of a CPU are unknown; torchtitan would search for a GPU and assume an A100. Here the peak
+   is infinite, so that the utilisation is 0%.
 """
 
 import logging
@@ -47,9 +50,9 @@ ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX
 def has_native_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16, and torch uses them.
 
-    On x86 that is AVX512_BF16, which every CPU with AMX has too. AVX-512 without it is not native: torch's own answer
-    is yes there, for oneDNN emulates it, at a third to a quarter of fp32's speed. Elsewhere torch's answer counts.
-    ``ONEDNN_MAX_CPU_ISA=AVX2`` hides the instructions from oneDNN, and so from here.
+    On x86 that is AVX512_BF16, which every CPU with AMX also has. AVX-512 without it does not count: torch reports
+    support, but oneDNN emulates bfloat16 at a third to a quarter of fp32's speed. On other CPUs torch's report counts.
+    ``ONEDNN_MAX_CPU_ISA=AVX2`` hides the instructions from oneDNN; this function then returns False.
     """
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ISA_WITHOUT_BFLOAT16:
         return False
@@ -59,44 +62,48 @@ def has_native_bfloat16() -> bool:
 
 
 def default_precision(precision: str, *, written: bool) -> str:
-    """The ``training.mixed_precision_param`` to run with, from its value and whether the user has written it.
+    """The ``training.mixed_precision_param`` to run with.
 
-    The same on all ranks: rank 0 decides, and the others learn it from the store that torchrun keeps.
+    Args:
+        precision: its value in the configuration.
+        written: whether the user set it; otherwise it is torchtitan's default.
+
+    The result is the same on all ranks: rank 0 decides, and the others read it from torchrun's store.
     """
-    if precision != "bfloat16" or _answer_of_first_rank(has_native_bfloat16):
+    if precision != "bfloat16" or _from_first_rank(has_native_bfloat16):
         return precision
     is_first = os.environ.get("RANK", "0") == "0"
     if written:
         if is_first:
             logger.warning(
                 'training.mixed_precision_param = "bfloat16" is slow here: this CPU has no instructions for it. '
-                'Without the key it is "float32"'
+                'Remove the key to run in "float32"'
             )
         return precision
     if is_first:
         logger.info(
             'training.mixed_precision_param = "float32": this CPU has no instructions for bfloat16, torchtitan\'s '
-            "default. To have that nevertheless, write the key in the TOML or on the command line"
+            "default. To use bfloat16 nevertheless, set the key in the TOML or on the command line"
         )
     return "float32"
 
 
-def _answer_of_first_rank(question: Callable[[], bool]) -> bool:
-    """Rank 0's answer, on every rank that torchrun started; each rank's own under another launcher."""
+def _from_first_rank(predicate: Callable[[], bool]) -> bool:
+    """Rank 0's result of ``predicate`` on every rank under torchrun; each rank's own under another launcher."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return question()
+        return predicate()
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    key = f"titan_attent/{question.__name__}"
+    key = f"titan_attent/{predicate.__name__}"
     if os.environ["RANK"] == "0":
-        store.set(key, str(question()))
+        store.set(key, str(predicate()))
     return store.get(key) == b"True"
 
 
-def drawn_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``fill(x, ...)``, which fills ``x`` with random numbers, also for a DTensor: as if one process held all of it.
+def filled_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Extend ``fill(x, ...)``, which fills ``x`` with random numbers, to DTensors, independent of their sharding.
 
-    Every rank draws the whole tensor from its generator, equal on the ranks of the tensor's mesh, and keeps its part.
-    Cost: the whole tensor in memory, one at a time, and every rank the time of a single process.
+    Every rank draws the whole tensor from its generator and keeps its shard. The generators of the ranks of the mesh
+    must be in the same state. Cost: one whole tensor in memory at a time, and per rank the time of a single process.
     """
 
     def filled(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -110,20 +117,20 @@ def drawn_whole(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class CpuDeviceModule:
-    """What torchtitan calls on ``torch.cuda``, for the CPU: the process's memory stands for the device's."""
+    """The functions of ``torch.cuda`` that torchtitan calls, for the CPU; memory is that of the process."""
 
     @staticmethod
     def set_device(device: torch.device | int | None) -> None:
-        """One CPU: nothing to choose."""
+        """Do nothing: there is one CPU."""
 
     @staticmethod
     def current_device() -> int:
-        """An index as on an accelerator; ``torch.cpu`` answers with a string, which ``barrier`` refuses."""
+        """An index as on an accelerator; ``torch.cpu`` returns a string, which ``barrier`` refuses."""
         return 0
 
     @staticmethod
     def synchronize(device: torch.device | int | None = None) -> None:
-        """CPU work is synchronous."""
+        """Do nothing: CPU work is synchronous."""
 
     @staticmethod
     def get_device_name(device: torch.device | int | None = None) -> str:
@@ -143,16 +150,16 @@ class CpuDeviceModule:
 
     @staticmethod
     def reset_peak_memory_stats(device: torch.device | int | None = None) -> None:
-        """The kernel's peak cannot be reset without privileges: the peak is the run's."""
+        """Do nothing: resetting the kernel's peak needs privileges, so the peak is that of the whole run."""
 
     @staticmethod
     def empty_cache() -> None:
-        """There is no cache."""
+        """Do nothing: there is no cache."""
 
 
-def mend() -> None:
-    """Put all of it in force."""
-    # torchtitan asks torch for the device once, while its modules import each other.
+def apply() -> None:
+    """Apply all patches of this module."""
+    # torchtitan queries torch's device type once, while its modules import each other.
     if "torchtitan" in sys.modules:
         raise ImportError("torchtitan was imported before titan_attent.titan: import titan_attent.titan first")
     with (
@@ -161,13 +168,13 @@ def mend() -> None:
     ):
         import torchtitan.tools.utils
 
-    torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # so that the use of it reads 0%
+    torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # the utilisation is then 0%
 
-    DTensor.normal_ = drawn_whole(Tensor.normal_)  # type: ignore[method-assign]
-    DTensor.uniform_ = drawn_whole(Tensor.uniform_)  # type: ignore[method-assign]
-    # Draws again what falls outside, as often as this rank's part needs it.
+    DTensor.normal_ = filled_whole(Tensor.normal_)  # type: ignore[method-assign]
+    DTensor.uniform_ = filled_whole(Tensor.uniform_)  # type: ignore[method-assign]
+    # It redraws values outside the bounds; the number of redraws would depend on the rank's shard.
     init: Any = nn.init
-    init._no_grad_trunc_normal_ = drawn_whole(init._no_grad_trunc_normal_)
+    init._no_grad_trunc_normal_ = filled_whole(init._no_grad_trunc_normal_)
 
     set_factor = FSDPModule.set_gradient_divide_factor
 

@@ -1,8 +1,8 @@
-"""Attention on CPU under parallelism and flex masks, where torch knows the kernels of GPUs only; part of cpu.py.
+"""Attention on CPU under parallelism and with flex masks, which torch supports on GPUs only; part of cpu.py.
 
-Heads that tensor parallelism has cut are attended to as plain tensors; the keys and values of sequences that context
-parallelism has cut are gathered; flex attention, which has no backward on CPU, is computed over the whole mask, which
-need not be compiled then: [L, L] scores of every head.
+Under tensor parallelism each rank attends with its local heads as plain tensors. Under context parallelism keys and
+values are gathered. Flex attention, which has no backward on CPU, is computed with the dense mask: [L, L] scores per
+head, and no compilation.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 
 def on_local_heads(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``attention(q, k, v, ...)`` also for DTensors that are cut along the heads, each rank its own."""
+    """Extend ``attention(q, k, v, ...)`` to DTensors sharded along the heads; each rank computes its local heads."""
 
     def local(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
         if not isinstance(q, DTensor):
@@ -32,9 +32,9 @@ def on_local_heads(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class CpuContextParallel(_ContextParallel):
-    """Context parallelism of ``scaled_dot_product_attention`` on CPU: this rank's queries, everyone's keys and values.
+    """Context parallelism of ``scaled_dot_product_attention`` on CPU: local queries, gathered keys and values.
 
-    One all-gather and a mask instead of a ring.
+    It uses one all-gather and a mask instead of a ring.
     """
 
     def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -44,11 +44,11 @@ class CpuContextParallel(_ContextParallel):
 
         def forward(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = True, **kwargs: Any) -> Tensor:
             k, v = (collectives.all_gather_tensor_autograd(x.contiguous(), self.seq_dim, group) for x in (k, v))
-            place = torch.arange(k.shape[self.seq_dim]).view(ranks, -1)
-            if _attention._cp_options.enable_load_balance:  # rank r holds pieces r and 2 ranks - 1 - r
-                pieces = place.view(2 * ranks, -1)
-                place = torch.cat((pieces[:ranks], pieces[ranks:].flip(0)), dim=1)
-            mask = place[rank][:, None] >= place.flatten() if is_causal else None
+            positions = torch.arange(k.shape[self.seq_dim]).view(ranks, -1)
+            if _attention._cp_options.enable_load_balance:  # rank r holds chunks r and 2 ranks - 1 - r
+                chunks = positions.view(2 * ranks, -1)
+                positions = torch.cat((chunks[:ranks], chunks[ranks:].flip(0)), dim=1)
+            mask = positions[rank][:, None] >= positions.flatten() if is_causal else None
             return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **kwargs)
 
         module.forward = on_local_heads(forward)
@@ -67,8 +67,8 @@ def dense_attention(
     return_lse: bool = False,
     enable_gqa: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """torchtitan's ``FlexAttentionWrapper.forward`` without its kernel: the whole [L, L] scores of every head."""
-    assert score_mod is None, "torchtitan 0.2.2 gives none"
+    """torchtitan's ``FlexAttentionWrapper.forward`` without its kernel: computes the dense [L, L] scores per head."""
+    assert score_mod is None, "torchtitan 0.2.2 passes no score_mod"
     if enable_gqa:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     batch, heads, length, width = q.shape

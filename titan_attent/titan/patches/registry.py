@@ -1,8 +1,8 @@
-"""Every patch of torchtitan and torch, with the versions it is for, and the one call that puts them in force.
+"""Lists every patch of torchtitan and torch with the versions it is for, and applies them.
 
-``apply_patches()`` is called where titan_attent.titan is imported, before anything of torchtitan is, and with a family
-where its model's parts are put together. A patch is applied once in a process, whoever asks. When a version is
-installed that a patch was not written for, tests/unit/titan/test_patch_registry.py fails and names it.
+``apply_patches()`` is called twice: when titan_attent.titan is imported, before torchtitan is; and, with a family, when
+the model's TrainSpec is built. A patch is applied once per process. If an installed version is one that a patch was not
+written for, tests/unit/titan/test_patch_registry.py fails and names the patch.
 """
 
 import logging
@@ -18,15 +18,15 @@ from titan_attent.titan.patches import compat, cpu
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One patch.
+    """A patch of torchtitan or torch.
 
     Attributes:
-        name: for people.
-        apply: puts it in force.
+        name: its name for people.
+        apply: applies the patch.
         torchtitan, torch: the versions it was written for and tested with; it is not applied under others.
-        at_import: before anything of torchtitan is imported, not where a model is put together.
-        on_cpu: only where there is no accelerator.
-        families: the models that it is for; empty for all.
+        at_import: whether it is applied before torchtitan is imported, instead of when a TrainSpec is built.
+        on_cpu: whether it is applied only if there is no accelerator.
+        families: the families of models that it is for; empty for all.
     """
 
     name: str
@@ -39,30 +39,30 @@ class Patch:
 
     @property
     def is_for_installed(self) -> bool:
-        """Whether the installed versions are among its own."""
-        of_torch = SpecifierSet(self.torch).contains(version("torch").partition("+")[0], prereleases=True)
-        return of_torch and SpecifierSet(self.torchtitan).contains(version("torchtitan"), prereleases=True)
+        """Whether the patch is for the installed versions."""
+        is_for_torch = SpecifierSet(self.torch).contains(version("torch").partition("+")[0], prereleases=True)
+        return is_for_torch and SpecifierSet(self.torchtitan).contains(version("torchtitan"), prereleases=True)
 
 
 def _replace_checkpoint_manager() -> None:
-    from titan_attent.titan.patches import checkpoint_manager  # imports torchtitan, which waits for the patches of CPUs
+    from titan_attent.titan.patches import checkpoint_manager  # imports torchtitan, which must follow the CPU patch
 
-    checkpoint_manager.mend()
+    checkpoint_manager.apply()
 
 
 WITH_EXPERTS = ("qwen3", "llama4", "deepseek_v3", "gpt_oss")
 
 PATCHES = (
-    Patch(name="training on CPU with gloo", apply=cpu.mend, at_import=True, on_cpu=True),
-    Patch(name="receive buffers and counts of pipeline stages", apply=compat.mend_pipeline_start, at_import=True),
-    Patch(name="clipping of gradients that are shares of a sum", apply=compat.mend_clipping, torch=">=2.11,<2.13"),
+    Patch(name="training on CPU with gloo", apply=cpu.apply, at_import=True, on_cpu=True),
+    Patch(name="receive buffers and counts of pipeline stages", apply=compat.fix_pipeline_start, at_import=True),
+    Patch(name="clipping of gradients that are shares of a sum", apply=compat.fix_clipping, torch=">=2.11,<2.13"),
     Patch(name="the warning that pipeline ranks print no loss", apply=compat.drop_pipeline_warning),
     Patch(name="checkpoints", apply=_replace_checkpoint_manager),
-    Patch(name="tied embeddings in one FSDP group", apply=compat.mend_tied_embeddings, families=("qwen3",)),
+    Patch(name="tied embeddings in one FSDP group", apply=compat.fix_tied_embeddings, families=("qwen3",)),
     *(
         Patch(
             name=f"router gradients of {family} under tensor parallelism",
-            apply=lambda family=family: compat.mend_router_gradients(family),  # type: ignore[misc]
+            apply=lambda family=family: compat.fix_router_gradients(family),  # type: ignore[misc]
             families=(family,),
         )
         for family in WITH_EXPERTS
@@ -73,20 +73,20 @@ _applied: set[str] = set()
 
 
 def _warn_of_other_versions() -> None:
-    """Say on the first rank that the installed versions are none that patches were written for."""
-    unknown = Patch(name="any", apply=lambda: None)
-    if os.environ.get("RANK", "0") == "0" and not unknown.is_for_installed:
+    """Warn on rank 0 if the patches are not for the installed versions."""
+    default = Patch(name="any", apply=lambda: None)
+    if os.environ.get("RANK", "0") == "0" and not default.is_for_installed:
         logging.getLogger(__name__).warning(
             f"torch {version('torch')} with torchtitan {version('torchtitan')}: titan_attent's patches are for torch "
-            f"{unknown.torch} and torchtitan {unknown.torchtitan}, and are not applied. Install one of these"
+            f"{default.torch} and torchtitan {default.torchtitan}, and are not applied. Install one of these versions"
         )
 
 
 def apply_patches(*, family: str | None = None) -> None:
-    """Put in force what is not yet.
+    """Apply the patches that are due and not applied yet.
 
     Args:
-        family: whose model is put together now; None while titan_attent.titan is imported.
+        family: the family whose TrainSpec is built now; None while titan_attent.titan is imported.
     """
     if family is None:
         _warn_of_other_versions()

@@ -14,7 +14,7 @@ from titan_attent.foundations.checks import closest
 from titan_attent.scores.reference import ROLES, Scoring
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.titan.checkpoint_look import read_metadata
+from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.checks.load_sources import check_checkpoint_path, warn_of_pickles
 from titan_attent.titan.checks.resume_checks import check_shapes

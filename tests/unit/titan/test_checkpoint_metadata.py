@@ -1,4 +1,4 @@
-"""A checkpoint is looked at without running what is in it, and what cannot be read is said in words."""
+"""A checkpoint's metadata is read without running its code, and errors in it end in clear messages."""
 
 import collections
 import pathlib
@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
-from titan_attent.titan.checkpoint_look import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
 
 EARLIER = Path(__file__).parents[2] / "integration" / "earlier" / "run" / "checkpoint" / "step-35"
 
@@ -37,7 +37,7 @@ def test_reads_what_torch_reads(saved: Path) -> None:
 
 
 class Touch:
-    """Its unpickling makes a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -57,11 +57,11 @@ def test_a_class_outside_the_list_is_refused(saved: Path, tmp_path: Path, other:
     metadata.planner_data = other(ran)
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(
-        ValueError, match=r"\.metadata holds .*, which is no part .* only those of people that you trust"
+        ValueError, match=r"\.metadata contains .*, which does not belong .* only those of people that you trust"
     ):
         read_metadata(saved)
     assert not ran.exists()
-    if other is Touch:  # the test itself: torch's own reader runs it
+    if other is Touch:  # checks the test itself: torch's own reader runs the code
         FileSystemReader(saved).read_metadata()
         assert ran.exists()
 
@@ -77,22 +77,22 @@ def test_a_value_is_not_run_either(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place",
+    "location",
     [{"relative_path": "../x"}, {"length": 2**40}, {"length": -1}, {"offset": -5}, {"relative_path": "none"}],
     ids=str,
 )
-def test_places_that_cannot_be(saved: Path, place: dict[str, Any]) -> None:
+def test_invalid_locations(saved: Path, location: dict[str, Any]) -> None:
     metadata = read_metadata(saved)
     for entry in metadata.storage_data.values():
-        vars(entry).update(place)
+        vars(entry).update(location)
     with pytest.raises(ValueError, match="damaged: its at.step cannot be read"):
         read_value(saved, metadata, "at.step", int)
-    with pytest.raises(ValueError, match="its nothing cannot be read .it is not there"):
+    with pytest.raises(ValueError, match="its nothing cannot be read .it is missing"):
         read_value(saved, metadata, "nothing", int)
 
 
-def test_of_a_later_torch(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch 2.15 writes it: the strides of a tensor after its other properties."""
+def test_a_checkpoint_of_a_later_torch(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata is as torch 2.15 writes it: the strides of a tensor follow its other properties."""
     stock = TensorProperties.__getstate__
     metadata = FileSystemReader(saved).read_metadata()
     monkeypatch.setattr(TensorProperties, "__getstate__", lambda self: (*stock(self), (3, 1)))
@@ -127,7 +127,7 @@ def test_fields_of_other_types(saved: Path, how: str) -> None:
     metadata = FileSystemReader(saved).read_metadata()
     SPOILED[how](metadata)
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ValueError, match="is no checkpoint's metadata: it is damaged"):
+    with pytest.raises(ValueError, match="is not the metadata of a checkpoint: it is damaged"):
         read_metadata(saved)
 
 

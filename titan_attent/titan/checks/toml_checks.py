@@ -1,0 +1,83 @@
+"""Checks the TOML: every key and section must exist in torchtitan's JobConfig or in the run's own sections.
+
+Cost: reads one file.
+"""
+
+import importlib
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torchtitan.config import ConfigManager, JobConfig
+
+from titan_attent.foundations.checks import closest
+from titan_attent.job_config import JobConfig as OurSections
+from titan_attent.systems.system_list import FORMER_KEYS, RENAMED
+from titan_attent.titan.settings import CUSTOM_CONFIG, systems_from
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def sections_of(module: str) -> type:
+    """The JobConfig class of ``job.custom_config_module``; ValueError if it lacks a required section."""
+    try:
+        custom = importlib.import_module(module).JobConfig
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"[job] custom_config_module = {module}: {error}; check the name, and PYTHONPATH") from None
+    missing = {f.name for f in fields(OurSections)} - {f.name for f in fields(custom)}
+    if missing:
+        raise ValueError(
+            f"[job] custom_config_module = {module}: its JobConfig lacks {', '.join(sorted(missing))}; derive it from "
+            f"JobConfig of {CUSTOM_CONFIG}"
+        )
+    for system in systems_from(module):
+        if system.name not in {f.name for f in fields(custom)}:
+            raise ValueError(
+                f'[job] custom_config_module = {module}: its JobConfig has no section "{system.name}" for the system '
+                f"{system.__name__}; add the section"
+            )
+    return custom
+
+
+def check_toml(path: str, *, module: str | None = None) -> dict[str, Any]:
+    """Read a TOML file; ValueError if it is missing or malformed, or has a key or section that does not exist.
+
+    Args:
+        module: ``job.custom_config_module`` if the command line names one; it takes precedence over the TOML's.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"the config file {path} does not exist: check --job.config_file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    job = values.get("job")
+    from_toml = job.get("custom_config_module") if isinstance(job, dict) else None
+    custom = sections_of(module or from_toml or CUSTOM_CONFIG)
+    for former in RENAMED.keys() & values.keys() - {f.name for f in fields(custom)}:
+        raise ValueError(f"{path}: the section [{former}] was renamed to [{RENAMED[former]}]; rename it in the TOML")
+    _check_keys(values, ConfigManager._merge_configs(JobConfig, custom), where="", path=path)
+    return values
+
+
+def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str) -> None:
+    keys = {f.name: f.type for f in fields(section)}
+    for key, value in values.items():
+        location = f"[{where}]" if where else "the top level"
+        if key not in keys and (successor := FORMER_KEYS.get(f"{where}.{key}")):
+            raise ValueError(f"{path}: [{where}] {key}: {successor}")
+        if key not in keys:
+            raise ValueError(
+                f'{path}: unknown key "{key}" in {location}{closest(key, keys) or "."} '
+                f"Its keys are {', '.join(sorted(keys))}"
+            )
+        declared = keys[key]
+        if isinstance(declared, type) and is_dataclass(declared):
+            name = f"{where}.{key}" if where else key
+            if not isinstance(value, dict):
+                raise ValueError(f"{path}: {name} is a section: write [{name}] and its keys below it")
+            _check_keys(value, declared, where=name, path=path)
