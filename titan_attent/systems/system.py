@@ -127,7 +127,7 @@ class Run(DataFacts):
         rank, num_ranks: this rank's index in the ``batch`` mesh, and the size of that mesh.
         microbatches: gradient accumulation steps.
         replica_sources: (mesh, local rank) of each mesh dimension other than ``batch``. The ranks of such a mesh train
-            the same examples; the statistics of that local rank are used. In a pipeline it is the rank of the last stage.
+            the same examples; the statistics of that local rank count. In a pipeline it is the rank of the last stage.
         ledger: accounts for the time of the training thread.
         reader: the reader threads.
         step: the number of the current training step, or of the last one between steps.

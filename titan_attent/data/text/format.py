@@ -3,6 +3,7 @@
     DIR/index.json           dtype, counts, tokenizer, the shards with their sources and hashes, the fingerprint
     DIR/tokenizer.tiktoken   the tokenizer's ranks (tokenizer.py)
     DIR/shard-00000.bin      raw little-endian token ids, uint16 or uint32, no header
+    DIR/shard-00000.documents, DIR/shard-00000.mask, DIR/lengths.bin: its documents (document_files.py)
     DIR/shard-00001.bin      ...
 
 Files are written under a temporary name, fsynced, then renamed. index.json is written last: a folder without it is not
@@ -11,32 +12,49 @@ The names of sources are not part of the fingerprint, as they change no token. S
 valid if a source is renamed in index.json.
 
 A shard holds tokens of one source (web, code, ...). Format version 1 had no sources: all of its tokens belong to the
-default source.
+default source. Version 3 has the files of the documents, for all shards. Versions 1 and 2 do not have them;
+boundaries.py adds them. They are not part of the fingerprint, which stays equal when a data set gets its documents.
 
-Cost: about 170 bytes of index per shard; one sha256 over the tokens while they are written.
+Cost: about 170 bytes of index per shard, 310 with documents, 410 with a mask; one sha256 over everything written.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from titan_attent.data.io.atomic import publish, temporary_name, write_atomically
+from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE, check_file_name, is_source_name
+from titan_attent.data.text.document_files import (
+    END_DTYPE,
+    LENGTHS_FILE,
+    MAX_SHARD_TOKENS,
+    HashedFile,
+    MaskFile,
+    check_sha256,
+    count_lengths,
+    documents_file,
+    encode_lengths,
+    mask_bytes,
+    mask_file,
+)
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
 FORMAT = "titan_attent.tokens"
-VERSION = 2
-READ_VERSIONS = (1, 2)
+VERSION = 3
+VERSION_WITHOUT_DOCUMENTS = 2
+"""The version of an index without documents, which earlier versions of the package can read."""
+READ_VERSIONS = (1, 2, 3)
 MAX_VOCAB_SIZE = 2**31
 """Upper limit of the vocabulary size in an index; the ranks of a tokenizer are below it (bpe.py)."""
 WRITER = "`python -m titan_attent.data.text`"
+UPGRADE = "python -m titan_attent.data.text.boundaries"
+"""The command that gives a data set its documents."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -46,36 +64,67 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard in the index: its file name, number of tokens, sha256 (hex) of the file, and the tokens' source."""
+    """One shard in the index: its file name, number of tokens, sha256 (hex) of the file, and the tokens' source.
+
+    Without documents, ``num_documents`` is 0 and ``documents_sha256`` is empty; without a mask, ``mask_sha256`` is.
+    """
 
     file: str
     num_tokens: int
     sha256: str
     source: str = DEFAULT_SOURCE
+    num_documents: int = 0
+    documents_sha256: str = ""
+    mask_sha256: str = ""
 
     def __post_init__(self) -> None:
         check_file_name(self.file, of="shard")
 
+    def files(self, itemsize: int) -> Iterator[tuple[str, int, str]]:
+        """Yield name, size in bytes and sha256 of every file of the shard; ``itemsize`` is the bytes per token."""
+        yield self.file, self.num_tokens * itemsize, self.sha256
+        if self.documents_sha256:
+            yield documents_file(self.file), self.num_documents * END_DTYPE.itemsize, self.documents_sha256
+        if self.mask_sha256:
+            yield mask_file(self.file), mask_bytes(self.num_tokens), self.mask_sha256
+
+
+@dataclass(frozen=True)
+class LengthsEntry:
+    """The histogram of the documents' lengths in the index: its file name, and the sha256 (hex) of the file."""
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file, of="lengths file")
+
 
 class ShardWriter:
-    """Streams tokens to a shard file and hashes them; the file gets its final name in :meth:`finish`.
+    """Streams tokens to a shard file and hashes them; the files get their final names in :meth:`finish`.
 
-    A context manager; leaving it without :meth:`finish` removes the file.
+    A context manager; leaving it without :meth:`finish` removes the files. Either all tokens are appended as whole
+    documents (:meth:`append_document`), or none are.
+
+    Args:
+        path: the file of the tokens.
+        mask: write a mask of the labels, too.
     """
 
-    def __init__(self, path: Path, *, dtype: np.dtype, source: str = DEFAULT_SOURCE):
+    def __init__(self, path: Path, *, dtype: np.dtype, source: str = DEFAULT_SOURCE, mask: bool = False):
         self.path, self.dtype, self.source = path, dtype, source
-        self.num_tokens, self.max_token_id = 0, -1
-        self._file = open(temporary_name(path), "wb", buffering=2**20)  # noqa: SIM115
-        self._sha256 = hashlib.sha256()
+        self.num_tokens, self.max_token_id, self.num_documents = 0, -1, 0
+        self._file = HashedFile(path)
+        self._documents: HashedFile | None = None
+        self._mask = MaskFile(path.with_name(mask_file(path.name))) if mask else None
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self._file.closed:
-            self._file.close()
-            temporary_name(self.path).unlink()
+        for file in (self._documents, self._mask, self._file):
+            if file is not None:
+                file.discard()
 
     def append(self, tokens: np.ndarray) -> None:
         """Append ids [T] of any integer dtype; ValueError if one does not fit the dtype on disk."""
@@ -87,19 +136,43 @@ class ShardWriter:
                 f"{self.path}: token ids {smallest} to {largest} do not fit {self.dtype.name}; "
                 "choose the dtype with token_dtype(vocab_size)"
             )
-        data = np.ascontiguousarray(tokens, dtype=self.dtype).data
-        self._file.write(data)
-        self._sha256.update(data)
+        self._file.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
         self.num_tokens += len(tokens)
         self.max_token_id = max(self.max_token_id, largest)
 
+    def append_document(self, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Append the ids [T] of one document, which end with the eos id.
+
+        Args:
+            counts: bool [T], for a shard with a mask: whether the loss of each token as a label counts; None for all.
+
+        Raises:
+            ValueError: the shard would have more than ``MAX_SHARD_TOKENS`` tokens, or as for :meth:`append`.
+        """
+        if self.num_tokens + len(tokens) > MAX_SHARD_TOKENS:
+            raise ValueError(
+                f"{self.path}: a document of {len(tokens)} tokens after {self.num_tokens} others; a shard holds at "
+                f"most {MAX_SHARD_TOKENS}; lower --shard-tokens or --max-document-bytes"
+            )
+        if self._documents is None:
+            self._documents = HashedFile(self.path.with_name(documents_file(self.path.name)))
+        self.append(tokens)
+        self.num_documents += 1
+        self._documents.write(np.array([self.num_tokens], dtype=END_DTYPE).data)
+        if self._mask is not None:
+            self._mask.append(np.ones(len(tokens), dtype=bool) if counts is None else counts)
+
     def finish(self) -> ShardEntry:
-        """Fsync the file and rename it to its final name. Returns its entry for the index."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        publish(temporary_name(self.path), self.path)
-        return ShardEntry(self.path.name, self.num_tokens, self._sha256.hexdigest(), self.source)
+        """Fsync the files and rename them to their final names. Returns the entry of the shard for the index."""
+        return ShardEntry(
+            self.path.name,
+            self.num_tokens,
+            self._file.finish(),
+            self.source,
+            self.num_documents,
+            self._documents.finish() if self._documents is not None else "",
+            self._mask.finish() if self._mask is not None else "",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +186,16 @@ class Index:
     tokenizer: dict[str, Any]
     shards: tuple[ShardEntry, ...]
     fingerprint: str
+    lengths: LengthsEntry | None = None
+    """None without documents."""
+
+    @property
+    def has_documents(self) -> bool:
+        return self.lengths is not None
+
+    @property
+    def has_mask(self) -> bool:
+        return any(shard.mask_sha256 for shard in self.shards)
 
 
 def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[str, Any]) -> str:
@@ -126,6 +209,14 @@ def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[st
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
+def documents_fingerprint(index: Index) -> str:
+    """sha256 (hex) of the token stream and of its documents, with their masks if there are any."""
+    stream = {"fingerprint": index.fingerprint, "documents": [shard.documents_sha256 for shard in index.shards]}
+    if index.has_mask:
+        stream["masks"] = [shard.mask_sha256 for shard in index.shards]
+    return hashlib.sha256(json.dumps(stream, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
 def write_index(
     folder: Path,
     *,
@@ -137,8 +228,18 @@ def write_index(
 ) -> Index:
     """Write ``folder/index.json``, which completes the data set; the shards must be in the folder already.
 
-    ``tokenizer`` has at least ``name``, ``vocab_size`` and ``eos_id``.
+    If the shards have documents, their histogram ``lengths.bin`` is written, too.
+
+    Args:
+        num_documents: number of documents of the data set.
+        tokenizer: has at least ``name``, ``vocab_size`` and ``eos_id``.
     """
+    lengths = None
+    if shards and all(shard.documents_sha256 for shard in shards):
+        of_shards = ((shard.file, shard.num_tokens, shard.num_documents) for shard in shards)
+        content = encode_lengths(*count_lengths(folder, of_shards))
+        write_atomically(folder / LENGTHS_FILE, content)
+        lengths = LengthsEntry(LENGTHS_FILE, hashlib.sha256(content).hexdigest())
     index = Index(
         dtype=dtype.name,
         num_tokens=sum(shard.num_tokens for shard in shards),
@@ -147,8 +248,17 @@ def write_index(
         tokenizer=tokenizer,
         shards=tuple(shards),
         fingerprint=_fingerprint(dtype=dtype.name, shards=shards, tokenizer=tokenizer),
+        lengths=lengths,
     )
-    write_atomically(folder / INDEX_FILE, encode_versioned(asdict(index), format=FORMAT, version=VERSION))
+    fields = asdict(index)
+    version = VERSION if index.has_documents else VERSION_WITHOUT_DOCUMENTS
+    for shard in fields["shards"]:
+        for name in ("num_documents", "documents_sha256", "mask_sha256"):
+            if not shard[name]:
+                del shard[name]
+    if not index.has_documents:
+        del fields["lengths"]
+    write_atomically(folder / INDEX_FILE, encode_versioned(fields, format=FORMAT, version=version))
     return index
 
 
@@ -195,9 +305,34 @@ def _check_consistency(index: Index) -> None:
         raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
     if index.num_documents < 0:
         raise ValueError(f"num_documents is {index.num_documents}")
+    _check_documents(index)
     check_tokenizer_info(index.tokenizer)
     if not 0 <= index.max_token_id < index.tokenizer["vocab_size"]:
         raise ValueError(f"max_token_id {index.max_token_id} is outside the tokenizer's vocabulary")
+
+
+def _check_documents(index: Index) -> None:
+    """ValueError if only some of the shards have documents or a mask, or if their counts are impossible."""
+    has_documents, has_mask = index.has_documents, index.has_mask
+    for shard in index.shards:
+        if bool(shard.documents_sha256) != has_documents or bool(shard.mask_sha256) != has_mask:
+            raise ValueError(
+                f"shard {shard.file!r} {'has' if shard.documents_sha256 else 'has no'} documents and "
+                f"{'a' if shard.mask_sha256 else 'no'} mask, unlike the others or the entry 'lengths'"
+            )
+        if shard.documents_sha256 and not 1 <= shard.num_documents <= shard.num_tokens <= MAX_SHARD_TOKENS:
+            raise ValueError(
+                f"shard {shard.file!r} has {shard.num_documents} documents and {shard.num_tokens} tokens; a document "
+                f"has at least 1 token, and a shard at most {MAX_SHARD_TOKENS}"
+            )
+        check_sha256([value for value in (shard.documents_sha256, shard.mask_sha256) if value])
+    if index.lengths is None:
+        if has_mask:
+            raise ValueError("the shards have a mask but no documents")
+        return
+    check_sha256([index.lengths.sha256])
+    if index.num_documents != sum(shard.num_documents for shard in index.shards):
+        raise ValueError(f"num_documents {index.num_documents} is not the sum over the shards")
 
 
 def check_tokenizer_info(info: dict[str, Any]) -> None:

@@ -8,9 +8,12 @@ window.
 A shard holds one data source (web, code, ...). An example that crosses into another source belongs to the source of its
 first token.
 
-Cost: opening takes one stat per shard, which the ranks of a run share, and reads no token. Reading an example takes one
-positioned read (files.py), with 2 or 4 bytes per token on disk and 8 in memory. The number of open files is bounded
-(files.py). Any number of threads may read at once.
+A data set of version 3 knows its documents: where each ends in its shard, and how many have each length. It may have a
+mask, which says which tokens count as labels (document_files.py).
+
+Cost: opening takes one stat per file of a shard, which the ranks of a run share, and reads no token. Reading an example
+takes one positioned read (files.py), with 2 or 4 bytes per token on disk and 8 in memory. The number of open files is
+bounded (files.py). Any number of threads may read at once.
 """
 
 import hashlib
@@ -31,9 +34,30 @@ from tqdm import tqdm
 from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.io.reader import ReadBatch
-from titan_attent.data.text.format import WRITER, Index, ShardEntry, read_index, write_index
+from titan_attent.data.text.document_files import (
+    END_DTYPE,
+    LENGTHS_FILE,
+    check_ends,
+    decode_lengths,
+    documents_file,
+    mask_bytes,
+    mask_file,
+    max_lengths_bytes,
+)
+from titan_attent.data.text.format import (
+    UPGRADE,
+    WRITER,
+    Index,
+    ShardEntry,
+    documents_fingerprint,
+    read_index,
+    write_index,
+)
 
 __all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
+
+
+_FIX = f"copy the data set again, or write it anew with {WRITER}"
 
 
 class TokenShards:
@@ -66,27 +90,62 @@ class TokenShards:
     def num_shards(self) -> int:
         return len(self.index.shards)
 
-    def check_sizes(self, shards: Iterable[int] | None = None) -> None:
-        """Compare the sizes of ``shards``, numbers (all by default), with the index: one stat per shard.
+    @property
+    def has_documents(self) -> bool:
+        """Whether the data set knows its documents: format version 3."""
+        return self.index.has_documents
 
-        Ranks share the work with ``range(rank, num_shards, world_size)``.
+    @property
+    def has_mask(self) -> bool:
+        """Whether some tokens do not count as labels."""
+        return self.index.has_mask
+
+    @property
+    def documents_fingerprint(self) -> str:
+        """sha256 (hex) of the token stream, its documents and their mask. ValueError without documents.
+
+        ``fingerprint`` is of the token stream alone: it stays equal when a data set gets its documents.
+        """
+        self._require_documents()
+        return documents_fingerprint(self.index)
+
+    def _require_documents(self) -> None:
+        if not self.has_documents:
+            raise ValueError(
+                f"{self.path}: this data set was written without its documents, by an earlier version or by hand; add "
+                f"them with `{UPGRADE} {self.path}`"
+            )
+
+    def check_sizes(self, shards: Iterable[int] | None = None) -> None:
+        """Compare the sizes of the files of ``shards``, numbers (all by default), with the index: one stat per file.
+
+        Ranks share the work with ``range(rank, num_shards, world_size)``. The lengths are checked with shard 0.
 
         Raises:
-            ValueError: a shard is missing, truncated or replaced; the message names the file.
+            ValueError: a file is missing, truncated or replaced; the message names it.
         """
         for number in range(len(self.index.shards)) if shards is None else shards:
-            self._check_size(self.index.shards[number])
+            for name, num_bytes, _ in self.index.shards[number].files(self.dtype.itemsize):
+                if (actual := self._size(name)) != num_bytes:
+                    raise ValueError(
+                        f"{self.path / name}: has {actual} bytes but {INDEX_FILE} says {num_bytes}: truncated or "
+                        f"replaced; {_FIX}"
+                    )
+            if number == 0 and self.index.lengths is not None:
+                self._check_lengths_size(self.index.lengths.file)
 
-    def _check_size(self, shard: ShardEntry) -> None:
-        path, expected = self.path / shard.file, shard.num_tokens * self.dtype.itemsize
-        fix = f"copy the data set again, or write it anew with {WRITER}"
+    def _size(self, name: str) -> int:
         try:
-            actual = path.stat().st_size
+            return (self.path / name).stat().st_size
         except FileNotFoundError as error:
-            raise ValueError(f"{path}: this shard of {INDEX_FILE} is missing; {fix}") from error
-        if actual != expected:
+            raise ValueError(f"{self.path / name}: this file of {INDEX_FILE} is missing; {_FIX}") from error
+
+    def _check_lengths_size(self, name: str) -> None:
+        max_bytes = max_lengths_bytes(self.num_tokens)
+        if not 0 < (actual := self._size(name)) <= max_bytes:
             raise ValueError(
-                f"{path}: has {actual} bytes but {INDEX_FILE} says {expected}: truncated or replaced; {fix}"
+                f"{self.path / name}: has {actual} bytes, but the lengths of documents with {self.num_tokens} tokens "
+                f"take 1 to {max_bytes} bytes: truncated or replaced; {_FIX}"
             )
 
     def shard_of(self, token_index: int) -> tuple[str, int]:
@@ -124,30 +183,107 @@ class TokenShards:
         shard = bisect_right(self._starts, token) - 1
         return self.index.shards[shard].file, token - self._starts[shard]
 
-    def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
-        """Re-hash ``shards``, numbers (all by default), at about 1 GB/s.
+    def read_span(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """The tokens [start, stop) of a shard, given by its number, int64 [T]: one positioned read.
 
-        Ranks share the work with ``range(rank, num_shards, world_size)``.
+        IndexError if out of range.
+        """
+        entry = self.index.shards[shard]
+        self._check_range(entry, "tokens", start, stop, entry.num_tokens)
+        return self._read(entry.file, start, stop, self.dtype).astype(np.int64)
+
+    def read_mask(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """Whether the tokens [start, stop) of a shard count as labels, bool [T]; all do if there is no mask.
+
+        IndexError if out of range.
+        """
+        entry = self.index.shards[shard]
+        self._check_range(entry, "tokens", start, stop, entry.num_tokens)
+        if not entry.mask_sha256:
+            return np.ones(stop - start, dtype=bool)
+        first = start // 8
+        data = self._read(mask_file(entry.file), first, mask_bytes(stop), np.dtype(np.uint8))
+        return np.unpackbits(data, bitorder="little")[start - 8 * first : stop - 8 * first].astype(bool)
+
+    def num_documents_of(self, shard: int) -> int:
+        """Number of documents of a shard, given by its number. ValueError without documents."""
+        self._require_documents()
+        return self.index.shards[shard].num_documents
+
+    def document_ends(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """The ends of the documents [start, stop) of a shard, int64 [N]: one positioned read.
+
+        An end is exclusive, and counts tokens from the start of the shard. So document ``i`` of the shard is the tokens
+        [end of ``i - 1``, or 0; end of ``i``), and its last token is the eos id.
 
         Raises:
-            ValueError: a shard differs from the index; the message names the file.
+            IndexError: out of range.
+            ValueError: without documents, or the ends do not rise.
         """
-        numbers = range(len(self.index.shards)) if shards is None else shards
-        entries = [self.index.shards[number] for number in numbers]
-        num_bytes = sum(entry.num_tokens for entry in entries) * self.dtype.itemsize
+        entry, num_documents = self.index.shards[shard], self.num_documents_of(shard)
+        self._check_range(entry, "documents", start, stop, num_documents)
+        name = documents_file(entry.file)
+        ends = self._read(name, start, stop, END_DTYPE).astype(np.int64)
+        counts = {"num_documents": num_documents, "num_tokens": entry.num_tokens}
+        check_ends(ends, path=self.path / name, start=start, **counts)
+        return ends
+
+    def length_histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """The different lengths of documents in tokens, with their eos, and the number of documents of each.
+
+        Both are int64 [n]; the lengths rise. Reads all of ``lengths.bin``, 16 bytes per length.
+
+        Raises:
+            ValueError: without documents, or the file is missing or damaged.
+        """
+        self._require_documents()
+        assert self.index.lengths is not None
+        path = self.path / self.index.lengths.file
+        self._check_lengths_size(path.name)
+        content = path.read_bytes()
+        _check_sha256(path, hashlib.sha256(content).hexdigest(), self.index.lengths.sha256)
+        counts = {"num_tokens": self.num_tokens, "num_documents": self.index.num_documents}
+        return decode_lengths(content, path=path, **counts)
+
+    def _check_range(self, entry: ShardEntry, unit: str, start: int, stop: int, size: int) -> None:
+        if not 0 <= start <= stop <= size:
+            raise IndexError(f"{self.path / entry.file}: {unit} [{start}, {stop}) are outside [0, {size})")
+
+    def _read(self, name: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
+        """The numbers [start, stop) of a file of numbers of ``dtype``."""
+        numbers = np.empty(stop - start, dtype=dtype)
+        self._files.read_into(numbers.view(np.uint8).data, name=name, offset=start * dtype.itemsize)
+        return numbers
+
+    def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
+        """Re-hash the files of ``shards``, numbers (all by default), at about 1 GB/s.
+
+        Ranks share the work with ``range(rank, num_shards, world_size)``. The lengths are hashed with shard 0.
+
+        Raises:
+            ValueError: a file differs from the index; the message names it.
+        """
+        numbers = list(range(len(self.index.shards)) if shards is None else shards)
+        files = [file for number in numbers for file in self.index.shards[number].files(self.dtype.itemsize)]
+        if 0 in numbers and (lengths := self.index.lengths) is not None:
+            files.append((lengths.file, 0, lengths.sha256))
+        num_bytes = sum(size for _, size, _ in files)
         with tqdm(total=num_bytes, unit="B", unit_scale=True, disable=not progress) as bar:
-            for entry in entries:
+            for name, _, expected in files:
                 sha256 = hashlib.sha256()
-                with open(self.path / entry.file, "rb") as file:
+                with open(self.path / name, "rb") as file:
                     while block := file.read(HASH_BLOCK):
                         sha256.update(block)
                         bar.update(len(block))
-                if sha256.hexdigest() != entry.sha256:
-                    raise ValueError(
-                        f"{self.path / entry.file}: its sha256 is {sha256.hexdigest()} but "
-                        f"{INDEX_FILE} says {entry.sha256}: the shard is damaged; copy the data "
-                        f"set again, or write it anew with {WRITER}"
-                    )
+                _check_sha256(self.path / name, sha256.hexdigest(), expected)
+
+
+def _check_sha256(path: Path, actual: str, expected: str) -> None:
+    if actual != expected:
+        damaged = "file" if path.name == LENGTHS_FILE else "shard"
+        raise ValueError(
+            f"{path}: its sha256 is {actual} but {INDEX_FILE} says {expected}: the {damaged} is damaged; {_FIX}"
+        )
 
 
 class TokenDataset(Dataset):
