@@ -1,9 +1,9 @@
-"""Write docs/reference.md: every key of the package's TOML sections, every strategy and importance, from their source.
+"""Write docs/reference.md: every key of the package's TOML sections, every strategy and importance, from the source.
 
     python scripts/make_reference.py [--output FILE]
 
-A key's meaning is the string beneath it in its dataclass, a strategy's or importance's the first paragraph of its
-function's docstring. tests/unit/docs/test_reference_page.py fails where the file in the repository is another.
+The meaning of a key is the string beneath it in its dataclass; that of a strategy or importance is the first paragraph
+of its function's docstring. tests/unit/docs/test_reference_page.py fails if the file in the repository differs.
 """
 
 import argparse
@@ -25,20 +25,20 @@ PATH = Path(__file__).parents[1] / "docs" / "reference.md"
 
 HEAD = """# Reference
 
-Every key that the package adds to a torchtitan TOML, what it takes, and where a refusal comes from. This page is
+Every key that the package adds to a torchtitan TOML, its values, and the modules that refuse bad ones. This page is
 written by `python scripts/make_reference.py` from the code; change it there.
 
 torchtitan's own keys keep their meaning. `--section.key value` on the command line overrides the TOML.
 """
 
 UNIFORM = (
-    "Everything, always: torchtitan's own loss and step, bit for bit. The control. Not a function: the teacher decides "
-    "the order only."
+    "Trains on everything, always: torchtitan's own loss and step, bit for bit. The control. The teacher sets only the "
+    "order."
 )
 
 REFUSALS = {
-    "an unknown key or section in the TOML; data, checkpoints and batches that do not fit": "titan/checks/preflight.py",
-    "a value of torchtitan's that it would take in silence: types, ranges, keys that exclude each other": (
+    "an unknown key or section in the TOML; mismatched data, checkpoints or batches": "titan/checks/preflight.py",
+    "a bad value of a torchtitan key that torchtitan accepts silently: types, ranges, keys that exclude each other": (
         "titan/checks/value_checks.py"
     ),
     "parallelisms that torchtitan 0.2.2 cannot combine, or trains wrongly ([table](parallelism.md))": (
@@ -50,7 +50,7 @@ REFUSALS = {
     "a parallelism or a model whose modules cannot be probed or frozen": "systems/freezing/system.py",
     "a value of `[highway]`": "systems/highway/config.py",
     "a parallelism or a model that Highway backpropagation cannot work with": "systems/highway/checks.py",
-    "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring/scoring_checks.py",
+    "scoring with the wrong checkpoint, or into the folder of another scoring": "titan/scoring/scoring_checks.py",
     "a damaged, truncated or swapped shard": "data/text/shards.py",
 }
 
@@ -58,7 +58,7 @@ TAIL = """
 ## Refusals
 
 A mistake ends the run before the first step, on all ranks, with exit code 2 and one message: what is wrong, where, and
-how to mend it.
+how to fix it.
 
 | what is refused | where |
 |---|---|
@@ -66,7 +66,7 @@ how to mend it.
 
 
 def cell(text: str) -> str:
-    """A docstring as one cell of a Markdown table: paragraphs and list items on lines of their own."""
+    """A docstring as one cell of a Markdown table: one line per paragraph and list item."""
     lines: list[str] = []
     for line in textwrap.dedent(text).strip().splitlines():
         if lines and line.strip() and not line.lstrip().startswith("- "):
@@ -78,7 +78,7 @@ def cell(text: str) -> str:
 
 
 def documented(section: type) -> dict[str, str]:
-    """Key -> the string beneath it in the dataclass."""
+    """Key -> the string beneath it in its dataclass."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
     meanings = {}
     for node, following in zip(body, body[1:], strict=False):
@@ -89,7 +89,7 @@ def documented(section: type) -> dict[str, str]:
 
 
 def keys(name: str, section: type) -> str:
-    """The table of a section."""
+    """The part of the page on one section."""
     defaults, meanings = section(), documented(section)
     rows = []
     for key in fields(section):
@@ -102,7 +102,7 @@ def keys(name: str, section: type) -> str:
 
 
 def functions(title: str, words: str, functions: Mapping[str, Callable[..., Any]], first: tuple[str, ...] = ()) -> str:
-    """The table of functions that are values of a key."""
+    """The part of the page on functions that are values of a key."""
     firsts = {name: (inspect.getdoc(function) or "").split("\n\n")[0] for name, function in functions.items()}
     rows = [f"| `{name}` | {cell(words)} |" for name, words in firsts.items()]
     return "\n".join([f"## {title}", "", words, "", "| value | what it is |", "|---|---|", *first, *rows])
@@ -114,7 +114,7 @@ def reference() -> str:
     parts += [keys(section.name, section.type) for section in fields(JobConfig)]  # type: ignore[arg-type]
     strategies = "Values of `teacher.strategy`: which examples a round trains on, and with what weights."
     parts.append(functions("Strategies", strategies, STRATEGIES, (f"| `uniform` | {UNIFORM} |",)))
-    importances = "Values of `teacher.importance`: what makes an example worth teaching."
+    importances = "Values of `teacher.importance`: the number by which examples are selected."
     parts.append(functions("Importances", importances, IMPORTANCES))
     refusals = [f"| {what} | [`{where}`](../titan_attent/{where}) |" for what, where in REFUSALS.items()]
     parts.append("\n".join([TAIL.strip(), *refusals]))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The suite on a given torch, in an environment of its own beside test.sh's: .venv-torch-VERSION, made once.
+# Run the test suite on a given torch, in a separate environment, .venv-torch-VERSION, which is created once.
 #   bash scripts/test_torch.sh 2.14.1 [pytest arguments]
-# pip's own settings hold (index, constraints, PIP_*). For Linux, torch is a CUDA build of several GB unless an index of
-# CPU builds is given; it runs on CPUs, too. PYTHON as in environment.sh. What was found: docs/parallelism.md.
+# pip's own settings apply (index, constraints, PIP_*). On Linux, torch is a CUDA build of several GB, unless pip uses an
+# index of CPU builds; it runs on CPUs, too. PYTHON is as in environment.sh. The results are in docs/parallelism.md.
 set -euo pipefail
 version=${1:-}
 if [[ ! $version =~ ^[0-9]+\.[0-9]+ ]]; then

@@ -1,4 +1,4 @@
-"""The rules of the convergence benchmark, and the configurations of its runs: all that tells two rules apart."""
+"""The rules of the convergence benchmark, and the configurations of its runs."""
 
 from benchmarks.common.rules import ADAPTIVE, COMMON, EXPERT, UNBOUNDED, UNIFORM, Rule
 from benchmarks.common.tasks import BATCH_SIZE, Task, run_config
@@ -74,8 +74,8 @@ RULES = {
 }
 
 REFERENCE_STEPS = 1.0
-"""Of the reference model, as a multiple of ``--steps``. Where the learner overtakes it, clean and shuffled rows
-look alike to it, and junk comes back (docs/convergence.md)."""
+"""Steps of the reference model, as a multiple of ``--steps``. Once the learner is better than the reference, excess losses
+of clean and shuffled rows are alike, and junk is selected again (docs/convergence.md)."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Ta
 
 
 def reference_task(seed: int, *, steps: int, lr: float) -> Task:
-    """The reference model: uniform on trusted text, its weights kept."""
+    """Trains the reference model: uniform on trusted text, with its weights saved."""
     folder, steps = f"reference/seed-{seed}/model", max(1, round(REFERENCE_STEPS * steps))
     config = run_config(folder, data="trusted", teacher=UNIFORM, seed=seed, steps=steps, lr=lr)
     config["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}
@@ -108,7 +108,7 @@ def reference_task(seed: int, *, steps: int, lr: float) -> Task:
 
 
 def score_task(corpus: str, seed: int, *, steps: int, lr: float) -> Task:
-    """The reference model's losses on a corpus, written to ``teacher.reference_path``."""
+    """Writes the reference model's losses on a corpus to ``teacher.reference_path``."""
     reference, folder = reference_task(seed, steps=steps, lr=lr), f"reference/seed-{seed}/{corpus}"
     teacher = UNIFORM | {"reference_path": f"{folder}/losses"}
     config = run_config(folder, data=corpus, teacher=teacher, seed=seed, steps=steps, lr=lr)

@@ -114,7 +114,7 @@ def compare(first: RunScalars, run: RunScalars, measure: Measure) -> Comparison:
 
 
 def cost_of(run: RunScalars, at: Reached | None, charge: Charge) -> float | None:
-    """The cost that is compared: FLOPs themselves where the run logged their rate; seconds with those of its scorers."""
+    """The cost to compare: FLOPs themselves where the run logged their rate; seconds with those of its scorers."""
     cost = None if at is None else at.cost(charge)
     if cost is None or charge not in ("FLOPs", "seconds"):
         return cost

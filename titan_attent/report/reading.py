@@ -100,7 +100,7 @@ def step_of(record: Any) -> int:
 
 
 def json_lines(path: Path, parse: Callable[[Any], Parsed], noun: str, notes: list[str]) -> Iterator[Parsed]:
-    """The result of ``parse`` for each line. Lines that it rejects (by a ValueError or the like) are left out and noted.
+    """The result of ``parse`` for each line. Lines that it rejects (ValueError and the like) are left out and noted.
 
     A last line without a newline was cut short by a kill, or is still being written: it is left out without a note.
 
