@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import result, rows
+from synthetic_results import result, rows
 
 from benchmarks.common import intervals
 from benchmarks.single_pass import __main__ as evidence

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from made_up import result
+from synthetic_results import result
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
