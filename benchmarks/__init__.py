@@ -13,6 +13,6 @@
 
     speed           the time and memory of steps and of their parts
 
-An experiment is a package whose command is its ``__main__.py``. README.md gives the question and the cost of each. Nothing in
-titan_attent imports this package.
+An experiment is a package whose command is its ``__main__.py``. README.md gives the question and the cost of each.
+Nothing in titan_attent imports this package.
 """

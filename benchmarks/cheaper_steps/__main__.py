@@ -53,7 +53,7 @@ MIN_STEPS = 40
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cheaper_steps",
-        description="Cheaper steps by [freezing] and [highway]: their effect on the validation loss, and their savings.",
+        description="Cheaper steps by [freezing] and [highway]: their effect on the validation loss, their savings.",
         epilog="\n".join(f"  {name:24}{rule.about}" for name, rule in RULES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

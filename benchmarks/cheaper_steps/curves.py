@@ -38,7 +38,7 @@ def points(run: Mapping[str, Any], along: str) -> tuple[np.ndarray, np.ndarray]:
 def draw_curves(results: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path) -> None:
     """Draw one row per method, with the control of both, and one line per rule, the mean over its seeds.
 
-    Nothing is drawn without runs. For a control with fewer steps only the end is drawn: its learning rate falls earlier.
+    Nothing is drawn without runs. A control with fewer steps is drawn as its end only: its learning rate falls earlier.
     """
     methods = [method for method in TITLES if any(RULES[name].method == method for name in results)]
     if not methods:

@@ -61,7 +61,7 @@ def verdicts(results: Results) -> dict[str, list[dict[str, Any]]]:
 def _verdict(
     goal: Goal, name: str, control: str, row: Mapping[str, Any], to_control: Sequence[float]
 ) -> dict[str, Any]:
-    """The verdict on a rule. It beats its control if the interval of the differences (one seed: the difference) is below 0."""
+    """The verdict on a rule. It beats its control if the interval of the differences, or a single one, is below 0."""
     saved, lost = row[goal.saves], row["share_of_loss"]
     found = {"rule": name, "saved": saved, "saves_enough": saved >= goal.min_saved}
     found |= {"share_of_loss": lost, "is_near": lost <= goal.loss, "seeds": len(row["seeds"])}

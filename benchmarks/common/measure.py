@@ -192,7 +192,7 @@ def module_name(path: str) -> str:
 
 
 def header() -> dict[str, Any]:
-    """The command, machine, versions and date of a result. Call it first, so that the load excludes the benchmark's own."""
+    """The command, machine, versions and date of a result; called first, to exclude the benchmark's own load."""
     command = shlex.join(["python", "-m", module_name(sys.argv[0]), *sys.argv[1:]])
     return {"command": command, "machine": machine(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
 

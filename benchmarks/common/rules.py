@@ -43,9 +43,9 @@ class Rule:
     Attributes:
         about: its description.
         teacher: its ``[teacher]`` section.
-        share: share of the steps of a full run; in the vision experiment, share of its compute with scoring and scorers.
-        data: the rows of a corpus that it trains on: all (empty), all without duplicates ("dedup"), or the middle half by
-            the amateur's loss ("middle").
+        share: share of the steps of a full run; in the vision experiment, of its compute with scoring and scorers.
+        data: the rows of a corpus that it trains on: all (empty), all without duplicates ("dedup"), or the middle half
+            by the amateur's loss ("middle").
         only_on: the corpora or conditions on which it is run; empty for all.
         by_default: whether it is run where no rules are named.
     """

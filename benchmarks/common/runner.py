@@ -60,8 +60,8 @@ def load_result(output: Path, task: Task) -> dict[str, Any] | None:
     if changed := sorted(key for key in measured.keys() | needed.keys() if measured.get(key) != needed.get(key)):
         was, would = ({key: config.get(key) for key in changed} for config in (measured, needed))
         raise ValueError(
-            f"{path.parent} was measured with {was}, but this call needs {would}: name another --output, or remove this "
-            "folder"
+            f"{path.parent} was measured with {was}, but this call needs {would}: name another --output, or remove "
+            "this folder"
         )
     return result
 

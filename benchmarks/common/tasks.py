@@ -43,7 +43,7 @@ class Task:
 
 
 def in_words_of_today(config: Config, needed: Config) -> Config:
-    """A result's configuration with today's keys, to compare with ``needed``: without ``max_repeats`` there was no bound."""
+    """A result's configuration in today's keys, to compare with ``needed``: no ``max_repeats`` meant no bound."""
     before = config.get("teacher", {})
     if "max_repeats" in before or needed.get("teacher", {}).get("max_repeats") != UNBOUNDED:
         return config

@@ -74,8 +74,8 @@ RULES = {
 }
 
 REFERENCE_STEPS = 1.0
-"""Steps of the reference model, as a multiple of ``--steps``. Once the learner is better than the reference, excess losses
-of clean and shuffled rows are alike, and junk is selected again (docs/convergence.md)."""
+"""Steps of the reference model, as a multiple of ``--steps``. Once the learner is better than the reference, clean and
+shuffled rows have similar excess losses, and junk is selected again (docs/convergence.md)."""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ RIVALS = [rule for rule in RULES if rule != "uniform"]
 
 
 def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
-    """All results below ``output``, in the order of the table; those of ``excess_loss`` include the cost of its reference."""
+    """All results below ``output``, in the order of the table; for ``excess_loss`` with the cost of its reference."""
     results = []
     for name, rule in RULES.items():
         for corpus in CORPORA:

@@ -10,10 +10,10 @@
 Each writes train.npz and test.npz: ``images`` uint8 [N, H, W], ``labels`` int64 [N], ``classes``. They are inputs of
 ``python -m titan_attent.data.images --grayscale``.
 
-The npm package has one list of images per class, in which the original test images are not separate. Its first 1,000 and
-its other 6,000 images seem to come from two files, but the original's first training image is in the one, and its first
-test image in the other. So this is another split of the same images: accuracies on it differ from published ones. 11
-training images are exact copies of a test image of their class.
+The npm package has one list of images per class, in which the original test images are not separate. Its first 1,000
+and its other 6,000 images seem to come from two files, but the original's first training image is in the one, and its
+first test image in the other. So this is another split of the same images: accuracies on it differ from published ones.
+11 training images are exact copies of a test image of their class.
 
 The functions that make a set dirty take its labels or size and a seed, and return labels or row numbers.
 

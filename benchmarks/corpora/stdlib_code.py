@@ -77,8 +77,8 @@ def build_corpora(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) ->
         if differing := [key for key in requested if manifest[key] != requested[key]]:
             was, now = ({key: values[key] for key in differing} for values in (manifest, requested))
             raise ValueError(
-                f"{folder} holds corpora with {was}, but this call needs {now}: name another folder, or remove this one "
-                "and the results measured on it"
+                f"{folder} holds corpora with {was}, but this call needs {now}: name another folder, or remove "
+                "this one and the results measured on it"
             )
         return manifest
 

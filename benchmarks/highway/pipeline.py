@@ -7,13 +7,14 @@
     Interleaved1F1B, ZBV   torch's, two stages of half the cost per rank
     highway k              systems/highway/stagewise.py; k = P - 2 gives exact gradients, as do all stock schedules
 
-A stage is two transformer layers (width 256, 256 tokens) with a microbatch of 2 rows. ``--work compute`` runs them; this
-needs one core per stage. ``--work sleep`` sleeps instead, for ``--unit-ms`` or for the times that one process with one
-thread needs (F forward, I input gradient, W the remaining backward). It shows the waiting and the messages of a schedule
-as on a machine where the stages do not share cores. Messages have their real size.
+A stage is two transformer layers (width 256, 256 tokens) with a microbatch of 2 rows. ``--work compute`` runs them;
+this needs one core per stage. ``--work sleep`` sleeps instead, for ``--unit-ms`` or for the times that one process with
+one thread needs (F forward, I input gradient, W the remaining backward). It shows the waiting and the messages of a
+schedule as on a machine where the stages do not share cores. Messages have their real size.
 
-"ms" is the median time of a step followed by a barrier. "simulated" is the time by simulator.py for the same units, with
-the median of a measured message as ``send``. "x 1F1B" is the speed of a step relative to 1F1B. The schedules take turns.
+"ms" is the median time of a step followed by a barrier. "simulated" is the time by simulator.py for the same units,
+with the median of a measured message as ``send``. "x 1F1B" is the speed of a step relative to 1F1B. The schedules take
+turns.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
 
-    windows      code documents of 400 tokens, mixed with tables and base64, shuffled, in windows of 1,024 tokens; trusted
-                 text and validation are code
+    windows      code documents of 400 tokens, mixed with tables and base64, shuffled, in windows of 1,024 tokens;
+                 trusted text and validation are code
     other_kind   Python modules, mixed with character tables, in rows of 128 tokens; validation is Python, the trusted
                  text C headers
 
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def run(arguments: Sequence[Any], log: Path) -> str:
-    """Run a command in the checkout; returns its output, also written to ``log``. RuntimeError with its end on failure."""
+    """Run a command in the checkout; returns its output, also kept in ``log``. RuntimeError with its end on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [str(word) for word in arguments],

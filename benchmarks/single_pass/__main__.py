@@ -13,8 +13,8 @@ are defined in corpora.py, the rules in rules.py.
     DIR/results.json, DIR/table.md     all results so far
     DIR/single_pass.png, differences.png
 
-A second call resumes: runs with a result.json are kept, interrupted ones start again. ``--known`` names the results.json
-of earlier calls or of other machines: their runs are not repeated where configuration and data are equal.
+A second call resumes: runs with a result.json are kept, interrupted ones start again. ``--known`` names files
+results.json of earlier calls or other machines: their runs are not repeated where configuration and data are equal.
 """
 
 import argparse

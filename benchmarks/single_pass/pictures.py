@@ -68,7 +68,7 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
 
 
 def draw_differences(results: Sequence[Result], path: Path) -> None:
-    """The paired difference to uniform's final loss with its 95% interval: one panel per column of the table, one row per rule.
+    """The paired difference to uniform's final loss with its 95% interval: a panel per table column, a row per rule.
 
     The axis of a panel includes all means; intervals may end outside of it.
     """

@@ -17,7 +17,7 @@ their interquartile range as a share of it. FLOPs saved are those that the run c
 the time of one decision with its probe. "start" is the time of the start, plus the additional time of the first steps,
 compilation included.
 
-Cost: about 20 s of compilation for each rule of ``--compiled``, more for those of [freezing]; one minute for the others.
+Cost: about 20 s of compilation per rule of ``--compiled``, more for those of [freezing]; one minute for the others.
 """
 
 import argparse

@@ -7,8 +7,8 @@ Part "head":   bf16 hidden states -> output layer -> loss -> gradients of hidden
 
 Each variant runs forward and backward; the logits are refilled, untimed, before each call. "MiB" is the peak of the
 bytes that the call allocates; for the part "logits" it includes the logits, which are live at that point in a step. A
-tenth of the labels is ignored. Weights are not all 1, except in "packed", which has four examples per row. Ratios are to
-torchtitan's compiled loss or head.
+tenth of the labels is ignored. Weights are not all 1, except in "packed", which has four examples per row. Ratios are
+to torchtitan's compiled loss or head.
 """
 
 import argparse

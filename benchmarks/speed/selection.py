@@ -229,7 +229,7 @@ def check_equal(ours: Draws, theirs: Gathering, numbers: Numbers) -> None:
     weights = float((ours.weights - theirs.weights)[both].abs().max())
     if num_differ > 2 + n * 1e-6 or worst > 1e-3 or weights > 1e-4:
         raise RuntimeError(
-            f"N = {n}: {num_differ} selections differ, weights differ by {weights}, statistics are {audit} and {numbers}"
+            f"N = {n}: {num_differ} selections differ, weights differ by {weights}, statistics: {audit} and {numbers}"
         )
 
 

@@ -4,8 +4,8 @@
 
 Both trainers are the real classes with the same model, optimizer, data and parallelism (FSDP2 over the processes), in
 one process group. They alternate in blocks of steps; a block's time ends when its device work is done. A variant is
-compared with the stock blocks between its own, in wall time and in CPU time of rank 0. Stock reads batches from the same
-token shards, in order.
+compared with the stock blocks between its own, in wall time and in CPU time of rank 0. Stock reads batches from the
+same token shards, in order.
 
     uniform              the control: torchtitan's loss, with teacher and ledger
     soft                 ratio 1: per-example weighted loss, buffer, weights of a draw; everything is trained

@@ -8,8 +8,8 @@ this one process. The plain loop reads each batch with one call between its step
 The taught run records losses and functional gradients of every image and draws each pass by them (``soft``). The
 variants take turns; a time is that of ``--steps`` steps, up to the end of their device work.
 
-After the timed steps, the taught run's steps must not wait for the device: ``host syncs`` counts the warnings of torch's
-sync debug mode in them (GPU only).
+After the timed steps, the taught run's steps must not wait for the device: ``host syncs`` counts the warnings of
+torch's sync debug mode in them (GPU only).
 
 Cost: 256 images of 150 kB on disk, and about a minute on an H200, half of it compilation.
 """

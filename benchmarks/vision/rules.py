@@ -1,6 +1,6 @@
 """The sets and the rules of the vision experiment, and the cost of a rule. Pure.
 
-The steps of a rule follow from its share of uniform's compute: scoring, and the scorers that it reads, reduce its steps.
+The steps of a rule follow from its share of uniform's compute: scoring, and its scorers, reduce the number of steps.
 """
 
 from dataclasses import dataclass

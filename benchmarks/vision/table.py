@@ -21,10 +21,10 @@ TABLE = (
 ABOUT = """\
 "Compute" is a share of uniform's; scoring (a third of a step) and scorers are included. Accuracies are of the clean
 test images, in per cent: mean over the seeds and its 95% interval (Student). Differences are paired, seed by seed, in
-points. "There after": where a run's own curve first reached uniform's final accuracy of its seed, median over the seeds,
-in steps, in thousands of images and in seconds, scoring and scorers charged; "-": never. The learning rate has not yet
-decayed there: shorter runs, decayed at their own end, are better evidence of a saving. "Dirt": the share of wrong labels
-or copies, after the first pass."""
+points. "There after": where a run's own curve first reached uniform's final accuracy of its seed, median over the
+seeds, in steps, in thousands of images and in seconds, scoring and scorers charged; "-": never. The learning rate has
+not yet decayed there: shorter runs, decayed at their own end, are better evidence of a saving. "Dirt": the share of
+wrong labels or copies, after the first pass."""
 
 
 def report(results: Sequence[Result], *, command: str) -> str:
@@ -149,4 +149,5 @@ def make_goals(results: Sequence[Result], name: str) -> str:
         for one in found
     }
     summary = "\n".join(f"- {goal}: {one.verdict} by the best, {one.rule}" for goal, one in best.items())
-    return f"{markdown(lines)}\n\n{summary}\n\nThe best rule was selected by this same number, which is therefore too favorable."
+    caution = "The best rule was selected by this same number, which is therefore too favorable."
+    return f"{markdown(lines)}\n\n{summary}\n\n{caution}"

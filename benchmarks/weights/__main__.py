@@ -3,10 +3,10 @@
     python -m benchmarks.weights [--examples 2000] [--draws 4000] [--ratio 0.3]
 
 A fixed vector x represents the contributions of the examples to a gradient. Soft draws select examples with a large
-loss more often, and x is correlated with the loss, so the plain mean over a draw is biased. The table is over many keyed
-draws by the product's own functions. It has the mean of the weighted mean sum(w x) / sum(w), its bias against the mean
-of all examples, and its standard error. Without a ceiling, the remaining bias is the O(1/k) of a ratio of two sums; a
-ceiling adds the bias of clipping.
+loss more often, and x is correlated with the loss, so the plain mean over a draw is biased. The table is over many
+keyed draws by the product's own functions. It has the mean of the weighted mean sum(w x) / sum(w), its bias against the
+mean of all examples, and its standard error. Without a ceiling, the remaining bias is the O(1/k) of a ratio of two
+sums; a ceiling adds the bias of clipping.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The devices of the tests in this folder: the GPUs of this machine, or with ``DEVICE=cpu`` two gloo processes.
 
-``DEVICE=cpu`` is a rehearsal: it shows that the tests run, not that GPUs behave. Without a GPU and without ``DEVICE=cpu``
-they are skipped (tests/conftest.py). Use ``pytest -s`` to see their output.
+``DEVICE=cpu`` is a rehearsal: it shows that the tests run, not how GPUs behave. Without a GPU and without
+``DEVICE=cpu`` they are skipped (tests/conftest.py). Use ``pytest -s`` to see their output.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Host syncs in a trainer's steps: each is noted with the line that called it, or forbidden.
 
-On a GPU ``torch.cuda.set_sync_debug_mode`` finds them. On CPU nothing waits: a substitute notes the operators that would
-on a GPU, except while the next batch is made, whose tensors are on the host.
+On a GPU ``torch.cuda.set_sync_debug_mode`` finds them. On CPU nothing waits: a substitute notes the operators that
+would on a GPU, except while the next batch is made, whose tensors are on the host.
 """
 
 import functools

@@ -2,8 +2,8 @@
 
 Whole steps of the real trainers inside a pass, from the next batch to the work after the optimizer. In the code of this
 package (the next batch, forward to backward with recording of the losses, and the exchange after the step) every host
-sync is an error: ``torch.cuda.set_sync_debug_mode("error")``. Elsewhere in the step each one is noted with the line that
-called it, and must occur in torchtitan's own trainer, too. Two exchanges begin and are applied.
+sync is an error: ``torch.cuda.set_sync_debug_mode("error")``. Elsewhere in the step each one is noted with the line
+that called it, and must occur in torchtitan's own trainer, too. Two exchanges begin and are applied.
 
 That mode does not detect waits inside torch.distributed and for events. The synchronising calls of the CUDA runtime,
 which the profiler counts, include them. The printed table shows them with those of stock; they are not tested, because

@@ -182,8 +182,8 @@ def test_where_the_curves_do_not_allow_it(first: RunScalars, run: RunScalars, re
 
 @pytest.mark.parametrize("every", [100, 50, 10])
 def test_noise_is_no_saving(every: int) -> None:
-    """The same run twice, with noise, the second validating more often: savings are reported by chance only, and no side
-    is favored."""
+    """The same run twice, with noise, the second validating more often: a saving is reported only by chance, and no
+    side is favored."""
     rng = np.random.default_rng(every)
     points, claims, tried = [], 0, 150
     for _ in range(tried):
