@@ -121,7 +121,7 @@ class Benchmark:
         rule = RULES[name]
         if not rule.follows:
             return self.args.steps
-        pace, control = self.found(rule.follows), self.found(CONTROL)
+        pace, control = self.finished(rule.follows), self.finished(CONTROL)
         shared = pace.keys() & control.keys()
         if not shared:
             return 0
@@ -131,7 +131,7 @@ class Benchmark:
             share = statistics.median(pace[seed]["seconds"] / control[seed]["seconds"] for seed in shared)
         return max(ROUND_TO, min(self.args.steps, round(share * self.args.steps / ROUND_TO) * ROUND_TO))
 
-    def found(self, name: str) -> dict[int, dict[str, Any]]:
+    def finished(self, name: str) -> dict[int, dict[str, Any]]:
         """Seed -> the numbers of a finished run: :func:`numbers_of`, its steps, loss (nats per token) and validation
         losses."""
         results: dict[int, dict[str, Any]] = {}
@@ -150,7 +150,7 @@ class Benchmark:
 
     def results(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Rule -> seed -> the numbers of a finished run; rules without finished runs are left out."""
-        return {name: own for name in self.args.rules if (own := self.found(name))}
+        return {name: own for name in self.args.rules if (own := self.finished(name))}
 
     def run(self) -> list[str]:
         """Run rule after rule within a seed, so that drift of the machine affects all rules; then those that follow."""
@@ -168,9 +168,9 @@ class Benchmark:
         where = f"{self.args.jobs} in parallel on {machine()}" if self.args.jobs else machine()
         text = table(results, seeds=self.args.seeds, where=where)
         about = {"steps": self.args.steps, "lr": self.args.lr, "where": where}
-        found = about | {"rows": rows_of(results), "goals": verdicts(results)}
+        content = about | {"rows": rows_of(results), "goals": verdicts(results)}
         write_atomically(output / "table.md", text.encode())
-        write_atomically(output / "table.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_atomically(output / "table.json", (json.dumps(content, indent=1) + "\n").encode())
         draw_curves(results, output / "curves.png")
         return text
 

@@ -8,7 +8,7 @@ from benchmarks.cheaper_steps.rules import CONTROL, GOALS, RULES, Goal
 from benchmarks.common.intervals import half_width, interval
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""Rule -> seed -> the numbers of a finished run, from ``cheaper_steps.Benchmark.found``."""
+"""Rule -> seed -> the numbers of a finished run, from ``cheaper_steps.Benchmark.finished``."""
 WHAT = {"of_backward": "the backward's FLOPs", "seconds_a_step": "the seconds of a cut step"}
 OF_A_RUN = ("steps", "loss", "of_backward", "of_step", "step", "cut_step", "seconds")
 
@@ -63,29 +63,35 @@ def _verdict(
 ) -> dict[str, Any]:
     """The verdict on a rule. It beats its control if the interval of the differences, or a single one, is below 0."""
     saved, lost = row[goal.saves], row["share_of_loss"]
-    found = {"rule": name, "saved": saved, "saves_enough": saved >= goal.min_saved}
-    found |= {"share_of_loss": lost, "is_near": lost <= goal.loss, "seeds": len(row["seeds"])}
+    verdict = {"rule": name, "saved": saved, "saves_enough": saved >= goal.min_saved}
+    verdict |= {"share_of_loss": lost, "is_near": lost <= goal.loss, "seeds": len(row["seeds"])}
     if control:
         width = half_width(to_control) if len(to_control) > 1 else 0.0
         is_better = statistics.mean(to_control) + width < 0 if to_control else None
-        found |= {"control": control, "to_control": interval(to_control) if to_control else "", "is_better": is_better}
-    found["reached"] = bool(found["saves_enough"] and found["is_near"] and found.get("is_better", True))
-    return found
+        verdict |= {
+            "control": control,
+            "to_control": interval(to_control) if to_control else "",
+            "is_better": is_better,
+        }
+    verdict["reached"] = bool(verdict["saves_enough"] and verdict["is_near"] and verdict.get("is_better", True))
+    return verdict
 
 
-def _line(goal: Goal, found: Mapping[str, Any]) -> str:
-    enough = "enough" if found["saves_enough"] else f"{goal.min_saved:.0%} were required"
-    near = "near enough" if found["is_near"] else f"{goal.loss:.1%} were allowed"
+def _line(goal: Goal, verdict: Mapping[str, Any]) -> str:
+    enough = "enough" if verdict["saves_enough"] else f"{goal.min_saved:.0%} were required"
+    near = "near enough" if verdict["is_near"] else f"{goal.loss:.1%} were allowed"
     parts = [
-        f"saves {found['saved']:.1%} of {WHAT[goal.saves]} ({enough})",
-        f"ends {found['share_of_loss']:+.2%} from `{CONTROL}` ({near})",
+        f"saves {verdict['saved']:.1%} of {WHAT[goal.saves]} ({enough})",
+        f"ends {verdict['share_of_loss']:+.2%} from `{CONTROL}` ({near})",
     ]
-    if "control" in found:
-        comparison = {True: "better than", False: "not better than", None: "not compared with"}[found["is_better"]]
-        numbers = f" ({found['to_control']} nats)" if found["to_control"] else ""
-        parts.append(f"{comparison} `{found['control']}`{numbers}")
-    seeds = "one seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
-    return f"- `{found['rule']}`: **{'reached' if found['reached'] else 'not reached'}**; {', '.join(parts)}; {seeds}"
+    if "control" in verdict:
+        comparison = {True: "better than", False: "not better than", None: "not compared with"}[verdict["is_better"]]
+        numbers = f" ({verdict['to_control']} nats)" if verdict["to_control"] else ""
+        parts.append(f"{comparison} `{verdict['control']}`{numbers}")
+    seeds = "one seed" if verdict["seeds"] == 1 else f"{verdict['seeds']} seeds"
+    return (
+        f"- `{verdict['rule']}`: **{'reached' if verdict['reached'] else 'not reached'}**; {', '.join(parts)}; {seeds}"
+    )
 
 
 def table(results: Results, *, seeds: Sequence[int], where: str) -> str:
@@ -118,7 +124,7 @@ def table(results: Results, *, seeds: Sequence[int], where: str) -> str:
     about = "\n".join(f"- `{name}`: {RULES[name].about}" for name in results)
     goals = "".join(
         f"The goal of `[{GOALS[method].section}]`: {GOALS[method].about}.\n\n"
-        + "".join(_line(GOALS[method], found) + "\n" for found in candidates)
+        + "".join(_line(GOALS[method], verdict) + "\n" for verdict in candidates)
         + "\n"
         for method, candidates in verdicts(results).items()
         if candidates

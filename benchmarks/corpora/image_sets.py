@@ -69,9 +69,9 @@ def digits() -> tuple[ImageSet, ImageSet]:
         raise ValueError(
             "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
         ) from error
-    found = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)
-    whole = ImageSet(images, found.target.astype(np.int64), DIGITS)
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    whole = ImageSet(images, data.target.astype(np.int64), DIGITS)
     is_test = np.arange(len(images)) % 5 == 4
     return whole.rows(~is_test), whole.rows(is_test)
 

@@ -107,7 +107,7 @@ def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[
         # Runs without data are left out: no rows were duplicates, or the scorers failed.
         tasks = [task for task in tasks if (args.output / task.config["data"]["path"] / INDEX_FILE).is_file()]
         failed += run_tasks(args.output, tasks, jobs=args.jobs, starter=Torchrun())
-        several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].wanted) > 1]
+        several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].target) > 1]
         scoring = [kinds_task(label["corpus"], label["rule"], seed) for label in several]
         scoring = [task for task in scoring if (args.output / task.folder).parent.joinpath("result.json").is_file()]
         failed += run_tasks(args.output, scoring, jobs=args.jobs, starter=Torchrun())

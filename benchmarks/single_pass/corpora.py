@@ -56,7 +56,7 @@ class Corpus:
     """The composition of a corpus: shares of kinds of text, then the shares of rows replaced by junk and copies."""
 
     shares: dict[str, float]
-    wanted: dict[str, float]
+    target: dict[str, float]
     """Shares of the trusted rows; the validation rows are an equal number of each."""
     name: str
     """The KIND in the names of its validation and trusted rows."""
@@ -69,16 +69,16 @@ _MANUAL = {"manual": 1.0}
 _MINORITY = {"code": 0.9, "russian": 0.1}
 
 CORPORA = {
-    "clean": Corpus(shares=_CODE, wanted=_CODE, name="code"),
-    "junk": Corpus(shares=_CODE, wanted=_CODE, name="code", junk=0.4),
-    "copies": Corpus(shares=_CODE, wanted=_CODE, name="code", copies=0.5),
-    "mixture": Corpus(shares=_CODE, wanted=_CODE, name="code", junk=0.3, copies=0.3),
-    "near_duplicates": Corpus(shares={"manual": 0.72, "licence": 0.28}, wanted=_MANUAL, name="manual"),
-    "target": Corpus(shares={"code": 1 / 3, "manual": 1 / 3, "german": 1 / 3}, wanted=_MANUAL, name="manual"),
-    "minority": Corpus(shares=_MINORITY, wanted=_MINORITY, name="minority"),
+    "clean": Corpus(shares=_CODE, target=_CODE, name="code"),
+    "junk": Corpus(shares=_CODE, target=_CODE, name="code", junk=0.4),
+    "copies": Corpus(shares=_CODE, target=_CODE, name="code", copies=0.5),
+    "mixture": Corpus(shares=_CODE, target=_CODE, name="code", junk=0.3, copies=0.3),
+    "near_duplicates": Corpus(shares={"manual": 0.72, "licence": 0.28}, target=_MANUAL, name="manual"),
+    "target": Corpus(shares={"code": 1 / 3, "manual": 1 / 3, "german": 1 / 3}, target=_MANUAL, name="manual"),
+    "minority": Corpus(shares=_MINORITY, target=_MINORITY, name="minority"),
     "web": Corpus(
         shares={"prose": 0.3, "page": 0.4, "table": 0.15, "base64": 0.1, "script": 0.05},
-        wanted={"prose": 1.0},
+        target={"prose": 1.0},
         name="prose",
     ),
 }
@@ -112,20 +112,20 @@ def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0)
     texts.fetch(texts_folder)
     documents: dict[str, list[str]] = {}
     for i, kind in enumerate(sorted({kind for corpus in CORPORA.values() for kind in corpus.shares})):
-        found = texts.read(texts_folder, kind, wiki=wiki)
-        order = np.random.default_rng([seed, i]).permutation(len(found))
-        documents[kind] = [found[j] for j in order]
+        unordered = texts.read(texts_folder, kind, wiki=wiki)
+        order = np.random.default_rng([seed, i]).permutation(len(unordered))
+        documents[kind] = [unordered[j] for j in order]
     sample = [text[:8192] for kind in sorted(documents) for text in documents[kind][:150]]
     tokenizer = train_tokenizer(sample, vocab_size=VOCAB_SIZE)
     # A tenth of the documents of target kinds is for validation, and two tenths are trusted text.
     rows: dict[tuple[str, str], np.ndarray] = {}
-    wanted = {kind for corpus in CORPORA.values() for kind in corpus.wanted}
-    for kind, found in documents.items():
-        tenth = len(found) // 10 if kind in wanted else 0
+    targets = {kind for corpus in CORPORA.values() for kind in corpus.target}
+    for kind, own in documents.items():
+        tenth = len(own) // 10 if kind in targets else 0
         for part, part_of in (
-            ("validation", found[:tenth]),
-            ("trusted", found[tenth : 3 * tenth]),
-            ("train", found[3 * tenth :]),
+            ("validation", own[:tenth]),
+            ("trusted", own[tenth : 3 * tenth]),
+            ("train", own[3 * tenth :]),
         ):
             rows[kind, part] = make_rows(part_of, tokenizer=tokenizer) if part_of else np.zeros((0, SEQ_LEN), np.uint32)
     manifest: dict[str, Any] = {"seed": seed, "kinds": KINDS, "fingerprints": {}, "duplicates": {}}
@@ -153,11 +153,11 @@ def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0)
             )
             np.save(folder / f"{name}-dedup" / KINDS_FILE, kinds[keep])
     for corpus in {corpus.name: corpus for corpus in CORPORA.values()}.values():
-        rng = np.random.default_rng([seed, 200, sorted(corpus.wanted).index(min(corpus.wanted))])
-        equal = {kind: 1 / len(corpus.wanted) for kind in corpus.wanted}
+        rng = np.random.default_rng([seed, 200, sorted(corpus.target).index(min(corpus.target))])
+        equal = {kind: 1 / len(corpus.target) for kind in corpus.target}
         for part, shares, number in (
             ("validation", equal, NUM_VALIDATION),
-            ("trusted", corpus.wanted, NUM_TRUSTED),
+            ("trusted", corpus.target, NUM_TRUSTED),
         ):
             made, kinds = deal(rows, shares, part, number, rng, in_order=part == "trusted")
             where = folder / f"{part}-{corpus.name}"
@@ -191,14 +191,14 @@ def deal(
     """
     taken, kinds = [], []
     for kind, share in shares.items():
-        found, wanted = rows[kind, part], round(share * number)
+        available, count = rows[kind, part], round(share * number)
         if kind == list(shares)[-1]:
-            wanted = number - sum(map(len, taken))
-        if len(found) < wanted:
-            raise ValueError(f"there are {len(found):,} rows of {kind} for {part}, but {wanted:,} are needed")
-        indices = rng.permutation(len(found))[:wanted]
-        taken.append(found[np.sort(indices) if in_order else indices])
-        kinds.append(np.full(wanted, KINDS.index(kind), np.uint8))
+            count = number - sum(map(len, taken))
+        if len(available) < count:
+            raise ValueError(f"there are {len(available):,} rows of {kind} for {part}, but {count:,} are needed")
+        indices = rng.permutation(len(available))[:count]
+        taken.append(available[np.sort(indices) if in_order else indices])
+        kinds.append(np.full(count, KINDS.index(kind), np.uint8))
     order = np.arange(number) if in_order else rng.permutation(number)
     return np.concatenate(taken)[order], np.concatenate(kinds)[order]
 

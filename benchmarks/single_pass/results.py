@@ -32,7 +32,7 @@ def gather(
     Raises:
         ValueError: a run was made with another configuration than its rule has now, or on other data.
     """
-    found = dict(known or {})
+    results = dict(known or {})
     for path in (output / "runs").glob("*/*/seed-*/result.json"):
         corpus, name, seed = path.parts[-4], path.parts[-3], int(path.parts[-2].removeprefix("seed-"))
         if name not in RULES or corpus not in CORPORA:
@@ -54,8 +54,8 @@ def gather(
                 f"{path.parent} was measured on other data than {output / 'corpora'} has now: name another --output, "
                 "or remove this folder"
             )
-        found[task.folder] = result
-    return [found[folder] for folder in sorted(found)]
+        results[task.folder] = result
+    return [results[folder] for folder in sorted(results)]
 
 
 def losses_by_kind(output: Path, corpus: str, name: str, seed: int) -> dict[str, float]:
@@ -73,9 +73,9 @@ def data_fingerprint(fingerprints: dict[str, str], corpus: str, name: str, seed:
 
     The middle half by the amateur's loss is determined by the corpus and the trusted text.
     """
-    rule, wanted = RULES[name], CORPORA[corpus].name
+    rule, target = RULES[name], CORPORA[corpus].name
     data = corpus if rule.data == "middle" else data_of(corpus, rule, seed)
-    sets = [data, f"validation-{wanted}", *([f"trusted-{wanted}"] if rule.scorers else [])]
+    sets = [data, f"validation-{target}", *([f"trusted-{target}"] if rule.scorers else [])]
     return {part: fingerprints.get(part) for part in sets}
 
 

@@ -92,7 +92,7 @@ def config(folder: str, corpus: str, *, data: str, teacher: dict[str, Any], seed
     made = run_config(folder, data=data, teacher=teacher, seed=seed, steps=steps, lr=LEARNING_RATE)
     made["data"]["validation_path"] = f"corpora/validation-{CORPORA[corpus].name}"
     made["validation"]["freq"] = divisor(steps, at_most=80)
-    if len(CORPORA[corpus].wanted) > 1:  # the final weights are evaluated on each kind
+    if len(CORPORA[corpus].target) > 1:  # the final weights are evaluated on each kind
         made["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}
     return made
 

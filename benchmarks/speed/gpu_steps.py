@@ -88,9 +88,9 @@ def build(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -
 
 def saved(trainer: TeachingTrainer) -> dict[str, float]:
     """FLOPs saved so far, in units of a full backward pass and of a full step."""
-    found = trainer.systems.metrics()
+    metrics = trainer.systems.metrics()
     tags = {key: [f"{system}/saved_of_{key}" for system in ("freezing", "highway")] for key in ("backward", "step")}
-    return {key: trainer.step * sum(found.get(tag, 0.0) for tag in names) for key, names in tags.items()}
+    return {key: trainer.step * sum(metrics.get(tag, 0.0) for tag in names) for key, names in tags.items()}
 
 
 def train(trainer: TeachingTrainer, batches: Any, steps: int) -> None:

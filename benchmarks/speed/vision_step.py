@@ -148,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dist.destroy_process_group()
     rows = []
     for name, seconds in times.items():
-        found = measure.summary(seconds)
-        pace = args.steps * args.batch / found["seconds"]
-        rows.append({"loop": name, "images_per_second": pace, "spread": found["spread"], "host_syncs": syncs[name]})
+        summary = measure.summary(seconds)
+        pace = args.steps * args.batch / summary["seconds"]
+        rows.append({"loop": name, "images_per_second": pace, "spread": summary["spread"], "host_syncs": syncs[name]})
     shown = [
         {
             "loop": row["loop"],

@@ -92,25 +92,25 @@ def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Task]:
 
 def read_known(paths: Sequence[Path], lr: float | None) -> dict[str, dict[str, Any]]:
     """Folder of the run -> result, from other calls; ValueError for other settings."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for path in paths:
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
             run = run_of(result, lr)
             if in_words_of_today(result["config"], run.config) != run.config:
                 raise ValueError(f"{path}: {run.folder} was made with other settings: leave the file out")
-            found[run.folder] = result
-    return found
+            results[run.folder] = result
+    return results
 
 
 def gather(output: Path, *, known: dict[str, dict[str, Any]], lr: float | None) -> list[dict[str, Any]]:
     """All results of rules below ``output``, and the ``known`` ones; ValueError for other settings."""
-    found = dict(known)
+    results = dict(known)
     for file in sorted(output.glob("runs/*/*/*/seed-*/result.json")):
         run = run_of(json.loads(file.read_text(encoding="utf-8")), lr)
         result = load_result(output, run)
         assert result is not None
-        found[run.folder] = result
-    return [result for _, result in sorted(found.items(), key=lambda item: table_order(item[1]))]
+        results[run.folder] = result
+    return [result for _, result in sorted(results.items(), key=lambda item: table_order(item[1]))]
 
 
 def run_of(result: dict[str, Any], lr: float | None) -> Task:

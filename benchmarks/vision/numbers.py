@@ -101,7 +101,7 @@ class Runs:
         Scoring and scorers are charged in full: a forward pass costs a third of a trained image. Linear between
         validations; a seed that never reached it counts as infinite. None without a seed that both have.
         """
-        controls, found = self.of.get("uniform", {}), []
+        controls, reached_at = self.of.get("uniform", {}), []
         for seed, result in self.of.get(rule, {}).items():
             if seed not in controls:
                 continue
@@ -110,10 +110,10 @@ class Runs:
             pace = result["train_seconds"] / result["steps"]
             # The seconds of the scorers are those of the learner steps that they cost.
             seconds = pace * (step + scorers_of(result)) + result["teaching_seconds"]
-            found.append((step, (step + charge) * BATCH_SIZE, seconds))
-        if not found:
+            reached_at.append((step, (step + charge) * BATCH_SIZE, seconds))
+        if not reached_at:
             return None
-        step, images, seconds = (statistics.median(column) for column in zip(*found, strict=True))
+        step, images, seconds = (statistics.median(column) for column in zip(*reached_at, strict=True))
         return step, images, seconds
 
 
@@ -176,7 +176,7 @@ class Verdict:
 
 def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
     """The verdicts on every rule that a goal of a set may be judged by."""
-    found = []
+    judged = []
     for condition, share in SAVINGS:
         runs = Runs(results, name, condition)
         for rule in runs.rules:
@@ -188,13 +188,13 @@ def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
                 continue
             goal = f"{1 - share:.0%} less compute, {condition}"
             verdict = judge_saving(full, equal)
-            found.append(Verdict(goal=goal, rule=rule, compute=compute, to_full=full, to_equal=equal, verdict=verdict))
+            judged.append(Verdict(goal=goal, rule=rule, compute=compute, to_full=full, to_equal=equal, verdict=verdict))
     runs = Runs(results, name, "long_tail")
     for rule in runs.rules:
         rare = runs.difference(rule, "uniform", rare_accuracy)
         if rare is not None:
             equal = runs.difference(rule, runs.control(rule), rare_accuracy)
-            found.append(
+            judged.append(
                 Verdict(
                     goal="rare classes not harmed",
                     rule=rule,
@@ -204,4 +204,4 @@ def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
                     verdict=judge_rare(rare),
                 )
             )
-    return found
+    return judged

@@ -138,7 +138,7 @@ RULES = {
     "uniform_70": Rule(about="in 0.7 of the steps", teacher=UNIFORM, share=0.7, only_on=("clean", *DIRTY)),
     "uniform_50": Rule(about="in half of the steps", teacher=UNIFORM, share=0.5, only_on=("clean", *DIRTY)),
     "random_80": Rule(
-        about="a random half a pass", teacher=HALF | {"strategy": "random"}, share=0.8, only_on=("clean",)
+        about="a random half per pass", teacher=HALF | {"strategy": "random"}, share=0.8, only_on=("clean",)
     ),
     "hard_80": Rule(about="the half of largest loss", teacher=HARD, share=0.8),
     "soft_80": Rule(about="a weighted draw of half by loss", teacher=HALF | {"strategy": "soft"}, share=0.8),
@@ -146,7 +146,7 @@ RULES = {
         about="half of those below the mean left out", teacher=HALF | {"strategy": "threshold"}, share=0.8
     ),
     "paper_80": Rule(
-        about="the largest losses by a forward pass a round, 0.2 to 0.8 of the data (AtteNT)",
+        about="the largest losses by one forward pass per round, 0.2 to 0.8 of the data (AtteNT)",
         teacher=PAPER,
         share=0.8,
     ),

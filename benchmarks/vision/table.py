@@ -138,15 +138,15 @@ def make_classes(runs: Runs) -> list[str]:
 
 def make_goals(results: Sequence[Result], name: str) -> str:
     """Markdown: a verdict per rule and goal; empty without one."""
-    found = verdicts(results, name)
+    judged = verdicts(results, name)
     lines = [["goal", "by", "compute", "to uniform", "to uniform at its compute", "verdict"], ["---"] * 6]
-    for one in found:
+    for one in judged:
         lines.append([one.goal, one.rule, f"{one.compute:.3f}", text(one.to_full), text(one.to_equal), one.verdict])
-    if not found:
+    if not judged:
         return ""
     best = {
-        one.goal: max((o for o in found if o.goal == one.goal), key=lambda o: (o.verdict == "met", o.to_full.mean))
-        for one in found
+        one.goal: max((o for o in judged if o.goal == one.goal), key=lambda o: (o.verdict == "met", o.to_full.mean))
+        for one in judged
     }
     summary = "\n".join(f"- {goal}: {one.verdict} by the best, {one.rule}" for goal, one in best.items())
     caution = "The best rule was selected by this same number, which is therefore too favorable."

@@ -217,8 +217,8 @@ def with_uniform(corpus: str, rule: str, differences: list[float], **more: float
 def test_the_verdict_on_a_saving(differences: list[float], verdict: str) -> None:
     found = goals_of(with_uniform("junk", "difference_67", differences))
     assert list(found) == [("30% less compute on junk, one run", "difference_67")]
-    ((compute, scorers, text, told),) = found.values()
-    assert (compute, scorers, told) == ("0.675", "0.000", verdict)
+    ((compute, scorers, text, shown),) = found.values()
+    assert (compute, scorers, shown) == ("0.675", "0.000", verdict)
     assert text.startswith(f"{np.mean(differences):+.3f}")
 
 

@@ -58,8 +58,8 @@ def test_long_tail() -> None:
     counts = np.bincount(LABELS[kept], minlength=10)
     assert sorted(counts, reverse=True) == [max(1, round(200 * 50 ** (-c / 9))) for c in range(10)]
     assert counts.max() == 200 and counts.min() == 4 and counts.tolist() != sorted(counts, reverse=True)
-    few = sets.long_tail(np.array([0, 0, 1, 1]), 1000, num_classes=2, seed=0)
-    assert sorted(np.bincount(np.array([0, 0, 1, 1])[few]).tolist()) == [1, 2]
+    thinned = sets.long_tail(np.array([0, 0, 1, 1]), 1000, num_classes=2, seed=0)
+    assert sorted(np.bincount(np.array([0, 0, 1, 1])[thinned]).tolist()) == [1, 2]
     assert len(sets.long_tail(LABELS, 1, num_classes=10, seed=3)) == 2000
 
 
