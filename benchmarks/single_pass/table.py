@@ -72,16 +72,16 @@ def make_costs(results: Sequence[Result]) -> str:
 
 def make_forecast(results: Sequence[Result]) -> str:
     """Markdown: the share of a corpus that ``difference`` leaves out, known before the run, and its gain."""
-    gains = forecasts(results)
+    pairs = forecasts(results)
     lines = [["corpus", "left out", "gain on uniform", "seeds"], ["---"] * 4]
     for corpus in CORPORA:
-        own = [(left_out, gain) for name, left_out, gain in gains if name == corpus]
+        own = [(left_out, gain) for name, left_out, gain in pairs if name == corpus]
         if own:
             shares, gains = zip(*own, strict=True)
             lines.append([corpus, f"{mean(shares):.1%}", f"{mean(gains):+.3f}", f"{len(own)}"])
-    pearson = correlation([(left_out, gain) for _, left_out, gain in gains])
+    pearson = correlation([(left_out, gain) for _, left_out, gain in pairs])
     text = "too few pairs" if math.isnan(pearson) else f"{pearson:.2f}"
-    return f"{markdown(lines)}\n\nPearson's correlation over {len(gains)} (corpus, seed): {text}."
+    return f"{markdown(lines)}\n\nPearson's correlation over {len(pairs)} (corpus, seed): {text}."
 
 
 def make_kept(results: Sequence[Result]) -> str:
