@@ -1,8 +1,8 @@
-# Sourced by the other scripts: a virtual environment with this package in it, made once and kept up to date.
-#   PYTHON        the interpreter to make it with (3.10 or newer; default python3)
-#   VENV          where (default .venv in the repository)
+# Sourced by the other scripts: creates a virtual environment with this package once, and keeps it up to date.
+#   PYTHON        the interpreter that creates it (3.10 or newer; default python3)
+#   VENV          its folder (default .venv in the repository)
 #   CONSTRAINTS   pip's constraints (default scripts/constraints.txt: the torch that the suite runs on)
-# The environment is rebuilt when pyproject.toml or the constraints have changed since the last install.
+# The packages are installed again when pyproject.toml or the constraints have changed since the last install.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}

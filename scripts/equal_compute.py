@@ -1,9 +1,9 @@
-"""The steps that a run without scorers gets for what a taught run's scorers cost, so that the two compare.
+"""The number of steps of a run without scorers at the same compute as a taught run with its scorers.
 
     python scripts/equal_compute.py outputs/quickstart/taught --multiple 25
 
-Prints the taught run's steps and as many more as fit into the seconds that its scorers took, at its own pace, up to the
-next multiple.
+Prints the taught run's steps, plus those that fit into the seconds of its scorers at its own pace, rounded up to a
+multiple.
 """
 
 import argparse
@@ -16,14 +16,16 @@ from titan_attent.report import read_run
 
 
 def equal_steps(*, steps: int, train_seconds: float, scorer_seconds: float, multiple: int) -> int:
-    """Steps of the other run: ``steps`` where the scorers cost nothing."""
+    """Steps of the run without scorers; ``steps`` if the scorers took no time."""
     return math.ceil(steps * (1 + scorer_seconds / train_seconds) / multiple) * multiple
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Steps of a run without scorers at a taught run's compute.")
-    parser.add_argument("run", type=Path, help="dump folder of the taught run, finished")
-    parser.add_argument("--multiple", type=int, default=1, help="of which the steps are to be one (default: 1)")
+    parser = argparse.ArgumentParser(
+        description="Print the steps of a run without scorers at the same compute as a taught run."
+    )
+    parser.add_argument("run", type=Path, help="dump folder of the finished taught run")
+    parser.add_argument("--multiple", type=int, default=1, help="round the steps up to a multiple of this (default: 1)")
     args = parser.parse_args(argv)
     try:
         scalars = read_run(args.run).scalars

@@ -2,8 +2,8 @@
 
     python scripts/make_reference.py [--output FILE]
 
-A key's meaning is the string beneath it in its dataclass, a strategy's or importance's the first paragraph of its
-function's docstring. tests/unit/docs/test_reference_page.py fails where the file in the repository is another.
+The meaning of a key is the string beneath it in its dataclass; that of a strategy or importance is the first paragraph
+of its function's docstring. tests/unit/docs/test_reference_page.py fails if the file in the repository differs.
 """
 
 import argparse
@@ -25,15 +25,15 @@ PATH = Path(__file__).parents[1] / "docs" / "reference" / "reference.md"
 
 HEAD = """# Reference
 
-Every key that the package adds to a torchtitan TOML, what it takes, and where a refusal comes from. This page is
+Every key that the package adds to a torchtitan TOML, its values, and the modules that refuse bad ones. This page is
 written by `python scripts/make_reference.py` from the code; change it there.
 
 torchtitan's own keys keep their meaning. `--section.key value` on the command line overrides the TOML.
 """
 
 UNIFORM = (
-    "Everything, always: torchtitan's own loss and step, bit for bit. The control. Not a function: the teacher decides "
-    "the order only."
+    "Trains on everything, always: torchtitan's own loss and step, bit for bit. The control. The teacher sets only the "
+    "order."
 )
 
 REFUSALS = {
@@ -68,7 +68,7 @@ how to fix it.
 
 
 def cell(text: str) -> str:
-    """A docstring as one cell of a Markdown table: paragraphs and list items on lines of their own."""
+    """A docstring as one cell of a Markdown table: one line per paragraph and list item."""
     lines: list[str] = []
     for line in textwrap.dedent(text).strip().splitlines():
         if lines and line.strip() and not line.lstrip().startswith("- "):
@@ -80,7 +80,7 @@ def cell(text: str) -> str:
 
 
 def documented(section: type) -> dict[str, str]:
-    """Key -> the string beneath it in the dataclass."""
+    """Key -> the string beneath it in its dataclass."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
     meanings = {}
     for node, following in zip(body, body[1:], strict=False):
@@ -91,7 +91,7 @@ def documented(section: type) -> dict[str, str]:
 
 
 def keys(name: str, section: type) -> str:
-    """The table of a section."""
+    """The part of the page on one section."""
     defaults, meanings = section(), documented(section)
     rows = []
     for key in fields(section):
@@ -104,7 +104,7 @@ def keys(name: str, section: type) -> str:
 
 
 def functions(title: str, words: str, functions: Mapping[str, Callable[..., Any]], first: tuple[str, ...] = ()) -> str:
-    """The table of functions that are values of a key."""
+    """The part of the page on functions that are values of a key."""
     firsts = {name: (inspect.getdoc(function) or "").split("\n\n")[0] for name, function in functions.items()}
     rows = [f"| `{name}` | {cell(words)} |" for name, words in firsts.items()]
     return "\n".join([f"## {title}", "", words, "", "| value | what it is |", "|---|---|", *first, *rows])
@@ -116,7 +116,7 @@ def reference() -> str:
     parts += [keys(section.name, section.type) for section in fields(JobConfig)]  # type: ignore[arg-type]
     strategies = "Values of `teacher.strategy`: which examples a round trains on, and with what weights."
     parts.append(functions("Strategies", strategies, STRATEGIES, (f"| `uniform` | {UNIFORM} |",)))
-    importances = "Values of `teacher.importance`: what makes an example worth teaching."
+    importances = "Values of `teacher.importance`: the number by which examples are selected."
     parts.append(functions("Importances", importances, IMPORTANCES))
     refusals = [f"| {what} | [`{where}`](../../titan_attent/{where}) |" for what, where in REFUSALS.items()]
     parts.append("\n".join([TAIL.strip(), *refusals]))

@@ -1,7 +1,7 @@
-# Sourced by the quickstarts: NUM_PROCESSES, one a GPU or two on the CPU, and the threads of each.
+# Sourced by the quickstarts: sets NUM_PROCESSES, one per GPU or two on the CPU, and the threads of each.
 
-# A power of two up to 16, which divides the global batch. On the CPU two processes share the cores; torchrun would give
-# each of them one.
+# A power of two up to 16, which divides the global batch. On the CPU two processes share the cores; torchrun would limit
+# each to one.
 read -r NUM_PROCESSES THREADS < <(python - <<'PYTHON'
 import torch
 has_gpu = torch.accelerator.is_available()

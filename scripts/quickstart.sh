@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole way in one command: environment, token data with real dirt in it, two small scorers, and two runs of equal
-# compute beside each other: uniform, and taught by the scorers. On all GPUs (NCCL) or two CPU processes (gloo).
+# The whole workflow in one command: environment, token data with real dirt, two small scorers, and two runs of equal
+# compute, uniform and taught by the scorers. On all GPUs (NCCL) or two CPU processes (gloo).
 #   bash scripts/quickstart.sh [--section.key value ...]     extra arguments go to both training commands
-# A second call resumes or, once finished, only reports; remove outputs/quickstart to start anew.
+# A second call resumes or, if all is finished, only prints the report; remove outputs/quickstart to start anew.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 DATA=data/quickstart OUT=outputs/quickstart CONFIG=train_configs/quickstart.toml
@@ -16,7 +16,7 @@ if [ ! -f "$DATA/validation/index.json" ]; then
     write validation "$DATA/train/tokenizer.tiktoken" "$DATA/text/validation.jsonl"
 fi
 
-# The global batch of 16 sequences is fixed, so any power of two up to 16 of processes trains the same run.
+# The global batch of 16 sequences is fixed, so any power of two up to 16 processes trains the same run.
 source scripts/processes.sh
 launch() {
     torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent."$@" \
@@ -24,8 +24,8 @@ launch() {
 }
 launch score pair --trusted "$DATA/trusted" --output "$OUT/scorers"
 launch train "$@"
-# The seconds that the scorers took, uniform gets as more steps, up to the next multiple of 25: its last step is
-# validated, too.
+# Uniform gets the seconds of the scorers as additional steps, rounded up to a multiple of 25, so that its last step is
+# validated.
 STEPS=$(python scripts/equal_compute.py "$OUT/taught" --multiple 25)
 launch train --job.dump_folder "$OUT/uniform" "$@" --teacher.strategy uniform --training.steps "$STEPS"
 python -m titan_attent.report "$OUT/uniform" "$OUT/taught" --output "$OUT/curves.png"

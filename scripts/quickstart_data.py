@@ -1,14 +1,14 @@
-"""The quickstart's text: documents of code and of dirt, from the Python that runs this, as .jsonl files.
+"""The quickstart's text: documents of code and of dirt, from the running Python, as .jsonl files.
 
     python scripts/quickstart_data.py data/quickstart/text
 
-    code        packages of the standard library: what is wanted
-    tables      its character tables (encodings/): long, regular, of no use to who wants code
-    encoded     its compiled modules in base64, as they lie about in text from the web
-    trusted     modules of the standard library beside the packages, a to m
+    code        packages of the standard library: the target
+    tables      its character tables (encodings/): long and regular, useless for a model of code
+    encoded     its compiled modules in base64, as they occur in text from the web
+    trusted     single modules of the standard library, a to m
     validation  those from u to z
 
-Real text throughout; only its proportions are chosen: about half of the training tokens are dirt.
+All text is real; its proportions are chosen so that about half of the training tokens are dirt.
 """
 
 import base64
@@ -20,37 +20,37 @@ from pathlib import Path
 
 CODE = ("asyncio", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging", "multiprocessing")
 CODE += ("sqlite3", "unittest", "urllib", "wsgiref", "xml")
-MOST = 65_536
-"""Characters of a document."""
-MOST_OF_TABLE = 4096
-ENCODED = 8
-"""Compiled modules."""
+MAX_CHARACTERS = 65_536
+"""Characters (bytes of a compiled module) at which a document is cut."""
+MAX_TABLE_CHARACTERS = 4096
+NUM_ENCODED = 8
+"""Number of compiled modules."""
 
 
 def texts(paths: Iterable[Path]) -> list[str]:
-    found = []
+    documents = []
     for path in sorted(paths):
         if "test" not in path.parts and "tests" not in path.parts:
-            text = path.read_bytes().decode("utf-8", errors="ignore")[:MOST]
+            text = path.read_bytes().decode("utf-8", errors="ignore")[:MAX_CHARACTERS]
             if text.strip():
-                found.append(text)
-    return found
+                documents.append(text)
+    return documents
 
 
 def main(folder: Path) -> None:
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     modules = list(stdlib.glob("*.py"))
-    compiled = [*sorted(stdlib.glob("lib-dynload/*.so")), *sorted(stdlib.glob("__pycache__/*.pyc"))][:ENCODED]
+    compiled = [*sorted(stdlib.glob("lib-dynload/*.so")), *sorted(stdlib.glob("__pycache__/*.pyc"))][:NUM_ENCODED]
     documents = {
         "code": texts(path for package in CODE for path in (stdlib / package).rglob("*.py")),
-        "tables": [text[:MOST_OF_TABLE] for text in texts((stdlib / "encodings").glob("*.py"))],
-        "encoded": [base64.encodebytes(path.read_bytes()[:MOST]).decode("ascii") for path in compiled],
+        "tables": [text[:MAX_TABLE_CHARACTERS] for text in texts((stdlib / "encodings").glob("*.py"))],
+        "encoded": [base64.encodebytes(path.read_bytes()[:MAX_CHARACTERS]).decode("ascii") for path in compiled],
         "trusted": texts(path for path in modules if path.name < "n"),
         "validation": texts(path for path in modules if path.name >= "u"),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in documents.items():
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in found)
+    for name, parts in documents.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in parts)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 

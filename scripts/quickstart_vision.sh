@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Images in one command: environment, real digits with a fifth of the labels wrong, and two runs of a small ViT beside each
-# other: uniform, and taught. On all GPUs (NCCL) or two CPU processes (gloo); two minutes on two cores.
+# Images in one command: environment, real digits with a fifth of the labels wrong, and two runs of a small ViT, uniform
+# and taught. On all GPUs (NCCL) or two CPU processes (gloo); two minutes on two cores.
 #   bash scripts/quickstart_vision.sh [--section.key value ...]     extra arguments go to both training commands
-# A second call resumes or, once finished, only reports; remove outputs/quickstart_vision to start anew.
+# A second call resumes or, if all is finished, only prints the report; remove outputs/quickstart_vision to start anew.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 DATA=data/quickstart_vision OUT=outputs/quickstart_vision CONFIG=train_configs/quickstart_vision.toml
@@ -15,7 +15,7 @@ if [ ! -f "$DATA/test/index.json" ]; then
     done
 fi
 
-# The global batch of 64 images is fixed, so any power of two up to 16 of processes trains the same run.
+# The global batch of 64 images is fixed, so any power of two up to 16 processes trains the same run.
 source scripts/processes.sh
 launch() {
     torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent.train "$@" \

@@ -2,10 +2,10 @@
 
     python scripts/quickstart_vision_data.py data/quickstart_vision/digits
 
-    train.npz   1,438 images of 8 x 8 pixels and their labels, every fifth of which is another digit's
-    test.npz    359 images, as they are
+    train.npz   1,438 images of 8 x 8 pixels and their labels, a fifth of which are wrong
+    test.npz    359 images, unchanged
 
-Real images; only the wrong labels are made, by a fixed seed.
+The images are real; only the wrong labels are synthetic, from a fixed seed.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-WRONG = 0.2
+WRONG_SHARE = 0.2
 
 
 def main(folder: Path) -> None:
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "test.npz", images=images[is_test], labels=labels[is_test])
     train, rng = labels[~is_test], np.random.default_rng(0)
-    wrong = rng.permutation(len(train))[: round(WRONG * len(train))]
+    wrong = rng.permutation(len(train))[: round(WRONG_SHARE * len(train))]
     train[wrong] = (train[wrong] + rng.integers(1, 10, len(wrong))) % 10
     np.savez(folder / "train.npz", images=images[~is_test], labels=train)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The suite on a given torch, in an environment of its own beside test.sh's: .venv-torch-VERSION, made once.
+# Run the test suite on a given torch, in a separate environment, .venv-torch-VERSION, which is created once.
 #   bash scripts/test_torch.sh 2.14.1 [pytest arguments]
 # pip's own settings hold (index, constraints, PIP_*). For Linux, torch is a CUDA build of several GB unless an index of
 # CPU builds is given; it runs on CPUs, too. PYTHON as in environment.sh. What was found: docs/guide/parallelism.md.

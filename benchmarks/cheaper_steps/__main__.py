@@ -1,26 +1,26 @@
-"""What makes a step cheaper, [freezing] and [highway]: what it does to the validation loss, and what it saves.
+"""Cheaper steps by [freezing] and [highway]: their effect on the validation loss, and their savings.
 
     python -m benchmarks.cheaper_steps --output DIR --rules modules [--seeds 0 1 2] [--steps 600] [--lr 1e-2] [--jobs 1]
 
 A run is one (rule, seed): the product's own command on one process, fp32, a three-layer decoder of 0.9 M parameters, 32
-rows of 96 tokens a step of the Python standard library's sources, every row alike (``strategy = "uniform"``), a
-learning rate that falls linearly to zero at the run's own end, validation on held-out rows. A seed is that of model and
-data order. ``--rules`` takes names, or ``modules`` and ``highway`` for all of one method with its controls. Warm-up and
-interval of ``[freezing]`` are shares of the steps (rules.py).
+rows of 96 tokens per step from the Python standard library's sources, all trained (``strategy = "uniform"``). The
+learning rate falls linearly to zero at the run's own end; validation is on held-out rows. The seed sets the model and
+the data order. ``--rules`` takes names, or ``modules`` and ``highway`` for all rules of one method with its controls.
+Warm-up and interval of ``[freezing]`` are shares of the steps (rules.py).
 
-Controls: backpropagation through everything, in all steps and in as many as the FLOPs or the seconds of a rule buy,
-fully decayed; the same layout with eigenvalues that have changed places; modules drawn at random; the top of the model
-alone. FLOPs are those that the run counts (``freezing/saved_of_step``, ``highway/saved_of_step``), probes charged.
-Steps that follow from a rule are taken from the medians over its seeds, so that these runs come after it.
+Controls: backpropagation through everything, for all steps and for as many as the FLOPs or the seconds of a rule allow,
+fully decayed; the same layout with permuted eigenvalues; modules drawn at random; the top of the model alone. FLOPs are
+those that the run counts (``freezing/saved_of_step``, ``highway/saved_of_step``), with probes charged. Steps that
+follow from a rule are computed from the medians over its seeds, so these runs start after it.
 
     DIR/corpora/                      the data sets (corpora/stdlib_code.py)
     DIR/runs/RULE/seed-0/             config.toml, log.txt, tb/; result.json once it has finished
-    DIR/table.md, table.json          all that has finished so far, with a verdict a goal
+    DIR/table.md, table.json          all results so far, with a verdict per goal
     DIR/curves.png                    validation loss against FLOPs and against seconds
 
-Called again, it goes on: what has a result.json is kept, what was interrupted starts again. A run takes the accelerator
-if there is one, and several share it. ``--jobs 1`` on an idle machine for the seconds; with more runs side by side only
-the losses and FLOPs count. Cost: 600 steps take three minutes of one CPU core.
+A second call resumes: runs with a result.json are kept, interrupted ones start again. A run uses the accelerator if
+there is one; parallel runs share it. Measure seconds with ``--jobs 1`` on an idle machine; with parallel runs only the
+losses and FLOPs are meaningful. Cost: 600 steps take three minutes of one CPU core.
 """
 
 import argparse
@@ -47,45 +47,45 @@ SECONDS = "time_metrics/end_to_end(s)"
 SYSTEMS = ("freezing", "highway")
 SAVED = ("of_backward", "of_step")
 IS_EXACT = "highway/exact"
-LEAST_STEPS = 40
+MIN_STEPS = 40
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cheaper_steps",
-        description="What makes a step cheaper: what it does to the validation loss, and what it saves.",
+        description="Cheaper steps by [freezing] and [highway]: their effect on the validation loss, their savings.",
         epilog="\n".join(f"  {name:24}{rule.about}" for name, rule in RULES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for data, runs and tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", default=["modules", "highway"], metavar="RULE", help="see below")
-    parser.add_argument("--steps", type=int, default=600, help=f"of a run; a multiple of {ROUND_TO}")
+    parser.add_argument("--steps", type=int, default=600, help=f"steps of a run; a multiple of {ROUND_TO}")
     parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="peak learning rate of every run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each; 0 only makes the table")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, one core each; 0 only writes the table")
     args = parser.parse_args(argv)
-    if args.steps < LEAST_STEPS or args.steps % ROUND_TO:
-        parser.error(f"--steps {args.steps}: give a multiple of {ROUND_TO}, at least {LEAST_STEPS}")
-    wanted = {CONTROL, *args.rules} | {name for name, rule in RULES.items() if rule.method in args.rules}
+    if args.steps < MIN_STEPS or args.steps % ROUND_TO:
+        parser.error(f"--steps {args.steps}: give a multiple of {ROUND_TO}, at least {MIN_STEPS}")
+    names = {CONTROL, *args.rules} | {name for name, rule in RULES.items() if rule.method in args.rules}
     if unknown := sorted(set(args.rules) - RULES.keys() - {"modules", "highway"}):
         parser.error(f"--rules {unknown[0]}: unknown; see --help")
-    wanted |= {RULES[name].follows for name in wanted & RULES.keys()}
-    args.rules = [name for name in RULES if name in wanted]
+    names |= {RULES[name].follows for name in names & RULES.keys()}
+    args.rules = [name for name in RULES if name in names]
     return args
 
 
 def numbers_of(scalars: dict[str, dict[int, float]], *, steps: int) -> dict[str, Any]:
-    """What a run's scalars say, by tag and step.
+    """The numbers of a run from its scalars, ``scalars[tag][step]``.
 
     Returns:
-        of_backward, of_step: FLOPs saved, as shares of those of all its steps.
-        step, cut_step: median seconds of a step, over all logged stretches and over those that were not exact.
-        seconds: of all steps, the start excluded.
-        seconds_at, saved_at: step -> the seconds up to it, and the share of the FLOPs of a step saved up to it.
+        of_backward, of_step: FLOPs saved, as shares of those of all its backward passes and of all its steps.
+        step, cut_step: median seconds per step, over all logged spans of steps and over those that were not exact.
+        seconds: of all steps, without the start.
+        seconds_at, saved_at: step -> the seconds up to it, and the share of the steps' FLOPs saved up to it.
     """
-    stretches = scalars[SECONDS]
-    paces, at = list(stretches.values()), list(stretches)
-    paces = [*paces[2:3] * 2, *paces[2:]]  # it starts and compiles in the first two
+    spans = scalars[SECONDS]
+    paces, at = list(spans.values()), list(spans)
+    paces = [*paces[2:3] * 2, *paces[2:]]  # the first two spans include start and compilation
     is_exact = scalars.get(IS_EXACT, {})
     cut = [pace for step, pace in list(zip(at, paces, strict=True))[2:] if not is_exact.get(step)]
     elapsed, seconds_at = 0.0, {0: 0.0}
@@ -107,7 +107,7 @@ def numbers_of(scalars: dict[str, dict[int, float]], *, steps: int) -> dict[str,
 
 
 class Benchmark:
-    """The tasks of a call and what has come of them."""
+    """The tasks of a call and their results."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -117,11 +117,11 @@ class Benchmark:
         return task(name, seed, steps=steps, lr=self.args.lr)
 
     def steps_of(self, name: str) -> int:
-        """0 where they follow from runs that have not finished."""
+        """The steps of a rule; 0 where they follow from runs that have not finished."""
         rule = RULES[name]
         if not rule.follows:
             return self.args.steps
-        pace, control = self.found(rule.follows), self.found(CONTROL)
+        pace, control = self.finished(rule.follows), self.finished(CONTROL)
         shared = pace.keys() & control.keys()
         if not shared:
             return 0
@@ -131,9 +131,9 @@ class Benchmark:
             share = statistics.median(pace[seed]["seconds"] / control[seed]["seconds"] for seed in shared)
         return max(ROUND_TO, min(self.args.steps, round(share * self.args.steps / ROUND_TO) * ROUND_TO))
 
-    def found(self, name: str) -> dict[int, dict[str, Any]]:
-        """Seed -> what a run ended with, of those that have finished: :func:`numbers_of`, its steps, loss (nats a
-        token) and validation losses."""
+    def finished(self, name: str) -> dict[int, dict[str, Any]]:
+        """Seed -> the numbers of a finished run: :func:`numbers_of`, its steps, loss (nats per token) and validation
+        losses."""
         results: dict[int, dict[str, Any]] = {}
         steps = self.steps_of(name)
         for seed in self.args.seeds if steps else ():
@@ -149,11 +149,11 @@ class Benchmark:
         return results
 
     def results(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """Rule -> seed -> what a run ended with; rules of which none has finished are left out."""
-        return {name: own for name in self.args.rules if (own := self.found(name))}
+        """Rule -> seed -> the numbers of a finished run; rules without finished runs are left out."""
+        return {name: own for name in self.args.rules if (own := self.finished(name))}
 
     def run(self) -> list[str]:
-        """Rule after rule within a seed, so that what drifts on the machine falls on all; then those that follow."""
+        """Run rule after rule within a seed, so that drift of the machine affects all rules; then those that follow."""
         failed: list[str] = []
         for follows in (False, True):
             names = [name for name in self.args.rules if bool(RULES[name].follows) == follows]
@@ -163,21 +163,21 @@ class Benchmark:
         return failed
 
     def write(self) -> str:
-        """The table, as Markdown and as JSON, and the picture; returns the Markdown."""
+        """Write the table, as Markdown and as JSON, and the picture; returns the Markdown."""
         output, results = self.args.output, self.results()
-        where = f"{self.args.jobs} side by side on {machine()}" if self.args.jobs else machine()
+        where = f"{self.args.jobs} in parallel on {machine()}" if self.args.jobs else machine()
         text = table(results, seeds=self.args.seeds, where=where)
         about = {"steps": self.args.steps, "lr": self.args.lr, "where": where}
-        found = about | {"rows": rows_of(results), "goals": verdicts(results)}
+        content = about | {"rows": rows_of(results), "goals": verdicts(results)}
         write_atomically(output / "table.md", text.encode())
-        write_atomically(output / "table.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_atomically(output / "table.json", (json.dumps(content, indent=1) + "\n").encode())
         draw_curves(results, output / "curves.png")
         return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs end, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended, too
     benchmark, failed = Benchmark(args), []
     try:
         build_corpora(args.output / "corpora")

@@ -1,4 +1,4 @@
-"""The picture of the benchmark of cheaper steps: what a loss costs, in FLOPs and in seconds."""
+"""The picture of the cheaper-steps benchmark: validation loss against FLOPs and against seconds."""
 
 import io
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 DPI = 100
 WIDTH, HEIGHT = 15.0, 6.0
-"""Inches; the height is that of a row."""
+"""Inches; the height is that of one row."""
 ALONG = {"flops": "FLOPs spent, in steps of exact backpropagation", "seconds": "seconds of training"}
 TITLES = {"modules": "[freezing]: fewer modules updated", "highway": "[highway]: a shorter way for the gradient"}
 
 
 def points(run: Mapping[str, Any], along: str) -> tuple[np.ndarray, np.ndarray]:
-    """(x, validation losses) of a run, both fp64 [n]; the first validation, before anything was learned, is left out.
+    """(x, validation losses) of a run, both fp64 [n]; the first validation, before training, is left out.
 
-    ``along`` "flops": x is what was spent up to a validation, in exact steps. "seconds": of training.
+    x is the cost up to a validation: for ``along`` "flops" in exact steps, for "seconds" in seconds of training.
     """
     steps = np.array([step for step in run["validation_loss"] if step > 1], dtype=float)
     losses = np.array([loss for step, loss in run["validation_loss"].items() if step > 1])
@@ -36,8 +36,10 @@ def points(run: Mapping[str, Any], along: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_curves(results: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path) -> None:
-    """A row a method with the control of both, a line a rule, the mean over its seeds; nothing where there is no run.
-    Of a control with fewer steps the end alone, as its learning rate falls earlier."""
+    """Draw one row per method, with the control of both, and one line per rule, the mean over its seeds.
+
+    Nothing is drawn without runs. A control with fewer steps is drawn as its end only: its learning rate falls earlier.
+    """
     methods = [method for method in TITLES if any(RULES[name].method == method for name in results)]
     if not methods:
         return
@@ -76,7 +78,7 @@ def _draw(axes: Axes, name: str, curves: list[tuple[np.ndarray, np.ndarray]], nu
 
 
 def _limit(axes: Axes) -> None:
-    """Where the rules end: the first validations are far above, and would press all ends into a line."""
+    """Limit the axes to the ends of the rules: the first validations are far above, and would flatten the curves."""
     lines = [np.asarray(line.get_xydata()) for line in axes.get_lines()]
     ends = [line[-1, 1] for line in lines]
     low, high = min(ends), max(ends)

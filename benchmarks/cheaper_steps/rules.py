@@ -1,4 +1,4 @@
-"""The rules of the benchmark of cheaper steps: all that tells two of its runs apart, and the goals."""
+"""The rules of the cheaper-steps benchmark, which define its runs, and the goals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from benchmarks.common.tasks import Task, divisor, run_config
 
 CONTROL = "exact"
 ROUND_TO = 20
-"""Steps that follow from a rule are a multiple: torchtitan validates and logs at multiples only."""
+"""Steps that follow from a rule are a multiple of this: torchtitan validates and logs only at multiples."""
 WARMUP, INTERVAL = 0.15, 0.1
-"""Of the steps: those in which every module is active, and those between two decisions."""
+"""Shares of the steps: those in which every module is active, and those between two decisions."""
 VALIDATIONS = 8
-"""Of a run at least, evenly, the last one at its end."""
+"""Minimum number of validations per run, evenly spaced, the last one at its end."""
 
 Sections = dict[str, dict[str, Any]]
 
@@ -27,10 +27,10 @@ class Variant:
     """A row of the table.
 
     Attributes:
-        about: what it does.
+        about: its description.
         method: "modules" or "highway"; empty for the control of both.
         sections: steps of the run -> its sections of the TOML.
-        follows, by: the rule whose "flops" or "seconds" it has.
+        follows, by: the rule whose "flops" or "seconds" determine its steps.
     """
 
     about: str
@@ -41,7 +41,7 @@ class Variant:
 
 
 def modules(policy: str, backward_share: float, *, warmup: float = WARMUP, **more: Any) -> Callable[[int], Sections]:
-    """``warmup`` is a share of the steps; 0 for one step, the least that there may be."""
+    """The ``[freezing]`` section. ``warmup`` is a share of the steps; 0 gives one step, the minimum."""
 
     def sections(steps: int) -> Sections:
         times = {"warmup_steps": max(1, round(warmup * steps)), "interval": max(1, round(INTERVAL * steps))}
@@ -113,21 +113,21 @@ RULES = {
 
 @dataclass(frozen=True)
 class Goal:
-    """What a rule was asked for.
+    """A goal for the rules of one method.
 
     Attributes:
-        section: of the TOML.
+        section: the section of the TOML.
         about: the goal, with its numbers.
-        rules: that may reach it -> the rule at the same share that each must beat, or "".
-        saves, least: a column of the results, and the share of it that must be saved.
-        loss: share of the control's loss by which it may end higher.
+        rules: rule that may reach it -> the rule with equal share that it must beat, or "".
+        saves, min_saved: a column of the results, and the share of it that must be saved.
+        loss: the share of the control's loss by which it may end higher.
     """
 
     section: str
     about: str
     rules: dict[str, str]
     saves: str
-    least: float
+    min_saved: float
     loss: float
 
 
@@ -137,7 +137,7 @@ GOALS = {
         "40% of the backward's FLOPs saved, probes charged, within 0.5% of exact's loss, and better than its control",
         {"mat_40": "random_40", "mat": "random", "prefix": "truncated"},
         saves="of_backward",
-        least=0.4,
+        min_saved=0.4,
         loss=0.005,
     ),
     "highway": Goal(
@@ -145,7 +145,7 @@ GOALS = {
         "20% of the seconds of a step that is not exact saved, within 1% of exact's loss, the last quarter exact",
         {"highway_0": ""},
         saves="seconds_a_step",
-        least=0.2,
+        min_saved=0.2,
         loss=0.01,
     ),
 }

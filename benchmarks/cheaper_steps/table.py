@@ -1,4 +1,4 @@
-"""The table of the benchmark of cheaper steps, and whether a goal was reached. Pure: numbers in, text out."""
+"""The table of the cheaper-steps benchmark, and whether each goal was reached. Pure: numbers in, text out."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from benchmarks.cheaper_steps.rules import CONTROL, GOALS, RULES, Goal
 from benchmarks.common.intervals import half_width, interval
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""Rule -> seed -> what a run ended with, as ``cheaper_steps.Benchmark.found`` says it."""
+"""Rule -> seed -> the numbers of a finished run, from ``cheaper_steps.Benchmark.finished``."""
 WHAT = {"of_backward": "the backward's FLOPs", "seconds_a_step": "the seconds of a cut step"}
 OF_A_RUN = ("steps", "loss", "of_backward", "of_step", "step", "cut_step", "seconds")
 
 
 def differences(results: Results, name: str, control: str = CONTROL) -> list[float]:
-    """Of the final losses, seed by seed, in nats per token."""
+    """Differences of the final losses, seed by seed, in nats per token."""
     own, other = results.get(name, {}), results.get(control, {})
     return [own[seed]["loss"] - other[seed]["loss"] for seed in sorted(own.keys() & other.keys())]
 
@@ -24,7 +24,7 @@ def rows_of(results: Results) -> dict[str, dict[str, Any]]:
     control, rows = results.get(CONTROL, {}), {}
     for name, own in results.items():
         shared = sorted(own.keys() & control.keys())
-        apart, base = differences(results, name), [control[seed]["loss"] for seed in shared]
+        differing, base = differences(results, name), [control[seed]["loss"] for seed in shared]
         row: dict[str, Any] = {
             "about": RULES[name].about,
             "steps": max(run["steps"] for run in own.values()),
@@ -35,9 +35,9 @@ def rows_of(results: Results) -> dict[str, dict[str, Any]]:
         }
         if shared and name != CONTROL:
             row |= {
-                "difference": statistics.mean(apart),
-                "half_width": half_width(apart) if len(apart) > 1 else None,
-                "share_of_loss": statistics.mean(apart) / statistics.mean(base),
+                "difference": statistics.mean(differing),
+                "half_width": half_width(differing) if len(differing) > 1 else None,
+                "share_of_loss": statistics.mean(differing) / statistics.mean(base),
                 "seconds_saved": statistics.median(1 - own[s]["seconds"] / control[s]["seconds"] for s in shared),
                 "seconds_a_step": statistics.median(1 - own[s]["cut_step"] / control[s]["step"] for s in shared),
             }
@@ -46,7 +46,7 @@ def rows_of(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def verdicts(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Method -> what each rule that may reach its goal has of it: numbers, and ``reached``."""
+    """Method -> for each rule that may reach its goal: numbers, and ``reached``."""
     rows = rows_of(results)
     return {
         method: [
@@ -61,41 +61,47 @@ def verdicts(results: Results) -> dict[str, list[dict[str, Any]]]:
 def _verdict(
     goal: Goal, name: str, control: str, row: Mapping[str, Any], to_control: Sequence[float]
 ) -> dict[str, Any]:
-    """It is better than its control where the interval of the differences ends below 0; of one seed, the difference."""
+    """The verdict on a rule. It beats its control if the interval of the differences, or a single one, is below 0."""
     saved, lost = row[goal.saves], row["share_of_loss"]
-    found = {"rule": name, "saved": saved, "saves_enough": saved >= goal.least}
-    found |= {"share_of_loss": lost, "is_near": lost <= goal.loss, "seeds": len(row["seeds"])}
+    verdict = {"rule": name, "saved": saved, "saves_enough": saved >= goal.min_saved}
+    verdict |= {"share_of_loss": lost, "is_near": lost <= goal.loss, "seeds": len(row["seeds"])}
     if control:
         width = half_width(to_control) if len(to_control) > 1 else 0.0
         is_better = statistics.mean(to_control) + width < 0 if to_control else None
-        found |= {"control": control, "to_control": interval(to_control) if to_control else "", "is_better": is_better}
-    found["reached"] = bool(found["saves_enough"] and found["is_near"] and found.get("is_better", True))
-    return found
+        verdict |= {
+            "control": control,
+            "to_control": interval(to_control) if to_control else "",
+            "is_better": is_better,
+        }
+    verdict["reached"] = bool(verdict["saves_enough"] and verdict["is_near"] and verdict.get("is_better", True))
+    return verdict
 
 
-def _line(goal: Goal, found: Mapping[str, Any]) -> str:
-    enough = "enough" if found["saves_enough"] else f"{goal.least:.0%} were asked for"
-    near = "near enough" if found["is_near"] else f"{goal.loss:.1%} were allowed"
+def _line(goal: Goal, verdict: Mapping[str, Any]) -> str:
+    enough = "enough" if verdict["saves_enough"] else f"{goal.min_saved:.0%} were required"
+    near = "near enough" if verdict["is_near"] else f"{goal.loss:.1%} were allowed"
     parts = [
-        f"saves {found['saved']:.1%} of {WHAT[goal.saves]} ({enough})",
-        f"ends {found['share_of_loss']:+.2%} from `{CONTROL}` ({near})",
+        f"saves {verdict['saved']:.1%} of {WHAT[goal.saves]} ({enough})",
+        f"ends {verdict['share_of_loss']:+.2%} from `{CONTROL}` ({near})",
     ]
-    if "control" in found:
-        said = {True: "better than", False: "not better than", None: "not compared with"}[found["is_better"]]
-        numbers = f" ({found['to_control']} nats)" if found["to_control"] else ""
-        parts.append(f"{said} `{found['control']}`{numbers}")
-    seeds = "one seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
-    return f"- `{found['rule']}`: **{'reached' if found['reached'] else 'not reached'}**; {', '.join(parts)}; {seeds}"
+    if "control" in verdict:
+        comparison = {True: "better than", False: "not better than", None: "not compared with"}[verdict["is_better"]]
+        numbers = f" ({verdict['to_control']} nats)" if verdict["to_control"] else ""
+        parts.append(f"{comparison} `{verdict['control']}`{numbers}")
+    seeds = "one seed" if verdict["seeds"] == 1 else f"{verdict['seeds']} seeds"
+    return (
+        f"- `{verdict['rule']}`: **{'reached' if verdict['reached'] else 'not reached'}**; {', '.join(parts)}; {seeds}"
+    )
 
 
 def table(results: Results, *, seeds: Sequence[int], where: str) -> str:
-    """Markdown: the table, what the rules are, the verdicts."""
+    """Markdown: the table, the descriptions of the rules, the verdicts."""
     header = ["rule", "steps", *(f"seed {seed}" for seed in seeds), "difference", "share of the loss"]
     header += [
         "backward FLOPs saved",
         "step FLOPs saved",
-        "seconds a step",
-        "seconds a cut step saved",
+        "seconds per step",
+        "seconds per cut step saved",
         "seconds saved",
     ]
     lines = [header, ["---"] * len(header)]
@@ -118,14 +124,14 @@ def table(results: Results, *, seeds: Sequence[int], where: str) -> str:
     about = "\n".join(f"- `{name}`: {RULES[name].about}" for name in results)
     goals = "".join(
         f"The goal of `[{GOALS[method].section}]`: {GOALS[method].about}.\n\n"
-        + "".join(_line(GOALS[method], found) + "\n" for found in candidates)
+        + "".join(_line(GOALS[method], verdict) + "\n" for verdict in candidates)
         + "\n"
         for method, candidates in verdicts(results).items()
         if candidates
     )
     return (
         f"{text}\n\n{about}\n\n{goals}Final validation loss in nats per token. Difference to `{CONTROL}`, seed by "
-        "seed, with its 95% interval. FLOPs as the run counts them, probes charged. Seconds a step: median over the "
-        "logged stretches; of a cut step: over those that are not exact; saved: of all steps, start excluded. "
+        "seed, with its 95% interval. FLOPs as the run counts them, probes charged. Seconds per step: median over the "
+        "logged spans of steps; per cut step: over those that are not exact; saved: of all steps, without the start. "
         f"{where}.\n"
     )

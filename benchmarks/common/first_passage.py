@@ -1,4 +1,4 @@
-"""When a run was first at a loss or an accuracy: what the tables of several seeds count. Pure.
+"""The step at which a run first reached a loss or an accuracy, for tables over several seeds. Pure.
 
 Linear between two validations. The report smooths single curves instead (titan_attent/report/curves.py).
 """
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 
 def first_passage(curve: Mapping[int, float], target: float, *, rises: bool = False) -> float:
-    """The step; inf if the run never was there.
+    """The step at which a curve first reached ``target``; inf if it never did.
 
     Args:
         curve: step -> value, ascending.
-        rises: whether larger values are the better ones.
+        rises: whether larger values are better.
     """
     before: int | None = None
     for step, value in curve.items():

@@ -1,7 +1,7 @@
-"""What the speed benchmarks share: interleaved timing, peak memory, processes, and a result that names its machine.
+"""Code for the speed benchmarks: interleaved timing, peak memory, processes, and results that name their machine.
 
-Times are compared within one run only: the variants take turns, in another order every round, and medians are compared,
-so that a machine that slows down slows all of them. ``spread`` (interquartile range / median) tells how noisy it was.
+Times are compared within one run only. The variants take turns, in a different order in every round, and medians are
+compared, so that a machine that slows down slows all of them. ``spread`` (interquartile range / median) is the noise.
 """
 
 import json
@@ -57,7 +57,7 @@ def interleave(
     before: Callable[[], Any] = lambda: None,
     warmup: int = 2,
 ) -> dict[str, list[float]]:
-    """Seconds of every call: ``rounds`` a variant, taking turns; ``before`` runs untimed ahead of each call."""
+    """Seconds of every call, ``rounds`` per variant in turns; ``before`` runs untimed before each call."""
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(-warmup, rounds):
@@ -71,7 +71,7 @@ def interleave(
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and interquartile range / median of the seconds of one variant."""
+    """The median, the minimum and interquartile range / median of the seconds of one variant."""
     low, middle, high = statistics.quantiles(times, n=4)
     return {"seconds": middle, "min_seconds": min(times), "spread": (high - low) / middle, "rounds": len(times)}
 
@@ -80,10 +80,10 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 
 def peak_bytes(fn: Callable[[], Any], *, device: str) -> int:
-    """Most bytes that ``fn`` had allocated from torch at once, above what was live before it.
+    """The peak of the bytes that ``fn`` allocated from torch, beyond those allocated before it.
 
     CUDA: max_memory_allocated. CPU: the running sum of the profiler's events of torch's CPU allocator, which counts
-    the same thing; memory of numpy or of libraries is in neither.
+    the same thing. Neither includes memory of numpy or of libraries.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -103,12 +103,12 @@ def peak_bytes(fn: Callable[[], Any], *, device: str) -> int:
 
 
 def reset_peak_rss() -> None:
-    """Let the kernel's high-water mark of this process's memory start anew (Linux)."""
+    """Reset the kernel's high-water mark of this process's memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def rss_bytes(*, peak: bool) -> int:
-    """Resident memory of this process, now or at its peak (Linux): numpy's and libraries' included."""
+    """Resident memory of this process, now or at its peak (Linux), including that of numpy and libraries."""
     key = "VmHWM" if peak else "VmRSS"
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
@@ -118,9 +118,9 @@ def rss_bytes(*, peak: bool) -> int:
 
 
 def run_ranks(fn: Callable[..., Any], *args: Any, num_ranks: int, device: str) -> Any:
-    """Rank 0's ``fn(mesh, *args)`` of a world of processes; ``mesh`` is one-dimensional and named "batch".
+    """Run ``fn(mesh, *args)`` in a world of processes and return rank 0's result; ``mesh`` has one dimension, "batch".
 
-    One GPU a rank over NCCL, or CPU processes of one thread each over gloo. ``fn`` is a module's function.
+    One GPU per rank over NCCL, or CPU processes of one thread each over gloo. ``fn`` must be a module-level function.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -186,13 +186,13 @@ def versions() -> dict[str, str]:
 
 
 def module_name(path: str) -> str:
-    """The name by which ``python -m`` finds a file below the root; a package's for its ``__main__.py``."""
+    """The name by which ``python -m`` finds a file below the root; for a ``__main__.py``, that of its package."""
     parts = Path(os.path.relpath(path, ROOT)).with_suffix("").parts
     return ".".join(part for part in parts if part != "__main__")
 
 
 def header() -> dict[str, Any]:
-    """Where and how a result was made; taken at the start, with the machine's load before the benchmark's own."""
+    """The command, machine, versions and date of a result; called first, to exclude the benchmark's own load."""
     command = shlex.join(["python", "-m", module_name(sys.argv[0]), *sys.argv[1:]])
     return {"command": command, "machine": machine(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
 
@@ -214,8 +214,8 @@ def publish(output: Path | None, result: Mapping[str, Any], *rows: Sequence[Mapp
     """Print the header and the tables; write the whole result as JSON to ``output`` if there is one."""
     for key in ("command", "machine", "versions"):
         print(f"{key}: {result[key]}")
-    for part in rows:
-        print(f"\n{table(part)}", flush=True)
+    for one in rows:
+        print(f"\n{table(one)}", flush=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(output.name + ".tmp")

@@ -1,4 +1,4 @@
-"""A rule, which is a row of an experiment's tables; and the teachers that several experiments have in common."""
+"""A rule, which is a row in an experiment's tables, and the teachers that several experiments use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ AMATEUR, EXPERT, PAIR = "<amateur>", "<expert>", "<pair>"
 """Placeholders in ``[teacher] scores``: the folder of one scorer's losses on the data of a run, or of both scorers'."""
 
 UNBOUNDED = 1e6
-"""``max_repeats`` where scores decide the ratio: these runs pass over their data many times, and with the default, 4,
-they would leave out next to nothing. Their tables are of rules that no bound held back."""
+"""``max_repeats`` where scores decide the ratio. These runs make many passes over their data; with the default, 4, they
+would leave out almost nothing. Their tables show the rules without that bound."""
 
 COMMON: dict[str, Any] = {
     "importance": "loss",
@@ -23,7 +23,7 @@ COMMON: dict[str, Any] = {
     "max_interval": 1,
     "full_data_tail": 0.0,
 }
-"""The teacher of every rule but ``attainment_in_training``, as in the measurements that this benchmark repeats."""
+"""The teacher of every rule except ``attainment_in_training``, as in the measurements that this benchmark repeats."""
 
 ADAPTIVE: dict[str, Any] = COMMON | {
     "strategy": "hard",
@@ -33,20 +33,20 @@ ADAPTIVE: dict[str, Any] = COMMON | {
     "final_ratio": 1.0,
     "max_repeats": UNBOUNDED,
 }
-"""Scored once, and then as many as the effective sample size says, from a tenth to all."""
+"""Score once, then select as many as the effective sample size says, from a tenth to all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """All that tells its runs from those of another rule.
+    """The settings in which the runs of one rule differ from those of another.
 
     Attributes:
-        about: what it does.
-        teacher: its ``[teacher]``.
-        share: of the steps of a full run; in the vision evidence of its compute, scoring and scorers included.
-        data: what of a corpus it trains on: all, without duplicates ("dedup"), or the middle half by the amateur's loss
-            ("middle").
-        only_on: corpora or conditions on which it is run; empty: on all.
+        about: its description.
+        teacher: its ``[teacher]`` section.
+        share: share of the steps of a full run; in the vision experiment, of its compute with scoring and scorers.
+        data: the rows of a corpus that it trains on: all (empty), all without duplicates ("dedup"), or the middle half
+            by the amateur's loss ("middle").
+        only_on: the corpora or conditions on which it is run; empty for all.
         by_default: whether it is run where no rules are named.
     """
 

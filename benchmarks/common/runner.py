@@ -1,7 +1,7 @@
-"""The runner: tasks side by side, each with a result.json once it has ended.
+"""The runner: runs tasks in parallel; each has a result.json once it has finished.
 
-How a task is started is a starter's business: as a command of torchrun (torchrun.py), or as a fork of a process that
-has imported torch (vision/runs.py).
+A starter starts the tasks: as a command of torchrun (torchrun.py), or as a fork of a process that has imported torch
+(vision/runs.py).
 """
 
 import json
@@ -23,11 +23,11 @@ from titan_attent.foundations.toml import to_toml
 
 RESULT_FILE = "result.json"
 TICK = 0.02
-"""Seconds between two looks at what is running."""
+"""Seconds between two polls of the running processes."""
 
 
 class Process(Protocol):
-    """What was started for a task; a ``subprocess.Popen`` is one."""
+    """The process of a task; a ``subprocess.Popen`` is one."""
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
@@ -38,36 +38,36 @@ class Process(Protocol):
 
 
 class Starter(Protocol):
-    """How a task is started, and what is left to do when it has ended."""
+    """Starts a task, and finishes it once its process has ended."""
 
     def start(self, output: Path, task: Task) -> Process:
-        """Start it in ``output``, where its folder is empty but for its config.toml. It prints to log.txt."""
+        """Start it in ``output``, where its folder holds only its config.toml. It prints to log.txt."""
 
     def finish(self, output: Path, task: Task, *, seconds: float) -> None:
-        """Write the result of a process that has ended well without one; ValueError if it cannot be."""
+        """Write the result of a process that ended with exit code 0 and no result; ValueError if that fails."""
 
 
 def load_result(output: Path, task: Task) -> dict[str, Any] | None:
-    """The task's result, None if it has not finished; ValueError if it was another task's."""
+    """The task's result; None if it has not finished; ValueError if it was measured with other settings."""
     path = output / task.folder / RESULT_FILE
     if not path.is_file():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    then, now = (
+    measured, needed = (
         {f"{name}.{key}": value for name, section in config.items() for key, value in section.items()}
         for config in (in_words_of_today(result["config"], task.config), task.config)
     )
-    if changed := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
-        was, would = ({key: config.get(key) for key in changed} for config in (then, now))
+    if changed := sorted(key for key in measured.keys() | needed.keys() if measured.get(key) != needed.get(key)):
+        was, would = ({key: config.get(key) for key in changed} for config in (measured, needed))
         raise ValueError(
-            f"{path.parent} was measured with {was}, where {would} is asked for: name another --output, or remove this "
-            "folder"
+            f"{path.parent} was measured with {was}, but this call needs {would}: name another --output, or remove "
+            "this folder"
         )
     return result
 
 
 def write_result(output: Path, task: Task, numbers: dict[str, Any], *, seconds: float, about: dict[str, Any]) -> None:
-    """Write result.json: the task's labels, what came of it, its configuration, its seconds and ``about``."""
+    """Write result.json: the task's labels, its ``numbers``, its configuration, its seconds and ``about``."""
     result = task.labels | numbers | {"config": task.config, "process_seconds": seconds} | about
     write_atomically(output / task.folder / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
 
@@ -93,15 +93,15 @@ class Running:
 
 
 def run_tasks(output: Path, tasks: Sequence[Task], *, jobs: int, starter: Starter) -> list[str]:
-    """Do what has no result yet, ``jobs`` at a time, each after what it needs; returns the folders of what failed.
+    """Run the tasks that have no result yet, ``jobs`` at a time, each after those that it needs.
 
-    A task that needs one that failed counts as failed. When this is interrupted the processes end with it, and what
-    they had not finished leaves no result.
+    Returns the folders of those that failed. A task that needs a failed one counts as failed. On an interrupt the
+    processes are ended, and unfinished tasks have no result.
     """
     done = {task.folder for task in tasks if load_result(output, task) is not None}
     pending = [task for task in tasks if task.folder not in done]
     if done:
-        print(f"{len(tasks) - len(pending)} of {len(tasks)} have finished before", flush=True)
+        print(f"{len(tasks) - len(pending)} of {len(tasks)} had finished before", flush=True)
     running: list[Running] = []
     failed: list[str] = []
     begin, total = time.monotonic(), len(pending)
@@ -110,7 +110,7 @@ def run_tasks(output: Path, tasks: Sequence[Task], *, jobs: int, starter: Starte
             for task in [task for task in pending if not set(task.needs).isdisjoint(failed)]:
                 pending.remove(task)
                 failed.append(task.folder)
-                print(f"{task.folder}: not started, what it needs has failed", flush=True)
+                print(f"{task.folder}: not started: a task that it needs has failed", flush=True)
             ready = [task for task in pending if done.issuperset(task.needs)]
             for task in ready[: max(0, jobs - len(running))]:
                 pending.remove(task)
@@ -137,7 +137,7 @@ def run_tasks(output: Path, tasks: Sequence[Task], *, jobs: int, starter: Starte
 
 
 def start(output: Path, task: Task, starter: Starter) -> Process:
-    """Start a task in a folder that holds its configuration and nothing else."""
+    """Start a task in a folder that holds only its configuration."""
     folder = output / task.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -146,7 +146,7 @@ def start(output: Path, task: Task, starter: Starter) -> Process:
 
 
 def finish(output: Path, task: Task, starter: Starter, *, code: int | None, seconds: float) -> str:
-    """What went wrong; empty where there is a result, which the starter may have to write first."""
+    """The error of an ended task; empty where it has a result, which the starter writes if necessary."""
     folder, problem = output / task.folder, f"exit code {code}" if code else ""
     if (folder / RESULT_FILE).is_file():
         return ""

@@ -1,4 +1,4 @@
-"""Tables of results: rules by corpora, as Markdown; and the files that hold all that has finished."""
+"""Tables of results, rules by corpora, as Markdown, and the files with all finished results."""
 
 import json
 import statistics
@@ -10,7 +10,7 @@ from titan_attent.data.io.atomic import write_atomically
 
 
 def by_rule(rules: Iterable[str], corpora: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    """Markdown: rules by corpora. A cell is "" where nothing was run; a rule of such cells alone is left out."""
+    """Markdown: rules by corpora. A cell is "" where nothing was run; a rule with only such cells is left out."""
     rows = [[rule, *(cell(rule, corpus) for corpus in corpora)] for rule in rules]
     lines = [[text or "-" for text in row] for row in rows if any(row[1:])]
     return markdown([["rule", *corpora], ["---"] * (1 + len(corpora)), *lines]) if lines else ""
@@ -20,7 +20,7 @@ def by_cell(
     results: Sequence[dict[str, Any]],
     value: Callable[[dict[str, Any]], Any] = lambda result: result["final_validation_loss"],
 ) -> dict[tuple[str, str], dict[int, Any]]:
-    """(rule, corpus) -> seed -> what ``value`` makes of the result, its final validation loss unless told."""
+    """(rule, corpus) -> seed -> ``value`` of the result, by default its final validation loss."""
     cells: dict[tuple[str, str], dict[int, Any]] = {}
     for result in results:
         cells.setdefault((result["rule"], result["corpus"]), {})[result["seed"]] = value(result)
@@ -36,7 +36,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def write_report(output: Path, lines: Sequence[str], results: Sequence[dict[str, Any]], *, command: str) -> str:
-    """Write results.json and table.md: ``lines``, then the machines and versions of the results; returns this text."""
+    """Write results.json, and table.md: ``lines``, then the machines and versions of the results. Returns that text."""
     machines = sorted({result["machine"] for result in results})
     code = {json.dumps(result["versions"], sort_keys=True): result["versions"] for result in results}
     versions = ["- " + ", ".join(f"{name} {version}" for name, version in entry.items()) for entry in code.values()]

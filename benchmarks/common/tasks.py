@@ -1,7 +1,7 @@
-"""Tasks: one command each with its configuration, which is also its identity; and the TOML of a run on small text.
+"""Tasks: one command each, with its configuration, which is also its identity; and the TOML of a run on small text.
 
-A run on text is fp32, a three-layer decoder of 0.9 M parameters (the flavor ``bench``), 32 rows of 96 tokens a step, a
-learning rate that falls linearly to zero at the run's own end, validation on held-out rows.
+A run on text is fp32, with a three-layer decoder of 0.9 M parameters (the flavor ``bench``), 32 rows of 96 tokens per
+step, a learning rate that falls linearly to zero at the run's own end, and validation on held-out rows.
 """
 
 import re
@@ -18,7 +18,7 @@ BATCH_SIZE = 32
 LEARNING_RATE = 1e-2
 """The best of 3e-3, 6e-3 and 1e-2 for the control on clean text."""
 FORWARD_COST = 1 / 3
-"""Of a training step, for the same batch."""
+"""The cost of a forward pass, in training steps on the same batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class Task:
     module: str
     config: Config
     arguments: tuple[str, ...] = ()
-    """More of the command line."""
+    """Further arguments of the command."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """What its result says of it."""
+    """Keys of its result that name it, such as rule and seed."""
     needs: tuple[str, ...] = ()
-    """Folders of tasks that have to be finished first."""
+    """The folders of the tasks that must have finished first."""
 
     @property
     def steps(self) -> int:
@@ -85,7 +85,7 @@ def run_config(folder: str, *, data: str, teacher: dict[str, Any], seed: int, st
         },
         "optimizer": {"lr": lr},
         "lr_scheduler": {"warmup_steps": max(1, steps // 20), "decay_type": "linear", "min_lr_factor": 0.0},
-        # torchtitan logs and validates at multiples only: divisors, so that the last step is among them.
+        # torchtitan logs and validates only at multiples of these: divisors of the steps include the last step.
         "metrics": {"log_freq": divisor(steps, at_most=10), "enable_tensorboard": True},
         "validation": {
             "enable": True,

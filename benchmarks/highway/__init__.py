@@ -1,6 +1,6 @@
-"""A step of a pipeline by highway backpropagation against the stock schedules.
+"""The step time of a pipeline with highway backpropagation against the stock schedules.
 
 __main__.py     the command
 pipeline.py     the schedules on CPU processes, timed
-simulator.py    how long a step takes by the order of its operations
+simulator.py    simulates the step time from the order of operations
 """

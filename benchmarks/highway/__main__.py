@@ -1,4 +1,4 @@
-"""The command: pipeline.py, which has a name of its own because its functions are called in other processes."""
+"""The command. The code is in pipeline.py, because other processes must be able to import its functions."""
 
 from benchmarks.highway.pipeline import main
 

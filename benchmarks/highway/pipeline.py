@@ -1,20 +1,20 @@
-"""A step of a pipeline by highway backpropagation against the stock schedules, on CPU processes over gloo.
+"""The step time of a pipeline with highway backpropagation against stock schedules, on CPU processes over gloo.
 
     python -m benchmarks.highway [--stages 4] [--microbatches 1 2 4] [--rounds 15] [--work sleep|compute]
                                  [--unit-ms F I W] [--output highway_pipeline.json]
 
-    1F1B, GPipe            torch's; 1F1B without its refusal of fewer microbatches than stages
-    Interleaved1F1B, ZBV   torch's, two stages of half the cost a rank
+    1F1B, GPipe            torch's; 1F1B also with fewer microbatches than stages, which torch refuses
+    Interleaved1F1B, ZBV   torch's, two stages of half the cost per rank
     highway k              systems/highway/stagewise.py; k = P - 2 gives exact gradients, as do all stock schedules
 
-A stage is two transformer layers (width 256, 256 tokens) with a microbatch of 2 rows. ``--work compute`` runs them,
-and is of use only with a core a stage. ``--work sleep`` sleeps in their place for what one process of one thread
-needed for them (F forward, I input gradient, W the rest of a backward), or for ``--unit-ms``: it shows the schedule's
-waiting and messages on a machine where the stages do not share cores. Messages have their real size.
+A stage is two transformer layers (width 256, 256 tokens) with a microbatch of 2 rows. ``--work compute`` runs them;
+this needs one core per stage. ``--work sleep`` sleeps instead, for ``--unit-ms`` or for the times that one process with
+one thread needs (F forward, I input gradient, W the remaining backward). It shows the waiting and the messages of a
+schedule as on a machine where the stages do not share cores. Messages have their real size.
 
-"ms" is the median of a step with a barrier behind it, "simulated" what simulator.py says of the same units,
-with the median of a measured message for ``send``; "x 1F1B" is how many times as fast as 1F1B a step is. The schedules
-take turns.
+"ms" is the median time of a step followed by a barrier. "simulated" is the time by simulator.py for the same units,
+with the median of a measured message as ``send``. "x 1F1B" is the speed of a step relative to 1F1B. The schedules take
+turns.
 """
 
 import argparse
@@ -46,7 +46,7 @@ BASE = "1F1B"
 
 
 class AnyNumber1F1B(Schedule1F1B):
-    """torch's, with fewer microbatches than stages, too."""
+    """torch's 1F1B, but it accepts fewer microbatches than stages."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         PipelineScheduleSingle.__init__(self, *args, **kwargs)
@@ -71,7 +71,7 @@ class Through(torch.autograd.Function):
 
 
 class Sleeping(nn.Module):
-    """h -> h + weight, whose gradient takes W seconds. The first stage needs input gradients, too: embeddings."""
+    """h -> h + weight, whose gradient takes W seconds. The first stage computes input gradients, too: embeddings."""
 
     def __init__(self, costs: Costs, *, is_first: bool):
         super().__init__()
@@ -92,7 +92,7 @@ def layers(num: int) -> nn.Module:
 
 
 def measured_costs(rounds: int) -> Costs:
-    """Of a stage, in this process with one thread."""
+    """The costs of a stage, measured in this process with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     stage, x = layers(LAYERS), torch.randn(ROWS, LENGTH, WIDTH, requires_grad=True)
@@ -119,7 +119,7 @@ def loss_fn(output: Tensor, target: Tensor) -> Tensor:
 def work(
     mesh: DeviceMesh, kind: str, costs: Costs, numbers: list[int], rounds: int
 ) -> tuple[float, dict[int, dict[str, list[float]]]]:
-    """Seconds of a message, and of every step: microbatches -> schedule -> seconds."""
+    """One rank. Returns the seconds of a message, and of every step: microbatches -> schedule -> seconds."""
     rank, num_ranks, group = mesh.get_local_rank(), mesh.size(), mesh.get_group()
 
     def stages(per_rank: int, indices: tuple[int, ...]) -> list[Any]:
@@ -135,13 +135,13 @@ def work(
 
     def schedules(num: int) -> dict[str, Any]:
         (one,) = stages(1, (rank,))
-        made: dict[str, Any] = {
+        stock: dict[str, Any] = {
             BASE: AnyNumber1F1B(one, num, loss_fn),
             "GPipe": ScheduleGPipe(one, num, loss_fn),
             "Interleaved1F1B": ScheduleInterleaved1F1B(stages(2, (rank, rank + num_ranks)), num, loss_fn),
             "ZBV": ScheduleZBVZeroBubble(stages(2, (rank, 2 * num_ranks - 1 - rank)), num, loss_fn),
         }
-        return made | {
+        return stock | {
             f"highway {k}": HighwaySchedule(stages(1, (rank,))[0], num, loss_fn, iterations=k)
             for k in range(num_ranks - 1)
         }
@@ -166,7 +166,7 @@ def work(
 
 
 def message_seconds(mesh: DeviceMesh, *, rounds: int) -> float:
-    """Of one hidden state from rank 0 to rank 1: half of the way there and back, median."""
+    """Seconds of a message with one hidden state from rank 0 to rank 1: half of the median round trip."""
     x, times = torch.zeros(ROWS, LENGTH, WIDTH), []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -184,7 +184,7 @@ def message_seconds(mesh: DeviceMesh, *, rounds: int) -> float:
 
 
 def simulated(num_stages: int, num: int, costs: Costs) -> dict[str, float]:
-    """Seconds of a step by schedule."""
+    """Schedule -> simulated seconds of a step."""
     orders = {
         BASE: simulator.one_f_one_b(num_stages, num, costs),
         "GPipe": simulator.gpipe(num_stages, num, costs),
@@ -195,7 +195,7 @@ def simulated(num_stages: int, num: int, costs: Costs) -> dict[str, float]:
 
 
 def larger(counts: list[int], numbers: list[int]) -> list[dict[str, Any]]:
-    """Simulated only, F = I = W = 1, no cost of sends: how many times as fast as 1F1B."""
+    """Simulated speed relative to 1F1B for larger pipelines, with F = I = W = 1 and free sends."""
     rows = []
     for num_stages in counts:
         for num in numbers:
@@ -210,13 +210,15 @@ def larger(counts: list[int], numbers: list[int]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.highway",
-        description="Highway backpropagation in a pipeline against stock schedules.",
+        description="The step time of a pipeline with highway backpropagation against stock schedules.",
     )
-    parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--work", choices=["sleep", "compute"], default="sleep")
-    parser.add_argument("--unit-ms", type=float, nargs=3, metavar=("F", "I", "W"), help="default: measured here")
+    parser.add_argument("--stages", type=int, default=4, help="pipeline stages, one process each")
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4], help="microbatches per step")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps per schedule")
+    parser.add_argument("--work", choices=["sleep", "compute"], default="sleep", help="whether stages sleep or compute")
+    parser.add_argument(
+        "--unit-ms", type=float, nargs=3, metavar=("F", "I", "W"), help="milliseconds of F, I, W (default: measured)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
 
@@ -249,7 +251,7 @@ def main() -> None:
     units = {name: 1e3 * value for name, value in vars(costs).items()}
     more = larger([4, 8, 16], [1, 2, 4, 8, 16])
     settings = {key: value for key, value in vars(args).items() if key != "output"}
-    print(f"ms of a stage and microbatch, and of a message: { {k: round(v, 2) for k, v in units.items()} }")
+    print(f"ms per stage and microbatch, and per message: { {k: round(v, 2) for k, v in units.items()} }")
     result = header | {"settings": settings, "units_ms": units, "rows": rows, "simulated_only": more}
     measure.publish(args.output, result, shown, more)
 

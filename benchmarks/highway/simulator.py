@@ -1,9 +1,10 @@
-"""How long a step of a pipeline takes: each rank's ordered list of operations, with what each of them waits for.
+"""The simulated time of a pipeline step, from each rank's ordered list of operations and their dependencies.
 
-A rank does its operations in order, one at a time; one that needs another rank's result starts no sooner than ``send``
-seconds after that was there. Sends cost the ranks nothing and do not share a link. With S stages on P ranks a stage has
-P / S of the cost of one of P. The orders of the stock schedules are torch's own, those of 1F1B and GPipe written out,
-as torch's classes refuse fewer microbatches than stages; highway's is that of systems/highway/stagewise.py.
+A rank does its operations in order, one at a time. An operation that needs another rank's result starts at least
+``send`` seconds after that is ready. Sends take no time of the ranks and do not share a link. With S stages on P ranks,
+a stage has P / S of the cost of one of P stages. The orders of the stock schedules are torch's own. Those of 1F1B and
+GPipe are written out here, as torch's classes refuse fewer microbatches than stages. Highway's order is that of
+systems/highway/stagewise.py.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Costs:
 
 
 class Key(NamedTuple):
-    """``kind``: "F", "I" (input gradient of a round), "W", "B" (both), "w" (the gradient of a round is here)."""
+    """``kind``: "F", "I" (input gradient of a round), "W", "B" (both), "w" (the gradient of a round has arrived)."""
 
     kind: str
     stage: int
@@ -41,7 +42,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """``after``: from this rank or another; all must be there before it starts."""
+    """An operation. ``after``: the operations, of any rank, that must have ended before it starts."""
 
     key: Key
     seconds: float
@@ -49,34 +50,34 @@ class Operation:
 
 
 Order = list[list[Operation]]
-"""By rank."""
+"""The operations of each rank, in order."""
 
 
 def makespan(order: Order, *, send: float = 0.0) -> float:
     """Seconds from the first start to the last end.
 
     Raises:
-        ValueError: when ranks wait for each other forever.
+        ValueError: the ranks wait for each other forever.
     """
     ends: dict[Key, tuple[float, int]] = {}
-    clocks, places = [0.0] * len(order), [0] * len(order)
-    while any(place < len(operations) for place, operations in zip(places, order, strict=True)):
+    clocks, positions = [0.0] * len(order), [0] * len(order)
+    while any(position < len(operations) for position, operations in zip(positions, order, strict=True)):
         moved = False
         for rank, operations in enumerate(order):
-            while places[rank] < len(operations) and all(key in ends for key in operations[places[rank]].after):
-                operation = operations[places[rank]]
-                there = [end + (send if where != rank else 0.0) for end, where in (ends[k] for k in operation.after)]
-                clocks[rank] = max([clocks[rank], *there]) + operation.seconds
+            while positions[rank] < len(operations) and all(key in ends for key in operations[positions[rank]].after):
+                operation = operations[positions[rank]]
+                ready = [end + (send if where != rank else 0.0) for end, where in (ends[k] for k in operation.after)]
+                clocks[rank] = max([clocks[rank], *ready]) + operation.seconds
                 ends[operation.key] = clocks[rank], rank
-                places[rank] += 1
+                positions[rank] += 1
                 moved = True
         if not moved:
-            raise ValueError(f"ranks wait for each other, after {len(ends)} operations")
+            raise ValueError(f"ranks wait for each other after {len(ends)} operations")
     return max(clocks)
 
 
 def one_f_one_b(num_stages: int, num: int, costs: Costs) -> Order:
-    """As many forwards first as there are stages from here on, then one backward, one forward."""
+    """First as many forwards as stages from this one on, then alternately one backward and one forward."""
     return [_stock(_alternating(p, num, min(num, num_stages - p)), num_stages, costs, 1) for p in range(num_stages)]
 
 
@@ -85,12 +86,12 @@ def gpipe(num_stages: int, num: int, costs: Costs) -> Order:
 
 
 def interleaved(num_ranks: int, num: int, costs: Costs) -> Order:
-    """Interleaved 1F1B, two stages a rank."""
+    """Interleaved 1F1B, two stages per rank."""
     return _from_torch(ScheduleInterleaved1F1B, num_ranks, num, costs)
 
 
 def zbv(num_ranks: int, num: int, costs: Costs) -> Order:
-    """Zero bubble in the shape of a V, two stages a rank; exact gradients."""
+    """Zero bubble in the shape of a V, two stages per rank; exact gradients."""
     return _from_torch(ScheduleZBVZeroBubble, num_ranks, num, costs)
 
 
@@ -123,7 +124,7 @@ def highway(num_stages: int, num: int, costs: Costs, *, iterations: int) -> Orde
 
 
 def _sources(p: int, mb: int, m: int, num_stages: int) -> tuple[Key, ...]:
-    """What the message with w^m_p is made of, on stage p + 1."""
+    """The operations on stage p + 1 that produce the message with w^m_p."""
     if p + 1 == num_stages - 1:
         return (Key("I", p + 1, mb),)
     exact = num_stages - 3 - p
@@ -141,7 +142,7 @@ def _alternating(p: int, num: int, ahead: int) -> list[tuple[str, int, int]]:
 
 
 def _stock(actions: list[tuple[str, int, int]], num_stages: int, costs: Costs, share: float) -> list[Operation]:
-    """F waits for the stage before, B and I for the stage behind; key "I" for the input gradient of a B, too."""
+    """F waits for the previous stage, B and I for the next one; a B has the key "I", too, for its input gradient."""
     f, i, w = costs.forward * share, costs.input_gradient * share, costs.weight_gradient * share
     operations = []
     for kind, stage, mb in actions:
@@ -157,7 +158,7 @@ def _stock(actions: list[tuple[str, int, int]], num_stages: int, costs: Costs, s
 
 
 def _from_torch(schedule: type[PipelineScheduleMulti], num_ranks: int, num: int, costs: Costs) -> Order:
-    """From ``pipeline_order``, which the classes make from the numbers of their stages."""
+    """The order in ``pipeline_order``, which torch's classes compute from the numbers of their stages."""
     num_stages = 2 * num_ranks
     stages: list[Any] = [
         SimpleNamespace(

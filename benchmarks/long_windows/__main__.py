@@ -1,15 +1,15 @@
-"""What the recommended rule does where it could harm: long windows, and trusted text of another kind.
+"""The recommended rule where it could harm: long windows, and trusted text of another kind.
 
     python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
 
-    windows      documents of code of 400 tokens among tables and base64, shuffled, in windows of 1,024 tokens; trusted
-                 text and validation are code
-    other_kind   modules of Python among its tables, in rows of 128 tokens; validation is Python, and the trusted text
-                 are C headers
+    windows      code documents of 400 tokens, mixed with tables and base64, shuffled, in windows of 1,024 tokens;
+                 trusted text and validation are code
+    other_kind   Python modules, mixed with character tables, in rows of 128 tokens; validation is Python, the trusted
+                 text C headers
 
-Real text from the Python that runs this (scripts/quickstart_data.py, its C headers). Every run is the product's own
-command with one process on the CPU: uniform, and the rule that the scorers' command recommends, at equal steps, with
-nothing set by hand. The scorers' seconds are charged as steps of uniform. Cost: 6 minutes of a core a seed.
+The text is real: from the running Python's library (scripts/quickstart_data.py) and its C headers. Every run is the
+product's own command with one process on the CPU. Uniform and the rule that the scorers' command recommends take equal
+steps, with no key set by hand. The results have the scorers' seconds. Cost: 6 minutes of a core per seed.
 """
 
 import argparse
@@ -34,11 +34,11 @@ CASES: dict[str, dict[str, Any]] = {
     "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": 1200},
     "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": 65_536},
 }
-"""seq_len: tokens of an example; batch: examples of a step; document: characters that documents are cut into."""
+"""seq_len: tokens per example; batch: examples per step; document: characters at which documents are cut."""
 
 
 def run(arguments: Sequence[Any], log: Path) -> str:
-    """Run a command in the checkout; its output, which is kept in ``log``. RuntimeError with its end if it fails."""
+    """Run a command in the checkout; returns its output, also kept in ``log``. RuntimeError with its end on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [str(word) for word in arguments],
@@ -63,8 +63,8 @@ def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
 
     size = CASES[case]["document"]
 
-    def cut(found: list[str]) -> list[str]:
-        return [text[i : i + size] for text in found for i in range(0, len(text) - min(200, size), size)]
+    def cut(whole: list[str]) -> list[str]:
+        return [text[i : i + size] for text in whole for i in range(0, len(text) - min(200, size), size)]
 
     train = cut(of("code")) + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))
     random.Random(seed).shuffle(train)
@@ -76,19 +76,19 @@ def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
 
 
 def write_data(folder: Path, texts: Path, case: str, seed: int) -> None:
-    for name, found in documents(texts, case, seed).items():
+    for name, parts in documents(texts, case, seed).items():
         if (folder / name / "index.json").is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
         source = folder / f"{name}.jsonl"
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in found), encoding="utf-8")
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in parts), encoding="utf-8")
         tokenizer = "train:1024" if name == "train" else folder / "train" / "tokenizer.tiktoken"
         writer = [sys.executable, "-m", "titan_attent.data.text", source, "--output", folder / name]
         run([*writer, "--tokenizer", tokenizer], folder / f"{name}.log")
 
 
 def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
-    """One run; what it ended at, what it selected and what it warned of."""
+    """Run one rule; returns its final loss, its selection and its warnings."""
     shape, steps = CASES[case], CASES[case]["steps"]
     base = [*CONFIG, "--data.path", folder / "train", "--data.validation_path", folder / "validation"]
     base += ["--training.seq_len", shape["seq_len"], "--training.local_batch_size", shape["batch"]]
@@ -132,12 +132,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             each = ", ".join(f"{difference:+.3f}" for difference in differences)
             lines.append(f"| {case} | {len(pairs)} | {shares} | {repeats} | {interval(differences)} ({each}) |")
     said = {line for found in results.values() for line in found["recommended"]["said"]}
-    return "\n".join([*lines, "", "What the runs warned of:", "", *(f"- {line}" for line in sorted(said))])
+    return "\n".join([*lines, "", "Warnings of the runs:", "", *(f"- {line}" for line in sorted(said))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_windows", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder of the data, the runs and results.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the data, the runs and results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--publish", type=Path, help="write the table and the results to this path with .md and .json")

@@ -1,20 +1,20 @@
-"""The evidence: what teaching saves in a single pass over data of which a run sees 40%, all costs charged.
+"""The single-pass experiment: what teaching saves when a run sees 40% of the data once, all costs charged.
 
     python -m benchmarks.single_pass --output outputs/evidence --texts outputs/texts --wiki FILE [--seeds 0 1 2]
         [--rules ...] [--corpora ...] [--known FILE ...] [--jobs 2]
 
 A run is one (corpus, rule, seed): the product's own command on one process, fp32, a three-layer decoder of 0.9 M
-parameters, 32 rows of 96 tokens a step, a learning rate that falls linearly to zero at the run's own end. The corpora
-are those of corpora.py; all that tells two rules apart stands in rules.py.
+parameters, 32 rows of 96 tokens per step, a learning rate that falls linearly to zero at the run's own end. The corpora
+are defined in corpora.py, the rules in rules.py.
 
     DIR/corpora/                       the data sets
     DIR/scorers/CORPUS/seed-N/         an amateur, an expert, their losses: written by titan_attent.score pair
     DIR/runs/CORPUS/RULE/seed-N/       config.toml, log.txt, tb/, teacher/trace.jsonl; result.json once it has finished
-    DIR/results.json, DIR/table.md     all that has finished so far
+    DIR/results.json, DIR/table.md     all results so far
     DIR/single_pass.png, differences.png
 
-Called again, it goes on: what has a result.json is kept, what was interrupted starts again. ``--known`` names the
-results.json of earlier calls or of other machines: their runs are not run again where configuration and data are equal.
+A second call resumes: runs with a result.json are kept, interrupted ones start again. ``--known`` names files
+results.json of earlier calls or other machines: their runs are not repeated where configuration and data are equal.
 """
 
 import argparse
@@ -52,19 +52,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="\n".join(f"  {name:18}{rule.about}" for name, rule in RULES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is kept")
-    parser.add_argument("--texts", type=Path, required=True, metavar="DIR", help="where the texts are, or will be")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for data, runs and tables")
+    parser.add_argument(
+        "--texts", type=Path, required=True, metavar="DIR", help="folder of the texts; they are downloaded if missing"
+    )
     parser.add_argument("--wiki", type=Path, metavar="FILE", help="a file of WikiText-2, for prose")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help="see below")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), metavar="CORPUS")
     parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of other calls")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each; 0 only makes the table")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="parallel runs, one core each; 0 only writes the tables and pictures"
+    )
     return parser.parse_args(argv)
 
 
 def runs(args: argparse.Namespace, seed: int, known: Container[str], fingerprints: dict[str, str]) -> Iterator[Task]:
-    """Of one seed, without what is known and what a rule is not for. Their results will name the data."""
+    """The runs of one seed, without ``known`` ones and corpora that a rule is not for. Their labels name the data."""
     for name in args.rules:
         for corpus in args.corpora:
             task = rule_task(corpus, name, seed)
@@ -89,7 +93,7 @@ def write_middle(output: Path, corpus: str, seed: int) -> None:
 
 
 def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[str, str]) -> list[str]:
-    """Scorers, then runs, seed by seed; returns the folders of what failed."""
+    """Scorers, then runs, seed by seed; returns the folders of failed tasks."""
     failed: list[str] = []
     for seed in args.seeds:
         tasks = list(runs(args, seed, known, fingerprints))
@@ -100,18 +104,18 @@ def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[
         for corpus in (task.labels["corpus"] for task in tasks if RULES[task.labels["rule"]].data == "middle"):
             if (args.output / scores_folder(corpus, seed) / "amateur" / REFERENCE_FILE).is_file():
                 write_middle(args.output, corpus, seed)
-        # Left out where the rule's data is not: nothing was duplicated, or nothing scored.
+        # Runs without data are left out: no rows were duplicates, or the scorers failed.
         tasks = [task for task in tasks if (args.output / task.config["data"]["path"] / INDEX_FILE).is_file()]
         failed += run_tasks(args.output, tasks, jobs=args.jobs, starter=Torchrun())
-        several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].wanted) > 1]
-        asked = [kinds_task(label["corpus"], label["rule"], seed) for label in several]
-        asked = [task for task in asked if (args.output / task.folder).parent.joinpath("result.json").is_file()]
-        failed += run_tasks(args.output, asked, jobs=args.jobs, starter=Torchrun())
+        several = [task.labels for task in tasks if len(CORPORA[task.labels["corpus"]].target) > 1]
+        scoring = [kinds_task(label["corpus"], label["rule"], seed) for label in several]
+        scoring = [task for task in scoring if (args.output / task.folder).parent.joinpath("result.json").is_file()]
+        failed += run_tasks(args.output, scoring, jobs=args.jobs, starter=Torchrun())
     return failed
 
 
 def write_all(output: Path, *, manifest: dict[str, Any], known: dict[str, dict[str, Any]], command: str) -> str:
-    """Write tables and pictures of all that has finished; returns the tables."""
+    """Write the tables and pictures of all finished runs; returns the tables."""
     results = charge(gather(output, fingerprints=manifest["fingerprints"], known=known))
     text = report(output, results, duplicates=manifest["duplicates"], command=command)
     if results:
@@ -122,16 +126,16 @@ def write_all(output: Path, *, manifest: dict[str, Any], known: dict[str, dict[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs end, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended, too
     command = shlex.join(["python", "-m", "benchmarks.single_pass", *(sys.argv[1:] if argv is None else argv)])
     try:
         manifest = build(args.output / "corpora", texts_folder=args.texts, wiki=args.wiki)
         prints = manifest["fingerprints"]
         known = read_known(args.known, output=args.output, fingerprints=prints)
-        gather(args.output, fingerprints=prints)  # before the first run: refuses runs of other settings
+        gather(args.output, fingerprints=prints)  # before the first run: refuses runs with other settings
         try:
             failed = run_all(args, known, prints) if args.jobs > 0 else []
-        finally:  # what has finished is kept when the rest is interrupted
+        finally:  # finished runs are in the tables even after an interrupt
             text = write_all(args.output, manifest=manifest, known=known, command=command)
     except (ValueError, RuntimeError) as error:
         print(f"evidence: {error}", file=sys.stderr)

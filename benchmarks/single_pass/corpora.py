@@ -1,26 +1,26 @@
-"""The corpora of the evidence: large enough that a run sees 40% of each once, real dirt among them.
+"""The corpora of the single-pass experiment: a run sees 40% of each once; some contain real dirt.
 
     python -m benchmarks.single_pass.corpora --output outputs/evidence/corpora --texts outputs/texts --wiki FILE
 
     clean            code
     junk             code, 40% of its rows junk: half shuffled, half random tokens
-    copies           code, 50% copies of 500 of the rows that stay
+    copies           code, 50% copies of 500 of the unchanged rows
     mixture          code, 30% junk and 30% copies
     near_duplicates  72% manual pages, 28% licence files, which repeat each other with small changes; no two rows equal
-    target           a third each of code, manual pages, German manual pages; wanted are manual pages
-    minority         90% code, 10% Russian manual pages; both are wanted
+    target           a third each of code, manual pages, German manual pages; the target is manual pages
+    minority         90% code, 10% Russian manual pages; the target is both
     web              30% prose, 40% pages with menus and headers, 15% tables, 10% base64, 5% scripts
 
-    validation-KIND  1,024 rows of what is wanted, of other documents (minority: half code, half Russian)
-    trusted-KIND     4,096 rows of the same kind, of yet other documents (minority: in the shares of the corpus)
+    validation-KIND  1,024 rows of the target kind, from other documents (minority: half code, half Russian)
+    trusted-KIND     4,096 rows of the same kind, from yet other documents (minority: in the shares of the corpus)
 
-Documents, not rows, are dealt to training, trusted and validation text. ``KINDS_FILE`` beside the tokens tells what
-each row is, an index into the manifest's ``kinds``. ``CORPUS-dedup`` is a corpus without the rows that share 50 tokens
-in a row with an earlier one (Lee et al. 2022), where these are more than 1%; the manifest says how many that are, how
-many are equal as a whole, and how many a MinHash pass would have taken (datasketch; Jaccard similarity of 5-grams above
-0.7).
+Documents, not rows, are divided among training, trusted and validation text. ``KINDS_FILE`` beside the tokens holds the
+kind of each row, an index into the manifest's ``kinds``. ``CORPUS-dedup`` is a corpus without the rows that share 50
+consecutive tokens with an earlier one (Lee et al. 2022); it exists where these are more than 1%. The manifest has three
+counts: these rows, rows that are equal as a whole, and near-duplicates by MinHash (datasketch; Jaccard similarity of
+5-grams above 0.7).
 
-Deterministic for equal texts: the manifest holds all fingerprints. Cost: 4 minutes, 100 MB.
+Deterministic for equal texts; the manifest holds all fingerprints. Cost: 4 minutes, 100 MB.
 """
 
 import argparse
@@ -46,20 +46,20 @@ NUM_TRUSTED = 4096
 NUM_COPIED = 500
 VOCAB_SIZE = 1024
 WINDOW = 50
-"""Tokens in a row that make two rows duplicates."""
+"""Consecutive tokens that make two rows duplicates when they share them."""
 SIMILARITY = 0.7
 DIRT = {CLEAN: "code", SHUFFLED: "shuffled", RANDOM: "random", COPY: "copy"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a corpus is made of: shares of kinds of text, and what then replaces rows of it."""
+    """The composition of a corpus: shares of kinds of text, then the shares of rows replaced by junk and copies."""
 
     shares: dict[str, float]
-    wanted: dict[str, float]
+    target: dict[str, float]
     """Shares of the trusted rows; the validation rows are an equal number of each."""
     name: str
-    """Of its validation and trusted rows."""
+    """The KIND in the names of its validation and trusted rows."""
     junk: float = 0.0
     copies: float = 0.0
 
@@ -69,16 +69,16 @@ _MANUAL = {"manual": 1.0}
 _MINORITY = {"code": 0.9, "russian": 0.1}
 
 CORPORA = {
-    "clean": Corpus(shares=_CODE, wanted=_CODE, name="code"),
-    "junk": Corpus(shares=_CODE, wanted=_CODE, name="code", junk=0.4),
-    "copies": Corpus(shares=_CODE, wanted=_CODE, name="code", copies=0.5),
-    "mixture": Corpus(shares=_CODE, wanted=_CODE, name="code", junk=0.3, copies=0.3),
-    "near_duplicates": Corpus(shares={"manual": 0.72, "licence": 0.28}, wanted=_MANUAL, name="manual"),
-    "target": Corpus(shares={"code": 1 / 3, "manual": 1 / 3, "german": 1 / 3}, wanted=_MANUAL, name="manual"),
-    "minority": Corpus(shares=_MINORITY, wanted=_MINORITY, name="minority"),
+    "clean": Corpus(shares=_CODE, target=_CODE, name="code"),
+    "junk": Corpus(shares=_CODE, target=_CODE, name="code", junk=0.4),
+    "copies": Corpus(shares=_CODE, target=_CODE, name="code", copies=0.5),
+    "mixture": Corpus(shares=_CODE, target=_CODE, name="code", junk=0.3, copies=0.3),
+    "near_duplicates": Corpus(shares={"manual": 0.72, "licence": 0.28}, target=_MANUAL, name="manual"),
+    "target": Corpus(shares={"code": 1 / 3, "manual": 1 / 3, "german": 1 / 3}, target=_MANUAL, name="manual"),
+    "minority": Corpus(shares=_MINORITY, target=_MINORITY, name="minority"),
     "web": Corpus(
         shares={"prose": 0.3, "page": 0.4, "table": 0.15, "base64": 0.1, "script": 0.05},
-        wanted={"prose": 1.0},
+        target={"prose": 1.0},
         name="prose",
     ),
 }
@@ -100,11 +100,11 @@ KINDS = (
 
 
 def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0) -> dict[str, Any]:
-    """Write the corpora below ``folder``, or find them there; returns the manifest.
+    """Write the corpora below ``folder`` unless they exist; returns the manifest.
 
     Raises:
-        ValueError: there is too little text of a kind.
-        RuntimeError: the texts cannot be fetched.
+        ValueError: a kind has too little text.
+        RuntimeError: the texts cannot be downloaded.
     """
     path = folder / MANIFEST_FILE
     if path.is_file():
@@ -112,20 +112,20 @@ def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0)
     texts.fetch(texts_folder)
     documents: dict[str, list[str]] = {}
     for i, kind in enumerate(sorted({kind for corpus in CORPORA.values() for kind in corpus.shares})):
-        found = texts.read(texts_folder, kind, wiki=wiki)
-        order = np.random.default_rng([seed, i]).permutation(len(found))
-        documents[kind] = [found[j] for j in order]
+        unordered = texts.read(texts_folder, kind, wiki=wiki)
+        order = np.random.default_rng([seed, i]).permutation(len(unordered))
+        documents[kind] = [unordered[j] for j in order]
     sample = [text[:8192] for kind in sorted(documents) for text in documents[kind][:150]]
     tokenizer = train_tokenizer(sample, vocab_size=VOCAB_SIZE)
-    # Wanted kinds keep a tenth of their documents for validation and two tenths as trusted text.
+    # A tenth of the documents of target kinds is for validation, and two tenths are trusted text.
     rows: dict[tuple[str, str], np.ndarray] = {}
-    wanted = {kind for corpus in CORPORA.values() for kind in corpus.wanted}
-    for kind, found in documents.items():
-        tenth = len(found) // 10 if kind in wanted else 0
+    targets = {kind for corpus in CORPORA.values() for kind in corpus.target}
+    for kind, own in documents.items():
+        tenth = len(own) // 10 if kind in targets else 0
         for part, part_of in (
-            ("validation", found[:tenth]),
-            ("trusted", found[tenth : 3 * tenth]),
-            ("train", found[3 * tenth :]),
+            ("validation", own[:tenth]),
+            ("trusted", own[tenth : 3 * tenth]),
+            ("train", own[3 * tenth :]),
         ):
             rows[kind, part] = make_rows(part_of, tokenizer=tokenizer) if part_of else np.zeros((0, SEQ_LEN), np.uint32)
     manifest: dict[str, Any] = {"seed": seed, "kinds": KINDS, "fingerprints": {}, "duplicates": {}}
@@ -153,17 +153,17 @@ def build(folder: Path, *, texts_folder: Path, wiki: Path | None, seed: int = 0)
             )
             np.save(folder / f"{name}-dedup" / KINDS_FILE, kinds[keep])
     for corpus in {corpus.name: corpus for corpus in CORPORA.values()}.values():
-        rng = np.random.default_rng([seed, 200, sorted(corpus.wanted).index(min(corpus.wanted))])
-        equal = {kind: 1 / len(corpus.wanted) for kind in corpus.wanted}
+        rng = np.random.default_rng([seed, 200, sorted(corpus.target).index(min(corpus.target))])
+        equal = {kind: 1 / len(corpus.target) for kind in corpus.target}
         for part, shares, number in (
             ("validation", equal, NUM_VALIDATION),
-            ("trusted", corpus.wanted, NUM_TRUSTED),
+            ("trusted", corpus.target, NUM_TRUSTED),
         ):
             made, kinds = deal(rows, shares, part, number, rng, in_order=part == "trusted")
             where = folder / f"{part}-{corpus.name}"
             manifest["fingerprints"][where.name] = write_rows(where, made, tokenizer=tokenizer)
             np.save(where / KINDS_FILE, kinds)
-    write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())  # last: only with it the corpora are there
+    write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())  # last: it marks the corpora as complete
     return manifest
 
 
@@ -185,24 +185,26 @@ def deal(
     *,
     in_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``number`` rows in these shares, and their kinds, uint8: in random order, or ``in_order`` of kinds and documents,
-    as text lies on a disk."""
+    """``number`` rows in these shares, and their kinds, uint8.
+
+    They are in random order, or with ``in_order`` sorted by kind and document, as text is on a disk.
+    """
     taken, kinds = [], []
     for kind, share in shares.items():
-        found, wanted = rows[kind, part], round(share * number)
+        available, count = rows[kind, part], round(share * number)
         if kind == list(shares)[-1]:
-            wanted = number - sum(map(len, taken))
-        if len(found) < wanted:
-            raise ValueError(f"{len(found):,} rows of {kind} for {part}, where {wanted:,} are needed")
-        places = rng.permutation(len(found))[:wanted]
-        taken.append(found[np.sort(places) if in_order else places])
-        kinds.append(np.full(wanted, KINDS.index(kind), np.uint8))
+            count = number - sum(map(len, taken))
+        if len(available) < count:
+            raise ValueError(f"there are {len(available):,} rows of {kind} for {part}, but {count:,} are needed")
+        indices = rng.permutation(len(available))[:count]
+        taken.append(available[np.sort(indices) if in_order else indices])
+        kinds.append(np.full(count, KINDS.index(kind), np.uint8))
     order = np.arange(number) if in_order else rng.permutation(number)
     return np.concatenate(taken)[order], np.concatenate(kinds)[order]
 
 
 def without_shared_windows(rows: np.ndarray) -> np.ndarray:
-    """bool [N]: False for rows that share ``WINDOW`` tokens in a row with an earlier one."""
+    """bool [N]: False for rows that share ``WINDOW`` consecutive tokens with an earlier kept row."""
     seen: set[bytes] = set()
     keep = np.ones(len(rows), bool)
     for i, row in enumerate(rows.astype("<u2")):
@@ -215,24 +217,24 @@ def without_shared_windows(rows: np.ndarray) -> np.ndarray:
 
 
 def minhash_duplicates(rows: np.ndarray) -> int:
-    """How many rows are near-duplicates of an earlier one by MinHash, which estimates their Jaccard similarity."""
+    """The number of near-duplicates of an earlier row by MinHash, which estimates the Jaccard similarity."""
     index = MinHashLSH(threshold=SIMILARITY, num_perm=64)
-    found = 0
+    num_duplicates = 0
     for i, row in enumerate(rows.astype("<u2")):
         data = row.tobytes()
         sketch = MinHash(num_perm=64, seed=1)
         sketch.update_batch([data[2 * j : 2 * j + 10] for j in range(len(row) - 4)])
         if index.query(sketch):
-            found += 1
+            num_duplicates += 1
         else:
             index.insert(i, sketch)
-    return found
+    return num_duplicates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Build the corpora of the evidence.")
+    parser = argparse.ArgumentParser(description="Build the corpora of the single-pass experiment.")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--texts", type=Path, required=True, help="where the texts are, or are downloaded to")
+    parser.add_argument("--texts", type=Path, required=True, help="folder of the texts; they are downloaded if missing")
     parser.add_argument("--wiki", type=Path, help="a file of WikiText-2, for prose")
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""The goals of the evidence with a verdict each, from charged results (numbers.py)."""
+"""The goals of the single-pass experiment, with a verdict for each, from charged results (numbers.py)."""
 
 import math
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ SAVINGS = (
         for corpus in ("junk", "near_duplicates", "target")
     ),
 )
-"""(what, corpus, share of uniform's compute, runs that share the scorers)."""
+"""(goal, corpus, share of uniform's compute, number of runs that share the scorers)."""
 ROUNDING = 0.005
-"""Of the compute: 0.7 is met by 0.705."""
+"""Tolerance of the compute: 0.705 still meets 0.7."""
 UNHARMED = ("clean", "minority: code", "minority: russian")
 HARMLESS = 0.005
-"""Nats a token."""
+"""Largest mean difference in nats per token that counts as no harm."""
 CHEAP = 0.02
-"""Of a full run's steps, that the scorers may cost where they do nothing."""
+"""Largest cost of the scorers that counts as no harm, as a share of a full run's steps."""
 
 
 def make_goals(results: Sequence[Result]) -> str:
-    """Markdown: the goals, what was measured, a verdict.
+    """Markdown: for each goal, the measured numbers and a verdict.
 
-    A saving is judged by the rule with the most compute that is allowed. It is met where the whole 95% interval of the
-    difference to uniform's final loss is at or below 0, "likely" where only the mean is. No harm is met where the mean
-    difference at equal steps and the cost of the scorers both are small enough.
+    A saving is judged by the rule with the most compute among those allowed. It is met where the whole 95% interval of
+    the difference to uniform's final loss is at or below 0, and "likely" where only the mean is. No harm is met where
+    the mean difference at equal steps and the cost of the scorers are both small enough.
     """
     losses = all_losses(results)
     lines = [["goal", "by", "compute", "of that scorers", "difference to uniform", "verdict"], ["---"] * 6]
@@ -50,8 +50,8 @@ def make_goals(results: Sequence[Result]) -> str:
     return markdown(lines)
 
 
-def saving(results: Sequence[Result], losses: Losses, what: str, corpus: str, share: float, runs: int) -> list[str]:
-    """A row; empty where no rule was run with so little compute."""
+def saving(results: Sequence[Result], losses: Losses, goal: str, corpus: str, share: float, runs: int) -> list[str]:
+    """The row of a saving; empty where no rule was run with so little compute."""
     costs = {rule: compute_of(results, rule, corpus, runs=runs) for rule in RULES if RULES[rule].scorers}
     allowed = {
         rule: cost
@@ -65,11 +65,11 @@ def saving(results: Sequence[Result], losses: Losses, what: str, corpus: str, sh
     width = half_width(differences)
     certain = not math.isnan(width) and mean(differences) + width <= 0
     verdict = "met" if certain else "likely" if mean(differences) <= 0 else "missed"
-    return [what, rule, *(f"{cost:.3f}" for cost in allowed[rule]), interval(differences), verdict]
+    return [goal, rule, *(f"{cost:.3f}" for cost in allowed[rule]), interval(differences), verdict]
 
 
 def no_harm(results: Sequence[Result], losses: Losses, column: str, rule: str) -> list[str]:
-    """A row; empty where nothing was run."""
+    """The row of a "no harm" goal; empty where nothing was run."""
     differences, cost = paired(losses, rule, column), compute_of(results, rule, corpus_of(column))
     if not differences or cost is None:
         return []

@@ -1,6 +1,6 @@
-"""The numbers of the evidence: pairs of runs, what a run was charged, when one was where uniform ended.
+"""The numbers of the single-pass experiment: pairs of runs, charges, when a run reached uniform's final loss.
 
-Pure: results in, numbers out. A result is a ``result.json`` with what results.py adds to it.
+Pure: results in, numbers out. A result is a ``result.json`` with the keys that results.py adds.
 """
 
 import math
@@ -22,7 +22,7 @@ Losses = dict[tuple[str, str], dict[int, float]]
 
 
 def all_losses(results: Sequence[Result]) -> Losses:
-    """The final losses; a corpus that wants several kinds of text has a column of each, too."""
+    """The final losses; a corpus with several target kinds of text has a column for each, too."""
     losses = by_cell(results)
     for kind in sorted({kind for result in results for kind in result["kinds"]}):
         own = by_cell([r for r in results if kind in r["kinds"]], lambda result, kind=kind: result["kinds"][kind])
@@ -31,7 +31,7 @@ def all_losses(results: Sequence[Result]) -> Losses:
 
 
 def columns_of(losses: Losses) -> list[str]:
-    """In the order of the corpora, a corpus before its kinds."""
+    """The columns in the order of the corpora, each corpus before its kinds."""
     return sorted({column for _, column in losses}, key=lambda name: (list(CORPORA).index(corpus_of(name)), name))
 
 
@@ -40,7 +40,7 @@ def corpus_of(column: str) -> str:
 
 
 def paired(losses: Losses, rule: str, column: str) -> list[float]:
-    """Differences to uniform's final loss, of the seeds that both have."""
+    """Differences to uniform's final loss, for the seeds that both have."""
     own, control = losses.get((rule, column), {}), losses.get(("uniform", column), {})
     return [own[seed] - control[seed] for seed in sorted(own.keys() & control.keys())]
 
@@ -49,20 +49,20 @@ def paired(losses: Losses, rule: str, column: str) -> list[float]:
 
 
 def train_seconds(result: Result) -> float:
-    """Without validation, where the ledger tells."""
+    """Seconds of training; without validation where the ledger was logged."""
     return result["last"].get("ledger/train_seconds", result["wall_seconds"])
 
 
 def part_of_scorers(rule: str) -> float:
-    """Share of both scorers' cost that a rule pays: a half where it reads the amateur alone."""
+    """The share of both scorers' cost that a rule pays: a half where it reads the amateur alone."""
     return len(RULES[rule].scorers) / 2
 
 
 def charge(results: Sequence[Result]) -> list[Result]:
-    """The results, each with ``scorer_steps``: what its scorers cost, in steps of the learner.
+    """The results, each with ``scorer_steps``: the cost of its scorers in steps of the learner.
 
-    The larger of two figures: their share of a full run's floating point operations, and their measured seconds over
-    those of a step of uniform on that corpus (the median over its runs; over the rule's own where uniform is missing).
+    It is the larger of two numbers: their share of a full run's floating point operations, and their measured seconds
+    over those of a step of uniform on that corpus (the median over its runs, or over the rule's own without uniform).
     """
     paces = by_cell(results, lambda result: train_seconds(result) / result["steps"])
     charged = []
@@ -77,9 +77,9 @@ def charge(results: Sequence[Result]) -> list[Result]:
 
 
 def compute_of(results: Sequence[Result], rule: str, corpus: str, *, runs: int = 1) -> tuple[float, float] | None:
-    """What a rule's mean run on a corpus costs, as shares of a full run's steps: (all, of that the scorers).
+    """The mean cost of a rule's runs on a corpus, in shares of a full run's steps: (total, scorers).
 
-    ``runs`` of them share the scorers. None where nothing was run.
+    The scorers are shared by ``runs`` runs. None where nothing was run.
     """
     own = [r for r in results if r["rule"] == rule and r["corpus"] == corpus]
     if not own:
@@ -97,15 +97,15 @@ def curve(result: Result) -> dict[int, float]:
 
 
 def reached(result: Result, target: float) -> float:
-    """The step at which a run was first at a loss, linear between validations; inf if it never was."""
+    """The step at which a run first reached a loss, linear between validations; inf if it never did."""
     return first_passage(curve(result), target)
 
 
 def time_to_uniform(results: Iterable[Result], controls: dict[int, float]) -> tuple[float, float, float] | None:
-    """Median (step, tokens, seconds) over the seeds at which runs were at the final loss of uniform with their seed.
+    """Median (step, tokens, seconds) over the seeds at which runs reached the final loss of uniform with their seed.
 
-    A seed that never was there counts as infinite. Seconds are those of training, at the run's mean pace. None without
-    a seed that both have.
+    A seed that never did counts as infinite. Seconds are those of training, at the run's mean pace. None without a seed
+    that both have.
     """
     at = [(r, reached(r, controls[r["seed"]])) for r in results if r["seed"] in controls]
     if not at:
@@ -121,9 +121,9 @@ def time_to_uniform(results: Iterable[Result], controls: dict[int, float]) -> tu
 
 
 def forecasts(results: Sequence[Result]) -> list[tuple[str, float, float]]:
-    """(corpus, share that ``difference`` left out in its first decision, what it gained on uniform) a seed.
+    """(corpus, share that ``difference`` left out in its first decision, its gain over uniform) per seed.
 
-    A run is a single pass, so that its last decision is its first.
+    A run is a single pass, so its last decision is its first.
     """
     controls = by_cell(results)
     return [
@@ -134,7 +134,7 @@ def forecasts(results: Sequence[Result]) -> list[tuple[str, float, float]]:
 
 
 def correlation(pairs: Sequence[tuple[float, float]]) -> float:
-    """Pearson's; nan for fewer than three pairs, or where one side never changes."""
+    """Pearson's correlation; nan for fewer than three pairs, or where one side is constant."""
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     if len(pairs) < 3 or len(set(left)) == 1 or len(set(right)) == 1:
         return math.nan

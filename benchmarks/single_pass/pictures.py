@@ -1,6 +1,6 @@
-"""The pictures of the evidence, 1,400 pixels wide: the curves of a single pass, and how far from uniform it ends.
+"""The pictures of the single-pass experiment, 1,400 pixels wide: loss curves, and final differences to uniform.
 
-Colors are Okabe and Ito's, which the color-blind tell apart; every rule has a marker of its own, too.
+Colors are Okabe and Ito's, which color-blind people can distinguish; every rule has its own marker, too.
 """
 
 import io
@@ -41,9 +41,9 @@ LOOKS = {
 
 
 def draw_curves(results: Sequence[Result], path: Path) -> None:
-    """Validation loss against steps, a panel a corpus: the mean over the seeds, and a thin line a seed.
+    """Validation loss against steps, one panel per corpus: the mean over the seeds, and a thin line per seed.
 
-    The first validation, before anything was learned, is left out.
+    The first validation, before training, is left out.
     """
     cells = by_cell(results, lambda result: {step: loss for step, loss in curve(result).items() if step > 1})
 
@@ -68,9 +68,9 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
 
 
 def draw_differences(results: Sequence[Result], path: Path) -> None:
-    """The paired difference to uniform's final loss with its 95% interval: a panel a column of the table, a row a rule.
+    """The paired difference to uniform's final loss with its 95% interval: a panel per table column, a row per rule.
 
-    Intervals may end outside of a panel, whose axis shows all means.
+    The axis of a panel includes all means; intervals may end outside of it.
     """
     losses = all_losses(results)
     rules = [rule for rule in RULES if rule != "uniform" and any(rule == key[0] for key in losses)]
@@ -114,7 +114,7 @@ def panels(
     legend: bool = False,
     share_rows: bool = False,
 ) -> None:
-    """Write a PNG of a panel a name, four in a row, ``height`` inches each; nothing without a name."""
+    """Write a PNG with one panel per name, four in a row, ``height`` inches each; nothing without a name."""
     if not names:
         return
     columns, rows = min(4, len(names)), -(-len(names) // 4)
@@ -132,5 +132,5 @@ def panels(
             figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=len(order))
         figure.suptitle(title)
         content = io.BytesIO()
-        figure.savefig(content, format="png")  # by Agg: no window is asked for
+        figure.savefig(content, format="png")  # rendered by Agg, without a window
         write_atomically(path, content.getvalue())

@@ -1,14 +1,13 @@
-"""The results of the evidence: those below its folder, and those that an earlier call or another machine has.
+"""The results of the single-pass experiment: those in its folder, and those of earlier calls and other machines.
 
-``gather`` adds to a run's ``result.json`` what the tables need of its surroundings:
+``gather`` adds keys that the tables need to a run's ``result.json``:
 
-    scorer_share, scorer_seconds    of both scorers, where the rule reads any: floating point operations as a share of
-                                    a full run's, and measured seconds
-    kinds                           the loss of each wanted kind of text, where there are several
-    data_fingerprint                of the data sets behind the result, name -> fingerprint, where the run has not
-                                    written it itself
+    scorer_share, scorer_seconds    the cost of both scorers, where the rule reads any: floating point operations as a
+                                    share of a full run's, and measured seconds
+    kinds                           the loss on each target kind of text, where there are several
+    data_fingerprint                name -> fingerprint of the data sets, where the run has not written it itself
 
-A known result (``read_known``) has all of that, and stands for a run of equal configuration on equal data.
+A known result (``read_known``) has all of these keys. It replaces a run with equal configuration on equal data.
 """
 
 import json
@@ -28,12 +27,12 @@ from benchmarks.single_pass.rules import RULES, data_of, kinds_task, rule_task, 
 def gather(
     output: Path, *, fingerprints: dict[str, str], known: dict[str, dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """All results below ``output``, and the ``known`` ones that are not there.
+    """All results below ``output``, and the ``known`` ones that are missing there.
 
     Raises:
         ValueError: a run was made with another configuration than its rule has now, or on other data.
     """
-    found = dict(known or {})
+    results = dict(known or {})
     for path in (output / "runs").glob("*/*/seed-*/result.json"):
         corpus, name, seed = path.parts[-4], path.parts[-3], int(path.parts[-2].removeprefix("seed-"))
         if name not in RULES or corpus not in CORPORA:
@@ -52,15 +51,15 @@ def gather(
         data = data_fingerprint(fingerprints, corpus, name, seed)
         if result.setdefault("data_fingerprint", data) != data:
             raise ValueError(
-                f"{path.parent} was measured on other data than {output / 'corpora'} holds now: name another --output, "
+                f"{path.parent} was measured on other data than {output / 'corpora'} has now: name another --output, "
                 "or remove this folder"
             )
-        found[task.folder] = result
-    return [found[folder] for folder in sorted(found)]
+        results[task.folder] = result
+    return [results[folder] for folder in sorted(results)]
 
 
 def losses_by_kind(output: Path, corpus: str, name: str, seed: int) -> dict[str, float]:
-    """Mean loss of each kind of validation row; empty where the corpus wants one kind."""
+    """Mean loss of each kind of validation row; empty where the corpus has one target kind."""
     file = output / kinds_task(corpus, name, seed).folder / "losses" / "losses.bin"
     if not file.is_file():
         return {}
@@ -70,21 +69,21 @@ def losses_by_kind(output: Path, corpus: str, name: str, seed: int) -> dict[str,
 
 
 def data_fingerprint(fingerprints: dict[str, str], corpus: str, name: str, seed: int) -> dict[str, str | None]:
-    """Name -> fingerprint of what the run trains on and validates with, and of trusted text where scorers were read.
+    """Name -> fingerprint of a run's training and validation data, and of the trusted text where it reads scorers.
 
-    The middle by the amateur's loss follows from the corpus and the trusted text.
+    The middle half by the amateur's loss is determined by the corpus and the trusted text.
     """
-    rule, wanted = RULES[name], CORPORA[corpus].name
+    rule, target = RULES[name], CORPORA[corpus].name
     data = corpus if rule.data == "middle" else data_of(corpus, rule, seed)
-    sets = [data, f"validation-{wanted}", *([f"trusted-{wanted}"] if rule.scorers else [])]
+    sets = [data, f"validation-{target}", *([f"trusted-{target}"] if rule.scorers else [])]
     return {part: fingerprints.get(part) for part in sets}
 
 
 def read_known(files: Sequence[Path], *, output: Path, fingerprints: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Folder of the run -> result, of runs that are not below ``output``; what is left out is told on stderr.
+    """Folder of the run -> result, of runs that are not below ``output``; those left out are named on stderr.
 
     Raises:
-        ValueError: a file is no results.json of this command.
+        ValueError: a file is not a results.json of this command.
     """
     known: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -93,8 +92,8 @@ def read_known(files: Sequence[Path], *, output: Path, fingerprints: dict[str, s
             names = [(result["corpus"], result["rule"], result["seed"], result["config"]) for result in results]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"--known {file}: no results of this command ({type(error).__name__}: {error}): name the results.json "
-                "of an earlier call"
+                f"--known {file}: not a results.json of this command ({type(error).__name__}: {error}): name the one "
+                "that an earlier call wrote"
             ) from error
         left_out = []
         for result, (corpus, name, seed, config) in zip(results, names, strict=True):
@@ -112,13 +111,13 @@ def read_known(files: Sequence[Path], *, output: Path, fingerprints: dict[str, s
                 left_out.append(folder.removeprefix("runs/"))
         if left_out:
             print(
-                f"evidence: {file}: {len(left_out)} of {len(results)} results left out, of another configuration or "
-                f"other data: {', '.join(left_out)}",
+                f"evidence: {file}: {len(left_out)} of {len(results)} results left out, because their configuration or "
+                f"data differ: {', '.join(left_out)}",
                 file=sys.stderr,
             )
     return known
 
 
 def flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Key by key, as load_result compares."""
+    """The configuration key by key, as load_result compares it."""
     return {f"{name}.{key}": value for name, section in config.items() for key, value in section.items()}

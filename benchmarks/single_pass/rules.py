@@ -1,4 +1,4 @@
-"""The rules of the evidence, and the commands of its runs: all that tells two runs apart.
+"""The rules of the single-pass experiment, and the commands of its runs.
 
 A run is one (corpus, rule, seed). Scorers are made once for (trusted text, corpus, seed) by the product's own command.
 """
@@ -10,11 +10,11 @@ from benchmarks.common.tasks import LEARNING_RATE, Task, divisor, run_config
 from benchmarks.single_pass.corpora import CORPORA
 
 STEPS = 400
-"""Of a full run: 12,800 of 32,000 rows, none twice. Every run decays its learning rate to zero at its own end."""
+"""Steps of a full run: 12,800 of 32,000 rows, none twice. Every run decays its learning rate to zero at its end."""
 SCORERS = ("--flavor", "bigram")
-"""What the scorers are, in the words of their command."""
+"""The arguments of the scorers' command that choose their model."""
 SCORED_BY = f"scorers: {' '.join(SCORERS)}"
-"""In the configuration of what reads their losses: other scorers make it another run."""
+"""Stored in the configuration of runs that read the losses: with other scorers it is another run."""
 
 ON_DISK: dict[str, Any] = {
     "strategy": "hard",
@@ -82,7 +82,7 @@ def scores_folder(data: str, seed: int) -> str:
 
 
 def data_of(corpus: str, rule: Rule, seed: int) -> str:
-    """Folder below ``corpora/``."""
+    """The folder below ``corpora/`` that a rule trains on."""
     if rule.data == "middle":
         return f"{corpus}-middle-{seed}"
     return f"{corpus}-{rule.data}" if rule.data else corpus
@@ -92,7 +92,7 @@ def config(folder: str, corpus: str, *, data: str, teacher: dict[str, Any], seed
     made = run_config(folder, data=data, teacher=teacher, seed=seed, steps=steps, lr=LEARNING_RATE)
     made["data"]["validation_path"] = f"corpora/validation-{CORPORA[corpus].name}"
     made["validation"]["freq"] = divisor(steps, at_most=80)
-    if len(CORPORA[corpus].wanted) > 1:  # the last weights are asked about each kind
+    if len(CORPORA[corpus].target) > 1:  # the final weights are evaluated on each kind
         made["checkpoint"] = {"enable": True, "interval": steps, "last_save_model_only": True}
     return made
 
@@ -119,7 +119,7 @@ def rule_task(corpus: str, name: str, seed: int) -> Task:
 
 
 def scorers_task(corpus: str, seed: int, *, data: str) -> Task:
-    """Makes the amateur and the expert of ``data``, which is of a corpus, and their losses on it."""
+    """Makes the amateur and the expert for ``data``, a folder of ``corpus``, and their losses on it."""
     folder, name = scores_folder(data, seed), CORPORA[corpus].name
     made = config(folder, corpus, data=data, teacher=UNIFORM, seed=seed, steps=STEPS)
     made["job"]["description"] = SCORED_BY
@@ -133,7 +133,7 @@ def scorers_task(corpus: str, seed: int, *, data: str) -> Task:
 
 
 def kinds_task(corpus: str, name: str, seed: int) -> Task:
-    """The last weights' losses on each validation row, where the corpus wants text of several kinds."""
+    """Computes the final weights' loss on each validation row, for a corpus with several target kinds."""
     run = rule_task(corpus, name, seed)
     folder = f"{run.folder}/validation"
     validation = f"validation-{CORPORA[corpus].name}"

@@ -1,4 +1,4 @@
-"""The tables of the evidence: all that has finished, from charged results (numbers.py)."""
+"""The tables of the single-pass experiment: all finished runs, from charged results (numbers.py)."""
 
 import math
 import statistics
@@ -23,11 +23,11 @@ from benchmarks.single_pass.numbers import (
 from benchmarks.single_pass.rules import RULES
 
 CHOOSING = ("difference", "attainment", "dedup", "perplexity")
-"""The rules that choose, and take as many steps as uniform."""
+"""The rules that select data and take as many steps as uniform."""
 
 
 def make_table(results: Sequence[Result]) -> str:
-    """Markdown: final loss of uniform; of the other rules the paired difference to it, with its 95% interval."""
+    """Markdown: the final loss of uniform; for other rules the paired difference to it, with its 95% interval."""
     losses = all_losses(results)
 
     def cell(rule: str, column: str) -> str:
@@ -35,14 +35,14 @@ def make_table(results: Sequence[Result]) -> str:
         if rule == "uniform":
             return f"{mean(own.values()):.3f}" if own else ""
         differences = paired(losses, rule, column)
-        few = f" [{len(differences)}]" if len(differences) < 3 else ""
-        return interval(differences) + few if differences else ""
+        num_seeds = f" [{len(differences)}]" if len(differences) < 3 else ""
+        return interval(differences) + num_seeds if differences else ""
 
     return by_rule(RULES, columns_of(losses), cell)
 
 
 def make_times(results: Sequence[Result]) -> str:
-    """Markdown: where the rules that choose, and uniform itself, first were at uniform's final loss."""
+    """Markdown: where the rules that select data, and uniform itself, first reached uniform's final loss."""
     controls, cells = by_cell(results), by_cell(results, lambda result: result)
 
     def cell(rule: str, corpus: str) -> str:
@@ -57,7 +57,7 @@ def make_times(results: Sequence[Result]) -> str:
 
 
 def make_costs(results: Sequence[Result]) -> str:
-    """Markdown: what each rule costs in steps of the learner, and seconds."""
+    """Markdown: the cost of each rule in steps of the learner, and seconds."""
     lines = [["rule", "steps", "scorers, one run", "scorers, of five", "total, one run", "seconds", "of scorers"]]
     lines.append(["---"] * len(lines[0]))
     for rule in RULES:
@@ -71,21 +71,21 @@ def make_costs(results: Sequence[Result]) -> str:
 
 
 def make_forecast(results: Sequence[Result]) -> str:
-    """Markdown: the share that ``difference`` leaves out of a corpus, known before the run, and what it gains."""
-    found = forecasts(results)
+    """Markdown: the share of a corpus that ``difference`` leaves out, known before the run, and its gain."""
+    pairs = forecasts(results)
     lines = [["corpus", "left out", "gain on uniform", "seeds"], ["---"] * 4]
     for corpus in CORPORA:
-        own = [(left_out, gain) for name, left_out, gain in found if name == corpus]
+        own = [(left_out, gain) for name, left_out, gain in pairs if name == corpus]
         if own:
             shares, gains = zip(*own, strict=True)
             lines.append([corpus, f"{mean(shares):.1%}", f"{mean(gains):+.3f}", f"{len(own)}"])
-    pearson = correlation([(left_out, gain) for _, left_out, gain in found])
-    text = "too few to tell" if math.isnan(pearson) else f"{pearson:.2f}"
-    return f"{markdown(lines)}\n\nPearson's correlation over {len(found)} (corpus, seed): {text}."
+    pearson = correlation([(left_out, gain) for _, left_out, gain in pairs])
+    text = "too few pairs" if math.isnan(pearson) else f"{pearson:.2f}"
+    return f"{markdown(lines)}\n\nPearson's correlation over {len(pairs)} (corpus, seed): {text}."
 
 
 def make_kept(results: Sequence[Result]) -> str:
-    """Markdown: of what was trained, the shares of each kind of row: uniform's and the rules' that choose."""
+    """Markdown: the share of each kind among the trained rows, for uniform and the rules that select data."""
     lines = [["corpus", "kind", "uniform", "difference", "attainment", "perplexity"]]
     lines.append(["---"] * len(lines[0]))
     shares = by_cell(results, lambda result: result["trained_kinds"])
@@ -100,7 +100,7 @@ def make_kept(results: Sequence[Result]) -> str:
 
 
 def make_duplicates(duplicates: dict[str, dict[str, int]]) -> str:
-    """Markdown: rows that passes without a model would have taken."""
+    """Markdown: rows that deduplication without a model would have removed."""
     lines = [["corpus", "rows", "equal rows", "50 tokens shared", "MinHash above 0.7"], ["---"] * 5]
     lines += [
         [name, f"{n['rows']:,}", *(f"{n[key] / n['rows']:.1%}" for key in ("equal", "window", "minhash"))]
@@ -113,23 +113,23 @@ def report(output: Path, results: Sequence[Result], *, duplicates: dict[str, Any
     """Write results.json and table.md; returns the text of the latter."""
     seeds = sorted({result["seed"] for result in results})
     tables = {
-        "Final validation loss of uniform, nats per token, and the paired differences of the others to it, with 95% "
-        "intervals over the seeds ([n]: fewer than three):": make_table(results),
+        "Final validation loss of uniform, nats per token, and the paired differences of the other rules to it, with "
+        "95% intervals over the seeds ([n]: the number of seeds where fewer than three):": make_table(results),
         "Goals; compute as a share of uniform's, scorers included:": make_goals(results),
         "Time to uniform's final loss: the step (tokens, seconds of training) at which a run's own validation curve "
-        "first is there, median over the seeds, linear between validations; the scorers not included. The learning "
-        'rate has not yet decayed there, which speaks against the rule. "-": never.': make_times(results),
+        "first reaches it, median over the seeds, linear between validations, scorers excluded. The learning rate has "
+        'not yet decayed there, which counts against the rule. "-": never.': make_times(results),
         "Cost, in steps of the learner, and seconds on this machine (validation included):": make_costs(results),
-        "Forecast: what `difference` leaves out in its first decision, known before a run, and its measured gain in "
-        "nats per token, means over the seeds:": make_forecast(results),
-        "Of what was trained:": make_kept(results),
-        "What passes without a model would have taken:": make_duplicates(duplicates),
+        "Forecast: the share that `difference` leaves out in its first decision, known before a run, and its measured "
+        "gain in nats per token, means over the seeds:": make_forecast(results),
+        "Shares of the kinds among the trained rows:": make_kept(results),
+        "Rows that deduplication without a model would have removed:": make_duplicates(duplicates),
     }
     lines = [
-        "# Evidence: a single pass, all costs charged",
+        "# A single pass, all costs charged",
         "",
-        f"Seeds {', '.join(map(str, seeds)) or 'none'}. What runs, corpora and rules are: benchmarks/single_pass/ "
-        "(corpora.py, rules.py); how a run is charged: benchmarks/README.md.",
+        f"Seeds {', '.join(map(str, seeds)) or 'none'}. Corpora and rules are defined in benchmarks/single_pass/ "
+        "(corpora.py, rules.py); benchmarks/README.md says how a run is charged.",
         "",
         "![validation loss against steps](single_pass.png)",
         "",

@@ -1,10 +1,10 @@
 """The time and memory of steps and of their parts: ``python -m benchmarks.speed.NAME [--output FILE]``.
 
     step_time.py      a whole step: torchtitan's own trainer against the teaching one
-    vision_step.py    images a second: the product's steps against a plain loop
+    vision_step.py    images per second: the product's steps against a plain loop
     gpu_steps.py      steps with [freezing] and [highway] against backpropagation through everything
     loss.py           torchtitan's cross-entropy against the per-example loss
-    exchange.py       one packed flush of losses in 16 steps against a gather in every step
+    exchange.py       one packed flush of losses every 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores
     reading.py        positioned reads and lasting threads against memory maps and nodes made anew
     packing.py        packing documents into windows against reading them, and the padding that is left

@@ -1,14 +1,14 @@
-"""Getting every step's losses to their owners: one packed flush in 16 steps against a gather in every step.
+"""Sending every step's losses to their owners: one packed flush every 16 steps against a gather in every step.
 
     python -m benchmarks.speed.exchange [--processes 2] [--batch 32] [--output exchange.json]
 
-    ours        LossBuffer.record and step_done: a device copy a step; every 16 steps one asynchronous all-gather
-    every step  all-gather of [index; loss] after each step, ``.cpu()``, scores[index] = loss in numpy: InfoBatch's way
+    ours        LossBuffer.record and step_done: a device copy per step; every 16 steps one asynchronous all-gather
+    every step  all-gather of [index; loss] after each step, ``.cpu()``, scores[index] = loss in numpy, as in InfoBatch
     nothing     no exchange
 
-Each step also does ``--work`` matrix products, which stand for the model: without a host sync a GPU's queue stays full
-behind them. The losses are made on the device in each step. Times are of a window of 16 steps, all its device work done
-at the end; "ms/step" is what a way costs above "nothing". A rank's received bytes and collectives are counted.
+Each step also does ``--work`` matrix products, which represent the model: without a host sync they keep a GPU's queue
+full. The losses are computed on the device in each step. A time is that of a window of 16 steps, up to the end of its
+device work; "ms/step" is the cost of a variant above "nothing". A rank's received bytes and collectives are counted.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NUM_EXAMPLES = 1_000_000
 
 
 def work(mesh: DeviceMesh, device: str, batch: int, size: int, products: int, rounds: int) -> dict[str, Any]:
-    """One rank; returns the windows' seconds and the bytes and collectives of a window, by way."""
+    """One rank. Returns, by variant, the seconds of the windows, and the bytes and collectives of one."""
     buffer = LossBuffer(NUM_EXAMPLES, mesh=mesh, device=device)
     window = buffer.flush_every
     generator = torch.Generator().manual_seed(mesh.get_local_rank())
@@ -54,7 +54,7 @@ def work(mesh: DeviceMesh, device: str, batch: int, size: int, products: int, ro
             product = product @ factor
         return product[0, :batch].abs()
 
-    first = 1  # of the steps of the next window: a flush falls on a multiple of ``window``
+    first = 1  # step of the next window: a flush is at a multiple of ``window``
 
     def ours() -> None:
         nonlocal first
@@ -95,10 +95,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Packed asynchronous exchange of losses against one in every step.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
     parser.add_argument("--processes", type=int, help="default: all GPUs, or 2 on CPU")
-    parser.add_argument("--batch", type=int, default=32, help="examples of a rank's step")
-    parser.add_argument("--work", type=int, default=8, help="matrix products a step")
-    parser.add_argument("--size", type=int, help="of the matrices; default 4096 on a GPU, 64 on CPU")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--batch", type=int, default=32, help="examples per rank and step")
+    parser.add_argument("--work", type=int, default=8, help="matrix products per step")
+    parser.add_argument("--size", type=int, help="size of the matrices (default: 4096 on a GPU, 64 on CPU)")
+    parser.add_argument("--rounds", type=int, default=31, help="windows per variant")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     args.processes = args.processes or (torch.cuda.device_count() if args.device == "cuda" else 2)

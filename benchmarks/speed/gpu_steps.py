@@ -1,23 +1,23 @@
-"""How fast cheaper steps are: [freezing] and [highway] against backpropagation through everything, on one GPU.
+"""The speed of cheaper steps: [freezing] and [highway] against backpropagation through everything, on one GPU.
 
     python -m benchmarks.speed.gpu_steps [--flavor bench_gpu] [--seq-len 1024] [--batch 16] [--steps 40] [--output FILE]
     python -m benchmarks.speed.gpu_steps --flavor bench --seq-len 96 --batch 8 --steps 15 --log-every 3 --rounds 1
 
-The second is to see that it works where there is no GPU.
+The second command checks that it works without a GPU.
 
-Every run is a trainer of the product's own, as ``torchrun --nproc_per_node=1 -m titan_attent.train`` makes it, in this
-one process: bf16 on a GPU, fp32 on a CPU, no FSDP2, text of the Python standard library (corpora/stdlib_code.py) as
-often as it takes. The rules take turns, ``--rounds`` times; then those of ``--compiled``, once, with
-``compile.enable``. In every run all steps but the first are as the rule has them: nothing is exact, and after the first
-step it is decided once which modules stay.
+Every run is the product's own trainer, as ``torchrun --nproc_per_node=1 -m titan_attent.train`` makes it, in this one
+process: bf16 on a GPU, fp32 on a CPU, no FSDP2. The text is that of the Python standard library
+(corpora/stdlib_code.py), repeated as needed. The rules take turns, ``--rounds`` times. Then each rule of ``--compiled``
+runs once with ``compile.enable``. In every run, all steps but the first follow the rule: none is exact, and the active
+modules are chosen once, after the first step.
 
-A time is that of ``--log-every`` steps, which ends when the device is done. The first two of a run do not count:
-it starts, compiles and probes there. "seconds a step" is the median of the others over all rounds, "spread" their
-interquartile range as a share of it. FLOPs saved are those that the run itself counts for the same steps. "probe" is
-the seconds of one decision, its probe included; "start" those of the start and of what the first steps take more than
-later ones, compilation included.
+A time is that of ``--log-every`` steps, up to the end of their device work. The first two times of a run, with its
+start, compilation and probe, do not count. "seconds per step" is the median of the others over all rounds, "spread"
+their interquartile range as a share of it. FLOPs saved are those that the run counts for the same steps. "probe" is
+the time of one decision with its probe. "start" is the time of the start, plus the additional time of the first steps,
+compilation included.
 
-Cost: about 20 s of compilation for each rule of ``--compiled``, more for those of [freezing]; the rest a minute.
+Cost: about 20 s of compilation per rule of ``--compiled``, more for those of [freezing]; one minute for the others.
 """
 
 import argparse
@@ -46,14 +46,14 @@ from benchmarks.corpora.stdlib_code import Sizes, build_corpora
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
-ENDLESS = 1_000_000
-"""Steps: nothing of what is measured comes near the end of a run."""
+PLANNED_STEPS = 1_000_000
+"""Planned steps of a run; the measured steps are far from its end."""
 SKIPPED = 2
-"""Times of a run that do not count."""
+"""Number of times at the start of a run that do not count."""
 
 
 def modules(policy: str, backward_share: float) -> list[str]:
-    keys = {"policy": policy, "backward_share": backward_share, "warmup_steps": 1, "interval": ENDLESS}
+    keys = {"policy": policy, "backward_share": backward_share, "warmup_steps": 1, "interval": PLANNED_STEPS}
     return [part for key, value in keys.items() for part in (f"--freezing.{key}", str(value))]
 
 
@@ -77,7 +77,7 @@ def build(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -
         *("--job.custom_config_module", "titan_attent.job_config", "--job.dump_folder", f"{folder}/run"),
         *("--model.name", "llama3_attent", "--model.flavor", args.flavor, "--data.path", f"{folder}/corpora/clean"),
         *("--training.local_batch_size", str(args.batch), "--training.seq_len", str(args.seq_len)),
-        *("--training.steps", str(ENDLESS), "--metrics.log_freq", str(ENDLESS), "--debug.seed", "0"),
+        *("--training.steps", str(PLANNED_STEPS), "--metrics.log_freq", str(PLANNED_STEPS), "--debug.seed", "0"),
         *("--training.mixed_precision_param", "bfloat16" if args.device == "cuda" else "float32"),
         *("--teacher.strategy", "uniform", "--activation_checkpoint.mode", "none"),
         *(["--compile.enable"] if compiled else []),
@@ -87,10 +87,10 @@ def build(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -
 
 
 def saved(trainer: TeachingTrainer) -> dict[str, float]:
-    """FLOPs saved so far, in those of a full backward pass and of a full step."""
-    found = trainer.systems.metrics()
+    """FLOPs saved so far, in units of a full backward pass and of a full step."""
+    metrics = trainer.systems.metrics()
     tags = {key: [f"{system}/saved_of_{key}" for system in ("freezing", "highway")] for key in ("backward", "step")}
-    return {key: trainer.step * sum(found.get(tag, 0.0) for tag in names) for key, names in tags.items()}
+    return {key: trainer.step * sum(metrics.get(tag, 0.0) for tag in names) for key, names in tags.items()}
 
 
 def train(trainer: TeachingTrainer, batches: Any, steps: int) -> None:
@@ -102,11 +102,11 @@ def train(trainer: TeachingTrainer, batches: Any, steps: int) -> None:
 
 
 def measured(args: argparse.Namespace, trainer: TeachingTrainer, *, start: float) -> dict[str, Any]:
-    """A whole run of a trainer that was made at ``start``.
+    """Run the trainer, which was made at ``start``, and measure it.
 
     Returns:
-        seconds: of a step, of every time that counts. peak: bytes allocated in these at most; 0 on a CPU.
-        backward, step: FLOPs saved in them, as shares. probe, start: seconds.
+        seconds: seconds per step, for every time that counts. peak: bytes allocated during these; 0 on a CPU.
+        backward, step: the shares of FLOPs saved in them. probe, start: seconds.
     """
     is_gpu = args.device == "cuda"
     batches, times, counted_from = trainer.batch_generator(trainer.dataloader), [], SKIPPED * args.log_every
@@ -127,7 +127,7 @@ def measured(args: argparse.Namespace, trainer: TeachingTrainer, *, start: float
 
 
 def run(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -> dict[str, Any]:
-    """One run, see :func:`measured`."""
+    """One run; returns the dictionary of :func:`measured`."""
     torch.compiler.reset()
     start = time.perf_counter()
     trainer = build(args, rule, folder, compiled=compiled)
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace, rule: str, folder: str, *, compiled: bool) -> 
 
 
 def rows_of(runs: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row of numbers a rule, of its runs."""
+    """One row of numbers per rule, over its runs."""
     medians = {
         key: statistics.median(seconds for one in own for seconds in one["seconds"]) for key, own in runs.items() if own
     }
@@ -170,12 +170,12 @@ def rows_of(runs: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """As text, for Markdown."""
+    """The rows as text, for Markdown."""
     return [
         {
             "rule": row["rule"],
             "compiled": "yes" if row["compiled"] else "",
-            "seconds a step": f"{row['seconds']:.4f}",
+            "seconds per step": f"{row['seconds']:.4f}",
             "spread": f"{row['spread']:.1%}",
             "of exact": f"{row['ratio']:.3f}" if row["ratio"] else "",
             "peak memory, GiB": f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "",
@@ -189,10 +189,10 @@ def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def prepare(args: argparse.Namespace, folder: str) -> None:
-    """The data, and this process as the only one of a world, as torchtitan expects it."""
+    """Write the data, and make this process the only one of a world, as torchtitan expects it."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # torchtitan's and torch's about random numbers on meshes of a CPU
+    warnings.simplefilter("ignore")  # warnings of torchtitan and torch about random numbers on CPU meshes
     spec = attent_spec("llama3_attent")
     register_train_spec("llama3_attent", spec)
     build_corpora(Path(folder) / "corpora", sizes=Sizes(vocab_size=spec.model_args[args.flavor].vocab_size))  # type: ignore[attr-defined]
@@ -201,20 +201,22 @@ def prepare(args: argparse.Namespace, folder: str) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How fast cheaper steps are on one GPU.")
+    parser = argparse.ArgumentParser(description="The speed of cheaper steps on one GPU.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
-    parser.add_argument("--flavor", default="bench_gpu", help="of llama3_attent")
+    parser.add_argument("--flavor", default="bench_gpu", help="flavor of llama3_attent")
     parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=16, help="sequences of a step")
-    parser.add_argument("--steps", type=int, default=40, help="of a run")
-    parser.add_argument("--log-every", type=int, default=5, help="steps of a time")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per step")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a run")
+    parser.add_argument("--log-every", type=int, default=5, help="steps per time")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each rule that is not compiled")
     parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
     parser.add_argument("--compiled", nargs="*", choices=RULES, default=["exact", "highway_0", "prefix"])
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     if args.steps // args.log_every <= SKIPPED:
-        parser.error(f"--steps {args.steps}: {SKIPPED} times of {args.log_every} steps do not count; give more")
+        parser.error(
+            f"--steps {args.steps}: the first {SKIPPED} times of {args.log_every} steps do not count; give more"
+        )
     return args
 
 
@@ -232,12 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             began = time.perf_counter()
             try:
                 runs[turn].append(run(args, turn[0], folder, compiled=turn[1]))
-            except Exception:  # the others are measured all the same
+            except Exception:  # measure the others nevertheless
                 traceback.print_exc()
                 failed = True
             print(f"[{number}/{len(turns)}] {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             if args.rounds * len(args.rules) <= number < len(turns):
-                print(measure.table(shown(rows_of(runs))), flush=True)  # in case that compilation takes too long
+                print(measure.table(shown(rows_of(runs))), flush=True)  # in case compilation takes too long
         dist.destroy_process_group()
     rows = rows_of(runs)
     settings = {key: value for key, value in vars(args).items() if key != "output"}

@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed.loss [--device cuda] [--tokens 8192] [--output loss.json]
 
-Part "logits": bf16 logits -> loss -> gradient of the logits. What a step pays for keeping the examples apart.
+Part "logits": bf16 logits -> loss -> gradient of the logits: the cost of a separate loss per example.
 Part "head":   bf16 hidden states -> output layer -> loss -> gradients of hidden states and weight.
 
-Each variant runs forward and backward; logits are made anew, untimed, before each call. "MiB" is the peak of what the
-call allocates; for the part "logits" the logits themselves are counted too, as they are live at that moment in a step.
-A tenth of the labels is ignored. Weights are not all 1, except in "packed", which has four examples per row. Ratios are
-to torchtitan's compiled loss, or its head.
+Each variant runs forward and backward; the logits are refilled, untimed, before each call. "MiB" is the peak of the
+bytes that the call allocates; for the part "logits" it includes the logits, which are live at that point in a step. A
+tenth of the labels is ignored. Weights are not all 1, except in "packed", which has four examples per row. Ratios are
+to torchtitan's compiled loss or head.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def part_logits(args: argparse.Namespace, labels: Tensor, weights: Tensor) -> li
     leaf = torch.empty_like(source).requires_grad_()
 
     def refresh() -> None:
-        # The backward pass may have written over the logits, and the last gradient is not a new one's peak.
+        # The backward pass may have overwritten the logits, and the peak must not include the previous gradient.
         leaf.grad = None
         leaf.detach().copy_(source)
 
     def step(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def call() -> None:
-            logits = leaf.view_as(leaf)  # as a model's, not a leaf; the same memory
+            logits = leaf.view_as(leaf)  # not a leaf, like a model's logits; the same memory
             value = loss(logits)
             del logits
             (gradient,) = torch.autograd.grad(value, leaf)
@@ -121,11 +121,13 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description="torchtitan's cross-entropy against ours.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
-    parser.add_argument("--tokens", type=int, help=f"of a batch of {BATCH} rows; default 8192 on a GPU, 512 on CPU")
+    parser.add_argument(
+        "--tokens", type=int, help=f"tokens per batch of {BATCH} rows (default: 8192 on a GPU, 512 on CPU)"
+    )
     parser.add_argument("--vocab", type=int, default=128_256)
-    parser.add_argument("--dim", type=int, help="of the hidden states; default 2048 on a GPU, 64 on CPU")
-    parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dim", type=int, help="width of the hidden states (default: 2048 on a GPU, 64 on CPU)")
+    parser.add_argument("--chunks", type=int, default=8, help="chunks of the chunked loss")
+    parser.add_argument("--rounds", type=int, default=15, help="calls per variant")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     args.tokens = args.tokens or (8192 if args.device == "cuda" else 512)

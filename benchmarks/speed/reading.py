@@ -1,13 +1,13 @@
-"""Reading examples: positioned reads through few open files against a memory map of every shard; and reader threads
-that live as long as the run against torchdata's nodes made anew for every pass.
+"""Reading examples: positioned reads through few open files against a memory map of every shard, and persistent
+reader threads against new torchdata nodes for every pass.
 
     python -m benchmarks.speed.reading [--output reading.json]
 
-Batches of random examples are read by one thread, the ways in turn, from 4 shards and from 1,100, more than a process
-may map as numpy does with the usual limit of 1,024 files: the limit is raised to 4,096 for the rival. "ours" keeps a
-quarter of that open, "ours, 256" a quarter of the usual limit, so that most examples open a file. The token files are
-made up, 64 MB in all, and in the page cache: a disk or a network would take its time in all ways. "pass" is the time
-from asking for the first batch of a pass until it is there.
+One thread reads batches of random examples, the variants in turn, from 4 and from 1,100 shards. numpy's maps of 1,100
+files exceed the usual limit of 1,024 open files, which is therefore raised to 4,096. "ours" keeps a quarter of that
+open, "ours, 256" a quarter of the usual limit, so that most of its examples open a file. The token files are random, 64
+MB in all, and in the page cache: the latency of a disk or a network would be the same in all variants. "pass" is the
+time from the request for the first batch of a pass to its arrival.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def make_data(folder: Path, *, num_shards: int) -> Path:
 
 
 class Mapped:
-    """The rival: every shard mapped at its first use, for ever."""
+    """The alternative: every shard is mapped at its first use and stays mapped."""
 
     def __init__(self, dataset: TokenDataset):
         self.dataset, self.maps = dataset, dict[str, np.ndarray]()
@@ -59,18 +59,18 @@ class Mapped:
                 name, offset = shards.locate(start + filled)
                 if name not in self.maps:
                     self.maps[name] = np.memmap(shards.path / name, dtype=DTYPE, mode="r")
-                piece = self.maps[name][offset : offset + len(window) - filled]
-                window[filled : filled + len(piece)] = piece
-                filled += len(piece)
+                span = self.maps[name][offset : offset + len(window) - filled]
+                window[filled : filled + len(span)] = span
+                filled += len(span)
         return torch.from_numpy(windows)
 
 
 def read(folder: Path, *, seq_len: int, rows: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a batch, all ways."""
+    """Seconds per batch, for all variants."""
     dataset = TokenDataset(folder, seq_len=seq_len)
     mapped, generator = Mapped(dataset), torch.Generator().manual_seed(0)
-    few = TokenDataset(folder, seq_len=seq_len)
-    few.shards._files.limit = 256
+    limited = TokenDataset(folder, seq_len=seq_len)
+    limited.shards._files.limit = 256
     ids = torch.zeros(rows, dtype=torch.int64)
 
     def draw() -> None:
@@ -87,13 +87,13 @@ def read(folder: Path, *, seq_len: int, rows: int, rounds: int) -> dict[str, lis
         windows = mapped.batch(ids)
         windows[:, :-1].clone(), windows[:, 1:].clone()
 
-    # Every way meets batches of its own: what one has read lies in the processor's cache for the other.
-    ways: dict[str, Callable[[], Any]] = {"memmap": theirs, "ours": ours, "ours, 256": lambda: few.batch(ids)}
+    # Every variant reads its own batches: those of another would be in the processor's cache.
+    ways: dict[str, Callable[[], Any]] = {"memmap": theirs, "ours": ours, "ours, 256": lambda: limited.batch(ids)}
     return measure.interleave(ways, rounds=rounds, device="cpu", before=draw, warmup=200)
 
 
 def start_passes(folder: Path, *, rounds: int) -> dict[str, list[float]]:
-    """Seconds until the first batch of a pass of 50 batches is there."""
+    """Seconds until the first batch of a pass of 50 batches arrives."""
     dataset = TokenDataset(folder, seq_len=128)
     reader = Reader(2)
 
@@ -134,8 +134,10 @@ def start_passes(folder: Path, *, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Positioned reads and lasting threads against maps and nodes.")
-    parser.add_argument("--rounds", type=int, default=201, help="batches a way; a tenth of it for passes")
+    parser = argparse.ArgumentParser(
+        description="Positioned reads and persistent threads against memory maps and nodes."
+    )
+    parser.add_argument("--rounds", type=int, default=201, help="batches per variant; a tenth of it for passes")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)

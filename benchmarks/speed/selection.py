@@ -2,21 +2,21 @@
 
     python -m benchmarks.speed.selection [--sizes 1000000 10000000 100000000] [--processes 2] [--output selection.json]
 
-A loss buffer of N made-up losses is sharded over the processes. Both ways make the same draw of a hard teacher
-from it (soft, ratio 0.5, floor, quarantine, effective sample size, weights, audit), and then the pass's first batch:
+A loss buffer of N synthetic losses is sharded over the processes. Both variants make the same draw from it
+(soft, ratio 0.5, floor, quarantine, effective sample size, weights, audit), and then the first batch of the pass:
 
     ours     draw        Draws.draw: radix descents over sharded scores
              turn-over   Draws.selected (a bitmask to all ranks), the pass, the first batch's ids and weights
-    gather   draw        all-gather of the N fp32 scores; torch.kthvalue and plain sums on every rank for what is
-                         clipped, watched and measured; each rank's keys, gathered; torch.topk, unsorted, which takes a
+    gather   draw        all-gather of the N fp32 scores; torch.kthvalue and plain sums on every rank for clipping,
+                         quarantine and audit; all-gather of each rank's keys; torch.topk, unsorted, which takes a
                          third of the time of the sorted one; weights of a rank's own examples
-             turn-over   the same from the mask of the chosen, which every rank has already
+             turn-over   the same from the mask of the selected examples, which every rank already has
 
-"received" counts the payload that reaches a rank in ring algorithms: 2 (W - 1) / W of an all-reduce, (W - 1) / W of
-what an all-gather returns. "MiB" is the growth of a rank's resident memory (CPU) or of its CUDA allocations at the peak
-of a stage over what it held when the stage began. Choices, weights and measures are compared: where they differ by more
-than rounding, the benchmark fails. 10^8 on two CPU processes needs 12 GiB, and half a minute to a minute a round; the
-first one is for warm-up.
+"received" counts the payload that reaches a rank in ring algorithms: 2 (W - 1) / W of an all-reduce, (W - 1) / W of the
+output of an all-gather. "MiB" is the peak of a rank's resident memory (CPU) or CUDA allocations during a stage, minus
+the value at its start. Selections, weights and statistics are compared: where they differ by more than rounding, the
+benchmark fails. 10^8 on two CPU processes needs 12 GiB, and half a minute to a minute per round; the first round is
+warm-up.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Numbers = dict[str, float]
 
 
 class Traffic:
-    """Counts the collectives of foundations/sharding.py, and what they bring to this rank in bytes."""
+    """Counts the collectives of foundations/sharding.py, and the bytes that this rank receives from them."""
 
     def __init__(self) -> None:
         self.received = self.calls = 0
@@ -101,14 +101,14 @@ class Stages:
 
 
 def give_back_memory() -> None:
-    """What the C library keeps of freed memory would hide what the next stage needs."""
+    """Return freed memory that the C library keeps: it would hide the need of the next stage."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def filled_buffer(mesh: DeviceMesh, device: str, num_examples: int) -> LossBuffer:
-    """Two readings of every example, as after a warm-up and some rounds."""
+    """A buffer with two recorded losses of every example, as after a warm-up and some rounds."""
     buffer = LossBuffer(num_examples, mesh=mesh, device=device)
     generator = torch.Generator(device).manual_seed(buffer.sharding.rank)
     buffer.first_loss.normal_(8.0, 0.5, generator=generator)
@@ -120,7 +120,7 @@ def filled_buffer(mesh: DeviceMesh, device: str, num_examples: int) -> LossBuffe
 
 
 class Gathering:
-    """The rival: every rank has all scores and sorts out for itself what the draw asks for. Nothing is unseen."""
+    """The alternative: every rank gathers all scores and computes the draw itself. Every example has a loss."""
 
     def __init__(self, buffer: LossBuffer):
         self.buffer, self.sharding = buffer, buffer.sharding
@@ -136,8 +136,8 @@ class Gathering:
         n = sharding.num_examples
         local = importance(self.buffer.records(), name=CONFIG.importance)
         scores = sharding.gather(local)[0].view(-1)[:n]
-        places = (max(1, int(QUANTILE * n)), max(1, n // 100), n - n // 100, 1 + n // 100)
-        watched, p99, low, high = (float(torch.kthvalue(scores, n - place + 1).values) for place in places)
+        ranks = (max(1, int(QUANTILE * n)), max(1, n // 100), n - n // 100, 1 + n // 100)  # by descending score
+        watched, p99, low, high = (float(torch.kthvalue(scores, n - rank + 1).values) for rank in ranks)
         self._count(local, watched)
         clipped = scores.clamp(low, high)
         numbers = {"mean": float(scores.double().mean()), "share": share(scores), "p99": p99}
@@ -155,9 +155,11 @@ class Gathering:
             device=scores.device,
         )
         phi, ids = clipped[own].double().clamp_(min=lowest), sharding.local_ids(scores.device)
-        clipped = scores = scores[:0]  # both can go
+        clipped = scores = scores[:0]  # frees both
         noisy = torch.empty_like(local)
-        for block in blocks(len(ids), device=ids.device):  # as ours, so that the difference is not that of caches
+        for block in blocks(
+            len(ids), device=ids.device
+        ):  # in blocks, as in ours, so that caches do not make the difference
             noisy[block] = phi[block] + gumbel(ids[block], derive_key(stream("noise"), *seed))
         everywhere = sharding.gather(noisy)[0].view(-1)[:n]
         values, indices = torch.topk(everywhere, k + 1, sorted=False)
@@ -171,20 +173,20 @@ class Gathering:
         return numbers | self._audit()
 
     def _count(self, local: Tensor, watched: float) -> None:
-        """The quarantine's streaks, as its rule says."""
+        """Update the streaks of the quarantine by its rule."""
         taken, high, before = self.last_draw == self.num_draws - 1, local >= watched, self.streak >= 8
         taken &= self.last_draw != -1
-        goes_on = (self.streak > 0) & (self.buffer.loss > 0.95 * self.start)
-        counted = torch.where(high, torch.where(goes_on, self.streak + 1, 1), 0)
-        self.start = torch.where(taken & high & ~goes_on & ~before, self.buffer.loss, self.start)
+        continues = (self.streak > 0) & (self.buffer.loss > 0.95 * self.start)
+        counted = torch.where(high, torch.where(continues, self.streak + 1, 1), 0)
+        self.start = torch.where(taken & high & ~continues & ~before, self.buffer.loss, self.start)
         self.streak = torch.where(taken & ~before, counted, self.streak).int()
 
     def _audit(self) -> Numbers:
         chosen = self.weights > 0
         age = (STEP - self.buffer.step).sum()
         again = (chosen & (self.last_draw == self.num_draws - 1) & (self.last_draw != -1)).sum()
-        newly = (chosen & (self.last_draw == -1)).sum()
-        totals = self.sharding.sum(torch.stack((age, chosen.sum(), again, newly))).tolist()
+        num_new = (chosen & (self.last_draw == -1)).sum()
+        totals = self.sharding.sum(torch.stack((age, chosen.sum(), again, num_new))).tolist()
         self.last_draw[chosen] = self.num_draws
         self.num_draws += 1
         return {
@@ -204,19 +206,19 @@ def share(scores: Tensor) -> float:
     return float(positive.sum() ** 2 / (len(positive) * positive.square().sum()))
 
 
-def first_batch(way: Any, draws: Draws, *, sharding: ExampleSharding, number: int) -> tuple[Pass, Tensor]:
-    """The pass over what ``way`` chose, and the weights of this rank's rows of its first batch."""
-    selected = way.selected()
+def first_batch(variant: Any, draws: Draws, *, sharding: ExampleSharding, number: int) -> tuple[Pass, Tensor]:
+    """The pass over the selection of ``variant``, and the weights of this rank's rows of its first batch."""
+    selected = variant.selected()
     pool = Pool.whole(sharding.num_examples)
     order = (0, number, 0)
     one = Pass(pool, selected, order, batch_size=BATCH, num_batches=len(selected) // BATCH, weighted=True)
     rows = slice(sharding.rank * BATCH // sharding.size, (sharding.rank + 1) * BATCH // sharding.size)
-    draws.weights = way.weights
+    draws.weights = variant.weights
     return one, draws.weights_of(one.slots(0, 1, rows))
 
 
 def check_equal(ours: Draws, theirs: Gathering, numbers: Numbers) -> None:
-    """A RuntimeError where the two ways differ by more than the rounding of sums, ties at the threshold apart."""
+    """RuntimeError if the two variants differ by more than rounding of sums and ties at the threshold."""
     n = ours.size
     differ = torch.stack([((ours.weights > 0) != (theirs.weights > 0)).sum(), (ours.weights > 0).sum()])
     num_differ, _ = ours.sharding.sum(differ).tolist()
@@ -227,12 +229,12 @@ def check_equal(ours: Draws, theirs: Gathering, numbers: Numbers) -> None:
     weights = float((ours.weights - theirs.weights)[both].abs().max())
     if num_differ > 2 + n * 1e-6 or worst > 1e-3 or weights > 1e-4:
         raise RuntimeError(
-            f"N = {n}: {num_differ} choices differ, weights by {weights}, measures {audit} against {numbers}"
+            f"N = {n}: {num_differ} selections differ, weights differ by {weights}, statistics: {audit} and {numbers}"
         )
 
 
 def work(mesh: DeviceMesh, device: str, num_examples: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """One rank: both ways in turns; returns rank 0's numbers."""
+    """One rank: both variants in turns; returns this rank's numbers."""
     buffer = filled_buffer(mesh, device, num_examples)
     draws, rival = Draws(buffer, CONFIG, batch_size=BATCH), Gathering(buffer)
     stages, pool = Stages(device, Traffic()), Pool.whole(num_examples)
@@ -261,7 +263,13 @@ def work(mesh: DeviceMesh, device: str, num_examples: int, rounds: int) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whole sharded draws against all-gather and torch.topk.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7, 10**8], help="multiples of --processes")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10**6, 10**7, 10**8],
+        help="numbers of examples, multiples of --processes",
+    )
     parser.add_argument("--processes", type=int, help="default: all GPUs, or 2 on CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -269,7 +277,7 @@ def main() -> None:
     args.processes = args.processes or (torch.cuda.device_count() if args.device == "cuda" else 2)
     if any(size % args.processes for size in args.sizes) or BATCH % args.processes:
         parser.error(
-            f"--sizes {args.sizes}: give multiples of the {args.processes} processes, and a power of two of them"
+            f"--sizes {args.sizes}: give multiples of --processes {args.processes}, which must be a power of two"
         )
 
     header, rows = measure.header(), []
@@ -281,15 +289,16 @@ def main() -> None:
             rows.append(
                 {"examples": size, "stage": name, **measure.summary(numbers["seconds"]), **counted, "peak_bytes": peak}
             )
-        mine = {row["stage"]: row for row in rows if row["examples"] == size}
+        row_of = {row["stage"]: row for row in rows if row["examples"] == size}
         seconds = {
-            way: mine[f"{way}: draw"]["seconds"] + mine[f"{way}: turn-over"]["seconds"] for way in ("ours", "gather")
+            way: row_of[f"{way}: draw"]["seconds"] + row_of[f"{way}: turn-over"]["seconds"]
+            for way in ("ours", "gather")
         }
         print(
-            f"N = {size:,}: {mine['gather: draw']['seconds'] / mine['ours: draw']['seconds']:.1f} times faster, "
+            f"N = {size:,}: {row_of['gather: draw']['seconds'] / row_of['ours: draw']['seconds']:.1f} times faster, "
             f"{seconds['gather'] / seconds['ours']:.1f} with the turn-over; "
-            f"{mine['ours: draw']['peak_bytes'] / (size / args.processes):.0f} bytes a local example "
-            f"against {mine['gather: draw']['peak_bytes'] / (size / args.processes):.0f}",
+            f"{row_of['ours: draw']['peak_bytes'] / (size / args.processes):.0f} bytes per local example "
+            f"against {row_of['gather: draw']['peak_bytes'] / (size / args.processes):.0f}",
             flush=True,
         )
     settings = {key: value for key, value in vars(args).items() if key != "output"}

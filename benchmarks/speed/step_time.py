@@ -3,17 +3,17 @@
     python -m benchmarks.speed.step_time [--processes 2] [--output step_time.json]
 
 Both trainers are the real classes with the same model, optimizer, data and parallelism (FSDP2 over the processes), in
-one process group. They take turns, block after block of steps; a block's time ends when its device work is done. A
-variant is compared with stock blocks taken between its own, in wall time and in CPU time of rank 0. Stock reads batches
-from the same token shards, in order.
+one process group. They alternate in blocks of steps; a block's time ends when its device work is done. A variant is
+compared with the stock blocks between its own, in wall time and in CPU time of rank 0. Stock reads batches from the
+same token shards, in order.
 
-    uniform              the control: torchtitan's loss; teacher and ledger beside it
+    uniform              the control: torchtitan's loss, with teacher and ledger
     soft                 ratio 1: per-example weighted loss, buffer, weights of a draw; everything is trained
     soft, gradient       the same, with the functional gradient measured
     reweighting          everything is trained, with weights by the loss within the step (Sow et al.)
     threshold            InfoBatch's weights
 
-Steps inside a pass are timed: what a new pass costs is selection.py's. CPU: torchtitan's "debugmodel", fp32,
+Only steps inside a pass are timed; selection.py measures the cost of a new pass. CPU: torchtitan's "debugmodel", fp32,
 not compiled. GPU: "1B" (below), bf16, compiled.
 """
 
@@ -92,14 +92,14 @@ class PlainLoader(BaseDataLoader):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the benchmark never resumes."""
+        """Do nothing: the benchmark never resumes."""
 
 
 def write_data(folder: Path, *, num_tokens: int) -> Path:
-    """A token data set of at least ``num_tokens`` tokens: sources of the standard library, over and over."""
+    """A token data set of at least ``num_tokens`` tokens: sources of the standard library, repeated."""
     sources = sorted((Path(sysconfig.get_paths()["stdlib"]) / "json").glob("*.py"))
     text = [source.read_text(encoding="utf-8") for source in sources]
-    repeats = -(-num_tokens * 4 // sum(map(len, text)))  # fewer than 4 characters a token
+    repeats = -(-num_tokens * 4 // sum(map(len, text)))  # fewer than 4 characters per token
     with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": document}) + "\n" for document in text * repeats)
     write_dataset([folder / "text.jsonl"], output=folder / "tokens", tokenizer="train:512")
@@ -114,7 +114,7 @@ class Runner:
         assert trainer.dataloader is not None
         self.batches = trainer.batch_generator(trainer.dataloader)
         self.cpu_seconds: list[float] = []
-        """Of this process, all threads: what other processes on the machine do to wall times, they do less to these."""
+        """CPU seconds of each block, all threads: other processes on the machine affect them less than wall times."""
 
     def run(self, steps: int) -> None:
         start = time.process_time()
@@ -147,7 +147,7 @@ def prepare(mesh: DeviceMesh, flavor: str) -> None:
     rank = str(mesh.get_local_rank())
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(mesh.size())}
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # torchtitan's and torch's about random numbers on CPU meshes
+    warnings.simplefilter("ignore")  # warnings of torchtitan and torch about random numbers on CPU meshes
     flavors = {flavor: FLAVORS[flavor]}
     stock, ours = get_train_spec("llama3"), attent_spec("llama3_attent")
     register_train_spec(
@@ -160,7 +160,7 @@ def prepare(mesh: DeviceMesh, flavor: str) -> None:
 
 
 def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> Any:
-    """One rank."""
+    """One rank: the stock trainer, then each variant in turns with it; returns the rows of the table."""
     prepare(mesh, args.flavor)
     control = build(args, data, dump, None)
     control.run(args.warmup)
@@ -175,8 +175,8 @@ def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str) -> An
             cpu_seconds = statistics.median(runner.cpu_seconds[-args.rounds :])
             row = {"compared": variant, "trainer": name, "steps": args.block, **measure.summary(times[name])}
             rows.append(row | {"cpu_seconds": cpu_seconds})
-        theirs, ours = rows[-2:]
-        ours |= {"ratio": ours["seconds"] / theirs["seconds"], "cpu_ratio": ours["cpu_seconds"] / theirs["cpu_seconds"]}
+        stock, ours = rows[-2:]
+        ours |= {"ratio": ours["seconds"] / stock["seconds"], "cpu_ratio": ours["cpu_seconds"] / stock["cpu_seconds"]}
         teaching.trainer.close()
         del teaching, runners, steps
         gc.collect()
@@ -190,15 +190,17 @@ def main() -> None:
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
     parser.add_argument("--processes", type=int, help="default: 1 on a GPU, 2 on CPU")
     parser.add_argument("--flavor", choices=FLAVORS, help="default: 1B on a GPU, debugmodel on CPU")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of a process and step")
-    parser.add_argument("--seq-len", type=int, help="default 2048 on a GPU, 128 on CPU")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per process and step")
+    parser.add_argument("--seq-len", type=int, help="default: 2048 on a GPU, 128 on CPU")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the model (default: only on a GPU)"
+    )
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=["uniform", "soft", "soft, gradient", "reweighting"]
     )
-    parser.add_argument("--block", type=int, default=4, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each")
-    parser.add_argument("--warmup", type=int, default=20, help="steps of each before its first turn")
+    parser.add_argument("--block", type=int, default=4, help="steps per block")
+    parser.add_argument("--rounds", type=int, default=25, help="blocks per trainer")
+    parser.add_argument("--warmup", type=int, default=20, help="steps of each trainer before its first block")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     gpu = args.device == "cuda"

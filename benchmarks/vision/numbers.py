@@ -1,4 +1,4 @@
-"""The numbers of the vision evidence: pairs of runs, when one was where uniform ended, verdicts on the goals.
+"""The numbers of the vision experiment: pairs of runs, when a run reached uniform's final accuracy, verdicts.
 
 Pure: results (``result.json``) in, numbers out. Accuracies are shares; differences are taken seed by seed.
 """
@@ -22,7 +22,7 @@ Value = Callable[[Result], float]
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of ``n`` values and half of its 95% interval by Student's t, which is nan of a single value."""
+    """The mean of ``n`` values and half of its 95% interval by Student's t, which is nan for a single value."""
 
     mean: float
     half: float
@@ -37,14 +37,14 @@ class Interval:
         return self.mean + self.half
 
     def points(self, *, sign: bool = True) -> str:
-        """In percentage points."""
+        """The interval as text, in percentage points."""
         mean = round(100 * self.mean, 2) + 0.0  # no -0.00
         text = f"{mean:+.2f}" if sign else f"{mean:.2f}"
         return text if math.isnan(self.half) else f"{text} ± {100 * self.half:.2f}"
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """None without a value."""
+    """The interval of values; None without a value."""
     return Interval(statistics.fmean(values), half_width(values), len(values)) if values else None
 
 
@@ -53,7 +53,7 @@ def accuracy(result: Result) -> float:
 
 
 def rare_accuracy(result: Result) -> float:
-    """The mean accuracy of the rarer half of the classes, by what was trained on."""
+    """The mean accuracy of the rarer half of the classes; rarity is by the training images."""
     counts, accuracies = result["class_counts"], result["class_accuracy"]
     rarest = sorted(range(len(counts)), key=lambda number: (counts[number], number))[: len(counts) // 2]
     return statistics.fmean(accuracies[number] for number in rarest)
@@ -74,61 +74,61 @@ class Runs:
 
     @property
     def rules(self) -> list[str]:
-        """In the order of the table."""
+        """The rules in the order of the table."""
         return [rule for rule in RULES if rule in self.of]
 
     def values(self, rule: str, value: Value = accuracy) -> Interval | None:
         return interval([value(result) for _, result in sorted(self.of.get(rule, {}).items())])
 
     def difference(self, rule: str, control: str, value: Value = accuracy) -> Interval | None:
-        """rule - control, of the seeds that both have; None without one, and for a rule that is its own control."""
+        """rule - control, over the seeds that both have; None without one, and for a rule that is its own control."""
         own, other = self.of.get(rule, {}), self.of.get(control, {})
         if rule == control:
             return None
         return interval([value(own[seed]) - value(other[seed]) for seed in sorted(own.keys() & other.keys())])
 
     def compute(self, rule: str) -> float:
-        """What a mean run costs, scoring and scorers included, as a share of uniform's steps."""
+        """The mean cost of a run, scoring and scorers included, as a share of uniform's steps."""
         return statistics.fmean(step_equivalents(result) for result in self.of[rule].values()) / SETS[self.name].steps
 
     def control(self, rule: str) -> str:
-        """Uniform, decayed at the compute of a rule."""
+        """The rule that is uniform, decayed at the compute of ``rule``."""
         return f"uniform_{round(100 * RULES[rule].share)}" if RULES[rule].share < 1 else "uniform"
 
     def time_to_uniform(self, rule: str) -> tuple[float, float, float] | None:
-        """Median (steps, images, seconds) at which a rule's runs had uniform's final accuracy of their seed.
+        """Median (steps, images, seconds) at which a rule's runs reached uniform's final accuracy of their seed.
 
-        Scoring and scorers are charged in full: a forward pass is a third of an image. Linear between validations; a
-        seed that never was there counts as infinite. None without a seed that both have.
+        Scoring and scorers are charged in full: a forward pass costs a third of a trained image. Linear between
+        validations; a seed that never reached it counts as infinite. None without a seed that both have.
         """
-        controls, found = self.of.get("uniform", {}), []
+        controls, reached_at = self.of.get("uniform", {}), []
         for seed, result in self.of.get(rule, {}).items():
             if seed not in controls:
                 continue
             step = reached(result, accuracy(controls[seed]))
             charge = step_equivalents(result) - result["steps"]
             pace = result["train_seconds"] / result["steps"]
-            # Scorers' seconds are those of as many steps of the learner.
+            # The seconds of the scorers are those of the learner steps that they cost.
             seconds = pace * (step + scorers_of(result)) + result["teaching_seconds"]
-            found.append((step, (step + charge) * BATCH_SIZE, seconds))
-        if not found:
+            reached_at.append((step, (step + charge) * BATCH_SIZE, seconds))
+        if not reached_at:
             return None
-        step, images, seconds = (statistics.median(column) for column in zip(*found, strict=True))
+        step, images, seconds = (statistics.median(column) for column in zip(*reached_at, strict=True))
         return step, images, seconds
 
 
 def scorers_of(result: Result) -> float:
-    """What a run's scorers cost, in steps of the learner."""
+    """The cost of a run's scorers, in steps of the learner."""
     return scorers_charge(RULES[result["rule"]], SETS[result["set"]])
 
 
 def step_equivalents(result: Result) -> float:
-    """All that a run costs, in steps of the learner."""
+    """The total cost of a run, in steps of the learner."""
     return result["step_equivalents"] + scorers_of(result)
 
 
 def reached(result: Result, target: float) -> float:
-    """The step at which a run first had an accuracy, linear between validations; inf if it never had."""
+    """The step at which a run first reached an accuracy, linear between validations; inf if it never did."""
     curve = dict(sorted((int(step), value) for step, value in result["accuracy"].items()))
     return first_passage(curve, target, rises=True)
 
@@ -138,23 +138,23 @@ def reached(result: Result, target: float) -> float:
 SAVINGS = (("clean", 0.8), ("wrong_labels", 0.7), ("copies", 0.7))
 """(condition, share of uniform's compute)."""
 ROUNDING = 0.005
-MOST_LOST = 0.01
-"""An accuracy is not called equal where its mean is a point lower, however wide the interval."""
+MAX_LOST = 0.01
+"""An accuracy whose mean is more than a point lower does not count as equal, however wide the interval."""
 UNHARMED = 0.005
-"""What rare classes may lose: half a point."""
+"""The accuracy that rare classes may lose: half a point."""
 
 
 def judge_saving(to_full: Interval, to_equal: Interval) -> str:
-    """Of a rule at less compute: its difference to uniform at full compute, and to uniform at its own.
+    """The verdict on a rule at less compute, by its differences to uniform at full compute and at its own compute.
 
     "met": not below the full run by more than the interval (or a point), and above the equally short one by more.
     """
-    equal, better = to_full.high >= 0 and to_full.mean >= -MOST_LOST, to_equal.low > 0
+    equal, better = to_full.high >= 0 and to_full.mean >= -MAX_LOST, to_equal.low > 0
     if math.isnan(to_full.half) or math.isnan(to_equal.half):
         return "one seed"
     if equal and better:
         return "met"
-    return "equal, but so is less of uniform" if equal else "better than less of uniform only" if better else "missed"
+    return "equal, but so is shorter uniform" if equal else "better than shorter uniform only" if better else "missed"
 
 
 def judge_rare(difference: Interval) -> str:
@@ -175,8 +175,8 @@ class Verdict:
 
 
 def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
-    """Every rule that a goal of a set may be judged by."""
-    found = []
+    """The verdicts on every rule that a goal of a set may be judged by."""
+    judged = []
     for condition, share in SAVINGS:
         runs = Runs(results, name, condition)
         for rule in runs.rules:
@@ -188,13 +188,13 @@ def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
                 continue
             goal = f"{1 - share:.0%} less compute, {condition}"
             verdict = judge_saving(full, equal)
-            found.append(Verdict(goal=goal, rule=rule, compute=compute, to_full=full, to_equal=equal, verdict=verdict))
+            judged.append(Verdict(goal=goal, rule=rule, compute=compute, to_full=full, to_equal=equal, verdict=verdict))
     runs = Runs(results, name, "long_tail")
     for rule in runs.rules:
         rare = runs.difference(rule, "uniform", rare_accuracy)
         if rare is not None:
             equal = runs.difference(rule, runs.control(rule), rare_accuracy)
-            found.append(
+            judged.append(
                 Verdict(
                     goal="rare classes not harmed",
                     rule=rule,
@@ -204,4 +204,4 @@ def verdicts(results: Sequence[Result], name: str) -> list[Verdict]:
                     verdict=judge_rare(rare),
                 )
             )
-    return found
+    return judged

@@ -1,7 +1,7 @@
-"""The picture of the vision evidence: accuracy against compute, a panel a condition, 1,400 pixels wide.
+"""The picture of the vision experiment: accuracy against compute, one panel per condition, 1,400 pixels wide.
 
-The gray line is uniform, decayed at each compute: above it a rule saves something. Colors are those of the report;
-every rule has a marker of its own, too.
+The gray line is uniform, decayed at each compute: a rule above it saves compute. Colors are those of the report; every
+rule has its own marker, too.
 """
 
 import io
@@ -37,9 +37,9 @@ LOOKS = {
 }
 """Rule without its compute -> color, marker."""
 STEP = 0.011
-"""Of the compute, by which rules of the same compute stand apart."""
-MOST_SHOWN = 0.12
-"""Of the accuracy, below the best."""
+"""Horizontal distance between rules of the same compute, as a share of the compute."""
+MAX_BELOW_BEST = 0.12
+"""Accuracies that are lower than the best by more than this are drawn at the lower edge."""
 TITLES = {
     "clean": "clean",
     "wrong_labels": "20% of the labels wrong",
@@ -73,7 +73,7 @@ def draw_accuracy(results: Sequence[Result], path: Path) -> None:
 
 
 def draw(axes: Axes, runs: Runs) -> None:
-    """One condition. What falls far below uniform stands at the lower edge, with its accuracy beside it."""
+    """Draw one condition. Rules far below the best are drawn at the lower edge, with their accuracy as a number."""
     controls = [rule for rule in runs.rules if RULES[rule].teacher["strategy"] == "uniform"]
     line = sorted((runs.compute(rule), found.mean) for rule in controls if (found := runs.values(rule)))
     if line:
@@ -82,7 +82,7 @@ def draw(axes: Axes, runs: Runs) -> None:
     rivals = {rule: found for rule in runs.rules if rule not in controls and (found := runs.values(rule))}
     heights = [height for _, height in line] + [found.mean for found in rivals.values()]
     high = max(heights)
-    low = min(height for height in heights if height >= high - MOST_SHOWN)
+    low = min(height for height in heights if height >= high - MAX_BELOW_BEST)
     bars = {
         rule: found.half
         for rule in rivals
@@ -100,7 +100,7 @@ def draw(axes: Axes, runs: Runs) -> None:
         for i, rule in enumerate(rules):
             kind = rule.rsplit("_", 1)[0]
             color, marker = LOOKS[kind]
-            # Beside each other, around what they may spend.
+            # Side by side, around their share of the compute.
             x, y = compute + STEP * (i - (len(rules) - 1) / 2), rivals[rule].mean
             bar: Any = {}
             if y < low:

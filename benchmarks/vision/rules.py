@@ -1,7 +1,6 @@
-"""The sets and the rules of the vision evidence, and what a rule costs. Pure.
+"""The sets and the rules of the vision experiment, and the cost of a rule. Pure.
 
-The steps of a rule follow from its share of uniform's compute: what it scores, and the scorers that it reads, are paid
-for with steps.
+The steps of a rule follow from its share of uniform's compute: scoring, and its scorers, reduce the number of steps.
 """
 
 from dataclasses import dataclass
@@ -15,23 +14,23 @@ from titan_attent.systems.teaching.schedule import Plan, selection_size
 BATCH_SIZE = 64
 CONDITIONS = ("clean", "wrong_labels", "copies", "long_tail")
 ROUND_TO = 10
-"""Steps of a run are a multiple of it: that is how often a run validates."""
+"""Steps of a run are a multiple of this, the number of its validations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTask:
-    """What is learned of a set of images, and how.
+    """The training task on a set of images.
 
     Attributes:
         rows, test: images trained and tested on.
         tail: images of the most frequent class over those of the rarest, under ``long_tail``.
-        flavor, vision: of ``vit_attent``, the learner; ``[vision]`` names its patches and the augmentation.
-        steps, lr: of a full run; of 1e-3, 2e-3 and 4e-3 the best for uniform on clean digits (seed 0: 96.9, 98.1,
-            97.2%); on fashion these are within 0.1 points.
-        trusted, held_out: images of the expert, and of the calibrated schedule; no learner is trained on them.
-        sample: images of the amateur, of the data itself.
-        scorer_vision, scorer_steps, scorer_batch, scorer_lr: of expert and amateur, both ``tiny``.
-        scorer_cost: FLOPs of a scorer's image over those of the learner's.
+        flavor, vision: the learner, a ``vit_attent``; ``[vision]`` sets its patches and the augmentation.
+        steps, lr: of a full run. The lr is the best of 1e-3, 2e-3 and 4e-3 for uniform on clean digits (seed 0: 96.9,
+            98.1, 97.2%); on fashion the three are within 0.1 points.
+        trusted, held_out: images for the expert, and for the calibrated schedule; no learner is trained on them.
+        sample: images for the amateur, taken from the data itself.
+        scorer_vision, scorer_steps, scorer_batch, scorer_lr: settings of expert and amateur, both ``tiny``.
+        scorer_cost: FLOPs per image of a scorer over those of the learner.
     """
 
     rows: int
@@ -52,7 +51,7 @@ class ImageTask:
 
     @property
     def scorer_charge(self) -> float:
-        """What expert or amateur costs with its losses on all that is scored, in steps of the learner."""
+        """The cost of an expert or amateur, with its losses on all scored images, in steps of the learner."""
         scored = self.rows + self.held_out
         return self.scorer_cost * (self.scorer_steps * self.scorer_batch + FORWARD_COST * scored) / BATCH_SIZE
 
@@ -120,7 +119,7 @@ PAPER_SOFT = PAPER | {
     "weighting": "none",
     "min_inclusion_probability": 0.0,
 }
-"""The best of its ablation."""
+"""The best variant in the paper's ablation."""
 SCORERS: dict[str, Any] = {
     "strategy": "hard",
     "importance": "cross_entropy_difference",
@@ -138,7 +137,7 @@ RULES = {
     "uniform_70": Rule(about="in 0.7 of the steps", teacher=UNIFORM, share=0.7, only_on=("clean", *DIRTY)),
     "uniform_50": Rule(about="in half of the steps", teacher=UNIFORM, share=0.5, only_on=("clean", *DIRTY)),
     "random_80": Rule(
-        about="a random half a pass", teacher=HALF | {"strategy": "random"}, share=0.8, only_on=("clean",)
+        about="a random half per pass", teacher=HALF | {"strategy": "random"}, share=0.8, only_on=("clean",)
     ),
     "hard_80": Rule(about="the half of largest loss", teacher=HARD, share=0.8),
     "soft_80": Rule(about="a weighted draw of half by loss", teacher=HALF | {"strategy": "soft"}, share=0.8),
@@ -146,7 +145,7 @@ RULES = {
         about="half of those below the mean left out", teacher=HALF | {"strategy": "threshold"}, share=0.8
     ),
     "paper_80": Rule(
-        about="the largest losses by a forward pass a round, 0.2 to 0.8 of the data (AtteNT)",
+        about="the largest losses by one forward pass per round, 0.2 to 0.8 of the data (AtteNT)",
         teacher=PAPER,
         share=0.8,
     ),
@@ -186,7 +185,7 @@ RULES = {
 
 
 def num_scored(teacher: dict[str, Any], *, rows: int, steps: int) -> int:
-    """Images that a run of so many steps scores by forward passes of its own."""
+    """The number of images that a run of ``steps`` steps scores by its own forward passes."""
     config = TeacherConfig(**teacher)
     if not config.scores_forward:
         return 0
@@ -202,12 +201,12 @@ def num_scored(teacher: dict[str, Any], *, rows: int, steps: int) -> int:
 
 
 def scorers_charge(rule: Rule, image_task: ImageTask) -> float:
-    """What the scorers of a rule cost, in steps of the learner."""
+    """The cost of a rule's scorers, in steps of the learner."""
     return len(rule.scorers) * image_task.scorer_charge
 
 
 def compute_of(rule: Rule, image_task: ImageTask, *, rows: int, steps: int) -> float:
-    """What a run costs, in steps of the learner: its own, its scoring, its scorers."""
+    """The cost of a run in steps of the learner: its steps, its scoring, its scorers."""
     scored = num_scored(rule.teacher, rows=rows, steps=steps)
     return steps + FORWARD_COST * scored / BATCH_SIZE + scorers_charge(rule, image_task)
 
@@ -218,4 +217,4 @@ def steps_of(rule: Rule, image_task: ImageTask, *, rows: int) -> int:
     for steps in range(int(allowed + 1e-9) // ROUND_TO * ROUND_TO, 0, -ROUND_TO):
         if compute_of(rule, image_task, rows=rows, steps=steps) <= allowed + 1e-9:
             return steps
-    raise ValueError(f"{rule.about}: what it scores costs more than {allowed:.0f} steps")
+    raise ValueError(f"{rule.about}: its scoring costs more than the allowed {allowed:.0f} steps")

@@ -1,7 +1,7 @@
-"""The runs of the vision evidence: the product's own commands, in processes forked from one that has imported them.
+"""The runs of the vision experiment: the product's own commands, in processes forked from one that has imported them.
 
-Starting torch and torchtitan takes ten seconds of a core, a run on digits five. So one process imports them, and each
-run is a fork of it: a world of one rank, one thread, on the CPU. What it prints stands in its ``log.txt``.
+Importing torch and torchtitan takes ten seconds of a core, a run on digits five. So one process imports them, and each
+run is a fork of it: a world of one rank, with one thread on the CPU. Its output is in its ``log.txt``.
 """
 
 import json
@@ -40,7 +40,7 @@ PRELOADED = [
 
 
 def hide_gpus() -> None:
-    """Make this process and those that it starts run on one thread of the CPU. Before anything asks for a GPU."""
+    """Make this process and its children run on one CPU thread. Call it before anything initializes a GPU."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
@@ -62,7 +62,7 @@ class Forked:
 
 
 class Forks:
-    """Starts a task as a fork, which writes its own result. ``about`` goes into every one."""
+    """Starts a task as a fork, which writes its own result. ``about`` is part of every result."""
 
     def __init__(self, about: dict[str, Any]):
         self.about = about
@@ -98,13 +98,13 @@ def work(output: Path, run: Task, about: dict[str, Any]) -> None:
 
 
 def command(run: Task) -> None:
-    """The product's command, as torchrun would start it."""
+    """Run the product's command, as torchrun would start it."""
     import torchtitan.train
 
     from titan_attent.titan.launch import train
     from titan_attent.titan.scoring.command import score
 
-    # torchtitan ends with two seconds of sleep "for other ranks to complete": there are none.
+    # torchtitan ends with two seconds of sleep "for other ranks to complete", of which there are none.
     torchtitan.train.time = SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -115,11 +115,11 @@ def command(run: Task) -> None:
 
 
 def measure(run: Task) -> dict[str, Any]:
-    """What a training run left behind, as numbers; ValueError without its last validation."""
+    """The numbers of a finished training run, from its files; ValueError without its last validation."""
     scalars = read_run(run.folder).scalars
     accuracy, loss = scalars.get(ACCURACY, {}), scalars.get(VALIDATION, {})
     if run.steps not in accuracy:
-        raise ValueError(f"{run.folder}: no validation in step {run.steps}")
+        raise ValueError(f"{run.folder}: no validation at step {run.steps}")
     tags = [tag for tag in scalars if tag.startswith(("teacher/", "ledger/"))]
     last = {tag: list(scalars[tag].values())[-1] for tag in tags}
     scored = round(last.get("ledger/examples_scored", 0.0))
@@ -136,21 +136,21 @@ def measure(run: Task) -> dict[str, Any]:
         "step_equivalents": run.steps + FORWARD_COST * scored / batch_size,
         "dirt_trained": dirt_trained(run),
         "class_accuracy": class_accuracy(run) if run.labels["condition"] == "long_tail" else [],
-        "class_counts": of_data(run).get("class_counts", []),
-        "data_fingerprint": of_data(run).get("fingerprint", ""),
+        "class_counts": data_result(run).get("class_counts", []),
+        "data_fingerprint": data_result(run).get("fingerprint", ""),
         "last": last,
     }
 
 
-def of_data(run: Task) -> dict[str, Any]:
-    """The result of the data task of a run's images; empty where they are a part of the set."""
+def data_result(run: Task) -> dict[str, Any]:
+    """The result of the data task for a run's images; empty where the images belong to the set itself."""
     path = Path(run.config["data"]["path"]).parent / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def dirt_trained(run: Task) -> float | None:
-    """The share of dirty rows in what was trained after the first pass; None where no row is dirty or none is left."""
-    data, trace = of_data(run), Path(run.folder, "teacher", "trace.jsonl")
+    """The share of dirty rows among those trained after the first pass; None without dirty rows or later steps."""
+    data, trace = data_result(run), Path(run.folder, "teacher", "trace.jsonl")
     if not data.get("dirty") or not trace.is_file():
         return None
     steps = [json.loads(line)["ids"] for line in trace.read_text(encoding="utf-8").splitlines()]
@@ -159,7 +159,7 @@ def dirt_trained(run: Task) -> float | None:
 
 
 def class_accuracy(run: Task) -> list[float]:
-    """The accuracy of the last weights on each class of the test images. The checkpoint is removed."""
+    """The accuracy of the final weights on each class of the test images. Removes the checkpoint."""
     from torch.distributed.checkpoint import load
 
     from titan_attent.titan.models.vision import CLASSIFIER, MODELS, args_of

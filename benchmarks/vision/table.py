@@ -1,4 +1,4 @@
-"""The tables of the vision evidence: a row a rule, the goals with a verdict each, the classes of a long tail."""
+"""The tables of the vision experiment: one row per rule, a verdict per goal, the classes of a long tail."""
 
 import math
 import statistics
@@ -21,14 +21,14 @@ TABLE = (
 ABOUT = """\
 "Compute" is a share of uniform's; scoring (a third of a step) and scorers are included. Accuracies are of the clean
 test images, in per cent: mean over the seeds and its 95% interval (Student). Differences are paired, seed by seed, in
-points. "There after": where a run's own curve first had uniform's final accuracy of its seed, median over the seeds, in
-steps, in thousands of images and in seconds, scoring and scorers charged; "-": never. The learning rate has not yet
-decayed there, so that shorter runs, decayed at their own end, say more about a saving. "Dirt": wrong labels or copies,
-after the first pass."""
+points. "There after": where a run's own curve first reached uniform's final accuracy of its seed, median over the
+seeds, in steps, in thousands of images and in seconds, scoring and scorers charged; "-": never. The learning rate has
+not yet decayed there: shorter runs, decayed at their own end, are better evidence of a saving. "Dirt": the share of
+wrong labels or copies, after the first pass."""
 
 
 def report(results: Sequence[Result], *, command: str) -> str:
-    """Markdown: all that has finished."""
+    """Markdown: all finished runs."""
     lines = ["# Vision evidence", "", f"`{command}`", ""]
     if not results:
         return "\n".join([*lines, "Nothing has finished.", ""])
@@ -36,7 +36,7 @@ def report(results: Sequence[Result], *, command: str) -> str:
         values = sorted({str(result[key]) for result in results})
         lines += [f"{name}: {'; '.join(values)}.", ""]
     seconds = sum(result["process_seconds"] for result in results)
-    lines += [f"{len(results)} runs, {seconds / 3600:.1f} hours of a core.", "", ABOUT, ""]
+    lines += [f"{len(results)} runs, {seconds / 3600:.1f} core-hours.", "", ABOUT, ""]
     for name in SETS:
         own = [result for result in results if result["set"] == name]
         if own:
@@ -53,7 +53,7 @@ def of_set(results: Sequence[Result], name: str) -> list[str]:
         counts = {len(of_rule) for of_rule in runs.of.values()}
         lines += [f"### {name}, {condition}", "", make_table(runs), ""]
         if len(counts) > 1:
-            lines += [f"Seeds a rule: {min(counts)} to {max(counts)}; [n] where fewer than {max(counts)}.", ""]
+            lines += [f"Seeds per rule: {min(counts)} to {max(counts)}; [n] where fewer than {max(counts)}.", ""]
         if condition == "long_tail":
             lines += [make_rare(runs), "", *make_classes(runs)]
     if goals := make_goals(results, name):
@@ -62,17 +62,17 @@ def of_set(results: Sequence[Result], name: str) -> list[str]:
 
 
 def make_table(runs: Runs) -> str:
-    """Markdown: a row a rule."""
-    most = max(len(of_rule) for of_rule in runs.of.values())
+    """Markdown: one row per rule."""
+    max_seeds = max(len(of_rule) for of_rule in runs.of.values())
     lines = [list(TABLE), ["---"] * len(TABLE)]
     for rule in runs.rules:
         own = list(runs.of[rule].values())
         control = runs.control(rule)
-        few = f" [{len(own)}]" if len(own) < most else ""
+        num_seeds = f" [{len(own)}]" if len(own) < max_seeds else ""
         dirt = [result["dirt_trained"] for result in own if result["dirt_trained"] is not None]
         lines.append(
             [
-                rule + few,
+                rule + num_seeds,
                 steps_text([result["steps"] for result in own]),
                 f"{runs.compute(rule):.3f}",
                 text(runs.values(rule), sign=False),
@@ -137,16 +137,17 @@ def make_classes(runs: Runs) -> list[str]:
 
 
 def make_goals(results: Sequence[Result], name: str) -> str:
-    """Markdown: a verdict a rule and goal; empty without one."""
-    found = verdicts(results, name)
+    """Markdown: a verdict per rule and goal; empty without one."""
+    judged = verdicts(results, name)
     lines = [["goal", "by", "compute", "to uniform", "to uniform at its compute", "verdict"], ["---"] * 6]
-    for one in found:
+    for one in judged:
         lines.append([one.goal, one.rule, f"{one.compute:.3f}", text(one.to_full), text(one.to_equal), one.verdict])
-    if not found:
+    if not judged:
         return ""
     best = {
-        one.goal: max((o for o in found if o.goal == one.goal), key=lambda o: (o.verdict == "met", o.to_full.mean))
-        for one in found
+        one.goal: max((o for o in judged if o.goal == one.goal), key=lambda o: (o.verdict == "met", o.to_full.mean))
+        for one in judged
     }
     summary = "\n".join(f"- {goal}: {one.verdict} by the best, {one.rule}" for goal, one in best.items())
-    return f"{markdown(lines)}\n\n{summary}\n\nThe best of a list was picked by its own number, which flatters it."
+    caution = "The best rule was selected by this same number, which is therefore too favorable."
+    return f"{markdown(lines)}\n\n{summary}\n\n{caution}"

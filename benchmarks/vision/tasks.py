@@ -1,4 +1,4 @@
-"""The tasks of the vision evidence: data, scorers, runs, and the configuration of each, which is its identity. Pure."""
+"""The tasks of the vision experiment: data, scorers and runs, each identified by its configuration. Pure."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def data_folder(name: str, condition: str, seed: int) -> str:
 
 
 def data_task(name: str, condition: str, seed: int) -> Task:
-    """Writes the images of a condition, and where scorers are read those of the amateur."""
+    """Writes the images of a condition, and those of the amateur where a rule reads scorers."""
     task = SETS[name]
     of_condition: dict[str, dict[str, Any]] = {
         "wrong_labels": {"share": WRONG_SHARE},
@@ -66,11 +66,11 @@ def config_of(
 
 
 LAST_WEIGHTS = {"interval": 1_000_000, "enable": True, "last_save_model_only": True}
-"""``[checkpoint]`` that keeps what a run ends with."""
+"""The ``[checkpoint]`` section that saves the final weights."""
 
 
 def rule_run(name: str, condition: str, rule_name: str, seed: int, *, rows: int, lr: float | None = None) -> Task:
-    """``rows``: of the training set. ``lr``: another one than the set's."""
+    """A run of a rule. ``rows``: of the training set. ``lr``: replaces the set's learning rate."""
     rule, task, folder = RULES[rule_name], SETS[name], f"runs/{name}/{condition}/{rule_name}/seed-{seed}"
     pair = losses_folder(name, condition, seed, "losses")
     config = config_of(
@@ -104,7 +104,7 @@ def losses_folder(name: str, condition: str, seed: int, who: str) -> str:
 
 
 def scorer_runs(name: str, condition: str, seed: int) -> list[Task]:
-    """Expert and amateur are trained, and score the held-out trusted images and the data."""
+    """Tasks that train expert and amateur, and score the held-out trusted images and the data with each."""
     task, runs = SETS[name], []
     data = data_folder(name, condition, seed)
     labels = {"set": name, "condition": condition, "rule": "scorers", "seed": seed}
@@ -126,7 +126,7 @@ def scorer_runs(name: str, condition: str, seed: int) -> list[Task]:
             folder=f"{folder}/model", module="titan_attent.train", config=config, labels=labels, needs=(data,)
         )
         runs.append(training)
-        # What stands below another one is written first.
+        # A folder within another one is written first.
         before = training.folder
         for part, scored in (("/trusted", f"data/{name}/held_out/images"), ("", f"{data}/images")):
             at = f"{folder}/scoring{part.replace('/', '-')}"

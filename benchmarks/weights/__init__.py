@@ -1,4 +1,4 @@
-"""What the weights of a soft draw leave of its bias.
+"""The bias that remains with the weights of a soft draw.
 
 __main__.py    the command
 """

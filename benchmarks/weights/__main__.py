@@ -1,11 +1,12 @@
-"""What the weights of a soft draw leave of its bias, with and without their ceiling.
+"""The bias that remains with the weights of a soft draw, with and without their ceiling.
 
     python -m benchmarks.weights [--examples 2000] [--draws 4000] [--ratio 0.3]
 
-A fixed vector x stands for what an example contributes to a gradient. Soft draws take examples of large loss more
-often, and x follows the loss, so the plain mean over a draw is biased. Printed is, over many keyed draws by the
-product's own functions, the mean of the weighted mean sum(w x) / sum(w), its bias against the mean of all, and its
-standard error. Without a ceiling what is left is the O(1/k) of a ratio of two sums; with one, also the clipping.
+A fixed vector x represents the contributions of the examples to a gradient. Soft draws select examples with a large
+loss more often, and x is correlated with the loss, so the plain mean over a draw is biased. The table is over many
+keyed draws by the product's own functions. It has the mean of the weighted mean sum(w x) / sum(w), its bias against the
+mean of all examples, and its standard error. Without a ceiling, the remaining bias is the O(1/k) of a ratio of two
+sums; a ceiling adds the bias of clipping.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import choose
 
 CEILINGS = (1.0, 2.0, 4.0, 8.0, 1e9)
-"""1 leaves equal weights: the plain mean."""
+"""1 gives equal weights: the plain mean."""
 
 
 def estimates(
@@ -35,8 +36,8 @@ def estimates(
     config = TeacherConfig(max_weight=max_weight, min_inclusion_probability=floor)
     losses, results = torch.from_numpy(scores.astype(np.float32)), []
     for draw in range(num_draws):
-        known = Scores(losses, sharding=sharding)
-        weights, _ = choose(known, k=k, config=config, seed=(0, draw, 0), candidates=candidates, at_least=1)
+        sharded = Scores(losses, sharding=sharding)
+        weights, _ = choose(sharded, k=k, config=config, seed=(0, draw, 0), candidates=candidates, at_least=1)
         w = weights.double().numpy()
         results.append((w @ x) / w.sum())
     return np.array(results)
@@ -44,18 +45,18 @@ def estimates(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.weights", description="The bias that the weights of a soft draw leave."
+        prog="python -m benchmarks.weights", description="The bias that remains with the weights of a soft draw."
     )
-    parser.add_argument("--examples", type=int, default=2000)
-    parser.add_argument("--draws", type=int, default=4000)
-    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--examples", type=int, default=2000, help="examples drawn from")
+    parser.add_argument("--draws", type=int, default=4000, help="number of draws")
+    parser.add_argument("--ratio", type=float, default=0.3, help="share of the examples per draw")
     args = parser.parse_args(argv)
     generator = np.random.default_rng(0)
     scores = generator.normal(3.0, 0.8, args.examples)  # nats per token
     x = scores + generator.normal(0.0, 0.5, args.examples)
     k = int(args.ratio * args.examples)
     print(f"N = {args.examples}, k = {k}, {args.draws} draws, mean of all {x.mean():.4f}\n")
-    print("| floor | max_weight | mean | bias | standard error | bias, of the plain mean's |")
+    print("| floor | max_weight | mean | bias | standard error | share of the plain mean's bias |")
     print("|---|---|---|---|---|---|")
     for floor in (0.0, 0.05):
         plain = 0.0

@@ -1,7 +1,7 @@
-"""Who waits for the device in a step: every host sync of a trainer, noted by the line that called it, or forbidden.
+"""Host syncs in a trainer's steps: each is noted with the line that called it, or forbidden.
 
-On a GPU ``torch.cuda.set_sync_debug_mode`` sees them. On CPU nothing waits; a double notes the operators that would,
-but for the next batch, whose tensors are the host's.
+On a GPU ``torch.cuda.set_sync_debug_mode`` finds them. On CPU nothing waits: a substitute notes the operators that
+would on a GPU, except while the next batch is made, whose tensors are on the host.
 """
 
 import functools
@@ -25,18 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.speed.step_time import Runner
 
 WARMUP, STEPS, PROFILED = 20, 48, 16
-"""Steps before the watch (compilation, the first exchange), under it (exchanges at 32, 48 and 64), and profiled."""
+"""Steps before the watch (compilation, the first exchange), during it (exchanges at 32, 48 and 64), and profiled."""
 MESSAGE = "called a synchronizing CUDA operation"
 PACKAGES = {name: str(Path(sys.modules[name].__file__ or "").parent) for name in ("titan_attent", "torchtitan")}
 BATCH_COPY = "input_dict[k] = v.to(self.device)"
 TENSORS_OF_A_BATCH = 3
-"""That torchtitan copies in a loop: the input, and here example ids and weights, too."""
+"""Tensors that torchtitan copies in a loop: the input, and here also example ids and weights."""
 OPERATORS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"})
-"""Of the double: the size or the branch after them depends on values."""
+"""Operators that the substitute notes: the size or the branch after them depends on values."""
 
 
 def site(frames: Sequence[tuple[str, int, str]]) -> str:
-    """Who called: "package/file.py:line source" of the innermost frame in torchtitan or in this package.
+    """The caller: "package/file.py:line source" of the innermost frame in torchtitan or in this package.
 
     Args:
         frames: (file, line number, source line), outermost first.
@@ -49,7 +49,7 @@ def site(frames: Sequence[tuple[str, int, str]]) -> str:
 
 
 def violations(seen: Counter[str], stock: Counter[str], *, microbatches: int) -> list[str]:
-    """The sites of a teaching trainer that torchtitan's has not, or that come up more often than there."""
+    """The sites of a teaching trainer that torchtitan's does not have, or has less often."""
     more = []
     for where, count in seen.items():
         allowed = stock[where] * microbatches * (TENSORS_OF_A_BATCH if BATCH_COPY in where else 1)
@@ -58,8 +58,8 @@ def violations(seen: Counter[str], stock: Counter[str], *, microbatches: int) ->
     return more
 
 
-class Double(TorchDispatchMode):
-    """On CPU: what CUDA's sync debug mode would do at an operator that waits for the device."""
+class Substitute(TorchDispatchMode):
+    """Does on CPU what CUDA's sync debug mode does at an operator that waits for the device."""
 
     debug_mode = "default"
 
@@ -73,13 +73,13 @@ class Double(TorchDispatchMode):
 
 
 class Watch:
-    """Within it, host syncs are ignored, noted in ``sites``, or errors, as :meth:`mode` says."""
+    """A context in which host syncs are ignored, noted in ``sites``, or errors, by :meth:`mode`."""
 
     def __init__(self, device: str):
         self.on_gpu = device == "cuda"
         self.sites: Counter[str] = Counter()
         self._mode = "default"
-        self._double = Double()
+        self._substitute = Substitute()
         self._warnings = warnings.catch_warnings()
 
     def __enter__(self) -> "Watch":
@@ -88,7 +88,7 @@ class Watch:
         warnings.filterwarnings("always", message=MESSAGE)
         warnings.showwarning = self._note
         if not self.on_gpu:
-            self._double.__enter__()
+            self._substitute.__enter__()
         return self
 
     def __exit__(
@@ -96,7 +96,7 @@ class Watch:
     ) -> None:
         self._set("default")
         if not self.on_gpu:
-            self._double.__exit__(kind, error, trace)
+            self._substitute.__exit__(kind, error, trace)
         self._warnings.__exit__(kind, error, trace)
 
     def _note(self, message: Warning | str, *_: Any, **__: Any) -> None:
@@ -109,7 +109,7 @@ class Watch:
         if self.on_gpu:
             torch.cuda.set_sync_debug_mode(mode)
         else:
-            self._double.debug_mode = mode
+            self._substitute.debug_mode = mode
 
     @contextmanager
     def mode(self, mode: str) -> Iterator[None]:
@@ -130,14 +130,14 @@ class Watch:
         return call
 
     def batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """``batches``, made without a host sync."""
+        """``batches``, with an error at a host sync while one is made."""
         while True:
             with self.mode("error") if self.on_gpu else nullcontext():
                 batch = next(batches)
             yield batch
 
     def check_itself(self, device: str) -> None:
-        """Raise a RuntimeError where a host sync goes unnoticed: the check would be worth nothing."""
+        """RuntimeError if a host sync goes unnoticed, since the check would then be worthless."""
         one = torch.ones(1, device=device)
         with self.mode("warn"):
             one.item()
@@ -152,7 +152,7 @@ class Watch:
             noted = 0
         self.sites.clear()
         if noted != 1:
-            raise RuntimeError("a host sync went unnoticed: the check is worth nothing here")
+            raise RuntimeError("a host sync went unnoticed: the check does not work on this machine")
 
 
 def runtime_syncs(runner: Runner) -> Counter[str]:
@@ -163,7 +163,7 @@ def runtime_syncs(runner: Runner) -> Counter[str]:
 
 
 def observe(runner: Runner, device: str, *, teaching: bool) -> dict[str, Any]:
-    """Sites and counts of the host syncs in ``STEPS`` steps; a RuntimeError at one that is this package's."""
+    """Sites and counts of the host syncs in ``STEPS`` steps; RuntimeError at one in this package."""
     trainer: Any = runner.trainer
     runner.run(WARMUP)
     exchanges = 0

@@ -1,6 +1,6 @@
 """FSDP2 and the exchange of losses on one GPU: process groups of one rank where torchtitan would have none.
 
-On one process torchtitan wraps no FSDP2 and makes no mesh, so that nothing of what many GPUs do would run. Under
+On one process torchtitan applies no FSDP2 and makes no mesh, so the code for several GPUs would not run. Under
 ``meshes_of_one`` it does both on a mesh of one rank, over the real backend.
 """
 
@@ -12,18 +12,18 @@ import titan_attent.titan.patches.compat  # noqa: F401
 
 from torchtitan.distributed import ParallelDims
 
-KEPT = frozenset({"batch", "loss", "fsdp"})
+MESHES = frozenset({"batch", "loss", "fsdp"})
 
 
 @contextmanager
 def meshes_of_one(world_size: int) -> Iterator[None]:
-    """Make trainers in here treat one process as a data-parallel rank; nothing changes with more than one."""
+    """Make trainers in this context treat one process as a data-parallel rank; no effect with more than one."""
     stock = ParallelDims._mesh_exist
     with ExitStack() as patches:
         if world_size == 1:
             patches.enter_context(
                 patch.object(
-                    ParallelDims, "_mesh_exist", lambda dims, name, degree: name in KEPT or stock(dims, name, degree)
+                    ParallelDims, "_mesh_exist", lambda dims, name, degree: name in MESHES or stock(dims, name, degree)
                 )
             )
             for name in ("dp_enabled", "dp_shard_enabled", "dp_cp_enabled"):

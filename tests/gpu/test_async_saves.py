@@ -1,9 +1,9 @@
-"""Kill and resume in each way to save checkpoints: is the resumed run the uninterrupted one?
+"""Kill and resume with each way to save checkpoints: does the resumed run equal the uninterrupted one?
 
 The real command (``torchrun -m titan_attent.train``), a tiny llama on text of the Python standard library. For each of
 checkpoint.async_mode = disabled, async, async_with_pinned_mem a run is killed (SIGKILL) some steps after its first
-checkpoint is complete, and started again. The ids of every step must be those of a run that nobody killed; the losses,
-too, to 1e-5 of their size: equal to the last digit where the device's kernels are deterministic.
+checkpoint is complete, and started again. The ids of every step must equal those of an uninterrupted run. The losses
+must agree to a relative 1e-5; they are equal to the last digit where the device's kernels are deterministic.
 """
 
 import json
@@ -73,7 +73,7 @@ def command(config: Path, dump: Path, mode: str) -> list[str]:
 
 
 def trace_of(dump: Path) -> list[str]:
-    """A line a step."""
+    """The lines of the trace, one per step."""
     path = dump / "teacher" / "trace.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
@@ -92,27 +92,27 @@ def losses_of(dump: Path) -> dict[int, float]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have (Linux)."""
+    """The processes that a process has started, and their descendants (Linux)."""
     children: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # ended since
+        with suppress(OSError):  # ended in the meantime
             parent = int(file.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(file.parent.name))
-    found = [pid]
-    for one in found:  # grows meanwhile
-        found += children.get(one, [])
-    return found[1:]
+    pids = [pid]
+    for one in pids:  # grows during the loop
+        pids += children.get(one, [])
+    return pids[1:]
 
 
 @contextmanager
 def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that has been started; in the end what is left of it is killed, its workers included."""
+    """A running command; at the end it is killed with its workers if it still runs."""
     with open(log, "ab") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=file)
     try:
         yield process
     finally:
-        # torchrun's workers have sessions of their own, and are another's children once it has ended.
+        # torchrun's workers have their own sessions, and get another parent once it has ended.
         for pid in [*descendants(process.pid), process.pid] if process.poll() is None else []:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -120,13 +120,13 @@ def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def run(arguments: list[str], log: Path) -> None:
-    """To the end; an AssertionError with the end of its output where it fails."""
+    """Run to the end; AssertionError with the end of the output on failure."""
     with started(arguments, log) as process:
         assert process.wait(timeout=TIMEOUT) == 0, log.read_text(errors="replace")[-1500:]
 
 
 def run_until_killed(arguments: list[str], log: Path, dump: Path) -> None:
-    """Start, and SIGKILL all processes once a checkpoint is complete and step ``KILLED`` done."""
+    """Start, and SIGKILL all processes once a checkpoint is complete and step ``KILLED`` is done."""
     complete = dump / "checkpoint" / f"step-{SAVED}" / ".metadata"
     deadline = time.monotonic() + TIMEOUT
     with started(arguments, log) as process:
@@ -138,7 +138,7 @@ def run_until_killed(arguments: list[str], log: Path, dump: Path) -> None:
 
 @dataclass(frozen=True)
 class Straight:
-    """A run that nobody killed: its configuration and dump folder."""
+    """An uninterrupted run: its configuration and dump folder."""
 
     config: Path
     dump: Path

@@ -1,10 +1,10 @@
 """Three cells of the parallelism matrix over the real backend, each compared with a plain single-process loop.
 
 The comparison is that of tests/distributed/titan/test_parallelism.py: same examples, weights, decisions, buffer; losses
-and gradients to fp32 rounding. The cells follow the number of GPUs: FSDP2, FSDP2 + TP, FSDP2 + PP on four or more;
-FSDP2, TP, PP on two. One GPU has no peer to talk to: there FSDP2 and the exchange of losses run on process groups of
-one rank (one_gpu.py), plain, with accumulation, and with recomputation. They run over NCCL; that ranks agree is not
-shown then. The suite runs all cells over gloo.
+and gradients to fp32 rounding. The cells depend on the number of GPUs: FSDP2, FSDP2 + TP, FSDP2 + PP on four or more;
+FSDP2, TP, PP on two. On one GPU, FSDP2 and the exchange of losses run over NCCL on process groups of one rank
+(one_gpu.py): plain, with accumulation, and with recomputation. That does not test that ranks agree. The test suite runs
+all cells over gloo.
 """
 
 import json

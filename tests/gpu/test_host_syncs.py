@@ -1,13 +1,13 @@
 """Does the host wait for the device anywhere in a teaching step where torchtitan's own step does not?
 
-Whole steps of the real trainers, from the next batch to what follows the optimizer, inside a pass. In what this package
-brings (the next batch, forward to backward with the record of the losses, and the exchange after the step) every host
-sync is an error: ``torch.cuda.set_sync_debug_mode("error")``. In the rest of the step each one is noted with the line
-that called it, and must be one that torchtitan's own trainer has in the same run. Two exchanges begin and are applied.
+Whole steps of the real trainers inside a pass, from the next batch to the work after the optimizer. In the code of this
+package (the next batch, forward to backward with recording of the losses, and the exchange after the step) every host
+sync is an error: ``torch.cuda.set_sync_debug_mode("error")``. Elsewhere in the step each one is noted with the line
+that called it, and must occur in torchtitan's own trainer, too. Two exchanges begin and are applied.
 
-Not seen by that mode: waits inside torch.distributed and for events. The synchronising calls of the CUDA runtime, which
-the profiler counts, include them; they stand beside stock's in the printed table and are not judged, because torchtitan
-copies two more tensors of a batch to the device (example ids and weights), each with a wait of its own.
+That mode does not detect waits inside torch.distributed and for events. The synchronising calls of the CUDA runtime,
+which the profiler counts, include them. The printed table shows them with those of stock; they are not tested, because
+torchtitan copies two more tensors of a batch to the device (example ids and weights), each with its own wait.
 
 tests/distributed/titan/test_hot_path.py is the test on CPU.
 """
@@ -58,11 +58,11 @@ VARIANTS: dict[str, list[str]] = {
     "soft, compiled": [*SOFT, "--compile.enable"],
 }
 REHEARSED = ("defaults", "soft, functional gradient", "reweighting")
-"""On a CPU: a rehearsal needs not all."""
+"""The variants on a CPU; a rehearsal does not need all."""
 
 
 def first_lines(error: BaseException) -> str:
-    """Where and what, in one line."""
+    """The error and its location, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     where = site([(frame.filename, frame.lineno or 0, frame.line or "") for frame in frames])
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} at {where}"
@@ -71,7 +71,7 @@ def first_lines(error: BaseException) -> str:
 def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str, values: dict[str, str]) -> Any:
     """One rank: a row of numbers for torchtitan's own trainer, then for each variant against it.
 
-    ``result`` says what is wrong, and is empty where nothing is.
+    ``result`` describes the violations, and is empty without any.
     """
     step_time.prepare(mesh, args.flavor)
     microbatch = {"{two_microbatches}": 2}
@@ -93,13 +93,13 @@ def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str, value
                 stock = seen
             found = violations(seen["sites"], stock["sites"], microbatches=count)
             if name is not None and runner.trainer.job_config.teacher.strategy != "uniform" and seen["exchanges"] < 3:
-                found.append(f"{seen['exchanges']} exchanges, 3 were due")
+                found.append(f"{seen['exchanges']} exchanges, but 3 were expected")
             row |= {
                 "result": "; ".join(found),
                 "steps": STEPS,
                 "exchanges": seen["exchanges"],
-                "noted a step": seen["sites"].total() / STEPS,
-                "runtime calls a step": seen["calls"].total() / PROFILED,
+                "noted per step": seen["sites"].total() / STEPS,
+                "runtime calls per step": seen["calls"].total() / PROFILED,
                 "sites": dict(seen["sites"]),
                 "calls": dict(seen["calls"]),
             }
@@ -114,12 +114,12 @@ def work(mesh: DeviceMesh, args: argparse.Namespace, data: str, dump: str, value
 
 
 def write_reference(folder: Path, *, data: str, seq_len: int) -> None:
-    """Made-up reference losses of every example, for the importance that reads them."""
+    """Write random reference losses for every example, for the importance that reads them."""
     shards = TokenShards(data)
     num_examples = (shards.num_tokens - 1) // seq_len
     scoring = Scoring(
         **{"data_fingerprint": shards.fingerprint, "seq_len": seq_len, "num_examples": num_examples},
-        **{"model": "made up", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
+        **{"model": "synthetic", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
     )
     with ReferenceWriter(folder, scoring=scoring) as writer:
         writer.append(torch.rand(num_examples, generator=torch.Generator().manual_seed(0)) * 5)
@@ -128,19 +128,19 @@ def write_reference(folder: Path, *, data: str, seq_len: int) -> None:
 
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Configuration -> its row, of the variants that were asked for; the table is printed."""
+    """Configuration -> its row, for the requested variants. Prints the table."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
     args = argparse.Namespace(
         device=DEVICE,
         flavor="debugmodel",
-        batch=4,  # sequences of a process and step
+        batch=4,  # sequences per process and step
         seq_len=512 if IS_GPU else 32,
-        compile=False,  # a variant of its own
+        compile=False,  # a separate variant
         variants=[item.callspec.params["variant"] for item in items],
     )
     folder, processes = tmp_path_factory.mktemp("host_syncs"), num_ranks(at_most=2)
     batch = args.batch * processes
-    # A pass of half of the data is longer than all steps, two microbatches a step included.
+    # A pass over half of the data is longer than all steps, even with two microbatches per step.
     steps = 4 * (WARMUP + STEPS + PROFILED + 1)
     data = str(step_time.write_data(folder, num_tokens=(steps * batch + 1) * args.seq_len))
     write_reference(folder / "reference", data=data, seq_len=args.seq_len)
@@ -159,5 +159,5 @@ def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("variant", VARIANTS if IS_GPU else REHEARSED)
-def test_no_host_sync_that_torchtitans_own_step_has_not(variant: str, rows: dict[str, dict[str, Any]]) -> None:
+def test_no_host_sync_beyond_those_of_torchtitans_own_step(variant: str, rows: dict[str, dict[str, Any]]) -> None:
     assert not rows[variant]["result"], rows[variant]["result"]

@@ -31,8 +31,8 @@ def made_up_texts(_: Path, kind: str, *, wiki: Path | None) -> list[str]:
     rng = np.random.default_rng(corpora.KINDS.index(kind))
     letters = rng.permutation(list("abcdefghijklmnopqrstuvwxyz"))[:8]
     words = ["".join(rng.choice(letters, size=rng.integers(2, 6))) for _ in range(300)]
-    is_wanted = any(kind in corpus.wanted for corpus in corpora.CORPORA.values())
-    number = DOCUMENTS if is_wanted else DOCUMENTS // 4
+    is_target = any(kind in corpus.target for corpus in corpora.CORPORA.values())
+    number = DOCUMENTS if is_target else DOCUMENTS // 4
     return [" ".join(rng.choice(words, size=WORDS_PER_DOCUMENT)) for _ in range(number)]
 
 

@@ -1,21 +1,21 @@
-"""The report: what a run learned, what its teacher chose, what that cost, where its files are. A table and a picture.
+"""The report: a table and a picture of what a run learned, what its teacher chose, its costs and its files.
 
     python -m titan_attent.report outputs/soft                                    # writes outputs/soft/curves.png
     python -m titan_attent.report outputs/uniform outputs/soft --output both.png  # what soft saved against uniform
 
     reading.py    the files of a run's folder ->
     runs.py       scalars, tokens, seconds of a run
-    curves.py     what a curve of validations tells: its noise, its end, where it was at a level
-    costs.py      what a run had cost at a step, in tokens and FLOPs, with scoring charged
-    saving.py     where a run was at the first run's final validation loss, or accuracy
-    comparing.py  what it saved against the first run, or why that is not told: the rule
-    sentence.py   that in one line
+    curves.py     a validation curve: its noise, its final level, the step at which it crossed a level
+    costs.py      the cost of a run up to a step, in tokens and FLOPs, with scoring charged
+    saving.py     the step at which a run reached the first run's final validation loss, or accuracy
+    comparing.py  the rule: what a run saved against the first run, or why no saving is reported
+    sentence.py   the comparison in one line
     summary.py    the table
-    picture.py    the picture, from losses.py and teaching.py; style.py has what they share
-    images.py     of images: the most and least taught, and those set aside; sheets.py draws them
+    picture.py    the picture, from losses.py and teaching.py; style.py has their shared helpers
+    images.py     sheets of the images trained most and least often, and of the quarantined ones; sheets.py draws them
 
-A run is a ``job.dump_folder``; a live one can be reported, too. What cannot be read of one, or a run as a whole, is
-left out and said on standard error; the exit status is 0 if anything was reported. The picture takes a few seconds.
+A run is a ``job.dump_folder``; it may still be running. Runs and files that cannot be read are left out and named on
+standard error. The exit status is 0 if anything was reported. The picture takes a few seconds.
 """
 
 import argparse
@@ -37,11 +37,14 @@ __all__ = ["SPEED", "TRAIN", "VALIDATION", "RunScalars", "draw", "main", "read_r
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m titan_attent.report",
-        description="A table and a picture of runs; of several, what each saved against the first. In the folder of a "
-        "run of images also images.png, what was taught most and least, and quarantine.png, what was set aside.",
+        description="Print a table of runs and draw their curves; with several runs, report what each saved against "
+        "the first. For a run on images, also write two sheets into its folder: images.png, the images trained most "
+        "and least often, and quarantine.png, the quarantined images.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's job.dump_folder")
-    parser.add_argument("--output", metavar="PNG", help="the picture; by default curves.png in the first run's folder")
+    parser.add_argument(
+        "--output", metavar="PNG", help="file for the curves (default: curves.png in the first run's folder)"
+    )
     args = parser.parse_args(argv)
     runs, notes = _read(args.runs)
     if not runs:
@@ -62,33 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail([f"{error.filename or picture} cannot be written: {error.strerror or error}"])
     for note in notes:
         print(f"titan_attent.report: {note}", file=sys.stderr)
-    *said, last = [*hints, *(conclusion(runs[0], run) for run in runs[1:])] or [""]
+    *lines, last = [*hints, *(conclusion(runs[0], run) for run in runs[1:])] or [""]
     if last in hints:
-        said, last = hints, ""
-    for line in said:
+        lines, last = hints, ""
+    for line in lines:
         _print(line)
     _print("; ".join([*[last] * bool(last), f"picture{'s' * (len(files) > 1)}: {', '.join(map(str, files))}"]))
     return 0
 
 
 def _read(paths: Sequence[str]) -> tuple[list[RunScalars], list[str]]:
-    """The runs that can be read, each once, and what there is to say of the others and of what they lack."""
+    """The runs that can be read, each once, and notes on the others and on unreadable files."""
     runs: list[RunScalars] = []
     notes: list[str] = []
-    known: dict[str, str] = {}
+    path_of: dict[str, str] = {}  # real path -> the path that named it first
     for path in paths:
         real = os.path.realpath(path)
-        if real in known:
-            notes.append(f"{path} is the run {known[real]}, named twice: it is shown once")
+        if real in path_of:
+            notes.append(f"{path} is the same run as {path_of[real]}: it is shown once")
             continue
-        known[real] = path
+        path_of[real] = path
         try:
             runs.append(read_run(path))
             notes += runs[-1].notes
         except (ValueError, OSError) as error:
             notes.append(f"{path} is left out: {error}" if len(paths) > 1 else str(error))
             if path == paths[0] and len(paths) > 1:
-                notes.append("the first run that is left is what the others are measured by")
+                notes.append("the others are compared with the first run that could be read")
     return runs, notes
 
 
@@ -98,9 +101,9 @@ def _fail(notes: Sequence[str]) -> int:
 
 
 def _print(text: str) -> None:
-    """To standard output. A reader that has left, such as ``head``, has what it wanted: the picture is still drawn."""
+    """Print a line. If the reader of the pipe has exited, as ``head`` does, drop it: the picture is still drawn."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is still buffered, and all that comes, has to go somewhere, or the interpreter complains when it exits.
+        # Buffered and later output must be written somewhere, or the interpreter reports an error when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,17 +1,17 @@
-"""What a run had cost at a step: in tokens, in FLOPs with scoring charged, in seconds.
+"""The cost of a run up to a step: in tokens, in FLOPs with scoring charged, in seconds.
 
-    tokens    those trained: the step x the tokens of a global batch
-    FLOPs     of a trained token as torchtitan counts them (tflops / throughput), x the trained tokens, without what
-              freezing and the highway saved of them (freezing/, highway/ saved_of_step)
-              + a third of them for each token of ledger/examples_scored, as scoring is a forward pass
-              + what the scorers whose losses are read took before the run: their own count where the run told it
-              (cost.json), else their seconds at this run's pace
-    seconds   of the run, and those of its scorers
+    tokens    trained tokens: the step x the tokens of a global batch
+    FLOPs     trained tokens x FLOPs per token as torchtitan counts them (tflops / throughput), minus the share that
+              freezing and the highway saved (freezing/saved_of_step, highway/saved_of_step)
+              + a third of the FLOPs per token for each token of ledger/examples_scored: scoring is a forward pass
+              + the FLOPs of the scorers whose losses the run reads, spent before it: their own count where it is
+              recorded (cost.json), else their seconds at the pace of this run
+    seconds   of the run, and of its scorers
 
-Validation is charged to nobody. Where a run does not tell its FLOPs a token, its FLOPs are in tokens trained that would
-have cost as much: two runs of one model compare by them as well.
+Validation is not charged. Where a run does not log its FLOPs per token, its FLOPs are expressed as the number of
+trained tokens of equal cost: two runs of one model can be compared by them, too.
 
-Cost: nothing beside reading the scalars.
+Cost: none beyond reading the scalars.
 """
 
 import math
@@ -28,12 +28,12 @@ TFLOPS = "tflops"
 
 @dataclass
 class Costs:
-    """Of one run.
+    """The costs of one run.
 
     Attributes:
-        flops_per_token: of training; None where the run does not tell.
-        prepaid_seconds: what its scorers took.
-        unknown: why its FLOPs cannot be charged, in words; None if they can.
+        flops_per_token: of training; None where the run did not log it.
+        prepaid_seconds: the time of its scorers.
+        unknown: why its FLOPs are unknown, in words; None if they are known.
     """
 
     run: RunScalars
@@ -46,36 +46,38 @@ class Costs:
         self.flops_per_token = _flops_per_token(run)
         self.prepaid_seconds = self._last(PREPAID)
         self._scored = run.series(SCORED)
-        self._example: float | None = run.record.tokens_per_example
+        self._tokens_per_example: float | None = run.record.tokens_per_example
         batch = run.record.batch_size or _batch_size(run)
-        if self._example is None and batch and run.tokens_per_step:
-            self._example = run.tokens_per_step / batch
+        if self._tokens_per_example is None and batch and run.tokens_per_step:
+            self._tokens_per_example = run.tokens_per_step / batch
         self._prepaid = self._prepaid_tokens()
         if not run.tokens_per_step:
-            self.unknown = f"{run.path} does not tell its tokens"
-        elif self._last(SCORED) and self._example is None:
-            self.unknown = f"{run.path} does not tell what the {self._last(SCORED):,.0f} examples that it scored cost"
+            self.unknown = f"{run.path} does not report its number of tokens"
+        elif self._last(SCORED) and self._tokens_per_example is None:
+            self.unknown = (
+                f"{run.path} does not report the cost of the {self._last(SCORED):,.0f} examples that it scored"
+            )
         elif self._prepaid is None:
-            self.unknown = f"{run.path} does not tell what its scorers cost"
+            self.unknown = f"{run.path} does not report the cost of its scorers"
 
     @property
     def has_scoring(self) -> bool:
-        """Whether anything beside training is charged."""
+        """Whether anything besides training is charged."""
         return self._last(SCORED) > 0 or bool(self._prepaid)
 
     def tokens(self, step: float) -> float | None:
-        """Trained until ``step``."""
+        """Tokens trained up to ``step``; None if unknown."""
         return step * self.run.tokens_per_step if self.run.tokens_per_step else None
 
     def charged_tokens(self, step: float) -> float | None:
-        """FLOPs until ``step``, in trained tokens that cost as much; None if they are unknown."""
+        """FLOPs up to ``step``, as the number of trained tokens of equal cost; None if unknown."""
         trained = self.tokens(step)
         if self.unknown or trained is None:
             return None
         saved = sum(self._until(step, *self.run.series(tag)) for tag in SAVED_OF_STEP)
         steps, scored = self._scored
         examples = self._until(step, np.concatenate([[0], steps]), np.concatenate([[0.0], scored]))
-        return trained * (1 - saved) + examples * (self._example or 0.0) / 3 + (self._prepaid or 0.0)
+        return trained * (1 - saved) + examples * (self._tokens_per_example or 0.0) / 3 + (self._prepaid or 0.0)
 
     def _last(self, tag: str) -> float:
         values = self.run.series(tag)[1]
@@ -88,7 +90,7 @@ class Costs:
         return float(np.interp(step, steps[finite], values[finite])) if finite.any() else 0.0
 
     def _prepaid_tokens(self) -> float | None:
-        """What the scorers took, in trained tokens; None if there were scorers and that is unknown."""
+        """The cost of the scorers in trained tokens; None if there were scorers and their cost is unknown."""
         record = self.run.record
         if record.losses and record.scorers_flops is not None and self.flops_per_token:
             return record.scorers_flops / self.flops_per_token
@@ -102,13 +104,13 @@ class Costs:
 
 def _flops_per_token(run: RunScalars) -> float | None:
     rates, speeds = run.scalars.get(TFLOPS, {}), run.scalars.get(SPEED, {})
-    found = [1e12 * rate / speeds[step] for step, rate in rates.items() if speeds.get(step, 0.0) > 0]
-    median = float(np.median(found)) if found else math.nan
+    ratios = [1e12 * rate / speeds[step] for step, rate in rates.items() if speeds.get(step, 0.0) > 0]
+    median = float(np.median(ratios)) if ratios else math.nan
     return median if 0 < median < math.inf else None
 
 
 def _batch_size(run: RunScalars) -> float | None:
-    """Examples of a step, from what the ledger counted between its first and its last logged step."""
+    """Examples per step, from the ledger's counts at its first and its last logged step."""
     counts = run.scalars.get(TRAINED, {})
     if not counts:
         return None

@@ -1,20 +1,20 @@
-"""What a curve of validations tells: how noisy it is, at which level it ended, where it was at a level. Pure.
+"""A validation curve: how noisy it is, at which level it ended, where it crossed a level. Pure functions.
 
-Noise. How far a validation lies from the cubic through two neighbours on either side, scaled to one validation: the
-median of those distances over the curve without its first quarter, times 1.4826. The neighbours are a twentieth of the
-curve apart, so that a wobble which several validations in a row share counts as noise, too. A smooth curve has none. Of
-few distances the median is uncertain, so it is taken for larger: by 1 + 2 / their number. What another seed would
-change is not in it.
+Noise. The distance of a validation from the cubic through two neighbours on either side, scaled to one validation. The
+noise is 1.4826 times the median of these distances over the curve without its first quarter. Neighbours are a twentieth
+of the curve from each other, so that a fluctuation shared by several successive validations counts as noise, too. A
+smooth curve has none. The median of few distances is uncertain, so it is multiplied by 1 + 2 / their number.
+Differences between seeds are not included.
 
 Level. The mean of the last validations, as far back as each lies within three times the noise of the last one. On a
 curve without noise it is the last validation.
 
-Crossing. The moment that divides a curve best in two: above the level before, not above it after. It is the
-down-crossing for which the steps spent above before it, and not above after it, are the most; between two validations
-steps are interpolated linearly. A curve that falls without noise has one such moment, the first. With noise the first
-is too early, the more so the more often a run validates, while this one is early as often as late.
+Crossing. The moment that best divides a curve in two: above the level before it, not above it afterwards. It is the
+down-crossing with the most steps that are above before it or not above after it. Between two validations, steps are
+interpolated linearly. A falling curve without noise has one down-crossing. With noise, the first down-crossing is too
+early, and more so the more often a run validates; the dividing one is early as often as late.
 
-Values are better the smaller they are; of a measure that rises, hand over the negative.
+Smaller values are better; for a measure that rises, pass the negative.
 """
 
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ from dataclasses import dataclass
 import numpy as np
 
 NEIGHBOURS = 20
-"""Validations of a curve that are a noise's neighbours, about."""
-LEAST = 5
-"""Finite validations without which a curve does not show its noise: the cubic takes five."""
+"""The number of validations in a curve, divided by the distance between neighbours."""
+MIN_VALIDATIONS = 5
+"""Finite validations from which on the noise of a curve can be estimated: a distance takes five."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Of a level by a curve: at validation ``i``, or between that one and the one before, if ``share`` is below 1.
+    """The crossing of a level by a curve, at validation ``i``, or between ``i - 1`` and ``i`` if ``share`` is below 1.
 
     Attributes:
-        step: the moment.
-        share: of the way from validation i - 1 to i.
-        before: i - 1, None if that is not there or not finite: the curve may have been there earlier.
+        step: the step of the crossing.
+        share: the fraction of the way from validation i - 1 to i.
+        before: i - 1; None if that does not exist or is not finite, so that the curve may have crossed earlier.
     """
 
     step: float
@@ -44,15 +44,15 @@ class Crossing:
 
 
 def distances(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The distances of the docstring, each scaled to the noise of one validation; float64, empty for a short curve."""
+    """The distances that the module docstring defines, scaled to one validation; float64, empty for a short curve."""
     steps, values = (array[np.isfinite(values)].astype(float) for array in (steps, values))
-    if len(steps) < LEAST:
+    if len(steps) < MIN_VALIDATIONS:
         return np.zeros(0)
-    late = max(0, min(int((steps <= steps[-1] / 4).sum()), len(steps) - 7))
-    steps, values = steps[late:], values[late:]
-    apart = max(1, len(steps) // NEIGHBOURS)
-    middle = np.arange(2 * apart, len(steps) - 2 * apart)
-    around = middle[:, None] + apart * np.array([-2, -1, 1, 2])
+    skipped = max(0, min(int((steps <= steps[-1] / 4).sum()), len(steps) - 7))
+    steps, values = steps[skipped:], values[skipped:]
+    gap = max(1, len(steps) // NEIGHBOURS)
+    middle = np.arange(2 * gap, len(steps) - 2 * gap)
+    around = middle[:, None] + gap * np.array([-2, -1, 1, 2])
     x = (steps[around] - steps[middle, None]) / (steps[-1] - steps[0])
     # Lagrange's weights of the four neighbours at 0.
     weights = np.ones_like(x)
@@ -64,13 +64,13 @@ def distances(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def noise(*curves: tuple[np.ndarray, np.ndarray]) -> float | None:
-    """Standard deviation of a validation, from one curve or from several alike; None if they are too short to show."""
+    """The standard deviation of a validation, from one curve or several; None if they are too short to estimate it."""
     off = np.concatenate([distances(*curve) for curve in curves])
     return float(1.4826 * np.median(off) * (1 + 2 / len(off))) if len(off) else None
 
 
 def level(steps: np.ndarray, values: np.ndarray) -> float | None:
-    """Where a curve ended; not finite if its last validation is not, None without validations."""
+    """The level at which a curve ended; not finite if its last validation is not; None without validations."""
     if not len(values):
         return None
     last = float(values[-1])
@@ -82,38 +82,38 @@ def level(steps: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, target: float) -> Crossing | None:
-    """Where a curve was at ``target``; None if no validation is there. Validations that are not finite are above."""
-    there, finite = values <= target, np.isfinite(values)
-    found: list[Crossing] = []
-    for i in np.flatnonzero(there & ~np.concatenate([[False], there[:-1]])).tolist():
+    """Where a curve crossed ``target``; None if no validation reached it. Validations that are not finite are above."""
+    reached, finite = values <= target, np.isfinite(values)
+    crossings: list[Crossing] = []
+    for i in np.flatnonzero(reached & ~np.concatenate([[False], reached[:-1]])).tolist():
         before = i - 1 if i and finite[i - 1] else None
         share = 1.0
         if before is not None and finite[i]:
             share = float((values[before] - target) / (values[before] - values[i]))
         start = steps[i] if before is None else steps[before]
-        found.append(Crossing(float(start + share * (steps[i] - start)), i, share, before))
-    if not found:
+        crossings.append(Crossing(float(start + share * (steps[i] - start)), i, share, before))
+    if not crossings:
         return None
-    spent = np.diff(steps).astype(float)
-    below = np.zeros(len(spent))  # steps of each interval that are not above
-    for i in range(len(spent)):
+    widths = np.diff(steps).astype(float)
+    below = np.zeros(len(widths))  # steps of each interval that are not above the target
+    for i in range(len(widths)):
         if not (finite[i] and finite[i + 1]):
             below[i] = 0.0
-        elif there[i] and there[i + 1]:
-            below[i] = spent[i]
-        elif there[i] or there[i + 1]:
+        elif reached[i] and reached[i + 1]:
+            below[i] = widths[i]
+        elif reached[i] or reached[i + 1]:
             good, bad = sorted((float(values[i]), float(values[i + 1])))
-            below[i] = spent[i] * (target - good) / (bad - good)
+            below[i] = widths[i] * (target - good) / (bad - good)
 
     def divides(at: Crossing) -> float:
-        # Of the interval in which it lies the part above comes first.
-        return float((spent - below)[: at.i].sum() + below[max(0, at.i - 1) :].sum())
+        # In the interval that holds the crossing, the steps above come first.
+        return float((widths - below)[: at.i].sum() + below[max(0, at.i - 1) :].sum())
 
-    return max(found, key=divides)
+    return max(crossings, key=divides)
 
 
 def at(steps: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The curve's finite values at steps ``where``, linear between validations, nan outside of them."""
+    """The curve at steps ``where``: linear between finite validations, nan outside of them."""
     finite = np.isfinite(values)
     if not finite.any():
         return np.full(len(where), np.nan)

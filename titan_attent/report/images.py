@@ -1,12 +1,12 @@
-"""Of runs of images: those taught most and least, and those that the quarantine set aside, to look at.
+"""Sheets of images for runs on images: those trained most and least often, and those in quarantine.
 
     RUN/images.png       from teacher/trace.jsonl: the 48 images that were trained most often, and the 48 least often
-    RUN/quarantine.png   from teacher/quarantine.jsonl: the first 96 that no selection takes any more
+    RUN/quarantine.png   from teacher/quarantine.jsonl: the first 96 images that are no longer selected
 
-Both need the data set where the run had it, with the fingerprint that it had (teacher/data.json); of another one
-nothing is drawn. Among images of as many visits those with the smaller ids come first.
+Both need the data set in the folder that the run read, with the same fingerprint (teacher/data.json); otherwise nothing
+is drawn. Images with equal numbers of visits are ordered by id.
 
-Cost: one pass over the trace, a million ids a second, and 8 bytes an image of the data set; the sheets take a second.
+Cost: one pass over the trace, a million ids per second, and 8 bytes per image of the data set; a second for the sheets.
 """
 
 import json
@@ -26,13 +26,13 @@ from titan_attent.report.picture import write_whole
 from titan_attent.report.reading import json_lines, step_of
 from titan_attent.report.sheets import BOX, Cell, draw_sheet
 
-MOST, MOST_QUARANTINED = 48, 96
-HINT = "set teacher.trace = true to see what was taught most and least"
+MAX_TRAINED, MAX_QUARANTINED = 48, 96
+HINT = "set teacher.trace = true to see the images that were trained most and least often"
 
 
 @dataclass
 class Sheets:
-    """What was written for a run, what to do to see more, and what could not be shown and why."""
+    """The files written for a run, hints on how to see more, and notes on why something could not be shown."""
 
     files: list[Path] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
@@ -40,61 +40,63 @@ class Sheets:
 
 
 def draw_images(run: Path) -> Sheets:
-    """Write the sheets for which the run in the folder ``run`` has the files; none for a run of text, nor of another
-    data set than the one that was trained. OSError if a sheet cannot be written."""
-    found = Sheets()
+    """Write the sheets for which the folder ``run`` has the files; OSError if a sheet cannot be written.
+
+    Nothing is written for a run on text, nor where the data set is not the one that the run was trained on.
+    """
+    result = Sheets()
     try:
         images = open_images(run)
         if images is None:
-            return found
+            return result
         trace, quarantine = run / "teacher" / "trace.jsonl", run / "teacher" / "quarantine.jsonl"
         sheets = dict[Path, Image.Image]()
         if trace.is_file():
-            sheets[run / "images.png"] = draw_taught(run, images, *count_visits(trace, len(images), found.notes))
+            sheets[run / "images.png"] = draw_trained(run, images, *count_visits(trace, len(images), result.notes))
         else:
-            found.hints.append(f"{run}: {HINT}")
-        if quarantine.is_file() and (set_aside := read_quarantined(quarantine, len(images), found.notes)):
-            sheets[run / "quarantine.png"] = draw_quarantined(run, images, set_aside)
+            result.hints.append(f"{run}: {HINT}")
+        if quarantine.is_file() and (quarantined := read_quarantined(quarantine, len(images), result.notes)):
+            sheets[run / "quarantine.png"] = draw_quarantined(run, images, quarantined)
     except ValueError as error:
-        found.notes.append(f"{run}: its images are left out: {error}")
-        return found
+        result.notes.append(f"{run}: its images are left out: {error}")
+        return result
     for path, sheet in sheets.items():
         try:
             write_whole(path, partial(sheet.save, format="PNG"))
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        found.files.append(path)
-    return found
+        result.files.append(path)
+    return result
 
 
 def open_images(run: Path) -> ImageDataset | None:
-    """The data set of images that a run was trained on; None for one of text, and where it is no longer there.
+    """The image data set that a run was trained on; None for a run on text, and where the data set no longer exists.
 
     Raises:
-        ValueError: it has changed since, or is damaged.
+        ValueError: the data set has changed since the run, or is damaged.
     """
-    told = read_run_record(run)
-    folder = Path(told.path)
+    record = read_run_record(run)
+    folder = Path(record.path)
     try:
         index = json.loads((folder / "index.json").read_bytes())
-        if not told.path or index["format"] != "titan_attent.images":
+        if not record.path or index["format"] != "titan_attent.images":
             return None
         height, width = index["height"], index["width"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    # Small ones as they are, to be shown in whole pixels.
+    # Small images are read unscaled, to be shown in whole pixels.
     is_small = isinstance(height, int) and height == width and height <= BOX
     images = ImageDataset(folder, size=0 if is_small else BOX)
-    if told.fingerprint not in (None, images.fingerprint):
+    if record.fingerprint not in (None, images.fingerprint):
         raise ValueError(
-            f"{folder} has changed since: the run was trained on the data set of fingerprint {told.fingerprint}, and "
-            f"this one has {images.fingerprint}. Put that back to see what was taught"
+            f"{folder} has changed since the run: its fingerprint was {record.fingerprint} then and is "
+            f"{images.fingerprint} now. Restore the data set of the run to see its images"
         )
     return images
 
 
 def count_visits(trace: Path, num_images: int, notes: list[str] | None = None) -> tuple[np.ndarray, int]:
-    """How often each image was trained, int64 [num_images], and in how many steps."""
+    """How often each image was trained, int64 [num_images], and the number of steps."""
     visits, num_steps = np.zeros(num_images, np.int64), 0
     for _, ids in _lines(trace, "ids", num_images, [] if notes is None else notes):
         np.add.at(visits, ids, 1)
@@ -103,7 +105,7 @@ def count_visits(trace: Path, num_images: int, notes: list[str] | None = None) -
 
 
 def read_quarantined(path: Path, num_images: int, notes: list[str] | None = None) -> dict[int, int]:
-    """Id -> the step that set it aside, by the id's last line; in the order of their first lines."""
+    """Id -> the step at which it was quarantined, from the id's last line; in the order of the ids' first lines."""
     return {
         i: step
         for step, ids in _lines(path, "example_id", num_images, [] if notes is None else notes)
@@ -111,32 +113,32 @@ def read_quarantined(path: Path, num_images: int, notes: list[str] | None = None
     }
 
 
-def draw_taught(run: Path, images: ImageDataset, visits: np.ndarray, num_steps: int) -> Image.Image:
-    """The images of the most visits and of the fewest."""
+def draw_trained(run: Path, images: ImageDataset, visits: np.ndarray, num_steps: int) -> Image.Image:
+    """The images with the most visits and with the fewest."""
     blocks = []
     for name, order in (("most", np.argsort(-visits, kind="stable")), ("least", np.argsort(visits, kind="stable"))):
-        ids = order[:MOST]
+        ids = order[:MAX_TRAINED]
         counts = visits[ids].tolist()
-        heading = f"taught {name}: {len(ids)} images of {_count(max(counts), 'visit', min(counts))}"
+        heading = f"trained {name} often: {len(ids)} images with {_count(max(counts), 'visit', min(counts))}"
         if name == "least" and (never := int((visits == 0).sum())):
-            heading += f"; {_count(never, 'image')} never taught"
+            heading += f"; {_count(never, 'image')} never trained"
         notes = [(_count(count, "visit"), f"id {i}") for i, count in zip(ids.tolist(), counts, strict=True)]
         blocks.append((heading, _cells(images, ids, notes)))
-    title = f"taught most and least of {_count(len(visits), 'image')} in {_count(num_steps, 'step')}"
-    return draw_sheet(f"{title}, {visits.mean():.3g} visits on average: {run}", blocks)
+    title = f"trained most and least often of {_count(len(visits), 'image')} in {_count(num_steps, 'step')}"
+    return draw_sheet(f"{title}, {visits.mean():.3g} visits per image on average: {run}", blocks)
 
 
-def draw_quarantined(run: Path, images: ImageDataset, set_aside: dict[int, int]) -> Image.Image:
-    """The first images that were set aside, with the step from which on no selection takes them."""
-    ids = np.array(list(set_aside)[:MOST_QUARANTINED])
-    notes = [(f"id {i}", f"step {set_aside[i]:,}") for i in ids.tolist()]
-    shown = f"the first {len(ids)} of " if len(set_aside) > len(ids) else ""
-    title = f"{shown}{_count(len(set_aside), 'image')} that the quarantine set aside: {run}"
+def draw_quarantined(run: Path, images: ImageDataset, quarantined: dict[int, int]) -> Image.Image:
+    """The first images that were quarantined, each with the step from which on it is not selected."""
+    ids = np.array(list(quarantined)[:MAX_QUARANTINED])
+    notes = [(f"id {i}", f"step {quarantined[i]:,}") for i in ids.tolist()]
+    shown = f"the first {len(ids)} of " if len(quarantined) > len(ids) else ""
+    title = f"{shown}{_count(len(quarantined), 'quarantined image')}: {run}"
     return draw_sheet(title, [("", _cells(images, ids, notes))])
 
 
 def _cells(images: ImageDataset, ids: np.ndarray, notes: Sequence[Sequence[str]]) -> list[Cell]:
-    """Each image with its class and its notes."""
+    """One cell per image: its class, then its notes."""
     labels = images.labels(torch.from_numpy(ids)).tolist()
     return [
         Cell(images.thumbnail(i), [images.classes[label], *lines])
@@ -145,22 +147,24 @@ def _cells(images: ImageDataset, ids: np.ndarray, notes: Sequence[Sequence[str]]
 
 
 def _count(number: int, name: str, start: int | None = None) -> str:
-    """A number, or from ``start`` to it, of things."""
-    several = "" if start in (None, number) else f"{start:,} to "
-    return f"{several}{number:,} {name}{'s' * (number != 1)}"
+    """A number of things, as "3 visits", or a range from ``start``, as "1 to 3 visits"."""
+    first = "" if start in (None, number) else f"{start:,} to "
+    return f"{first}{number:,} {name}{'s' * (number != 1)}"
 
 
 def _lines(path: Path, key: str, num_images: int, notes: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """The step of each line and its ids, int64 [n], under ``key``; lines that are not the teacher's are left out and
-    noted. ValueError names a line of another data set."""
+    """The step of each line and its ids under ``key``, int64 [n].
+
+    Lines that the teacher did not write are left out and noted. ValueError at an id that the data set does not have.
+    """
 
     def parse(record: Any) -> tuple[int, np.ndarray]:
         return step_of(record), np.array(record[key], np.int64).reshape(-1)
 
-    for step, ids in json_lines(path, parse, "the teacher's", notes):
+    for step, ids in json_lines(path, parse, "a record of the teacher", notes):
         if len(ids) and not 0 <= ids.min() <= ids.max() < num_images:
             raise ValueError(
-                f"{path}, step {step} names an image beyond the {num_images:,} of the data set, which is not the one "
-                "that was trained: put that back, or move the file away"
+                f"{path}, step {step} names an image beyond the {num_images:,} of the data set, so the run was trained "
+                "on another data set: restore that one, or move the file away"
             )
         yield step, ids

@@ -1,8 +1,8 @@
 """The loss, and the accuracy of runs that have one, against steps, tokens and seconds.
 
-Of one run both losses share a row, and so do both accuracies. Of several runs there is a row for the validation loss,
-one for the accuracy and one for the training loss; a dashed line shows what the first run ended with, and a star where
-each run first reached it.
+With one run, both losses share a row, and so do both accuracies. With several runs there is a row for the validation
+loss, one for the accuracy and one for the training loss. A dashed line marks the level at which the first run ended. A
+star marks where each run reached it.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from titan_attent.report.summary import AXES
 
 DOTS: Any = {"marker": "o", "markersize": 4.5, "linewidth": 0.9}
 STAR: Any = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "markeredgewidth": 0.7, "linestyle": ""}
-LONG = 2 * 3600.0  # seconds of a run that is shown in hours
-# Of one run: colors, and labels.
-ALONE = {
+MAX_IN_SECONDS = 2 * 3600.0  # longer runs are shown in hours
+# The color and the label of each tag where one run is drawn.
+SINGLE_RUN_STYLES = {
     TRAIN: ("C0", "training, smoothed"),
     VALIDATION: ("C1", "validation"),
     TOP1.tag: ("C1", "top-1"),
@@ -33,7 +33,7 @@ ALONE = {
 
 
 def rows_of(runs: Sequence[RunScalars]) -> list[tuple[str, ...]]:
-    """The tags of each row of three axes."""
+    """The tags in each row of three axes."""
     measures = measures_of(runs)
     if len(runs) == 1:
         return [(TRAIN, VALIDATION), *((TOP1.tag, TOP5) for measure in measures if measure is TOP1)]
@@ -42,24 +42,24 @@ def rows_of(runs: Sequence[RunScalars]) -> list[tuple[str, ...]]:
 
 def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> None:
     """``grid``: a row of three axes for each of :func:`rows_of`."""
-    hours = max(run.wall_seconds for run in runs) > LONG
+    hours = max(run.wall_seconds for run in runs) > MAX_IN_SECONDS
     images = all(run.is_of_images for run in runs)
     labels = {"step": "step", "tokens": f"tokens trained{' (patches)' * images}", "seconds": "seconds"}
     for tags, row in zip(rows_of(runs), grid, strict=True):
-        measure = next((m for m in (LOSS, TOP1) if tags == (m.tag,)), None)  # what runs are compared by, if this is it
-        found = [] if measure is None else [compare(runs[0], run, measure) for run in runs]
-        target = found[0].target if found else None
+        measure = next((m for m in (LOSS, TOP1) if tags == (m.tag,)), None)  # None for rows without a comparison
+        comparisons = [] if measure is None else [compare(runs[0], run, measure) for run in runs]
+        target = comparisons[0].target if comparisons else None
         for axis, axes in zip(AXES, row, strict=True):
             label, scale = labels[axis], 1.0
             if axis == "seconds" and hours:
-                label, scale = "hours", LONG / 2
+                label, scale = "hours", 3600.0
             drawn = [_curve(axes, run, i, tag, axis, scale, len(runs)) for tag in tags for i, run in enumerate(runs)]
             if not any(drawn):
                 not_logged(axes)
             mark_resumes(axes, runs, axis, scale)
             entries = _entries(runs[0], tags) if len(runs) == 1 else []
-            if len(runs) > 1 and found:
-                entries += _saving(axes, found, axis, scale)
+            if len(runs) > 1 and comparisons:
+                entries += _saving(axes, comparisons, axis, scale)
             title(axes, _title(tags, runs), entries)
             x_axis(axes, label)
             if TOP1.tag in tags and any(drawn):
@@ -84,7 +84,7 @@ def _curve(axes: Axes, run: RunScalars, i: int, tag: str, axis: Axis, scale: flo
     x, values = run.along(axis, tag)
     finite = np.isfinite(values)
     x, values = x[finite] / scale, values[finite]
-    color = f"C{i}" if num_runs > 1 else ALONE[tag][0]
+    color = f"C{i}" if num_runs > 1 else SINGLE_RUN_STYLES[tag][0]
     if tag == TRAIN:
         axes.plot(x, values, color=color, linewidth=0.6, alpha=0.3)
         axes.plot(x, smoothed(values), color=color, marker="o" if len(x) < 3 else "", markersize=4)
@@ -97,21 +97,21 @@ def _entries(run: RunScalars, tags: Sequence[str]) -> list[Line2D]:
     styles = {tag: {} if tag == TRAIN else {"linestyle": ":"} | DOTS for tag in tags}
     return [
         Line2D([], [], color=color, label=label, **styles[tag])
-        for tag, (color, label) in ALONE.items()
+        for tag, (color, label) in SINGLE_RUN_STYLES.items()
         if tag in tags and tag in run.scalars
     ]
 
 
-def _saving(axes: Axes, found: Sequence[Comparison], axis: Axis, scale: float) -> list[Line2D]:
-    """Draw the line and the stars; returns their entries for the legend."""
-    target = found[0].target
-    if target is None or found[0].base is None:
+def _saving(axes: Axes, comparisons: Sequence[Comparison], axis: Axis, scale: float) -> list[Line2D]:
+    """Draw the dashed line and the stars; returns their legend entries."""
+    target = comparisons[0].target
+    if target is None or comparisons[0].base is None:
         return []
     axes.axhline(target, color="0.35", linestyle="--", linewidth=1.0, zorder=1)
     entries = [Line2D([], [], color="0.35", linestyle="--", linewidth=1.0, label="end of the first run")]
-    for i, one in enumerate(found):
+    for i, one in enumerate(comparisons):
         color = f"C{i}"
-        if one.apart:
+        if one.incomparable:
             entries += [Line2D([], [], color=color, linestyle="", marker="x", label="not compared")] * bool(i)
         elif one.own is None:
             entries.append(Line2D([], [], color=color, linestyle="", marker="x", label="not reached"))
@@ -126,8 +126,8 @@ def _saving(axes: Axes, found: Sequence[Comparison], axis: Axis, scale: float) -
 
 
 def _limit(row: Sequence[Axes], runs: Sequence[RunScalars], tags: Sequence[str], target: float | None) -> None:
-    """One scale for a row, without the first values, which would flatten the others."""
-    early = 20 if TRAIN in tags else 5  # one in so many steps
+    """Set one y scale for a row, ignoring the first values, which would flatten the curves."""
+    early = 20 if TRAIN in tags else 5  # the first 1 / early of the steps is ignored
     settled = [np.array([target] if target is not None and np.isfinite(target) else [])]
     for tag, run in ((tag, run) for tag in tags for run in runs):
         steps, values = run.series(tag)

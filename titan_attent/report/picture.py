@@ -1,4 +1,4 @@
-"""The picture: the losses and accuracies, then what the teacher chose and what it cost, as far as a run logged it."""
+"""The picture: losses and accuracies, then what the teacher chose and what it cost, as far as a run logged them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from titan_attent.report.losses import draw_losses, rows_of
 from titan_attent.report.runs import RunScalars
 from titan_attent.report.teaching import draw_panel, panels_of
 
-LONGEST = 64
+MAX_NAME_LENGTH = 64
 """Characters of a run's name in a legend; a title has room for twice as many."""
 
 
@@ -37,7 +37,7 @@ def draw(runs: Sequence[RunScalars], path: str | os.PathLike[str]) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """``write`` to a file that then becomes ``path``, or to none."""
+    """Call ``write`` with a temporary file, which then replaces ``path``; if it fails, ``path`` stays as it was."""
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
         write(temporary)
@@ -47,18 +47,20 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> 
 
 
 def run_names(runs: Sequence[RunScalars]) -> list[str]:
-    """The name of each run as it is drawn: of a single run its path, of several the part of their paths that tells them
-    apart; the end of a long one. matplotlib reads ``$`` as mathematics, and leaves out of a legend what begins with
-    ``_``."""
-    names = [str(runs[0].path)] if len(runs) == 1 else _parts_apart(runs)
-    longest = 2 * LONGEST if len(runs) == 1 else LONGEST
+    """The name under which each run is drawn: the path of a single run, or the part in which several paths differ.
+
+    Only the end of a long name is kept. ``$`` and a leading ``_`` are escaped: matplotlib reads ``$`` as mathematics,
+    and leaves labels that begin with ``_`` out of a legend.
+    """
+    names = [str(runs[0].path)] if len(runs) == 1 else _distinct_parts(runs)
+    longest = 2 * MAX_NAME_LENGTH if len(runs) == 1 else MAX_NAME_LENGTH
     ends = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
     names = ends if len(set(ends)) == len(set(names)) else names
     drawn = (name.encode(errors="backslashreplace").decode().replace("$", r"\$") for name in names)
     return [f" {name}" if name.startswith("_") else name for name in drawn]
 
 
-def _parts_apart(runs: Sequence[RunScalars]) -> list[str]:
+def _distinct_parts(runs: Sequence[RunScalars]) -> list[str]:
     parts = [Path(os.path.abspath(run.path)).parts for run in runs]
     while len(set(parts)) > 1 and len({part[-1] for part in parts}) == 1:
         parts = [part[:-1] for part in parts]

@@ -1,10 +1,11 @@
-"""Read what a run left behind: the files of its folder -> RunScalars (runs.py).
+"""Read the files in a run's folder -> RunScalars (runs.py).
 
-Events are read in the order they were written; with ``metrics.save_for_all_ranks`` the lowest rank's are. A file that
-ends within an event was cut short by a kill, or is being written. What cannot be read beside that is left out, and said
-in the run's ``notes``: a damaged file from its first damaged event on, lines of JSON that are not the teacher's.
+Events are read in the order in which they were written; with ``metrics.save_for_all_ranks``, those of the lowest rank.
+A file that ends within an event was cut short by a kill, or is still being written: this is not an error. Other
+unreadable content is left out and named in the run's ``notes``: a damaged file from its first damaged event on, and
+JSON lines that the teacher did not write.
 
-Cost: one pass over the events, 50,000 a second; 100 bytes a scalar. No more of a file is held than its largest event.
+Cost: one pass over the events, 50,000 per second; 100 bytes per scalar. One event of a file is in memory at a time.
 """
 
 import json
@@ -23,18 +24,17 @@ from titan_attent.report.runs import RunScalars, Scalars
 
 Parsed = TypeVar("Parsed")
 
-OF_A_DECISION = ("teacher/", "ledger/")
-"""How the tags begin in rounds.jsonl."""
+DECISION_PREFIXES = ("teacher/", "ledger/")
+"""The prefixes of the tags in rounds.jsonl."""
 
 
 def read_run(path: str | os.PathLike[str]) -> RunScalars:
-    """Read the run whose ``job.dump_folder`` is ``path``; ValueError if that is no folder, or has no scalars below
-    ``tb``."""
+    """Read the run whose ``job.dump_folder`` is ``path``; ValueError if it is no folder or has no scalars in ``tb``."""
     run = RunScalars(Path(path))
     if not run.path.is_dir():
         raise ValueError(f"{run.path} is not a folder: name the job.dump_folder of a run")
     tb = run.path / "tb"
-    lowest: dict[str, Path] = {}  # stamped folder -> its first rank's folder
+    lowest: dict[str, Path] = {}  # folder with a time stamp -> the folder of its first rank
     for event_file in sorted(tb.rglob("events.out.tfevents.*")):
         if lowest.setdefault(event_file.relative_to(tb).parts[0], event_file.parent) == event_file.parent:
             run.add_session(events(event_file, run.notes), host=_host(event_file.name))
@@ -52,7 +52,7 @@ def read_run(path: str | os.PathLike[str]) -> RunScalars:
 
 
 def events(path: Path, notes: list[str]) -> Iterator[Event]:
-    """The events of a file of TensorBoard's, up to its end or to the first one that is damaged, which is noted.
+    """The events of a TensorBoard file, up to its end or to the first damaged one, which is noted.
 
     A record is 8 bytes of length, 4 of checksum, the event, 4 of checksum.
     """
@@ -71,7 +71,7 @@ def events(path: Path, notes: list[str]) -> Iterator[Event]:
                         raise DecodeError
                     yield Event.FromString(data[:-4])
                 except (DecodeError, struct.error):
-                    notes.append(f"{path} is damaged at byte {start:,} of {size:,}: what follows in it is left out")
+                    notes.append(f"{path} is damaged at byte {start:,} of {size:,}: the rest of the file is left out")
                     return
                 start += 16 + length
     except OSError as error:
@@ -79,10 +79,10 @@ def events(path: Path, notes: list[str]) -> Iterator[Event]:
 
 
 def read_rounds(path: Path, notes: list[str]) -> Scalars:
-    """The ``teacher/*`` and ``ledger/*`` of ``rounds.jsonl`` at the first step of each pass."""
+    """The ``teacher/*`` and ``ledger/*`` values in ``rounds.jsonl``, at the first step of each pass."""
 
     def parse(record: Any) -> tuple[int, dict[str, float]]:
-        return step_of(record), {tag: float(x) for tag, x in record.items() if tag.startswith(OF_A_DECISION)}
+        return step_of(record), {tag: float(x) for tag, x in record.items() if tag.startswith(DECISION_PREFIXES)}
 
     decided: Scalars = {}
     for step, values in json_lines(path, parse, "a decision of the teacher", notes):
@@ -92,16 +92,21 @@ def read_rounds(path: Path, notes: list[str]) -> Scalars:
 
 
 def step_of(record: Any) -> int:
-    """Of a line; ValueError and the like where it has none."""
+    """The step in the record of a line; an exception that :func:`json_lines` catches where there is none."""
     step = int(record["step"])
     if not 0 <= step < 2**62:
-        raise ValueError(f"no step is {step}")
+        raise ValueError(f"{step} is not a step")
     return step
 
 
-def json_lines(path: Path, parse: Callable[[Any], Parsed], what: str, notes: list[str]) -> Iterator[Parsed]:
-    """What ``parse`` makes of each line; lines of which it makes nothing (ValueError and the like) are left out, and
-    noted together. A last line without its end was cut short by a kill, or is being written: it is left out, too."""
+def json_lines(path: Path, parse: Callable[[Any], Parsed], noun: str, notes: list[str]) -> Iterator[Parsed]:
+    """The result of ``parse`` for each line. Lines that it rejects (ValueError and the like) are left out and noted.
+
+    A last line without a newline was cut short by a kill, or is still being written: it is left out without a note.
+
+    Args:
+        noun: the name of a valid line, as "a decision of the teacher".
+    """
     num, bad = 0, list[tuple[int, str]]()
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
@@ -119,11 +124,11 @@ def json_lines(path: Path, parse: Callable[[Any], Parsed], what: str, notes: lis
     if bad:
         (first, text), many = bad[0], len(bad) > 1
         notes.append(
-            f"{path}, line {first} is not {what}: {text!r}"
-            f"{f'; {len(bad):,} of {num:,} lines are not, and are' * many or '. It is'} left out"
+            f"{path}, line {first} is not {noun}: {text!r}"
+            f"{f'; {len(bad):,} such lines of {num:,} are' if many else '; it is'} left out"
         )
 
 
 def _host(name: str) -> str:
-    """Of an event file: events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER."""
+    """The host in the name of an event file: events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER."""
     return ".".join(name.split(".")[4:-2])

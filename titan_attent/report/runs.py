@@ -1,15 +1,15 @@
-"""The scalars of a run: its TensorBoard events, and the decisions of its teacher. reading.py reads them.
+"""The scalars of a run: its TensorBoard events and the decisions of its teacher. reading.py reads them.
 
-An event file is one session of the run. A session hides what earlier sessions logged from its first step on, as these
-steps were trained again. (TensorBoard's EventAccumulator hides them only where the writer asked for it, and forgets the
-sessions.)
+An event file is one session of the run. A session replaces the values that earlier sessions logged from its first step
+on, since those steps were trained again. (TensorBoard's EventAccumulator drops them only where the writer asked for it,
+and does not keep the sessions.)
 
-``teacher/rounds.jsonl`` has every pass at its first step; TensorBoard sees a pass only if a log step falls into it.
-Where both have a tag they are put together, and without the file TensorBoard is all there is.
+``teacher/rounds.jsonl`` has every pass at its first step; TensorBoard has a pass only if a log step falls into it. If
+both have a tag, their values are merged; without the file, TensorBoard alone is used.
 
-Seconds are wall time from the first to the last event of a session, added up over the sessions: pauses do not count,
-nor does what a session does before its first event (start, compilation, steps up to the first logged one). Work that a
-kill made the run repeat counts: it was paid for.
+Seconds are wall time from the first to the last event of a session, summed over the sessions. Pauses do not count, nor
+does the time before a session's first event (start, compilation, steps up to the first logged one). Work that a run
+repeated after a kill counts.
 """
 
 import math
@@ -25,7 +25,7 @@ from titan_attent.data.run_record import RunRecord
 from titan_attent.systems.system_list import renamed
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
-# Of runs of images; the first two only where images are classified.
+# For runs on images; the first two only where images are classified.
 ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
 SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
@@ -42,14 +42,14 @@ class RunScalars:
 
     path: Path
     scalars: Scalars = field(default_factory=dict)
-    seconds: Scalars = field(default_factory=dict)  # when each of them was logged, in seconds of the run
+    seconds: Scalars = field(default_factory=dict)  # when each value was logged, in seconds of the run
     decided: Scalars = field(default_factory=dict)  # from rounds.jsonl, at the first step of each pass
-    session_starts: list[int] = field(default_factory=list)  # first logged steps
-    session_seconds: list[float] = field(default_factory=list)  # of the run, when those sessions start
-    wall_seconds: float = 0.0  # first to last event of each session, added up: pauses do not count
-    hosts: set[str] = field(default_factory=set)  # on which the sessions ran
+    session_starts: list[int] = field(default_factory=list)  # the first logged step of each session
+    session_seconds: list[float] = field(default_factory=list)  # seconds of the run at which each session starts
+    wall_seconds: float = 0.0  # first to last event of each session, summed: pauses do not count
+    hosts: set[str] = field(default_factory=set)  # the hosts of the sessions
     record: RunRecord = field(default_factory=RunRecord)
-    notes: list[str] = field(default_factory=list)  # what of its files could not be read
+    notes: list[str] = field(default_factory=list)  # files and lines that could not be read
 
     @property
     def is_of_images(self) -> bool:
@@ -57,7 +57,7 @@ class RunScalars:
 
     @property
     def loss_unit(self) -> str | None:
-        """Of the losses; None for a run of images that has not validated: what it learns shows there."""
+        """The unit of the losses; None for a run on images without a validation, whose learner is not known before."""
         if not self.is_of_images and ACCURACY not in self.scalars:
             return "nats per token"
         if ACCURACY in self.scalars:
@@ -69,13 +69,13 @@ class RunScalars:
         return max(max(values) for values in self.scalars.values())
 
     def series(self, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps int64 [n], values float64 [n]); without the first throughput of a session, which times compilation."""
+        """(steps int64 [n], values float64 [n]); without a session's first throughput, which includes compilation."""
         items = sorted({**self.decided.get(tag, {}), **self.scalars.get(tag, {})}.items())
         kept = [(step, value) for step, value in items if tag not in SPEEDS or step not in self.session_starts]
         return np.array([step for step, _ in kept], np.int64), np.array([value for _, value in kept], np.float64)
 
     def along(self, axis: Axis, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """(x float64 [n], values float64 [n]) of a TensorBoard tag; both empty if the run does not tell its tokens."""
+        """(x float64 [n], values float64 [n]) of a TensorBoard tag; both empty where the axis is unknown tokens."""
         steps, values = self.series(tag)
         if axis == "seconds":
             return np.array([self.seconds[tag][step] for step in steps.tolist()]), values
@@ -83,7 +83,7 @@ class RunScalars:
         return (steps * factor, values) if factor else (np.zeros(0), np.zeros(0))
 
     def starts(self, axis: Axis) -> list[float]:
-        """Where the sessions start; none if the run does not tell its tokens."""
+        """Where the sessions start along an axis; empty where the axis is unknown tokens."""
         if axis == "seconds":
             return self.session_seconds
         factor = self.tokens_per_step if axis == "tokens" else 1.0
@@ -91,16 +91,16 @@ class RunScalars:
 
     @property
     def tokens_per_step(self) -> float | None:
-        """Tokens of a global batch over all ranks, as the run told or else logged them; None where nothing tells.
+        """Tokens per global batch over all ranks, from the run's record, or else from its scalars; None if unknown.
 
-        ``n_tokens_seen`` is the sum over the ranks, so any number of them gives the same; its first logged value comes
-        before any resume, which in torchtitan alone goes wrong on another number of ranks. Under context parallelism
-        it counts every token once a rank of the ``cp`` mesh (torchtitan #2990). The ledger counts examples, on no rank
-        more than once, so where both are there a whole multiple of the ledger's count is corrected to it.
+        ``n_tokens_seen`` is summed over the ranks, so it does not depend on their number. Its first logged value is
+        used: it precedes any resume, after which torchtitan alone miscounts on another number of ranks. Under context
+        parallelism it counts every token once per rank of the ``cp`` mesh (torchtitan #2990). The ledger counts each
+        example once. So where both are logged, a whole multiple of the ledger's count is corrected to that count.
         """
-        told = (self.record.batch_size or 0) * (self.record.tokens_per_example or 0)
-        if told > 0:
-            return float(told)
+        recorded = (self.record.batch_size or 0) * (self.record.tokens_per_example or 0)
+        if recorded > 0:
+            return float(recorded)
         step, seen = next(iter(self.scalars.get(TOKENS, {}).items()), (0, 0.0))
         logged, counted = seen / step if step else None, self._ledger_tokens_per_step()
         if logged is None or counted is None:
@@ -109,8 +109,8 @@ class RunScalars:
         return counted if multiple > 1 and abs(logged / counted - multiple) < 1e-3 else logged
 
     def _ledger_tokens_per_step(self) -> float | None:
-        """Batch size x tokens of an example, whole numbers both: the rate times its seconds, over its examples."""
-        # TensorBoard alone: what a round records is a moment before its first batch is counted.
+        """Batch size x tokens per example (token rate x seconds / examples); None unless both are whole numbers."""
+        # From TensorBoard alone: a round is recorded before its first batch is counted.
         counts, rate, wall, covered = (self.scalars.get(tag, {}) for tag in (TRAINED, COVERED_RATE, WALL, COVERED))
         if len(counts) < 2 or not counts.keys() == rate.keys() == wall.keys() == covered.keys():
             return None
@@ -124,13 +124,14 @@ class RunScalars:
         return float(round(batch) * round(example)) if whole else None
 
     def family_means(self, family: str) -> dict[str, float]:
-        """The mean over the decisions of each tag that begins with ``family``: the rest of the tag -> the mean."""
+        """Mean over the decisions of each tag that begins with ``family``: tag without that prefix -> mean."""
         tags = sorted(tag for tag in self.scalars.keys() | self.decided.keys() if tag.startswith(family))
         logged = {tag: (self.decided.get(tag) or self.scalars[tag]).values() for tag in tags}
         finite = {tag: [value for value in values if math.isfinite(value)] for tag, values in logged.items()}
         return {tag.removeprefix(family): sum(values) / len(values) for tag, values in finite.items() if values}
 
     def add_session(self, events: Iterable[Event], *, host: str) -> None:
+        """Add the events of a session; they replace earlier values from its first step on."""
         start: int | None = None
         added: dict[str, dict[int, tuple[float, float]]] = {}  # value, clock
         clocks = []
@@ -139,13 +140,13 @@ class RunScalars:
                 start = event.step
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    tag = renamed(value.tag, separator="/")  # of an earlier version
+                    tag = renamed(value.tag, separator="/")  # tags of earlier versions have new names
                     added.setdefault(tag, {})[event.step] = (value.simple_value, event.wall_time)
                     clocks.append(event.wall_time)
         if start is None:
             return
         self.scalars, self.seconds = _before(start, self.scalars), _before(start, self.seconds)
-        if not self.scalars:  # no resume: another run had used this folder
+        if not self.scalars:  # not a resume: another run had used this folder
             self.session_starts, self.session_seconds, self.wall_seconds, self.hosts = [], [], 0.0, set()
         if clocks:
             self.hosts.add(host)

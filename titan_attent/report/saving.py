@@ -1,7 +1,8 @@
-"""Where a run was at the validation loss, or the accuracy, at which the first run ended, and what it had cost there.
+"""Where a run reached the validation loss, or the accuracy, at which the first run ended, and its cost up to there.
 
-How a curve is smoothed says curves.py, what is charged costs.py, and where it makes a saving comparing.py. The first
-run is measured alike, so that a run saves nothing against itself. An accuracy rises, and all else is the same.
+curves.py defines how a curve is smoothed, costs.py what is charged, and comparing.py when a saving is reported. The
+first run is measured in the same way, so that a run saves nothing against itself. Accuracies are treated like losses,
+except that larger values are better.
 """
 
 import math
@@ -20,7 +21,7 @@ Charge = Literal["step", "tokens", "FLOPs", "seconds"]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a run is judged by at each validation. ``form`` is how it is written."""
+    """A value by which runs are compared at each validation. ``form`` is its format string."""
 
     tag: str
     name: str
@@ -34,9 +35,14 @@ TOP1 = Measure(ACCURACY, "validation accuracy", "{:.2%}", rises=True)
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a run was at a loss or an accuracy. ``between``: the steps of the two validations; None if no usable
-    validation came before, so that it may have been there earlier. ``tokens`` and ``flops`` are None where the run
-    does not tell; ``flops`` counts trained tokens that cost as much."""
+    """Where a run reached a loss or an accuracy.
+
+    Attributes:
+        step, tokens, seconds: its cost up to there; ``tokens`` is None if unknown.
+        between: the steps of the validations before and after; None without a finite validation before, in which case
+            the run may have reached the level earlier.
+        flops: the number of trained tokens of equal cost; None if unknown.
+    """
 
     step: float
     tokens: float | None
@@ -49,34 +55,34 @@ class Reached:
 
 
 def measures_of(runs: Sequence[RunScalars]) -> list[Measure]:
-    """What the runs can be compared by: the loss, and the accuracy where one of them has it."""
+    """The values by which the runs can be compared: the loss, and the accuracy where one of them has it."""
     return [LOSS, TOP1] if any(TOP1.tag in run.scalars for run in runs) else [LOSS]
 
 
 def final(run: RunScalars, measure: Measure) -> float | None:
-    """The level at which a run ended, perhaps not finite; None without validations."""
+    """The level at which a run ended, which may be nan or infinite; None without validations."""
     level = curves.level(*curve_of(run, measure))
     return -level if measure.rises and level is not None else level
 
 
 def curve_of(run: RunScalars, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-    """Steps int64 [n] and values float64 [n], the smaller the better."""
+    """(steps int64 [n], values float64 [n]) of a measure; accuracies are negated, so that smaller is better."""
     steps, values = run.series(measure.tag)
     return steps, -values if measure.rises else values
 
 
 def reach(run: RunScalars, target: float | None, measure: Measure = LOSS) -> Reached | None:
-    """Where ``run`` was at ``target``; None if it was not, or if there is no finite target."""
+    """Where ``run`` reached ``target``; None if it did not, or if the target is not finite."""
     if target is None or not math.isfinite(target):
         return None
     steps, values = curve_of(run, measure)
-    found = curves.crossing(steps, values, -target if measure.rises else target)
-    if found is None:
+    crossing = curves.crossing(steps, values, -target if measure.rises else target)
+    if crossing is None:
         return None
     clock = run.seconds.get(measure.tag, {})
-    until = clock[int(steps[found.i])]
-    since = until if found.before is None else clock[int(steps[found.before])]
-    between = None if found.before is None else (int(steps[found.before]), int(steps[found.i]))
-    seconds = since + found.share * (until - since)
+    until = clock[int(steps[crossing.i])]
+    since = until if crossing.before is None else clock[int(steps[crossing.before])]
+    between = None if crossing.before is None else (int(steps[crossing.before]), int(steps[crossing.i]))
+    seconds = since + crossing.share * (until - since)
     costs = Costs(run)
-    return Reached(found.step, costs.tokens(found.step), seconds, between, costs.charged_tokens(found.step))
+    return Reached(crossing.step, costs.tokens(crossing.step), seconds, between, costs.charged_tokens(crossing.step))

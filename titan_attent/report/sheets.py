@@ -1,4 +1,4 @@
-"""Contact sheets: images in rows, with a few words under each."""
+"""Contact sheets: images in rows, with a few lines of text under each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Cell:
 
 
 def draw_sheet(title: str, blocks: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
-    """A page of blocks, each a heading, which may be empty, above rows of :data:`COLUMNS` cells."""
+    """Draw a page of blocks: each is a heading, which may be empty, above rows of :data:`COLUMNS` cells."""
     step = BOX + GAP
     heights = []
     for heading, cells in blocks:
@@ -40,29 +40,33 @@ def draw_sheet(title: str, blocks: Sequence[tuple[str, Sequence[Cell]]]) -> Imag
         for i, cell in enumerate(cells):
             left, y = MARGIN + i % COLUMNS * step, top + above + i // COLUMNS * row
             picture = scaled(cell.image)
-            # In the middle, and down on the words.
+            # Centered, with its lower edge at the text.
             sheet.paste(picture, (left + (BOX - picture.width) // 2, y + BOX - picture.height))
             for j, line in enumerate(cell.lines):
-                place = left + BOX // 2, y + BOX + 4 + j * LINE
-                _write(draw, place, line, size=13, width=BOX + GAP - 4, anchor="ma", color="#555555" if j else "black")
+                position = left + BOX // 2, y + BOX + 4 + j * LINE
+                _write(
+                    draw, position, line, size=13, width=BOX + GAP - 4, anchor="ma", color="#555555" if j else "black"
+                )
         top += above + rows * row
     return sheet
 
 
 def scaled(image: Image.Image) -> Image.Image:
-    """The image as large as fits into the box, its aspect kept: small ones in whole pixels, by a whole factor if they
-    are smaller than half of the box."""
+    """The image, scaled to the box with its aspect ratio kept.
+
+    Images up to half of the box are enlarged by a whole factor, so that all pixels have equal size.
+    """
     factor = BOX / max(image.size)
     if factor >= 2:
         factor = int(factor)
     size = tuple(max(1, round(side * factor)) for side in image.size)
-    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    return image.convert("RGB").resize((size[0], size[1]), how)
+    resampling = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize((size[0], size[1]), resampling)
 
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
+    position: tuple[int, int],
     text: str,
     *,
     size: int,
@@ -70,11 +74,11 @@ def _write(
     anchor: str = "la",
     color: str = "black",
 ) -> None:
-    """One line, cut to ``width`` pixels."""
+    """Write one line, cut to ``width`` pixels."""
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
     text = " ".join(text.split())
     if font.getlength(text) > width:
         while text and font.getlength(text + "…") > width:
             text = text[:-1]
         text += "…"
-    draw.text(place, text, fill=color, font=font, anchor=anchor)
+    draw.text(position, text, fill=color, font=font, anchor=anchor)

@@ -1,4 +1,4 @@
-"""What the panels share: colors, titles with legends, the x axis, smoothing, marks of resumes."""
+"""Helpers that the panels share: colors, titles with legends, the x axis, smoothing, marks of resumes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,16 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from titan_attent.report.runs import Axis, RunScalars
 
-# Okabe and Ito's colors, which the color-blind tell apart, without yellow; two of ColorBrewer's. Paul Tol's light ones.
+# Okabe and Ito's colors, which color-blind people can distinguish, without yellow, and two of ColorBrewer's. The light
+# colors are Paul Tol's.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B3294", "#8C510A")
 LIGHT_COLORS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
 REST_COLOR = "#DDDDDD"
-LEGEND_WIDTH, LEGEND_HANDLE = 60, 6  # in characters: of a panel, and of what stands before a label
+LEGEND_WIDTH, LEGEND_HANDLE = 60, 6  # in characters: width of a panel, and of a label's line sample
 
 
 def settings(num_colors: int) -> Any:
-    """matplotlib's settings for the picture; the color cycle has ``num_colors`` or more."""
+    """matplotlib's settings for the picture; the color cycle has at least ``num_colors`` colors."""
     colors = list(COLORS)
     if num_colors > len(colors):
         colors = [
@@ -32,12 +33,12 @@ def settings(num_colors: int) -> Any:
 
 
 def title(axes: Axes, text: str, entries: Sequence[Artist]) -> None:
-    """Title and, between it and the curves, the legend of ``entries`` in as many columns as fit."""
+    """Set the title and, between it and the curves, a legend of ``entries`` in as many columns as fit."""
     many = len(entries) > 4
     widths = [len(str(entry.get_label())) + LEGEND_HANDLE for entry in entries]
 
     def fits(columns: int) -> bool:
-        filled = np.array_split(widths, columns)  # as a legend fills them
+        filled = np.array_split(widths, columns)  # a legend fills its columns in this way
         return sum(max(column) for column in filled) <= LEGEND_WIDTH * (1.1 if many else 1)
 
     columns = next((n for n in range(len(entries), 1, -1) if fits(n)), 1)
@@ -46,7 +47,7 @@ def title(axes: Axes, text: str, entries: Sequence[Artist]) -> None:
         spacing: Any = {"columnspacing": 1.2, "handletextpad": 0.6, "handlelength": 1.8, "labelspacing": 0.3}
         where: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
         legend = axes.legend(handles=list(entries), ncols=columns, fontsize=10 if many else 11, **where, **spacing)
-        legend.set_in_layout(False)  # the title keeps its place free; its width is no reason to narrow the axes
+        legend.set_in_layout(False)  # the title leaves room for it, and its width must not narrow the axes
     axes.set_title(text, pad=8 + (15 if many else 16.5) * rows)
 
 
@@ -63,7 +64,7 @@ def not_logged(axes: Axes) -> None:
 
 
 def mark_resumes(axes: Axes, runs: Sequence[RunScalars], axis: Axis, scale: float = 1.0) -> None:
-    """A dotted vertical line where a session after the first starts."""
+    """Draw a dotted vertical line where each session after the first starts."""
     for i, run in enumerate(runs):
         for start in run.starts(axis)[1:]:
             axes.axvline(start / scale, color="0.5" if len(runs) == 1 else f"C{i}", linestyle=":", linewidth=0.9)

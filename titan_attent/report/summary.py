@@ -16,8 +16,8 @@ __all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "tabl
 ACCOUNTS = tuple(
     f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange", "probe")
 )
-"""In the order of the table; those of systems from outside come after them."""
-# The order of the table; further teacher/* and ledger/* tags come after them.
+"""The ledger accounts in the order of the table; those of external systems come after them."""
+# The tags in the order of the table; further teacher/* and ledger/* tags come after them.
 ORDER = (
     *("teacher/round", "teacher/ratio", "teacher/selected", "teacher/importance_mean", "teacher/importance_p99"),
     "teacher/repeats",
@@ -27,7 +27,7 @@ ORDER = (
     *("ledger/skipped_share", "ledger/break_even_share", "ledger/tokens_covered_per_second"),
     *("ledger/overhead_percent", *ACCOUNTS, WALL),
 )
-# In the table with or without a value.
+# Tags that are in the table even without a value.
 ALWAYS = {
     *(
         *(tag for tag in ORDER[:10] if tag != "teacher/repeats"),
@@ -42,13 +42,13 @@ REACHED = ("reached at step", "reached after tokens", "reached after FLOPs", "re
 CHARGES: tuple[Charge, ...] = ("step", "tokens", "FLOPs", "seconds")
 AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 SHOWN_MEMBERS = 8
-"""Of a family of tags, one for each of many things such as data sources."""
+"""Tags shown of a family, which has one tag for each of many things, such as data sources."""
 
 
 def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str]:
     """The table's column of one run: fact -> text, "-" where the run did not log it; files relative to the run.
 
-    ``runs``: all that are compared, the first being what the others are measured by.
+    ``runs``: all runs that are compared; the first is the one that the others are compared with.
     """
 
     compared = runs or [run]
@@ -104,8 +104,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
 
 
 def with_unit(tag: str, value: float, *, unit: str = "") -> str:
-    """A scalar as its tag, or the unit that its system names, means it: seconds, percent, a share, a number of
-    something, or a plain number."""
+    """A scalar with its unit: seconds, percent or a share by the end of its tag, or else the ``unit`` of its system."""
     name = tag.split("/")[1]
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if name.endswith("_seconds"):
@@ -118,7 +117,7 @@ def with_unit(tag: str, value: float, *, unit: str = "") -> str:
 
 
 def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
-    """The lines on what the first of the runs ended with; see saving.py."""
+    """The lines on reaching the level at which the first run ended; see saving.py."""
     facts = _saving_in(run, runs[0], LOSS)
     if TOP1 in measures_of(runs):
         facts |= _saving_in(run, runs[0], TOP1, prefix="accuracy ")
@@ -126,18 +125,18 @@ def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
 
 
 def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: str = "") -> dict[str, str]:
-    """``prefix``: of the lines below the first."""
-    wanted, (at_step, *_), between = f"first run's final {measure.name}", REACHED, prefix + BETWEEN
+    """The lines for one measure. ``prefix`` begins all lines but the first."""
+    target, (at_step, *_), between = f"first run's final {measure.name}", REACHED, prefix + BETWEEN
     charges = {prefix + name: charge for name, charge in zip(REACHED, CHARGES, strict=True)}
-    found = compare(first, run, measure)
-    facts = {wanted: "-"} | dict.fromkeys((*charges, between), "-")
-    if found.target is None:
-        return facts | {wanted: f"-: it has no {measure.name}"}
-    if found.base is None:
-        return facts | {wanted: f"-: it is {found.target}"}
-    facts[wanted] = measure.form.format(found.target)
-    own = found.own
-    if found.apart:
+    comparison = compare(first, run, measure)
+    facts = {target: "-"} | dict.fromkeys((*charges, between), "-")
+    if comparison.target is None:
+        return facts | {target: f"-: it has no {measure.name}"}
+    if comparison.base is None:
+        return facts | {target: f"-: it is {comparison.target}"}
+    facts[target] = measure.form.format(comparison.target)
+    own = comparison.own
+    if comparison.incomparable:
         return facts
     if own is None:
         return facts | {prefix + at_step: "not reached"}
@@ -147,15 +146,17 @@ def _saving_in(run: RunScalars, first: RunScalars, measure: Measure, *, prefix: 
             continue
         number = f"{cost:.3g}" if charge == "FLOPs" else f"{cost:,.{1 - (charge == 'tokens')}f}".removesuffix(".0")
         facts[fact] = ("" if own.between else "at most ") + number
-        if run is not first and (saved := short(found.savings.get(charge))):
+        if run is not first and (saved := short(comparison.savings.get(charge))):
             facts[fact] += f" ({saved})"
-    facts[between] = "{:,} and {:,}".format(*own.between) if own.between else f"the first at {own.step:,.0f}"
+    facts[between] = "{:,} and {:,}".format(*own.between) if own.between else f"at or before {own.step:,.0f}"
     return facts
 
 
 def shown_members(runs: Sequence[RunScalars], family: str) -> tuple[list[str], list[str]]:
-    """Which tags of a family to show, the largest mean first, and the rest. Of many tags those with the largest and
-    the smallest means are shown."""
+    """(tags of a family to show, the others), both by falling mean.
+
+    With more than :data:`SHOWN_MEMBERS` tags, those with the largest and the smallest means are shown.
+    """
     means: dict[str, list[float]] = {}
     for run in runs:
         for member, mean in run.family_means(family).items():
@@ -181,14 +182,14 @@ def _family_facts(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]
 
 
 def table(columns: Sequence[dict[str, str]]) -> str:
-    """One line a fact, one column per run; a fact that one run alone has stands where that run has it."""
+    """The table as text: one line per fact, one column per run. A fact of only some runs keeps its position in them."""
     facts: list[str] = []
     for column in columns:
-        at = 0
+        i = 0
         for fact in column:
             if fact not in facts:
-                facts.insert(at, fact)
-            at = facts.index(fact) + 1
+                facts.insert(i, fact)
+            i = facts.index(fact) + 1
     cells = [facts, *([column.get(fact, "-") for fact in facts] for column in columns)]
     widths = [max(map(len, column)) for column in cells]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*cells, strict=True))

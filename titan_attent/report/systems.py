@@ -1,7 +1,7 @@
-"""What the systems of runs log: how their tags begin, the units of these, and the panels that show them.
+"""The scalars that the systems of runs log: the prefixes of their tags, their units, and the panels that show them.
 
-Those of this package say it in their classes. One from outside says it in its run's data.json, so that the report needs
-none of its code.
+The systems of this package declare them in their classes. An external system declares them in its run's data.json, so
+that the report does not need its code.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ LEDGER = "ledger/"
 
 
 class Logged(NamedTuple):
-    """Of one system: its name, tag -> unit, and its panels."""
+    """The scalars of one system: its name, tag -> unit, and its panels."""
 
     name: str
     units: dict[str, str]
@@ -28,18 +28,18 @@ OWN = tuple(Logged(system.name, dict(system.tag_units), system.panels) for syste
 
 
 def logged_by(runs: Iterable[RunScalars]) -> list[Logged]:
-    """The systems of this package, and those from outside that the runs report; of two with one name the first."""
-    found = list(OWN)
+    """The systems of this package, then the external ones in the runs' records; the first of those with equal names."""
+    systems = list(OWN)
     for run in runs:
         for described in run.record.systems:
             logged = _read(described)
-            if logged is not None and logged.name not in {one.name for one in found}:
-                found.append(logged)
-    return found
+            if logged is not None and logged.name not in {one.name for one in systems}:
+                systems.append(logged)
+    return systems
 
 
 def _read(described: Any) -> Logged | None:
-    """One system of data.json; None where the file says something else."""
+    """One system in data.json; None where its description is malformed."""
     try:
         panels = []
         for panel in typed(list[dict], described["panels"], where="panels"):
@@ -51,17 +51,19 @@ def _read(described: Any) -> Logged | None:
 
 
 def prefixes(runs: Sequence[RunScalars]) -> tuple[str, ...]:
-    """How the tags begin that the systems of the runs, and their ledgers, log."""
+    """The prefixes of the tags that the systems of the runs, and their ledgers, log."""
     return (*(f"{logged.name}/" for logged in logged_by(runs)), LEDGER)
 
 
 def families(runs: Sequence[RunScalars], *, maps: bool) -> tuple[str, ...]:
-    """How the tags begin of which there are as many as a run has sources, modules or layers; ``maps``: those that the
-    picture alone shows."""
+    """The prefixes of the families of tags: those with one tag per source, module or layer.
+
+    ``maps``: return the families that are drawn as maps, which are in the picture only, instead of the others.
+    """
     panels = [panel for logged in logged_by(runs) for panel in logged.panels if panel.family]
     return tuple(str(panel.family) for panel in panels if panel.map == maps)
 
 
 def units(runs: Sequence[RunScalars]) -> dict[str, str]:
-    """Tag -> unit, of all systems of the runs."""
+    """Tag -> unit, for all systems of the runs."""
     return {tag: unit for logged in logged_by(runs) for tag, unit in logged.units.items()}

@@ -1,6 +1,6 @@
 """The panels of the systems, and those on time and speed.
 
-Of one run each tag has a color. Of several each run has a color, and each tag a dash pattern.
+With one run, each tag has a color. With several, each run has a color and each tag a dash pattern.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from titan_attent.report.systems import logged_by
 from titan_attent.systems.system import Panel
 
 TIME = "where the time went"
-OF_EVERY_RUN: tuple[Panel, ...] = (
+GENERAL_PANELS: tuple[Panel, ...] = (
     Panel(TIME),
     Panel("tokens/s/device, smoothed", (SPEED,), from_zero=True),
     Panel("images/s/device, smoothed", (IMAGE_SPEED,), from_zero=True),
@@ -30,8 +30,10 @@ STYLES: tuple[Any, ...] = ("-", "--", "-.")
 
 
 def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
-    """The panels of the systems of the runs, and of every run, for which a run has something to draw; of the speeds
-    the one that all share."""
+    """The panels for which a run has something to draw: those of the systems, then the general ones.
+
+    Only one of the two speeds is shown: images where all runs have them, else tokens.
+    """
     of_systems = [panel for logged in logged_by(runs) for panel in logged.panels]
     other_speed = SPEED if all(run.is_of_images for run in runs) else IMAGE_SPEED
 
@@ -49,11 +51,11 @@ def panels_of(runs: Sequence[RunScalars]) -> list[Panel]:
         values = np.concatenate([run.series(tag)[1] for run in runs for tag in panel.tags])
         return bool(np.any(np.isfinite(values) & ((values != 0) if panel.when_not_zero else True)))
 
-    return [panel for panel in (*of_systems, *OF_EVERY_RUN) if shows(panel)]
+    return [panel for panel in (*of_systems, *GENERAL_PANELS) if shows(panel)]
 
 
 def draw_panel(axes: Axes, panel: Panel, runs: Sequence[RunScalars], names: Sequence[str]) -> None:
-    """``names``: of the runs."""
+    """Draw one panel. ``names``: the names of the runs."""
     if panel.map:
         draw_map(axes, panel, runs, names)
     elif panel.family:
@@ -65,7 +67,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[RunScalars], names: Sequ
 
 
 def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
-    """Tags against steps; one of them may have an axis of its own."""
+    """Draw tags against steps; ``panel.right`` has an axis of its own."""
     labels, entries = dict(panel.labels), []
     for j, tag in enumerate(panel.tags):
         target = axes
@@ -82,7 +84,7 @@ def _draw_tags(axes: Axes, panel: Panel, runs: Sequence[RunScalars]) -> None:
             if tag in SPEEDS:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
                 values = smoothed(values)
-            # What a decision logs holds until the next one.
+            # A value that a decision logs holds until the next decision.
             drawstyle = "default" if tag in SPEEDS or tag.startswith("ledger/") else "steps-post"
             marker = "o" if len(steps) < 3 else ""
             target.plot(steps, values, color=color, linestyle=dashes, marker=marker, ms=4, drawstyle=drawstyle)
@@ -108,7 +110,7 @@ def _step_axis(axes: Axes, runs: Sequence[RunScalars]) -> None:
 
 
 def _draw_family(axes: Axes, name: str, family: str, runs: Sequence[RunScalars]) -> None:
-    """One run: a line a member of the family against steps. Several: a bar a run and member, the mean over the
+    """Draw a family of tags: lines against steps for one run; for several, one bar per run and tag, the mean over the
     decisions."""
     shown, rest = shown_members(runs, family)
     if len(runs) == 1:
@@ -145,7 +147,7 @@ def _short(name: str) -> str:
 
 
 def _draw_time(axes: Axes, runs: Sequence[RunScalars], names: Sequence[str]) -> None:
-    """A bar a run, up to its last logged moment: the ledger's accounts, and the rest of its wall time."""
+    """Draw one bar per run: the ledger's accounts at its last logged step, then the remaining wall time."""
     logged = {tag for run in runs for tag in run.scalars.keys() | run.decided.keys()}
     others = sorted(tag for tag in logged - {*ACCOUNTS, WALL} if tag.startswith("ledger/") and tag.endswith("_seconds"))
     tags = [*(tag for tag in ACCOUNTS if tag in logged), *others]

@@ -1,4 +1,4 @@
-"""The benchmark's corpora against the source files and the clean rows; and what its command works out from results."""
+"""The benchmark's corpora against the source files and the clean rows, and its tables from results."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_sizes_and_vocabulary(built: Path) -> None:
 
 
 def test_rows_are_the_library(built: Path) -> None:
-    """Each stands in a source file, but for the bytes of characters that its ends cut, and eos between two files."""
+    """Each occurs in a source file, except for bytes of characters that its ends cut, and eos between two files."""
     files = [path for path in STDLIB.rglob("*.py") if "site-packages" not in path.parts]
     text = "".join(path.read_bytes().decode(errors="ignore")[:32768] for path in files)
     index = json.loads((built / "clean" / "index.json").read_text())
@@ -78,7 +78,7 @@ def test_rows_are_the_library(built: Path) -> None:
         assert all(tokenizer.decode(row).strip("\N{REPLACEMENT CHARACTER}") in text for row in rows)
 
 
-def test_no_row_stands_in_two_parts_or_twice(built: Path) -> None:
+def test_no_row_is_in_two_data_sets_or_twice(built: Path) -> None:
     rows = [row.tobytes() for part in ("clean", "validation", "trusted") for row in rows_of(built / part)]
     assert len(set(rows)) == len(rows) == N + 512 + 4096
 
@@ -143,7 +143,7 @@ def test_a_second_call_finds_them_and_another_seed_is_refused(small_sources: Non
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert corpora.build_corpora(tmp_path, sizes=sizes) == manifest
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    with pytest.raises(ValueError, match="'seed': 0}, where {'seed': 1} is asked for: name another folder"):
+    with pytest.raises(ValueError, match="'seed': 0}, but this call needs {'seed': 1}: name another folder"):
         corpora.build_corpora(tmp_path, seed=1, sizes=sizes)
 
 
@@ -256,7 +256,7 @@ def test_a_finished_run_is_kept_and_another_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"config": task.config}))
     assert run_tasks(tmp_path, [task], jobs=1, starter=Torchrun()) == []  # starts nothing
     other = rules.rule_task("junk", "hard", 0, steps=600, lr=2e-3)
-    with pytest.raises(ValueError, match="{'optimizer.lr': 0.001}, where {'optimizer.lr': 0.002} is asked for"):
+    with pytest.raises(ValueError, match="{'optimizer.lr': 0.001}, but this call needs {'optimizer.lr': 0.002}"):
         run_tasks(tmp_path, [other], jobs=1, starter=Torchrun())
 
 

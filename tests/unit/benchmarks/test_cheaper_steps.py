@@ -1,4 +1,4 @@
-"""The rules of benchmarks/cheaper_steps, and the steps that follow from what others have saved."""
+"""The rules of benchmarks/cheaper_steps, and the steps that follow from the savings of other rules."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def made(tmp_path: Path, *rules: str) -> Any:
 
 
 def finish(run: Any, monkeypatch: pytest.MonkeyPatch, numbers: dict[tuple[str, int], dict[str, Any]]) -> None:
-    """As if these runs had ended: loss, seconds a step, share of a step saved."""
+    """As if these runs had ended: loss, seconds per step, share of a step saved."""
     scalars = {}
     for (name, seed), got in numbers.items():
         task = run.task(name, seed, run.steps_of(name) if name not in ("flops_of_prefix",) else 320)
@@ -170,13 +170,15 @@ def test_the_table_of_one_gpu() -> None:
     prefix = [made | {"seconds": [0.7, 0.8, 0.75], "backward": 0.4, "step": 0.3, "probe": 0.5}]
     runs = {("exact", False): exact, ("prefix", False): prefix, ("mat", False): [], ("prefix", True): prefix}
     first, second, alone = gpu.shown(gpu.rows_of(runs))
-    assert first["seconds a step"] == "1.0000" and first["peak memory, GiB"] == "3.00" and first["of exact"] == "1.000"
+    assert (
+        first["seconds per step"] == "1.0000" and first["peak memory, GiB"] == "3.00" and first["of exact"] == "1.000"
+    )
     assert second["of exact"] == "0.750" and second["step FLOPs saved"] == "30.0%" and second["probe, s"] == "0.50"
     assert alone["compiled"] == "yes" and alone["of exact"] == ""  # exact was not compiled
 
 
 def test_the_rules_of_one_gpu_are_those_of_the_benchmark() -> None:
-    """But for when: there from the second step on, and to the end."""
+    """Except for the schedule: those of one GPU apply from the second step on, and to the end."""
     when = {"warmup_steps", "interval", "final_fraction", "exact_fraction"}
     for name, command in gpu.RULES.items():
         settings = dict(zip(command[::2], command[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""The evidence's rules, numbers, goals and tables, on made-up results."""
+"""The single-pass experiment's rules, numbers, goals and tables, on synthetic results."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import result, rows
+from synthetic_results import result, rows
 
 from benchmarks.common import intervals
 from benchmarks.single_pass import __main__ as evidence
@@ -34,7 +34,7 @@ def test_every_rule_validates_at_its_last_step(name: str) -> None:
         assert task.steps % task.config["metrics"]["log_freq"] == 0
 
 
-def test_the_runs_are_those_that_a_rule_is_for_and_nobody_knows() -> None:
+def test_the_runs_are_those_that_a_rule_is_for_and_that_are_not_known() -> None:
     everything = Namespace(rules=list(rules.RULES), corpora=list(corpora.CORPORA))
     known = {"runs/junk/difference/seed-1", "runs/web/difference_87/seed-0"}
     tasks = {task.folder: task for task in evidence.runs(everything, 1, known, {"junk": "abc"})}
@@ -136,7 +136,7 @@ def test_a_column_for_each_kind_and_the_number_of_few_seeds() -> None:
 # -- where uniform ended ----------------------------------------------------------------------------------------------
 
 
-def test_when_a_run_was_where_uniform_ended() -> None:
+def test_when_a_run_reached_uniforms_final_loss() -> None:
     made = [
         *(result("uniform", "junk", seed, loss) for seed, loss in enumerate((3.0, 2.5, 2.0))),
         # From 4.0 at step 200 to 2.0 at 400: at 3.0, 2.5 and 2.0 at steps 300, 350 and 400.
@@ -155,7 +155,7 @@ def test_when_a_run_was_where_uniform_ended() -> None:
         ["difference", "350 (1.08 M, 350 s)"],  # the median of 300, 350 and never
         ["attainment", "-"],  # of 250 and never
     ]
-    # Between 7.0 at step 1 and 2.0 at 200; its ledger does not tell, so that a step takes 2 s, validation included.
+    # Between 7.0 at step 1 and 2.0 at 200; without seconds in its ledger a step takes 2 s, validation included.
     step = 1 + 199 * (7.0 - 2.5) / (7.0 - 2.0)
     seldom = numbers.time_to_uniform([made[8]], {1: 2.5})
     assert seldom == pytest.approx((step, step * 3072, 2 * step))
@@ -190,7 +190,7 @@ def test_the_forecast_pairs_what_was_left_out_with_the_gain() -> None:
 def test_a_correlation_of_too_little_is_none() -> None:
     assert math.isnan(numbers.correlation([(0.0, 1.0), (0.5, 2.0)]))
     assert math.isnan(numbers.correlation([(0.0, 1.0), (0.0, 2.0), (0.0, 3.0)]))
-    assert table.make_forecast([]).endswith("over 0 (corpus, seed): too few to tell.")
+    assert table.make_forecast([]).endswith("over 0 (corpus, seed): too few pairs.")
 
 
 # -- goals ------------------------------------------------------------------------------------------------------------
@@ -217,8 +217,8 @@ def with_uniform(corpus: str, rule: str, differences: list[float], **more: float
 def test_the_verdict_on_a_saving(differences: list[float], verdict: str) -> None:
     found = goals_of(with_uniform("junk", "difference_67", differences))
     assert list(found) == [("30% less compute on junk, one run", "difference_67")]
-    ((compute, scorers, text, told),) = found.values()
-    assert (compute, scorers, told) == ("0.675", "0.000", verdict)
+    ((compute, scorers, text, shown),) = found.values()
+    assert (compute, scorers, shown) == ("0.675", "0.000", verdict)
     assert text.startswith(f"{np.mean(differences):+.3f}")
 
 
@@ -263,10 +263,10 @@ def test_the_report_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> Non
     duplicates = {"junk": {"rows": 200, "equal": 1, "window": 2, "minhash": 50}}
     text = table.report(tmp_path, made, duplicates=duplicates, command="the command")
     assert (tmp_path / "table.md").read_text() == text
-    assert text.startswith("# Evidence: a single pass, all costs charged\n\nSeeds 0, 1.")
+    assert text.startswith("# A single pass, all costs charged\n\nSeeds 0, 1.")
     end = text[text.index("- 4 runs, ") :].split("\n")
     assert end[0] == f"- 4 runs, {4 * 480 / 3600:.1f} core-hours; `the command`" and end[1] == "- machine: a machine"
     assert {line[-3:] for line in end[2:-1]} == {"abc", "def"}
     assert "| junk | 200 | 0.5% | 1.0% | 25.0% |" in text
     assert "| junk | code | 100.0% | 75.0% | - | - |" in text
-    assert table.report(tmp_path, [], duplicates={}, command="").startswith("# Evidence")
+    assert table.report(tmp_path, [], duplicates={}, command="").startswith("# A single pass")

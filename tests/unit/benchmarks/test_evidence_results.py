@@ -1,4 +1,4 @@
-"""The evidence's results as files, those of other calls, and its pictures."""
+"""The single-pass experiment's result files, those of other calls, and its pictures."""
 
 import json
 import struct
@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from made_up import result
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from synthetic_results import result
 
 from benchmarks.single_pass import corpora, numbers, pictures, results, rules
 
@@ -31,7 +31,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def finished(output: Path, rule: str, corpus: str, seed: int, **more: Any) -> Path:
-    """A run as the command leaves it."""
+    """The files of a finished run."""
     task = rules.rule_task(corpus, rule, seed)
     made = result(rule, corpus, seed, 3.0, config=task.config) | more
     for key in ("kinds", "scorer_share", "scorer_seconds", "scorer_steps"):
@@ -40,7 +40,7 @@ def finished(output: Path, rule: str, corpus: str, seed: int, **more: Any) -> Pa
 
 
 def known(rule: str, corpus: str, seed: int, **more: Any) -> dict[str, Any]:
-    """A result of another call, of the configuration and the data of here."""
+    """A result of another call, with the same configuration and data."""
     fingerprint = results.data_fingerprint(FINGERPRINTS, corpus, rule, seed)
     return result(rule, corpus, seed, 3.0, config=rules.rule_task(corpus, rule, seed).config) | {
         "data_fingerprint": fingerprint,
@@ -85,16 +85,16 @@ def test_a_result_comes_with_its_scorers_its_kinds_and_its_data(tmp_path: Path) 
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     config = rules.rule_task("junk", "uniform", 0).config
     finished(tmp_path, "uniform", "junk", 0, config=config | {"optimizer": {"lr": 0.5}})
-    with pytest.raises(ValueError, match="'optimizer.lr': 0.5}, where {'optimizer.lr': 0.01} is asked for"):
+    with pytest.raises(ValueError, match="'optimizer.lr': 0.5}, but this call needs {'optimizer.lr': 0.01}"):
         results.gather(tmp_path, fingerprints=FINGERPRINTS)
 
 
 def test_a_run_on_other_data_is_refused(tmp_path: Path) -> None:
-    """The run has written what it was trained on; the corpora have been built anew since."""
+    """The run has recorded its data; the corpora have been built again since."""
     own = results.data_fingerprint(FINGERPRINTS, "junk", "uniform", 0)
     finished(tmp_path, "uniform", "junk", 0, data_fingerprint=own)
     assert len(results.gather(tmp_path, fingerprints=FINGERPRINTS)) == 1
-    with pytest.raises(ValueError, match="junk/uniform/seed-0 was measured on other data than .*corpora holds now"):
+    with pytest.raises(ValueError, match="junk/uniform/seed-0 was measured on other data than .*corpora has now"):
         results.gather(tmp_path, fingerprints=FINGERPRINTS | {"validation-code": "of other rows"})
 
 
@@ -115,7 +115,7 @@ def test_known_results_stand_beside_those_below_the_folder(tmp_path: Path, capsy
         ("junk", "uniform", 2.0),
         ("minority", "perplexity", 3.0),
     ]
-    assert numbers.charge(gathered)[0]["scorer_steps"] == 9.0  # uniform takes a second a step
+    assert numbers.charge(gathered)[0]["scorer_steps"] == 9.0  # uniform takes one second per step
 
 
 def test_known_results_of_other_settings_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,9 @@ def test_known_results_of_other_settings_are_left_out(tmp_path: Path, capsys: py
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"--known .*other.json: no results of this command .* name the results.json"):
+    with pytest.raises(
+        ValueError, match=r"--known .*other.json: not a results.json of this command .* name the one that an earlier"
+    ):
         results.read_known([path], output=tmp_path, fingerprints=FINGERPRINTS)
     with pytest.raises(ValueError, match="FileNotFoundError"):
         results.read_known([tmp_path / "nothing.json"], output=tmp_path, fingerprints=FINGERPRINTS)

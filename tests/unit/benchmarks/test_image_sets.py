@@ -1,4 +1,4 @@
-"""The image sets of the benchmarks: how they are split, and that dirt is what it is called."""
+"""The image sets of the benchmarks: their splits and their dirt."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def test_wrong_labels(share: float) -> None:
     assert np.array_equal(changed != LABELS, wrong)
     assert changed.min() >= 0 and changed.max() < 10
     if share:
-        # Every other label is as likely, and every class as much hit, within five standard deviations.
+        # Every other label is equally likely, and every class equally affected, within five standard deviations.
         steps = np.bincount((changed - LABELS)[wrong] % 10, minlength=10)[1:]
         for counts, bins in ((steps, 9), (np.bincount(LABELS[wrong], minlength=10), 10)):
             assert abs(counts - wrong.sum() / bins).max() < 5 * math.sqrt(wrong.sum() / bins)
@@ -58,8 +58,8 @@ def test_long_tail() -> None:
     counts = np.bincount(LABELS[kept], minlength=10)
     assert sorted(counts, reverse=True) == [max(1, round(200 * 50 ** (-c / 9))) for c in range(10)]
     assert counts.max() == 200 and counts.min() == 4 and counts.tolist() != sorted(counts, reverse=True)
-    few = sets.long_tail(np.array([0, 0, 1, 1]), 1000, num_classes=2, seed=0)
-    assert sorted(np.bincount(np.array([0, 0, 1, 1])[few]).tolist()) == [1, 2]
+    thinned = sets.long_tail(np.array([0, 0, 1, 1]), 1000, num_classes=2, seed=0)
+    assert sorted(np.bincount(np.array([0, 0, 1, 1])[thinned]).tolist()) == [1, 2]
     assert len(sets.long_tail(LABELS, 1, num_classes=10, seed=3)) == 2000
 
 
@@ -110,12 +110,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def package(path: Path, *, change: Any = None) -> Path:
-    """As the npm package, of 7 images of 2 x 2 a class: image i of class c holds c, i, 0, 255."""
+    """An archive like the npm package, with 7 images of 2 x 2 per class: image i of class c holds c, i, 0, 255."""
     with tarfile.open(path, "w:gz") as tar:
         for c in range(10):
             rows: list[Any] = [[c, i, 0, 255] for i in range(7)]
             if c == 0:
-                rows = [*rows[:3], [], *rows[3:], []]  # as there
+                rows = [*rows[:3], [], *rows[3:], []]  # as in the package
             if change and c == 4:
                 rows = change(rows)
             data = json.dumps({"data": rows}).encode()

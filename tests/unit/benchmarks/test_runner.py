@@ -1,4 +1,4 @@
-"""The runner: what is started and when, what counts as failed, and that nothing outlives an interruption."""
+"""The runner: which tasks start and when, which count as failed, and that no process outlives an interrupt."""
 
 import re
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Ended:
 
 
 class Endless(Ended):
-    """A process that goes on."""
+    """A process that keeps running."""
 
     def poll(self) -> None:  # type: ignore[override]
         return None
@@ -37,7 +37,7 @@ class Endless(Ended):
 
 @dataclass
 class Starter:
-    """Processes by folder, of code 0 unless told; ``breaks``: of these the result cannot be written."""
+    """Processes by folder, with exit code 0 by default; ``breaks``: folders whose result cannot be written."""
 
     processes: dict[str, Ended] = field(default_factory=dict)
     breaks: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def test_a_task_waits_for_what_it_needs_and_a_finished_one_is_kept(tmp_path: Pat
     assert starter.started[3:] == ["b"]
 
 
-def test_no_more_run_side_by_side_than_there_are_jobs(tmp_path: Path) -> None:
+def test_at_most_as_many_run_in_parallel_as_there_are_jobs(tmp_path: Path) -> None:
     class Watching(Starter):
         def start(self, output: Path, task: Task) -> Ended:
             process = super().start(output, task)
@@ -99,11 +99,11 @@ def test_what_failed_and_what_needs_it(tmp_path: Path, capsys: pytest.CaptureFix
     tasks = [task("a"), task("b", "a"), task("c", "b"), task("d"), task("e")]
     assert run_tasks(tmp_path, tasks, jobs=1, starter=starter) == ["a", "b", "d", "c"]
     assert starter.started == ["a", "d", "e"]
-    told = capsys.readouterr().out
-    assert f"[1/5] a: exit code 1, see {tmp_path / 'a' / 'log.txt'}" in told
-    assert "c: not started, what it needs has failed" in told
-    assert f"[3/5] d: no loss, see {tmp_path / 'd' / 'log.txt'}" in told
-    assert re.search(r"\[5/5\] e: \d+\.\d s", told)
+    out = capsys.readouterr().out
+    assert f"[1/5] a: exit code 1, see {tmp_path / 'a' / 'log.txt'}" in out
+    assert "c: not started: a task that it needs has failed" in out
+    assert f"[3/5] d: no loss, see {tmp_path / 'd' / 'log.txt'}" in out
+    assert re.search(r"\[5/5\] e: \d+\.\d s", out)
 
 
 def test_a_process_may_write_its_own_result(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Every module of benchmarks/ finds what it imports, and every experiment is a command: nobody runs them all at every
-change."""
+"""Every module of benchmarks/ can be imported, and every experiment is a command. They are too slow to run them all."""
 
 import re
 import subprocess
@@ -47,7 +46,7 @@ def test_every_package_lists_its_modules() -> None:
         assert {path.name for path in inside} - {"__init__.py"} <= set(docs), package
 
 
-def test_what_several_share_knows_no_experiment() -> None:
+def test_shared_code_imports_no_experiment() -> None:
     for package in ("common", "corpora"):
         for path in (ROOT / "benchmarks" / package).glob("*.py"):
             imported = set(re.findall(r"^from benchmarks\.(\w+)", path.read_text(), flags=re.M))

@@ -1,4 +1,4 @@
-"""The vision evidence: its rules, what they are charged, its tasks, and its numbers and tables on made-up results."""
+"""The vision experiment: its rules and their costs, its tasks, and its numbers and tables on synthetic results."""
 
 import json
 import math
@@ -31,7 +31,7 @@ COUNTS = [100, 80, 60, 50, 40, 30, 25, 20, 15, 10]
 
 
 def result(rule: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    """A digits run of 10 steps a second whose accuracy rises linearly to its last."""
+    """A digits run of 10 steps per second whose accuracy rises linearly to its last."""
     condition = more.pop("condition", "clean")
     steps = rules.steps_of(rules.RULES[rule], rules.SETS["digits"], rows=1078)
     run = tasks.rule_run("digits", condition, rule, seed, rows=1078)
@@ -83,8 +83,8 @@ def test_the_quickstart_leaves_out_what_the_scores_say() -> None:
     assert repeat_bound(config, num_examples=1438, batch_size=batch, total_steps=steps).least_ratio < 0.5
 
 
-def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
-    """They differ in max_repeats alone, which none had; one that was set to another value is another run."""
+def test_results_from_before_max_repeats_are_known(tmp_path: Path) -> None:
+    """They differ only in max_repeats, which they lack; a run with another value is another run."""
     made = result("attainment_80", 0, 0.9)
     teacher = {key: value for key, value in made["config"]["teacher"].items() if key != "max_repeats"}
     before = made | {"config": made["config"] | {"teacher": teacher}}
@@ -102,7 +102,7 @@ def test_results_of_before_there_was_a_bound_are_known(tmp_path: Path) -> None:
         vision.read_known([tmp_path / "other.json"], None)
 
 
-def test_every_control_is_there_where_it_is_asked_for() -> None:
+def test_every_control_is_run_where_it_is_needed() -> None:
     for condition in rules.CONDITIONS:
         here = {name for name, rule in rules.RULES.items() if rule.is_for(condition)}
         assert {f"uniform_{round(100 * rules.RULES[name].share)}" for name in here} <= here | {"uniform_100"}
@@ -111,7 +111,7 @@ def test_every_control_is_there_where_it_is_asked_for() -> None:
 def test_scoring_is_counted_round_by_round() -> None:
     assert rules.num_scored(rules.HARD, rows=1078, steps=240) == 0
     assert rules.num_scored(rules.ATTAINMENT, rows=1078, steps=240) == 1078
-    # Ratio 1/2 of 640 rows are 5 steps a pass, 2 passes a round: 10 rounds in 100 steps.
+    # Ratio 1/2 of 640 rows gives 5 steps per pass, 2 passes per round: 10 rounds in 100 steps.
     teacher = rules.PAPER | {"ratio_schedule": "constant", "initial_ratio": 0.5, "interval_schedule": "fixed"}
     assert rules.num_scored(teacher, rows=640, steps=100) == 10 * 640
     assert rules.num_scored(teacher, rows=640, steps=101) == 11 * 640
@@ -199,8 +199,8 @@ def test_time_to_uniform_charges_scoring() -> None:
     "full, equal, verdict",
     [
         ((-0.001, 0.002), (0.01, 0.002), "met"),
-        ((0.01, 0.002), (0.01, 0.02), "equal, but so is less of uniform"),
-        ((-0.01, 0.002), (0.01, 0.002), "better than less of uniform only"),
+        ((0.01, 0.002), (0.01, 0.02), "equal, but so is shorter uniform"),
+        ((-0.01, 0.002), (0.01, 0.002), "better than shorter uniform only"),
         ((-0.01, 0.002), (0.0, 0.002), "missed"),
         ((-0.3, 0.4), (0.0, 0.4), "missed"),
         ((0.0, math.nan), (0.0, math.nan), "one seed"),
@@ -258,8 +258,8 @@ def test_known_results_stand_beside_those_of_the_folder(tmp_path: Path) -> None:
         vision.gather(tmp_path / "here", known={}, lr=0.5)
     assert (tmp_path / "there" / "accuracy-digits.png").stat().st_size > 10_000
     assert "Nothing has finished" in table.report([], command="")
-    asked = ["--output", "x", "--conditions", "clean", "--rules", "uniform", "hard_80", "--seeds", "0", "1"]
-    args = vision.parse_args(asked)
+    arguments = ["--output", "x", "--conditions", "clean", "--rules", "uniform", "hard_80", "--seeds", "0", "1"]
+    args = vision.parse_args(arguments)
     missing = [(run.labels["rule"], run.labels["seed"]) for run in vision.all_runs(args, known) if run.labels]
     assert missing == [("uniform", 0), ("hard_80", 1)]
 

@@ -1,4 +1,4 @@
-"""Maps: rows in the order of a model, values where and as long as they hold."""
+"""Maps: rows in the order of a model, values from the step at which they were logged to the next one."""
 
 from pathlib import Path
 

@@ -30,14 +30,14 @@ STAMP = "20260101-1200"
 
 
 def write(run: Path, rows: Rows, *, number: int = 0, purge: int | None = None, folder: str = STAMP) -> Path:
-    """One session: ``rows`` of (tag, step, value), ten seconds a step, an hour's pause before the session."""
+    """One session: ``rows`` of (tag, step, value), ten seconds per step, an hour's pause before the session."""
     target = run / "tb" / folder
     before = set(target.glob("*"))
     with SummaryWriter(str(target), purge_step=purge) as writer:
         for tag, step, value in rows:
             writer.add_scalar(tag, value, step, walltime=3600.0 * number + 10.0 * step)
     (file,) = set(target.glob("*")) - before
-    # SummaryWriter names files by the second; sessions of a real run are further apart than these.
+    # SummaryWriter names files by the second; sessions of a real run have more time between them.
     return file.rename(target / f"events.out.tfevents.{1_700_000_000 + number}.host.1.0")
 
 
@@ -58,7 +58,7 @@ def tokens(steps: Sequence[int], per_step: float) -> list[tuple[str, int, float]
 
 
 def decide(run: Path, records: Sequence[dict[str, float]], *, cut: str = "") -> Path:
-    """``rounds.jsonl`` with whole ``records`` and a last line that a kill ``cut`` short."""
+    """Write ``rounds.jsonl``: whole ``records``, and a last line that a kill ``cut`` short."""
     file = run / "teacher" / "rounds.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(record) + "\n" for record in records) + cut)
@@ -145,7 +145,7 @@ def test_of_several_ranks_the_lowest_is_read(tmp_path: Path) -> None:
 
 
 def test_tokens_are_those_of_all_ranks(tmp_path: Path) -> None:
-    """torchtitan alone counts on from one rank's share: 4 ranks' 512 tokens a step, then 2 ranks' from step 10."""
+    """torchtitan alone continues from one rank's count: 4 ranks with 512 tokens per step, then 2 ranks from step 10."""
     write(tmp_path, losses(1, 11) + tokens(range(1, 11), 512.0))
     wrong = [("n_tokens_seen", step, 2 * (10 * 128 + (step - 10) * 256.0)) for step in range(11, 21)]
     write(tmp_path, losses(11, 21) + wrong, number=1)
@@ -157,7 +157,7 @@ def test_tokens_are_those_of_all_ranks(tmp_path: Path) -> None:
 
 
 def ledger(step: int, *, done: int, batch: int, example: int) -> list[tuple[str, int, float]]:
-    """What the ledger says at ``step``, ``done`` of them counted, at 7 s a step and two examples covered a trained."""
+    """The ledger's rows at ``step``, ``done`` of them counted: 7 s per step, two examples covered per trained one."""
     trained, wall = float(batch * done), 7.0 * step
     facts = {"examples_trained": trained, "examples_covered": 2 * trained, "wall_seconds": wall}
     return [(f"ledger/{name}", step, x) for name, x in facts.items()] + [
@@ -171,7 +171,7 @@ def ledger(step: int, *, done: int, batch: int, example: int) -> list[tuple[str,
         (4 * 48 * 96.0, 96, 48 * 96.0),  # four context parallel ranks count every token (torchtitan #2990)
         (48 * 96.0, 96, 48 * 96.0),
         (None, 96, 48 * 96.0),
-        (48 * 96.0, 71, 48 * 96.0),  # a ledger that disagrees is no reason to correct
+        (48 * 96.0, 71, 48 * 96.0),  # a ledger that disagrees does not correct
     ],
 )
 def test_context_parallel_ranks_count_once(tmp_path: Path, seen: float | None, example: int, per_step: float) -> None:
@@ -182,7 +182,7 @@ def test_context_parallel_ranks_count_once(tmp_path: Path, seen: float | None, e
     assert read_run(tmp_path).tokens_per_step == per_step
 
 
-def test_a_run_that_does_not_tell_its_tokens(tmp_path: Path) -> None:
+def test_a_run_whose_tokens_are_unknown(tmp_path: Path) -> None:
     write(tmp_path, losses(1, 9))
     run = read_run(tmp_path)
     assert run.tokens_per_step is None and len(run.along("tokens", TRAIN)[0]) == 0
@@ -233,7 +233,7 @@ SAVING = ("reached at step", "reached after tokens", "reached after seconds", "b
 
 
 def saving(folder: Path, *runs: Rows, per_step: float = 10.0) -> list[tuple[str, ...]]:
-    """The four facts of each run, of which the first event is at step 1, second 0."""
+    """The four facts of each run; its first event is at step 1, second 0."""
     read = []
     for i, rows in enumerate(runs):
         write(folder / str(i), [(TRAIN, 1, 9.0), *tokens([1], per_step), *rows])
@@ -247,24 +247,24 @@ def test_the_saving_by_hand(tmp_path: Path) -> None:
     facts = saving(tmp_path, first, validations({50: 6.0, 150: 4.0, 250: 2.0}), validations({400: 3.5, 500: 2.5}))
     assert facts == [
         ("300", "3,000", "2,990", "200 and 300"),
-        ("200", "2,000", "1,990", "150 and 250"),  # what that saved, three validations do not show
+        ("200", "2,000", "1,990", "150 and 250"),  # three validations are too few to report a saving
         ("450", "4,500", "4,490", "400 and 500"),
     ]
 
 
 def test_the_saving_over_a_resume(tmp_path: Path) -> None:
-    """Steps 201 to 220 are trained twice and paid for twice: 1490 s at step 150, 2190 s + 490 s at step 250."""
+    """Steps 201 to 220 are trained twice and charged twice: 1490 s at step 150, 2190 s + 490 s at step 250."""
     write(tmp_path / "first", losses(1, 2) + validations({400: 3.0}))
     write(tmp_path / "other", losses(1, 221) + validations({150: 4.0}))
     write(tmp_path / "other", losses(201, 251) + validations({250: 2.0}), number=1, purge=201)
     runs = [read_run(tmp_path / name) for name in ("first", "other")]
     facts = summarize(runs[1], runs)
     assert (facts[SAVING[0]], facts[SAVING[2]]) == ("200", "2,085")
-    assert facts[SAVING[1]] == "-"  # no tokens are told
+    assert facts[SAVING[1]] == "-"  # its tokens are unknown
 
 
 def test_a_run_saves_nothing_against_itself(tmp_path: Path) -> None:
-    """Even where it had been at its final loss long before: both are measured where they first were there."""
+    """Even where it had reached its final loss long before: both are measured in the same way."""
     rows = validations({100: 5.0, 200: 3.0, 300: 4.0})
     first, same = saving(tmp_path, rows, rows)
     assert first[0] == same[0] == "150"
@@ -281,7 +281,7 @@ def test_a_run_saves_nothing_against_itself(tmp_path: Path) -> None:
         ({100: 4.0, 150: math.nan, 200: 2.0}, ("at most 200",)),
         ({100: math.inf, 200: 2.0}, ("at most 200",)),
         ({100: math.nan, 150: 4.0, 250: 2.0}, ("200",)),
-        ({100: 4.0, 200: 3.0, 300: 3.0}, ("200",)),  # not below, but there
+        ({100: 4.0, 200: 3.0, 300: 3.0}, ("200",)),  # not below, but reached
     ],
 )
 def test_few_validations(tmp_path: Path, other: dict[int, float], expected_facts: tuple[str, ...]) -> None:
@@ -362,7 +362,7 @@ def test_what_was_not_logged_is_a_dash(tmp_path: Path) -> None:
     facts = summarize(read_run(tmp_path))
     present = {"run", "steps", "train loss", "wall time", "tensorboard"}
     assert {fact for fact, value in facts.items() if value != "-"} == present
-    # What DESIGN.md promises of a teaching run, and the teacher's own cost.
+    # The tags that DESIGN.md promises for a teaching run, and the teacher's own cost.
     assert {"teacher/ratio", "teacher/max_weight", "ledger/select_seconds", "ledger/overhead_percent"} <= facts.keys()
 
 
@@ -430,7 +430,7 @@ def test_many_sources_show_their_ends(tmp_path: Path) -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, to look into."""
+    """The figures that were saved, for inspection."""
     saved: list[Figure] = []
     save = Figure.savefig
 
@@ -503,7 +503,7 @@ def test_two_runs_overlaid(tmp_path: Path, figures: list[Figure], capsys: pytest
         assert colors - {"0.35"} == {"C0", "C1"}  # and the end of the first run
 
 
-def test_panels_without_data_say_so(tmp_path: Path, figures: list[Figure]) -> None:
+def test_panels_without_data_are_marked(tmp_path: Path, figures: list[Figure]) -> None:
     write(tmp_path, [(TRAIN, 1, math.nan), (TRAIN, 2, 3.0), (TRAIN, 3, math.inf)])
     draw([read_run(tmp_path)], tmp_path / "other.png")
     (figure,) = figures
@@ -542,7 +542,7 @@ def test_losses_against_steps_tokens_and_seconds(tmp_path: Path, unsaved: list[F
         ]
         assert [[float(steps[3][i]), 0.0], [float(steps[3][i]), 1.0]] in training  # the resume
         legend = [text.get_text() for text in figure.axes[i].get_legend().get_texts()]
-        assert legend == ["end of the first run", "reached"]  # two validations do not show what that saved
+        assert legend == ["end of the first run", "reached"]  # two validations are too few to report a saving
 
 
 def test_a_failed_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the report says of runs of images: accuracies, and images a second."""
+"""The report on runs on images: accuracies, and images per second."""
 
 import math
 import statistics
@@ -64,7 +64,7 @@ def test_the_facts_of_a_run_of_images(tmp_path: Path) -> None:
     assert not [fact for fact in facts if fact.startswith(("first run's", "accuracy"))]
 
 
-def test_best_is_the_least_loss_and_the_largest_accuracy(tmp_path: Path) -> None:
+def test_best_is_the_smallest_loss_and_the_largest_accuracy(tmp_path: Path) -> None:
     write(tmp_path, validations({1: 3.0, 2: 2.0, 3: 2.0, 4: 4.0}) + accuracies({1: 0.5, 2: 0.25, 3: 0.5, 4: 0.125}))
     facts = summarize(read_run(tmp_path))
     assert facts["best validation loss"] == "2.0000 at step 2"
@@ -84,7 +84,7 @@ def test_text_and_masked_images_have_no_accuracy(tmp_path: Path) -> None:
 
 
 def image_runs(folder: Path, *shares: dict[int, float]) -> list[RunScalars]:
-    """Runs of which the first event is at step 1, second 0, with 10 tokens a step."""
+    """Runs with 10 tokens per step, whose first event is at step 1, second 0."""
     read = []
     for i, own in enumerate(shares):
         write(folder / str(i), [(TRAIN, 1, 9.0), *tokens([1], 10.0), *accuracies(own)])
@@ -105,7 +105,7 @@ def test_the_saving_in_accuracy_by_hand(tmp_path: Path) -> None:
             "at most 150",
             "at most 1,500",
             "at most 1,490",
-            "the first at 150",
+            "at or before 150",
         ],
         ["-", "-", "-", "-"],
     ]
@@ -134,10 +134,10 @@ def test_no_accuracy_to_reach(tmp_path: Path, first: dict[int, float], reason: s
         facts = summarize(run, runs)
         assert facts["first run's final validation accuracy"] == f"-: {reason}"
         assert [facts[f"accuracy {fact}"] for fact in REACHED] == ["-"] * 4
-    said = (
+    expected = (
         "has no final validation accuracy to compare with; " if not first else "diverged: its last validation accuracy"
     )
-    assert said in conclusion(*runs)
+    assert expected in conclusion(*runs)
 
 
 def test_the_conclusion_speaks_of_accuracy_and_loss(tmp_path: Path) -> None:
@@ -150,14 +150,14 @@ def test_the_conclusion_speaks_of_accuracy_and_loss(tmp_path: Path) -> None:
     assert conclusion(first, second) == (
         f"final validation accuracy: {b} at 100.00%, {a} at 75.00%; "
         f"{b} reached the final validation accuracy of {a}, 75.00%, after 20 steps instead of 40; "
-        f"no saving is told: {a} has 2 validations, which do not show their noise; "
-        f"{b} did not reach the final validation loss of {a}, 3.0000; its scorers took 7 s before"
+        f"no saving is reported: {a} has 2 validations, too few to estimate their noise; "
+        f"{b} did not reach the final validation loss of {a}, 3.0000; its scorers took 7 s before the run"
     )
     assert conclusion(second, first) == (
         f"final validation accuracy: {a} at 75.00%, {b} at 100.00%; "
         f"{a} did not reach the final validation accuracy of {b}, 100.00%; "
         f"{a} reached the final validation loss of {b}, 3.2500, after 35 steps instead of 40; "
-        f"no saving is told: {b} has 2 validations, which do not show their noise"
+        f"no saving is reported: {b} has 2 validations, too few to estimate their noise"
     )
     assert conclusion(first, third).endswith(f"did not reach the final validation loss of {a}, 3.0000")
 
@@ -226,7 +226,7 @@ def test_the_unit_of_the_loss(tmp_path: Path, unsaved: list[Figure], kinds: str,
     assert unsaved[0].axes[0].get_title() == title
 
 
-def test_images_a_second_stand_where_tokens_do(tmp_path: Path, unsaved: list[Figure]) -> None:
+def test_images_per_second_replace_tokens_per_second(tmp_path: Path, unsaved: list[Figure]) -> None:
     both = speeds(1, [9.0, 640.0, 641.0]) + image_speeds(1, [9.0, 10.0, 11.0])
     write(tmp_path / "images", losses(1, 4) + both)
     write(tmp_path / "text", losses(1, 4) + speeds(1, [9.0, 500.0]))

@@ -1,4 +1,4 @@
-"""Runs of which something is broken: the rest is reported, and what is missing is said."""
+"""Runs with broken files: everything else is reported, and the missing parts are named."""
 
 import os
 import struct
@@ -16,7 +16,7 @@ from titan_attent.report.teaching import panels_of
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """What would have been saved."""
+    """The figures that would have been saved."""
     kept: list[Figure] = []
 
     def keep(self: Figure, path: Path, **kw: object) -> None:
@@ -58,7 +58,7 @@ def test_one_broken_folder_does_not_cost_the_rest(
     out, err = capsys.readouterr()
     assert str(good[0]) in out.split("\n")[0] and str(good[1]) in out.split("\n")[0]
     assert f"titan_attent.report: {tmp_path / 'broken'} is left out: {tmp_path / 'broken'}" in err
-    assert ("the first run that is left is what the others are measured by" in err) == (place == 0)
+    assert ("the others are compared with the first run that could be read" in err) == (place == 0)
     assert f"picture: {good[0] / 'curves.png'}" in out
 
 
@@ -119,7 +119,7 @@ def test_a_run_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureF
     assert main([str(tmp_path / name) for name in ("a", "a", "link")]) == 0
     out, err = capsys.readouterr()
     assert out.split("\n")[0].count(str(tmp_path)) == 1 and "saved" not in out
-    assert err.count("named twice: it is shown once") == 2
+    assert err.count("is the same run as") == err.count(": it is shown once") == 2
 
 
 def test_names_that_matplotlib_would_read(tmp_path: Path, figures: list[Figure]) -> None:
@@ -131,7 +131,7 @@ def test_names_that_matplotlib_would_read(tmp_path: Path, figures: list[Figure])
     drawn = run_names(runs)
     assert len(set(drawn)) == 5 and max(map(len, drawn)) <= 64 and not any(name.startswith("_") for name in drawn)
     draw(runs, tmp_path / "all.png")
-    figures[0].canvas.draw()  # what is no mathematics would raise
+    figures[0].canvas.draw()  # invalid mathematics would raise
     assert len(figures[0].legends[0].get_texts()) == 5
     same = [tmp_path / parent / "run" for parent in ("one", "two")]
     for path in same:

@@ -1,4 +1,4 @@
-"""The sheets of images against the data set that was written, and counts against a brute force."""
+"""The sheets of images against the data set that was written, and counts against brute force."""
 
 import json
 from collections import Counter
@@ -33,15 +33,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of those images, whose curves are not drawn."""
+    """A run on those images, whose curves are not drawn."""
     monkeypatch.setattr("titan_attent.report.draw", lambda runs, path: path.touch())
     write(tmp_path / "run", losses(1, 4))
     (tmp_path / "run" / "teacher").mkdir()
-    tell_data(tmp_path / "run", data)
+    record_data(tmp_path / "run", data)
     return tmp_path / "run"
 
 
-def tell_data(run: Path, data: Path) -> None:
+def record_data(run: Path, data: Path) -> None:
     (run / "teacher" / "data.json").write_text(json.dumps({"path": str(data), "validation_path": ""}))
 
 
@@ -53,8 +53,8 @@ def trace(run: Path, steps: Sequence[Sequence[int]], *, cut: str = "") -> Path:
 
 def set_aside(run: Path, steps: Sequence[tuple[int, int]], *, cut: str = "") -> Path:
     """quarantine.jsonl of (id, step)."""
-    place = {"shard": "shard-00000.bin", "image": 0, "label": "cat"}
-    records = [{"step": step, "round": 1, "example_id": i, "loss": 4.5} | place for i, step in steps]
+    location = {"shard": "shard-00000.bin", "image": 0, "label": "cat"}
+    records = [{"step": step, "round": 1, "example_id": i, "loss": 4.5} | location for i, step in steps]
     return lines(run / "teacher" / "quarantine.jsonl", records, cut=cut)
 
 
@@ -64,7 +64,7 @@ def lines(path: Path, records: Sequence[dict[str, Any]], *, cut: str) -> Path:
 
 
 def some_steps(seed: int, *, batch: int = 24) -> list[list[int]]:
-    """Of some images more than of others, with repetition, and of some not at all."""
+    """The ids of 20 steps: some images more often than others, with repetition, and some not at all."""
     rng = np.random.default_rng(seed)
     shares = rng.exponential(size=NUM) ** 3 * (rng.random(NUM) < 0.9)
     return [rng.choice(NUM, batch, p=shares / shares.sum()).tolist() for _ in range(20)]
@@ -101,8 +101,8 @@ def test_visits_are_counted(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_most_and_least_taught(run: Path, drawn: list[Any], seed: int) -> None:
-    """Ties by id, and what never came counts as taught least."""
+def test_trained_most_and_least_often(run: Path, drawn: list[Any], seed: int) -> None:
+    """Ties are ordered by id, and images never trained count as trained least often."""
     steps = some_steps(seed)
     trace(run, steps)
     assert main([str(run)]) == 0
@@ -110,7 +110,8 @@ def test_most_and_least_taught(run: Path, drawn: list[Any], seed: int) -> None:
     most = sorted(range(NUM), key=lambda i: (-counted[i], i))[:48]
     least = sorted(range(NUM), key=lambda i: (counted[i], i))[:48]
     ((title, blocks),) = drawn
-    assert title == f"taught most and least of 130 images in 20 steps, {20 * 24 / NUM:.3g} visits on average: {run}"
+    average = f"{20 * 24 / NUM:.3g} visits per image on average"
+    assert title == f"trained most and least often of 130 images in 20 steps, {average}: {run}"
     for (_, cells), ids in zip(blocks, (most, least), strict=True):
         visits = [f"{counted[i]} visit{'s' if counted[i] != 1 else ''}" for i in ids]
         expected = [[CLASSES[LABELS[i]], seen, f"id {i}"] for i, seen in zip(ids, visits, strict=True)]
@@ -118,8 +119,8 @@ def test_most_and_least_taught(run: Path, drawn: list[Any], seed: int) -> None:
         assert all(np.array_equal(np.asarray(cell.image), PIXELS[i]) for cell, i in zip(cells, ids, strict=True))
     never = NUM - len(counted)
     high, low = (counted[i] for i in (most[0], most[-1]))
-    assert blocks[0][0] == f"taught most: 48 images of {low} to {high} visits"
-    assert blocks[1][0].endswith(f"; {never} images never taught")
+    assert blocks[0][0] == f"trained most often: 48 images with {low} to {high} visits"
+    assert blocks[1][0].endswith(f"; {never} images never trained")
 
 
 def test_ties_go_by_id(run: Path, drawn: list[Any]) -> None:
@@ -127,24 +128,25 @@ def test_ties_go_by_id(run: Path, drawn: list[Any]) -> None:
     main([str(run)])
     ids = [[cell.lines[-1] for cell in cells] for _, cells in drawn[0][1]]
     assert ids == [[f"id {i}" for i in range(48)]] * 2
-    assert [heading for heading, _ in drawn[0][1]] == [f"taught {x}: 48 images of 1 visit" for x in ("most", "least")]
+    headings = [f"trained {name} often: 48 images with 1 visit" for name in ("most", "least")]
+    assert [heading for heading, _ in drawn[0][1]] == headings
 
 
 def test_a_trace_without_a_line(run: Path, drawn: list[Any]) -> None:
     trace(run, [], cut='{"step": 1')
     assert main([str(run)]) == 0
-    assert drawn[0][1][0][0] == "taught most: 48 images of 0 visits"
+    assert drawn[0][1][0][0] == "trained most often: 48 images with 0 visits"
 
 
 def test_the_quarantine(run: Path, drawn: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """The first ones in the order of the file; of an id the last line counts."""
+    """The first ones in the order of the file; the last line of an id counts."""
     order = np.random.default_rng(3).permutation(NUM).tolist()
-    steps = [(i, 100 + place) for place, i in enumerate(order)]
+    steps = [(i, 100 + line) for line, i in enumerate(order)]
     file = set_aside(run, [*steps, (order[2], 2000)], cut='{"step": 2001, "exam')
     assert read_quarantined(file, NUM) == dict(steps) | {order[2]: 2000}
     assert main([str(run)]) == 0
     ((title, [(heading, cells)]),) = drawn
-    assert title == f"the first 96 of 130 images that the quarantine set aside: {run}" and heading == ""
+    assert title == f"the first 96 of 130 quarantined images: {run}" and heading == ""
     expected = [[CLASSES[LABELS[i]], f"id {i}", f"step {step:,}"] for i, step in steps[:96]]
     expected[2][2] = "step 2,000"
     assert [cell.lines for cell in cells] == expected
@@ -197,15 +199,15 @@ def test_without_a_data_set_of_images_nothing_changes(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     trace(run, [[10**9]])
-    told, text = run / "teacher" / "data.json", tmp_path / "text"
+    record, text = run / "teacher" / "data.json", tmp_path / "text"
     text.mkdir()
     (text / "index.json").write_text('{"format": "titan_attent.tokens", "height": 8, "width": 8}')
     if what == "no data.json":
-        told.unlink()
+        record.unlink()
     elif what in ("text", "gone"):
-        tell_data(run, text if what == "text" else tmp_path / "gone")
+        record_data(run, text if what == "text" else tmp_path / "gone")
     else:
-        told.write_text({"not json": "{", "no path": "{}", "a list": "[]"}[what])
+        record.write_text({"not json": "{", "no path": "{}", "a list": "[]"}[what])
     assert main([str(run)]) == 0
     assert names(run) == FILES
     out = capsys.readouterr().out
@@ -240,7 +242,10 @@ def test_a_bad_line_is_named_and_left_out(run: Path, capsys: pytest.CaptureFixtu
     file = trace(run, [[1]], cut=f"{line}\n")
     assert main([str(run)]) == 0 and "images.png" in names(run)
     error = capsys.readouterr().err
-    assert error.startswith(f"titan_attent.report: {file}, line 2 is not the teacher's: ") and error.count("\n") == 1
+    assert (
+        error.startswith(f"titan_attent.report: {file}, line 2 is not a record of the teacher: ")
+        and error.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("stranger", [NUM, -1])
@@ -250,19 +255,19 @@ def test_another_data_set_is_refused(run: Path, capsys: pytest.CaptureFixture[st
     assert f"{file}, step 6 names an image beyond the 130 of the data set" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("told", ["the same", "another", None])
+@pytest.mark.parametrize("recorded", ["the same", "another", None])
 def test_images_of_a_data_set_that_changed_are_left_out(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str], told: str | None
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str], recorded: str | None
 ) -> None:
     trace(run, [[1]])
-    fingerprint = json.loads((data / "index.json").read_text())["fingerprint"] if told == "the same" else told
+    fingerprint = json.loads((data / "index.json").read_text())["fingerprint"] if recorded == "the same" else recorded
     content = {"path": str(data), "validation_path": ""} | ({"fingerprint": fingerprint} if fingerprint else {})
     (run / "teacher" / "data.json").write_text(json.dumps(content))
     assert main([str(run)]) == 0
-    assert ("images.png" in names(run)) == (told != "another")  # an earlier version told the folder alone
+    assert ("images.png" in names(run)) == (recorded != "another")  # earlier versions recorded the folder alone
     error = capsys.readouterr().err
-    assert (error == "") == (told != "another")
-    assert told != "another" or (f"{data} has changed since" in error and error.count("\n") == 1)
+    assert (error == "") == (recorded != "another")
+    assert recorded != "another" or (f"{data} has changed since" in error and error.count("\n") == 1)
 
 
 # -- sheets -----------------------------------------------------------------------------------------------------------
@@ -285,16 +290,16 @@ def test_large_images_fit_and_keep_their_aspect(size: tuple[int, int], to: tuple
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
     shown = scaled(Image.fromarray(noise))
     assert shown.size == to
-    if size[0] == 1000:  # averaged over the pixels that it stands for
+    if size[0] == 1000:  # averaged over the pixels that it replaces
         assert np.asarray(shown).std() < 0.3 * noise.std()
 
 
 def test_cells_stand_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """14 images of one color each: where they are, and which words stand in the middle below."""
+    """14 images of one color each: where they are, and that their text is centered below."""
     written: list[tuple[tuple[int, int], str]] = []
 
-    def keep(draw: object, place: tuple[int, int], text: str, **kw: object) -> None:
-        written.append((place, text))
+    def keep(draw: object, position: tuple[int, int], text: str, **kw: object) -> None:
+        written.append((position, text))
 
     monkeypatch.setattr(sheets, "_write", keep)
     colors = [(10 * i, 200, 0) for i in range(COLUMNS + 2)]
@@ -306,16 +311,16 @@ def test_cells_stand_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(rows) == BOX * BOX // 2  # one side is half of the other
         bottom, middle = int(rows.max()) + 1, (int(columns.min()) + int(columns.max()) + 1) // 2
         assert middle == MARGIN + (BOX + GAP) * (i if i < COLUMNS else 0) + BOX // 2
-        ((place, _),) = (item for item in written if item[1] == f"{i}")
-        assert place[0] == middle and bottom <= place[1] < bottom + 10
+        ((position, _),) = (item for item in written if item[1] == f"{i}")
+        assert position[0] == middle and bottom <= position[1] < bottom + 10
     tops = [int(np.nonzero((sheet == color).all(axis=2))[0].min()) for color in (colors[0], colors[-2], colors[-1])]
     assert tops[0] < tops[1] < tops[2]
-    assert sheet.shape[0] > written[-1][0][1] + 17  # the last words are on the page
+    assert sheet.shape[0] > written[-1][0][1] + 17  # the last line is on the page
 
 
 def test_long_words_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, place, text, **kw: texts.append(text))
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, position, text, **kw: texts.append(text))
     draw_sheet("title", [("", [Cell(Image.new("RGB", (4, 4)), [CLASSES[2], "two\nlines"])])])
     assert texts[0] == "title" and texts[2] == "two lines"
     assert texts[1].endswith("…") and CLASSES[2].startswith(texts[1][:-1]) and 10 < len(texts[1]) < 24
@@ -328,7 +333,7 @@ def test_images_of_any_size(tmp_path: Path, run: Path, encoding: str, size: tupl
     (tmp_path / "in" / "cat").mkdir(parents=True)
     Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "in" / "cat" / "red.png")
     write_images([tmp_path / "in"], output=tmp_path / "out", encoding=encoding)
-    tell_data(run, tmp_path / "out")
+    record_data(run, tmp_path / "out")
     found = open_images(run)
     assert found is not None
     assert found.thumbnail(0).size == ((20, 20) if (encoding, size) == ("raw", (20, 20)) else (BOX, BOX))

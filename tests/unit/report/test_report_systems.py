@@ -1,4 +1,4 @@
-"""report/systems.py: what the report knows of systems that are not this package's."""
+"""report/systems.py: tags, units and panels of external systems."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ PANELS = (
     Panel("tokens agreed", ("outside/agreed",), labels=(("outside/agreed", "agreed"),), shares=True),
     Panel("of each layer", family="outside/layer/"),
 )
-OUTSIDE: dict[str, Any] = json.loads(  # as it comes out of the file
+OUTSIDE: dict[str, Any] = json.loads(  # as read from the file
     json.dumps(
         {
             "name": "outside",
@@ -44,7 +44,7 @@ def test_a_run_brings_the_panels_units_and_tags_of_its_systems() -> None:
     assert facts["outside/layer/0"] == "25.00%" and facts["teacher/ratio"] == "25.00%"
 
 
-def test_without_word_of_a_system_its_tags_are_left_out() -> None:
+def test_without_a_description_the_tags_of_a_system_are_left_out() -> None:
     facts = summarize(a_run())
     assert "outside/agreed" not in facts and facts["teacher/ratio"] == "25.00%"
     assert "outside/agreed" not in units([a_run()])

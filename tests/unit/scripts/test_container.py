@@ -1,4 +1,4 @@
-"""The Dockerfile without docker: its commands find in the image what they name, and are taken there."""
+"""The Dockerfile, without docker: the files that its commands name are in the image."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MADE = ("data", "outputs", "my.toml")
 
 
 def examples() -> list[list[str]]:
-    """What stands behind the image's name in the comment at the top."""
+    """The commands after the image's name in the comment at the top."""
     comment = re.sub(r"\\\n#\s*", "", TEXT.split("\nFROM")[0])
     runs = [line.lstrip("# ") for line in comment.splitlines() if line.lstrip("# ").startswith("docker run")]
     assert len(runs) == 2
@@ -34,7 +34,7 @@ def in_the_image(path: str) -> bool:
 
 
 @pytest.mark.parametrize("command", [COMMAND, *(command for command in examples() if command)], ids=" ".join)
-def test_a_command_names_what_the_image_has(command: list[str]) -> None:
+def test_the_files_in_a_command_are_in_the_image(command: list[str]) -> None:
     for word in command:
         if "/" in word or word.endswith((".toml", ".sh")):
             assert word in MADE or in_the_image(word), word
@@ -55,8 +55,8 @@ def test_the_scripts_of_the_default_command_find_their_files_there() -> None:
     assert {"scripts/environment.sh", "scripts/processes.sh", "train_configs/quickstart.toml"} <= seen
 
 
-def test_the_environment_of_the_image_is_taken_as_it_is(tmp_path: Path) -> None:
-    """No second one is made, and nothing is installed at the start of a container."""
+def test_the_environment_of_the_image_is_used_unchanged(tmp_path: Path) -> None:
+    """A container's start makes no second environment and installs nothing."""
     assert (
         ENVIRONMENT["VENV"] == "/venv" and "cat pyproject.toml scripts/constraints.txt > /venv/installed.toml" in TEXT
     )

@@ -1,6 +1,6 @@
-"""Which torch the scripts' environments get: the suite the one in constraints.txt, test_torch.sh the one asked for.
+"""The torch in the scripts' environments: for the suite that of constraints.txt, for test_torch.sh the requested one.
 
-The interpreter notes what it is asked for instead of doing it.
+The interpreter is a fake that logs its arguments instead of running them.
 """
 
 import os
@@ -26,7 +26,7 @@ case "$2" in venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;; pip) shift 4;
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What the scripts need of the repository, and a ``python3``."""
+    """The files of the repository that the scripts need, and a fake ``python3``."""
     clone = tmp_path / "a clone"
     (clone / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", clone)
@@ -38,7 +38,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(clone: Path, script: str, *args: str, **environment: str) -> list[str]:
-    """What the interpreters were asked for, in this call."""
+    """The arguments of the interpreters in this call."""
     (clone / "log").write_text("")
     ours = {key: value for key, value in os.environ.items() if key not in ("VENV", "CONSTRAINTS", "PYTHON")}
     subprocess.run(
@@ -59,7 +59,7 @@ def test_the_suite_runs_on_the_torch_of_the_constraints(clone: Path) -> None:
     lines = run(clone, "test.sh", "tests/unit")
     assert installs(lines) == pinned and len(pinned) == 1
     assert lines[-1] == "-m pytest -n 2 --dist loadfile tests/unit"
-    assert installs(run(clone, "test.sh")) == []  # it is there
+    assert installs(run(clone, "test.sh")) == []  # already installed
     (clone / "scripts" / "constraints.txt").write_text("torch==2.12.0\n")
     assert installs(run(clone, "test.sh")) == ["torch==2.12.0"]
     with (clone / "pyproject.toml").open("a") as file:
@@ -67,7 +67,7 @@ def test_the_suite_runs_on_the_torch_of_the_constraints(clone: Path) -> None:
     assert installs(run(clone, "test.sh")) == ["torch==2.12.0"]
 
 
-def test_another_torch_has_an_environment_of_its_own(clone: Path) -> None:
+def test_another_torch_has_its_own_environment(clone: Path) -> None:
     run(clone, "test.sh")
     lines = run(clone, "test_torch.sh", "2.14.1", "tests/unit", "-x")
     assert installs(lines) == ["torch==2.14.1"]
@@ -79,15 +79,15 @@ def test_another_torch_has_an_environment_of_its_own(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [[], ["tests/unit"], ["-x"]])
-def test_a_version_is_asked_for(clone: Path, args: list[str]) -> None:
+def test_a_version_is_required(clone: Path, args: list[str]) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         run(clone, "test_torch.sh", *args)
     assert error.value.returncode == 2 and b"usage" in error.value.stderr
     assert not list(clone.glob(".venv*"))
 
 
-def test_the_package_allows_what_was_tried() -> None:
-    """And names the torch of the suite among them."""
+def test_the_package_allows_the_tested_versions() -> None:
+    """They include the torch of the suite."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (torch,) = (line for line in project["dependencies"] if re.match(r"torch\W", line))
     assert torch == "torch>=2.11,<=2.15.0"

@@ -1,4 +1,4 @@
-"""Made-up results of the evidence's runs."""
+"""Synthetic results of runs of the single-pass experiment."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from benchmarks.single_pass import rules
 
 
 def result(rule: str, corpus: str, seed: int, loss: float, **more: Any) -> dict[str, Any]:
-    """A run of a step a second, whose loss falls from 7 at step 1 to 1 above its last at the half; scorers are free."""
+    """A run with one step per second. Its loss is 7 at step 1 and 1 above its last halfway; scorers are free."""
     steps = more.get("steps", rules.rule_task(corpus, rule, seed).steps)
     made = {
         **{"rule": rule, "corpus": corpus, "seed": seed, "steps": steps, "tokens": steps * 3072},
