@@ -22,9 +22,10 @@ one byte-level BPE of 4,096 tokens trained on a sample of all four, one eos incl
     docstrings   docstrings of the standard library
     headers      C and C++ headers of the installed packages, most of them torch's
 
-65,536 documents of each are drawn with replacement, so that all have the same number. Where windows are padded, documents
-longer than a window are first cut into spans of a window's tokens. Blocks of 65,536 spans are packed, each by itself,
-with the limit that window_limit gives for the first block. The lengths depend on the versions of Python and the packages.
+65,536 documents of each are drawn with replacement, so that all have the same number. Where windows are padded,
+documents longer than a window are first cut into spans of a window's tokens. Blocks of 65,536 spans are packed, each by
+itself, with the limit that window_limit gives for the first block. The lengths depend on the versions of Python and of
+the packages.
 """
 
 import argparse
