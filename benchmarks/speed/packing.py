@@ -3,7 +3,7 @@ the padding and the cut documents that it leaves, against concatenation and padd
 
     python -m benchmarks.speed.packing [--output packing.json]
 
-Time: 65,536 documents in windows of 8,192 tokens; log-normal lengths of mean 1,000 (sigma 1), and the modules below.
+Time: 65,536 documents in windows of 8,192 tokens; log-normal lengths of mean 1,000 (sigma 1), and the headers below.
 One thread:
 
     best_fit, num_windows, window_limit   titan_attent.data.plan.packing
@@ -22,9 +22,10 @@ one byte-level BPE of 4,096 tokens trained on a sample of all four, one eos incl
     docstrings   docstrings of the standard library
     headers      C and C++ headers of the installed packages, most of them torch's
 
-65,536 documents of each are drawn with replacement, so that all have the same number. Documents longer than a window are
-cut into spans of a window's tokens where windows are padded; blocks of 65,536 spans are packed, each by itself, with the
-limit that window_limit gives for the first block. The lengths depend on the versions of Python and the packages.
+65,536 documents of each are drawn with replacement, so that all have the same number. Where windows are padded,
+documents longer than a window are first cut into spans of a window's tokens. Blocks of 65,536 spans are packed, each by
+itself, with the limit that window_limit gives for the first block. The lengths depend on the versions of Python and of
+the packages.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import sysconfig
 import tempfile
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,39 +211,32 @@ def readers(folder: Path) -> tuple[dict[str, Callable[[], Any]], Callable[[], No
 
 
 def times_of(blocks: dict[str, np.ndarray], *, rounds: int, slow_rounds: int) -> list[dict[str, Any]]:
-    capacity, rows = 8192, []
+    """For each block of lengths and each way: seconds, and their ratio to best_fit's in the same turns."""
+    rows, capacity = [], 8192
     for name, lengths in blocks.items():
         limit, listed = window_limit(lengths, capacity=capacity), lengths.tolist()
-        pack = lambda lengths=lengths, limit=limit: best_fit(lengths, capacity=capacity, max_examples=limit)  # noqa: E731
+        sizes = {"capacity": capacity, "max_examples": limit}
+        pack, one_by_one = partial(best_fit, lengths, **sizes), partial(best_fit_one_by_one, listed, capacity=capacity)
+        plain = partial(first_fit, listed, capacity=capacity)
         with tempfile.TemporaryDirectory() as temporary:
             reading, draw_places = readers(Path(temporary) / "data")
             ways: dict[str, Callable[[], Any]] = {
                 "best_fit": pack,
-                "num_windows": lambda lengths=lengths, limit=limit: num_windows(
-                    lengths, capacity=capacity, max_examples=limit
-                ),
-                "window_limit": lambda lengths=lengths: window_limit(lengths, capacity=capacity),
-                "best fit, one by one": lambda listed=listed: best_fit_one_by_one(listed, capacity=capacity),
+                "num_windows": partial(num_windows, lengths, **sizes),
+                "window_limit": partial(window_limit, lengths, capacity=capacity),
                 **reading,
+                "best fit, one by one": one_by_one,
             }
             fast = measure.interleave(ways, rounds=rounds, device="cpu", before=draw_places)
-        slow = measure.interleave(
-            {"best_fit": pack, "first fit": lambda listed=listed: first_fit(listed, capacity=capacity)},
-            rounds=slow_rounds,
-            device="cpu",
-            warmup=0,
-        )
-        windows = {
-            "best_fit": len(pack().starts) - 1,
-            "best fit, one by one": len(best_fit_one_by_one(listed, capacity=capacity)),
-            "first fit": first_fit(listed, capacity=capacity),
-        }
-        facts = {"lengths": name, "mean": float(lengths.mean()), "max_examples": limit}
-        for way, seconds in {**fast, "first fit": slow["first fit"]}.items():
-            rows.append({**facts, "way": way, **measure.summary(seconds), "windows": windows.get(way)})
-            rows[-1]["times_best_fit"] = (
-                rows[-1]["seconds"] / measure.summary((slow if way == "first fit" else fast)["best_fit"])["seconds"]
-            )
+        slow = measure.interleave({"best_fit": pack, "first fit": plain}, rounds=slow_rounds, device="cpu", warmup=0)
+        num = {"best_fit": len(pack().starts) - 1, "best fit, one by one": len(one_by_one()), "first fit": plain()}
+        for way, times, ours in (
+            *((way, fast[way], fast["best_fit"]) for way in fast),
+            ("first fit", slow["first fit"], slow["best_fit"]),
+        ):
+            ratio = measure.summary(times)["seconds"] / measure.summary(ours)["seconds"]
+            facts = {"lengths": name, "mean": float(lengths.mean()), "max_examples": limit, "way": way}
+            rows.append(facts | measure.summary(times) | {"times_best_fit": ratio, "windows": num.get(way)})
     return rows
 
 
@@ -280,7 +275,7 @@ def main() -> None:
     sizes = np.random.default_rng(3).lognormal(np.log(1000) - 0.5, 1.0, NUM)
     blocks = {
         "log-normal": np.clip(sizes, 1, 8192).astype(np.int64),
-        "modules": spans_of(drawn["modules"], capacity=8192)[:NUM],
+        "headers": spans_of(drawn["headers"], capacity=8192)[:NUM],
     }
     time_rows = times_of(blocks, rounds=args.rounds, slow_rounds=args.slow_rounds)
 

@@ -71,6 +71,7 @@ def test_every_example_is_in_one_window_that_holds_it(case: tuple[np.ndarray, in
     for slots in windows_of(packed):
         assert 1 <= len(slots) <= max_examples
         assert lengths[slots].sum() <= capacity
+        assert slots == sorted(slots, key=lambda slot: (-lengths[slot], slot))  # longest first, equal ones in order
     assert num_windows(lengths, capacity=capacity, max_examples=max_examples) == len(packed.starts) - 1
 
 

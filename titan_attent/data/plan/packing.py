@@ -9,7 +9,7 @@ The order of ``lengths`` decides which of several examples of equal length goes 
 Windows come out in an order that depends on the lengths, so the caller shuffles them, too.
 
 Cost: about three steps of 1 µs per distinct length; for :func:`best_fit` also two stable sorts of the examples. A block
-of 65,536 documents takes about 10 ms.
+of 65,536 documents takes 5 to 13 ms (docs/results/packing.md).
 """
 
 from typing import NamedTuple
