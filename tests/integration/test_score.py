@@ -225,5 +225,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    write_losses.STRETCH_EXAMPLES = 1
+    write_losses.CHUNK_EXAMPLES = 1
     command.score()

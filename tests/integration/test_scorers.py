@@ -98,7 +98,7 @@ def stored(path: Path) -> dict[str, Any]:
 
 def stand_still_in(folder: Path, *, kept: int) -> None:
     """Prepares a worker: a stretch is one batch, and ``folder`` never counts more than ``kept`` losses as kept."""
-    stock, write_losses.STRETCH_BATCHES = ReferenceWriter._save_progress, 1
+    stock, write_losses.CHUNK_BATCHES = ReferenceWriter._save_progress, 1
 
     def save_progress(writer: ReferenceWriter) -> None:
         while writer.path == folder and writer._durable > kept:

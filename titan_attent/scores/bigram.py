@@ -27,16 +27,16 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 NUM_BUCKETS = 2**24
 SMOOTHING = 100.0
-MOST_IDS = 2**24
+MAX_IDS = 2**24
 """Of a vocabulary: the tables of single ids take 24 bytes each."""
 
 
 def check_vocabulary(vocab_size: int) -> None:
     """ValueError for a vocabulary whose tables nobody wants in memory; what a file declares costs nothing yet."""
-    if not 1 <= vocab_size <= MOST_IDS:
+    if not 1 <= vocab_size <= MAX_IDS:
         raise ValueError(
             f"the data's tokenizer declares a vocabulary of {vocab_size} ids, and a bigram model has tables of at most "
-            f"{MOST_IDS}: write the data with a smaller tokenizer, or give --flavor scorer_xs"
+            f"{MAX_IDS}: write the data with a smaller tokenizer, or give --flavor scorer_xs"
         )
 
 
@@ -44,7 +44,7 @@ class BigramModel:
     """Counts of pairs, on the CPU.
 
     Args:
-        vocab_size: V; ValueError above ``MOST_IDS``.
+        vocab_size: V; ValueError above ``MAX_IDS``.
     """
 
     def __init__(self, vocab_size: int):

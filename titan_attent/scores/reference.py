@@ -87,7 +87,7 @@ def read_json(path: Path, *, mend: str) -> dict[str, Any]:
     return read_versioned(path, format=FORMAT, versions=(VERSION,), mend=mend)
 
 
-def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:
+def with_inferred_fields(stored: dict[str, Any]) -> dict[str, Any]:
     """The fields of a file of before, which names neither loss nor role, with those that follow from the others.
 
     A model of text has one loss. The two scorers of `titan_attent.score pair` are known by the folders of their models,
@@ -131,7 +131,7 @@ class ReferenceLosses:
             self.scoring = typed(Scoring, content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: malformed ({error}); {mend}") from error
-        known = with_what_is_known(content)
+        known = with_inferred_fields(content)
         self.loss, self.role = known.get("loss", ""), known.get("role", "")
         self.num_examples = self.scoring.num_examples
         self.device_seconds = _device_seconds(self.path / COST_FILE)
@@ -219,7 +219,7 @@ def _device_seconds(file: Path) -> float:
         raise ValueError(f"{file}: malformed ({error}); remove it, and its cost is not charged") from error
 
 
-def old_scoring(folder: Path) -> str:
+def earlier_version_problem(folder: Path) -> str:
     """Why an unfinished scoring of an earlier version of this package is of no use here, and the mend."""
     return (
         f"holds an interrupted scoring of an earlier version of this package, in {PARTS_FOLDER}; finish it with that "
@@ -229,7 +229,7 @@ def old_scoring(folder: Path) -> str:
 
 def _why_no_reference(folder: Path) -> str:
     if (folder / PARTS_FOLDER).is_dir():
-        return old_scoring(folder)
+        return earlier_version_problem(folder)
     if (folder / SCORING_FILE).exists():
         return f"its scoring was interrupted; run the same {SCORER} command again, which resumes it"
     what = f"no {REFERENCE_FILE} in it" if folder.is_dir() else "no such folder"

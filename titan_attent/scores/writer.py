@@ -33,9 +33,9 @@ from titan_attent.scores.reference import (
     SCORING_FILE,
     VERSION,
     Scoring,
-    old_scoring,
+    earlier_version_problem,
     read_json,
-    with_what_is_known,
+    with_inferred_fields,
 )
 
 BACKLOG = 256
@@ -76,11 +76,11 @@ class ReferenceWriter:
         if (self.path / REFERENCE_FILE).exists():
             raise ValueError(f"{self.path}: holds a finished reference; choose another --output, or delete it first")
         if (self.path / PARTS_FOLDER).is_dir():
-            raise ValueError(f"{self.path}: {old_scoring(self.path)}")
+            raise ValueError(f"{self.path}: {earlier_version_problem(self.path)}")
         if not self._losses.exists() or not (size := self._losses.stat().st_size):
             return 0
         mend = f"delete {self._losses} to start anew"
-        stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, mend=mend))
+        stored = {"loss": "", "role": ""} | with_inferred_fields(read_json(self._scoring, mend=mend))
         num_durable = stored.get("num_scored")
         if type(num_durable) is int and num_durable == 0:
             return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.

@@ -62,10 +62,10 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
 
 
 @contextmanager
-def small_stretches() -> Iterator[None]:
-    """Of two batches of all of two ranks, 12 examples: three stretches."""
+def small_chunks() -> Iterator[None]:
+    """Of two batches of all of two ranks, 12 examples: three chunks."""
     with (
-        mock.patch.object(loop_module, "STRETCH_EXAMPLES", 12),
+        mock.patch.object(loop_module, "CHUNK_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
         mock.patch.object(user_errors, "let_first_rank_speak"),
     ):
@@ -83,7 +83,7 @@ def counted(counts: Counter[str], name: str, fn: Callable[..., Any]) -> Callable
 def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     with (
-        small_stretches(),
+        small_chunks(),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
         mock.patch.object(dist, "broadcast_object_list", counted(counts, "start", dist.broadcast_object_list)),
     ):
@@ -108,7 +108,7 @@ def with_a_slow_disk(mesh: DeviceMesh, folder: str) -> bool:
             time.sleep(0.001)
         stock(file)
 
-    with small_stretches(), mock.patch("os.fsync", slow):
+    with small_chunks(), mock.patch("os.fsync", slow):
         scorer_of(mesh, folder, LOSSES).train()
     finished = Path(folder, "reference.json").exists()
     if mesh.get_local_rank() == 1:
@@ -138,7 +138,7 @@ def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[i
         raise SystemExit(2)
 
     with (
-        small_stretches(),
+        small_chunks(),
         mock.patch("os.fsync", fsync),
         mock.patch.object(loop_module, "fail", fail),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
     assert "the losses cannot be kept there ([Errno 28] No space left on device); make room" in one[1]
     assert "rank 0 could not write the losses" in two[1]
     assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
-    with small_stretches(), mock.patch.object(dist, "broadcast_object_list"):
+    with small_chunks(), mock.patch.object(dist, "broadcast_object_list"):
         scorer_of(None, str(tmp_path), LOSSES).train()
     assert torch.equal(ReferenceLosses(tmp_path).read(0, NUM_EXAMPLES), LOSSES)
 

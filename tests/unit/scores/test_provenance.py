@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from titan_attent.scores.provenance import check_scores
-from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_what_is_known
+from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_inferred_fields
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.systems.teaching.checks import check_data
 from titan_attent.systems.teaching.config import TeacherConfig
@@ -201,7 +201,7 @@ def test_what_a_file_of_before_tells(scorers: Path, model: str, checkpoint: str,
     found = ReferenceLosses(scorers / "expert")
     assert (found.loss, found.role) == expected and (found.scoring.loss, found.scoring.role) == ("", "")
     stated = {"loss": "x", "role": "y", "model": model}
-    assert with_what_is_known(stated) == stated
+    assert with_inferred_fields(stated) == stated
 
 
 def test_files_of_before_are_read_and_what_is_not_known_is_said_once(

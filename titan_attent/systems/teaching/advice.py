@@ -163,13 +163,13 @@ def warn_of_foreign_text(*, asked: float, likeness: float) -> None:
         )
 
 
-MIXED = 1.5
+MIXED_WINDOW_DOCUMENTS = 1.5
 """Documents per window from which on windows are no good unit of choice."""
 
 
 def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
     """Warn of examples that hold several documents, where scores decide which examples are trained."""
-    if config.strategy in ("uniform", "random") or (documents := documents_per_example(dataset)) < MIXED:
+    if config.strategy in ("uniform", "random") or (documents := documents_per_example(dataset)) < MIXED_WINDOW_DOCUMENTS:
         return
     logger.warning(
         f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents: its score is their mean, windows "

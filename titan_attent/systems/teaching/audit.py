@@ -17,7 +17,7 @@ from torch import Tensor
 from titan_attent.foundations.counter_rng import signed
 from titan_attent.losses.records import Records
 from titan_attent.systems.teaching.candidates import Candidates
-from titan_attent.systems.teaching.radix import blocks, positive
+from titan_attent.systems.teaching.radix import blocks, is_positive
 from titan_attent.systems.teaching.statistics import Scores
 
 Sources = Sequence[tuple[str, int]]
@@ -33,30 +33,30 @@ def audit_scores(scores: Scores) -> dict[str, float]:
         importance_mean; importance_p99; effective_sample_size, (sum s)^2 / (N sum s^2) as a share of the scored.
     """
     return {
-        "teacher/importance_mean": scores.measures.mean,
+        "teacher/importance_mean": scores.metrics.mean,
         "teacher/importance_p99": scores.summary.p99,
-        "teacher/effective_sample_size": scores.measures.share,
+        "teacher/effective_sample_size": scores.metrics.share,
     }
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionAudit:
     """What was chosen of a pool.
 
     Attributes:
         audit: loss_age (mean steps since the loss of a candidate was seen); overlap (share of this selection that was
             in the one before); max_weight; inclusion/NAME (share of a source's candidates that was chosen; sources
             without a candidate are left out, and all where there is but one).
-        num_newly: examples that were chosen for the first time.
+        num_new: examples that were chosen for the first time.
         digest: of the choices and their weights, signed 64 bits.
     """
 
     audit: dict[str, float]
-    num_newly: int
+    num_new: int
     digest: int
 
 
-def audit_choice(
+def audit_selection(
     candidates: Candidates,
     *,
     weights: Tensor,
@@ -65,7 +65,7 @@ def audit_choice(
     draw: int,
     step: int,
     sources: Sources = (),
-) -> Choice:
+) -> SelectionAudit:
     """What was chosen of the candidates. A collective.
 
     Args:
@@ -83,7 +83,7 @@ def audit_choice(
     largest = torch.zeros((), device=device)
     for block in blocks(len(weights), device=device):
         weight, before, seen, ids = weights[block], last_draw[block], records.step[block], candidates.ids_at(block)
-        chosen = positive(weight)
+        chosen = is_positive(weight)
         parts = [
             (seen >> 31).sum(),  # NEVER is -1, and the only negative one
             seen.sum(),
@@ -99,7 +99,7 @@ def audit_choice(
             here = torch.cat((here, *both))
         counts += here
         largest = torch.maximum(largest, weight.max())
-    minus_unknown, total_seen, num_chosen, num_newly, num_again, digest, *of_sources = sharding.total(counts)
+    minus_unknown, total_seen, num_chosen, num_new, num_again, digest, *of_sources = sharding.total(counts)
     num_known = sharding.num_examples + minus_unknown
     total_age = step * num_known - (total_seen - minus_unknown)
     audit = {
@@ -107,7 +107,7 @@ def audit_choice(
         "teacher/overlap": num_again / max(1, num_chosen),
         "teacher/max_weight": float(sharding.max(largest)),
     }
-    return Choice(audit | _inclusion(by_source, of_sources), num_newly, signed(digest))
+    return SelectionAudit(audit | _inclusion(by_source, of_sources), num_new, signed(digest))
 
 
 def _digest(ids: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import scorers_read
 from titan_attent.systems.teaching.importance import reads
 
-LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
+MIN_TRUSTED, MAX_TRUSTED = 32, 2**16
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
 """Pipeline schedules that torch cannot run without a backward."""
@@ -99,7 +99,7 @@ def needs_trusted(config: TeacherConfig) -> bool:
 def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
     """amateur's - expert's loss of the trusted held-out examples that both have scored; ValueError if there are none.
 
-    At most the first ``MOST_TRUSTED`` of them.
+    At most the first ``MAX_TRUSTED`` of them.
     """
     folders = folders_of_scores(config)
     amateur, expert = (facts.open_reference(str(Path(folders[role]) / TRUSTED)) for role in ("amateur", "expert"))
@@ -109,10 +109,10 @@ def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
             f"{amateur.path} and {expert.path} hold losses of different examples: score the same trusted held-out data "
             "with both models; torchrun -m titan_attent.score pair does"
         )
-    num = min(of_amateur.num_examples, MOST_TRUSTED)
-    if num < LEAST_TRUSTED:
+    num = min(of_amateur.num_examples, MAX_TRUSTED)
+    if num < MIN_TRUSTED:
         raise ValueError(
-            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score {LEAST_TRUSTED}"
+            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score {MIN_TRUSTED}"
         )
     return (amateur.read(0, num) - expert.read(0, num)).tolist()
 
@@ -131,7 +131,7 @@ def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) ->
         )
 
 
-def check_parts(
+def check_inputs(
     config: TeacherConfig,
     *,
     score: object,

@@ -21,12 +21,12 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.records import NEVER
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_of_fallback
-from titan_attent.systems.teaching.audit import Sources, audit_choice, audit_scores
+from titan_attent.systems.teaching.audit import Sources, audit_selection, audit_scores
 from titan_attent.systems.teaching.candidates import Candidates, PoolRecords
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.guards import Quarantine, Quarantined
-from titan_attent.systems.teaching.importance import Known, importance, reads
-from titan_attent.systems.teaching.radix import blocks, positive, replace_bits
+from titan_attent.systems.teaching.importance import Evidence, importance, reads
+from titan_attent.systems.teaching.radix import blocks, is_positive, replace_bits
 from titan_attent.systems.teaching.ratios import RatioFromScores
 from titan_attent.systems.teaching.selection import gather_bitmask
 from titan_attent.systems.teaching.statistics import Scores
@@ -68,7 +68,7 @@ class Draws:
         chance_loss: float | None = None,
         trusted: Tensor | None = None,
         sources: Sources = (),
-        bound: schedule.RepeatBound = schedule.UNBOUND,
+        bound: schedule.RepeatBound = schedule.UNBOUNDED,
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
         self.chance_loss, self.sources = chance_loss, sources
@@ -107,20 +107,20 @@ class Draws:
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
         seen = self._fetch(candidates)
-        known = Known(expert=seen.expert, amateur=seen.amateur, chance_loss=self.chance_loss)
+        known = Evidence(expert=seen.expert, amateur=seen.amateur, chance_loss=self.chance_loss)
         records = seen.records
         if seen.amateur is not None and "loss" in reads(config.importance):
             records = records.with_readings(seen.amateur, everywhere=config.scoring == "amateur")
-        scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
+        scores = Scores(importance(records, name=config.importance, evidence=known), sharding=self.sharding)
         newly, excluded = self._measure(scores, seen, candidates)
-        measures, audit = scores.measures, audit_scores(scores)
+        metrics, audit = scores.metrics, audit_scores(scores)
         self.takes_all = False
         if ratio is None:
             ratio = self.ratios.decide(scores, batch_size=self.batch_size)
             self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
-        falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
+        falls_back = config.strategy != "random" and metrics.shifted_share < config.min_effective_sample_size
         if falls_back and not self._warned:
-            warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)
+            warn_of_fallback(step, share=metrics.shifted_share, least=config.min_effective_sample_size)
             self._warned = True
         if falls_back or self.takes_all:
             weights, self.num_selected = torch.ones_like(self.weights), self.size
@@ -134,7 +134,7 @@ class Draws:
                 excluded=excluded,
                 at_least=self.batch_size,
             )
-        choice = audit_choice(
+        choice = audit_selection(
             candidates,
             weights=weights,
             records=seen.records,
@@ -147,12 +147,12 @@ class Draws:
         self._remember(seen, candidates)
         self.digest = self._digest(choice.digest, ratio)
         self.num_draws += 1
-        self.num_ever_chosen += choice.num_newly
+        self.num_ever_chosen += choice.num_new
         self.audit = {
             "teacher/ratio": self.num_selected / self.size,
             "teacher/selected": float(self.num_selected),
             **audit,
-            **choice.audit,
+            **choice.scalars,
             "teacher/never_selected": 1 - self.num_ever_chosen / self.owners.num_examples,
             "teacher/nonfinite": float(self.buffer.num_nonfinite),
             "teacher/fallback": float(falls_back),
@@ -178,8 +178,8 @@ class Draws:
 
     def _differences(self) -> Scores:
         """What the calibrated schedule compares with trusted text, of all examples of the data set."""
-        known = Known(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
-        return Scores(importance(self.buffer.records(), name=self.config.importance, known=known), sharding=self.owners)
+        known = Evidence(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
+        return Scores(importance(self.buffer.records(), name=self.config.importance, evidence=known), sharding=self.owners)
 
     def _measure(self, scores: Scores, seen: PoolRecords, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
         """Measure the scores, and count what the last selections brought.
@@ -193,20 +193,20 @@ class Draws:
         places = torch.zeros(0, dtype=torch.int64, device=losses.device)
         if scores.summary.num_finite:
             places = guard.update(
-                seen.streak, seen.start, scores=scores.values, losses=losses, watched=scores.summary.watched
+                seen.streak, seen.start, scores=scores.values, losses=losses, threshold=scores.summary.quarantine_threshold
             )
-        _, (num_newly,) = scores.measure(torch.tensor([len(places)], device=losses.device))
+        _, (num_new,) = scores.compute_metrics(torch.tensor([len(places)], device=losses.device))
         newly: Quarantined = []
-        if num_newly:
-            newly = guard.listed(candidates.ids_of(places), losses[places])
-            guard.count += num_newly
-        return newly, guard.set_aside(seen.streak) if guard.count else None
+        if num_new:
+            newly = guard.gather_quarantined(candidates.ids_of(places), losses[places])
+            guard.count += num_new
+        return newly, guard.quarantined(seen.streak) if guard.count else None
 
     def _remember(self, seen: PoolRecords, candidates: Candidates) -> None:
         """Bring what this draw decided to the owners."""
         targets, values = [self.last_draw], [seen.last_draw]
         for block in blocks(len(self.weights), device=self.weights.device):
-            replace_bits(seen.last_draw[block], self.num_draws, where=positive(self.weights[block]).neg_())
+            replace_bits(seen.last_draw[block], self.num_draws, where=is_positive(self.weights[block]).neg_())
         guard = self.quarantine
         if guard is not None and seen.streak is not None and seen.start is not None:
             guard.mark(seen.streak, weights=self.weights)

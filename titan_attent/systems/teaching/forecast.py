@@ -12,11 +12,11 @@ from titan_attent.systems.teaching.config import TeacherConfig
 
 logger = logging.getLogger(__name__)
 
-MANY_VISITS = 2
+MAX_VISITS = 2
 """Beyond it a warning: what is trained more often teaches less each time."""
-FEW_OF_A_SOURCE = 0.05
+MIN_SOURCE_SHARE = 0.05
 """Of a source's examples: where fewer are selected, next to nothing of it is trained."""
-FEW_SOURCES = 4
+NUM_NAMED_SOURCES = 4
 """Of those with the smallest and with the largest share, as many are named."""
 
 _INCLUSION = "teacher/inclusion/"
@@ -46,20 +46,20 @@ def log_forecast(
     ]
     if by_source:
         told = sorted(by_source.items(), key=lambda item: item[1])
-        if len(told) > 2 * FEW_SOURCES:
-            told = [*told[:FEW_SOURCES], *told[-FEW_SOURCES:]]
+        if len(told) > 2 * NUM_NAMED_SOURCES:
+            told = [*told[:NUM_NAMED_SOURCES], *told[-NUM_NAMED_SOURCES:]]
         said.append("selected of " + ", ".join(f"{name} {share:.1%}" for name, share in told))
     if config.follows_learner:
         said.append("later rounds choose anew")
     risks = []
-    if visits > MANY_VISITS and config.strategy != "random":
+    if visits > MAX_VISITS and config.strategy != "random":
         risks.append(
-            f"That is more than {MANY_VISITS} times: repeated text teaches less each time. Fewer steps, more data or a "
+            f"That is more than {MAX_VISITS} times: repeated text teaches less each time. Fewer steps, more data or a "
             "larger ratio repeat less"
         )
-    if left := [name for name, share in by_source.items() if share < FEW_OF_A_SOURCE]:
+    if left := [name for name, share in by_source.items() if share < MIN_SOURCE_SHARE]:
         risks.append(
-            f"Next to nothing of {', '.join(left[:FEW_SOURCES])} is trained: if it is wanted, put text of its kind "
+            f"Next to nothing of {', '.join(left[:NUM_NAMED_SOURCES])} is trained: if it is wanted, put text of its kind "
             "into the trusted text, or score it otherwise"
         )
     logger.log(logging.WARNING if risks else logging.INFO, ". ".join(["; ".join(said), *risks]))

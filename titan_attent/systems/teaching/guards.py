@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.systems.teaching.radix import blocks, positive
+from titan_attent.systems.teaching.radix import blocks, is_positive
 
 IMPROVEMENT = 0.05
 """Share of its loss that an example must lose during the row, or it counts on."""
@@ -80,16 +80,16 @@ class Quarantine:
             newly.append(block.start + changing[(counted >= self.after) & ~before])
         return torch.cat(newly)
 
-    def set_aside(self, streak: Tensor) -> Tensor:
+    def quarantined(self, streak: Tensor) -> Tensor:
         """bool [n], the candidates that no selection takes."""
         return (streak & _COUNT) >= self.after
 
     def mark(self, streak: Tensor, *, weights: Tensor) -> None:
         """Remember, in place, which candidates are taken: the ones with a weight above 0."""
         for block in blocks(len(streak), device=streak.device):
-            streak[block].bitwise_and_(_COUNT).add_(positive(weights[block]).mul_(_TAKEN))
+            streak[block].bitwise_and_(_COUNT).add_(is_positive(weights[block]).mul_(_TAKEN))
 
-    def listed(self, ids: Tensor, losses: Tensor) -> Quarantined:
+    def gather_quarantined(self, ids: Tensor, losses: Tensor) -> Quarantined:
         """This rank's examples that are newly set aside -> those of all ranks, in the order of the ranks. A
         collective."""
         sharding, num = self.owners, len(ids)

@@ -20,7 +20,7 @@ from torch import Tensor
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.systems.teaching.radix import (
-    Stretches,
+    BlockValues,
     blocks,
     largest_keys,
     ordered_keys,
@@ -30,7 +30,7 @@ from titan_attent.systems.teaching.radix import (
 
 
 @dataclass(frozen=True)
-class Known:
+class Evidence:
     """What an importance may read beside the records of the candidates.
 
     Attributes:
@@ -44,7 +44,7 @@ class Known:
     chance_loss: float | None = None
 
 
-Importance = Callable[[Records, Known], Tensor]
+Importance = Callable[[Records, Evidence], Tensor]
 """-> fp32 [num_local], a tensor of its own; whatever where nothing is known yet."""
 
 IMPORTANCES: dict[str, Importance] = {}
@@ -59,7 +59,7 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
     Args:
         reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
             "history", two readings of it; "gradient", the functional gradients of ``Records``; "expert", "amateur"
-            or "chance_loss" of :class:`Known`.
+            or "chance_loss" of :class:`Evidence`.
     """
 
     def add(function: Importance) -> Importance:
@@ -75,13 +75,13 @@ def reads(name: str) -> frozenset[str]:
 
 
 @_importance("loss")
-def loss(records: Records, known: Known) -> Tensor:
+def loss(records: Records, known: Evidence) -> Tensor:
     """The last loss, mean nats per token: the deviation, as long as labels are free of noise, which never falls."""
     return records.loss.clone()
 
 
 @_importance("gradient")
-def functional_gradient(records: Records, known: Known) -> Tensor:
+def functional_gradient(records: Records, known: Evidence) -> Tensor:
     """sqrt(mean over tokens of ||softmax(z) - onehot(y)||^2): AtteNT's own measure, at most sqrt(2).
 
     It is recorded with the last loss, in the loss's own pass (losses/cross_entropy.py).
@@ -91,7 +91,7 @@ def functional_gradient(records: Records, known: Known) -> Tensor:
 
 
 @_importance("loss", "expert")
-def excess_loss(records: Records, known: Known) -> Tensor:
+def excess_loss(records: Records, known: Evidence) -> Tensor:
     """loss - an expert's loss, in nats per token: what is left to learn, without the part that nobody can.
 
     An estimate of KL(f* || f), as long as the learner has not overtaken the expert; negative where it has.
@@ -101,7 +101,7 @@ def excess_loss(records: Records, known: Known) -> Tensor:
 
 
 @_importance("amateur", "expert")
-def cross_entropy_difference(records: Records, known: Known) -> Tensor:
+def cross_entropy_difference(records: Records, known: Evidence) -> Tensor:
     """amateur's loss - expert's loss, in nats per token: how much more a row looks like trusted text than the data.
 
     The cross-entropy difference of Moore and Lewis (ACL 2010). Both models are small: the amateur has seen a sample of
@@ -113,7 +113,7 @@ def cross_entropy_difference(records: Records, known: Known) -> Tensor:
 
 
 @_importance("history")
-def learnability(records: Records, known: Known) -> Tensor:
+def learnability(records: Records, known: Evidence) -> Tensor:
     """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no scores.
 
     loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step). d is the fall of the
@@ -136,7 +136,7 @@ def learnability(records: Records, known: Known) -> Tensor:
 
 
 @_importance("loss", "chance_loss")
-def attainment(records: Records, known: Known) -> Tensor:
+def attainment(records: Records, known: Evidence) -> Tensor:
     """loss x (how far it has come from a blind guess, against the median)^2. Needs no expert, and one reading.
 
     loss x clip((blind - loss) / (blind - median loss), 0, 1)^2. The gate is how far the learner has come with an
@@ -162,7 +162,7 @@ def attainment(records: Records, known: Known) -> Tensor:
     return scores
 
 
-def importance(records: Records, *, name: str, known: Known | None = None) -> Tensor:
+def importance(records: Records, *, name: str, known: Evidence | None = None) -> Tensor:
     """Score this rank's candidates: fp32 [num_local], +inf and -inf as above. A collective, on all ranks.
 
     Args:
@@ -170,7 +170,7 @@ def importance(records: Records, *, name: str, known: Known | None = None) -> Te
         name: a key of ``IMPORTANCES``.
         known: what it reads beside them.
     """
-    scores = IMPORTANCES[name](records, known or Known())
+    scores = IMPORTANCES[name](records, known or Evidence())
     if "amateur" in _READS[name]:
         return scores  # whether the learner has seen an example does not matter
     for block in blocks(len(scores), device=scores.device):
@@ -180,7 +180,7 @@ def importance(records: Records, *, name: str, known: Known | None = None) -> Te
     return scores
 
 
-def finite_median(values: Stretches, *, sharding: ExampleSharding, device: torch.device) -> float | None:
+def finite_median(values: BlockValues, *, sharding: ExampleSharding, device: torch.device) -> float | None:
     """The exact median of all ranks' finite values, the lower of two; None when none is finite. A collective.
 
     Args:

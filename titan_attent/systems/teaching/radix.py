@@ -37,7 +37,7 @@ class Found(NamedTuple):
     num_equal: int
 
 
-Stretches = Callable[[slice], Tensor]
+BlockValues = Callable[[slice], Tensor]
 """A stretch of this rank's places -> a number for each, evaluated anew for every use, so that none need be kept."""
 
 
@@ -47,7 +47,7 @@ def blocks(size: int, *, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def positive(values: Tensor) -> Tensor:
+def is_positive(values: Tensor) -> Tensor:
     """fp32 values of at least 0 -> int32, 1 where above 0: without a mask, which costs a CPU several times as much."""
     return values.view(torch.int32).clamp(max=1)
 
@@ -70,7 +70,7 @@ def score_of_key(key: int) -> float:
 
 
 def largest_keys(
-    keys: Stretches,
+    keys: BlockValues,
     ranks: Callable[[int, int], list[int]],
     *,
     sharding: ExampleSharding,
@@ -126,7 +126,7 @@ def _narrow(targets: list[_Target], counts: Tensor, *, sharding: ExampleSharding
         target.narrow(row)
 
 
-def _with_prefixes(keys: Stretches, prefixes: set[int], *, num_local: int, device: torch.device) -> Tensor:
+def _with_prefixes(keys: BlockValues, prefixes: set[int], *, num_local: int, device: torch.device) -> Tensor:
     """int32 [n], the keys of this rank that begin with one of the 16-bit ``prefixes``."""
     wanted = torch.zeros(_HALF, dtype=torch.bool)
     wanted[list(prefixes)] = True

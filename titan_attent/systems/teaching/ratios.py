@@ -44,7 +44,7 @@ class RatioFromScores:
     @property
     def never_selects(self) -> bool:
         """Whether every draw of the run takes all, whatever its scores."""
-        return self.bound.least_ratio == 1.0 or bool(self._is_foreign)
+        return self.bound.min_ratio == 1.0 or bool(self._is_foreign)
 
     def decide(self, scores: Scores, *, batch_size: int) -> float:
         """The ratio of a draw. A collective.
@@ -57,10 +57,10 @@ class RatioFromScores:
             self._is_foreign = self._finds_foreign_text()
         decided = schedule.decided_ratio(
             self.config,
-            share=scores.measures.clipped_share,
+            share=scores.metrics.clipped_share,
             below=[] if self.trusted is None else scores.num_below(self.trusted),
             num_examples=self.size,
-            least=self.bound.least_ratio,
+            least=self.bound.min_ratio,
             is_foreign=self._is_foreign,
         )
         least, selected = (
@@ -81,7 +81,7 @@ class RatioFromScores:
         below, num_examples = everything.num_below(self.trusted), everything.sharding.num_examples
         asked = schedule.calibrated_ratio(below, num_examples=num_examples)
         likeness = schedule.likeness(below, num_examples=num_examples)
-        if schedule.holds_trusted_kind(asked=asked, likeness=likeness, least=self.bound.least_ratio):
+        if schedule.holds_trusted_kind(asked=asked, likeness=likeness, least=self.bound.min_ratio):
             return False
         warn_of_foreign_text(asked=asked, likeness=likeness)
         return True

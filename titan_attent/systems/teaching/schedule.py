@@ -27,7 +27,7 @@ def ratio_at(progress: float, *, schedule: str, initial: float, final: float) ->
     return initial + (final - initial) * progress
 
 
-LEAST_LEFT_OUT = 0.3
+MIN_LEFT_OUT = 0.3
 """Of the adaptive schedule: where it would leave out less, it leaves out nothing."""
 
 
@@ -41,11 +41,11 @@ def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
     it below.
     """
     ratio = share * share
-    return min(highest, max(lowest, 1.0 if ratio >= 1 - LEAST_LEFT_OUT else ratio))
+    return min(highest, max(lowest, 1.0 if ratio >= 1 - MIN_LEFT_OUT else ratio))
 
 
 WEIGHT_OF_TRUSTED = 2
-LEAST_GAIN = 0.1
+MIN_GAIN = 0.1
 
 
 def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
@@ -64,11 +64,11 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
     """
     loss = WEIGHT_OF_TRUSTED / len(below)
     gain, place = max((count / num_examples - loss * j, -j) for j, count in enumerate(below))
-    return 1.0 - below[-place] / num_examples if gain >= LEAST_GAIN else 1.0
+    return 1.0 - below[-place] / num_examples if gain >= MIN_GAIN else 1.0
 
 
-LEAST_LIKENESS = 0.1
-LEAST_VOUCHED_FOR = 1 / 30
+MIN_LIKENESS = 0.1
+MIN_REQUESTED = 1 / 30
 
 
 def likeness(below: Sequence[int], *, num_examples: int) -> float:
@@ -85,7 +85,7 @@ def likeness(below: Sequence[int], *, num_examples: int) -> float:
     return above / (kept * len(below)) if kept else 0.0
 
 
-MOST_REPEATS = 4.0
+MAX_REPEATS = 4.0
 """Passes over the same text that teach almost as much as new text does (Muennighoff et al., NeurIPS 2023)."""
 
 
@@ -93,17 +93,17 @@ class RepeatBound(NamedTuple):
     """How often a run may train an example, and what follows.
 
     Attributes:
-        least_ratio: the smallest ratio that a schedule may take from the scores.
+        min_ratio: the smallest ratio that a schedule may take from the scores.
         max_repeats: times that a run may train an example.
         visits: ratio -> times that a run which selects it trains an example that it selects.
     """
 
-    least_ratio: float
+    min_ratio: float
     max_repeats: float
     visits: Callable[[float], float]
 
 
-UNBOUND = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
+UNBOUNDED = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
 
 
 def repeat_bound(
@@ -112,10 +112,10 @@ def repeat_bound(
     """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
 
     Up to a whole batch. Of pools those of whole passes over one selection count, and of an order of the data those that
-    are full. ``UNBOUND`` for the other schedules.
+    are full. ``UNBOUNDED`` for the other schedules.
     """
     if config.ratio_schedule not in DECIDED_BY_SCORES:
-        return UNBOUND
+        return UNBOUNDED
     steps = num_examples // batch_size
     plan = Plan(config, steps_of_full_pass=steps, total_steps=total_steps, scorers=scorers)
     repeats, size = plan.max_repeats, config.pool_size or num_examples
@@ -168,7 +168,7 @@ def holds_trusted_kind(*, asked: float, likeness: float, least: float) -> bool:
         likeness: of all data, by :func:`likeness`.
         least: of :func:`repeat_bound`, the share that the run has to train.
     """
-    return asked == 1.0 or (likeness >= LEAST_LIKENESS and asked >= LEAST_VOUCHED_FOR * least)
+    return asked == 1.0 or (likeness >= MIN_LIKENESS and asked >= MIN_REQUESTED * least)
 
 
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
@@ -204,7 +204,7 @@ class Plan:
         tail: share of the steps in the tail on the full data.
         max_repeats: times that the run may train an example because the scores choose it again; infinite where they do
             not decide the ratio. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data,
-            and for ``MOST_REPEATS`` where it takes more.
+            and for ``MAX_REPEATS`` where it takes more.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Plan:
         self.tail_start = total_steps - int(self.tail * total_steps + 1e-9)  # 0.29 of 100 is 29
         self.max_repeats = math.inf
         if config.ratio_schedule in DECIDED_BY_SCORES:
-            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MOST_REPEATS)
+            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MAX_REPEATS)
 
     def _progress(self, step: int) -> float:
         return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, stream
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.systems.teaching.radix import KEY_OFFSET, UNSEEN_KEY, Stretches, blocks, largest_keys, ordered_keys
+from titan_attent.systems.teaching.radix import KEY_OFFSET, UNSEEN_KEY, BlockValues, blocks, largest_keys, ordered_keys
 
 _FLOOR_BINS = 1 << 16
 
@@ -99,7 +99,7 @@ def log_probabilities(scores: Tensor, *, temperature: float, normalization: str)
 
 
 def lowest_log_probability(
-    phi: Stretches, *, ends: tuple[float, float], num_infinite: tuple[int, int], k: int, minimum: float,
+    phi: BlockValues, *, ends: tuple[float, float], num_infinite: tuple[int, int], k: int, minimum: float,
     sharding: ExampleSharding, device: torch.device,
 ) -> float:  # fmt: skip
     """The log-probability up to which smaller ones are raised, so that none is drawn with less than ``minimum``.

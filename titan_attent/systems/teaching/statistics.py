@@ -29,7 +29,7 @@ _UNITS = 1 << 15
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """Order statistics of the finite ones among the scores of all ranks; 0 where there is none.
 
     Attributes:
@@ -37,7 +37,7 @@ class Summary:
         largest, smallest: of the finite ones.
         high, low: what 1% of them lie above and below, so that one outlier does not set the scale; the ends themselves
             of fewer than 100.
-        watched: the least of the top ``QUANTILE``.
+        quarantine_threshold: the least of the top ``QUANTILE``.
         p99: the least of the top 1%, for the audit.
     """
 
@@ -46,7 +46,7 @@ class Summary:
     num_broken: int
     largest: float = 0.0
     high: float = 0.0
-    watched: float = 0.0
+    quarantine_threshold: float = 0.0
     p99: float = 0.0
     low: float = 0.0
     smallest: float = 0.0
@@ -57,7 +57,7 @@ class Summary:
         return torch.where(scores.isinf(), scores, inside) if self.num_unseen or self.num_broken else inside
 
 
-def summarize(scores: Tensor, *, sharding: ExampleSharding) -> Summary:
+def summarize(scores: Tensor, *, sharding: ExampleSharding) -> ScoreSummary:
     """fp32 [num_local] scores without NaN -> their summary over all ranks. A collective."""
     infinite = [0, 0]
 
@@ -68,20 +68,20 @@ def summarize(scores: Tensor, *, sharding: ExampleSharding) -> Summary:
         return [num_unseen + place for place in from_the_top] if n else []
 
     found = largest_keys(lambda block: ordered_keys(scores[block]), places, sharding=sharding, device=scores.device)
-    return Summary(
+    return ScoreSummary(
         sharding.num_examples - sum(infinite), *infinite, *(score_of_key(statistic.key) for statistic in found)
     )
 
 
 @dataclass(frozen=True)
-class Measures:
+class Metrics:
     """Sums over the finite scores of all ranks.
 
     Attributes:
         mean: of them; 0 where there is none.
         share: their effective sample size.
         clipped_share: the same of the clipped scores, for the adaptive ratio.
-        ruling_share: the same of the clipped scores, counted from the lowest where that is negative. An excess loss
+        shifted_share: the same of the clipped scores, counted from the lowest where that is negative. An excess loss
             below 0 says that the learner has overtaken the reference there, not that the example counts for nothing:
             where most are, what is left above 0 is no measure of how many examples would rule a selection.
     """
@@ -89,7 +89,7 @@ class Measures:
     mean: float
     share: float
     clipped_share: float
-    ruling_share: float
+    shifted_share: float
 
 
 class Scores:
@@ -103,17 +103,17 @@ class Scores:
         self.values, self.sharding = values, sharding
 
     @cached_property
-    def summary(self) -> Summary:
+    def summary(self) -> ScoreSummary:
         return summarize(self.values, sharding=self.sharding)
 
     @cached_property
-    def measures(self) -> Measures:
-        return self.measure(torch.zeros(0, dtype=torch.int64, device=self.values.device))[0]
+    def metrics(self) -> Metrics:
+        return self.compute_metrics(torch.zeros(0, dtype=torch.int64, device=self.values.device))[0]
 
-    def measure(self, counts: Tensor) -> tuple[Measures, list[int]]:
+    def compute_metrics(self, counts: Tensor) -> tuple[Metrics, list[int]]:
         """Find the measures; the totals over all ranks of ``counts``, int64 [n], come with the same all-reduce."""
-        self.measures, totals = measure(self.values, self.summary, sharding=self.sharding, counts=counts)
-        return self.measures, totals
+        self.metrics, totals = compute_metrics(self.values, self.summary, sharding=self.sharding, counts=counts)
+        return self.metrics, totals
 
     @cached_property
     def has_unseen(self) -> bool:
@@ -139,9 +139,9 @@ _Kind = tuple[float, float, float]
 """(low, high, shift): the values s.clamp(low, high) + shift of the scores s."""
 
 
-def measure(
-    scores: Tensor, summary: Summary, *, sharding: ExampleSharding, counts: Tensor
-) -> tuple[Measures, list[int]]:
+def compute_metrics(
+    scores: Tensor, summary: ScoreSummary, *, sharding: ExampleSharding, counts: Tensor
+) -> tuple[Metrics, list[int]]:
     """The measures of fp32 [num_local] scores, and the totals of ``counts``, int64 [n], which ride along.
 
     A collective, one all-reduce.
@@ -162,7 +162,7 @@ def measure(
     found = [_without_infinite(totals[3 * i : 3 * i + 3], ends, summary) for i, (_, ends) in enumerate(sums)]
     wanted = [found[share], found[1], found[ruling]]
     shares = [total * total / (summary.num_finite * squares) if squares > 0 else 1.0 for total, squares in wanted]
-    return Measures(found[0][0] / max(1, summary.num_finite), *shares), totals[3 * len(kinds) :]
+    return Metrics(found[0][0] / max(1, summary.num_finite), *shares), totals[3 * len(kinds) :]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Ends:
     scale: float
 
 
-def _local_sums(scores: Tensor, kind: _Kind, summary: Summary) -> tuple[Tensor, _Ends]:
+def _local_sums(scores: Tensor, kind: _Kind, summary: ScoreSummary) -> tuple[Tensor, _Ends]:
     """int64 [3]: sum and sum of squares of this rank's values in units, the squares as two halves of 31 bits.
 
     Infinite scores count as the ends between which values are clipped.
@@ -199,7 +199,7 @@ def _units(values: Tensor, scale: float) -> Tensor:
     return values.double().div_(scale).round_()
 
 
-def _without_infinite(sums: list[int], ends: _Ends, summary: Summary) -> tuple[float, float]:
+def _without_infinite(sums: list[int], ends: _Ends, summary: ScoreSummary) -> tuple[float, float]:
     """Sum and sum of squares of the finite values."""
     total = sums[0] - summary.num_broken * ends.low - summary.num_unseen * ends.high
     squares = (sums[1] << 31) + sums[2] - summary.num_broken * ends.low**2 - summary.num_unseen * ends.high**2

@@ -17,10 +17,10 @@ from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.radix import (
     KEY_OFFSET,
     UNSEEN_KEY,
-    Stretches,
+    BlockValues,
     blocks,
     ordered_keys,
-    positive,
+    is_positive,
     score_of_key,
 )
 from titan_attent.systems.teaching.selection import (
@@ -153,13 +153,13 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
     weights are divided by their mean (law 6 of the design), so that the learning rate keeps its meaning: the ratio of 2
     to 1 is the published one. Examples never scored are kept.
     """
-    mean, weights = scores.measures.mean, torch.empty_like(scores.values)
+    mean, weights = scores.metrics.mean, torch.empty_like(scores.values)
     num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
     for block in blocks(len(weights), device=weights.device):
         below = scores.values[block].double() < mean  # -inf, never finite, too
         heads = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
         weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
-        num_chosen += positive(weights[block]).sum()
+        num_chosen += is_positive(weights[block]).sum()
     return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
 
 
@@ -168,7 +168,7 @@ def _top(keys: Tensor, k: int, seed: Seed, candidates: Candidates) -> tuple[Tens
     return select_top_k(keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed)
 
 
-def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
+def _keys(keys: BlockValues, candidates: Candidates) -> Tensor:
     """int32 [num_local], kept as they are looked at several times and cost much to make."""
     kept = torch.empty(candidates.sharding.num_local, dtype=torch.int32, device=candidates.device)
     for block in blocks(len(kept), device=kept.device):
@@ -176,7 +176,7 @@ def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
     return kept
 
 
-def _keys_of_seen(keys: Stretches, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
+def _keys_of_seen(keys: BlockValues, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
     """The same, with the examples never scored above all."""
     if not scores.has_unseen:
         return _keys(keys, candidates)
@@ -214,7 +214,7 @@ def choose(
     if excluded is not None:
         weights.masked_fill_(excluded, 0.0)
     if excluded is not None or (config.quarantine_after and is_weighted(config)):
-        here = positive(weights).sum()
+        here = is_positive(weights).sum()
         weights, num_chosen = mean_one(weights, num_chosen=here, sharding=candidates.sharding)
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size

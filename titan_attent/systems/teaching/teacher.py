@@ -25,7 +25,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.systems.teaching.audit import Sources
-from titan_attent.systems.teaching.checks import check_parts, check_sizes
+from titan_attent.systems.teaching.checks import check_inputs, check_sizes
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.draws import Draws
@@ -83,7 +83,7 @@ class Teacher:
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
-        check_parts(
+        check_inputs(
             config,
             score=score,
             expert=expert,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.systems.teaching.radix import Stretches, blocks
+from titan_attent.systems.teaching.radix import BlockValues, blocks
 
 _FIXED_POINT = 1 << 20
 
@@ -26,7 +26,7 @@ def inclusion_probabilities(phi: Tensor, *, kappa: float) -> Tensor:
 
 
 def inverse_probability_weights(
-    phi: Stretches, *, chosen: Tensor, kappa: float, max_weight: float, sharding: ExampleSharding
+    phi: BlockValues, *, chosen: Tensor, kappa: float, max_weight: float, sharding: ExampleSharding
 ) -> Tensor:
     """Weights 1/q, clipped to ``max_weight``, with mean 1 over the chosen examples of all ranks.
 

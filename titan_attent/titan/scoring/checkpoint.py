@@ -39,7 +39,7 @@ from titan_attent.titan.scoring.checkpoint_checks import (
     scoring_config,
     writer_of,
 )
-from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
+from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail
 
@@ -78,7 +78,7 @@ class ReferenceScorer(Trainer):
             self.gc_handler.run(next(numbers))
             return self._losses(model, input_dict, labels)
 
-        with entered(self.writer) as start, torch.no_grad():
+        with open_on_rank_zero(self.writer) as start, torch.no_grad():
             self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
             logger.info(f"Scoring with the weights of {self.checkpoint_path}")
             write_losses(

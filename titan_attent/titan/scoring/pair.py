@@ -39,7 +39,7 @@ from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
-from titan_attent.titan.scoring.pair_bigram import MOST_TOKENS, Bigrams, num_counted
+from titan_attent.titan.scoring.pair_bigram import MAX_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scoring.pair_plan import (
     HELD_OUT,
     MODEL,
@@ -59,7 +59,7 @@ from titan_attent.titan.user_errors import fail, on_first_rank
 MODELS = ROLES
 SCORING_BATCHES = 4
 """Of a training step's rows in a scoring batch: there is no backward."""
-PATIENCE = timedelta(days=7)
+WAIT_TIMEOUT = timedelta(days=7)
 """Of ranks that wait for the others' stage."""
 
 
@@ -94,7 +94,7 @@ class PairBuild:
         """Do what is not done yet. A collective, on all ranks."""
         on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
-        num_train = MOST_TOKENS // self.trusted.seq_len
+        num_train = MAX_TOKENS // self.trusted.seq_len
         if not self.options.is_counted:
             num_train = self.options.steps * self.options.batch_size
         on_first_rank(
@@ -160,7 +160,7 @@ class PairBuild:
         own(self.output / LOCK_FILE, "--output")
         self.output.mkdir(parents=True, exist_ok=True)
         now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
-        self.report = report_of(self.output, asked=now)
+        self.report = report_of(self.output, requested=now)
         if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
             kept = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
             self._stop_clock(max(path.stat().st_mtime for path in kept))
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> None:
         build = PairBuild(options, parse(rest))
     except ValueError as error:
         fail(error)
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=WAIT_TIMEOUT)
     try:
         build.run_stages()
     except ValueError as error:

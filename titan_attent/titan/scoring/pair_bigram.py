@@ -19,9 +19,9 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
 from titan_attent.scores.reference import CROSS_ENTROPY, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
+from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
 
-MOST_TOKENS = 2**30
+MAX_TOKENS = 2**30
 """That a model counts; its counts are int32."""
 BATCH_SIZE = 64
 """Examples counted or scored at once; not the ranks' to choose, as a loss must not depend on their number."""
@@ -29,7 +29,7 @@ BATCH_SIZE = 64
 
 def num_counted(*, num_trusted: int, num_examples: int, seq_len: int) -> int:
     """Examples that each model counts."""
-    return max(1, min(num_trusted, num_examples, MOST_TOKENS // seq_len))
+    return max(1, min(num_trusted, num_examples, MAX_TOKENS // seq_len))
 
 
 class Bigrams:
@@ -63,7 +63,7 @@ class Bigrams:
         """Write the losses of all examples of ``dataset`` to ``folder``, or those that a killed command left out."""
         with fail_on_mistake():
             writer = ReferenceWriter(folder, scoring=self._scoring(dataset))
-        with entered(writer) as start:
+        with open_on_rank_zero(writer) as start:
             write_losses(
                 writer,
                 lambda input_dict, labels: self.model.losses(input_dict["input"], labels),

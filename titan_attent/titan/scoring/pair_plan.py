@@ -29,7 +29,7 @@ BIGRAM_OPERATIONS = 10
 HELD_OUT = 2048
 """Trusted examples held out, at most; and at most a quarter of them."""
 REPORT_FILE = PAIR_FILE
-TAKEN = ("seconds", "device_seconds")
+DURATIONS = ("seconds", "device_seconds")
 """In the report: by stage."""
 DEFAULTS = {"steps": 300, "batch_size": 32}
 """Of a flavor that is trained."""
@@ -115,11 +115,11 @@ def report_of(output: Path, *, asked: dict[str, Any]) -> dict[str, Any]:
                 f"{output}: holds {', '.join(found)}, but no {REPORT_FILE}, which says of which data and models "
                 f"they are. {mend}"
             )
-        return {name: {} for name in TAKEN}
+        return {name: {} for name in DURATIONS}
     try:
         report = read_json_object(path)
         then = typed(dict[str, Any], report["asked"], where="asked")
-        report |= {name: typed(dict[str, float], report[name], where=name) for name in TAKEN}
+        report |= {name: typed(dict[str, float], report[name], where=name) for name in DURATIONS}
         if "under_way" in report:
             clock = typed(dict[str, Any], report["under_way"], where="under_way")
             for name, kind in (("stage", str), ("since", float), ("ranks", int)):

@@ -26,15 +26,15 @@ from titan_attent.titan.user_errors import fail, on_first_rank
 Score = Callable[[dict[str, Tensor], Tensor], Tensor]
 """({"input": int64 [B, L]}, labels int64 [B, L]) -> mean nats per token, fp32 [B]."""
 
-STRETCH_EXAMPLES = 2**16
+CHUNK_EXAMPLES = 2**16
 """About what is gathered and written at once, and at least one batch of all ranks."""
-STRETCH_BATCHES = 256
+CHUNK_BATCHES = 256
 """At most, where few ranks would take long for so many examples: a killed scoring loses the stretch under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretches:
-    """How the examples [start, num_examples) are cut into stretches, and those into batches of all ranks."""
+class ScoringChunks:
+    """How the examples [start, num_examples) are cut into chunks, and those into batches of all ranks."""
 
     start: int
     num_examples: int
@@ -50,7 +50,7 @@ class Stretches:
     @property
     def size(self) -> int:
         """Examples of a stretch; only the last has fewer."""
-        return self.rows * min(max(STRETCH_EXAMPLES // self.rows, 1), STRETCH_BATCHES)
+        return self.rows * min(max(CHUNK_EXAMPLES // self.rows, 1), CHUNK_BATCHES)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """The ids [start, stop) of every stretch, in order."""
@@ -66,7 +66,7 @@ class Stretches:
 
 
 @contextmanager
-def entered(writer: ReferenceWriter) -> Iterator[int]:
+def open_on_rank_zero(writer: ReferenceWriter) -> Iterator[int]:
     """Enter ``writer`` on rank 0: the first example whose loss is missing, on all ranks. A collective of one number.
 
     What is wrong there ends all ranks.
@@ -97,8 +97,8 @@ def write_losses(
         start: first example that is not there yet.
         batch_size: rows of a rank.
     """
-    stretches = Stretches(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
-    batches = reader.read(dataset.read, stretches.ids(sharding.rank), pin_memory=pin_memory)
+    chunks = ScoringChunks(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
+    batches = reader.read(dataset.read, chunks.ids(sharding.rank), pin_memory=pin_memory)
     bar = tqdm(
         total=len(dataset),
         initial=start,
@@ -107,7 +107,7 @@ def write_losses(
         disable=not is_first_rank(),
     )
     with bar:
-        for first, losses, written in _scored(stretches, batches, score, sharding, writer, bar):
+        for first, losses, written in _scored(chunks, batches, score, sharding, writer, bar):
             with fail_on_mistake(bar):
                 if not written:
                     writer.wait()
@@ -121,7 +121,7 @@ def write_losses(
 
 
 def _scored(
-    stretches: Stretches,
+    chunks: ScoringChunks,
     batches: Iterator[ReadBatch],
     score: Score,
     sharding: ExampleSharding,
@@ -129,15 +129,15 @@ def _scored(
     bar: tqdm,
 ) -> Iterator[tuple[int, Tensor, bool]]:
     """Of every stretch, on every rank: first id, losses fp32 [n] on the CPU, and whether rank 0 could write so far."""
-    for first, stop in stretches.ranges():
+    for first, stop in chunks.ranges():
         local = []
-        for done in range(first, stop, stretches.rows):
+        for done in range(first, stop, chunks.rows):
             local.append(score(*next(batches)))
-            bar.update(min(stretches.rows, stop - done))
+            bar.update(min(chunks.rows, stop - done))
         # Whether the writer failed travels along: all ranks end together, and none waits for one that is gone.
         failed = local[0].new_full((1,), float(writer.failed))
         gathered = sharding.gather(torch.cat([*local, failed]))[0].cpu()
-        by_rank = gathered[:, :-1].unflatten(1, (len(local), stretches.batch_size))  # [ranks, batches, rows]
+        by_rank = gathered[:, :-1].unflatten(1, (len(local), chunks.batch_size))  # [ranks, batches, rows]
         yield first, by_rank.transpose(0, 1).flatten()[: stop - first], not gathered[:, -1].any()
 
 

@@ -13,7 +13,7 @@ from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.systems.teaching.candidates import Candidates
-from titan_attent.systems.teaching.importance import IMPORTANCES, Known, finite_median, importance
+from titan_attent.systems.teaching.importance import IMPORTANCES, Evidence, finite_median, importance
 from titan_attent.systems.teaching.radix import largest_keys, ordered_keys, score_of_key
 from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import STRATEGIES
@@ -96,8 +96,8 @@ def measure(mesh: Any) -> dict[str, Any]:
     expert, amateur = (
         torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("expert", "amateur")
     )
-    known = Known(expert=expert, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
-    scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
+    known = Evidence(expert=expert, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
+    scores = {name: importance(buffer.records(), name=name, evidence=known) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
     everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
@@ -114,7 +114,7 @@ def measure(mesh: Any) -> dict[str, Any]:
         "third": score_of_key(third.key),
         "none": finite_median(lambda block: nothing[block], sharding=sharding, device=loss.device),
         "clipped": known_of["loss"].summary.clipped(loss).numpy(),
-        "known": {name: (known.summary, known.measures) for name, known in known_of.items()},
+        "known": {name: (known.summary, known.metrics) for name, known in known_of.items()},
         "threshold": {seed: (weights.numpy(), num_chosen) for seed, (weights, num_chosen) in drawn.items()},
         "visits": buffer.visits.numpy(),
     }
@@ -162,14 +162,14 @@ def test_what_is_known_of_the_scores_is_that_of_a_sort_for_any_number_of_ranks(
     clipped = finite.clip(finite[3], finite[-4])  # 1% of 327 at each end
     for rank in measured:
         assert rank["known"][name] == alone["known"][name]
-        summary, measures = rank["known"][name]
+        summary, metrics = rank["known"][name]
         others = 0 if name == "cross_entropy_difference" else 2  # of the learner it knows nothing
         assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), others, others)
-        places = [summary.largest, summary.high, summary.watched, summary.p99, summary.low, summary.smallest]
+        places = [summary.largest, summary.high, summary.quarantine_threshold, summary.p99, summary.low, summary.smallest]
         assert places == finite[[-1, -4, -3, -3, 3, 0]].tolist()
         lowest = min(0.0, clipped[0])
         expected = (finite.mean(), plain_share(finite), plain_share(clipped), plain_share(clipped - lowest))
-        found = (measures.mean, measures.share, measures.clipped_share, measures.ruling_share)
+        found = (metrics.mean, metrics.share, metrics.clipped_share, metrics.shifted_share)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert (finite[3] < 0) == (name in ("excess_loss", "cross_entropy_difference"))
 
@@ -197,7 +197,7 @@ def test_threshold_leaves_out_half_of_those_below_the_mean(
 
 def test_share_of_equal_and_of_few() -> None:
     def share(scores: torch.Tensor) -> float:
-        return Scores(scores, sharding=ExampleSharding(8)).measures.share
+        return Scores(scores, sharding=ExampleSharding(8)).metrics.share
 
     assert share(torch.full((8,), 3.0)) == pytest.approx(1.0)
     few = torch.tensor([2.0, 2.0, 0, 0, 0, 0, -1.0, 0])
@@ -227,7 +227,7 @@ def test_attainment_is_the_loss_until_the_median_example_has_come_any_way() -> N
     losses = torch.tensor([5.0, 6.0, 4.5, 3.0, 7.0])
     buffer.record(torch.arange(5), losses, step=1)
     buffer.sync()
-    known = Known(chance_loss=math.log(100))  # ln 100 = 4.6, the median is 5
-    assert torch.equal(importance(buffer.records(), name="attainment", known=known), losses)
-    scores = importance(buffer.records(), name="attainment", known=Known(chance_loss=math.log(10_000)))
+    known = Evidence(chance_loss=math.log(100))  # ln 100 = 4.6, the median is 5
+    assert torch.equal(importance(buffer.records(), name="attainment", evidence=known), losses)
+    scores = importance(buffer.records(), name="attainment", evidence=Evidence(chance_loss=math.log(10_000)))
     assert scores.tolist() == pytest.approx([5.0 * 1, 6 * (3.21034 / 4.21034) ** 2, 4.5, 3.0, 7 * 0.275603], rel=1e-4)

@@ -11,7 +11,7 @@ from references import plain_inverse_weights, plain_top_k, plain_top_k_by_hash
 from titan_attent.data.plan.order import Pool, SelectedPlaces
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.systems.teaching.audit import audit_choice, audit_scores
+from titan_attent.systems.teaching.audit import audit_selection, audit_scores
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key
 from titan_attent.systems.teaching.selection import (
@@ -146,7 +146,7 @@ def soft_everywhere(mesh) -> list[dict]:
         }
         records = Records(sharding, scores, steps, scores, steps, steps)
         candidates = Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=CPU)
-        choice = audit_choice(
+        choice = audit_selection(
             candidates,
             weights=weights,
             records=records,
@@ -155,7 +155,7 @@ def soft_everywhere(mesh) -> list[dict]:
             step=60,
             sources=[("web", 0), ("code", size // 3), ("web", size // 2)],
         )
-        statistics = audit_scores(Scores(scores, sharding=sharding)) | choice.audit | {"newly": choice.num_newly}
+        statistics = audit_scores(Scores(scores, sharding=sharding)) | choice.scalars | {"newly": choice.num_new}
         results.append(
             {name: np.asarray(x) for name, x in local.items()}
             | {"threshold": threshold, "audit": statistics, "digest": choice.digest}

@@ -9,7 +9,7 @@ import pytest
 
 from titan_attent import TeacherConfig
 from titan_attent.systems.teaching import advice
-from titan_attent.systems.teaching.advice import MIXED, log_plan, risk_of, warn_of_mixed_windows
+from titan_attent.systems.teaching.advice import MIXED_WINDOW_DOCUMENTS, log_plan, risk_of, warn_of_mixed_windows
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.schedule import Plan
 from titan_attent.systems.teaching.system import Teaching
@@ -78,9 +78,9 @@ def test_a_rule_without_a_strategy_is_told(
     "settings, documents, said",
     [
         (HARD, 4.0, ["1,024 tokens holds 4.0 documents", "training.seq_len to about 256,"]),
-        ({"strategy": "threshold"}, MIXED, ["holds 1.5 documents"]),
+        ({"strategy": "threshold"}, MIXED_WINDOW_DOCUMENTS, ["holds 1.5 documents"]),
         (DIFFERENCE | HARD, 500.0, ["training.seq_len to about 64,"]),
-        (HARD, MIXED - 0.01, None),
+        (HARD, MIXED_WINDOW_DOCUMENTS - 0.01, None),
         ({}, 4.0, None),
         ({"strategy": "random"}, 4.0, None),
     ],

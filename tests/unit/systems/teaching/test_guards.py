@@ -141,7 +141,7 @@ def test_a_candidate_that_a_pool_leaves_out_keeps_its_row_and_is_not_counted():
 
     def candidate(*, watched: bool, taken: bool) -> int:
         newly = guard.update(
-            guard.streak, guard.loss_at_start, scores=nine, losses=nine, watched=9.0 if watched else 10.0
+            guard.streak, guard.loss_at_start, scores=nine, losses=nine, threshold=9.0 if watched else 10.0
         )
         guard.mark(guard.streak, weights=torch.tensor([float(taken)]))
         return len(newly)
@@ -151,7 +151,7 @@ def test_a_candidate_that_a_pool_leaves_out_keeps_its_row_and_is_not_counted():
     assert int(guard.streak) & 0xFF == 2  # the two takings that were followed by a look
     assert candidate(watched=False, taken=True) == 0 and int(guard.streak) & 0xFF == 0
     assert [candidate(watched=True, taken=True) for _ in range(3)] == [0, 0, 1]
-    assert guard.set_aside(guard.streak).tolist() == [True]
+    assert guard.quarantined(guard.streak).tolist() == [True]
     assert candidate(watched=True, taken=True) == 0  # a pass over everything takes it, and it is not counted again
 
 

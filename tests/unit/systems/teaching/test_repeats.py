@@ -11,7 +11,7 @@ import torch
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
 from titan_attent.systems.teaching.advice import log_plan
 from titan_attent.systems.teaching.schedule import (
-    LEAST_LIKENESS,
+    MIN_LIKENESS,
     Plan,
     calibrated_ratio,
     likeness,
@@ -88,7 +88,7 @@ def test_the_best_are_taken_first() -> None:
 def test_a_ratio_that_is_given_is_taken(schedule: str) -> None:
     config = TeacherConfig(**CALIBRATED | {"ratio_schedule": schedule})
     bound = repeat_bound(config, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=50)
-    assert bound.least_ratio == 0.0
+    assert bound.min_ratio == 0.0
 
 
 def test_the_adaptive_schedule_is_bounded_too() -> None:
@@ -108,7 +108,7 @@ def test_the_least_ratio_is_whole_batches_and_no_more(num: int, batch: int, step
     allowed = max_repeats or (1.0 if steps * batch <= num else 4.0)
     fits = [k for k in range(batch, num + 1, batch) if steps * batch <= allowed * k]
     expected = fits[0] if fits and fits[0] + batch <= num else num
-    assert bound.least_ratio * num == pytest.approx(expected)
+    assert bound.min_ratio * num == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("pool_size", [0, 400])
@@ -148,7 +148,7 @@ def test_likeness_against_all_pairs() -> None:
     same, other = (
         likeness([int((data < t).sum()) for t in trusted], num_examples=NUM_EXAMPLES) for data in (DIRTY, CLEAN - 4)
     )
-    assert 0.4 < same < 0.6 and other < LEAST_LIKENESS < same
+    assert 0.4 < same < 0.6 and other < MIN_LIKENESS < same
     assert likeness([10] * 40, num_examples=10) == 0.0 and likeness([0] * 40, num_examples=10) == 1.0
 
 
