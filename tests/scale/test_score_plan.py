@@ -129,9 +129,7 @@ def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: in
     chunks = ScoringChunks(start=start, num_examples=stop, batch_size=batch_size, num_ranks=num_ranks)
     # One batch of all ranks at least, and no rank runs more than 256 before something is kept.
     assert rows <= chunks.size <= max(2**16, rows) and chunks.size <= 256 * rows and chunks.size % rows == 0
-    ids = torch.stack(
-        [torch.stack(list(chunks.ids(rank))) for rank in range(num_ranks)], dim=1
-    )  # [batch, rank, row]
+    ids = torch.stack([torch.stack(list(chunks.ids(rank))) for rank in range(num_ranks)], dim=1)  # [batch, rank, row]
     expected = torch.arange(start, start + ids.numel()).clamp(max=stop - 1)
     assert torch.equal(ids.flatten(), expected) and ids.numel() - (stop - start) < rows
 

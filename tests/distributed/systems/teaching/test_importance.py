@@ -165,7 +165,14 @@ def test_what_is_known_of_the_scores_is_that_of_a_sort_for_any_number_of_ranks(
         summary, metrics = rank["known"][name]
         others = 0 if name == "cross_entropy_difference" else 2  # of the learner it knows nothing
         assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), others, others)
-        places = [summary.largest, summary.high, summary.quarantine_threshold, summary.p99, summary.low, summary.smallest]
+        places = [
+            summary.largest,
+            summary.high,
+            summary.quarantine_threshold,
+            summary.p99,
+            summary.low,
+            summary.smallest,
+        ]
         assert places == finite[[-1, -4, -3, -3, 3, 0]].tolist()
         lowest = min(0.0, clipped[0])
         expected = (finite.mean(), plain_share(finite), plain_share(clipped), plain_share(clipped - lowest))

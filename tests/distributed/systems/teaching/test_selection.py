@@ -11,7 +11,7 @@ from references import plain_inverse_weights, plain_top_k, plain_top_k_by_hash
 from titan_attent.data.plan.order import Pool, SelectedPlaces
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.systems.teaching.audit import audit_selection, audit_scores
+from titan_attent.systems.teaching.audit import audit_scores, audit_selection
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key
 from titan_attent.systems.teaching.selection import (

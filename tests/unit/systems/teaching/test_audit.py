@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.systems.teaching.audit import SelectionAudit, Sources, audit_selection, audit_scores
+from titan_attent.systems.teaching.audit import SelectionAudit, Sources, audit_scores, audit_selection
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.statistics import Scores
 
