@@ -139,7 +139,7 @@ def check(folder: Path, *args: str) -> None:
 def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
     same = arguments(folder, "killed")
     check(folder, *same)
-    with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start anew"):
+    with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start again"):
         check(folder, *same, "--data.path", str(token_data["validation"]))
     with pytest.raises(ValueError, match="seq_len was 256 and is 128"):
         check(folder, *same, "--training.seq_len", "128")
@@ -183,7 +183,7 @@ def test_resumed_equals_uninterrupted(folder: Path, straight: Path, killed: Path
 
 
 def test_a_finished_reference_is_not_overwritten(folder: Path, straight: Path) -> None:
-    with pytest.raises(ValueError, match="straight: holds a finished reference; choose another --output"):
+    with pytest.raises(ValueError, match="straight: holds finished scores; choose another --output"):
         check(folder, *arguments(folder, "straight"))
 
 

@@ -321,9 +321,9 @@ def few(folder: Path, straight: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--training.seq_len", "128"), "holds the reference losses of other examples"),
+        (("--training.seq_len", "128"), "holds the scores of other examples"),
         (("--teacher.scores", "nowhere"), "nowhere: no such folder; correct the path, or write scores with"),
-        ((), "31 trusted held-out examples are too few to calibrate by: score 32"),
+        ((), "31 trusted held-out examples are too few to calibrate by: score at least 32"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(

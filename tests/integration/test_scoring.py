@@ -95,7 +95,7 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
 
     result = launch(*args, "--training.seq_len", "128", "--job.dump_folder", str(tmp_path / "other"))
     assert result.returncode != 0
-    assert "seq_len is 128 now and 256 there" in result.stderr and "titan_attent.score" in result.stderr
+    assert "seq_len is 128 in this run and 256 in the folder" in result.stderr and "titan_attent.score" in result.stderr
 
 
 def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assigned(

@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
     # Two durable steps at the start and three of the first stretch; the second stretch finds no room.
     one, two = run_on_ranks(failing, 2, str(tmp_path), LOSSES, 5)
     assert one[0] == two[0] == 2 and one[2] == two[2] == 3
-    assert "the losses cannot be kept there ([Errno 28] No space left on device); make room" in one[1]
+    assert "cannot read or write the losses ([Errno 28] No space left on device). Free some space" in one[1]
     assert "rank 0 could not write the losses" in two[1]
     assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
     with small_chunks(), mock.patch.object(dist, "broadcast_object_list"):
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     one, two = run_on_ranks(failing, 2, str(tmp_path / "file" / "ref"), LOSSES, 10**6)
     assert one == two and one[0] == 2 and one[2] == 0
-    assert "ref: the losses cannot be kept there ([Errno 20] Not a directory" in one[1]
+    assert "ref: cannot read or write the losses ([Errno 20] Not a directory" in one[1]
 
 
 def refused(mesh: DeviceMesh, folder: str, losses: Tensor) -> tuple[int, str, int]:

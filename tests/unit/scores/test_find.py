@@ -63,10 +63,10 @@ def test_one_scorer_of_a_pair_of_an_earlier_version(tmp_path: Path) -> None:
 def test_folders_that_hold_no_scores(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no such folder; correct the path, or write scores with"):
         find_scorers(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a folder of reference losses, no reference.json in it"):
+    with pytest.raises(ValueError, match="not a folder of scores, no reference.json in it"):
         find_scorers(tmp_path)
     (tmp_path / PAIR_FILE).write_text("{}")
-    with pytest.raises(ValueError, match="its scorers are not finished: run the same .* command again to resume it"):
+    with pytest.raises(ValueError, match="its scores are not finished: run the same .* command again to resume"):
         find_scorers(tmp_path)
 
 

@@ -109,7 +109,7 @@ def test_exchanged_folders_are_refused_by_name(scorers: Path) -> None:
     shutil.copytree(scorers / "expert", scorers / "moved")
     with pytest.raises(ValueError, match="scores: .*amateur holds the losses of the expert"):
         check(scorers / "moved", scorers / "amateur")
-    message = "scores = .*amateur: holds the losses of the amateur alone, and importance = .* needs those of the expert"
+    message = "scores = .*amateur: holds only the losses of the amateur, and importance = .* needs those of the expert"
     with pytest.raises(ValueError, match=message):
         check(None, scorers / "amateur", importance="excess_loss")
 
@@ -132,14 +132,14 @@ def test_one_model_twice_is_refused(scorers: Path, name: str, importance: str) -
     shutil.rmtree(scorers / "copy")  # again, in another precision
     sha = json.loads((folder / "reference.json").read_text())["checkpoint_sha256"]
     write(scorers / "copy", replace(SCORING, role="", precision="bfloat16", checkpoint_sha256=sha), seed=9)
-    with pytest.raises(ValueError, match=r"were made by one model \(bigram, counts of"):
+    with pytest.raises(ValueError, match=r"were written by one model \(bigram, counts of"):
         change(scorers / "copy", role="amateur")
         check(scorers / "copy", folder, importance=importance)
 
 
 def test_trusted_folders(scorers: Path) -> None:
     amateur, expert = scorers / "amateur", scorers / "expert"
-    with pytest.raises(ValueError, match="holds the reference losses of other examples: .*'held out' there"):
+    with pytest.raises(ValueError, match="holds the scores of other examples: .*'held out' in the folder"):
         check(amateur, expert / "trusted")
     shutil.move(amateur / "trusted", scorers / "away")
     shutil.copytree(expert / "trusted", amateur / "trusted")
@@ -162,7 +162,7 @@ def test_other_data_and_another_length(scorers: Path) -> None:
     for field, value in (("data_fingerprint", "cafe"), ("seq_len", 8)):
         shutil.copytree(scorers, other := scorers.parent / field)
         change(other / "expert", **{field: value})
-        with pytest.raises(ValueError, match=f"of other examples: {field} is .* now and '?{value}'? there"):
+        with pytest.raises(ValueError, match=f"of other examples: {field} is .* in this run and '?{value}'? in the folder"):
             check(other / "amateur", other / "expert")
 
 
@@ -218,7 +218,7 @@ def test_files_of_before_are_read_and_what_is_not_known_is_said_once(
     caplog.set_level(logging.WARNING)
     check(scorers / "amateur", scorers / "expert")
     (record,) = caplog.records
-    assert "expert do not say whether an amateur or an expert made them" in record.getMessage()
+    assert "expert does not say whether an amateur or an expert wrote the losses" in record.getMessage()
     assert "--role expert" in record.getMessage() and "llama3_attent 8B, /run/checkpoint/step-3" in record.getMessage()
     caplog.clear()
     monkeypatch.setitem(os.environ, "RANK", "1")
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_refused(scorers: Path, value: 
     losses.tofile(file)
     found = ReferenceLosses(scorers / "expert")
     assert found.read(8, 11).shape == (3,)
-    message = "losses.bin: 3 of the 40 losses are not finite, the first of examples 7, 11, 39: nothing can be chosen"
+    message = "losses.bin: 3 of the 40 losses are not finite, first those of examples 7, 11, 39: examples cannot be selected"
     for start, stop in ((0, 40), (7, 8), (30, 40)):
         with pytest.raises(ValueError, match=message):
             found.read(start, stop)
@@ -290,12 +290,12 @@ def test_a_scoring_resumed_with_another_loss_or_role_is_refused(tmp_path: Path) 
         return folder
 
     folder = begin(tmp_path / "a", smoothed)
-    with pytest.raises(ValueError, match="something else: loss was 'cross-entropy, label_smoothing 0.2' and is"):
+    with pytest.raises(ValueError, match="another interrupted scoring: loss was 'cross-entropy, label_smoothing 0.2' and is"):
         ReferenceWriter(folder, scoring=replace(smoothed, loss=CROSS_ENTROPY))
     assert ReferenceWriter(folder, scoring=smoothed).num_scored == 3
     assert ReferenceWriter(folder, scoring=replace(smoothed, role="expert")).num_scored == 3  # nobody had said
     folder = begin(tmp_path / "b", EXPERT)
-    with pytest.raises(ValueError, match="something else: role was 'expert' and is 'amateur'"):
+    with pytest.raises(ValueError, match="another interrupted scoring: role was 'expert' and is 'amateur'"):
         ReferenceWriter(folder, scoring=replace(EXPERT, role="amateur"))
     # Begun by an earlier version: a model of text has one loss, that of images is not known.
     for model, known in (("bigram", True), ("vit_attent tiny", False)):

@@ -107,16 +107,16 @@ def test_check_names_every_difference(finished: Path) -> None:
     with pytest.raises(ValueError) as error:
         losses.check(fingerprint="cafe", seq_len=32, num_examples=11)
     for words in (
-        *(str(finished), "data_fingerprint is 'cafe' now and 'f00d' there", "seq_len is 32 now and 16 there"),
-        *("num_examples is 11 now and 23 there", "Score this data", "torchrun -m titan_attent.score"),
+        *(str(finished), "data_fingerprint is 'cafe' in this run and 'f00d' in the folder", "seq_len is 32 in this run and 16 in the folder"),
+        *("num_examples is 11 in this run and 23 in the folder", "Score this data", "torchrun -m titan_attent.score"),
     ):
         assert words in str(error.value)
-    with pytest.raises(ValueError, match="of other examples: seq_len is 32 now and 16 there. Score"):
+    with pytest.raises(ValueError, match="of other examples: seq_len is 32 in this run and 16 in the folder. Score"):
         losses.check(fingerprint="f00d", seq_len=32, num_examples=23)
 
 
 def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: not a folder of reference losses, no such folder; correct the path"):
+    with pytest.raises(ValueError, match="nowhere: not a folder of scores, no such folder; correct the path"):
         ReferenceLosses(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no reference.json in it; .*write one with `torchrun -m titan_attent.score`"):
         ReferenceLosses(tmp_path)
@@ -180,7 +180,7 @@ def test_truncated_and_altered_losses(finished: Path) -> None:
 
 
 def test_a_finished_reference_is_not_overwritten(finished: Path) -> None:
-    with pytest.raises(ValueError, match="ref: holds a finished reference; choose another --output"):
+    with pytest.raises(ValueError, match="ref: holds finished scores; choose another --output"):
         ReferenceWriter(finished, scoring=SCORING)
 
 
@@ -198,7 +198,7 @@ def test_making_a_writer_writes_nothing(tmp_path: Path) -> None:
 def test_what_a_finish_that_was_killed_leaves_behind_is_finished(finished: Path) -> None:
     (finished / "scoring.json").write_text("of a killed writer")
     ReferenceLosses(finished).verify_checksum()
-    with pytest.raises(ValueError, match="holds a finished reference"):
+    with pytest.raises(ValueError, match="holds finished scores"):
         ReferenceWriter(finished, scoring=SCORING)
 
 
@@ -228,8 +228,8 @@ def test_a_resume_with_anything_different_is_refused(tmp_path: Path, change: dic
     ((name, value),) = change.items()
     with pytest.raises(ValueError) as error:
         ReferenceWriter(tmp_path, scoring=replace(SCORING, **change))  # type: ignore[arg-type]
-    assert f"something else: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(error.value)
-    assert f"delete {file} to start anew" in str(error.value)
+    assert f"another interrupted scoring: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(error.value)
+    assert f"delete {file} to start again" in str(error.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     file.unlink()
     write(tmp_path)
@@ -254,7 +254,7 @@ def test_losses_of_unknown_origin(tmp_path: Path, content: str | None) -> None:
     file.unlink()
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start anew"):
+    with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start again"):
         ReferenceWriter(tmp_path, scoring=SCORING)
 
 
@@ -270,7 +270,7 @@ def test_a_count_that_cannot_be(tmp_path: Path, count: object) -> None:
 def test_a_truncated_prefix(tmp_path: Path) -> None:
     file = interrupt(tmp_path)
     os.truncate(file, 39)
-    with pytest.raises(ValueError, match="losses.bin: has 39 bytes where 40 were written: truncated .*; delete"):
+    with pytest.raises(ValueError, match="losses.bin: has 39 bytes, but 40 were written: truncated .*; delete"):
         ReferenceWriter(tmp_path, scoring=SCORING)
 
 
@@ -287,7 +287,7 @@ def test_an_unfinished_scoring_of_before_is_refused(tmp_path: Path, finished: Pa
         (folder / "parts").mkdir()
         (folder / "parts" / "progress.json").write_text("{}")
         (folder / "parts" / "part-00000.bin").write_bytes(LOSSES.numpy().tobytes())
-    mend = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score anew"
+    mend = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score again"
     for look in (lambda: ReferenceWriter(tmp_path, scoring=SCORING), lambda: ReferenceLosses(tmp_path)):
         with pytest.raises(ValueError, match=mend):
             look()
@@ -296,7 +296,7 @@ def test_an_unfinished_scoring_of_before_is_refused(tmp_path: Path, finished: Pa
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     one, two = (ReferenceWriter(tmp_path, scoring=SCORING) for _ in range(2))
-    with one, pytest.raises(ValueError, match="another scoring is at work there; wait for it"):
+    with one, pytest.raises(ValueError, match="another scoring is writing to this folder; wait for it"):
         two.__enter__()
     with two:
         pass
@@ -308,12 +308,12 @@ def test_losses_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
     losses[[5, 7, 11, 12, 13, 14, 22]] = bad
     with pytest.raises(ValueError) as error:
         write(tmp_path, losses, size=20)
-    message = "6 of the 20 losses from example 0 on are not finite, the first of examples 5, 7, 11, 12, 13: the weights"
+    message = "6 of the 20 losses from example 0 on are not finite, first those of examples 5, 7, 11, 12, 13: the weights"
     assert message in str(error.value)
     assert "/run/checkpoint/step-3" in str(error.value) and f"Delete {tmp_path / 'losses.bin'}" in str(error.value)
     with pytest.raises(ValueError, match="4 of the 7 losses from example 7 on .* of examples 7, 11, 12, 13: "):
         ReferenceWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as ranks that do not write
-    with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first of examples 5, 7: "):
+    with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first those of examples 5, 7: "):
         write(tmp_path, losses)
     with pytest.raises(ValueError, match="its scoring was interrupted"):
         ReferenceLosses(tmp_path)
@@ -378,7 +378,7 @@ def test_a_full_disk_is_one_clear_error_and_resumes(
 ) -> None:
     with monkeypatch.context() as patched:
         fail_at(full_at, OSError(errno.ENOSPC, "No space left on device"), patched)
-        with pytest.raises(ValueError, match=r"losses cannot be kept there \(.*No space left .*run the same command"):
+        with pytest.raises(ValueError, match=r"cannot read or write the losses \(.*No space left .*run the same command"):
             write(tmp_path, size=12)
     if not (tmp_path / "reference.json").exists():
         write(tmp_path, size=12)
@@ -407,7 +407,7 @@ def test_nothing_is_written_behind_what_could_not_be(tmp_path: Path, monkeypatch
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = ReferenceWriter(tmp_path / "file" / "ref", scoring=SCORING)
-    with pytest.raises(ValueError, match="ref: the losses cannot be kept there .*choose another"):
+    with pytest.raises(ValueError, match="ref: cannot read or write the losses .*choose another"):
         writer.__enter__()
 
 

@@ -245,7 +245,7 @@ def test_closest_names_only_a_near_miss():
         ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
         ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
-        ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
+        ({"strategy": "threshold", "weighting": "loss"}, "sets its own weights: choose another weighting or strategy"),
         ({"strategy": "hard", "importance": "learnability", **SCORES}, "or remove scores"),
         ({"strategy": "hard", "importance": "functional_gradient", **SCORES}, "or remove scores"),
         ({"importance": "cross_entropy_difference", "scoring": "forward", **SCORES}, 'Use scoring = "amateur"'),

@@ -155,7 +155,7 @@ def test_likeness_against_all_pairs() -> None:
 @pytest.mark.parametrize(
     "steps, max_repeats, level, said",
     [
-        (4, 0.0, logging.INFO, ["from step 1 on 8.0% of 2,000", "trained 1.0 times", "of web 7.9%, code 8.1%"]),
+        (4, 0.0, logging.INFO, ["from step 1 on, 8.0% of 2,000", "trained 1.0 times", "by source: web 7.9%, code 8.1%"]),
         (20, 0.0, logging.WARNING, ["ask for 10.", "4.0 times each", "max_repeats = 1 it selects 40.0%"]),
         (20, 4.0, logging.WARNING, ["trained 4.0 times in this run", "more than 2 times"]),
         (240, 0.0, logging.INFO, ["nothing is left out", "trained 4.8 times"]),
@@ -176,7 +176,7 @@ def test_a_source_that_is_left_out_is_named(caplog: pytest.LogCaptureFixture) ->
     web_is_dirt = np.where(np.arange(NUM_EXAMPLES) < NUM_EXAMPLES // 2, CLEAN - 8, CLEAN).astype(np.float32)
     train(web_is_dirt, steps=10)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "Next to nothing of web is trained" in warned and "code 9" in warned
+    assert "Almost nothing of web is trained" in warned and "code 9" in warned
 
 
 @pytest.mark.parametrize("pool_size, intervals", [(300, (1, 1)), (400, (3, 3)), (300, (2, 3)), (70, (1, 5))])
@@ -209,7 +209,7 @@ def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCapt
     plan = Plan(config, steps_of_full_pass=50, total_steps=20, scorers=("expert", "amateur"))
     log_plan(config, plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=20)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "in 2 passes, not in the 3 of teacher.initial_interval: with teacher.max_repeats = 2" in warned
+    assert "in 2 passes, not in the 3 of teacher.initial_interval: teacher.max_repeats = 2" in warned
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCapt
     [
         # A strategy that does not read the ratio is not held back from anything.
         ({"strategy": "threshold"}, "are selected", "The scores ask for"),
-        ({"strategy": "random"}, "it selects 40.0%; raise it", "the best first"),
+        ({"strategy": "random"}, "it selects 40.0%. Raise teacher.max_repeats", "the best first"),
         ({"dry_run": True}, "40.0% of 2,000 examples would be selected, each trained 1.0 times", "are selected"),
         # 10 steps on all, 10 on the tenth that the scores ask for: 0.2 + 0.2 / 0.1 times.
         ({"full_data_tail": 0.5}, "which this run would train 2.2 times each", "4.0 times"),
