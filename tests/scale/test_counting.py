@@ -92,10 +92,10 @@ def test_the_work_of_a_rank_is_the_same_on_4096_as_on_64(made: dict[int, Made]) 
         assert first.num_operators > 0
 
 
-def test_a_model_is_three_sums_and_a_stretch_of_losses_a_gather(made: dict[int, Made]) -> None:
+def test_a_model_is_three_sums_and_a_chunk_of_losses_one_gather(made: dict[int, Made]) -> None:
     for num_ranks, seen in made.items():
         assert seen.counting.collectives == Counter(sum=3)
         assert seen.scoring.collectives == Counter(gather=BATCHES) and seen.broadcasts.call_count == 1
-        # A ring brings each count twice; of a stretch come 4 bytes an example, and whether rank 0 could write.
+        # A ring brings each count twice; a chunk brings 4 bytes per example, and whether rank 0 could write.
         assert seen.counting.received <= 2 * 4 * (NUM_BUCKETS + 2 * VOCAB_SIZE)
         assert seen.scoring.received < BATCHES * 4 * num_ranks * (BATCH_SIZE + 1)

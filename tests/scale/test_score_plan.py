@@ -148,7 +148,7 @@ def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks
     num_chunks = len(list(chunks.ranges()))
     assert num_chunks * asked.calls.total() / 3 < 110_000
     assert asked.read == [0, 0] and asked.written[0] == 0, "no file work in the thread that scores"
-    # 4 bytes an example and half a kilobyte a stretch.
+    # 4 bytes per example and half a kilobyte per chunk.
     assert asked.written[1] / 3 * num_chunks < 1.01 * 4 * num_chunks * chunks.size
 
 

@@ -1,4 +1,4 @@
-"""find.py: which scorers a folder holds, whatever its layout; and what a run reads of them."""
+"""find.py: which scorers a folder holds, for each layout, and which of them a run reads."""
 
 import shutil
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_a_pair(pair: Path) -> None:
 
 @pytest.mark.parametrize("role", ["amateur", "expert", ""])
 def test_the_folder_of_one_scorer(tmp_path: Path, role: str) -> None:
-    """Without a role it is an expert: a reference model, as excess_loss needs it."""
+    """Without a role it counts as the expert, which excess_loss reads."""
     folder = write(tmp_path / "losses", role)
     assert find_scorers(folder) == {role or "expert": folder}
 

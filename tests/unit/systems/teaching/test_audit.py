@@ -82,7 +82,7 @@ def choose(weights: torch.Tensor, *, sources: Sources = ()) -> SelectionAudit:
     return audit_selection(everything(len(weights)), **kept, sources=sources)
 
 
-def test_inclusion_by_source_merges_the_stretches_of_a_source():
+def test_inclusion_by_source_merges_the_spans_of_a_source():
     sources = [("web", 0), ("code", 10), ("web", 14), ("books", 90)]  # no candidate is a book
     weights = torch.zeros(50)
     weights[[0, 9, 11, 14, 49]] = torch.tensor([2.0, 0.5, 1.0, 1.0, 0.1])
@@ -100,10 +100,10 @@ def test_the_digest_differs_where_one_choice_or_one_bit_of_one_weight_does():
         weights[::3] = 0.0
         seen = [choose(weights).digest]
         assert choose(weights.clone()).digest == seen[0] and -(2**63) <= seen[0] < 2**63
-        for place in range(200):
+        for slot in range(200):
             for bit in (0, 1, 22, 23, 30):
                 other = weights.clone()
-                other.view(torch.int32)[place] ^= 1 << bit
+                other.view(torch.int32)[slot] ^= 1 << bit
                 seen.append(choose(other.nan_to_num(posinf=3e38)).digest)
         exchanged = weights.clone()
         exchanged[[0, 1]] = weights[[1, 0]]  # one for another

@@ -1,4 +1,4 @@
-"""job_config.py: every value out of range is refused with the key, the value and the mend."""
+"""job_config.py: every value out of range is refused with the key, the value and how to fix it."""
 
 import re
 from dataclasses import replace
@@ -240,7 +240,7 @@ def test_closest_names_only_a_near_miss():
 
 
 @pytest.mark.parametrize(
-    "values, mend",
+    "values, fix",
     [
         ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
@@ -252,8 +252,8 @@ def test_closest_names_only_a_near_miss():
         ({"ratio_schedule": "calibrated", **SCORES}, 'use importance = "cross_entropy_difference", or another'),
     ],
 )
-def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):
-    assert mend in refusal(**values)
+def test_keys_that_contradict_each_other_are_refused_with_the_fix(values, fix):
+    assert fix in refusal(**values)
 
 
 def test_a_share_of_a_repeat_is_refused():
