@@ -1,7 +1,7 @@
 """The command that computes scores: ``torchrun ... -m titan_attent.score {pair,checkpoint} --output DIR
 --job.config_file X.toml [--section.key value ...]`` writes a model's losses on every example of ``[data] path``.
 
-``pair`` makes two small models first (titan/scoring/pair.py); ``checkpoint`` takes the weights of a checkpoint
+``pair`` first trains two small models (titan/scoring/pair.py); ``checkpoint`` uses the weights of a checkpoint
 (titan/scoring/checkpoint.py).
 """
 

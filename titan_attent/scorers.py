@@ -3,4 +3,4 @@
 from titan_attent.titan.user_errors import fail
 
 if __name__ == "__main__":
-    fail(ValueError("titan_attent.scorers is `titan_attent.score pair` now, with the same options"))
+    fail(ValueError("titan_attent.scorers is `titan_attent.score pair` now: use that, with the same options"))

@@ -115,7 +115,7 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
         "share": decided["teacher/ratio"],
         "repeats": decided["teacher/repeats"],
         "scorers_seconds": seconds,
-        "said": re.findall(r"(The scores ask for .*?, the best first|Trained uniformly: [^.]*)", text),
+        "said": re.findall(r"(The scores ask for .*?, the best first|The run selects nothing and trains [^.]*)", text),
     }
 
 

@@ -45,7 +45,7 @@ def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def straight(folder: Path) -> Path:
-    """The reference of step 3, made on two ranks, beside the run's own settings."""
+    """The scores of step 3, written on two ranks, with the run's settings in the TOML."""
     before = files_of(folder / "run")
     output = run(
         *arguments(folder, "straight"),
@@ -120,7 +120,7 @@ def num_scored(reference: Path) -> int:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
-    """A scoring on two ranks that SIGKILL ended half-way; "killed" is its folder."""
+    """A scoring on two ranks that SIGKILL ended halfway; "killed" is its folder."""
     workers = start(*arguments(folder, "killed"), module="test_score")
     kill_when(lambda: num_scored(folder / "killed") >= 24, workers)
     assert 24 <= num_scored(folder / "killed") < 78
@@ -128,7 +128,7 @@ def killed(folder: Path) -> Path:
 
 
 def check(folder: Path, *args: str) -> None:
-    """What titan_attent.score does before it starts; the last of two equal arguments counts."""
+    """The checks of titan_attent.score before it starts; the last of two equal arguments counts."""
     cli = ["--job.custom_config_module", "titan_attent.job_config"]
     options, rest = checkpoint.parse_options([*args[1:], *cli])
     job_config = checkpoint.scoring_config(ConfigManager().parse_args(rest))
@@ -139,7 +139,7 @@ def check(folder: Path, *args: str) -> None:
 def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: dict[str, Path]) -> None:
     same = arguments(folder, "killed")
     check(folder, *same)
-    with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start anew"):
+    with pytest.raises(ValueError, match="data_fingerprint was .*; num_examples was 78 and is .* to start again"):
         check(folder, *same, "--data.path", str(token_data["validation"]))
     with pytest.raises(ValueError, match="seq_len was 256 and is 128"):
         check(folder, *same, "--training.seq_len", "128")
@@ -150,7 +150,7 @@ def test_only_the_same_scoring_resumes(folder: Path, killed: Path, token_data: d
 
 
 def copy_of(killed: Path, name: str, *, change: Callable[[np.ndarray], None]) -> Path:
-    """Another folder of the same killed scoring, with ``change`` made to the losses that are there for good."""
+    """Another folder of the same killed scoring, with ``change`` applied to the durably written losses."""
     copy = shutil.copytree(killed, killed.parent / name)
     losses = np.fromfile(copy / "losses.bin", dtype="<f4", count=num_scored(copy))
     change(losses)
@@ -172,18 +172,18 @@ def test_losses_that_are_not_finite_end_every_rank(folder: Path, killed: Path) -
 def test_resumed_equals_uninterrupted(folder: Path, straight: Path, killed: Path, num_processes: int) -> None:
     """On two ranks, those of the killed scoring, bit for bit."""
     name = f"resumed_{num_processes}"
-    # A mark that only what is scored again would lose.
+    # A mark that a loss loses if it is scored again.
     resumed = copy_of(killed, name, change=lambda losses: np.negative(losses, out=losses))
     done = num_scored(resumed)
     run(*arguments(folder, name), num_processes=num_processes, module="test_score")
     losses = losses_in(resumed)
-    assert losses[:done].max() < 0 < losses[done:].min(), "what was there was scored again, or lost"
+    assert losses[:done].max() < 0 < losses[done:].min(), "a stored loss was scored again, or lost"
     torch.testing.assert_close(losses.abs(), losses_in(straight), rtol=0 if num_processes == 2 else 1e-5, atol=0)
     assert sorted(path.name for path in resumed.iterdir()) == ["losses.bin", "reference.json"]
 
 
 def test_a_finished_reference_is_not_overwritten(folder: Path, straight: Path) -> None:
-    with pytest.raises(ValueError, match="straight: holds a finished reference; choose another --output"):
+    with pytest.raises(ValueError, match="straight: holds finished scores; choose another --output"):
         check(folder, *arguments(folder, "straight"))
 
 
@@ -228,5 +228,5 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, other: dict[str,
 
 
 if __name__ == "__main__":
-    write_losses.STRETCH_EXAMPLES = 1
+    write_losses.CHUNK_EXAMPLES = 1
     command.score()

@@ -38,15 +38,15 @@ LENGTHS = ("--training.seq_len", str(SEQ_LEN), "--validation.seq_len", str(SEQ_L
 MODULE = "titan_attent.score"
 MODELS = ("amateur", "expert")
 PARTS = tuple(f"{name}{part}" for name in MODELS for part in ("/trusted", ""))
-"""Folders of losses, in the order in which they are made."""
+"""Folders of losses, in the order in which they are written."""
 GLOBAL_BATCH = 16
 STEPS, KILLED_AT = 4, 2
-"""Of a trained scorer."""
+"""Steps of a trained scorer."""
 RUN_STAGE = stages._run
 
 
 def write_dirty(clean: TokenDataset, folder: Path) -> None:
-    """Half of the rows, here and there, are random tokens."""
+    """Half of the rows, at random positions, are random tokens."""
     shards, rng = clean.shards, np.random.default_rng(0)
     tokens = shards.read(0, shards.num_tokens)
     tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
@@ -57,7 +57,7 @@ def write_dirty(clean: TokenDataset, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the configurations of a run on each of the two data sets, in ``clean`` and ``dirty``."""
+    """A folder with the configurations of runs on two data sets, in ``clean`` and ``dirty``."""
     folder = tmp_path_factory.mktemp("scorers")
     write_dirty(TokenDataset(token_data["train"], seq_len=SEQ_LEN), folder / "data")
     for name, data in (("clean", token_data["train"]), ("dirty", folder / "data")):
@@ -72,7 +72,7 @@ def command(folder: Path, trusted: Path, output: str, *more: str, data: str = "d
 
 @pytest.fixture(scope="module")
 def straight(folder: Path, token_data: dict[str, Path]) -> Path:
-    """Made on one rank in one go."""
+    """Scorers written on one rank, without interruption."""
     output = run(*command(folder, token_data["train"], "straight"), num_processes=1, module=MODULE)
     assert "% of the run's" in output and output.index("% of the run's") < output.index("count for the amateur")
     assert f'[teacher]\nstrategy = "difference"\nscores = "{folder / "straight"}"' in output
@@ -93,12 +93,12 @@ def stored(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-# -- making them ------------------------------------------------------------------------------------------------------
+# -- writing them ------------------------------------------------------------------------------------------------------
 
 
 def stand_still_in(folder: Path, *, kept: int) -> None:
-    """Prepares a worker: a stretch is one batch, and ``folder`` never counts more than ``kept`` losses as kept."""
-    stock, write_losses.STRETCH_BATCHES = ReferenceWriter._save_progress, 1
+    """Prepare a worker: a chunk is one batch, and ``folder`` never counts more than ``kept`` losses as durable."""
+    stock, write_losses.CHUNK_BATCHES = ReferenceWriter._save_progress, 1
 
     def save_progress(writer: ReferenceWriter) -> None:
         while writer.path == folder and writer._durable > kept:
@@ -109,12 +109,12 @@ def stand_still_in(folder: Path, *, kept: int) -> None:
 
 
 @pytest.mark.parametrize(("before", "after", "part"), [(2, 1, "amateur"), (1, 2, "expert")])
-def test_killed_between_two_stretches_and_resumed_on_another_number_of_ranks(
+def test_killed_between_two_chunks_and_resumed_on_another_number_of_ranks(
     folder: Path, straight: Path, token_data: dict[str, Path], before: int, after: int, part: str
 ) -> None:
     output, kept = folder / f"killed-{before}", BATCH_SIZE * before
     argv = command(folder, token_data["train"], output.name)
-    # The second stretch is on the disk, too, but does not count yet: it is cut off again.
+    # The second chunk is on the disk, too, but does not count yet: it is cut off again.
     prepare, file = partial(stand_still_in, output / part, kept=kept), output / part / "losses.bin"
     workers = start(*argv, num_processes=before, module=MODULE, prepare=prepare)
     kill_when(lambda: file.is_file() and file.stat().st_size > 4 * kept, workers)
@@ -129,7 +129,7 @@ def test_killed_between_two_stretches_and_resumed_on_another_number_of_ranks(
         assert np.array_equal(losses(output / name), losses(straight / name))
         ours, theirs = (stored(path / name / "reference.json") for path in (output, straight))
         assert {**ours, "checkpoint": ""} == {**theirs, "checkpoint": ""}
-    # Charged is the work of both commands, by the ranks that each had.
+    # The work of both commands is charged, each with its number of ranks.
     report = stored(output / "scorers.json")
     lost, all_seconds = newest - clock["since"], report["seconds"][clock["stage"]]
     expected = lost * before + (all_seconds - lost) * after
@@ -144,18 +144,18 @@ def test_what_the_scorers_cost_is_kept(straight: Path) -> None:
     num = [len(losses(straight / part)) for part in ("amateur", "amateur/trusted")]
     assert report["seconds"] == report["device_seconds"] and len(report["seconds"]) == 6
     cost, counted = report["cost"], int(stored(straight / "amateur" / "reference.json")["checkpoint"].split()[2])
-    # What is announced is known before the text is cut: to a stretch of 16.
+    # The announced numbers are computed before the text is split, so they are exact to a span of 16.
     assert abs(cost["scored"] - sum(num)) < 16 and abs(cost["trained"] - counted) < 16
     assert cost["flops"] == pytest.approx(2 * SEQ_LEN * (30 * cost["trained"] + 10 * cost["scored"]))
     assert cost["share"] == cost["flops"] / cost["run_flops"] and 0 < cost["share"] < 0.01
     for name in MODELS:
-        mine = [seconds for stage, seconds in report["seconds"].items() if stage.endswith(name)]
+        durations = [seconds for stage, seconds in report["seconds"].items() if stage.endswith(name)]
         kept = stored(straight / name / "cost.json")
-        assert len(mine) == 3 and kept["device_seconds"] == pytest.approx(sum(mine))
+        assert len(durations) == 3 and kept["device_seconds"] == pytest.approx(sum(durations))
         assert kept["flops"] == cost["flops"] / 2
 
 
-def test_made_again_on_more_ranks_nothing_changes(folder: Path, straight: Path, token_data: dict[str, Path]) -> None:
+def test_running_again_on_more_ranks_changes_nothing(folder: Path, straight: Path, token_data: dict[str, Path]) -> None:
     files = ("amateur/cost.json", "expert/cost.json", "scorers.json")
     before = [stored(straight / file) for file in files]
     text = run(*command(folder, token_data["train"], "straight"), num_processes=2, module=MODULE)
@@ -184,7 +184,7 @@ def test_other_scorers_are_refused(
 
 
 def stand_still(module: str, argv: list[str], environment: dict[str, str]) -> None:
-    """A stage: as stages.py runs it, but the expert's training goes no further than ``KILLED_AT``."""
+    """A stage: as subcommands.py runs it, but the expert's training stops at ``KILLED_AT``."""
     stock = CheckpointManager.save
 
     def save(manager: CheckpointManager, curr_step: int, last_step: bool = False) -> None:
@@ -197,8 +197,8 @@ def stand_still(module: str, argv: list[str], environment: dict[str, str]) -> No
 
 
 def fork_stages(server: dict[str, Any], *, run_stage: Callable[..., None] | None = None) -> None:
-    """Prepares a worker: its stages come from the server that has forked it, as one of its own would import what they
-    need for five seconds of a core."""
+    """Prepare a worker: its stages are forked from the server that forked it. A new server would import for five
+    seconds."""
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     vars(multiprocessing.forkserver._forkserver).update(server, ensure_running=lambda: None)
     stages._run = run_stage or stages._run
@@ -275,7 +275,7 @@ def test_a_run_selects_from_step_1_on_without_a_forward_pass(folder: Path, strai
     steps = len(kept) // GLOBAL_BATCH
     ids = []
     for ranks in (1, 2):
-        name = f"taught-{ranks}"
+        name = f"teacher-{ranks}"
         trace = train(folder, name, *paths(straight), data="dirty", steps=steps, num_processes=ranks)
         assert {(step["round"], step["strategy"]) for step in trace} == {(1, "hard")}
         ids.append([sorted(step["ids"]) for step in trace])
@@ -284,7 +284,7 @@ def test_a_run_selects_from_step_1_on_without_a_forward_pass(folder: Path, strai
         prepaid = sum(stored(straight / model / "cost.json")["device_seconds"] for model in MODELS)
         assert first["ledger/prepaid_seconds"] == pytest.approx(prepaid / ranks)
     assert ids[0] == ids[1]
-    assert sorted(sum(ids[0], [])) == sorted(kept)  # one pass: each of them once, and no other
+    assert sorted(sum(ids[0], [])) == sorted(kept)  # one pass: each of them once, and no others
 
 
 def test_trusted_text_like_the_data_leaves_nothing_out_and_trains_as_uniform(
@@ -308,34 +308,34 @@ def test_trusted_text_like_the_data_leaves_nothing_out_and_trains_as_uniform(
 
 
 @pytest.fixture(scope="module")
-def few(folder: Path, straight: Path) -> Path:
-    """The scorers with fewer trusted examples than it takes."""
-    few = folder / "few"
+def too_few(folder: Path, straight: Path) -> Path:
+    """The scorers with too few trusted examples."""
+    output = folder / "few"
     for name in MODELS:
-        part, kept = few / name / "trusted", losses(straight / name / "trusted")[:31]
-        shutil.copytree(straight / name, few / name)
+        part, kept = output / name / "trusted", losses(straight / name / "trusted")[:31]
+        shutil.copytree(straight / name, output / name)
         scoring = replace(ReferenceLosses(part).scoring, num_examples=len(kept))
         shutil.rmtree(part)
         with ReferenceWriter(part, scoring=scoring) as writer:
             writer.append(torch.from_numpy(kept))
             writer.finish()
-    return few
+    return output
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--training.seq_len", "128"), "holds the reference losses of other examples"),
+        (("--training.seq_len", "128"), "holds the scores of other examples"),
         (("--teacher.scores", "nowhere"), "nowhere: no such folder; correct the path, or write scores with"),
-        ((), "31 trusted held-out examples are too few to calibrate by: score 32"),
+        ((), "31 trusted held-out examples are too few to calibrate by: score at least 32"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(
-    folder: Path, straight: Path, few: Path, change: tuple[str, ...], message: str
+    folder: Path, straight: Path, too_few: Path, change: tuple[str, ...], message: str
 ) -> None:
     config = ("--job.config_file", str(folder / "dirty" / "config.toml"))
     dump = folder / "refused"
-    argv = [*config, *LENGTHS, *paths(straight if change else few), "--job.dump_folder", str(dump), *change]
+    argv = [*config, *LENGTHS, *paths(straight if change else too_few), "--job.dump_folder", str(dump), *change]
     result = launch(*argv, num_processes=1)
     assert result.returncode != 0 and message in result.stderr
     assert not dump.exists()

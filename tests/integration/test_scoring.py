@@ -54,7 +54,7 @@ def test_forward_scores_are_those_of_the_plain_model(token_data: dict[str, Path]
     losses, norms = plain_scores(read_weights(dump, step=9), token_data["train"])
     buffer = read_checkpoint(dump, step=12)["teacher"]["buffer"]
     scored = (buffer["step"] == 9).numpy()
-    assert scored.sum() > len(losses) / 2  # the others were trained again since
+    assert scored.sum() > len(losses) / 2  # the others were trained again after it
     np.testing.assert_allclose(buffer["loss"].numpy()[scored], losses[scored], rtol=1e-4)
     np.testing.assert_allclose(buffer["gradient"].numpy()[scored], norms[scored], rtol=1e-4)
     # round(0.3 x 78) down to batches of 8 is 16: the 16 largest norms, two steps.
@@ -69,13 +69,13 @@ def test_forward_scores_are_those_of_the_plain_model(token_data: dict[str, Path]
 
 
 def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str, Path], tmp_path: Path) -> None:
-    """A made-up reference decides: without a warm-up, the first selection is the top of first loss - reference."""
+    """A synthetic expert decides: without a warm-up, the first selection is the top of first loss - expert's loss."""
     shards = TokenShards(token_data["train"])
     num_examples = (shards.num_tokens - 1) // SEQ_LEN
     reference = np.random.default_rng(0).uniform(0, 5, num_examples).astype(np.float32)
     scoring = Scoring(
         **{"data_fingerprint": shards.fingerprint, "seq_len": SEQ_LEN, "num_examples": num_examples},
-        **{"model": "made up", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
+        **{"model": "synthetic", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
     )
     with ReferenceWriter(tmp_path / "reference", scoring=scoring) as writer:
         writer.append(torch.from_numpy(reference))
@@ -95,13 +95,13 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
 
     result = launch(*args, "--training.seq_len", "128", "--job.dump_folder", str(tmp_path / "other"))
     assert result.returncode != 0
-    assert "seq_len is 128 now and 256 there" in result.stderr and "titan_attent.score" in result.stderr
+    assert "seq_len is 128 in this run and 256 in the folder" in result.stderr and "titan_attent.score" in result.stderr
 
 
 def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assigned(
     token_data: dict[str, Path], tmp_path: Path
 ) -> None:
-    """One step a round: of the next 36 examples of the order the learner trains the 12 of largest loss."""
+    """One step per round: of the next 36 examples of the order the learner trains the 12 of largest loss."""
     dump = tmp_path / "run"
     config = write_config(tmp_path, data=token_data, dump=dump)
     args = [
@@ -116,7 +116,7 @@ def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assign
     num_examples = (TokenShards(token_data["train"]).num_tokens - 1) // SEQ_LEN
     num_pools = num_examples // 36
     trace = read_trace(dump)
-    for step in range(1, 4):  # the losses that round step + 1 chose by are those of the weights after step
+    for step in range(1, 4):  # round step + 1 selected by the losses of the weights after step
         losses, _ = plain_scores(read_weights(dump, step=step), token_data["train"])
         order = Pool(num_examples, order=(0, 0, step // num_pools), start=36 * (step % num_pools), size=36)
         ids = order.ids(torch.arange(36)).numpy()
@@ -129,7 +129,7 @@ def test_pools_are_scored_by_forward_passes_and_ranks_read_what_they_were_assign
     assert read_scalars(dump, "ledger/examples_skipped")[4] == 4 * 24
 
     for num_processes in (1, 3):
-        other = tmp_path / str(num_processes)  # from the same weights: another number of ranks draws others
+        other = tmp_path / str(num_processes)  # from the same initial weights, which depend on the number of ranks
         shutil.copytree(dump / "checkpoint" / "step-1", other / "checkpoint" / "step-1")
         run(*args, "--job.dump_folder", str(other), num_processes=num_processes)
         assert read_trace(other) == trace[1:]

@@ -61,7 +61,7 @@ class RankCosts:
         with (
             SyntheticRanks() as self.scoring,
             mock.patch.object(dist, "broadcast_object_list") as self.broadcasts,
-            mock.patch.object(write_losses, "STRETCH_BATCHES", 1),
+            mock.patch.object(write_losses, "CHUNK_BATCHES", 1),
         ):
             data = scored
             bigrams.score(data, folder)

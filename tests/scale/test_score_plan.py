@@ -18,7 +18,7 @@ import torch
 
 from titan_attent.scores.reference import ReferenceLosses, Scoring
 from titan_attent.scores.writer import ReferenceWriter
-from titan_attent.titan.scoring.write_losses import Stretches
+from titan_attent.titan.scoring.write_losses import ScoringChunks
 
 NUM_EXAMPLES = 10**9
 WORLDS = [(512, 16), (1024, 32)]
@@ -111,8 +111,8 @@ def scoring_of(num_examples: int) -> Scoring:
 @pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
 @pytest.mark.parametrize("start", [0, 65536 * 4711])
 def test_padding_and_gathers(num_ranks: int, batch_size: int, start: int) -> None:
-    stretches = Stretches(start=start, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
-    ranges = list(stretches.ranges())
+    chunks = ScoringChunks(start=start, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
+    ranges = list(chunks.ranges())
     rows = batch_size * num_ranks
     padding = sum(-(stop - first) % rows for first, stop in ranges)
     assert padding == -(NUM_EXAMPLES - start) % rows, "only the last batch of the data is padded"
@@ -126,12 +126,10 @@ def test_padding_and_gathers(num_ranks: int, batch_size: int, start: int) -> Non
 def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: int) -> None:
     rows = batch_size * num_ranks
     start, stop = 7, 7 + 5 * rows + rows // 2 + 1
-    stretches = Stretches(start=start, num_examples=stop, batch_size=batch_size, num_ranks=num_ranks)
+    chunks = ScoringChunks(start=start, num_examples=stop, batch_size=batch_size, num_ranks=num_ranks)
     # At least one batch of all ranks; no rank runs more than 256 batches before losses are written.
-    assert rows <= stretches.size <= max(2**16, rows) and stretches.size <= 256 * rows and stretches.size % rows == 0
-    ids = torch.stack(
-        [torch.stack(list(stretches.ids(rank))) for rank in range(num_ranks)], dim=1
-    )  # [batch, rank, row]
+    assert rows <= chunks.size <= max(2**16, rows) and chunks.size <= 256 * rows and chunks.size % rows == 0
+    ids = torch.stack([torch.stack(list(chunks.ids(rank))) for rank in range(num_ranks)], dim=1)  # [batch, rank, row]
     expected = torch.arange(start, start + ids.numel()).clamp(max=stop - 1)
     assert torch.equal(ids.flatten(), expected) and ids.numel() - (stop - start) < rows
 
@@ -139,19 +137,19 @@ def test_every_rank_reads_its_rows_of_every_batch(num_ranks: int, batch_size: in
 @pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
 def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks: int, batch_size: int) -> None:
     """Three chunks are counted; the others are like them."""
-    stretches = Stretches(start=0, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
-    losses = torch.rand(stretches.size)
+    chunks = ScoringChunks(start=0, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
+    losses = torch.rand(chunks.size)
     with ReferenceWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as calls:
         for _ in range(3):
             writer.append(losses)
         writer.wait()
     assert calls.num_calls == {name: 3 * number for name, number in CALLS_PER_CHUNK.items()}
     assert calls.max_files <= 3, "losses.bin, scoring.json and the one that replaces it"
-    num_stretches = len(list(stretches.ranges()))
-    assert num_stretches * calls.num_calls.total() / 3 < 110_000
+    num_chunks = len(list(chunks.ranges()))
+    assert num_chunks * calls.num_calls.total() / 3 < 110_000
     assert calls.read == [0, 0] and calls.written[0] == 0, "no file work in the thread that scores"
     # 4 bytes per example and half a kilobyte per chunk.
-    assert calls.written[1] / 3 * num_stretches < 1.01 * 4 * num_stretches * stretches.size
+    assert calls.written[1] / 3 * num_chunks < 1.01 * 4 * num_chunks * chunks.size
 
 
 def finishing(folder: Path, num_examples: int) -> tuple[FileCalls, FileCalls]:

@@ -1,7 +1,8 @@
-"""Numbers per example on disk, bound to the data that they are of.
+"""Scores on disk: numbers per example, written by a scorer, and bound to the data that was scored.
 
-reference.py   the losses of a reference model: what the files are, reading them
-writer.py      writing them: one file that grows, resumable, finished by one small file
-provenance.py  whose losses a run reads as whose, and what it refuses
-bigram.py      the smallest model that has losses: counts of pairs of tokens
+reference.py   the losses of a scorer: the files, and reading them
+writer.py      writing them: one growing file, resumable, completed by one small file
+find.py        which scorers' losses a folder holds
+provenance.py  checks that a run reads each scorer's losses in their right role
+bigram.py      the smallest scorer: counts of pairs of tokens
 """

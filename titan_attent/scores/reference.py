@@ -1,16 +1,17 @@
-"""Reference losses: what a second model finds hard in every example, for the importance "excess_loss".
+"""An expert's losses on every example, for the importance "excess_loss"; an amateur's are stored in the same way.
 
-The loss of a reference model estimates the part of an example's loss that no training removes; loss - reference loss
-is then the part worth teaching. titan_attent.score computes the losses once, with writer.py; every run on the same
+The loss of a trained model estimates the part of an example's loss that no training removes, so loss - expert's loss is
+the part that can still be learned. titan_attent.score computes the losses once, with writer.py; every run on the same
 examples reads them.
 
     DIR/losses.bin        float32 little-endian [N]: mean nats per token of example i; it grows in the order of the ids
-    DIR/scoring.json      while unfinished: what is being scored, and how many losses are there for good
-    DIR/reference.json    what was scored, by what, which loss, sha256 of losses.bin; written last: with it DIR is a
-                          reference
+    DIR/scoring.json      while unfinished: what is being scored, and how many losses are durably written
+    DIR/reference.json    the data, the model, which loss, and the sha256 of losses.bin; written last, and a folder
+                          without it is not finished
 
-The losses on disk are always a prefix of all losses, and nothing in the files names a rank: a killed scoring loses
-what was not written yet, and any number of ranks can go on. Neither torchtitan nor a process group is needed here.
+The losses on disk are always a prefix of all losses, and the files do not depend on ranks. A killed scoring loses only
+the losses that were not written yet, and any number of ranks can resume it. This module needs neither torchtitan nor a
+process group.
 
 Cost: 4 bytes per example on disk, written and hashed once; reading is a positioned read.
 Source: excess loss as in RHO-LOSS (https://arxiv.org/abs/2206.07137) and Rho-1 (https://arxiv.org/abs/2404.07965).
@@ -36,9 +37,9 @@ REFERENCE_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
 SCORING_FILE = "scoring.json"
 COST_FILE = "cost.json"
-"""Beside the losses that `titan_attent.score pair` wrote: the cost of its half of the work."""
+"""Next to the losses that `titan_attent.score pair` wrote: the cost of one of the two models."""
 PARTS_FOLDER = "parts"
-"""Where earlier versions of this package kept an unfinished scoring."""
+"""Where earlier versions of this package stored an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"
 
 AMATEUR, EXPERT = "amateur", "expert"
@@ -53,23 +54,23 @@ DTYPE = np.dtype("<f4")
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What decides reference losses; ``checkpoint`` alone is for people, since a checkpoint may be moved."""
+    """Everything that determines the losses; ``checkpoint`` is only informative, since a checkpoint may be moved."""
 
     data_fingerprint: str
     seq_len: int
     num_examples: int
     model: str
-    """Name and flavor of the reference model."""
+    """Name and flavor of the scorer."""
     precision: str
-    """In which it computes, such as bfloat16: its losses differ in the fourth digit."""
+    """Precision of its computation, such as bfloat16: losses differ in the fourth digit."""
     checkpoint: str
     """Folder of its weights."""
     checkpoint_sha256: str
-    """Of the checkpoint's ``.metadata``, which is another at every save."""
+    """Hash of the checkpoint's ``.metadata``, which differs between any two saves."""
     loss: str = ""
-    """Which loss, with what changes its value; empty where it was not recorded."""
+    """Name of the loss, with the settings that change its value; empty if it was not recorded."""
     role: str = ""
-    """What the model is to the data: one of ``ROLES``; empty where nobody said so."""
+    """Role of the model: one of ``ROLES``; empty if it was not stated."""
 
     def __post_init__(self) -> None:
         bad = [name for name in ("seq_len", "num_examples") if getattr(self, name) < 1]
@@ -78,42 +79,44 @@ class Scoring:
             raise ValueError(", ".join(f"{name} is {getattr(self, name)!r}" for name in bad))
 
     def stated(self) -> dict[str, Any]:
-        """The fields as files keep them: without those that nobody stated."""
+        """The fields as files store them: without a loss or a role that is empty."""
         return {name: value for name, value in asdict(self).items() if value or name not in ("loss", "role")}
 
 
 def read_json(path: Path, *, fix: str) -> dict[str, Any]:
-    """The fields of a file of this format and version, without those two; ValueError if it is none."""
+    """The fields of a file of this format and version, without these two. ValueError, with ``fix``, if it is no such
+    file.
+    """
     return read_versioned(path, format=FORMAT, versions=(VERSION,), fix=fix)
 
 
-def with_what_is_known(stored: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a file of before, which names neither loss nor role, with those that follow from the others.
+def with_inferred_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """Add loss and role to the fields of a file of an earlier version, if they follow from the other fields.
 
-    A model of text has one loss. The two scorers of `titan_attent.score pair` are known by the folders of their models,
-    or by the data that they have counted.
+    A model of text has only one possible loss. The two scorers of `titan_attent.score pair` are recognised by the
+    folders of their models, or by the data that they counted.
     """
     model, checkpoint = str(stored.get("model")), str(stored.get("checkpoint"))
-    found = {}
+    inferred = {}
     if "loss" not in stored and not model.startswith(OF_IMAGES):
-        found["loss"] = CROSS_ENTROPY
+        inferred["loss"] = CROSS_ENTROPY
     if "role" not in stored:
         parts = Path(checkpoint).parts
         if model == "bigram":
-            found["role"] = EXPERT if parts[-2:] == ("trusted", "train") else AMATEUR
+            inferred["role"] = EXPERT if parts[-2:] == ("trusted", "train") else AMATEUR
         elif len(parts) > 3 and parts[-4] == "models" and parts[-3] in ROLES:  # models/amateur/checkpoint/step-300
-            found["role"] = parts[-3]
-    return stored | found
+            inferred["role"] = parts[-3]
+    return stored | inferred
 
 
 class ReferenceLosses:
-    """The finished losses of a model in a folder: a reference, which is an expert or an amateur. Picklable.
+    """The finished losses of one scorer, an expert or an amateur, in a folder. Picklable.
 
     Attributes:
-        scoring: what they are of.
-        loss, role: of the scoring, or what follows from a file of before; empty where nothing does.
-        sha256: of the losses, as the folder says.
-        device_seconds: what making them took, on all devices; 0 where the folder does not tell.
+        scoring: the data and the model.
+        loss, role: from the file, or inferred for a file of an earlier version; empty if unknown.
+        sha256: hash of the losses, from the file.
+        device_seconds: cost of computing them, on all devices; 0 if the folder does not say.
 
     Raises:
         ValueError: the folder or a file is missing, unfinished, malformed, of another format, or truncated.
@@ -131,8 +134,8 @@ class ReferenceLosses:
             self.scoring = typed(Scoring, content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: malformed ({error}); {fix}") from error
-        known = with_what_is_known(content)
-        self.loss, self.role = known.get("loss", ""), known.get("role", "")
+        fields = with_inferred_fields(content)
+        self.loss, self.role = fields.get("loss", ""), fields.get("role", "")
         self.num_examples = self.scoring.num_examples
         self.device_seconds = _device_seconds(self.path / COST_FILE)
         if not self._losses.is_file():
@@ -145,21 +148,21 @@ class ReferenceLosses:
         """Raise a ValueError that names every difference if these are not the losses of that data."""
         current = {"data_fingerprint": fingerprint, "seq_len": seq_len, "num_examples": num_examples}
         differing = [
-            f"{name} is {now!r} now and {there!r} there"
-            for name, now in current.items()
-            if (there := getattr(self.scoring, name)) != now
+            f"{name} is {value!r} in this run and {stored!r} in the folder"
+            for name, value in current.items()
+            if (stored := getattr(self.scoring, name)) != value
         ]
         if differing:
             raise ValueError(
-                f"{self.path}: holds the reference losses of other examples: {'; '.join(differing)}. Score this data "
-                f"into another folder with {SCORER}, or train on the data and seq_len that were scored"
+                f"{self.path}: holds the scores of other examples: {'; '.join(differing)}. Score this data into "
+                f"another folder with {SCORER}, or train on the data and seq_len that were scored"
             )
 
     def read(self, start: int, stop: int) -> Tensor:
         """The losses of examples [start, stop), fp32 [stop - start]; IndexError if there are no such examples.
 
         Raises:
-            ValueError: the file was truncated since it was opened, or a loss is not finite.
+            ValueError: the file was truncated after it was opened, or a loss is not finite.
         """
         if not 0 <= start <= stop <= self.num_examples:
             raise IndexError(f"{self.path}: examples [{start}, {stop}) are outside [0, {self.num_examples})")
@@ -174,13 +177,15 @@ class ReferenceLosses:
         return torch.from_numpy(losses.astype(np.float32))
 
     def check_finite(self, start: int, stop: int) -> None:
-        """ValueError if a loss of examples [start, stop) is not finite: NaN would be taught before all others."""
+        """ValueError if a loss of examples [start, stop) is not finite: examples with NaN would be selected first."""
         step = HASH_BLOCK // DTYPE.itemsize
         for first in range(start, stop, step):
             self.read(first, min(first + step, stop))
 
     def _not_finite(self) -> str:
-        """How many of all losses are not finite, and which first: one pass over the file, where it is damaged."""
+        """The message with the number of losses that are not finite, and the first of them; one pass over the damaged
+        file.
+        """
         num, first = 0, list[int]()
         step = HASH_BLOCK // DTYPE.itemsize
         for start in range(0, self.num_examples, step):
@@ -189,20 +194,20 @@ class ReferenceLosses:
             num += len(bad)
             first += (bad[:5] + start).tolist()
         return (
-            f"{self._losses}: {num} of the {self.num_examples} losses are not finite, the first of examples "
-            f"{', '.join(map(str, first[:5]))}: nothing can be chosen by them. The file is damaged or was not written "
-            f"by this package: copy the folder again, or delete it and score again with {SCORER}"
+            f"{self._losses}: {num} of the {self.num_examples} losses are not finite, first those of examples "
+            f"{', '.join(map(str, first[:5]))}: examples cannot be selected by them. The file is damaged or was not "
+            f"written by this package: copy the folder again, or delete it and score again with {SCORER}"
         )
 
     def verify_checksum(self) -> None:
-        """Re-hash the losses, at about 1 GB/s; ValueError if they are not those that were written."""
+        """Hash the losses again, at about 1 GB/s; ValueError if they have changed since they were written."""
         sha256 = hashlib.sha256()
         with open(self._losses, "rb") as file:
             while block := file.read(HASH_BLOCK):
                 sha256.update(block)
         if sha256.hexdigest() != self.sha256:
             raise ValueError(
-                f"{self._losses}: its sha256 is {sha256.hexdigest()} where {REFERENCE_FILE} says {self.sha256}: the "
+                f"{self._losses}: its sha256 is {sha256.hexdigest()}, but {REFERENCE_FILE} says {self.sha256}: the "
                 f"file is damaged; copy the folder again, or delete it and score again with {SCORER}"
             )
 
@@ -216,21 +221,21 @@ def _device_seconds(file: Path) -> float:
             raise ValueError(f"device_seconds is {seconds}")
         return seconds
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file}: malformed ({error}); remove it, and its cost is not charged") from error
+        raise ValueError(f"{file}: malformed ({error}); remove it to leave its cost out of the ledger") from error
 
 
-def old_scoring(folder: Path) -> str:
-    """Why an unfinished scoring of an earlier version of this package is of no use here, and the fix."""
+def earlier_version_problem(folder: Path) -> str:
+    """The message that an unfinished scoring of an earlier version cannot be resumed, and how to fix it."""
     return (
         f"holds an interrupted scoring of an earlier version of this package, in {PARTS_FOLDER}; finish it with that "
-        f"version, or delete {folder / PARTS_FOLDER} and score anew with {SCORER}"
+        f"version, or delete {folder / PARTS_FOLDER} and score again with {SCORER}"
     )
 
 
 def _why_no_reference(folder: Path) -> str:
     if (folder / PARTS_FOLDER).is_dir():
-        return old_scoring(folder)
+        return earlier_version_problem(folder)
     if (folder / SCORING_FILE).exists():
         return f"its scoring was interrupted; run the same {SCORER} command again, which resumes it"
-    what = f"no {REFERENCE_FILE} in it" if folder.is_dir() else "no such folder"
-    return f"not a folder of reference losses, {what}; correct the path, or write one with {SCORER}"
+    problem = f"no {REFERENCE_FILE} in it" if folder.is_dir() else "no such folder"
+    return f"not a folder of scores, {problem}; correct the path, or write one with {SCORER}"

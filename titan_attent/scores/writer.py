@@ -1,11 +1,11 @@
-"""Writes the reference losses of reference.py: one file that grows in order, resumable, finished by one small file.
+"""Writes the files of reference.py: losses in one file that grows in order, resumable, completed by one small file.
 
-A thread of its own writes, so that whoever computes losses does not wait for a disk. The losses that were handed over
-together are fsynced, and then counted in scoring.json, which is replaced in one step. After a crash this count names
-a prefix of the losses, and what lies behind it is cut off.
+A separate thread writes, so that computing losses does not wait for a disk. The losses of each call of ``append`` are
+fsynced and then counted in scoring.json, which is replaced atomically. After a crash this count is the length of a
+valid prefix of the losses, and bytes after it are cut off.
 
-Cost: 4 bytes per example on disk, written and hashed once; of each piece handed over 3 opens, 3 fsyncs and one rename,
-and its bytes in memory until then. Resuming reads the prefix once, in the thread. Finishing is one small file.
+Cost: 4 bytes per example on disk, written and hashed once; per appended chunk 3 opens, 3 fsyncs and one rename, and its
+bytes in memory until then. Resuming reads the prefix once, in the thread. Finishing writes one small file.
 """
 
 import hashlib
@@ -33,19 +33,21 @@ from titan_attent.scores.reference import (
     SCORING_FILE,
     VERSION,
     Scoring,
-    old_scoring,
+    earlier_version_problem,
     read_json,
-    with_what_is_known,
+    with_inferred_fields,
 )
 
 BACKLOG = 256
-"""Pieces that may wait to be written, 64 MiB of 2^16 losses each: enough to compute on while a prefix is read again."""
+"""Number of chunks that may wait to be written, 64 MiB of 2^16 losses each. Computing need not stop while a prefix is
+read.
+"""
 
 
 class ReferenceWriter:
-    """Writes reference losses in the order of the examples, or goes on where a killed scoring stopped.
+    """Writes the losses of a scorer in the order of the examples, or resumes a killed scoring.
 
-    Making one only looks at the folder, which every rank may do. One process enters it as a context manager, and
+    Constructing one only reads the folder, which every rank may do. One process enters it as a context manager, and
     writes:
 
         with ReferenceWriter(folder, scoring=scoring) as writer:
@@ -54,7 +56,7 @@ class ReferenceWriter:
             writer.finish()
 
     Attributes:
-        num_scored: losses that are there already, or have been handed over.
+        num_scored: number of losses on disk or appended.
 
     Raises:
         ValueError: the folder is finished, was begun with another scoring, is damaged, or cannot be written.
@@ -70,36 +72,36 @@ class ReferenceWriter:
             self.num_scored = self._num_durable()
 
     def _num_durable(self) -> int:
-        """How many losses are there for good; ValueError if the folder is not free for this scoring."""
+        """Number of durably written losses; ValueError if the folder cannot be used for this scoring."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; choose another folder")
         if (self.path / REFERENCE_FILE).exists():
-            raise ValueError(f"{self.path}: holds a finished reference; choose another --output, or delete it first")
+            raise ValueError(f"{self.path}: holds finished scores; choose another --output, or delete it first")
         if (self.path / PARTS_FOLDER).is_dir():
-            raise ValueError(f"{self.path}: {old_scoring(self.path)}")
+            raise ValueError(f"{self.path}: {earlier_version_problem(self.path)}")
         if not self._losses.exists() or not (size := self._losses.stat().st_size):
             return 0
-        fix = f"delete {self._losses} to start anew"
-        stored = {"loss": "", "role": ""} | with_what_is_known(read_json(self._scoring, fix=fix))
+        fix = f"delete {self._losses} to start again"
+        stored = {"loss": "", "role": ""} | with_inferred_fields(read_json(self._scoring, fix=fix))
         num_durable = stored.get("num_scored")
         if type(num_durable) is int and num_durable == 0:
-            return 0  # A mistaken command that wrote nothing must not stand in the way of the right one.
-        untold = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # begun without saying
+            return 0  # a wrong command that wrote nothing must not block the right one
+        unchecked = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # the role may be stated later
         differing = [
-            f"{name} was {stored.get(name)!r} and is {now!r}"
-            for name, now in self.scoring.stated().items()
-            if name not in untold and stored.get(name) != now
+            f"{name} was {stored.get(name)!r} and is {value!r}"
+            for name, value in self.scoring.stated().items()
+            if name not in unchecked and stored.get(name) != value
         ]
         if differing:
             raise ValueError(
-                f"{self.path}: holds an interrupted scoring of something else: {'; '.join(differing)}. Use the same "
-                f"data, model and checkpoint to resume it, or {fix}"
+                f"{self.path}: holds another interrupted scoring: {'; '.join(differing)}. Use the same data, model and "
+                f"checkpoint to resume it, or {fix}"
             )
         if type(num_durable) is not int or not 0 < num_durable <= self.scoring.num_examples:
             raise ValueError(f"{self._scoring}: malformed, num_scored is {num_durable!r}; {fix}")
         if size < num_durable * DTYPE.itemsize:
             raise ValueError(
-                f"{self._losses}: has {size} bytes where {num_durable * DTYPE.itemsize} were written: truncated or "
+                f"{self._losses}: has {size} bytes, but {num_durable * DTYPE.itemsize} were written: truncated or "
                 f"replaced; {fix}"
             )
         return num_durable
@@ -111,9 +113,9 @@ class ReferenceWriter:
                 stack.enter_context(locked(self.path))
             except ValueError as error:
                 raise ValueError(
-                    f"{self.path}: another scoring is at work there; wait for it, or choose another --output"
+                    f"{self.path}: another scoring is writing to this folder; wait for it, or choose another --output"
                 ) from error
-            self.num_scored = self._durable = self._num_durable()  # again, now that nobody else can change it
+            self.num_scored = self._durable = self._num_durable()  # again, now under the lock
             self._save_progress()
             with open(self._losses, "ab") as file:
                 file.truncate(self._durable * DTYPE.itemsize)
@@ -125,20 +127,20 @@ class ReferenceWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits until what was handed over is written, whatever ended the scoring."""
+        """Wait until all appended losses are written, however the scoring ended."""
         self._stack.close()
 
     def check_finite(self, start: int, losses: Tensor) -> None:
         """ValueError if a loss of the examples from id ``start`` on, a float tensor [n] on the CPU, is not finite.
 
-        For every rank: those who have the same losses raise the same.
+        For every rank: ranks with the same losses raise the same error.
         """
         self._check_finite(start, losses.float().numpy().astype(DTYPE))
 
     def append(self, losses: Tensor) -> None:
-        """Hand over the losses of the next examples, a float tensor [n] on the CPU; they are kept as fp32.
+        """Append the losses of the next examples, a float tensor [n] on the CPU; they are stored as fp32.
 
-        What writing them raises shows in :attr:`failed`, and is raised by :meth:`wait` and :meth:`finish`.
+        An error while writing them sets :attr:`failed`, and is raised by :meth:`wait` and :meth:`finish`.
 
         Raises:
             ValueError: a loss is not finite; none of them is written.
@@ -151,17 +153,17 @@ class ReferenceWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be written or read; nothing is written from then on."""
+        """Whether a read or a write has failed; nothing is written after that."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Until what was handed over is written; raises the ValueError of what could not be."""
+        """Wait until all appended losses are written; raise the ValueError if that failed."""
         wait(self._pending)
         if self._error is not None:
             raise self._error
 
     def finish(self) -> None:
-        """Make it a reference, with one small file, once all losses are written."""
+        """Wait until all losses are written, and complete the folder with one small file."""
         self.wait()
         assert self._durable == self.scoring.num_examples
         content = {**self.scoring.stated(), "sha256": self._sha256.hexdigest()}
@@ -170,7 +172,7 @@ class ReferenceWriter:
             self._scoring.unlink()
 
     def _later(self, action: Callable[..., None], *args: Any) -> None:
-        """Call it in the thread, after all that came before and if none of that failed."""
+        """Call ``action`` in the thread, after all earlier actions and only if none of them failed."""
         while self._pending and (self._pending[0].done() or len(self._pending) >= BACKLOG):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(self._unless_failed, action, *args))
@@ -181,7 +183,7 @@ class ReferenceWriter:
                 with self._file_errors():
                     action(*args)
             except BaseException as error:
-                self._error = error  # for wait()
+                self._error = error  # wait() raises it
 
     def _write(self, losses: np.ndarray) -> None:
         with open(self._losses, "ab") as file:
@@ -193,7 +195,7 @@ class ReferenceWriter:
         self._save_progress()
 
     def _read_prefix(self) -> None:
-        """Hash what a killed scoring has written, which is then known to be sound."""
+        """Hash the losses that a killed scoring has written, and check that they are finite."""
         with open(self._losses, "rb") as file:
             for start in range(0, self._durable, HASH_BLOCK // DTYPE.itemsize):
                 block = file.read(HASH_BLOCK)
@@ -207,8 +209,8 @@ class ReferenceWriter:
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
             raise ValueError(
-                f"{self.path}: {len(bad)} of the {len(losses)} losses from example {start} on are not finite, the "
-                f"first of examples {', '.join(map(str, bad[:5] + start))}: the weights in {self.scoring.checkpoint} "
+                f"{self.path}: {len(bad)} of the {len(losses)} losses from example {start} on are not finite, first "
+                f"those of examples {', '.join(map(str, bad[:5] + start))}: the weights in {self.scoring.checkpoint} "
                 f"are broken, or overflow in this precision. Delete {self._losses} and score with another checkpoint, "
                 'or with training.mixed_precision_param = "float32"'
             )
@@ -219,8 +221,8 @@ class ReferenceWriter:
             yield
         except OSError as error:
             raise ValueError(
-                f"{self.path}: the losses cannot be kept there ({error}); make room or set its permissions right and "
-                "run the same command again, which resumes, or choose another --output"
+                f"{self.path}: cannot read or write the losses ({error}). Free some space or correct the permissions, "
+                "and run the same command again to resume; or choose another --output"
             ) from error
 
 

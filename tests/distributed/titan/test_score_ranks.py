@@ -1,4 +1,4 @@
-"""The scorer's own loop on a gloo world, with a table instead of a model: what one rank owes the others."""
+"""The scorer's own loop on a gloo world, with a table instead of a model: ranks that wait, and ranks that fail."""
 
 import errno
 import os
@@ -62,10 +62,10 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
 
 
 @contextmanager
-def small_stretches() -> Iterator[None]:
-    """Of two batches of all of two ranks, 12 examples: three stretches."""
+def small_chunks() -> Iterator[None]:
+    """Chunks of two batches of two ranks, 12 examples: three chunks."""
     with (
-        mock.patch.object(loop_module, "STRETCH_EXAMPLES", 12),
+        mock.patch.object(loop_module, "CHUNK_EXAMPLES", 12),
         mock.patch.object(scorer_module, "check_weights"),
         mock.patch.object(user_errors, "wait_for_first_rank"),
     ):
@@ -83,7 +83,7 @@ def counted(counts: Counter[str], name: str, fn: Callable[..., Any]) -> Callable
 def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     with (
-        small_stretches(),
+        small_chunks(),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
         mock.patch.object(dist, "broadcast_object_list", counted(counts, "start", dist.broadcast_object_list)),
     ):
@@ -91,7 +91,7 @@ def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:
     return counts
 
 
-def test_a_scoring_is_one_broadcast_and_a_gather_a_stretch(tmp_path: Path) -> None:
+def test_a_scoring_is_one_broadcast_and_a_gather_per_chunk(tmp_path: Path) -> None:
     assert run_on_ranks(collectives, 2, str(tmp_path)) == [{"start": 1, "gather": 3}] * 2
     losses = ReferenceLosses(tmp_path)
     losses.verify_checksum()
@@ -99,7 +99,7 @@ def test_a_scoring_is_one_broadcast_and_a_gather_a_stretch(tmp_path: Path) -> No
 
 
 def with_a_slow_disk(mesh: DeviceMesh, folder: str) -> bool:
-    """Rank 0's disk stands still until rank 1 has done all its work; True on rank 1, whose work then had no end."""
+    """Rank 0's disk blocks until rank 1 has done all its work. Returns whether the folder was already finished."""
     done = Path(folder).with_name("rank 1 is done")
     stock = os.fsync
 
@@ -108,7 +108,7 @@ def with_a_slow_disk(mesh: DeviceMesh, folder: str) -> bool:
             time.sleep(0.001)
         stock(file)
 
-    with small_stretches(), mock.patch("os.fsync", slow):
+    with small_chunks(), mock.patch("os.fsync", slow):
         scorer_of(mesh, folder, LOSSES).train()
     finished = Path(folder, "reference.json").exists()
     if mesh.get_local_rank() == 1:
@@ -122,8 +122,8 @@ def test_no_rank_waits_for_the_files_of_another(tmp_path: Path) -> None:
 
 
 def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[int, str, int]:
-    """(exit code, message, number of gathers) of a rank, where a disk has room for ``free`` durable steps."""
-    said: list[str] = []
+    """(exit code, message, number of gathers) of a rank, if the disk has space for ``free`` durable steps."""
+    messages: list[str] = []
     counts: Counter[str] = Counter()
     steps = iter(range(free))
     stock = os.fsync
@@ -134,22 +134,22 @@ def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[i
         stock(file)
 
     def fail(error: ValueError) -> None:
-        said.append(str(error))
+        messages.append(str(error))
         raise SystemExit(2)
 
     with (
-        small_stretches(),
+        small_chunks(),
         mock.patch("os.fsync", fsync),
         mock.patch.object(loop_module, "fail", fail),
         mock.patch.object(sharding, "_all_gather", counted(counts, "gather", sharding._all_gather)),
         pytest.raises(SystemExit) as end,
     ):
         scorer = scorer_of(mesh, folder, losses)
-        if free < 10**6:  # so that the failure is known when the next stretch is gathered
+        if free < 10**6:  # so that the next gather reports the failure
             stock_append = scorer.writer.append
             scorer.writer.append = lambda losses: (stock_append(losses), wait(scorer.writer._pending))
         scorer.train()
-    return int(str(end.value.code)), said[0], counts["gather"]
+    return int(str(end.value.code)), messages[0], counts["gather"]
 
 
 def test_losses_that_are_not_finite_end_all_ranks_alike(tmp_path: Path) -> None:
@@ -157,19 +157,19 @@ def test_losses_that_are_not_finite_end_all_ranks_alike(tmp_path: Path) -> None:
     losses[[14, 16, 30]] = float("nan")  # 14 of rank 0, 16 of rank 1; 30 and its padding are never reached
     one, two = run_on_ranks(failing, 2, str(tmp_path), losses, 10**6)
     assert one == two and one[0] == 2 and one[2] == 2
-    assert "2 of the 12 losses from example 12 on are not finite, the first of examples 14, 16: " in one[1]
+    assert "2 of the 12 losses from example 12 on are not finite, first those of examples 14, 16: " in one[1]
     assert not (tmp_path / "reference.json").exists()
     assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
 
 
 def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
-    # Two durable steps at the start and three of the first stretch; the second stretch finds no room.
+    # Two durable steps at the start and three for the first chunk; there is no space for the second.
     one, two = run_on_ranks(failing, 2, str(tmp_path), LOSSES, 5)
     assert one[0] == two[0] == 2 and one[2] == two[2] == 3
-    assert "the losses cannot be kept there ([Errno 28] No space left on device); make room" in one[1]
+    assert "cannot read or write the losses ([Errno 28] No space left on device). Free some space" in one[1]
     assert "rank 0 could not write the losses" in two[1]
     assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
-    with small_stretches(), mock.patch.object(dist, "broadcast_object_list"):
+    with small_chunks(), mock.patch.object(dist, "broadcast_object_list"):
         scorer_of(None, str(tmp_path), LOSSES).train()
     assert torch.equal(ReferenceLosses(tmp_path).read(0, NUM_EXAMPLES), LOSSES)
 
@@ -178,11 +178,11 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     one, two = run_on_ranks(failing, 2, str(tmp_path / "file" / "ref"), LOSSES, 10**6)
     assert one == two and one[0] == 2 and one[2] == 0
-    assert "ref: the losses cannot be kept there ([Errno 20] Not a directory" in one[1]
+    assert "ref: cannot read or write the losses ([Errno 20] Not a directory" in one[1]
 
 
 def refused(mesh: DeviceMesh, folder: str, losses: Tensor) -> tuple[int, str, int]:
-    """Rank 0 fails at the start with an error that nobody foresaw."""
+    """Rank 0 fails at the start with an unexpected error."""
     with mock.patch.object(ReferenceWriter, "__enter__", mock.Mock(side_effect=MemoryError("out of everything"))):
         return failing(mesh, folder, losses, 10**6)
 

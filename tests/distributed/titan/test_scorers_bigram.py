@@ -1,4 +1,4 @@
-"""Bigram scorers on 1, 2 and 3 ranks: what they count, and what they make of it, against one pass in numpy."""
+"""Bigram scorers on 1, 2 and 3 ranks: their counts and losses, against one pass in numpy."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,15 +24,15 @@ from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE, Bigrams, num_coun
 
 SEQ_LEN, SEED = 32, 3
 NUM_DATA, NUM_OTHERS = 317, 211
-"""Primes: no number of ranks divides them, nor a batch."""
+"""Primes: neither the number of ranks nor the batch size divides them."""
 COUNTS = ("pairs", "inputs", "labels")
 RANKS = (1, 2, 3)
 
 
 def make(mesh: Any, data: str, others: str, folder: str, num: int) -> list[np.ndarray]:
     """The counts of ``num`` examples of ``data``; the losses of all of ``others`` are written."""
-    made_of, scored = (TokenDataset(path, seq_len=SEQ_LEN) for path in (data, others))
-    bigrams = Bigrams(made_of, num=num, seed=SEED, mesh=mesh, reader=Reader(1))
+    counted_data, scored = (TokenDataset(path, seq_len=SEQ_LEN) for path in (data, others))
+    bigrams = Bigrams(counted_data, num=num, seed=SEED, mesh=mesh, reader=Reader(1))
     bigrams.count()
     counts = [getattr(bigrams.model, name).numpy().copy() for name in COUNTS]
     with mock.patch.object(dist, "broadcast_object_list") if mesh is None else nullcontext():
@@ -70,7 +70,7 @@ def losses_by(counts: list[np.ndarray], data: TokenDataset) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[TokenDataset]:
-    """Two sets of made-up text, in which few tokens are frequent."""
+    """Two synthetic data sets, in which a few tokens are frequent."""
     shards = TokenShards(token_data["train"])
     tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
     rng, folders = np.random.default_rng(0), [tmp_path_factory.mktemp("bigrams") for _ in range(2)]
@@ -84,13 +84,13 @@ def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 def test_counts_and_losses_are_those_of_one_pass_on_any_number_of_ranks(
     data: list[TokenDataset], tmp_path: Path, num: int
 ) -> None:
-    """Of 2 examples one of 3 ranks has none; 203 are more than a batch of each rank, of which the last is short."""
-    made_of, others = data
-    assert (len(made_of), len(others)) == (NUM_DATA, NUM_OTHERS) and 3 * BATCH_SIZE < 203
-    expected, files = counted(made_of, num), []
+    """With 2 examples, one of 3 ranks has none; 203 are more than one batch per rank, and the last is not full."""
+    counted_data, others = data
+    assert (len(counted_data), len(others)) == (NUM_DATA, NUM_OTHERS) and 3 * BATCH_SIZE < 203
+    expected, files = counted(counted_data, num), []
     for ranks in RANKS:
         folder = tmp_path / str(ranks)
-        paths = [str(path) for path in (made_of.shards.path, others.shards.path, folder)]
+        paths = [str(path) for path in (counted_data.shards.path, others.shards.path, folder)]
         for counts in run_on_ranks(make, ranks, *paths, num):
             assert all(np.array_equal(ours, theirs) for ours, theirs in zip(counts, expected, strict=True))
         found = ReferenceLosses(folder)

@@ -70,7 +70,7 @@ def test_many_passes_leave_out_what_the_scores_say(name: str) -> None:
     run = tasks.rule_run("digits", "copies", name, 0, rows=1078)
     config = TeacherConfig(**run.config["teacher"])
     free, bounded = (
-        repeat_bound(bound, num_examples=1078, batch_size=rules.BATCH_SIZE, total_steps=run.steps).least_ratio
+        repeat_bound(bound, num_examples=1078, batch_size=rules.BATCH_SIZE, total_steps=run.steps).min_ratio
         for bound in (config, replace(config, max_repeats=0.0))
     )
     assert free == rules.BATCH_SIZE / 1078 and bounded == 1.0
@@ -80,7 +80,7 @@ def test_the_quickstart_leaves_out_what_the_scores_say() -> None:
     keys = tomllib.loads((Path(__file__).parents[3] / "train_configs" / "quickstart_vision.toml").read_text())
     steps, batch = keys["training"]["steps"], keys["training"]["global_batch_size"]
     config = TeacherConfig(**keys["teacher"])
-    assert repeat_bound(config, num_examples=1438, batch_size=batch, total_steps=steps).least_ratio < 0.5
+    assert repeat_bound(config, num_examples=1438, batch_size=batch, total_steps=steps).min_ratio < 0.5
 
 
 def test_results_from_before_max_repeats_are_known(tmp_path: Path) -> None:

@@ -39,16 +39,16 @@ def by_hand(counted: tuple[Tensor, Tensor], inputs: Tensor, labels: Tensor) -> l
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_losses_are_those_of_the_formula(ignored: bool) -> None:
-    counted, asked = rows(0), rows(1)
+    counted, scored = rows(0), rows(1)
     if ignored:
-        counted[1][3:20, 2:5], asked[1][0, 4:] = IGNORE_INDEX, IGNORE_INDEX
+        counted[1][3:20, 2:5], scored[1][0, 4:] = IGNORE_INDEX, IGNORE_INDEX
     model = BigramModel(VOCAB_SIZE)
-    for start in (0, 7):  # in two parts
+    for start in (0, 7):  # in two calls
         stop = 7 if start == 0 else None
         model.add(counted[0][start:stop], counted[1][start:stop])
-    losses = model.losses(*asked)
+    losses = model.losses(*scored)
     assert losses.dtype == torch.float32
-    np.testing.assert_allclose(losses.numpy(), by_hand(counted, *asked), rtol=1e-6)
+    np.testing.assert_allclose(losses.numpy(), by_hand(counted, *scored), rtol=1e-6)
 
 
 def test_probabilities_of_all_labels_add_up_to_one() -> None:
@@ -77,12 +77,14 @@ def test_a_large_vocabulary_is_hashed_into_memory_that_does_not_grow() -> None:
     exact = BigramModel(VOCAB_SIZE)
     exact.add(*rows(0))
     assert hashed.pairs.sum() == exact.pairs.sum() == rows(0)[0].numel()
-    assert (hashed.pairs > 0).sum() < (exact.pairs > 0).sum()  # some share a bucket, and look likelier for it
+    assert (hashed.pairs > 0).sum() < (
+        exact.pairs > 0
+    ).sum()  # some pairs share a bucket, and their probability is higher
     assert (losses <= exact.losses(*rows(1)) + 1e-6).all() and not torch.equal(losses, exact.losses(*rows(1)))
     assert np.corrcoef(losses, exact.losses(*rows(1)))[0, 1] > 0.8
 
 
-def test_a_hash_has_the_same_places_everywhere() -> None:
+def test_a_hash_has_the_same_buckets_everywhere() -> None:
     """128,256 ids: the buckets of pairs against the hash by hand, in Python's integers."""
 
     def mix(z: int) -> int:
@@ -93,9 +95,11 @@ def test_a_hash_has_the_same_places_everywhere() -> None:
 
     model = BigramModel(128_256)
     inputs, labels = torch.tensor([[0, 5, 128_255]]), torch.tensor([[7, 5, 128_255]])
-    wanted = [mix(mix(h * 128_256 + w) ^ mix(0x9E3779B97F4A7C15)) % 2**24 for h, w in ((0, 7), (5, 5), (128_255,) * 2)]
+    expected = [
+        mix(mix(h * 128_256 + w) ^ mix(0x9E3779B97F4A7C15)) % 2**24 for h, w in ((0, 7), (5, 5), (128_255,) * 2)
+    ]
     model.add(inputs, labels)
-    assert model.pairs.nonzero().flatten().tolist() == sorted(set(wanted))
+    assert model.pairs.nonzero().flatten().tolist() == sorted(set(expected))
 
 
 @pytest.mark.parametrize("vocab_size", [2**33, 2**24 + 1, 0, -5])

@@ -1,4 +1,4 @@
-"""find.py: which scorers a folder holds, whatever its layout; and what a run reads of them."""
+"""find.py: which scorers a folder holds, for each layout, and which of them a run reads."""
 
 import shutil
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_a_pair(pair: Path) -> None:
 
 @pytest.mark.parametrize("role", ["amateur", "expert", ""])
 def test_the_folder_of_one_scorer(tmp_path: Path, role: str) -> None:
-    """Without a role it is an expert: a reference model, as excess_loss needs it."""
+    """Without a role it counts as the expert, which excess_loss reads."""
     folder = write(tmp_path / "losses", role)
     assert find_scorers(folder) == {role or "expert": folder}
 
@@ -63,10 +63,10 @@ def test_one_scorer_of_a_pair_of_an_earlier_version(tmp_path: Path) -> None:
 def test_folders_that_hold_no_scores(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no such folder; correct the path, or write scores with"):
         find_scorers(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a folder of reference losses, no reference.json in it"):
+    with pytest.raises(ValueError, match="not a folder of scores, no reference.json in it"):
         find_scorers(tmp_path)
     (tmp_path / PAIR_FILE).write_text("{}")
-    with pytest.raises(ValueError, match="its scorers are not finished: run the same .* command again to resume it"):
+    with pytest.raises(ValueError, match="its scores are not finished: run the same .* command again to resume"):
         find_scorers(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Whose losses are whose: what a run reads them as, against what their files say; and what files of before tell."""
+"""The role in which a run reads losses against the role in their files; and files of earlier versions."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from titan_attent.scores.provenance import check_scores
-from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_what_is_known
+from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_inferred_fields
 from titan_attent.scores.writer import ReferenceWriter
 from titan_attent.systems.teaching.checks import check_data
 from titan_attent.systems.teaching.config import TeacherConfig
@@ -46,7 +46,7 @@ def write(folder: Path, scoring: Scoring, *, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What titan_attent.score pair leaves: two folders of losses, each with one of trusted text in it."""
+    """The output of titan_attent.score pair: two folders of losses, each with a folder for trusted text."""
     folder = tmp_path_factory.mktemp("scorers")
     for seed, scoring in enumerate((SCORING, EXPERT)):
         trusted = replace(scoring, data_fingerprint="held out", num_examples=NUM_TRUSTED)
@@ -77,7 +77,7 @@ class Data:
 def check(
     amateur: Path | None, reference: Path, *, importance: str = "cross_entropy_difference", loss: str = CROSS_ENTROPY
 ) -> None:
-    """What preflight does with a run that reads these two."""
+    """The checks of preflight for a run that reads these two."""
     scores = reference
     if amateur is not None:
         scores = Path(tempfile.mkdtemp(dir=reference.parent))
@@ -95,7 +95,7 @@ def check(
     check_data(config, facts)
 
 
-def test_what_the_scorers_made_is_taken_without_a_word(scorers: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pair_of_scorers_causes_no_warning(scorers: Path, caplog: pytest.LogCaptureFixture) -> None:
     check(scorers / "amateur", scorers / "expert")
     check(scorers / "amateur", scorers / "expert", importance="excess_loss")
     check(None, scorers / "expert", importance="excess_loss")
@@ -109,7 +109,7 @@ def test_exchanged_folders_are_refused_by_name(scorers: Path) -> None:
     shutil.copytree(scorers / "expert", scorers / "moved")
     with pytest.raises(ValueError, match="scores: .*amateur holds the losses of the expert"):
         check(scorers / "moved", scorers / "amateur")
-    message = "scores = .*amateur: holds the losses of the amateur alone, and importance = .* needs those of the expert"
+    message = "scores = .*amateur: holds only the losses of the amateur, and importance = .* needs those of the expert"
     with pytest.raises(ValueError, match=message):
         check(None, scorers / "amateur", importance="excess_loss")
 
@@ -118,7 +118,7 @@ def test_exchanged_folders_are_refused_by_name(scorers: Path) -> None:
 @pytest.mark.parametrize("importance", ["cross_entropy_difference", "excess_loss"])
 def test_one_model_twice_is_refused(scorers: Path, name: str, importance: str) -> None:
     folder = scorers / name
-    for path in (folder, folder / "trusted"):  # nobody said what it is
+    for path in (folder, folder / "trusted"):  # without a role
         change(path, "role", "loss", model="llama3_attent tiny", checkpoint="/run/checkpoint/step-3")
     with pytest.raises(ValueError, match="are one folder: a model.s difference to itself says nothing"):
         check(folder, folder, importance=importance)
@@ -132,14 +132,14 @@ def test_one_model_twice_is_refused(scorers: Path, name: str, importance: str) -
     shutil.rmtree(scorers / "copy")  # again, in another precision
     sha = json.loads((folder / "reference.json").read_text())["checkpoint_sha256"]
     write(scorers / "copy", replace(SCORING, role="", precision="bfloat16", checkpoint_sha256=sha), seed=9)
-    with pytest.raises(ValueError, match=r"were made by one model \(bigram, counts of"):
+    with pytest.raises(ValueError, match=r"were written by one model \(bigram, counts of"):
         change(scorers / "copy", role="amateur")
         check(scorers / "copy", folder, importance=importance)
 
 
 def test_trusted_folders(scorers: Path) -> None:
     amateur, expert = scorers / "amateur", scorers / "expert"
-    with pytest.raises(ValueError, match="holds the reference losses of other examples: .*'held out' there"):
+    with pytest.raises(ValueError, match="holds the scores of other examples: .*'held out' in the folder"):
         check(amateur, expert / "trusted")
     shutil.move(amateur / "trusted", scorers / "away")
     shutil.copytree(expert / "trusted", amateur / "trusted")
@@ -162,12 +162,14 @@ def test_other_data_and_another_length(scorers: Path) -> None:
     for field, value in (("data_fingerprint", "cafe"), ("seq_len", 8)):
         shutil.copytree(scorers, other := scorers.parent / field)
         change(other / "expert", **{field: value})
-        with pytest.raises(ValueError, match=f"of other examples: {field} is .* now and '?{value}'? there"):
+        with pytest.raises(
+            ValueError, match=f"of other examples: {field} is .* in this run and '?{value}'? in the folder"
+        ):
             check(other / "amateur", other / "expert")
 
 
 @pytest.mark.parametrize(
-    ("there", "here"),
+    ("stored", "own"),
     [
         ("cross-entropy, label_smoothing 0.2", CROSS_ENTROPY),
         (
@@ -176,13 +178,13 @@ def test_other_data_and_another_length(scorers: Path) -> None:
         ),
     ],
 )
-def test_two_losses_are_not_subtracted(scorers: Path, there: str, here: str) -> None:
-    change(scorers / "expert", loss=there)
+def test_two_losses_are_not_subtracted(scorers: Path, stored: str, own: str) -> None:
+    change(scorers / "expert", loss=stored)
     with pytest.raises(ValueError, match="scores: the losses in .*expert are .*, and the learner's is .*Score"):
-        check(None, scorers / "expert", importance="excess_loss", loss=here)
+        check(None, scorers / "expert", importance="excess_loss", loss=own)
     with pytest.raises(ValueError, match="scores: the losses in .*amateur are .*, and the expert's is .*means nothing"):
         check(scorers / "amateur", scorers / "expert")
-    check(None, scorers / "expert", importance="excess_loss", loss=there)
+    check(None, scorers / "expert", importance="excess_loss", loss=stored)
 
 
 @pytest.mark.parametrize(
@@ -196,20 +198,22 @@ def test_two_losses_are_not_subtracted(scorers: Path, there: str, here: str) -> 
         ("vit_attent tiny", "/runs/a/checkpoint/step-9", ("", "")),
     ],
 )
-def test_what_a_file_of_before_tells(scorers: Path, model: str, checkpoint: str, expected: tuple[str, str]) -> None:
+def test_loss_and_role_of_a_file_of_an_earlier_version(
+    scorers: Path, model: str, checkpoint: str, expected: tuple[str, str]
+) -> None:
     change(scorers / "expert", "loss", "role", model=model, checkpoint=checkpoint)
     found = ReferenceLosses(scorers / "expert")
     assert (found.loss, found.role) == expected and (found.scoring.loss, found.scoring.role) == ("", "")
     stated = {"loss": "x", "role": "y", "model": model}
-    assert with_what_is_known(stated) == stated
+    assert with_inferred_fields(stated) == stated
 
 
-def test_files_of_before_are_read_and_what_is_not_known_is_said_once(
+def test_files_of_earlier_versions_are_read_and_an_unknown_role_is_logged_once(
     scorers: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("amateur", "amateur/trusted", "expert", "expert/trusted"):
         change(scorers / folder, "loss", "role")
-    check(scorers / "amateur", scorers / "expert")  # their checkpoints tell
+    check(scorers / "amateur", scorers / "expert")  # the role follows from their checkpoints
     assert not caplog.records
     with pytest.raises(ValueError, match="holds the losses of the expert"):
         check(scorers / "expert", scorers / "amateur")
@@ -218,7 +222,7 @@ def test_files_of_before_are_read_and_what_is_not_known_is_said_once(
     caplog.set_level(logging.WARNING)
     check(scorers / "amateur", scorers / "expert")
     (record,) = caplog.records
-    assert "expert do not say whether an amateur or an expert made them" in record.getMessage()
+    assert "expert does not say whether an amateur or an expert wrote the losses" in record.getMessage()
     assert "--role expert" in record.getMessage() and "llama3_attent 8B, /run/checkpoint/step-3" in record.getMessage()
     caplog.clear()
     monkeypatch.setitem(os.environ, "RANK", "1")
@@ -226,7 +230,7 @@ def test_files_of_before_are_read_and_what_is_not_known_is_said_once(
     assert not caplog.records
 
 
-def test_a_loss_of_images_that_nobody_recorded_is_said(scorers: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unrecorded_loss_of_images_is_logged(scorers: Path, caplog: pytest.LogCaptureFixture) -> None:
     change(scorers / "expert", "loss", "role", model="vit_attent tiny", checkpoint="/run/checkpoint/step-3")
     check(None, scorers / "expert", importance="excess_loss")
     (record,) = caplog.records
@@ -241,7 +245,9 @@ def test_a_loss_that_is_not_finite_is_counted_and_refused(scorers: Path, value: 
     losses.tofile(file)
     found = ReferenceLosses(scorers / "expert")
     assert found.read(8, 11).shape == (3,)
-    message = "losses.bin: 3 of the 40 losses are not finite, the first of examples 7, 11, 39: nothing can be chosen"
+    message = (
+        "losses.bin: 3 of the 40 losses are not finite, first those of examples 7, 11, 39: examples cannot be selected"
+    )
     for start, stop in ((0, 40), (7, 8), (30, 40)):
         with pytest.raises(ValueError, match=message):
             found.read(start, stop)
@@ -290,18 +296,22 @@ def test_a_scoring_resumed_with_another_loss_or_role_is_refused(tmp_path: Path) 
         return folder
 
     folder = begin(tmp_path / "a", smoothed)
-    with pytest.raises(ValueError, match="something else: loss was 'cross-entropy, label_smoothing 0.2' and is"):
+    with pytest.raises(
+        ValueError, match="another interrupted scoring: loss was 'cross-entropy, label_smoothing 0.2' and is"
+    ):
         ReferenceWriter(folder, scoring=replace(smoothed, loss=CROSS_ENTROPY))
     assert ReferenceWriter(folder, scoring=smoothed).num_scored == 3
-    assert ReferenceWriter(folder, scoring=replace(smoothed, role="expert")).num_scored == 3  # nobody had said
+    assert (
+        ReferenceWriter(folder, scoring=replace(smoothed, role="expert")).num_scored == 3
+    )  # the role was not stated before
     folder = begin(tmp_path / "b", EXPERT)
-    with pytest.raises(ValueError, match="something else: role was 'expert' and is 'amateur'"):
+    with pytest.raises(ValueError, match="another interrupted scoring: role was 'expert' and is 'amateur'"):
         ReferenceWriter(folder, scoring=replace(EXPERT, role="amateur"))
-    # Begun by an earlier version: a model of text has one loss, that of images is not known.
-    for model, known in (("bigram", True), ("vit_attent tiny", False)):
+    # Begun by an earlier version: a model of text has one loss, that of images is unknown.
+    for model, is_text in (("bigram", True), ("vit_attent tiny", False)):
         folder = begin(tmp_path / model, replace(SCORING, model=model, loss="", role=""))
         now = replace(SCORING, model=model)
-        if known:
+        if is_text:
             assert ReferenceWriter(folder, scoring=now).num_scored == 3
         else:
             with pytest.raises(ValueError, match="loss was '' and is 'cross-entropy'"):
@@ -312,7 +322,7 @@ def test_no_losses_no_checks() -> None:
     check_scores({}, learners_loss="", compared=False)
 
 
-def test_an_experts_losses_in_the_place_of_the_amateurs(scorers: Path) -> None:
+def test_an_experts_losses_in_the_amateurs_folder(scorers: Path) -> None:
     shutil.copytree(scorers / "expert", scorers / "other")
     change(scorers / "other", "role", model="x", checkpoint="y", checkpoint_sha256="z", sha256="s")
     with pytest.raises(ValueError, match="scores: .*amateur holds the losses of the expert"):

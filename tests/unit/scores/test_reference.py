@@ -1,4 +1,4 @@
-"""Reference losses on disk: whole or not there, bound to their examples, and every mistake told."""
+"""Scores on disk: complete or absent, bound to their examples, and one message for every mistake."""
 
 import errno
 import hashlib
@@ -35,7 +35,7 @@ LOSSES = torch.linspace(0.5, 9.0, 23)
 def write(
     folder: Path, losses: torch.Tensor = LOSSES, *, scoring: Scoring = SCORING, size: int = 5, stop: int | None = None
 ) -> None:
-    """Go on with the losses in ``folder``, ``size`` at a time; to the end, or to id ``stop`` as a killed writer."""
+    """Resume the losses in ``folder``, ``size`` at a time; to the end, or to id ``stop`` as a killed writer."""
     with ReferenceWriter(folder, scoring=scoring) as writer:
         while writer.num_scored < (len(losses) if stop is None else stop):
             writer.append(losses[writer.num_scored :][:size])
@@ -45,7 +45,7 @@ def write(
 
 
 def interrupt(folder: Path, *, stop: int = 10, scoring: Scoring = SCORING) -> Path:
-    """What a killed writer leaves, in the midst of a write; returns the file of its losses."""
+    """The files of a writer that was killed within a write; returns the file of its losses."""
     write(folder, scoring=scoring, stop=stop)
     file = folder / "losses.bin"
     file.write_bytes(file.read_bytes() + b"\0\0\xc0\x7f of a killed write")
@@ -107,16 +107,20 @@ def test_check_names_every_difference(finished: Path) -> None:
     with pytest.raises(ValueError) as error:
         losses.check(fingerprint="cafe", seq_len=32, num_examples=11)
     for words in (
-        *(str(finished), "data_fingerprint is 'cafe' now and 'f00d' there", "seq_len is 32 now and 16 there"),
-        *("num_examples is 11 now and 23 there", "Score this data", "torchrun -m titan_attent.score"),
+        *(
+            str(finished),
+            "data_fingerprint is 'cafe' in this run and 'f00d' in the folder",
+            "seq_len is 32 in this run and 16 in the folder",
+        ),
+        *("num_examples is 11 in this run and 23 in the folder", "Score this data", "torchrun -m titan_attent.score"),
     ):
         assert words in str(error.value)
-    with pytest.raises(ValueError, match="of other examples: seq_len is 32 now and 16 there. Score"):
+    with pytest.raises(ValueError, match="of other examples: seq_len is 32 in this run and 16 in the folder. Score"):
         losses.check(fingerprint="f00d", seq_len=32, num_examples=23)
 
 
 def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: not a folder of reference losses, no such folder; correct the path"):
+    with pytest.raises(ValueError, match="nowhere: not a folder of scores, no such folder; correct the path"):
         ReferenceLosses(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no reference.json in it; .*write one with `torchrun -m titan_attent.score`"):
         ReferenceLosses(tmp_path)
@@ -180,7 +184,7 @@ def test_truncated_and_altered_losses(finished: Path) -> None:
 
 
 def test_a_finished_reference_is_not_overwritten(finished: Path) -> None:
-    with pytest.raises(ValueError, match="ref: holds a finished reference; choose another --output"):
+    with pytest.raises(ValueError, match="ref: holds finished scores; choose another --output"):
         ReferenceWriter(finished, scoring=SCORING)
 
 
@@ -195,19 +199,19 @@ def test_making_a_writer_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ref").exists()
 
 
-def test_what_a_finish_that_was_killed_leaves_behind_is_finished(finished: Path) -> None:
+def test_a_folder_whose_finish_was_killed_is_finished(finished: Path) -> None:
     (finished / "scoring.json").write_text("of a killed writer")
     ReferenceLosses(finished).verify_checksum()
-    with pytest.raises(ValueError, match="holds a finished reference"):
+    with pytest.raises(ValueError, match="holds finished scores"):
         ReferenceWriter(finished, scoring=SCORING)
 
 
 @pytest.mark.parametrize("stop", [5, 20, 23])
-def test_resume_goes_on_behind_what_is_there_for_good(tmp_path: Path, stop: int) -> None:
+def test_a_resume_continues_after_the_durable_losses(tmp_path: Path, stop: int) -> None:
     file = interrupt(tmp_path, stop=stop)
     with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
         assert writer.num_scored == min(stop, 23) and file.stat().st_size == 4 * min(stop, 23)
-    marked = torch.cat([-LOSSES[:5], LOSSES[5:]])  # what would be written again would lose its sign
+    marked = torch.cat([-LOSSES[:5], LOSSES[5:]])  # losses that are written again would lose their sign
     file.write_bytes(marked[:stop].numpy().tobytes())
     write(tmp_path, size=7)
     losses = ReferenceLosses(tmp_path)
@@ -228,8 +232,10 @@ def test_a_resume_with_anything_different_is_refused(tmp_path: Path, change: dic
     ((name, value),) = change.items()
     with pytest.raises(ValueError) as error:
         ReferenceWriter(tmp_path, scoring=replace(SCORING, **change))  # type: ignore[arg-type]
-    assert f"something else: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(error.value)
-    assert f"delete {file} to start anew" in str(error.value)
+    assert f"another interrupted scoring: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(
+        error.value
+    )
+    assert f"delete {file} to start again" in str(error.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     file.unlink()
     write(tmp_path)
@@ -254,7 +260,7 @@ def test_losses_of_unknown_origin(tmp_path: Path, content: str | None) -> None:
     file.unlink()
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start anew"):
+    with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start again"):
         ReferenceWriter(tmp_path, scoring=SCORING)
 
 
@@ -270,7 +276,7 @@ def test_a_count_that_cannot_be(tmp_path: Path, count: object) -> None:
 def test_a_truncated_prefix(tmp_path: Path) -> None:
     file = interrupt(tmp_path)
     os.truncate(file, 39)
-    with pytest.raises(ValueError, match="losses.bin: has 39 bytes where 40 were written: truncated .*; delete"):
+    with pytest.raises(ValueError, match="losses.bin: has 39 bytes, but 40 were written: truncated .*; delete"):
         ReferenceWriter(tmp_path, scoring=SCORING)
 
 
@@ -282,21 +288,21 @@ def test_losses_that_are_cut_while_they_are_in_use(finished: Path) -> None:
         losses.read(3, 11)
 
 
-def test_an_unfinished_scoring_of_before_is_refused(tmp_path: Path, finished: Path) -> None:
+def test_an_unfinished_scoring_of_an_earlier_version_is_refused(tmp_path: Path, finished: Path) -> None:
     for folder in (tmp_path, finished):
         (folder / "parts").mkdir()
         (folder / "parts" / "progress.json").write_text("{}")
         (folder / "parts" / "part-00000.bin").write_bytes(LOSSES.numpy().tobytes())
-    mend = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score anew"
+    message = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score again"
     for look in (lambda: ReferenceWriter(tmp_path, scoring=SCORING), lambda: ReferenceLosses(tmp_path)):
-        with pytest.raises(ValueError, match=mend):
+        with pytest.raises(ValueError, match=message):
             look()
-    ReferenceLosses(finished).verify_checksum()  # it was killed behind its end
+    ReferenceLosses(finished).verify_checksum()  # it was killed after its end
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     one, two = (ReferenceWriter(tmp_path, scoring=SCORING) for _ in range(2))
-    with one, pytest.raises(ValueError, match="another scoring is at work there; wait for it"):
+    with one, pytest.raises(ValueError, match="another scoring is writing to this folder; wait for it"):
         two.__enter__()
     with two:
         pass
@@ -308,17 +314,19 @@ def test_losses_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
     losses[[5, 7, 11, 12, 13, 14, 22]] = bad
     with pytest.raises(ValueError) as error:
         write(tmp_path, losses, size=20)
-    message = "6 of the 20 losses from example 0 on are not finite, the first of examples 5, 7, 11, 12, 13: the weights"
+    message = (
+        "6 of the 20 losses from example 0 on are not finite, first those of examples 5, 7, 11, 12, 13: the weights"
+    )
     assert message in str(error.value)
     assert "/run/checkpoint/step-3" in str(error.value) and f"Delete {tmp_path / 'losses.bin'}" in str(error.value)
     with pytest.raises(ValueError, match="4 of the 7 losses from example 7 on .* of examples 7, 11, 12, 13: "):
-        ReferenceWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as ranks that do not write
-    with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first of examples 5, 7: "):
+        ReferenceWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as on ranks that do not write
+    with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first those of examples 5, 7: "):
         write(tmp_path, losses)
     with pytest.raises(ValueError, match="its scoring was interrupted"):
         ReferenceLosses(tmp_path)
     with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
-        assert writer.num_scored == 5, "what was sound before is kept"
+        assert writer.num_scored == 5, "the finite losses before it are kept"
     write(tmp_path)
 
 
@@ -355,10 +363,10 @@ def fail_at(nth: int, error: BaseException, patched: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("crash_at", range(15))
-def test_a_crash_at_any_write_leaves_no_half_reference(
+def test_a_crash_at_any_write_leaves_no_incomplete_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
-    """Die at the n-th durable step: what is there is whole, or is not taken for a reference; the rest resumes."""
+    """Die at the n-th durable step: the folder is complete, or refused and can be resumed."""
     with monkeypatch.context() as patched:
         fail_at(crash_at, KeyboardInterrupt(), patched)
         with pytest.raises(KeyboardInterrupt):
@@ -378,15 +386,17 @@ def test_a_full_disk_is_one_clear_error_and_resumes(
 ) -> None:
     with monkeypatch.context() as patched:
         fail_at(full_at, OSError(errno.ENOSPC, "No space left on device"), patched)
-        with pytest.raises(ValueError, match=r"losses cannot be kept there \(.*No space left .*run the same command"):
+        with pytest.raises(
+            ValueError, match=r"cannot read or write the losses \(.*No space left .*run the same command"
+        ):
             write(tmp_path, size=12)
     if not (tmp_path / "reference.json").exists():
         write(tmp_path, size=12)
     assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
 
 
-def test_nothing_is_written_behind_what_could_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room is found again after one failure: the losses that it left out must not be closed over."""
+def test_nothing_is_written_after_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has space again after one failure: later losses must not take the place of the lost ones."""
     with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
         with monkeypatch.context() as patched:
             fail_at(0, OSError(errno.ENOSPC, "No space left on device"), patched)
@@ -407,11 +417,13 @@ def test_nothing_is_written_behind_what_could_not_be(tmp_path: Path, monkeypatch
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = ReferenceWriter(tmp_path / "file" / "ref", scoring=SCORING)
-    with pytest.raises(ValueError, match="ref: the losses cannot be kept there .*choose another"):
+    with pytest.raises(ValueError, match="ref: cannot read or write the losses .*choose another"):
         writer.__enter__()
 
 
-def test_a_slow_disk_keeps_nobody_waiting_but_for_a_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_disk_blocks_append_only_when_the_backlog_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reference_writer, "BACKLOG", 4)
     disk = Event()
     stock = os.fsync
@@ -425,7 +437,7 @@ def test_a_slow_disk_keeps_nobody_waiting_but_for_a_backlog(tmp_path: Path, monk
             fifth = Thread(target=writer.append, args=(LOSSES[4:5],))
             fifth.start()
             fifth.join(0.05)
-            assert fifth.is_alive(), "the backlog has a bound"
+            assert fifth.is_alive(), "the backlog is bounded"
         finally:
             disk.set()
         fifth.join()

@@ -129,7 +129,7 @@ def test_a_key_that_the_rule_sets_is_refused_where_it_is_given(tmp_path: Path, m
     [
         ([], "no subcommand is given. Name `pair`"),
         (["--teacher.reference_path", "x"], "no subcommand is given. .* with --output DIR in place of"),
-        (["pairs", "--output", "x"], 'pairs is no subcommand; did you mean "pair"'),
+        (["pairs", "--output", "x"], 'pairs is not a subcommand; did you mean "pair"'),
     ],
 )
 def test_scoring_without_a_subcommand_names_both(

@@ -1,4 +1,4 @@
-"""The report of titan_attent.scorers: a folder goes on with what it was begun with, and with nothing else."""
+"""The report of titan_attent.score pair: a folder resumes only with the request that it was begun with."""
 
 import json
 from pathlib import Path
@@ -14,21 +14,21 @@ ASKED = {"flavor": "bigram", "data_fingerprint": "f"}
 REPORT: dict[str, Any] = {"asked": ASKED, "seconds": {"a": 1.5}, "device_seconds": {"a": 3}, "cost": {}}
 
 
-def test_a_folder_goes_on_with_what_was_asked(tmp_path: Path) -> None:
+def test_a_folder_resumes_with_the_same_request(tmp_path: Path) -> None:
     empty = {"seconds": {}, "device_seconds": {}}
-    assert report_of(tmp_path, asked=ASKED) == report_of(tmp_path / "none", asked=ASKED) == empty
+    assert report_of(tmp_path, requested=ASKED) == report_of(tmp_path / "none", requested=ASKED) == empty
     (tmp_path / "scorers.json").write_text(json.dumps(REPORT))
-    assert report_of(tmp_path, asked=ASKED) == REPORT
+    assert report_of(tmp_path, requested=ASKED) == REPORT
     with pytest.raises(ValueError, match="holds other scorers: data_fingerprint was 'f' and is 'g'. Name another"):
-        report_of(tmp_path, asked=ASKED | {"data_fingerprint": "g"})
+        report_of(tmp_path, requested=ASKED | {"data_fingerprint": "g"})
 
 
 @pytest.mark.parametrize("name", ["trusted", "models", "amateur", "expert"])
-def test_work_that_does_not_tell_of_which_data_it_is(tmp_path: Path, name: str) -> None:
-    """Finished losses would be taken for those of the data at hand."""
+def test_work_that_does_not_say_of_which_data_it_is(tmp_path: Path, name: str) -> None:
+    """Finished losses would be taken for those of this run's data."""
     (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match=f"holds {name}, but no scorers.json, .* Name another --output, or delete"):
-        report_of(tmp_path, asked=ASKED)
+        report_of(tmp_path, requested=ASKED)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_work_that_does_not_tell_of_which_data_it_is(tmp_path: Path, name: str) 
 def test_a_report_that_cannot_be(tmp_path: Path, content: str) -> None:
     (tmp_path / "scorers.json").write_text(content)
     with pytest.raises(ValueError, match="scorers.json: malformed .* Name another --output, or delete the folder"):
-        report_of(tmp_path, asked=ASKED)
+        report_of(tmp_path, requested=ASKED)

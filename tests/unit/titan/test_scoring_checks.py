@@ -1,4 +1,4 @@
-"""What a scoring records of itself: which loss, and what its model is."""
+"""The fields that a scoring records: its loss, and the role of its model."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,25 +1,26 @@
-"""The teacher: pool -> importance -> selection (places, weights) -> passes.
+"""The teacher: pool -> importance -> selection (slots, weights) -> passes.
 
-system.py       the teacher as a system of a run: what it checks, adds to the loss, logs and keeps
-teacher.py      passes and weights for a loop of one's own; its state
-rounds.py       which pass comes next
-draws.py        a pool to the selection in force
-candidates.py   what the owners know, brought to the places of a pool
-importance.py   records -> scores                       one function an importance
-statistics.py   what is known of a pool's scores        found once a draw
-guards.py       quarantine of what never improves
+system.py       the teacher as a system of a run: its checks, loss, logs and state
+teacher.py      passes and weights for a custom training loop; the state
+rounds.py       decides the next pass
+draws.py        from a pool to the current selection
+candidates.py   exchange between the owners of examples and the ranks that select from a pool
+importance.py   records -> scores                       one function per importance
+statistics.py   statistics of a pool's scores           computed once per draw
+guards.py       quarantine of examples that never improve
 schedule.py     progress -> ratio, interval             pure
-ratios.py       the ratio where the scores decide it, and what bounds it
-strategies.py   scores -> weights                       one function a strategy
-selection.py    scores of all ranks -> exact top-k      collectives, no gather of N
-radix.py        the k-th largest of all ranks' keys     several at once
+ratios.py       the ratio of a schedule that reads the scores, and its bounds
+strategies.py   scores -> weights                       one function per strategy
+selection.py    scores of all ranks -> exact top-k      collectives, no gather of N scores
+radix.py        k-th largest keys over all ranks        several at once
 weights.py      inclusion probabilities -> weights      pure
-audit.py        what a selection looks like
+audit.py        scalars that describe a selection
 config.py       the section [teacher]
-config_checks.py    keys that do not go together
-checks.py       what is refused before the run
-forecast.py     what a run is about to train, said before it does
-advice.py       plans that cannot teach, teaching that does not pay
-panels.py       its panels in the report
+config_checks.py    values out of range, and keys that contradict each other
+rule.py         the recommended rule, strategy = "difference"
+checks.py       checks before the run
+forecast.py     log: which examples the run will train, and how often
+advice.py       warnings: plans that never select, risks of a rule, teaching that does not pay
+panels.py       the teacher's panels in the report
 trace.py        which examples every step trained
 """

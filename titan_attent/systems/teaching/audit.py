@@ -1,9 +1,8 @@
-"""The audit: what a selection looks like, as a few scalars. Collectives between rounds: an all-reduce and a maximum.
+"""The audit: a few scalars that describe a selection. Two collectives between rounds: an all-reduce and a maximum.
 
-Its digest is a 64-bit hash of every choice and weight. For each chosen example the bits of its weight
-are multiplied by an odd number, a hash of its place; the digest is the sum of these products, modulo 2^64. Where one
-weight differs in one bit, the digest differs for sure, and where several differ, as good as for sure. It is the same
-for every number of ranks.
+Its digest is a 64-bit hash of every choice and weight. For each selected example, the bits of its weight are multiplied
+by an odd hash of its id; the digest is the sum of these products, modulo 2^64. If one weight differs in one bit, the
+digest is certain to differ; if several differ, nearly certain. It is the same for every number of ranks.
 
 Cost: one pass over the local candidates.
 """
@@ -17,11 +16,11 @@ from torch import Tensor
 from titan_attent.foundations.counter_rng import signed
 from titan_attent.losses.records import Records
 from titan_attent.systems.teaching.candidates import Candidates
-from titan_attent.systems.teaching.radix import blocks, positive
+from titan_attent.systems.teaching.radix import blocks, is_positive
 from titan_attent.systems.teaching.statistics import Scores
 
 Sources = Sequence[tuple[str, int]]
-"""(name, first example id) of each stretch of the data set, in the order of the ids; a name may come again."""
+"""(name, first example id) of each span of the data set, in the order of the ids; several spans may have one name."""
 
 _MULTIPLIER = signed(0x9E3779B97F4A7C15)
 
@@ -30,33 +29,33 @@ def audit_scores(scores: Scores) -> dict[str, float]:
     """Statistics of the finite scores of a pool.
 
     Returns:
-        importance_mean; importance_p99; effective_sample_size, (sum s)^2 / (N sum s^2) as a share of the scored.
+        importance_mean; importance_p99; effective_sample_size, (sum s)^2 / (N sum s^2) as a share of the finite scores.
     """
     return {
-        "teacher/importance_mean": scores.measures.mean,
+        "teacher/importance_mean": scores.metrics.mean,
         "teacher/importance_p99": scores.summary.p99,
-        "teacher/effective_sample_size": scores.measures.share,
+        "teacher/effective_sample_size": scores.metrics.share,
     }
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen of a pool.
+class SelectionAudit:
+    """The statistics of a selection.
 
     Attributes:
-        audit: loss_age (mean steps since the loss of a candidate was seen); overlap (share of this selection that was
-            in the one before); max_weight; inclusion/NAME (share of a source's candidates that was chosen; sources
-            without a candidate are left out, and all where there is but one).
-        num_newly: examples that were chosen for the first time.
-        digest: of the choices and their weights, signed 64 bits.
+        scalars: loss_age (mean steps since the loss of a candidate was recorded); overlap (share of this selection that
+            was in the previous one); max_weight; inclusion/NAME (selected share of a source's candidates). Sources
+            without a candidate are left out, and all are if there is only one.
+        num_new: number of examples that were selected for the first time.
+        digest: hash of the selected examples and their weights, signed 64 bits.
     """
 
-    audit: dict[str, float]
-    num_newly: int
+    scalars: dict[str, float]
+    num_new: int
     digest: int
 
 
-def audit_choice(
+def audit_selection(
     candidates: Candidates,
     *,
     weights: Tensor,
@@ -65,16 +64,16 @@ def audit_choice(
     draw: int,
     step: int,
     sources: Sources = (),
-) -> Choice:
-    """What was chosen of the candidates. A collective.
+) -> SelectionAudit:
+    """Compute the audit of a selection. A collective.
 
     Args:
-        weights: fp32 [num_local], 0 where not chosen.
-        records: of the candidates.
-        last_draw: int32 [num_local], the draw that chose a candidate last before this one; ``NEVER`` for none.
+        weights: fp32 [num_local], 0 where not selected.
+        records: the records of the candidates.
+        last_draw: int32 [num_local], the last draw before this one that selected the candidate; ``NEVER`` for none.
         draw: number of this draw.
         step: training steps done.
-        sources: of the data set.
+        sources: the spans of the data set by source.
     """
     sharding, device = candidates.sharding, weights.device
     by_source = sources if len({name for name, _ in sources}) > 1 else ()
@@ -82,48 +81,50 @@ def audit_choice(
     counts = torch.zeros(6 + 2 * len(by_source), dtype=torch.int64, device=device)
     largest = torch.zeros((), device=device)
     for block in blocks(len(weights), device=device):
-        weight, before, seen, ids = weights[block], last_draw[block], records.step[block], candidates.ids_at(block)
-        chosen = positive(weight)
-        parts = [
-            (seen >> 31).sum(),  # NEVER is -1, and the only negative one
-            seen.sum(),
+        weight, previous, loss_step = weights[block], last_draw[block], records.step[block]
+        ids, chosen = candidates.ids_at(block), is_positive(weight)
+        sums = [
+            (loss_step >> 31).sum(),  # NEVER is -1, the only negative step
+            loss_step.sum(),
             chosen.sum(),
-            (before >> 31).bitwise_and_(chosen).sum(),  # NEVER
-            chosen.bitwise_and_(before == max(0, draw - 1)).sum(),
+            (previous >> 31).bitwise_and_(chosen).sum(),  # NEVER is -1
+            chosen.bitwise_and_(previous == max(0, draw - 1)).sum(),
             _digest(ids, weight),
         ]
-        here = torch.stack(parts)
+        local = torch.stack(sums)
         if by_source:
-            source = torch.bucketize(ids, starts, right=True) - 1
-            both = [torch.bincount(stretch, minlength=len(starts)) for stretch in (source, source[weight > 0])]
-            here = torch.cat((here, *both))
-        counts += here
+            span = torch.bucketize(ids, starts, right=True) - 1
+            spans = [torch.bincount(each, minlength=len(starts)) for each in (span, span[weight > 0])]
+            local = torch.cat((local, *spans))
+        counts += local
         largest = torch.maximum(largest, weight.max())
-    minus_unknown, total_seen, num_chosen, num_newly, num_again, digest, *of_sources = sharding.total(counts)
-    num_known = sharding.num_examples + minus_unknown
-    total_age = step * num_known - (total_seen - minus_unknown)
-    audit = {
-        "teacher/loss_age": total_age / max(1, num_known),
+    minus_unscored, total_step, num_chosen, num_new, num_again, digest, *span_counts = sharding.total(counts)
+    num_scored = sharding.num_examples + minus_unscored
+    total_age = step * num_scored - (total_step - minus_unscored)
+    scalars = {
+        "teacher/loss_age": total_age / max(1, num_scored),
         "teacher/overlap": num_again / max(1, num_chosen),
         "teacher/max_weight": float(sharding.max(largest)),
     }
-    return Choice(audit | _inclusion(by_source, of_sources), num_newly, signed(digest))
+    return SelectionAudit(scalars | _inclusion(by_source, span_counts), num_new, signed(digest))
 
 
 def _digest(ids: Tensor, weights: Tensor) -> Tensor:
-    """int64 []: the sum over examples of (bits of the weight) x (odd hash of the id); 0 counts nothing."""
+    """int64 []: the sum over examples of (bits of the weight) x (odd hash of the id); a weight of 0 adds nothing."""
     bits = weights.view(torch.int32).long()
-    bits += bits >> 23  # no two floats are equal after it; powers of two have set low bits, too
-    places = ids * _MULTIPLIER
-    places ^= places >> 32
-    return places.mul_(_MULTIPLIER).bitwise_or_(1).mul_(bits).sum()
+    bits += bits >> 23  # sets low bits of powers of two, too; different floats stay different
+    hashes = ids * _MULTIPLIER
+    hashes ^= hashes >> 32
+    return hashes.mul_(_MULTIPLIER).bitwise_or_(1).mul_(bits).sum()
 
 
 def _inclusion(sources: Sources, counts: list[int]) -> dict[str, float]:
-    """``counts``: of each stretch's candidates, then of the chosen ones of each."""
-    candidates: dict[str, int] = {}
-    chosen: dict[str, int] = {}
-    for (name, _), all_of_it, taken in zip(sources, counts[: len(sources)], counts[len(sources) :], strict=True):
-        candidates[name] = candidates.get(name, 0) + all_of_it
-        chosen[name] = chosen.get(name, 0) + taken
-    return {f"teacher/inclusion/{name}": chosen[name] / count for name, count in candidates.items() if count}
+    """The selected share of each source. ``counts``: the candidates of every span, then the selected ones of every
+    span.
+    """
+    num_candidates: dict[str, int] = {}
+    num_chosen: dict[str, int] = {}
+    for (name, _), of_span, chosen in zip(sources, counts[: len(sources)], counts[len(sources) :], strict=True):
+        num_candidates[name] = num_candidates.get(name, 0) + of_span
+        num_chosen[name] = num_chosen.get(name, 0) + chosen
+    return {f"teacher/inclusion/{name}": num_chosen[name] / num for name, num in num_candidates.items() if num}

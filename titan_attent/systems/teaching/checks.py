@@ -1,6 +1,6 @@
-"""What the teacher refuses before the run: values, parallelisms and data that it cannot work with.
+"""The teacher's checks before the run: of parallelisms, data and scores that it cannot work with.
 
-Each check raises a ValueError that says what is wrong, where, and how to mend it. config_checks.py has those of
+Each check raises a ValueError that says what is wrong, where, and how to fix it. The checks in config_checks.py need
 the section alone.
 """
 
@@ -16,36 +16,39 @@ from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import scorers_read
 from titan_attent.systems.teaching.importance import reads
 
-LEAST_TRUSTED, MOST_TRUSTED = 32, 2**16
+MIN_TRUSTED, MAX_TRUSTED = 32, 2**16
+"""Smallest number of trusted held-out examples to calibrate by, and the largest number that is read."""
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
-"""Pipeline schedules that torch cannot run without a backward."""
+"""Pipeline schedules that torch cannot run without a backward pass."""
 
 
 def check_run(config: TeacherConfig, settings: RunSettings) -> None:
-    """Refuse what the run cannot do for the teacher."""
+    """Refuse settings of the run that the teacher cannot work with."""
     batch, cp, tp = settings.local_batch_size, settings.degrees.context, settings.degrees.tensor
     if cp > 1 and config.weighting == "loss":
         raise ValueError(
-            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank knows the loss '
-            'of its part of an example only. Use weighting = "inverse_probability", or context_parallel_degree = 1'
+            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank has the loss of '
+            "only its shard of each example. Use weighting = "
+            '"inverse_probability", or context_parallel_degree = 1'
         )
     if settings.vocab_parallel and config.loss_chunks > 1:
         raise ValueError(
-            f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which cuts the logits "
-            "along the vocabulary already. Set it to 1, or parallelism.disable_loss_parallel to true"
+            f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which already shards "
+            "the logits along the vocabulary. Set loss_chunks to 1, or parallelism.disable_loss_parallel to true"
         )
     if settings.degrees.pipeline == 1 or not config.scores_forward:
         return
     if (schedule := settings.pipeline_schedule) in WITHOUT_FORWARD:
         raise ValueError(
-            f'[teacher] scoring = "{config.scoring}" with pipeline_parallel_schedule = "{schedule}": torch cannot run '
-            'it without a backward, as scoring does. Set teacher.scoring = "train", or use "Interleaved1F1B"'
+            f'[teacher] scoring = "{config.scoring}" with pipeline_parallel_schedule = "{schedule}": scoring has no '
+            "backward pass, and torch cannot run this schedule without one. Set teacher.scoring = "
+            '"train", or use "Interleaved1F1B"'
         )
     if config.scoring_batch_size not in (0, batch):
         raise ValueError(
             f"[teacher] scoring_batch_size = {config.scoring_batch_size} differs from training.local_batch_size = "
-            f"{batch}: pipeline stages exchange tensors of one shape. Make the two equal"
+            f"{batch}: pipeline stages exchange tensors of one shape. Make the two sizes equal"
         )
 
 
@@ -68,7 +71,7 @@ def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
     """The folders of scores that a run reads: "expert", "amateur" -> folder. A uniform run reads none.
 
     Raises:
-        ValueError: ``config.scores`` is no folder of scores, or lacks a scorer that the rule needs.
+        ValueError: ``config.scores`` holds no scores, or not those of a scorer that the rule needs.
     """
     usable = scorers_read(config) if config.scores else set()
     if not usable:
@@ -78,7 +81,7 @@ def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
     if missing := sorted(needed - folders.keys()):
         key = "importance" if missing[0] in reads(config.importance) else "scoring"
         raise ValueError(
-            f"[teacher] scores = {config.scores}: holds the losses of the {' and the '.join(folders)} alone, and "
+            f"[teacher] scores = {config.scores}: holds only the losses of the {' and the '.join(folders)}, and "
             f'{key} = "{getattr(config, key)}" needs those of the {" and the ".join(missing)}. Name the folder that '
             "torchrun -m titan_attent.score pair wrote, which holds both"
         )
@@ -92,33 +95,34 @@ def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
 
 
 def needs_trusted(config: TeacherConfig) -> bool:
-    """Whether a run compares with trusted text."""
+    """Whether a run compares its data with trusted text."""
     return config.ratio_schedule == "calibrated" and config.strategy != "uniform"
 
 
 def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
-    """amateur's - expert's loss of the trusted held-out examples that both have scored; ValueError if there are none.
+    """amateur's - expert's loss of the trusted held-out examples, the first ``MAX_TRUSTED`` of them.
 
-    At most the first ``MOST_TRUSTED`` of them.
+    Raises:
+        ValueError: the two hold losses of different examples, or of fewer than ``MIN_TRUSTED``.
     """
     folders = folders_of_scores(config)
     amateur, expert = (facts.open_reference(str(Path(folders[role]) / TRUSTED)) for role in ("amateur", "expert"))
-    of_amateur, of_expert = amateur.scoring, expert.scoring
-    if (of_amateur.data_fingerprint, of_amateur.seq_len) != (of_expert.data_fingerprint, of_expert.seq_len):
+    amateur_data, expert_data = ((each.scoring.data_fingerprint, each.scoring.seq_len) for each in (amateur, expert))
+    if amateur_data != expert_data:
         raise ValueError(
             f"{amateur.path} and {expert.path} hold losses of different examples: score the same trusted held-out data "
-            "with both models; torchrun -m titan_attent.score pair does"
+            "with both models, as torchrun -m titan_attent.score pair does"
         )
-    num = min(of_amateur.num_examples, MOST_TRUSTED)
-    if num < LEAST_TRUSTED:
+    num = min(amateur.scoring.num_examples, MAX_TRUSTED)
+    if num < MIN_TRUSTED:
         raise ValueError(
-            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score {LEAST_TRUSTED}"
+            f"{amateur.path}: {num} trusted held-out examples are too few to calibrate by: score at least {MIN_TRUSTED}"
         )
     return (amateur.read(0, num) - expert.read(0, num)).tolist()
 
 
 def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) -> None:
-    """Refuse a data set that is smaller than a batch, and a pool that does not lie between the two."""
+    """Refuse a data set smaller than a batch, and a pool smaller than a batch or larger than the data set."""
     if batch_size > num_examples:
         raise ValueError(
             f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
@@ -127,11 +131,11 @@ def check_sizes(config: TeacherConfig, *, num_examples: int, batch_size: int) ->
     if config.pool_size and not batch_size <= config.pool_size <= num_examples:
         raise ValueError(
             f"[teacher] pool_size = {config.pool_size} must be between one global batch ({batch_size}) and the data "
-            f"set ({num_examples} examples), or 0 for the whole of it"
+            f"set ({num_examples} examples), or 0 for the whole data set"
         )
 
 
-def check_parts(
+def check_inputs(
     config: TeacherConfig,
     *,
     score: object,
@@ -141,7 +145,7 @@ def check_parts(
     chance_loss: object,
     window: object,
 ) -> None:
-    """Refuse a teacher without the part that its configuration reads; None is a part that is not there."""
+    """Refuse a teacher without an input that its configuration reads; None is a missing input."""
     if config.strategy == "uniform":
         return
     needed = reads(config.importance)
@@ -153,15 +157,18 @@ def check_parts(
         key = "importance" if "amateur" in needed else "scoring"
         raise ValueError(f'{key} = "{getattr(config, key)}" needs an amateur\'s losses: give them as `amateur`')
     if config.ratio_schedule == "calibrated" and not trusted:
-        raise ValueError('ratio_schedule = "calibrated" compares with trusted text: give its differences as `trusted`')
+        raise ValueError(
+            'ratio_schedule = "calibrated" compares with trusted text: give the cross-entropy differences of trusted '
+            "examples as `trusted`"
+        )
     if "chance_loss" in needed and chance_loss is None:
-        raise ValueError(f'importance = "{config.importance}" compares with a blind guess: give `chance_loss`')
+        raise ValueError(f'importance = "{config.importance}" compares with a uniform guess: give `chance_loss`')
     if config.weighting == "loss" and window is None:
         raise ValueError('weighting = "loss" needs recent losses: give the buffer a LossWindow')
     for name, losses in (("expert", expert), ("amateur", amateur), ("trusted", trusted)):
-        known = None if losses is None else torch.as_tensor(losses)
-        if known is not None and (bad := int((~torch.isfinite(known)).sum())):
+        values = None if losses is None else torch.as_tensor(losses)
+        if values is not None and (num_bad := int((~torch.isfinite(values)).sum())):
             raise ValueError(
-                f"{bad} of the {len(known)} numbers in `{name}` are not finite, and NaN would be taught before all "
-                "others: score these examples again, or leave them out of the data"
+                f"{num_bad} of the {len(values)} numbers in `{name}` are not finite, and examples with NaN would be "
+                "selected first: score these examples again, or leave them out of the data"
             )

@@ -1,4 +1,4 @@
-"""Values of ``[teacher]`` that are refused: out of their range, or keys that do not go together."""
+"""Checks of the values of ``[teacher]``: values out of their range, and keys that contradict each other."""
 
 from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.systems.teaching.config import RATIO_SCHEDULES, TeacherConfig
@@ -8,7 +8,7 @@ from titan_attent.systems.teaching.strategies import STRATEGIES
 
 
 def check_config(config: TeacherConfig) -> None:
-    """Raise a ValueError that names the key, its value and the mend if any value is out of its range."""
+    """Raise a ValueError with the key, its value and how to fix it if a value is out of its range."""
     check_one_of("strategy", config.strategy, ("uniform", DIFFERENCE, *STRATEGIES))
     check_rule(config)
     config = with_rule(config)
@@ -28,8 +28,8 @@ def check_config(config: TeacherConfig) -> None:
     check_number("warmup_passes", config.warmup_passes, at_least=-1, whole=True)
     check_number("initial_interval", config.initial_interval, at_least=1, whole=True)
     incremental = config.interval_schedule == "incremental"  # the fixed one does not read max_interval
-    least = config.initial_interval if incremental else 1
-    check_number("max_interval", config.max_interval, at_least=least, whole=True)
+    min_interval = config.initial_interval if incremental else 1
+    check_number("max_interval", config.max_interval, at_least=min_interval, whole=True)
     check_number("scoring_batch_size", config.scoring_batch_size, at_least=0, whole=True)
     check_number("pool_size", config.pool_size, at_least=0, whole=True)
     check_number("loss_chunks", config.loss_chunks, at_least=1, whole=True)
@@ -38,19 +38,19 @@ def check_config(config: TeacherConfig) -> None:
     check_number("max_repeats", config.max_repeats, at_least=0)
     if 0 < config.max_repeats < 1:
         raise ValueError(
-            f"[teacher] max_repeats = {config.max_repeats}: an example is trained once or more; set it to 1 or more, "
-            "or to 0 for the default"
+            f"[teacher] max_repeats = {config.max_repeats}: a selected example is trained at least once; set it to 1 "
+            "or more, or to 0 for the default"
         )
     check_number("seed", config.seed, whole=True)
     _check_combinations(config)
 
 
 def _check_combinations(config: TeacherConfig) -> None:
-    """Refuse keys that contradict each other, or that one of them needs."""
+    """Refuse keys that contradict each other, or that lack another key they need."""
     if config.scoring == "forward_once" and config.pool_size:
         raise ValueError(
-            f'[teacher] scoring = "forward_once" with pool_size = {config.pool_size}: each round has a pool of '
-            'its own; use scoring = "forward", or pool_size = 0'
+            f'[teacher] scoring = "forward_once" with pool_size = {config.pool_size}: each round has another pool, '
+            'which has to be scored; use scoring = "forward", or pool_size = 0'
         )
     if config.strategy == "uniform" and config.weighting == "loss":
         raise ValueError(
@@ -64,18 +64,18 @@ def _check_combinations(config: TeacherConfig) -> None:
         )
     if config.strategy == "uniform" and config.dry_run:
         raise ValueError(
-            '[teacher] dry_run = true with strategy = "uniform", which decides nothing: name the strategy whose '
-            'decisions are to be seen, such as strategy = "hard", or set dry_run = false'
+            '[teacher] dry_run = true with strategy = "uniform", which decides nothing: set the strategy that you want '
+            'to try, such as strategy = "hard", or set dry_run = false'
         )
     if config.strategy == "threshold" and config.weighting == "loss":
         raise ValueError(
-            '[teacher] weighting = "loss" with strategy = "threshold", which has weights of its own: choose '
-            "another of the two"
+            '[teacher] weighting = "loss" with strategy = "threshold", which sets its own weights: choose another '
+            "weighting or strategy"
         )
     if "amateur" in reads(config.importance) and config.scores_forward:
         raise ValueError(
-            f'[teacher] scoring = "{config.scoring}" with importance = "{config.importance}", which reads nothing of '
-            'the learner: the forward passes would have no effect. Use scoring = "amateur"'
+            f'[teacher] scoring = "{config.scoring}" with importance = "{config.importance}", which does not read the '
+            'learner\'s losses: the forward passes would have no effect. Use scoring = "amateur"'
         )
     if config.ratio_schedule == "calibrated" and config.importance != "cross_entropy_difference":
         raise ValueError(
@@ -90,7 +90,7 @@ def _check_combinations(config: TeacherConfig) -> None:
 
 
 def check_scores_named(config: TeacherConfig) -> None:
-    """Refuse a rule that reads scores where none are named, and scores that the rule does not read."""
+    """Refuse a rule that reads scores if none are named, and scores that the rule does not read."""
     config = with_rule(config)
     needs = {"expert", "amateur"} & reads(config.importance)
     if not config.scores and (needs or config.scoring == "amateur"):
@@ -101,13 +101,13 @@ def check_scores_named(config: TeacherConfig) -> None:
         )
     if config.scores and not scorers_read(config):
         raise ValueError(
-            f'[teacher] importance = "{config.importance}" does not read scores: it needs more of an example than one '
-            'loss. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove scores'
+            f'[teacher] importance = "{config.importance}" does not read scores: one loss per example is not enough '
+            'for it. Use "attainment", "cross_entropy_difference" or "excess_loss", or remove scores'
         )
 
 
 def scorers_read(config: TeacherConfig) -> set[str]:
-    """The scorers whose losses a run can use: "expert", "amateur"; none under uniform."""
+    """The scorers whose losses a run can use: "expert", "amateur"; none with strategy = "uniform"."""
     if config.strategy == "uniform":
         return set()
     needs = reads(config.importance)

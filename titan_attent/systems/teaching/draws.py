@@ -1,11 +1,12 @@
-"""Draws: from a pool and what the buffer knows of it to a selection with weights. One at a time is in force.
+"""Draws: from a pool and the records of its examples to a selection with weights. Only the last draw's selection is
+current.
 
-    records of the candidates -> importance -> scores -> guards -> ratio -> strategy -> weights, bitmask, audit
+    records of the candidates -> importance -> scores -> quarantine -> ratio -> strategy -> weights, bitmask, audit
 
-Cost: 4 bytes per example / ranks for the last draw that took it, 4 bytes a candidate / ranks for its weight. A draw
-takes 17 bytes a local candidate while it runs and 14 collectives for any number of ranks (4 more for a median, 4 for
-ties, up to 7 where something is set aside), a few KiB each, except the floor's 512 KiB; and what travels to and from a
-pool that is a stretch of the order (candidates.py).
+Cost in memory: 4 bytes per example / ranks for the last draw that selected it, 4 bytes per candidate / ranks for its
+weight, and 17 bytes per local candidate during a draw. Cost in collectives per draw: 14 for any number of ranks, 4 more
+for a median, 4 for ties, up to 7 if examples are quarantined. Each is a few KiB, except 512 KiB for the floor of the
+soft draw. A pool that is a span of the shuffled order is exchanged with the owners in addition (candidates.py).
 """
 
 import struct
@@ -21,12 +22,12 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.records import NEVER
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_of_fallback
-from titan_attent.systems.teaching.audit import Sources, audit_choice, audit_scores
+from titan_attent.systems.teaching.audit import Sources, audit_scores, audit_selection
 from titan_attent.systems.teaching.candidates import Candidates, PoolRecords
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.guards import Quarantine, Quarantined
-from titan_attent.systems.teaching.importance import Known, importance, reads
-from titan_attent.systems.teaching.radix import blocks, positive, replace_bits
+from titan_attent.systems.teaching.importance import Evidence, importance, reads
+from titan_attent.systems.teaching.radix import blocks, is_positive, replace_bits
 from titan_attent.systems.teaching.ratios import RatioFromScores
 from titan_attent.systems.teaching.selection import gather_bitmask
 from titan_attent.systems.teaching.statistics import Scores
@@ -37,23 +38,23 @@ class Draws:
     """Selections from pools of one size.
 
     Args:
-        buffer: the losses; its mesh shares the work.
+        buffer: the losses; the work is sharded over its mesh.
         config: strategy, importance, guards.
-        batch_size: G, the least that a selection holds.
-        expert: fp32 [num_local] an expert's losses of the examples that this rank owns, for "excess_loss".
-        amateur: the same of an amateur.
-        chance_loss: what a blind guess costs, for "attainment".
+        batch_size: G, the smallest size of a selection.
+        expert: fp32 [num_local], an expert's losses of the examples that this rank owns.
+        amateur: fp32 [num_local], an amateur's losses of these examples.
+        chance_loss: the loss of a uniform guess, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
-        sources: where in the data set each source's examples stand; empty for no audit by source.
-        bound: how often the run may train an example, where the scores decide the ratio (schedule.py).
+        sources: the spans of the data set by source; empty for no audit by source.
+        bound: how often the run may train an example, if the scores decide the ratio (schedule.py).
 
     Attributes:
         size: P, candidates of a pool.
-        num_selected: examples of the selection in force.
-        weights: fp32 [places of this rank], 0 where not chosen.
-        digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: their choices with the
-            weights, the draw's number, its size and ratio. Equal for every number of ranks.
-        takes_all: the scores say that nothing is to be left out.
+        num_selected: number of examples of the current selection.
+        weights: fp32 [local slots], 0 where not selected.
+        digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: the selected examples with
+            their weights, the draw's number, its size and ratio. Equal for every number of ranks.
+        takes_all: the scores leave nothing out.
         audit: the ``teacher/*`` scalars of the last draw.
     """
 
@@ -68,7 +69,7 @@ class Draws:
         chance_loss: float | None = None,
         trusted: Tensor | None = None,
         sources: Sources = (),
-        bound: schedule.RepeatBound = schedule.UNBOUND,
+        bound: schedule.RepeatBound = schedule.UNBOUNDED,
     ):
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
         self.chance_loss, self.sources = chance_loss, sources
@@ -76,9 +77,7 @@ class Draws:
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
-        self.ratios = RatioFromScores(
-            config, size=self.size, bound=bound, trusted=trusted, all_scores=self._differences
-        )
+        self.ratios = RatioFromScores(config, size=self.size, bound=bound, trusted=trusted, all_scores=self._all_scores)
         self.num_draws = 0
         self.digest = 0
         self.num_ever_chosen = 0
@@ -90,38 +89,38 @@ class Draws:
             self.quarantine = Quarantine(after=config.quarantine_after, owners=self.owners, device=buffer.device)
         self.takes_all = False
         self.audit: dict[str, float] = {}
-        self._warned = False
+        self._fallback_warned = False
 
     def draw(self, pool: Pool, *, step: int, seed: Seed, ratio: float | None) -> tuple[float, Quarantined]:
-        """Choose from ``pool``, from the losses known now. A collective, with host syncs.
+        """Select from ``pool`` by the losses recorded so far. A collective, with host syncs.
 
         Args:
             step: training steps done.
-            seed: of the draw: (seed, round, pass).
-            ratio: the share to select; None where the scores decide it.
+            seed: seed of the draw: (seed, round, pass).
+            ratio: the share to select; None if the scores decide it.
 
         Returns:
-            (ratio, examples that are set aside from now on).
+            (ratio, newly quarantined examples).
         """
         config = self.config
         self.buffer.sync()
         candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
-        seen = self._fetch(candidates)
-        known = Known(expert=seen.expert, amateur=seen.amateur, chance_loss=self.chance_loss)
-        records = seen.records
-        if seen.amateur is not None and "loss" in reads(config.importance):
-            records = records.with_scores(seen.amateur, replace_all=config.scoring == "amateur")
-        scores = Scores(importance(records, name=config.importance, known=known), sharding=self.sharding)
-        newly, excluded = self._measure(scores, seen, candidates)
-        measures, audit = scores.measures, audit_scores(scores)
+        fetched = self._fetch(candidates)
+        evidence = Evidence(expert=fetched.expert, amateur=fetched.amateur, chance_loss=self.chance_loss)
+        records = fetched.records
+        if fetched.amateur is not None and "loss" in reads(config.importance):
+            records = records.with_scores(fetched.amateur, replace_all=config.scoring == "amateur")
+        scores = Scores(importance(records, name=config.importance, evidence=evidence), sharding=self.sharding)
+        quarantined, excluded = self._update_quarantine(scores, fetched, candidates)
+        metrics, audit = scores.metrics, audit_scores(scores)
         self.takes_all = False
         if ratio is None:
             ratio = self.ratios.decide(scores, batch_size=self.batch_size)
             self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
-        falls_back = config.strategy != "random" and measures.ruling_share < config.min_effective_sample_size
-        if falls_back and not self._warned:
-            warn_of_fallback(step, share=measures.ruling_share, least=config.min_effective_sample_size)
-            self._warned = True
+        falls_back = config.strategy != "random" and metrics.shifted_share < config.min_effective_sample_size
+        if falls_back and not self._fallback_warned:
+            warn_of_fallback(step, share=metrics.shifted_share, minimum=config.min_effective_sample_size)
+            self._fallback_warned = True
         if falls_back or self.takes_all:
             weights, self.num_selected = torch.ones_like(self.weights), self.size
         else:
@@ -134,101 +133,109 @@ class Draws:
                 excluded=excluded,
                 at_least=self.batch_size,
             )
-        choice = audit_choice(
+        selection = audit_selection(
             candidates,
             weights=weights,
-            records=seen.records,
-            last_draw=seen.last_draw,
+            records=fetched.records,
+            last_draw=fetched.last_draw,
             draw=self.num_draws,
             step=step,
             sources=self.sources,
         )
         self.weights = weights
-        self._remember(seen, candidates)
-        self.digest = self._digest(choice.digest, ratio)
+        self._store(fetched, candidates)
+        self.digest = self._digest(selection.digest, ratio)
         self.num_draws += 1
-        self.num_ever_chosen += choice.num_newly
+        self.num_ever_chosen += selection.num_new
         self.audit = {
             "teacher/ratio": self.num_selected / self.size,
             "teacher/selected": float(self.num_selected),
             **audit,
-            **choice.audit,
+            **selection.scalars,
             "teacher/never_selected": 1 - self.num_ever_chosen / self.owners.num_examples,
             "teacher/nonfinite": float(self.buffer.num_nonfinite),
             "teacher/fallback": float(falls_back),
         }
         if self.quarantine is not None:
             self.audit["teacher/quarantined"] = float(self.quarantine.count)
-        return ratio, newly
+        return ratio, quarantined
 
     def _fetch(self, candidates: Candidates) -> PoolRecords:
-        kept = {"last_draw": self.last_draw}
-        kept |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
+        owned = {"last_draw": self.last_draw}
+        """Bring the owners' data to this rank's slots. A collective."""
+        owned |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
         if self.quarantine is not None:
-            kept |= {"streak": self.quarantine.streak, "start": self.quarantine.loss_at_start}
-        here: list[Tensor] = []
+            owned |= {"streak": self.quarantine.streak, "start": self.quarantine.loss_at_start}
+        fetched: list[Tensor] = []
 
         def fetch(tensors: list[Tensor]) -> list[Tensor]:
-            fetched = candidates.fetch(tensors + list(kept.values()))
-            here.extend(fetched[len(tensors) :])
-            return fetched[: len(tensors)]
+            values = candidates.fetch(tensors + list(owned.values()))
+            fetched.extend(values[len(tensors) :])
+            return values[: len(tensors)]
 
         records = self.buffer.records().moved(fetch, self.sharding)
-        return PoolRecords(records, **dict(zip(kept, here, strict=True)))
+        return PoolRecords(records, **dict(zip(owned, fetched, strict=True)))
 
-    def _differences(self) -> Scores:
-        """What the calibrated schedule compares with trusted text, of all examples of the data set."""
-        known = Known(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
-        return Scores(importance(self.buffer.records(), name=self.config.importance, known=known), sharding=self.owners)
+    def _all_scores(self) -> Scores:
+        """Scores of all examples of the data set, which the calibrated schedule compares with trusted text."""
+        evidence = Evidence(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
+        values = importance(self.buffer.records(), name=self.config.importance, evidence=evidence)
+        return Scores(values, sharding=self.owners)
 
-    def _measure(self, scores: Scores, seen: PoolRecords, candidates: Candidates) -> tuple[Quarantined, Tensor | None]:
-        """Measure the scores, and count what the last selections brought.
+    def _update_quarantine(
+        self, scores: Scores, fetched: PoolRecords, candidates: Candidates
+    ) -> tuple[Quarantined, Tensor | None]:
+        """Compute the metrics of the scores, and count useless selections.
 
         Returns:
-            (examples newly set aside; bool [num_local], all candidates that are, or None where nothing is).
+            (newly quarantined examples; bool [num_local], all quarantined candidates, or None if there are none).
         """
-        guard, losses = self.quarantine, seen.records.loss
-        if guard is None or seen.streak is None or seen.start is None:
+        guard, losses = self.quarantine, fetched.records.loss
+        if guard is None or fetched.streak is None or fetched.start is None:
             return [], None
-        places = torch.zeros(0, dtype=torch.int64, device=losses.device)
+        slots = torch.zeros(0, dtype=torch.int64, device=losses.device)
         if scores.summary.num_finite:
-            places = guard.update(
-                seen.streak, seen.start, scores=scores.values, losses=losses, watched=scores.summary.watched
+            slots = guard.update(
+                fetched.streak,
+                fetched.start,
+                scores=scores.values,
+                losses=losses,
+                threshold=scores.summary.quarantine_threshold,
             )
-        _, (num_newly,) = scores.measure(torch.tensor([len(places)], device=losses.device))
-        newly: Quarantined = []
-        if num_newly:
-            newly = guard.listed(candidates.ids_of(places), losses[places])
-            guard.count += num_newly
-        return newly, guard.set_aside(seen.streak) if guard.count else None
+        _, (num_new,) = scores.compute_metrics(torch.tensor([len(slots)], device=losses.device))
+        new: Quarantined = []
+        if num_new:
+            new = guard.gather_quarantined(candidates.ids_of(slots), losses[slots])
+            guard.count += num_new
+        return new, guard.quarantined(fetched.streak) if guard.count else None
 
-    def _remember(self, seen: PoolRecords, candidates: Candidates) -> None:
-        """Bring what this draw decided to the owners."""
-        targets, values = [self.last_draw], [seen.last_draw]
+    def _store(self, fetched: PoolRecords, candidates: Candidates) -> None:
+        """Bring the decisions of this draw to the owners."""
+        targets, values = [self.last_draw], [fetched.last_draw]
         for block in blocks(len(self.weights), device=self.weights.device):
-            replace_bits(seen.last_draw[block], self.num_draws, where=positive(self.weights[block]).neg_())
+            replace_bits(fetched.last_draw[block], self.num_draws, where=is_positive(self.weights[block]).neg_())
         guard = self.quarantine
-        if guard is not None and seen.streak is not None and seen.start is not None:
-            guard.mark(seen.streak, weights=self.weights)
+        if guard is not None and fetched.streak is not None and fetched.start is not None:
+            guard.mark(fetched.streak, weights=self.weights)
             targets += [guard.streak, guard.loss_at_start]
-            values += [seen.streak, seen.start]
+            values += [fetched.streak, fetched.start]
         candidates.store(targets, values)
 
-    def _digest(self, choice: int, ratio: float) -> int:
+    def _digest(self, selection: int, ratio: float) -> int:
         (bits,) = struct.unpack("<q", struct.pack("<d", ratio))
-        return signed(derive_key(self.num_draws, self.num_selected, bits, choice))
+        return signed(derive_key(self.num_draws, self.num_selected, bits, selection))
 
     def selected(self) -> SelectedSlots:
-        """The places in force, on every rank. A collective."""
+        """The selected slots, on every rank. A collective."""
         return SelectedSlots(self.size, bitmask=gather_bitmask(self.weights > 0, sharding=self.sharding))
 
-    def weights_of(self, places: Tensor) -> Tensor:
-        """This rank's places, int64 [n] on any device -> their weights, fp32 [n]. A collective without a host sync."""
-        asked, _ = self.sharding.gather(places.to(self.buffer.device, non_blocking=True))
-        # Each place has one owner; the others add zeros, so the sum is exact.
+    def weights_of(self, slots: Tensor) -> Tensor:
+        """Slots, int64 [n] on any device -> their weights, fp32 [n]. A collective without a host sync."""
+        requested, _ = self.sharding.gather(slots.to(self.buffer.device, non_blocking=True))
+        # Each slot has one owner, and all other ranks add zeros, so the sum is exact.
         padded = torch.cat((self.weights, self.weights.new_zeros(1)))
-        answers = padded[self.sharding.local_index(asked, elsewhere=self.sharding.num_local)]
-        return self.sharding.sum(answers)[self.sharding.rank]
+        local_weights = padded[self.sharding.local_index(requested, elsewhere=self.sharding.num_local)]
+        return self.sharding.sum(local_weights)[self.sharding.rank]
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {

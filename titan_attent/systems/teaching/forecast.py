@@ -1,7 +1,7 @@
-"""The forecast: before the first step of a selection the log says what will be trained, how often, of which source.
+"""The forecast: before a selection is first trained, the log says how much is selected, how often, and of which source.
 
-Scores on disk are known before step 1 and never change, so that the forecast is then the whole run's. Where importances
-follow the learner it is of the first round that selects.
+Scores on disk never change, so the forecast from them holds for the whole run. If importances follow the learner, it
+holds for the first round that selects.
 """
 
 import logging
@@ -12,12 +12,12 @@ from titan_attent.systems.teaching.config import TeacherConfig
 
 logger = logging.getLogger(__name__)
 
-MANY_VISITS = 2
-"""Beyond it a warning: what is trained more often teaches less each time."""
-FEW_OF_A_SOURCE = 0.05
-"""Of a source's examples: where fewer are selected, next to nothing of it is trained."""
-FEW_SOURCES = 4
-"""Of those with the smallest and with the largest share, as many are named."""
+MAX_VISITS = 2
+"""Visits of an example above which the log warns: repeated training teaches less each time."""
+MIN_SOURCE_SHARE = 0.05
+"""Selected share of a source's examples below which the log warns."""
+NUM_NAMED_SOURCES = 4
+"""Number of sources named with the smallest, and with the largest, selected share."""
 
 _INCLUSION = "teacher/inclusion/"
 
@@ -25,41 +25,42 @@ _INCLUSION = "teacher/inclusion/"
 def log_forecast(
     config: TeacherConfig, metrics: Mapping[str, float], *, visits: float, step: int, num_examples: int, takes_all: bool
 ) -> None:
-    """Log on the first rank what the decision in force means for the run; a warning where examples come often.
+    """Log on the first rank which share is selected and how often it is trained; warn of many repeats and neglected
+    sources.
 
     Args:
-        metrics: the teacher's, of that decision.
-        visits: how often the run trains an example that is selected, or would, in a dry run.
+        metrics: the teacher's metrics of the current decision.
+        visits: how often the run trains a selected example, or would, in a dry run.
         step: training steps done.
-        num_examples: of the data set.
+        num_examples: size of the data set.
         takes_all: the scores leave nothing out.
     """
     if not is_first_rank():
         return
     if takes_all:
-        logger.info(f"Teacher: nothing is left out; each of {num_examples:,} examples is trained {visits:.1f} times")
+        logger.info(f"Teacher: nothing is left out. Each of {num_examples:,} examples is trained {visits:.1f} times")
         return
     by_source = {tag.removeprefix(_INCLUSION): share for tag, share in metrics.items() if tag.startswith(_INCLUSION)}
-    said = [
-        f"Teacher: from step {step + 1} on {metrics['teacher/ratio']:.1%} of {num_examples:,} examples "
+    sentences = [
+        f"Teacher: from step {step + 1} on, {metrics['teacher/ratio']:.1%} of {num_examples:,} examples "
         f"{'would be' if config.dry_run else 'are'} selected, each trained {visits:.1f} times in this run"
     ]
     if by_source:
-        told = sorted(by_source.items(), key=lambda item: item[1])
-        if len(told) > 2 * FEW_SOURCES:
-            told = [*told[:FEW_SOURCES], *told[-FEW_SOURCES:]]
-        said.append("selected of " + ", ".join(f"{name} {share:.1%}" for name, share in told))
+        shares = sorted(by_source.items(), key=lambda item: item[1])
+        if len(shares) > 2 * NUM_NAMED_SOURCES:
+            shares = [*shares[:NUM_NAMED_SOURCES], *shares[-NUM_NAMED_SOURCES:]]
+        sentences.append("Selected share by source: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
     if config.follows_learner:
-        said.append("later rounds choose anew")
+        sentences.append("Later rounds select anew")
     risks = []
-    if visits > MANY_VISITS and config.strategy != "random":
+    if visits > MAX_VISITS and config.strategy != "random":
         risks.append(
-            f"That is more than {MANY_VISITS} times: repeated text teaches less each time. Fewer steps, more data or a "
-            "larger ratio repeat less"
+            f"Text that is trained more than {MAX_VISITS} times teaches less each time. Train for fewer steps, add "
+            "data or select a larger share"
         )
-    if left := [name for name, share in by_source.items() if share < FEW_OF_A_SOURCE]:
+    if neglected := [name for name, share in by_source.items() if share < MIN_SOURCE_SHARE]:
         risks.append(
-            f"Next to nothing of {', '.join(left[:FEW_SOURCES])} is trained: if it is wanted, put text of its kind "
-            "into the trusted text, or score it otherwise"
+            f"Almost nothing of {', '.join(neglected[:NUM_NAMED_SOURCES])} is trained. If you want it, put text of its "
+            "kind into the trusted text, or select by other scores"
         )
-    logger.log(logging.WARNING if risks else logging.INFO, ". ".join(["; ".join(said), *risks]))
+    logger.log(logging.WARNING if risks else logging.INFO, ". ".join([*sentences, *risks]))

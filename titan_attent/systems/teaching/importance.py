@@ -1,14 +1,14 @@
 """Importance: how much an example has left to teach, from the loss buffer. Elementwise, except for one median.
 
-AtteNT (Nonparametric Teaching of Attention Learners, ICLR 2026, arXiv 2602.20461, section 4) teaches the examples whose
-functional gradient is largest; for a convex loss its norm grows with the deviation from the target.
+AtteNT (Nonparametric Teaching of Attention Learners, ICLR 2026, arXiv 2602.20461, section 4) selects the examples with
+the largest functional gradient; for a convex loss its norm grows with the deviation from the target.
 
-A new importance is one function here, with the decorator and a docstring, whose first paragraph goes into
-docs/reference/reference.md; its name is then a value of ``[teacher] importance``. Its test, against numpy over all
-examples, belongs into tests/distributed/systems/teaching/test_importance.py.
+To add an importance, write one function here with the decorator and a docstring. Its first paragraph goes into
+docs/reference/reference.md, and its name becomes a value of ``[teacher] importance``. Its test, against numpy over all
+examples, belongs in tests/distributed/systems/teaching/test_importance.py.
 
-Every score is fp32 [num_local]. +inf: never trained, comes first. -inf: trained, but its loss was never finite, comes
-last, so that a broken example is not taught again and again.
+Every score is fp32 [num_local]. +inf: never trained, selected first. -inf: trained, but its loss was never finite;
+selected last, so that a broken example is not selected again and again.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch import Tensor
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
 from titan_attent.systems.teaching.radix import (
-    Stretches,
+    BlockValues,
     blocks,
     largest_keys,
     ordered_keys,
@@ -30,13 +30,15 @@ from titan_attent.systems.teaching.radix import (
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an importance may read beside the records of the candidates.
+class Evidence:
+    """Data that an importance may read in addition to the records of the candidates.
 
     Attributes:
-        expert: fp32 [num_local] an expert's losses of this rank's candidates, for excess_loss.
-        amateur: fp32 [num_local] an amateur's losses of them, for cross_entropy_difference.
-        chance_loss: for attainment, what a blind guess costs: ln V nats per token of V, ln C an image of C classes.
+        expert: fp32 [num_local], an expert's losses of this rank's candidates, for excess_loss and
+            cross_entropy_difference.
+        amateur: fp32 [num_local], an amateur's losses of them, for cross_entropy_difference.
+        chance_loss: the loss of a uniform guess, for attainment: ln V nats per token with V tokens, ln C per image with
+            C classes.
     """
 
     expert: Tensor | None = None
@@ -44,22 +46,22 @@ class Known:
     chance_loss: float | None = None
 
 
-Importance = Callable[[Records, Known], Tensor]
-"""-> fp32 [num_local], a tensor of its own; whatever where nothing is known yet."""
+Importance = Callable[[Records, Evidence], Tensor]
+"""(records, evidence) -> fp32 [num_local], a new tensor. Its values for examples without a loss are overwritten."""
 
 IMPORTANCES: dict[str, Importance] = {}
-"""By name, as ``[teacher] importance`` has it."""
+"""The importances, by their name in ``[teacher] importance``."""
 
 _READS: dict[str, frozenset[str]] = {}
 
 
 def _importance(*reads: str) -> Callable[[Importance], Importance]:
-    """Make a function an importance of its name.
+    """Register a function as the importance of its name.
 
     Args:
-        reads: what it needs: "loss", the learner's last one, which an amateur's can stand for where there is none;
-            "history", two readings of it; "gradient", the functional gradients of ``Records``; "expert", "amateur"
-            or "chance_loss" of :class:`Known`.
+        reads: the inputs that it needs. "loss": the learner's last loss, or an amateur's while there is none.
+            "history": two losses of the learner. "gradient": the functional gradients of ``Records``. "expert",
+            "amateur" or "chance_loss": the fields of :class:`Evidence`.
     """
 
     def add(function: Importance) -> Importance:
@@ -70,63 +72,67 @@ def _importance(*reads: str) -> Callable[[Importance], Importance]:
 
 
 def reads(name: str) -> frozenset[str]:
-    """What the importance of that name needs, as :func:`_importance` lists it."""
+    """The inputs that the importance ``name`` needs; see :func:`_importance`."""
     return _READS[name]
 
 
 @_importance("loss")
-def loss(records: Records, known: Known) -> Tensor:
-    """The last loss, mean nats per token: the deviation, as long as labels are free of noise, which never falls."""
+def loss(records: Records, evidence: Evidence) -> Tensor:
+    """The last loss, mean nats per token. It is the deviation from the target, as long as labels are free of noise;
+    noise never falls.
+    """
     return records.loss.clone()
 
 
 @_importance("gradient")
-def functional_gradient(records: Records, known: Known) -> Tensor:
+def functional_gradient(records: Records, evidence: Evidence) -> Tensor:
     """sqrt(mean over tokens of ||softmax(z) - onehot(y)||^2): AtteNT's own measure, at most sqrt(2).
 
-    It is recorded with the last loss, in the loss's own pass (losses/cross_entropy.py).
+    It is recorded with the last loss, in the same pass over the logits (losses/cross_entropy.py).
     """
     assert records.gradient is not None
     return records.gradient.clone()
 
 
 @_importance("loss", "expert")
-def excess_loss(records: Records, known: Known) -> Tensor:
-    """loss - an expert's loss, in nats per token: what is left to learn, without the part that nobody can.
+def excess_loss(records: Records, evidence: Evidence) -> Tensor:
+    """loss - an expert's loss, in nats per token: what is left to learn, without the part that no model can predict.
 
     An estimate of KL(f* || f), as long as the learner has not overtaken the expert; negative where it has.
     """
-    assert known.expert is not None
-    return records.loss - known.expert
+    assert evidence.expert is not None
+    return records.loss - evidence.expert
 
 
 @_importance("amateur", "expert")
-def cross_entropy_difference(records: Records, known: Known) -> Tensor:
-    """amateur's loss - expert's loss, in nats per token: how much more a row looks like trusted text than the data.
+def cross_entropy_difference(records: Records, evidence: Evidence) -> Tensor:
+    """amateur's loss - expert's loss, in nats per token: how much more an example looks like trusted text than like the
+    data.
 
-    The cross-entropy difference of Moore and Lewis (ACL 2010). Both models are small: the amateur has seen a sample of
-    the data, the expert trusted text. Nothing of the learner is read, so that it holds from the first step on and never
-    changes. CoLoR-Filter (NeurIPS 2024) selects pretraining data by the same difference.
+    The cross-entropy difference of Moore and Lewis (ACL 2010). Both models are small: the amateur was trained on a
+    sample of the data, the expert on trusted text. It reads nothing of the learner, so it holds from the first step on
+    and never changes. CoLoR-Filter (NeurIPS 2024) selects pretraining data by the same difference.
     """
-    assert known.amateur is not None and known.expert is not None
-    return known.amateur - known.expert
+    assert evidence.amateur is not None and evidence.expert is not None
+    return evidence.amateur - evidence.expert
 
 
 @_importance("history")
-def learnability(records: Records, known: Known) -> Tensor:
-    """loss x how fast it falls, against the median: noise never falls, copies have fallen. Needs no scores.
+def learnability(records: Records, evidence: Evidence) -> Tensor:
+    """loss x how fast it falls, compared with the median: noise never falls, and copies have already fallen. Needs no
+    scores on disk.
 
-    loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step). d is the fall of the
-    loss per log-step. The gate is 1 where an example has one reading only, and for all when the median does not fall:
-    then nothing is known. A collective: the exact median by radix descent.
+    loss x clip(d / median d, 0, 1), with d = (first loss - loss) / (log step - log first step): the fall of the loss
+    per log-step. The factor is 1 for an example with one loss only. It is 1 for all examples while the median does not
+    fall: nothing can be compared then. A collective: the exact median by radix descent.
     """
     fall = torch.empty_like(records.loss)
     for block in blocks(len(fall), device=fall.device):
         last, first = records.step[block], records.first_step[block]
         span = last.clamp(min=1).double().log_().sub_(first.clamp(min=1).double().log_())
         span.masked_fill_(span <= 0, 1.0)
-        part = (records.first_loss[block] - records.loss[block]).div_(span.float())
-        fall[block] = part.masked_fill_((first == NEVER) | (last <= first), float("inf"))  # one reading
+        slope = (records.first_loss[block] - records.loss[block]).div_(span.float())
+        fall[block] = slope.masked_fill_((first == NEVER) | (last <= first), float("inf"))  # one loss only
     median = finite_median(lambda block: fall[block], sharding=records.sharding, device=fall.device)
     if median is None or median <= 0:
         return fall.copy_(records.loss)
@@ -136,18 +142,20 @@ def learnability(records: Records, known: Known) -> Tensor:
 
 
 @_importance("loss", "chance_loss")
-def attainment(records: Records, known: Known) -> Tensor:
-    """loss x (how far it has come from a blind guess, against the median)^2. Needs no expert, and one reading.
+def attainment(records: Records, evidence: Evidence) -> Tensor:
+    """loss x (how far it has come from a uniform guess, compared with the median)^2. Needs no expert, and one loss per
+    example.
 
-    loss x clip((blind - loss) / (blind - median loss), 0, 1)^2. The gate is how far the learner has come with an
-    example, from a blind guess (ln V nats among V tokens, ln C among C classes, 1 for a patch of variance 1), measured
-    by how far it has come with the median one. What it cannot predict
-    better than by guessing counts nothing however high its loss; what it has learned has a small loss. Nothing is
-    known, and the gate is 1 for all, before the median example has come any way. A collective: the exact median by
-    radix descent.
+    loss x clip((guess - loss) / (guess - median loss), 0, 1)^2. The factor is the progress of the learner on an example
+    from a uniform guess, relative to its progress on the median example. A uniform guess costs ln V nats among V
+    tokens, ln C among C classes, and 1 for a patch of variance 1.
+
+    An example that the learner predicts no better than by guessing counts 0, however high its loss. An example that it
+    has learned has a small loss. While the median example has made no progress, the factor is 1 for all. A collective:
+    the exact median by radix descent.
     """
-    assert known.chance_loss is not None
-    guess, losses = known.chance_loss, records.loss
+    assert evidence.chance_loss is not None
+    guess, losses = evidence.chance_loss, records.loss
     median = finite_median(
         lambda block: losses[block].masked_fill(records.step[block] == NEVER, float("inf")),
         sharding=records.sharding,
@@ -162,34 +170,34 @@ def attainment(records: Records, known: Known) -> Tensor:
     return scores
 
 
-def importance(records: Records, *, name: str, known: Known | None = None) -> Tensor:
+def importance(records: Records, *, name: str, evidence: Evidence | None = None) -> Tensor:
     """Score this rank's candidates: fp32 [num_local], +inf and -inf as above. A collective, on all ranks.
 
     Args:
-        records: of the candidates.
+        records: the records of the candidates.
         name: a key of ``IMPORTANCES``.
-        known: what it reads beside them.
+        evidence: other data that it reads.
     """
-    scores = IMPORTANCES[name](records, known or Known())
+    scores = IMPORTANCES[name](records, evidence or Evidence())
     if "amateur" in _READS[name]:
         return scores  # whether the learner has seen an example does not matter
     for block in blocks(len(scores), device=scores.device):
-        # In bits: the sign of the step tells whether nothing is known, that of -visits which infinity it is.
+        # In bits: the sign of the step says whether the example has no loss, that of -visits which infinity it gets.
         infinities = (-records.visits[block]).bitwise_and_(-(1 << 31)).bitwise_or_(0x7F800000)
         replace_bits(scores[block].view(torch.int32), infinities, where=records.step[block] >> 31)
     return scores
 
 
-def finite_median(values: Stretches, *, sharding: ExampleSharding, device: torch.device) -> float | None:
-    """The exact median of all ranks' finite values, the lower of two; None when none is finite. A collective.
+def finite_median(values: BlockValues, *, sharding: ExampleSharding, device: torch.device) -> float | None:
+    """The exact median of all ranks' finite values, the lower of two; None if no value is finite. A collective.
 
     Args:
         values: fp32, without NaN.
     """
 
-    def place(num_above: int, num_below: int) -> list[int]:
+    def ks_of(num_above: int, num_below: int) -> list[int]:
         n = sharding.num_examples - num_above - num_below
         return [num_above + n - (n - 1) // 2] if n else []
 
-    found = largest_keys(lambda block: ordered_keys(values(block)), place, sharding=sharding, device=device)
-    return score_of_key(found[0].key) if found else None
+    median = largest_keys(lambda block: ordered_keys(values(block)), ks_of, sharding=sharding, device=device)
+    return score_of_key(median[0].key) if median else None

@@ -1,4 +1,4 @@
-"""The teacher's panels in the report: what it chose, and whether that pays."""
+"""The teacher's panels in the report: its selections, and whether they pay."""
 
 from titan_attent.systems.system import Panel
 
@@ -13,7 +13,7 @@ UNITS = {
 
 PANELS = (
     Panel(
-        "share of the pool in a pass, and round",
+        "share of the pool trained per pass, and round",
         ("teacher/ratio", "teacher/round"),
         labels=(("teacher/ratio", "share"), ("teacher/round", "round (right axis)")),
         right="teacher/round",
@@ -25,14 +25,14 @@ PANELS = (
         ("teacher/effective_sample_size", "teacher/never_selected", "teacher/overlap"),
         shares=True,
     ),
-    Panel("chosen of each data source, share", family="teacher/inclusion/", shares=True),
+    Panel("selected share of each data source", family="teacher/inclusion/", shares=True),
     Panel(
-        "examples skipped, and needed for teaching to pay",
+        "examples skipped, and break-even share",
         ("ledger/skipped_share", "ledger/break_even_share"),
         labels=(("ledger/break_even_share", "share to break even"),),
         from_zero=True,
     ),
-    # That no guard ever struck is said by the table.
+    # If no guard was ever active, the table says so instead of this panel.
     Panel(
         "guards",
         ("teacher/quarantined", "teacher/nonfinite", "teacher/fallback"),

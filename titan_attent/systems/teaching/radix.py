@@ -1,14 +1,15 @@
-"""Exact order statistics of keys that no rank holds together: one radix descent finds several of them at once.
+"""Exact order statistics of keys that are distributed over ranks: one radix descent finds several of them at once.
 
-Every fp32 score has a 32-bit key whose unsigned order is its own. A descent asks all ranks for the counts of the keys
-by their highest byte, then by the next one among the keys that share the first with a key looked for, and so on: 4
-all-reduces of at most 256 counts a key looked for. All sums are of integers, so the result is the same for every
-number of ranks.
+Every fp32 score has a 32-bit key, and the unsigned order of the keys is the order of the scores. A descent counts the
+keys of all ranks by their highest byte. It then counts the keys that share this byte with a target by their second
+byte, and so on. That takes 4 all-reduces of at most 256 counts per target. All sums are of integers, so the result is
+the same for every number of ranks.
 
-Cost a rank: two passes over the local keys, in blocks that stay in a CPU's cache: a count of the upper halves, and a
-copy of those that share theirs with a key looked for, 4 bytes each, few unless many scores are equal.
+Cost per rank: two passes over the local keys, in blocks that stay in a CPU's cache. The first counts the upper halves.
+The second copies the keys that share their upper half with a target, 4 bytes each; there are few unless many scores are
+equal.
 
-A key as a Python integer is in [0, 2^32). Tensors hold it less 2^31, as int32: torch has no arithmetic on uint32.
+A key as a Python integer is in [0, 2^32). Tensors hold the key minus 2^31, as int32: torch has no arithmetic on uint32.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,40 +22,45 @@ from torch import Tensor
 from titan_attent.foundations.sharding import ExampleSharding
 
 UNSEEN_KEY = 0xFF800000
-"""Key of +inf. NaN has no place among scores, so the 2^23 keys above it order the examples never scored."""
+"""The key of +inf. Scores are never NaN, so the 2^23 keys above it are used to order the examples that were never
+scored.
+"""
 
 KEY_OFFSET = 1 << 31
+"""The difference between a key and its int32 value in a tensor."""
 
-_BROKEN_KEY = 0x007FFFFF  # of -inf
+_BROKEN_KEY = 0x007FFFFF  # the key of -inf
 _HALF = 1 << 16
 
 
-class Found(NamedTuple):
-    """The k-th largest key of all ranks: itself, how many lie strictly above it, how many equal it."""
+class KthLargest(NamedTuple):
+    """The k-th largest key of all ranks, the number of keys strictly above it, and the number equal to it."""
 
     key: int
     num_above: int
     num_equal: int
 
 
-Stretches = Callable[[slice], Tensor]
-"""A stretch of this rank's places -> a number for each, evaluated anew for every use, so that none need be kept."""
+BlockValues = Callable[[slice], Tensor]
+"""A block of this rank's slots -> one number per slot. Every use evaluates it again, so that the numbers need not be
+stored.
+"""
 
 
 def blocks(size: int, *, device: torch.device) -> Iterator[slice]:
-    """Cut elementwise work so that its temporaries stay in a CPU's cache, and are bounded on a GPU."""
+    """Cut [0, size) into blocks: their temporaries stay in a CPU's cache, and are bounded on a GPU."""
     step = 1 << 17 if device.type == "cpu" else 1 << 22
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def positive(values: Tensor) -> Tensor:
-    """fp32 values of at least 0 -> int32, 1 where above 0: without a mask, which costs a CPU several times as much."""
+def is_positive(values: Tensor) -> Tensor:
+    """fp32 values of at least 0 -> int32, 1 where above 0. Without a mask, which costs a CPU several times as much."""
     return values.view(torch.int32).clamp(max=1)
 
 
-def replace_bits(values: Tensor, others: Tensor | int, *, where: Tensor) -> None:
-    """int32 values, in place, become ``others`` where the int32 mask ``where`` is -1, and stay where it is 0."""
-    values ^= (values ^ others).bitwise_and_(where)
+def replace_bits(values: Tensor, new: Tensor | int, *, where: Tensor) -> None:
+    """Replace int32 ``values`` in place by ``new`` where the int32 mask ``where`` is -1; keep them where it is 0."""
+    values ^= (values ^ new).bitwise_and_(where)
 
 
 def ordered_keys(scores: Tensor) -> Tensor:
@@ -64,25 +70,25 @@ def ordered_keys(scores: Tensor) -> Tensor:
 
 
 def score_of_key(key: int) -> float:
-    """The fp32 value whose key this is; the inverse of :func:`ordered_keys` below the keys of unseen examples."""
+    """The fp32 value with this key; the inverse of :func:`ordered_keys` for keys below those of unseen examples."""
     bits = key - KEY_OFFSET if key >= KEY_OFFSET else 0xFFFFFFFF - key
     return float(np.array(bits, dtype=np.uint32).view(np.float32))
 
 
 def largest_keys(
-    keys: Stretches,
-    ranks: Callable[[int, int], list[int]],
+    keys: BlockValues,
+    ks_of: Callable[[int, int], list[int]],
     *,
     sharding: ExampleSharding,
     device: torch.device,
     num_local: int | None = None,
-) -> list[Found]:
-    """The k-th largest of all ranks' keys, for several k at once. A collective: 4 all-reduces, or 1 for no k.
+) -> list[KthLargest]:
+    """The k-th largest of all ranks' keys, for several k at once. A collective: 4 all-reduces, or 1 if there is no k.
 
     Args:
-        keys: int32, of this rank's ``sharding.num_local`` places.
-        ranks: from the numbers of keys of +inf and above, and of -inf and below, to the k looked for, each 1 to N.
-        num_local: of this rank's keys, where they are of other things than its places.
+        keys: int32, the keys of this rank's ``sharding.num_local`` slots.
+        ks_of: (number of keys of +inf and above, number of keys of -inf and below) -> each k to find, 1 to N.
+        num_local: number of this rank's keys, if they are not those of its slots.
     """
     num_local = sharding.num_local if num_local is None else num_local
     upper = torch.zeros(_HALF, dtype=torch.int64, device=device)
@@ -91,63 +97,64 @@ def largest_keys(
     infinite = torch.stack((upper[UNSEEN_KEY >> 16 :].sum(), upper[: (_BROKEN_KEY >> 16) + 1].sum()))
     by_byte = upper.view(256, 256)
     first = sharding.sum(torch.cat((by_byte.sum(dim=1), infinite))).cpu().numpy()
-    targets = [_Target(k) for k in ranks(*first[256:].tolist())]
+    targets = [_Target(k) for k in ks_of(*first[256:].tolist())]
     if not targets:
         return []
     for target in targets:
         target.narrow(first[:256])
     rows = [target.prefix for target in targets]
     _narrow(targets, by_byte[torch.tensor(rows, device=device)], sharding=sharding)
-    few = _with_prefixes(keys, {target.prefix for target in targets}, num_local=num_local, device=device)
+    matching = _with_prefixes(keys, {target.prefix for target in targets}, num_local=num_local, device=device)
     for num_bits in (16, 24):
-        _narrow(targets, _count_next(few, [target.prefix for target in targets], num_bits), sharding=sharding)
-    return [Found(target.prefix, target.num_above, target.num_equal) for target in targets]
+        counts = _count_next(matching, [target.prefix for target in targets], num_bits)
+        _narrow(targets, counts, sharding=sharding)
+    return [KthLargest(target.prefix, target.num_above, target.num_equal) for target in targets]
 
 
 class _Target:
-    """A key looked for: its leading bytes so far, the keys above all that have these, and those that have them."""
+    """One k: the leading bytes of its key so far, the number of keys above them, and the number of keys with them."""
 
     def __init__(self, k: int):
         self.k, self.prefix, self.num_above, self.num_equal = k, 0, 0, 0
 
     def narrow(self, counts: np.ndarray) -> None:
-        """Go on to the next byte. ``counts``: int64 [256], of the keys with this prefix, by that byte."""
-        from_the_top = counts[::-1].cumsum()
-        place = int(np.searchsorted(from_the_top, self.k - self.num_above))
-        self.num_equal = int(counts[255 - place])
-        self.num_above += int(from_the_top[place]) - self.num_equal
-        self.prefix = self.prefix << 8 | (255 - place)
+        """Find the next byte. ``counts``: int64 [256], the number of keys with this prefix, by their next byte."""
+        num_from_top = counts[::-1].cumsum()
+        i = int(np.searchsorted(num_from_top, self.k - self.num_above))
+        self.num_equal = int(counts[255 - i])
+        self.num_above += int(num_from_top[i]) - self.num_equal
+        self.prefix = self.prefix << 8 | (255 - i)
 
 
 def _narrow(targets: list[_Target], counts: Tensor, *, sharding: ExampleSharding) -> None:
-    """``counts``: int64 [targets, 256], this rank's."""
+    """Sum ``counts`` over the ranks and narrow every target. ``counts``: int64 [targets, 256], this rank's keys."""
     totals = sharding.sum(counts.contiguous()).cpu().numpy()
     for target, row in zip(targets, totals, strict=True):
         target.narrow(row)
 
 
-def _with_prefixes(keys: Stretches, prefixes: set[int], *, num_local: int, device: torch.device) -> Tensor:
+def _with_prefixes(keys: BlockValues, prefixes: set[int], *, num_local: int, device: torch.device) -> Tensor:
     """int32 [n], the keys of this rank that begin with one of the 16-bit ``prefixes``."""
-    wanted = torch.zeros(_HALF, dtype=torch.bool)
-    wanted[list(prefixes)] = True
-    wanted = wanted.to(device)
-    few = [torch.zeros(0, dtype=torch.int32, device=device)]
+    is_target = torch.zeros(_HALF, dtype=torch.bool)
+    is_target[list(prefixes)] = True
+    is_target = is_target.to(device)
+    matching = [torch.zeros(0, dtype=torch.int32, device=device)]
     for block in blocks(num_local, device=device):
-        here = keys(block)
-        few.append(here[wanted.index_select(0, (here >> 16).add_(_HALF // 2))])
-    return torch.cat(few)
+        block_keys = keys(block)
+        matching.append(block_keys[is_target.index_select(0, (block_keys >> 16).add_(_HALF // 2))])
+    return torch.cat(matching)
 
 
 def _count_next(keys: Tensor, prefixes: list[int], num_bits: int) -> Tensor:
-    """int64 [prefixes, 256]: int32 keys by the byte after their first ``num_bits``, of those with each prefix."""
-    shift, different = 32 - num_bits, sorted(set(prefixes))
-    kept = [prefix - (KEY_OFFSET >> shift) for prefix in different]
-    bounds = torch.tensor(kept, dtype=torch.int32, device=keys.device)
-    counts = torch.zeros(len(different) * 256, dtype=torch.int64, device=keys.device)
+    """int64 [prefixes, 256]: number of int32 keys with each prefix of ``num_bits`` bits, by the byte that follows."""
+    shift, distinct = 32 - num_bits, sorted(set(prefixes))
+    offset_prefixes = [prefix - (KEY_OFFSET >> shift) for prefix in distinct]
+    bounds = torch.tensor(offset_prefixes, dtype=torch.int32, device=keys.device)
+    counts = torch.zeros(len(distinct) * 256, dtype=torch.int64, device=keys.device)
     for block in blocks(len(keys), device=keys.device):
-        part = keys[block]
-        prefix = part >> shift
-        row = torch.bucketize(prefix, bounds).clamp_(max=len(different) - 1)
-        digit = row * 256 + (part >> (shift - 8)).bitwise_and_(255)
+        block_keys = keys[block]
+        prefix = block_keys >> shift
+        row = torch.bucketize(prefix, bounds).clamp_(max=len(distinct) - 1)
+        digit = row * 256 + (block_keys >> (shift - 8)).bitwise_and_(255)
         counts += torch.bincount(digit[bounds[row] == prefix], minlength=len(counts))
-    return counts.view(-1, 256)[[different.index(prefix) for prefix in prefixes]]
+    return counts.view(-1, 256)[[distinct.index(prefix) for prefix in prefixes]]

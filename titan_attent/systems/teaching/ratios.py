@@ -1,7 +1,7 @@
-"""The ratio of a draw where the scores decide it: what they ask for, what bounds it, and that the user hears of it.
+"""The ratio of a draw if the scores decide it: what they request, the bounds, and the warnings about them.
 
-Cost: for the calibrated schedule a count of the scores below each trusted one, an all-reduce of 8 bytes for each of at
-most 65,536 of these a draw, and once more over all of the data before the first.
+Cost: for the calibrated schedule, a count of the scores below each trusted score per draw, an all-reduce of 16 bytes
+for each of at most 65,536; and one more over all of the data before the first draw.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,17 @@ from titan_attent.systems.teaching.strategies import READ_THE_RATIO
 
 
 class RatioFromScores:
-    """Decides the ratio of draws from pools of one size, and tells once what kept it from what the scores ask for.
+    """Decides the ratio of draws from pools of one size, and warns once if it differs from the ratio that the scores
+    request.
 
     Args:
         config: the schedule.
         size: P, candidates of a pool.
         bound: how often the run may train an example (schedule.py).
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
-        all_scores: the scores of all examples, whatever the pool; asked for once. A collective.
+        all_scores: returns the scores of all examples, whatever the pool; called once. A collective.
 
-    Where the strategy does not read the ratio nothing is told of it.
+    A strategy that does not read the ratio causes no warnings.
     """
 
     def __init__(
@@ -39,49 +40,50 @@ class RatioFromScores:
     ):
         self.config, self.size, self.bound, self.trusted, self.all_scores = config, size, bound, trusted, all_scores
         self._is_foreign = None if config.strategy in READ_THE_RATIO else False
-        self._told = config.strategy not in READ_THE_RATIO
+        self._repeats_warned = config.strategy not in READ_THE_RATIO
 
     @property
     def never_selects(self) -> bool:
-        """Whether every draw of the run takes all, whatever its scores."""
-        return self.bound.least_ratio == 1.0 or bool(self._is_foreign)
+        """Whether every draw of the run takes all candidates, whatever their scores."""
+        return self.bound.min_ratio == 1.0 or bool(self._is_foreign)
 
     def decide(self, scores: Scores, *, batch_size: int) -> float:
         """The ratio of a draw. A collective.
 
         Args:
-            scores: of the pool.
-            batch_size: a selection holds a multiple of it.
+            scores: the scores of the pool.
+            batch_size: the size of a selection is a multiple of it.
         """
         if self._is_foreign is None:
-            self._is_foreign = self._finds_foreign_text()
+            self._is_foreign = self._trusted_text_is_foreign()
         decided = schedule.decided_ratio(
             self.config,
-            share=scores.measures.clipped_share,
+            share=scores.metrics.clipped_share,
             below=[] if self.trusted is None else scores.num_below(self.trusted),
             num_examples=self.size,
-            least=self.bound.least_ratio,
+            min_ratio=self.bound.min_ratio,
             is_foreign=self._is_foreign,
         )
-        least, selected = (
+        num_requested, num_selected = (
             schedule.selection_size(self.size, ratio=ratio, batch_size=batch_size)
-            for ratio in (decided.asked, decided.ratio)
+            for ratio in (decided.requested, decided.ratio)
         )
-        if selected > 1.01 * least and not (self._told or self._is_foreign):  # a difference that one can see
-            asked = max(decided.asked, batch_size / self.size)
-            warn_of_repeats(self.config, self.bound, asked=asked, ratio=decided.ratio, size=self.size)
-            self._told = True
+        # A difference of up to 1% is not worth a warning.
+        if num_selected > 1.01 * num_requested and not (self._repeats_warned or self._is_foreign):
+            requested = max(decided.requested, batch_size / self.size)
+            warn_of_repeats(self.config, self.bound, requested=requested, ratio=decided.ratio, size=self.size)
+            self._repeats_warned = True
         return decided.ratio
 
-    def _finds_foreign_text(self) -> bool:
-        """Whether the trusted text is of another kind than the data, and say so if it is."""
+    def _trusted_text_is_foreign(self) -> bool:
+        """Whether the trusted text is of another kind than the data; warns if it is. A collective."""
         if self.trusted is None:
             return False
-        everything = self.all_scores()
-        below, num_examples = everything.num_below(self.trusted), everything.sharding.num_examples
-        asked = schedule.calibrated_ratio(below, num_examples=num_examples)
+        all_scores = self.all_scores()
+        below, num_examples = all_scores.num_below(self.trusted), all_scores.sharding.num_examples
+        requested = schedule.calibrated_ratio(below, num_examples=num_examples)
         likeness = schedule.likeness(below, num_examples=num_examples)
-        if schedule.holds_trusted_kind(asked=asked, likeness=likeness, least=self.bound.least_ratio):
+        if schedule.holds_trusted_kind(requested=requested, likeness=likeness, min_ratio=self.bound.min_ratio):
             return False
-        warn_of_foreign_text(asked=asked, likeness=likeness)
+        warn_of_foreign_text(requested=requested, likeness=likeness)
         return True

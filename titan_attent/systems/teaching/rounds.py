@@ -1,10 +1,10 @@
-"""Rounds: which pass comes next, on what, and how long; the part of the teacher that decides.
+"""Rounds: decides the next pass, its examples and its length.
 
     round 0   warm-up: `warmup_passes` full passes
     round r   a selection from the round's pool, `interval` passes over it (soft draws anew for each)
     last      the tail: full passes on the full data
 
-Cost: a draw (draws.py) before a pass over a selection, and the caller's ``score`` where a round is scored.
+Cost: a draw (draws.py) before each pass over a selection, and the caller's ``score`` if the round is scored.
 """
 
 from collections.abc import Callable
@@ -24,25 +24,25 @@ Record = dict[str, Any]
 
 
 class Rounds:
-    """The position of a run in its rounds, and the decision that moves it on.
+    """The position of a run in its rounds, and the decision about the next pass.
 
     Args:
         draws: the selections.
-        config: of the teacher.
-        plan: when a round has which ratio and interval.
+        config: the teacher's configuration.
+        plan: ratio and interval of each round.
         batch_size: G, examples of a global batch.
         data_seed: seed of the order within a pass.
         ledger: charged for scoring.
-        score: called with the step and a pool on all ranks to record the loss of each of its examples.
-        on_quarantine: called with a JSON-ready record of each example that is set aside.
+        score: called on all ranks with the step and a pool, to record the loss of each of its examples.
+        on_quarantine: called with a JSON-ready record of each newly quarantined example.
 
     Attributes:
         round, pass_index: the round, and the pass within it.
-        ratio, interval: the share selected in the round, and how many passes it has.
+        ratio, interval: the share selected in the round, and its number of passes.
         in_tail: the run is in its tail on the full data.
-        num_batches: of the current pass; 0 before the first.
+        num_batches: global batches of the current pass; 0 before the first pass.
         selecting: the current pass trains a selection.
-        cursor: the stretch of the shuffled order that a full pass or a pool took last.
+        cursor: the span of the shuffled order that a full pass or a pool took last.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Rounds:
         self._warned = False
 
     def decide(self, step: int) -> None:
-        """Move on to the pass that starts after ``step`` training steps. A collective where it is a selection."""
+        """Move to the pass that starts after ``step`` training steps. A collective if it trains a selection."""
         uniform = self.config.strategy == "uniform"
         tail = not uniform and step >= self.plan.tail_start
         self.pass_index += 1 if self.num_batches else 0
@@ -88,19 +88,20 @@ class Rounds:
             self.num_batches = min(self.num_batches, self.plan.tail_start - step)
 
     def digest(self) -> int:
-        """A signed 64-bit hash of the decision in force, equal on all ranks that agree."""
+        """A signed 64-bit hash of the current decision, equal on all ranks that agree."""
         position = (self.round, self.pass_index, self.num_batches, int(self.in_tail), int(self.selecting))
         cursor = (self.cursor.order, self.cursor.start, self.cursor.size)
         return signed(derive_key(*position, *cursor, self.draws.digest if self.selecting else 0))
 
     def follow_plan(self, *, step: int, consumed: int) -> None:
-        """Fit the pass under way to this run's plan: the checkpoint may be of a run with other ``total_steps``.
+        """Fit the current pass to this run's plan: the checkpoint may be of a run with other ``total_steps``.
 
-        A tail on the full data ends where this run is not that far; any other pass ends where this run's tail starts.
+        A tail on the full data ends now if this run has not reached its tail. Any other pass ends where this run's tail
+        starts.
 
         Args:
             step: training steps done.
-            consumed: of them, in the pass under way.
+            consumed: number of them in the current pass.
         """
         if self.config.strategy == "uniform":
             return
@@ -112,16 +113,16 @@ class Rounds:
             self.num_batches = max(consumed, min(self.num_trained() // self.batch_size, until_tail))
 
     def num_trained(self) -> int:
-        """Examples of the pass in progress, where nothing cuts it."""
+        """Examples of the current pass, if the tail does not cut it short."""
         return self.draws.num_selected if self.selecting else self.cursor.size
 
     def num_candidates(self) -> int:
-        """Examples that they were chosen from; of a full pass they themselves."""
+        """Candidates that the examples of the current pass were selected from; for a full pass, its examples."""
         return self.draws.size if self.selecting else self.cursor.size
 
     def _select(self, step: int) -> None:
         config = self.config
-        self.in_tail = False  # a resumed run may be longer than the one that was in its tail
+        self.in_tail = False  # a run resumed in its tail may have more steps now, and leave the tail
         new_round = not self.selecting or self.pass_index >= self.interval
         if new_round:
             if not self._warned and self.draws.num_draws > 1:
@@ -137,7 +138,7 @@ class Rounds:
             for example_id, loss in quarantined:
                 if self.on_quarantine is not None:
                     self.on_quarantine({"step": step + 1, "round": self.round, "example_id": example_id, "loss": loss})
-        # Where nothing is to be left out it is a full pass, in the very order that uniform has.
+        # If nothing is left out, it is a full pass in exactly the order of strategy = "uniform".
         self.selecting = not (config.dry_run or self.draws.takes_all)
         if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
@@ -163,11 +164,11 @@ class Rounds:
         return self.cursor.pool() if self.config.pool_size else Pool.whole(self.num_examples)
 
     def build_pass(self) -> Pass:
-        """The pass in progress. A collective where it is a selection."""
+        """The current pass. A collective if it trains a selection."""
         build = partial(Pass, batch_size=self.batch_size, num_batches=self.num_batches, round=self.round)
         if not self.selecting:
-            stretch = self.cursor.pool()  # shuffled already
-            return build(stretch, SelectedSlots(stretch.size), order=None)
+            span = self.cursor.pool()  # already shuffled
+            return build(span, SelectedSlots(span.size), order=None)
         order, weighted = (self.data_seed, self.round, self.pass_index), is_weighted(self.config)
         return build(self._pool(), self.draws.selected(), order=order, weighted=weighted, strategy=self.config.strategy)
 
@@ -175,7 +176,7 @@ class Rounds:
         **{name: name for name in ("round", "pass_index", "ratio", "interval", "num_batches", "selecting")},
         "annealing": "in_tail",
     }
-    """Key in a checkpoint, which later versions keep -> attribute."""
+    """Key in a checkpoint, which must never change -> attribute."""
 
     def state_dict(self) -> Record:
         return {

@@ -1,8 +1,8 @@
-"""The recommended rule as one value: ``strategy = "difference"`` stands for the five keys that were measured together.
+"""The recommended rule as one value: ``strategy = "difference"`` stands for five keys that were measured together.
 
-It selects the examples whose cross-entropy difference (importance.py) is high, keeps the share that trusted text asks
-for (schedule.py, ``calibrated_ratio``) and trains no tail on the full data, which holds what the rule leaves out. How
-it compares with uniform training: docs/results/single_pass.md.
+It selects the examples with a high cross-entropy difference (importance.py). Trusted text decides the selected share
+(schedule.py, ``calibrated_ratio``). There is no tail on the full data, since it would train the examples that the rule
+leaves out. docs/results/single_pass.md compares it with uniform training.
 """
 
 from collections.abc import Collection
@@ -22,15 +22,15 @@ KEYS = {
 
 
 def with_rule(config: TeacherConfig) -> TeacherConfig:
-    """Return ``config`` with the keys of its rule filled in; ``config`` itself where it names no rule."""
+    """Return ``config`` with the keys of its rule filled in; ``config`` itself if it names no rule."""
     return replace(config, **KEYS) if config.strategy == DIFFERENCE else config  # type: ignore[arg-type]
 
 
 def check_rule(config: TeacherConfig, *, given: Collection[str] = ()) -> None:
-    """Refuse a rule together with another value of a key that the rule sets; ValueError.
+    """Raise a ValueError if a key that the rule sets is given another value.
 
     Args:
-        given: the keys that a TOML file or a command line names. Of other keys the default counts as not given.
+        given: the keys in the TOML file or on the command line. Any other key counts as given if it is not the default.
     """
     if config.strategy != DIFFERENCE:
         return

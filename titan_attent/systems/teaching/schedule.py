@@ -1,7 +1,7 @@
 """Schedules: progress in [0, 1] -> the ratio and the interval of a round. Pure.
 
-AtteNT's "complex" recipe moves both along the training: small, quickly renewed selections while losses change fast,
-large and longer-lived ones later (the paper's ablation: 0.2 -> 0.8). Read once when a round starts.
+AtteNT's "complex" recipe moves both during training. Selections are small and quickly renewed while losses change fast,
+large and longer-lived later (the paper's ablation: 0.2 -> 0.8). They are read once, when a round starts.
 """
 
 import math
@@ -27,148 +27,156 @@ def ratio_at(progress: float, *, schedule: str, initial: float, final: float) ->
     return initial + (final - initial) * progress
 
 
-LEAST_LEFT_OUT = 0.3
-"""Of the adaptive schedule: where it would leave out less, it leaves out nothing."""
+MIN_LEFT_OUT = 0.3
+"""If the adaptive schedule would leave out less than this share, it leaves out nothing."""
 
 
 def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
     """The ratio from the effective sample size: ``share`` squared, within bounds.
 
-    share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal and about m / N when m of them matter. On
-    clean data it stays near 1 and the teacher fades to uniform; the square lets it leave out more where few matter.
-    Clean text that has been trained once differs in how well it is known, and comes to 0.73 to 0.78: leaving out a
-    quarter of it does harm (docs/results/convergence.md). So from 0.7 on everything stays; a twentieth of junk brings
-    it below.
+    share = (sum s)^2 / (N sum s^2) of the importances is 1 when all are equal, and about m / N when m of them matter.
+    On clean data it stays near 1, and the selection approaches uniform training; the square leaves out more when few
+    matter.
+
+    On clean text that was trained once, some examples are learned better than others, and the ratio is 0.73 to 0.78.
+    Leaving out a quarter of that text does harm (docs/results/convergence.md), so from 0.7 on nothing is left out. A
+    twentieth of junk brings the ratio below 0.7.
     """
     ratio = share * share
-    return min(highest, max(lowest, 1.0 if ratio >= 1 - LEAST_LEFT_OUT else ratio))
+    return min(highest, max(lowest, 1.0 if ratio >= 1 - MIN_LEFT_OUT else ratio))
 
 
 WEIGHT_OF_TRUSTED = 2
-LEAST_GAIN = 0.1
+"""Weight of leaving out trusted text against leaving out data, for the cut of the calibrated schedule."""
+MIN_GAIN = 0.1
+"""If the calibrated schedule gains less than this, it leaves out nothing."""
 
 
 def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
-    """The share of the data to keep, from how much of it scores lower than trusted text does.
+    """The share of the data to keep, from the share of it that scores lower than trusted text.
 
-    The cut lies where the share of the data below it exceeds twice the share of the trusted text below it by most:
-    there the scores begin to be less than half as frequent in trusted text as in the data, and an example that has one
-    is more likely something else, whatever the rest of the data is. Where that excess is less than a tenth everything
-    stays: so little saves little, and it may be good text of a kind that the trusted text has too little of.
+    The cut maximises (share of the data below it) - 2 x (share of the trusted text below it). Below the cut, scores are
+    less than half as frequent in trusted text as in the data, so an example with such a score is more likely something
+    else, whatever the other data is. If the maximum is less than a tenth, nothing is left out: the saving is small, and
+    the examples may be good text of a kind that is rare in the trusted text.
 
-    The two-sample statistic of Kolmogorov and Smirnov, weighted by the costs of the two errors (Youden 1950).
+    It is the two-sample statistic of Kolmogorov and Smirnov, weighted by the costs of the two errors (Youden 1950).
 
     Args:
-        below: of the j-th smallest score of trusted text, j from 0 on: how many examples score lower.
-        num_examples: of the data.
+        below: for each score of trusted text, in ascending order: the number of examples that score lower.
+        num_examples: size of the data.
     """
     loss = WEIGHT_OF_TRUSTED / len(below)
-    gain, place = max((count / num_examples - loss * j, -j) for j, count in enumerate(below))
-    return 1.0 - below[-place] / num_examples if gain >= LEAST_GAIN else 1.0
+    gain, minus_j = max((count / num_examples - loss * j, -j) for j, count in enumerate(below))
+    return 1.0 - below[-minus_j] / num_examples if gain >= MIN_GAIN else 1.0
 
 
-LEAST_LIKENESS = 0.1
-LEAST_VOUCHED_FOR = 1 / 30
+MIN_LIKENESS = 0.1
+"""If the kept data is less like trusted text than this (:func:`likeness`), nothing is left out."""
+MIN_REQUESTED = 1 / 30
+"""If the scores request less than this part of the examples that the run has to train, nothing is left out."""
 
 
 def likeness(below: Sequence[int], *, num_examples: int) -> float:
-    """How much like trusted text that is which :func:`calibrated_ratio` would keep: 1/2 where it is of the same kind.
+    """How much the data that :func:`calibrated_ratio` would keep is like trusted text: 1/2 if it is of the same kind.
 
-    The probability that a kept example scores at least as high as a trusted one (Mann and Whitney 1947). Trusted text
-    of another kind than anything in the data lies above nearly all of it: what would be kept are the data's outliers.
+    It is the probability that a kept example scores at least as high as a trusted one (Mann and Whitney 1947). If no
+    data is of the trusted text's kind, trusted text scores higher than nearly all of it, and the kept examples are
+    outliers.
 
     Args:
-        below: as of :func:`calibrated_ratio`.
+        below: see :func:`calibrated_ratio`.
     """
     kept = round(calibrated_ratio(below, num_examples=num_examples) * num_examples)
     above = sum(min(kept, num_examples - count) for count in below)
     return above / (kept * len(below)) if kept else 0.0
 
 
-MOST_REPEATS = 4.0
-"""Passes over the same text that teach almost as much as new text does (Muennighoff et al., NeurIPS 2023)."""
+MAX_REPEATS = 4.0
+"""Passes over the same text that teach almost as much as new text (Muennighoff et al., NeurIPS 2023)."""
 
 
 class RepeatBound(NamedTuple):
-    """How often a run may train an example, and what follows.
+    """How often a run may train an example, and the ratio that follows from it.
 
     Attributes:
-        least_ratio: the smallest ratio that a schedule may take from the scores.
-        max_repeats: times that a run may train an example.
-        visits: ratio -> times that a run which selects it trains an example that it selects.
+        min_ratio: the smallest ratio that a schedule may take from the scores.
+        max_repeats: how often a run may train an example.
+        visits: ratio -> how often a run with this ratio trains an example that it selects.
     """
 
-    least_ratio: float
+    min_ratio: float
     max_repeats: float
     visits: Callable[[float], float]
 
 
-UNBOUND = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
+UNBOUNDED = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
 
 
 def repeat_bound(
     config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int, scorers: Collection[str] = ()
 ) -> RepeatBound:
-    """What ``max_repeats`` asks of a schedule that lets scores decide: steps x batch / (repeats x data), at least.
+    """The bound that ``max_repeats`` sets for a schedule that reads the scores: ratio >= steps x batch / (repeats x
+    data).
 
-    Up to a whole batch. Of pools those of whole passes over one selection count, and of an order of the data those that
-    are full. ``UNBOUND`` for the other schedules.
+    The ratio is rounded up to a whole batch. Pools count only whole passes over a selection, and an order of the data
+    counts only full pools. ``UNBOUNDED`` for the other schedules.
     """
     if config.ratio_schedule not in DECIDED_BY_SCORES:
-        return UNBOUND
+        return UNBOUNDED
     steps = num_examples // batch_size
     plan = Plan(config, steps_of_full_pass=steps, total_steps=total_steps, scorers=scorers)
     repeats, size = plan.max_repeats, config.pool_size or num_examples
     shortest, longest = (plan.interval(step) for step in (0, total_steps)) if config.pool_size else (1, 1)
     allowed = repeats if longest == 1 else shortest * (repeats // longest)
     num_batches = math.ceil(total_steps / (allowed * (num_examples // size)) - 1e-9)
-    least = num_batches * batch_size / size if num_batches < size // batch_size else 1.0
-    return RepeatBound(least, repeats, partial(plan.visits, num_examples=num_examples, batch_size=batch_size))
+    min_ratio = num_batches * batch_size / size if num_batches < size // batch_size else 1.0
+    return RepeatBound(min_ratio, repeats, partial(plan.visits, num_examples=num_examples, batch_size=batch_size))
 
 
-class Decided(NamedTuple):
-    """What the scores say of the ratio.
+class DecidedRatio(NamedTuple):
+    """The ratio of a schedule that reads the scores.
 
     Attributes:
-        ratio: to be selected.
-        asked: what it would be without :func:`repeat_bound`.
+        ratio: the ratio to select.
+        requested: the ratio that the scores request, without :func:`repeat_bound`.
     """
 
     ratio: float
-    asked: float
+    requested: float
 
 
 def decided_ratio(
-    config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int, least: float, is_foreign: bool
-) -> Decided:
-    """The ratio of a schedule that leaves it to the scores; see the functions above for what they read.
+    config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int, min_ratio: float, is_foreign: bool
+) -> DecidedRatio:
+    """The ratio of a schedule that reads the scores; see the functions above.
 
     Args:
         share: effective sample size, for the adaptive schedule.
-        below, num_examples: of the pool, for the calibrated one.
-        least: of :func:`repeat_bound`.
-        is_foreign: the trusted text is of another kind than the data, as :func:`holds_trusted_kind` says: nothing is
-            left out.
+        below, num_examples: counts and size of the pool, for the calibrated schedule.
+        min_ratio: from :func:`repeat_bound`.
+        is_foreign: the trusted text is of another kind than the data (not :func:`holds_trusted_kind`): nothing is left
+            out.
     """
     if config.ratio_schedule == "calibrated":
-        asked = calibrated_ratio(below, num_examples=num_examples)
+        requested = calibrated_ratio(below, num_examples=num_examples)
     else:
-        asked = adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
-    return Decided(1.0 if is_foreign else max(asked, least), asked)
+        requested = adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
+    return DecidedRatio(1.0 if is_foreign else max(requested, min_ratio), requested)
 
 
-def holds_trusted_kind(*, asked: float, likeness: float, least: float) -> bool:
-    """Whether the data hold enough of the trusted text's kind to select by it.
+def holds_trusted_kind(*, requested: float, likeness: float, min_ratio: float) -> bool:
+    """Whether the data hold enough text of the trusted text's kind to select by it.
 
-    Where they do not, what is closest to the trusted text is of no kind that anybody asked for, and training on it
-    does harm (docs/guide/choosing.md).
+    If not, the examples closest to the trusted text are of no kind that the user wants, and training on them does harm
+    (docs/guide/choosing.md).
 
     Args:
-        asked: of all data, by :func:`calibrated_ratio`; 1 where nothing is to be left out.
-        likeness: of all data, by :func:`likeness`.
-        least: of :func:`repeat_bound`, the share that the run has to train.
+        requested: :func:`calibrated_ratio` of all data; 1 if nothing is to be left out.
+        likeness: :func:`likeness` of all data.
+        min_ratio: from :func:`repeat_bound`, the share that the run has to train.
     """
-    return asked == 1.0 or (likeness >= LEAST_LIKENESS and asked >= LEAST_VOUCHED_FOR * least)
+    return requested == 1.0 or (likeness >= MIN_LIKENESS and requested >= MIN_REQUESTED * min_ratio)
 
 
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:
@@ -180,7 +188,7 @@ def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -
 
 
 def selection_size(num_examples: int, *, ratio: float, batch_size: int) -> int:
-    """k = round(ratio x pool), down to a multiple of the global batch, at least one batch."""
+    """k = round(ratio x pool), rounded down to a multiple of the global batch, at least one batch."""
     return max(batch_size, round(ratio * num_examples) // batch_size * batch_size)
 
 
@@ -189,7 +197,7 @@ TAIL = 0.125
 
 
 class Plan:
-    """The phases of a run and what its schedules say at a step.
+    """The phases of a run, and the values of its schedules at a step.
 
     Args:
         config: schedules, warm-up, tail.
@@ -198,13 +206,13 @@ class Plan:
         scorers: the scorers whose losses the run reads: "expert", "amateur".
 
     Attributes:
-        has_amateur: whether an amateur's losses stand in for the learner's before it has any.
+        has_amateur: whether an amateur's losses replace the learner's until it has any.
         warmup_passes, warmup_steps: full passes before the first selection, and their steps.
         tail_start: steps before the tail on the full data.
         tail: share of the steps in the tail on the full data.
-        max_repeats: times that the run may train an example because the scores choose it again; infinite where they do
-            not decide the ratio. ``max_repeats = 0`` stands for 1 where the run takes at most one pass over the data,
-            and for ``MOST_REPEATS`` where it takes more.
+        max_repeats: how often the run may train an example because the scores select it again; infinite if they do not
+            decide the ratio. ``max_repeats = 0`` stands for 1 if the run takes at most one pass over the data, and for
+            ``MAX_REPEATS`` if it takes more.
     """
 
     def __init__(
@@ -218,16 +226,16 @@ class Plan:
         self.tail = config.full_data_tail
         if self.tail < 0:
             self.tail = 0.0 if scorers else TAIL
-        self.tail_start = total_steps - int(self.tail * total_steps + 1e-9)  # 0.29 of 100 is 29
+        self.tail_start = total_steps - int(self.tail * total_steps + 1e-9)  # 0.29 * 100 is below 29
         self.max_repeats = math.inf
         if config.ratio_schedule in DECIDED_BY_SCORES:
-            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MOST_REPEATS)
+            self.max_repeats = config.max_repeats or (1.0 if total_steps <= steps_of_full_pass else MAX_REPEATS)
 
     def _progress(self, step: int) -> float:
         return progress(step, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
 
     def ratio(self, step: int) -> float | None:
-        """The ratio of a round that starts after ``step`` steps; None where the scores decide it."""
+        """The ratio of a round that starts after ``step`` steps; None if the scores decide it."""
         config = self.config
         if config.ratio_schedule in DECIDED_BY_SCORES:
             return None
@@ -238,7 +246,7 @@ class Plan:
         """How often the whole run trains an example that it always selects.
 
         Args:
-            ratio: of every round; None for those of the schedule, where the scores decide none.
+            ratio: the ratio of every round; None for the ratios of the schedule, if it does not read the scores.
         """
         steps = range(self.warmup_steps, self.tail_start)
         selected = len(steps) / (ratio or 1.0)
@@ -247,12 +255,12 @@ class Plan:
             sizes = [selection_size(size, ratio=self.ratio(i) or 1.0, batch_size=batch_size) for i in sampled]
             selected = len(steps) * sum(size / k for k in sizes) / len(sizes)
         passes = selected * batch_size / num_examples
-        if self.config.pool_size and ratio != 1.0:  # what is selected of a pool is trained in all passes over it
+        if self.config.pool_size and ratio != 1.0:  # examples selected from a pool are trained in all passes over it
             passes = max(passes, min(self.interval(self.total_steps), len(steps)))
         return (self.total_steps - len(steps)) * batch_size / num_examples + passes
 
     def interval(self, step: int) -> int:
-        """The passes of a round that starts after ``step`` steps: over a pool no more than ``max_repeats``."""
+        """The passes of a round that starts after ``step`` steps; with pools at most ``max_repeats``."""
         config = self.config
         initial, maximum = config.initial_interval, config.max_interval
         passes = interval_at(self._progress(step), schedule=config.interval_schedule, initial=initial, maximum=maximum)

@@ -1,10 +1,10 @@
-"""Strategies: scores of all examples -> which are chosen, and with what weights. One function each.
+"""Strategies: scores of all candidates -> the selected examples and their weights. One function each.
 
-A new strategy is one function here, with the decorator and a docstring, whose first paragraph goes into
-docs/reference/reference.md; its name is then a value of ``[teacher] strategy``. Its test, against a plain teacher in
-numpy, belongs into tests/distributed/systems/teaching/test_teacher.py.
+To add a strategy, write one function here with the decorator and a docstring. Its first paragraph goes into
+docs/reference/reference.md, and its name becomes a value of ``[teacher] strategy``. Its test, against a plain teacher
+in numpy, belongs in tests/distributed/systems/teaching/test_teacher.py.
 
-All are collectives over integer sums, equal for every number of ranks; see selection.py for the cost.
+All strategies are collectives over integer sums, equal for every number of ranks; see selection.py for the cost.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.radix import (
     KEY_OFFSET,
     UNSEEN_KEY,
-    Stretches,
+    BlockValues,
     blocks,
+    is_positive,
     ordered_keys,
-    positive,
     score_of_key,
 )
 from titan_attent.systems.teaching.selection import (
@@ -36,19 +36,19 @@ from titan_attent.systems.teaching.weights import inverse_probability_weights, m
 
 Seed = tuple[int, ...]
 Strategy = Callable[[Scores, int, TeacherConfig, Seed, Candidates], tuple[Tensor, int]]
-"""(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number chosen of all ranks).
+"""(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number selected over all ranks).
 
-The weights are 0 where not chosen, above 0 elsewhere, and average 1 over the chosen examples of all ranks.
+The weights are 0 where not selected, above 0 elsewhere, and average 1 over the selected examples of all ranks.
 """
 
 STRATEGIES: dict[str, Strategy] = {}
-"""By name, as ``[teacher] strategy`` has it."""
+"""The strategies, by their name in ``[teacher] strategy``."""
 
 REDRAWN: set[str] = set()
-"""Those that draw anew for each pass of a round."""
+"""Names of the strategies that draw anew for each pass of a round."""
 
 READ_THE_RATIO: set[str] = set()
-"""Those that take as many examples as the schedule says."""
+"""Names of the strategies that select as many examples as the schedule says."""
 
 _WEIGHTED_WHERE: dict[str, tuple[str, ...]] = {}
 
@@ -56,12 +56,12 @@ _WEIGHTED_WHERE: dict[str, tuple[str, ...]] = {}
 def _strategy(
     *, redrawn: bool = False, reads_ratio: bool = True, weighted_where: tuple[str, ...] = ()
 ) -> Callable[[Strategy], Strategy]:
-    """Make a function a strategy of its name.
+    """Register a function as the strategy of its name.
 
     Args:
         redrawn: it draws anew for each pass of a round.
-        reads_ratio: it takes as many examples as the schedule says.
-        weighted_where: values of ``[teacher] weighting`` under which it gives other weights than 1.
+        reads_ratio: it selects as many examples as the schedule says.
+        weighted_where: values of ``[teacher] weighting`` with which its weights may differ from 1.
     """
 
     def add(function: Strategy) -> Strategy:
@@ -77,7 +77,7 @@ def _strategy(
 
 
 def is_weighted(config: TeacherConfig) -> bool:
-    """Whether selected examples may have other weights than 1 before their loss is known."""
+    """Whether selected examples may have weights other than 1 before their loss is computed."""
     return config.weighting in _WEIGHTED_WHERE.get(config.strategy, ())
 
 
@@ -87,17 +87,17 @@ THRESHOLD_DROP = 0.5
 
 @_strategy()
 def random(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """A random subset of the size that the schedule asks for: the control at equal compute. Equal weights."""
+    """A random subset of the size that the schedule says: the control at equal compute. Equal weights."""
     keys = _keys(lambda block: random_keys(candidates.ids_at(block), seed=seed), candidates)
     return _top(keys, k, seed, candidates)[0].float(), k
 
 
 @_strategy()
 def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """The examples of largest importance, the never-seen first, exact over all ranks. Equal weights. Among equal
+    """The examples of largest importance, never-trained ones first, exact over all ranks. Equal weights. Among equal
     importances a keyed hash decides.
 
-    What is dropped with certainty cannot be corrected for by weights.
+    Weights cannot correct for examples that are dropped with certainty.
     """
     keys = _keys_of_seen(lambda block: ordered_keys(scores.values[block]), scores, seed, candidates)
     return _top(keys, k, seed, candidates)[0].float(), k
@@ -105,9 +105,11 @@ def hard(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
 
 @_strategy(redrawn=True, weighted_where=("inverse_probability",))
 def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """A draw without replacement in proportion to exp(importance / temperature), with a floor for every example.
+    """A draw without replacement in proportion to exp(importance / temperature), with a minimum probability for every
+    example.
 
-    Gumbel-top-k, anew for each pass. Weights of 1 / inclusion probability, clipped, mean 1, if ``weighting`` says so.
+    Gumbel-top-k, drawn anew for each pass. Weights of 1 / inclusion probability, clipped, mean 1, if ``weighting`` says
+    so.
     """
     sharding, summary, device = candidates.sharding, scores.summary, candidates.device
 
@@ -136,7 +138,7 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
     )
     chosen, threshold = _top(keys, k, seed, candidates)
     del keys
-    # With a threshold among the unseen, all that was drawn is equal.
+    # If the threshold is the key of an unseen example, only unseen examples were drawn: equal weights.
     if config.weighting != "inverse_probability" or threshold >= UNSEEN_KEY:
         return chosen.float(), k
     kappa = score_of_key(threshold) if threshold >= 0 else float("-inf")
@@ -147,37 +149,38 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
 
 @_strategy(redrawn=True, reads_ratio=False, weighted_where=("none", "inverse_probability"))
 def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """Half of the examples below the mean importance are left out, anew for each pass; the other half counts double.
+    """A random half of the examples below the mean importance is left out, drawn anew for each pass; the other half
+    counts double.
 
-    InfoBatch (Qin et al., ICLR 2024); ``k``, hence the ratio, is not read. InfoBatch sums the weighted losses; here the
-    weights are divided by their mean (law 6 of the design), so that the learning rate keeps its meaning: the ratio of 2
-    to 1 is the published one. Examples never scored are kept.
+    InfoBatch (Qin et al., ICLR 2024). It does not read ``k``, hence not the ratio. InfoBatch sums the weighted losses;
+    here the weights are divided by their mean (law 6 of the design), so that the learning rate keeps its meaning. The
+    ratio of 2 to 1 is the published one. Examples never scored are kept.
     """
-    mean, weights = scores.measures.mean, torch.empty_like(scores.values)
+    mean, weights = scores.metrics.mean, torch.empty_like(scores.values)
     num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
     for block in blocks(len(weights), device=weights.device):
-        below = scores.values[block].double() < mean  # -inf, never finite, too
-        heads = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
-        weights[block] = torch.where(below, heads / (1.0 - THRESHOLD_DROP), 1.0)
-        num_chosen += positive(weights[block]).sum()
+        below = scores.values[block].double() < mean  # includes -inf, a loss that was never finite
+        is_kept = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
+        weights[block] = torch.where(below, is_kept / (1.0 - THRESHOLD_DROP), 1.0)
+        num_chosen += is_positive(weights[block]).sum()
     return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
 
 
 def _top(keys: Tensor, k: int, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
-    """:func:`select_top_k`, ties by a hash of the draw's seed and the example's id."""
+    """:func:`select_top_k`; ties are decided by a hash of the draw's seed and the example's id."""
     return select_top_k(keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed)
 
 
-def _keys(keys: Stretches, candidates: Candidates) -> Tensor:
-    """int32 [num_local], kept as they are looked at several times and cost much to make."""
-    kept = torch.empty(candidates.sharding.num_local, dtype=torch.int32, device=candidates.device)
-    for block in blocks(len(kept), device=kept.device):
-        kept[block] = keys(block)
-    return kept
+def _keys(keys: BlockValues, candidates: Candidates) -> Tensor:
+    """int32 [num_local], stored because they are read several times and are expensive to compute."""
+    all_keys = torch.empty(candidates.sharding.num_local, dtype=torch.int32, device=candidates.device)
+    for block in blocks(len(all_keys), device=all_keys.device):
+        all_keys[block] = keys(block)
+    return all_keys
 
 
-def _keys_of_seen(keys: Stretches, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
-    """The same, with the examples never scored above all."""
+def _keys_of_seen(keys: BlockValues, scores: Scores, seed: Seed, candidates: Candidates) -> Tensor:
+    """The keys, int32 [num_local], with the examples never scored above all others."""
     if not scores.has_unseen:
         return _keys(keys, candidates)
 
@@ -202,20 +205,20 @@ def choose(
 
     Args:
         scores: importances of the candidates; -inf where ``excluded``.
-        excluded: bool [num_local], candidates that no strategy may take; None for none.
-        at_least: everything is chosen, with equal weights, where fewer would be: "threshold" may leave less than a
-            batch, a pass without a step.
+        excluded: bool [num_local], candidates that no strategy may select; None for none.
+        at_least: if fewer would be selected, all are, with equal weights. "threshold" may select less than a batch, and
+            a pass of no steps must not happen.
 
     Returns:
-        (weights, number chosen): fp32 [num_local], 0 where not chosen and above 0 elsewhere, mean 1 over the chosen
-        of all ranks; the number of these.
+        (weights, number selected): fp32 [num_local], 0 where not selected and above 0 elsewhere, mean 1 over the
+            selected examples of all ranks; the number of these.
     """
     weights, num_chosen = STRATEGIES[config.strategy](scores, k, config, seed, candidates)
     if excluded is not None:
         weights.masked_fill_(excluded, 0.0)
     if excluded is not None or (config.quarantine_after and is_weighted(config)):
-        here = positive(weights).sum()
-        weights, num_chosen = mean_one(weights, num_chosen=here, sharding=candidates.sharding)
+        num_local_chosen = is_positive(weights).sum()
+        weights, num_chosen = mean_one(weights, num_chosen=num_local_chosen, sharding=candidates.sharding)
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size
     return weights, num_chosen

@@ -1,11 +1,11 @@
-"""The teacher as a system of a run: it decides which examples come, and its loss gives the buffer what it learns from.
+"""The teacher as a system of a run: it decides which examples are trained, and its loss fills the loss buffer.
 
     loader -> example_id, weight -> weighted loss -> one loss per example -> buffer -> teacher -> loader
 
-Under ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
+With ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
 torchtitan's own.
 
-Cost of a step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes per example (12 with
+Cost per step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes per example (12 with
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
 """
 
@@ -39,7 +39,7 @@ from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
 class Teaching(System):
-    """The section ``[teacher]``."""
+    """The system of the section ``[teacher]``."""
 
     name = "teacher"
     former_keys = FORMER_KEYS
@@ -76,15 +76,15 @@ class Teaching(System):
     @classmethod
     def identity(cls, config: TeacherConfig, settings: RunSettings) -> dict[str, Any]:
         config = with_rule(config)
-        kept = {
+        settings_of_state = {
             "teacher.seed": config.seed,
             "teacher.pool_size": config.pool_size,
-            # What the teacher keeps of every example: the keys of its state.
+            # These decide which tensors the teacher's state has.
             "functional gradients kept": "gradient" in reads(config.importance),
             "streaks for the quarantine kept": config.keeps_streaks,
             "recent losses kept": config.weighting == "loss",
         }
-        return kept | ({"records of mixtures kept": True} if settings.mixes_examples else {})
+        return settings_of_state | ({"records of mixtures kept": True} if settings.mixes_examples else {})
 
     config: TeacherConfig
 
@@ -131,9 +131,9 @@ class Teaching(System):
             temperature=temperature,
             backend=settings.compile_backend,
         )
-        # Made of host numbers, which a step must not copy to the device.
+        # Copied to the device once, here: a step must not copy host numbers.
         self.neutral_statistics = neutral_statistics(run.device)
-        # Of the first rank, from the first step on.
+        # Log files of the first rank, opened before the first step.
         self.rounds: JsonLines | None = None
         self.quarantine: JsonLines | None = None
         log_plan(
@@ -145,16 +145,18 @@ class Teaching(System):
         )
 
     def _losses_on_disk(self) -> dict[str, Any]:
-        """What the teacher reads of them: fp32 [num_local] of the examples that this rank owns, and differences."""
-        config, sharding, found, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
+        """The teacher's arguments from scores on disk: fp32 [num_local] losses of this rank's examples, trusted
+        differences.
+        """
+        config, sharding, arguments, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
         ledger.prepaid_seconds = 0.0
         for name, path in checks.folders_of_scores(config).items():
             losses = self.run.open_reference(path)
-            found[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
+            arguments[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
             ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
         if checks.needs_trusted(config):
-            found["trusted"] = checks.trusted_differences(config, self.run)
-        return found
+            arguments["trusted"] = checks.trusted_differences(config, self.run)
+        return arguments
 
     def folders_read(self) -> Sequence[str]:
         return list(checks.folders_of_scores(self.config).values())
@@ -171,7 +173,7 @@ class Teaching(System):
             self.quarantine = JsonLines(folder / "quarantine.jsonl", step=step)
 
     def wrap_loss(self, loss: LossFunction) -> LossFunction:
-        """The weighted loss of every example, instead of the stock loss; with weights of 1 the two are the same."""
+        """Replace the stock loss by the weighted loss of every example; with weights of 1 the two are the same."""
         return self._training_loss
 
     def _training_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
@@ -184,28 +186,28 @@ class Teaching(System):
 
     def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
         result = self.weighted_loss(pred, labels, weights, *more)
-        seen = {"loss": result.losses, "valid": result.counts}
+        stats = {"loss": result.losses, "valid": result.counts}
         if result.gradients is not None:
-            seen["gradient"] = result.gradients
-        return StepLoss(result.weighted_sum, result.loss_sum, seen)
+            stats["gradient"] = result.gradients
+        return StepLoss(result.weighted_sum, result.loss_sum, stats)
 
     def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self._record(batch.columns, seen, step=self.run.step(), trained=True)
 
-    def _record(self, columns: Columns, seen: ExampleStats | None, *, step: int, trained: bool) -> None:
-        """Give the buffer the losses of whole examples. A collective on the ``cp`` mesh, without a host sync."""
+    def _record(self, columns: Columns, stats: ExampleStats | None, *, step: int, trained: bool) -> None:
+        """Record the losses of whole examples in the buffer. A collective on the ``cp`` mesh, without a host sync."""
         ids = columns["example_id"]
-        if seen is None:  # an earlier stage of a pipeline: the buffer's exchange brings them
-            nothing = torch.zeros_like(ids, dtype=torch.float32)
-            seen = dict.fromkeys(("loss", "valid", "gradient") if self.with_gradient else ("loss", "valid"), nothing)
-        losses, gradients = seen["loss"], seen.get("gradient")
+        if stats is None:  # not the last stage of a pipeline: the buffer's exchange brings the losses
+            zeros = torch.zeros_like(ids, dtype=torch.float32)
+            stats = dict.fromkeys(("loss", "valid", "gradient") if self.with_gradient else ("loss", "valid"), zeros)
+        losses, gradients = stats["loss"], stats.get("gradient")
         mesh = self.run.mesh("cp")
         if mesh is not None:
-            losses, gradients = whole_example_means(losses, gradients, seen["valid"], group=mesh.get_group())
+            losses, gradients = whole_example_means(losses, gradients, stats["valid"], group=mesh.get_group())
         shares = None
-        if self.buffer.with_shares:  # of a mixture: under both of its examples
+        if self.buffer.with_shares:  # the loss of a mixture is recorded for both of its examples
             shares = columns.get("share", torch.ones_like(losses))
-            if "share" in columns:  # next to each other, so that the order of all records is that of the batch
+            if "share" in columns:  # the two records are neighbours, so that all records are in the order of the batch
                 ids = torch.stack((ids, columns["other_id"]), dim=1).flatten()
                 shares = torch.stack((shares, 1 - shares), dim=1).flatten()
                 losses = losses.repeat_interleave(2)
@@ -234,7 +236,7 @@ class Teaching(System):
             if (i + 1) % self.buffer.flush_every == 0:
                 self.buffer.flush()
 
-    # -- what it tells --------------------------------------------------------------------------------------------
+    # -- metrics and logs -----------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         return self.teacher.decision_metrics()
@@ -244,7 +246,7 @@ class Teaching(System):
             self.rounds.write(record)
 
     def _write_quarantined(self, record: Record) -> None:
-        """One line of teacher/quarantine.jsonl: what was set aside, and where it stands."""
+        """Write one line of teacher/quarantine.jsonl: the quarantined example and its location in the data set."""
         if self.quarantine is not None:
             self.quarantine.write(record | self.run.dataset.location(record["example_id"]))
 

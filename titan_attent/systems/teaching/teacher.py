@@ -1,17 +1,18 @@
 """The teacher: decides, pass after pass, which examples are trained and with what weights.
 
     round 0   warm-up: `warmup_passes` full passes; the losses seen are the first scores
-    round r   choose k of the round's pool by importance, train `interval` passes over them (soft draws anew for each)
+    round r   select k of the round's pool by importance, train `interval` passes over them (soft draws anew for each)
     last      the tail: full passes for the last `full_data_tail` of the steps
 
-The pool of a round is the whole data set, or the next ``pool_size`` examples of its shuffled order; full passes take
-what is left of that order. With `dry_run` a round is decided before every pass over its pool, logged, and not acted on.
+The pool of a round is the whole data set, or the next ``pool_size`` examples of its shuffled order; a full pass takes
+the remaining examples of that order. With `dry_run` a round is decided and logged before every pass over its pool, but
+has no effect.
 
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
-integers, and what draws.py keeps. A pass that was under way when a checkpoint was written is rebuilt from them.
+integers, and the state of draws.py. The current pass of a checkpoint is rebuilt from them.
 
-Cost: a selection every pass (draws.py); for weighted passes an all-gather of 8 bytes and an all-reduce of 4 bytes a
-trained example, in blocks of ``flush_every`` steps; scoring passes only where asked for.
+Cost: a selection per pass (draws.py); for weighted passes an all-gather of 8 bytes and an all-reduce of 4 bytes per
+trained example, in blocks of ``flush_every`` steps; scoring passes only if configured.
 """
 
 import json
@@ -25,7 +26,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.systems.teaching.audit import Sources
-from titan_attent.systems.teaching.checks import check_parts, check_sizes
+from titan_attent.systems.teaching.checks import check_inputs, check_sizes
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.draws import Draws
@@ -40,23 +41,24 @@ class Teacher:
     """Rounds, passes and weights over the examples of ``buffer``.
 
     Args:
-        buffer: the losses, whose sharding (mesh, device) the teacher shares.
-        config: what to teach; validated here.
+        buffer: the losses; the teacher uses its sharding (mesh, device).
+        config: the configuration; validated here.
         batch_size: G, examples of a global batch over all ranks and microbatches.
         total_steps: training steps of the whole run; schedules and the tail are fractions of it.
         data_seed: seed of the order within a pass.
-        tokens_per_example: for the token rate of a ledger of its own.
-        ledger: of the run, for what teaching costs; one of its own by default.
-        expert: fp32 [num_local] an expert's losses of this rank's examples, for importance "excess_loss".
-        amateur: the same of an amateur.
+        tokens_per_example: for the token rate of the default ledger.
+        ledger: the run's ledger, for the cost of teaching; by default a new one.
+        expert: fp32 [num_local], an expert's losses of this rank's examples, for "excess_loss" and
+            "cross_entropy_difference".
+        amateur: fp32 [num_local], an amateur's losses of these examples.
         trusted: cross-entropy differences of trusted held-out examples, for ``ratio_schedule = "calibrated"``.
-        chance_loss: what a blind guess costs, for importance "attainment".
-        sources: (name, first example id) of each stretch of the data set, for the audit by source.
-        score: called with the step and a pool on all ranks to record the loss of each of its examples by a forward
-            pass (``buffer.record(..., trained=False)``), for ``scoring`` other than "train".
+        chance_loss: the loss of a uniform guess, for importance "attainment".
+        sources: (name, first example id) of each span of the data set, for the audit by source.
+        score: called on all ranks with the step and a pool, to record the loss of each of its examples by a forward
+            pass (``buffer.record(..., trained=False)``); for ``scoring`` other than "train".
         on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
             scalars of :meth:`metrics`.
-        on_quarantine: called on every rank with a JSON-ready record of each example that is set aside.
+        on_quarantine: called on every rank with a JSON-ready record of each newly quarantined example.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Teacher:
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
         check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
-        check_parts(
+        check_inputs(
             config,
             score=score,
             expert=expert,
@@ -125,23 +127,23 @@ class Teacher:
             on_quarantine=on_quarantine,
         )
         self._pass: Pass | None = None
-        self._forecast = False
+        self._forecast_logged = False
         self._neutral_statistics = neutral_statistics(buffer.device)
 
     @property
     def round(self) -> int:
-        """Of the pass in progress; 0 is the warm-up."""
+        """The round of the current pass; 0 is the warm-up."""
         return self.rounds.round
 
     @property
     def pass_index(self) -> int:
-        """Of the pass in progress, within its round."""
+        """The index of the current pass within its round."""
         return self.rounds.pass_index
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
     def current_pass(self) -> Pass | None:
-        """The pass in progress, None before the first; rebuilt (a collective) after a checkpoint was loaded."""
+        """The current pass, None before the first; rebuilt (a collective) after a checkpoint was loaded."""
         if self._pass is None and self.rounds.num_batches:
             self._pass = self.rounds.build_pass()
         return self._pass
@@ -149,17 +151,17 @@ class Teacher:
     def next_pass(self, *, step: int) -> Pass:
         """Decide the pass that starts after ``step`` training steps. A collective, on all ranks.
 
-        Never on the hot path: host syncs, a selection and perhaps a scoring pass happen in here.
+        It has host syncs, a selection and maybe a scoring pass, so it must not run within a step.
         """
         with self.ledger.charge("select"):
-            self.buffer.sync()  # brings the peers' hashes of the decision before
+            self.buffer.sync()  # also exchanges the ranks' hashes of the previous decision
             self.buffer.agreement.check()
             self.rounds.decide(step)
             self._pass = self.rounds.build_pass()
             self.buffer.agreement.announce(self.rounds.digest(), round=self.round)
         metrics = self.metrics()
-        if self.draws.audit and not self._forecast:  # a draw is in force
-            visits, takes_all, self._forecast = self._visits(), self.draws.takes_all, True
+        if self.draws.audit and not self._forecast_logged:  # the pass trains the selection of a draw
+            visits, takes_all, self._forecast_logged = self._visits(), self.draws.takes_all, True
             num = self.num_examples
             log_forecast(self.config, metrics, visits=visits, step=step, num_examples=num, takes_all=takes_all)
         if self.on_decision is not None:
@@ -169,32 +171,32 @@ class Teacher:
         return self._pass
 
     def follow_plan(self, *, step: int, consumed: int) -> None:
-        """Fit the pass under way to this run's plan: see :meth:`Rounds.follow_plan`."""
+        """Fit the current pass to this run's plan: see :meth:`Rounds.follow_plan`."""
         self.rounds.follow_plan(step=step, consumed=consumed)
         self._pass = None
 
     def resume(self, *, round: int, pass_index: int, step: int) -> bool:
-        """A checkpoint's sampler is loaded: the position comes with this teacher's own state."""
+        """Always True, for a loaded sampler: this teacher's own state holds the position."""
         return True
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     @property
     def weights_every(self) -> int:
-        """Global batches whose weights are asked for at once (:class:`TeachingSampler` does)."""
+        """Number of global batches whose weights :class:`TeachingSampler` requests at once."""
         return self.buffer.flush_every
 
-    def weights_of(self, places: Tensor) -> Tensor:
-        """The weights of places in the pool of the current pass. A collective without a host sync.
+    def weights_of(self, slots: Tensor) -> Tensor:
+        """The weights of slots in the pool of the current pass. A collective without a host sync.
 
         Args:
-            places: int64 [n] on any device, those that this rank asks for; equally many on every rank.
+            slots: int64 [n] on any device, the slots that this rank requests; equally many on every rank.
 
         Returns:
-            fp32 [n] on the buffer's device; 0 for what the selection in force left out.
+            fp32 [n] on the buffer's device; 0 for slots that the current selection left out.
         """
         with self.ledger.charge("exchange"):
-            return self.draws.weights_of(places)
+            return self.draws.weights_of(slots)
 
     def loss_statistics(self, step: int) -> Tensor:
         """fp32 [3] on the buffer's device, for the weights of ``weighting = "loss"`` in training step ``step``."""
@@ -203,11 +205,11 @@ class Teacher:
         return self.buffer.window.statistics(step)
 
     def batch_served(self) -> None:
-        """A global batch of the current pass goes to training (:class:`TeachingSampler` calls it)."""
+        """Count a global batch of the current pass that goes to training (:class:`TeachingSampler` calls it)."""
         self.ledger.batch_served(covered_per_trained=self.rounds.num_candidates() / self.rounds.num_trained())
 
     def step_done(self) -> None:
-        """Call after every training step, on all ranks: exchanges losses when it is time."""
+        """Exchange losses every ``flush_every`` steps. Call it after every training step, on all ranks."""
         with self.ledger.charge("exchange"):
             self.buffer.step_done()
 
@@ -227,18 +229,19 @@ class Teacher:
         return {name: float(value) for name, value in position.items()} | self.draws.audit
 
     def _visits(self) -> float:
-        """How often the run trains an example that it always selects: as its schedule says, or as in the last draw."""
+        """How often the run trains an example that it always selects, by the schedule or the ratio of the last draw."""
         draws, config = self.draws, self.config
-        given = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
-        ratio = None if given else draws.num_selected / draws.size
+        has_schedule = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
+        ratio = None if has_schedule else draws.num_selected / draws.size
         return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_size)
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> Record:
-        """Everything needed to go on, on any number of ranks; a collective (the buffer is exchanged first).
+        """Everything needed to resume, on any number of ranks; a collective (the buffer is exchanged first).
 
-        A RuntimeError if that exchange shows that the ranks have decided differently: no such state is worth keeping.
+        Raises:
+            RuntimeError: that exchange shows that the ranks have decided differently; such a state must not be saved.
         """
         buffer = self.buffer.state_dict()
         self.buffer.agreement.check()
@@ -246,7 +249,7 @@ class Teacher:
             "buffer": buffer,
             "draws": self.draws.state_dict(),
             **self.rounds.state_dict(),
-            # One leaf: DCP loads the keys that are there before loading, and this dictionary starts empty.
+            # One leaf: DCP loads only the keys that the state has before loading, and this dictionary starts empty.
             "audit": json.dumps(self.draws.audit),
             "ledger": self.ledger.state_dict(),
         }

@@ -1,4 +1,4 @@
-"""The trace: which examples every step trained, for audits and for proofs of resumption.
+"""The trace: the examples that every step trained, for audits and for checks of resumption.
 
 Cost: a line per step on the first rank, with the ids of a global batch.
 """
@@ -10,7 +10,7 @@ from titan_attent.systems.teaching.config import TeacherConfig
 
 
 class Trace(System):
-    """``[teacher] trace``: teacher/trace.jsonl of a run, whoever decides its examples."""
+    """``[teacher] trace``: writes teacher/trace.jsonl, also if the teacher does not decide the examples."""
 
     name = "teacher"
 

@@ -1,42 +1,42 @@
 """Inclusion probabilities -> importance weights. Pure, except for one integer sum over the ranks.
 
-Soft selection draws without replacement, and given the threshold kappa (the (k+1)-th largest Gumbel key) example i is
-in the sample with q_i = 1 - exp(-exp(phi_i - kappa)) (Kool et al. 2019, "Stochastic Beams and Where to Find Them",
-section 4.1; Vieira 2017). Weighting by 1/q_i makes the weighted sum an unbiased estimate of the sum over the pool
-(Horvitz-Thompson); clipping trades a little bias for variance, and the division by the mean leaves the learning rate's
-meaning alone. Hard selection drops examples with certainty (q = 0): no weight corrects for it.
+Soft selection draws without replacement. Given the threshold kappa (the (k+1)-th largest Gumbel key), example i is in
+the sample with q_i = 1 - exp(-exp(phi_i - kappa)) (Kool et al. 2019, "Stochastic Beams and Where to Find Them", section
+4.1; Vieira 2017). Weighting by 1/q_i makes the weighted sum an unbiased estimate of the sum over the pool
+(Horvitz-Thompson). Clipping trades a little bias for less variance, and dividing by the mean keeps the meaning of the
+learning rate. Hard selection drops examples with certainty (q = 0): no weight corrects for that.
 
-Cost: 8 bytes a local example while it runs.
+Cost: 8 bytes per local example while it runs.
 """
 
 import torch
 from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.systems.teaching.radix import Stretches, blocks
+from titan_attent.systems.teaching.radix import BlockValues, blocks
 
 _FIXED_POINT = 1 << 20
 
 
 def inclusion_probabilities(phi: Tensor, *, kappa: float) -> Tensor:
-    """float64 [n] log-probabilities and the threshold key -> float64 [n]; 1 for phi = +inf or kappa = -inf."""
-    if kappa == float("-inf"):  # everything is drawn, also what has no finite log-probability
+    """Log-probabilities, float64 [n], and the threshold key -> float64 [n]; 1 for phi = +inf or kappa = -inf."""
+    if kappa == float("-inf"):  # every example is drawn, those without a finite log-probability too
         return torch.ones_like(phi)
     return (phi - kappa).exp_().neg_().expm1_().neg_()
 
 
 def inverse_probability_weights(
-    phi: Stretches, *, chosen: Tensor, kappa: float, max_weight: float, sharding: ExampleSharding
+    phi: BlockValues, *, chosen: Tensor, kappa: float, max_weight: float, sharding: ExampleSharding
 ) -> Tensor:
-    """Weights 1/q, clipped to ``max_weight``, with mean 1 over the chosen examples of all ranks.
+    """Weights 1/q, clipped to ``max_weight``, with mean 1 over the selected examples of all ranks.
 
     Args:
-        phi: float64 log-probabilities of the draw, floor included; +inf for q = 1.
+        phi: float64 log-probabilities of the draw, raised to the floor; +inf for q = 1.
         chosen: bool [num_local].
-        kappa: the (k+1)-th largest key; -inf when everything was drawn.
+        kappa: the (k+1)-th largest key; -inf if everything was drawn.
 
     Returns:
-        fp32 [num_local], 0 where not chosen. None exceeds ``max_weight``: 1/q >= 1, so the mean is at least 1.
+        fp32 [num_local], 0 where not selected. None exceeds ``max_weight``: 1/q >= 1, so the mean is at least 1.
     """
     weights = torch.empty(len(chosen), dtype=torch.float64, device=chosen.device)
     for block in blocks(len(chosen), device=chosen.device):
@@ -46,16 +46,16 @@ def inverse_probability_weights(
 
 
 def mean_one(weights: Tensor, *, num_chosen: Tensor, sharding: ExampleSharding) -> tuple[Tensor, int]:
-    """Weights, 0 where not chosen, divided by their mean over the chosen of all ranks.
+    """Divide weights, 0 where not selected, by their mean over the selected examples of all ranks.
 
     The mean is taken in 2^-20 fixed point: integer sums are equal for every number of ranks.
 
     Args:
-        weights: fp32 or float64 [num_local]; fp32 ones are divided in place.
-        num_chosen: int64 [], this rank's chosen.
+        weights: fp32 or float64 [num_local]; fp32 weights are divided in place.
+        num_chosen: int64 [], number of selected examples of this rank.
 
     Returns:
-        fp32 [num_local], and how many are chosen.
+        fp32 [num_local], and the number of selected examples of all ranks.
     """
     fixed = torch.zeros_like(num_chosen)
     for block in blocks(len(weights), device=weights.device):

@@ -1,8 +1,9 @@
-"""The commands that score: a number per example, written once before a run.
+"""The commands that write scores: one number per example, computed once before a run.
 
-scorer.py           one model scores; scoring_checks.py: its input
-write_losses.py     scores every example on all ranks, and writes the losses
-scorers.py          trains two small models and scores with both; pair_plan.py: what they are
-pair_bigram.py   scorers that are counted, not trained
-subcommands.py      the commands that train the others, one after the other
+command.py            the command `titan_attent.score` and its subcommands
+checkpoint.py         one checkpoint's model scores; checkpoint_checks.py: options and checks
+pair.py               trains two small models and scores with both; pair_plan.py: their options, configuration and cost
+pair_bigram.py        scorers that count pairs of tokens instead of training
+write_losses.py       scores every example on all ranks, and writes the losses
+subcommands.py        runs commands of this package one after the other, on all ranks
 """

@@ -1,15 +1,15 @@
 """``python -m titan_attent.score checkpoint``: the losses of one model on ``[data] path`` (scores/reference.py).
 
 ``checkpoint.initial_load_path`` is a step folder that torchtitan wrote (DCP), full or model-only, of the model and
-flavor in ``[model]``; the losses go to the folder ``--output``. A killed scoring resumes when the same command
-runs again, on any number of ranks. The run's TOML serves as it is: what concerns training, saving
-and logging is not read, and nothing is written but the reference. ``--role amateur`` or ``expert`` is kept with it, and
-a run refuses it in the place of the other.
+flavor in ``[model]``. The losses go to the folder ``--output``. A killed scoring resumes when the same command runs
+again, on any number of ranks. The run's TOML needs no changes: its settings of training, saving and logging are not
+read, and the command writes nothing but the losses. ``--role amateur`` or ``expert`` is stored with them, and a run
+refuses them in the other role.
 
-torchtitan's Trainer builds, shards and loads the model; the examples are scored in batches of
-``validation.local_batch_size`` rows of every data-parallel rank.
+torchtitan's Trainer builds, shards and loads the model. The examples are scored in batches of
+``validation.local_batch_size`` rows per data-parallel rank.
 
-Cost: a forward pass over the data, and what writing its losses costs (write_losses.py).
+Cost: a forward pass over the data, and the cost of writing its losses (write_losses.py).
 """
 
 import os
@@ -39,16 +39,16 @@ from titan_attent.titan.scoring.checkpoint_checks import (
     scoring_config,
     writer_of,
 )
-from titan_attent.titan.scoring.write_losses import entered, fail_on_mistake, write_losses
+from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail
 
 
 class ReferenceScorer(Trainer):
-    """Builds the model as torchtitan does and, instead of training, writes the reference losses.
+    """Builds the model as torchtitan does and writes its losses instead of training.
 
-    ``job_config`` comes from :func:`scoring_config`. Not a TeachingTrainer: it has no teacher, and that one would want
-    the reference that is still to be written.
+    ``job_config`` comes from :func:`scoring_config`. It is not a TeachingTrainer, whose teacher would need the losses
+    that this command is about to write.
     """
 
     def __init__(self, job_config: JobConfig, options: Options):
@@ -67,7 +67,7 @@ class ReferenceScorer(Trainer):
 
     @record
     def train(self) -> None:
-        """Load, score what is missing, and finish the reference. A collective, on all ranks."""
+        """Load the model, score the examples without a loss, and finish the folder. A collective, on all ranks."""
         weights = self.checkpointer.states[MODEL].state_dict()
         with fail_on_mistake():
             check_weights(weights, self.checkpoint_path)
@@ -78,7 +78,7 @@ class ReferenceScorer(Trainer):
             self.gc_handler.run(next(numbers))
             return self._losses(model, input_dict, labels)
 
-        with entered(self.writer) as start, torch.no_grad():
+        with open_on_rank_zero(self.writer) as start, torch.no_grad():
             self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
             logger.info(f"Scoring with the weights of {self.checkpoint_path}")
             write_losses(
@@ -91,10 +91,10 @@ class ReferenceScorer(Trainer):
                 batch_size=self.batch_size,
                 pin_memory=self.pin_memory,
             )
-            logger.info(f"{self.writer.path}: reference losses of {len(self.dataset):,} examples")
+            logger.info(f"{self.writer.path}: scores of {len(self.dataset):,} examples")
 
     def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean nats per token, or of the kind's own loss, fp32 [B]."""
+        """fp32 [B]: mean nats per token, or the loss of the model's modality."""
         input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels.to(self.device))
         with self.train_context(), self.maybe_enable_amp:

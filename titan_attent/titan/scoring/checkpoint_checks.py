@@ -1,4 +1,6 @@
-"""The options of ``titan_attent.score checkpoint``, what it reads of a run's configuration, and its checks."""
+"""``titan_attent.score checkpoint``: its options, the settings that it takes from a run's configuration, and its
+checks.
+"""
 
 import argparse
 import hashlib
@@ -24,25 +26,25 @@ from titan_attent.titan.models.families import family_of
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The command's own options; the rest of the command line is the run's configuration."""
+    """The command's own options; all other arguments are the run's configuration."""
 
     output: str
     """Folder to write."""
     role: str = ""
-    """The role of the model, one of ``ROLES``, or nothing."""
+    """The role of the model, one of ``ROLES``, or empty."""
 
 
 def scoring_config(job_config: JobConfig) -> JobConfig:
-    """Return the same object without the settings of training: its teacher, batch, checkpoints and logs."""
-    job_config.teacher = TeacherConfig()  # its own scores may be those that are to be written
+    """Return the same object, with the training settings reset: teacher, batch, checkpoints and logs."""
+    job_config.teacher = TeacherConfig()  # its scores may be those that this command writes
     job_config.training.local_batch_size, job_config.training.global_batch_size = 1, -1
     job_config.validation.enable = False
-    # The manager would load the run's own latest checkpoint instead of the one it is told; it holds the model only.
+    # The checkpoint manager would load the run's latest checkpoint instead of the one that is named here.
     job_config.checkpoint.enable = False
     job_config.metrics.enable_tensorboard = job_config.metrics.enable_wandb = False
-    job_config.activation_checkpoint.mode = "none"  # there is no backward
+    job_config.activation_checkpoint.mode = "none"  # there is no backward pass
     job_config.job.save_config_file = None
-    job_config.comm.trace_buf_size = 0  # else a folder for traces is made in the run's
+    job_config.comm.trace_buf_size = 0  # else torchtitan creates a folder for traces in the run's folder
     return job_config
 
 
@@ -62,7 +64,7 @@ def check_scoring(
     preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets, trains=False)
     if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
         raise ValueError(
-            "[parallelism] the reference is scored under data parallelism only, and does not depend on it: give "
+            "[parallelism] titan_attent.score supports data parallelism only; the scores do not depend on it. Give "
             "--parallelism.tensor_parallel_degree 1, and so on for pipeline and context"
         )
     if (batch_size := job_config.validation.local_batch_size) < 1:
@@ -72,7 +74,7 @@ def check_scoring(
 
 
 def check_weights(weights: dict[str, Tensor], path: str) -> None:
-    """Refuse a checkpoint of another model than has ``weights``: other names, more layers, or other shapes."""
+    """Refuse a checkpoint of a model other than that with ``weights``: other names, more layers, or other shapes."""
     check_shapes({name: list(weight.shape) for name, weight in weights.items()}, read_metadata(path), path)
 
 
@@ -82,7 +84,7 @@ def writer_of(job_config: JobConfig, dataset: Examples, options: Options) -> Ref
 
 
 def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
-    """The command's own options, and the rest of the command line; ValueError for a missing or unknown value."""
+    """The command's own options, and all other arguments; ValueError for a missing or unknown value."""
     parser = argparse.ArgumentParser(
         prog="torchrun ... -m titan_attent.score checkpoint",
         description="Write the losses of a checkpoint's model on every example of the data. The same command resumes "
@@ -93,20 +95,20 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         exit_on_error=False,
     )
     parser.add_argument("--output", default="", metavar="DIR", help="folder to write")
-    parser.add_argument("--role", default="", metavar="|".join(ROLES), help="what the model is to the data")
+    parser.add_argument("--role", default="", metavar="|".join(ROLES), help="role of the model for the data")
     try:
-        found, rest = parser.parse_known_args(argv)
+        parsed, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ValueError(f"{error.argument_name}: {error.message}; --role is one of {', '.join(ROLES)}") from None
-    if not found.output:
+    if not parsed.output:
         raise ValueError("--output is missing: name the folder to write the losses to")
-    if found.role and found.role not in ROLES:
-        raise ValueError(f"--role {found.role}{closest(found.role, ROLES)} It must be one of {', '.join(ROLES)}")
-    return Options(**vars(found)), rest
+    if parsed.role and parsed.role not in ROLES:
+        raise ValueError(f"--role {parsed.role}{closest(parsed.role, ROLES)} It must be one of {', '.join(ROLES)}")
+    return Options(**vars(parsed)), rest
 
 
 def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:
-    """What decides the losses; the reference keeps it. ``role``: of :class:`Scoring`."""
+    """Everything that determines the losses. ``role``: see :class:`Scoring`."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     return Scoring(
         data_fingerprint=dataset.stored.fingerprint,

@@ -8,10 +8,10 @@ from titan_attent.titan.launch import arguments
 from titan_attent.titan.user_errors import fail
 
 SUBCOMMANDS = {
-    "pair": "make an amateur and an expert, two small models, and score the data of a run with both",
+    "pair": "train an amateur and an expert, two small models, and score the data of a run with both",
     "checkpoint": "score the data of a run with the weights of one checkpoint",
 }
-"""Name, which is its module in this package -> what it does."""
+"""Name of a subcommand and of its module in this package -> its description."""
 
 
 def score() -> None:
@@ -23,7 +23,7 @@ def score() -> None:
         print("\n".join(f"  {each:12}{about}" for each, about in SUBCOMMANDS.items()))
         sys.exit(0)
     if name not in SUBCOMMANDS:
-        given = "no subcommand is given" if name.startswith("-") or not name else f"{name} is no subcommand"
+        given = "no subcommand is given" if name.startswith("-") or not name else f"{name} is not a subcommand"
         hint = "" if name.startswith("-") or not name else closest(name, SUBCOMMANDS)
         fail(
             ValueError(

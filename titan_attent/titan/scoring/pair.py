@@ -1,17 +1,18 @@
 """``python -m titan_attent.score pair``: two small models score the data of a run once, before the run.
 
-    trusted/train, trusted/held_out    rows of the trusted text, cut in two (data/text/holdout.py)
-    models/amateur, models/expert      of flavors that are trained: runs of titan_attent.train, on the data of the run
+    trusted/train, trusted/held_out    rows of the trusted text, split in two (data/text/holdout.py)
+    models/amateur, models/expert      for flavors that are trained: runs of titan_attent.train, on the data of the run
                                        and on trusted/train
-    amateur/, expert/                  their losses on the data of the run, and below them, in trusted/, those on
+    amateur/, expert/                  their losses on the data of the run, and in trusted/ below them those on
                                        trusted/held_out: ``teacher.scores`` names the folder that holds both
-    scorers.json                       what was asked for, what each stage took; cost.json in amateur/ and expert/
+    scorers.json                       the request and the duration of each stage; cost.json in amateur/ and expert/
 
-Both models are tables of counts (pair_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel,
-with the vocabulary of the data, of which each stage is a command of this package, in a process of its own on every
-rank. The first steps of a transformer's run are a random sample of its data: nothing is copied. What a killed command
-had finished is there when it runs again, on any number of ranks, and the stage under way goes on from its last
-checkpoint or stretch of losses.
+Both models are tables of counts (pair_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel, with
+the vocabulary of the data. Each stage of a transformer is a command of this package, in a separate process on every
+rank. The first steps of its run are a random sample of its data: nothing is copied.
+
+When a killed command runs again, on any number of ranks, it keeps the finished stages. The interrupted stage resumes
+from its last checkpoint or chunk of losses.
 
 Source: Moore and Lewis, ACL 2010; CoLoR-Filter, NeurIPS 2024 (two small models, one conditioned on trusted text).
 """
@@ -39,7 +40,7 @@ from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
-from titan_attent.titan.scoring.pair_bigram import MOST_TOKENS, Bigrams, num_counted
+from titan_attent.titan.scoring.pair_bigram import MAX_TOKENS, Bigrams, num_counted
 from titan_attent.titan.scoring.pair_plan import (
     HELD_OUT,
     MODEL,
@@ -58,17 +59,17 @@ from titan_attent.titan.user_errors import fail, on_first_rank
 
 MODELS = ROLES
 SCORING_BATCHES = 4
-"""Of a training step's rows in a scoring batch: there is no backward."""
-PATIENCE = timedelta(days=7)
-"""Of ranks that wait for the others' stage."""
+"""Rows of a scoring batch per row of a training batch; more fit, since there is no backward pass."""
+WAIT_TIMEOUT = timedelta(days=7)
+"""How long a rank waits for the stage of the other ranks."""
 
 
 class PairBuild:
     """The stages, on every rank.
 
     Args:
-        options: of the command.
-        job_config: of the run to come; its data, sequence length, precision and seed are read.
+        options: the options of the command.
+        job_config: the configuration of the run to come; its data, sequence length, precision and seed are read.
     """
 
     def __init__(self, options: Options, job_config: JobConfig):
@@ -76,7 +77,7 @@ class PairBuild:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if not options.is_counted and options.batch_size % self.world_size:
             raise ValueError(
-                f"--batch_size {options.batch_size} is no multiple of the {self.world_size} ranks: make it one"
+                f"--batch_size {options.batch_size} is not a multiple of the {self.world_size} ranks: make it one"
             )
         self.datasets = DataSets()
         self.spec = attent_spec(MODEL, self.datasets, data=job_config.data.path)
@@ -91,10 +92,10 @@ class PairBuild:
     # -- the stages -----------------------------------------------------------------------------------------------
 
     def run_stages(self) -> None:
-        """Do what is not done yet. A collective, on all ranks."""
+        """Run all stages that are not done yet. A collective, on all ranks."""
         on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
-        num_train = MOST_TOKENS // self.trusted.seq_len
+        num_train = MAX_TOKENS // self.trusted.seq_len
         if not self.options.is_counted:
             num_train = self.options.steps * self.options.batch_size
         on_first_rank(
@@ -111,18 +112,18 @@ class PairBuild:
         on_first_rank(self._finish)
 
     def _count_and_score(self, train: Path, held_out: Path) -> None:
-        trusted, others = (self.datasets.dataset(path, seq_len=self.data.seq_len) for path in (train, held_out))
+        trusted, unseen = (self.datasets.dataset(path, seq_len=self.data.seq_len) for path in (train, held_out))
         num = num_counted(num_trusted=len(trusted), num_examples=len(self.data), seq_len=self.data.seq_len)
         mesh = init_device_mesh("cpu", (self.world_size,), mesh_dim_names=("batch",))
         reader = self.datasets.reader(self.run.data.num_workers)
-        for name, made_of in zip(MODELS, (self.data, trusted), strict=True):
-            wanted = ((others, self.output / name / TRUSTED), (self.data, self.output / name))
-            missing = [(data, losses) for data, losses in wanted if not (losses / REFERENCE_FILE).is_file()]
+        for name, counted in zip(MODELS, (self.data, trusted), strict=True):
+            outputs = ((unseen, self.output / name / TRUSTED), (self.data, self.output / name))
+            missing = [(data, folder) for data, folder in outputs if not (folder / REFERENCE_FILE).is_file()]
             if missing:
-                model = Bigrams(made_of, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
+                model = Bigrams(counted, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
                 self._timed(f"count for the {name}", model.count)
-                for data, losses in missing:
-                    self._timed(_scoring(losses, name), partial(model.score, data, losses))
+                for data, folder in missing:
+                    self._timed(_scoring_stage(folder, name), partial(model.score, data, folder))
 
     def _train(self, name: str, data: str) -> None:
         folder, steps = self.output / "models" / name, self.options.steps
@@ -141,11 +142,11 @@ class PairBuild:
             "validation.local_batch_size": SCORING_BATCHES * self.options.batch_size // self.world_size,
         }
         argv = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        own = ["checkpoint", "--output", str(losses), "--role", name]
-        self._stage(_scoring(losses, name), "titan_attent.score", own + argv)
+        options = ["checkpoint", "--output", str(losses), "--role", name]
+        self._stage(_scoring_stage(losses, name), "titan_attent.score", options + argv)
 
     def _stage(self, name: str, module: str, argv: list[str]) -> None:
-        """Run a command of this package on all ranks; all end together if it fails on one."""
+        """Run a command of this package on all ranks; all of them end if it fails on one."""
         self._timed(name, lambda: run_on_all_ranks(module, argv))
 
     def _timed(self, name: str, stage: Callable[[], None]) -> None:
@@ -156,14 +157,14 @@ class PairBuild:
     # -- files, on rank 0 -----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Refuse a folder that was begun with something else; announce the cost."""
+        """Refuse a folder that was begun with another request; log the cost."""
         own(self.output / LOCK_FILE, "--output")
         self.output.mkdir(parents=True, exist_ok=True)
-        now = identity(self.options, self.run, data=self.data, trusted=self.trusted)
-        self.report = report_of(self.output, asked=now)
-        if "under_way" in self.report:  # of a killed command: until the last of its work that was kept
-            kept = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
-            self._stop_clock(max(path.stat().st_mtime for path in kept))
+        requested = identity(self.options, self.run, data=self.data, trusted=self.trusted)
+        self.report = report_of(self.output, requested=requested)
+        if "under_way" in self.report:  # a killed command: its stage lasted until the last change of a file
+            files = [path for path in self.output.rglob("*") if path.name != LOCK_FILE]
+            self._stop_clock(max(path.stat().st_mtime for path in files))
         cost = cost_of(
             self.options,
             self.run,
@@ -173,7 +174,7 @@ class PairBuild:
             run_spec=attent_spec(self.run.model.name, self.datasets, data=self.run.data.path),
             num_ranks=self.world_size,
         )
-        self.report |= {"asked": now, "cost": cost}
+        self.report |= {"asked": requested, "cost": cost}
         logger.info(announcement(self.options, cost))
         self._save()
 
@@ -190,15 +191,15 @@ class PairBuild:
     def _stop_clock(self, now: float) -> None:
         clock = self.report.pop("under_way")
         seconds, stage = max(0.0, now - clock["since"]), clock["stage"]
-        for name, taken in (("seconds", seconds), ("device_seconds", seconds * clock["ranks"])):
-            self.report[name][stage] = self.report[name].get(stage, 0.0) + taken
+        for name, duration in (("seconds", seconds), ("device_seconds", seconds * clock["ranks"])):
+            self.report[name][stage] = self.report[name].get(stage, 0.0) + duration
         self._save()
 
     def _finish(self) -> None:
         cost = self.report["cost"]
         for name in MODELS:
-            mine = [seconds for stage, seconds in self.report["device_seconds"].items() if stage.endswith(name)]
-            content = {"device_seconds": sum(mine), "flops": cost["flops"] / len(MODELS)}
+            stages = [seconds for stage, seconds in self.report["device_seconds"].items() if stage.endswith(name)]
+            content = {"device_seconds": sum(stages), "flops": cost["flops"] / len(MODELS)}
             write_atomically(self.output / name / COST_FILE, (json.dumps(content, indent=1) + "\n").encode())
         seconds = sum(self.report["seconds"].values())
         logger.info(
@@ -210,7 +211,8 @@ class PairBuild:
         write_atomically(self.output / REPORT_FILE, (json.dumps(self.report, indent=1) + "\n").encode())
 
 
-def _scoring(losses: Path, name: str) -> str:
+def _scoring_stage(losses: Path, name: str) -> str:
+    """The name of a scoring stage, which is a key in scorers.json."""
     return f"score {'trusted text' if losses.name == TRUSTED else 'the data'} with the {name}"
 
 
@@ -221,7 +223,7 @@ def main(argv: list[str]) -> None:
         build = PairBuild(options, parse(rest))
     except ValueError as error:
         fail(error)
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=WAIT_TIMEOUT)
     try:
         build.run_stages()
     except ValueError as error:

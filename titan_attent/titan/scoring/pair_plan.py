@@ -1,4 +1,4 @@
-"""What the scorers of a run are: the command's options, the runs that train them, and what they cost."""
+"""The scorers of a run: the command's options, the configuration of their training, and their cost."""
 
 import argparse
 from dataclasses import asdict, dataclass
@@ -23,29 +23,31 @@ from titan_attent.titan.train_spec import SCORER_FLAVORS
 
 MODEL = "llama3_attent"
 BIGRAM = "bigram"
-"""The flavor that is counted, not trained."""
+"""The flavor that counts instead of training."""
 BIGRAM_OPERATIONS = 10
-"""Of a token that a bigram model scores."""
+"""Operations per token that a bigram model scores."""
 HELD_OUT = 2048
-"""Trusted examples held out, at most; and at most a quarter of them."""
+"""Largest number of trusted examples held out; at most a quarter of all are."""
 REPORT_FILE = PAIR_FILE
-TAKEN = ("seconds", "device_seconds")
-"""In the report: by stage."""
+DURATIONS = ("seconds", "device_seconds")
+"""Keys of the report with a duration per stage."""
 DEFAULTS = {"steps": 300, "batch_size": 32}
-"""Of a flavor that is trained."""
+"""Defaults for a flavor that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The command's own options; the rest of the command line is the run's configuration."""
+    """The command's own options; all other arguments are the run's configuration."""
 
     trusted: str
     output: Path
     flavor: str
     steps: int
+    """Training steps of each model; 0 for bigrams."""
     batch_size: int
+    """Rows per training step; 0 for bigrams."""
     lr: float
-    """Of training, like the two before: 0 for bigrams."""
+    """Peak learning rate; 0 for bigrams."""
 
     @property
     def is_counted(self) -> bool:
@@ -60,6 +62,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         allow_abbrev=False,
         add_help="--help" in argv or "-h" in argv,
     )
+    """The command's own options, and all other arguments; ValueError for options that contradict each other."""
     parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -68,21 +71,21 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         choices=(BIGRAM, *SCORER_FLAVORS),
         help="two tables of counts, or small transformers, which are trained (default: %(default)s)",
     )
-    trained = parser.add_argument_group("transformers alone")
-    trained.add_argument("--steps", type=int, help=f"of training, each (default: {DEFAULTS['steps']})")
-    trained.add_argument("--batch_size", type=int, help=f"rows of a step (default: {DEFAULTS['batch_size']})")
+    trained = parser.add_argument_group("only for transformers")
+    trained.add_argument("--steps", type=int, help=f"training steps of each model (default: {DEFAULTS['steps']})")
+    trained.add_argument("--batch_size", type=int, help=f"rows per step (default: {DEFAULTS['batch_size']})")
     trained.add_argument("--lr", type=float, help="peak learning rate (default: 0.64 / width, at most 0.01)")
-    found, rest = parser.parse_known_args(argv)
-    given = {name: value for name in ("steps", "batch_size", "lr") if (value := getattr(found, name)) is not None}
-    if found.flavor == BIGRAM:
+    parsed, rest = parser.parse_known_args(argv)
+    given = {name: value for name in ("steps", "batch_size", "lr") if (value := getattr(parsed, name)) is not None}
+    if parsed.flavor == BIGRAM:
         if given:
             raise ValueError(
                 f"--{next(iter(given))} with --flavor {BIGRAM}, which is not trained: leave it out, or choose one of "
                 f"{', '.join(SCORER_FLAVORS)}"
             )
-        return Options(**vars(found) | dict.fromkeys(("steps", "batch_size", "lr"), 0)), rest
-    lr = min(0.01, 0.64 / SCORER_FLAVORS[found.flavor][0])
-    options = Options(**vars(found) | DEFAULTS | {"lr": lr} | given)
+        return Options(**vars(parsed) | dict.fromkeys(("steps", "batch_size", "lr"), 0)), rest
+    lr = min(0.01, 0.64 / SCORER_FLAVORS[parsed.flavor][0])
+    options = Options(**vars(parsed) | DEFAULTS | {"lr": lr} | given)
     for name in ("steps", "batch_size", "lr"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
@@ -90,9 +93,9 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
 
 
 def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: TokenDataset) -> dict[str, Any]:
-    """What decides the losses; a folder holds those of one such choice."""
-    asked = asdict(options)
-    return {key: asked[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
+    """Everything that determines the losses; a folder holds those of one such request."""
+    values = asdict(options)
+    return {key: values[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
         "seq_len": data.seq_len,
         "seed": run.debug.seed,
         "data_seed": run.data.seed,
@@ -102,36 +105,38 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
     }
 
 
-def report_of(output: Path, *, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a command before has left of its report in ``output``, or an empty one.
+def report_of(output: Path, *, requested: dict[str, Any]) -> dict[str, Any]:
+    """The report that an earlier command left in ``output``, or an empty one.
 
     Raises:
-        ValueError: the folder was begun with something else than ``asked``, or does not tell.
+        ValueError: the folder was begun with another request than ``requested``, or does not say with which.
     """
-    path, mend = output / REPORT_FILE, "Name another --output, or delete the folder"
+    path, fix = output / REPORT_FILE, "Name another --output, or delete the folder"
     if not path.is_file():
-        if found := [name for name in ("trusted", "models", *ROLES) if (output / name).exists()]:
+        if existing := [name for name in ("trusted", "models", *ROLES) if (output / name).exists()]:
             raise ValueError(
-                f"{output}: holds {', '.join(found)}, but no {REPORT_FILE}, which says of which data and models "
-                f"they are. {mend}"
+                f"{output}: holds {', '.join(existing)}, but no {REPORT_FILE}, which would say from which data and "
+                f"models they are. {fix}"
             )
-        return {name: {} for name in TAKEN}
+        return {name: {} for name in DURATIONS}
     try:
         report = read_json_object(path)
-        then = typed(dict[str, Any], report["asked"], where="asked")
-        report |= {name: typed(dict[str, float], report[name], where=name) for name in TAKEN}
+        stored = typed(dict[str, Any], report["asked"], where="asked")
+        report |= {name: typed(dict[str, float], report[name], where=name) for name in DURATIONS}
         if "under_way" in report:
             clock = typed(dict[str, Any], report["under_way"], where="under_way")
             for name, kind in (("stage", str), ("since", float), ("ranks", int)):
                 clock[name] = typed(kind, clock[name], where=name)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: malformed ({error}). {mend}") from error
+        raise ValueError(f"{path}: malformed ({error}). {fix}") from error
     differing = [
-        f"{key} was {then.get(key)!r} and is {value!r}" for key, value in asked.items() if then.get(key) != value
+        f"{key} was {stored.get(key)!r} and is {value!r}"
+        for key, value in requested.items()
+        if stored.get(key) != value
     ]
     if differing:
         raise ValueError(
-            f"{output}: holds other scorers: {'; '.join(differing)}. Name another --output, or ask for the same "
+            f"{output}: holds other scorers: {'; '.join(differing)}. Name another --output, or use the former values "
             "to resume"
         )
     return report
@@ -147,18 +152,19 @@ def cost_of(
     run_spec: TrainSpec,
     num_ranks: int,
 ) -> dict[str, Any]:
-    """In floating point operations, as torchtitan counts them for a training step; a forward is a third of it.
+    """The cost in floating point operations, as torchtitan counts them for a training step; a forward pass is a third
+    of it.
 
     Args:
-        num_examples: of the data.
-        num_trusted: of trusted text: examples to train on, and examples held out.
+        num_examples: size of the data.
+        num_trusted: number of examples of trusted text, for training and held out.
         spec: of the scorers' model, if they are trained.
-        run_spec: of the run's; ValueError if it has not the run's flavor.
+        run_spec: of the run's model; ValueError if it does not have the run's flavor.
 
     Returns:
-        ``trained``, examples that each model is made of; ``scored``, those that each scores; ``num_params`` of a
-        model, ``flops`` of both, ``run_flops`` and ``run_steps`` of the run to come, and the ``share`` of the first in
-        the second.
+        ``trained``, number of examples that each model is built from; ``scored``, number that each scores;
+            ``num_params`` of a model; ``flops`` of both; ``run_flops`` and ``run_steps`` of the run to come; and
+            ``share``, flops / run_flops.
     """
     seq_len, training = run.training.seq_len, run.training
     held_out = min(HELD_OUT, int(MAX_HELD_OUT * num_trusted))
@@ -187,12 +193,13 @@ def cost_of(
 
 
 def announcement(options: Options, cost: dict[str, Any]) -> str:
-    what = f"{MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps each"
+    training = f"trains two models {MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps"
+    """The log line about the work to come and its cost."""
     if options.is_counted:
-        what = f"of pairs of tokens, {cost['trained']:,} examples counted by each"
+        training = f"counts pairs of tokens for two models, {cost['trained']:,} examples"
     return (
-        f"Scorers: two models {what}; then {cost['scored']:,} examples twice: {cost['flops']:.3g} floating point "
-        f"operations, {cost['share']:.2%} of the run's {cost['run_flops']:.3g}"
+        f"Scorers: this command {training} each. Then each scores {cost['scored']:,} examples. This costs "
+        f"{cost['flops']:.3g} floating point operations, {cost['share']:.2%} of the run's {cost['run_flops']:.3g}"
     )
 
 
@@ -223,7 +230,7 @@ def training_toml(options: Options, run: JobConfig, *, folder: Path, data: str, 
 
 
 def _flops(spec: TrainSpec, flavor: str, seq_len: int) -> tuple[int, int]:
-    """Parameters of a model, and its floating point operations a token of training."""
+    """Parameters of a model, and its floating point operations per token of training."""
     args = spec.model_args[flavor]
     with torch.device("meta"):
         model = spec.model_cls(args)

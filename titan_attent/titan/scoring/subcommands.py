@@ -1,7 +1,7 @@
-"""Commands of this package, one after the other, on all ranks of a command that torchrun started.
+"""Runs commands of this package one after the other, on all ranks of a command that torchrun started.
 
-Each runs in a process of its own on every rank: a trainer leaves nothing behind for the next one, and its process group
-is its own. The ranks of the outer command, in a group that has nothing to do with it, wait for all of them.
+Each runs in a separate process on every rank, so that a trainer leaves nothing behind for the next, and with its own
+process group. The ranks of the outer command have another process group, in which they wait for all of them.
 """
 
 import multiprocessing
@@ -14,16 +14,16 @@ from contextlib import closing
 
 import torch.distributed as dist
 
-# Stages are forked from a clean server that has imported what they need: seconds a stage.
+# Stages are forked from a clean server process with the imports done, which saves seconds per stage.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["titan_attent.titan.scoring.checkpoint"])
 
 
 def run_on_all_ranks(module: str, argv: list[str]) -> None:
-    """``python -m module argv`` on every rank of the default group; all exit if it fails on one. A collective."""
+    """Run ``python -m module argv`` on every rank of the default group; all exit if it fails on one. A collective."""
     port = [_free_port() if dist.get_rank() == 0 else 0]
     dist.broadcast_object_list(port)
-    # A store of its own: in torchrun's the keys of two commands would meet.
+    # A separate store: in torchrun's store, the keys of the two commands would collide.
     environment = {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     process = _CONTEXT.Process(target=_run, args=(module, argv, dict(os.environ) | environment))
     process.start()
@@ -35,7 +35,7 @@ def run_on_all_ranks(module: str, argv: list[str]) -> None:
 
 
 def _run(module: str, argv: list[str], environment: dict[str, str]) -> None:
-    """The command ``python -m module argv``, in a process that ends with the one that asked for it."""
+    """Run ``python -m module argv`` in this process, which ends when its parent process ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     sys.argv = [module, *argv]
@@ -50,6 +50,6 @@ def _end_with_parent() -> None:
 
 
 def _free_port() -> int:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as free_socket:
+        free_socket.bind(("", 0))
+        return free_socket.getsockname()[1]

@@ -1,11 +1,11 @@
-"""Scores every example in order, on all ranks, and writes the losses: what a large model and a table of counts share.
+"""Scores every example in order, on all ranks, and writes the losses; for a large model and for a table of counts.
 
-The examples are scored in equal batches of every rank, so that all ranks run the same forwards; a stretch of batches is
-gathered at once. Rank 0 hands it to the thread that writes (scores/writer.py), and all ranks see for themselves what is
-wrong with it, so that none waits for the files of another.
+The examples are scored in batches of equal size on every rank, so that all ranks run the same forward passes. The
+losses of a chunk of batches are gathered at once. Rank 0 passes them to the thread that writes (scores/writer.py). All
+ranks check the losses themselves, so that none waits for another rank's files.
 
-Cost: the data is padded by less than one batch of all ranks; of a stretch one gather of its losses (4 bytes per
-example) and one host sync; one broadcast of a number at the start.
+Cost: less than one batch of all ranks of padding; per chunk one gather of its losses (4 bytes per example) and one host
+sync; one broadcast of a number at the start.
 """
 
 import sys
@@ -26,50 +26,52 @@ from titan_attent.titan.user_errors import fail, on_first_rank
 Score = Callable[[dict[str, Tensor], Tensor], Tensor]
 """({"input": int64 [B, L]}, labels int64 [B, L]) -> mean nats per token, fp32 [B]."""
 
-STRETCH_EXAMPLES = 2**16
-"""About what is gathered and written at once, and at least one batch of all ranks."""
-STRETCH_BATCHES = 256
-"""At most, where few ranks would take long for so many examples: a killed scoring loses the stretch under way."""
+CHUNK_EXAMPLES = 2**16
+"""Approximate number of examples gathered and written at once; at least one batch of all ranks."""
+CHUNK_BATCHES = 256
+"""Largest number of batches per chunk: a killed scoring loses its current chunk, and few ranks take long for many
+examples.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretches:
-    """How the examples [start, num_examples) are cut into stretches, and those into batches of all ranks."""
+class ScoringChunks:
+    """How the examples [start, num_examples) are cut into chunks, and the chunks into batches of all ranks."""
 
     start: int
     num_examples: int
     batch_size: int
-    """Rows of a rank."""
+    """Rows per rank."""
     num_ranks: int
 
     @property
     def rows(self) -> int:
-        """Of a batch of all ranks."""
+        """Rows of a batch of all ranks."""
         return self.batch_size * self.num_ranks
 
     @property
     def size(self) -> int:
-        """Examples of a stretch; only the last has fewer."""
-        return self.rows * min(max(STRETCH_EXAMPLES // self.rows, 1), STRETCH_BATCHES)
+        """Examples of a chunk; only the last has fewer."""
+        return self.rows * min(max(CHUNK_EXAMPLES // self.rows, 1), CHUNK_BATCHES)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """The ids [start, stop) of every stretch, in order."""
+        """The ids [start, stop) of every chunk, in order."""
         for start in range(self.start, self.num_examples, self.size):
             yield start, min(start + self.size, self.num_examples)
 
     def ids(self, rank: int) -> Iterator[Tensor]:
-        """int64 [batch_size] of every batch of ``rank``; the last id of the data is the padding of the last batch."""
-        mine = rank * self.batch_size + torch.arange(self.batch_size)
+        """int64 [batch_size] for every batch of ``rank``; the last batch is padded with the last id of the data."""
+        rows_of_rank = rank * self.batch_size + torch.arange(self.batch_size)
         for start, stop in self.ranges():
             for first in range(start, stop, self.rows):
-                yield (first + mine).clamp(max=self.num_examples - 1)
+                yield (first + rows_of_rank).clamp(max=self.num_examples - 1)
 
 
 @contextmanager
-def entered(writer: ReferenceWriter) -> Iterator[int]:
-    """Enter ``writer`` on rank 0: the first example whose loss is missing, on all ranks. A collective of one number.
+def open_on_rank_zero(writer: ReferenceWriter) -> Iterator[int]:
+    """Enter ``writer`` on rank 0, and yield the first example without a loss on all ranks. A collective of one number.
 
-    What is wrong there ends all ranks.
+    An error there ends all ranks.
     """
     with ExitStack() as stack:
         with fail_on_mistake():
@@ -88,30 +90,30 @@ def write_losses(
     batch_size: int,
     pin_memory: bool = False,
 ) -> None:
-    """Score the examples from id ``start`` on, and finish the reference; ends all ranks if the losses are not to be
-    kept. A collective, on all ranks.
+    """Score the examples from id ``start`` on, and finish the folder; end all ranks if the losses cannot be stored. A
+    collective, on all ranks.
 
     Args:
-        writer: of the reference; entered on rank 0.
-        score: the losses of a batch.
-        start: first example that is not there yet.
-        batch_size: rows of a rank.
+        writer: entered on rank 0.
+        score: computes the losses of a batch.
+        start: first example without a loss.
+        batch_size: rows per rank.
     """
-    stretches = Stretches(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
-    batches = reader.read(dataset.read, stretches.ids(sharding.rank), pin_memory=pin_memory)
+    chunks = ScoringChunks(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
+    batches = reader.read(dataset.read, chunks.ids(sharding.rank), pin_memory=pin_memory)
     bar = tqdm(
         total=len(dataset),
         initial=start,
         unit=" examples",
-        mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file is no place for five lines a second
+        mininterval=0.2 if sys.stderr.isatty() else 60,  # five lines per second would flood a log file
         disable=not is_first_rank(),
     )
     with bar:
-        for first, losses, written in _scored(stretches, batches, score, sharding, writer, bar):
+        for first, losses, written in _scored(chunks, batches, score, sharding, writer, bar):
             with fail_on_mistake(bar):
                 if not written:
                     writer.wait()
-                    raise ValueError(f"{writer.path}: rank 0 could not write the losses, and says why")
+                    raise ValueError(f"{writer.path}: rank 0 could not write the losses; its message says why")
                 writer.check_finite(first, losses)
                 if is_first_rank():
                     writer.append(losses)
@@ -121,33 +123,34 @@ def write_losses(
 
 
 def _scored(
-    stretches: Stretches,
+    chunks: ScoringChunks,
     batches: Iterator[ReadBatch],
     score: Score,
     sharding: ExampleSharding,
     writer: ReferenceWriter,
     bar: tqdm,
 ) -> Iterator[tuple[int, Tensor, bool]]:
-    """Of every stretch, on every rank: first id, losses fp32 [n] on the CPU, and whether rank 0 could write so far."""
-    for first, stop in stretches.ranges():
+    """For every chunk, on every rank: first id, losses fp32 [n] on the CPU, and whether rank 0 could write so far."""
+    for first, stop in chunks.ranges():
         local = []
-        for done in range(first, stop, stretches.rows):
+        for done in range(first, stop, chunks.rows):
             local.append(score(*next(batches)))
-            bar.update(min(stretches.rows, stop - done))
-        # Whether the writer failed travels along: all ranks end together, and none waits for one that is gone.
+            bar.update(min(chunks.rows, stop - done))
+        # The same gather says whether the writer failed: all ranks end together, and none waits for a dead one.
         failed = local[0].new_full((1,), float(writer.failed))
         gathered = sharding.gather(torch.cat([*local, failed]))[0].cpu()
-        by_rank = gathered[:, :-1].unflatten(1, (len(local), stretches.batch_size))  # [ranks, batches, rows]
+        by_rank = gathered[:, :-1].unflatten(1, (len(local), chunks.batch_size))  # [ranks, batches, rows]
         yield first, by_rank.transpose(0, 1).flatten()[: stop - first], not gathered[:, -1].any()
 
 
 @contextmanager
 def fail_on_mistake(bar: tqdm | None = None) -> Iterator[None]:
-    """A ValueError within ends this process. Within the writer's own context: the message comes before the wait for
-    what is still to be written."""
+    """End this process on a ValueError. Use it inside the writer's context: the message is then printed before the wait
+    for losses that are still being written.
+    """
     try:
         yield
     except ValueError as error:
         if bar is not None:
-            bar.close()  # the message gets a line of its own
+            bar.close()  # so that the message is on its own line
         fail(error)

@@ -1,4 +1,4 @@
-"""candidates.py over 1, 2 and 3 ranks: what is fetched is what its owner has, what is stored gets there."""
+"""candidates.py over 1, 2 and 3 ranks: ``fetch`` returns the owners' values, ``store`` changes them."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ INTS = np.arange(N, dtype=np.int32) - 50
 def move(mesh: Any) -> list[dict[str, np.ndarray]]:
     results = []
     owners = ExampleSharding(N, mesh=mesh)
-    module._BLOCK = 7  # many blocks, borders in all places
+    module._BLOCK = 7  # many blocks, with borders at all slots
     for start, size in POOLS:
         pool = Pool(N, order=(5, 0, 3), start=start, size=size)
         sharding = ExampleSharding(size, mesh=mesh)

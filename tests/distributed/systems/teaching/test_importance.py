@@ -13,13 +13,13 @@ from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.systems.teaching.candidates import Candidates
-from titan_attent.systems.teaching.importance import IMPORTANCES, Known, finite_median, importance
+from titan_attent.systems.teaching.importance import IMPORTANCES, Evidence, finite_median, importance
 from titan_attent.systems.teaching.radix import largest_keys, ordered_keys, score_of_key
 from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import STRATEGIES
 
 NUM_EXAMPLES = 331
-VOCAB_SIZE = 3000  # a blind guess costs 8.0 nats: below some of the losses
+VOCAB_SIZE = 3000  # a uniform guess costs 8.0 nats: below some of the losses
 NEVER, BROKEN = (5, 200), (17, 330)  # ids without a visit, and with non-finite losses only
 
 
@@ -47,7 +47,7 @@ def filled_buffer(mesh: Any) -> LossBuffer:
         for step in sorted(set(steps[ids])):
             now = ids[steps[ids] == step]
             mine = now[rank::size]
-            # Equal counts on all ranks: pad with a row to leave out.
+            # Equal counts on all ranks: pad with the id of a row that is ignored.
             mine = np.concatenate((mine, np.full(-(-len(now) // size) - len(mine), NUM_EXAMPLES)))
             values = np.append(losses, 0.0)[mine].astype(np.float32)
             values[np.isin(mine, BROKEN)] = np.nan
@@ -96,14 +96,16 @@ def measure(mesh: Any) -> dict[str, Any]:
     expert, amateur = (
         torch.from_numpy(history()[name])[sharding.start : sharding.stop] for name in ("expert", "amateur")
     )
-    known = Known(expert=expert, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
-    scores = {name: importance(buffer.records(), name=name, known=known) for name in IMPORTANCES}
+    evidence = Evidence(expert=expert, amateur=amateur, chance_loss=math.log(VOCAB_SIZE))
+    scores = {name: importance(buffer.records(), name=name, evidence=evidence) for name in IMPORTANCES}
     loss = scores["loss"]
     where = torch.isfinite(loss)
     everything = Candidates(Pool.whole(NUM_EXAMPLES), owners=sharding, sharding=sharding, device=loss.device)
-    known_of = {name: Scores(score, sharding=sharding) for name, score in scores.items()}
+    scores_of = {name: Scores(score, sharding=sharding) for name, score in scores.items()}
     drawn = {
-        seed: STRATEGIES["threshold"](known_of["loss"], 0, paper_config(strategy="threshold"), (0, seed, 0), everything)
+        seed: STRATEGIES["threshold"](
+            scores_of["loss"], 0, paper_config(strategy="threshold"), (0, seed, 0), everything
+        )
         for seed in range(3)
     }
     keys = ordered_keys(torch.where(where, loss, -torch.inf))
@@ -113,8 +115,8 @@ def measure(mesh: Any) -> dict[str, Any]:
         "scores": {name: score.numpy() for name, score in scores.items()},
         "third": score_of_key(third.key),
         "none": finite_median(lambda block: nothing[block], sharding=sharding, device=loss.device),
-        "clipped": known_of["loss"].summary.clipped(loss).numpy(),
-        "known": {name: (known.summary, known.measures) for name, known in known_of.items()},
+        "clipped": scores_of["loss"].summary.clipped(loss).numpy(),
+        "statistics": {name: (each.summary, each.metrics) for name, each in scores_of.items()},
         "threshold": {seed: (weights.numpy(), num_chosen) for seed, (weights, num_chosen) in drawn.items()},
         "visits": buffer.visits.numpy(),
     }
@@ -154,30 +156,37 @@ def plain_share(scores: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)
-def test_what_is_known_of_the_scores_is_that_of_a_sort_for_any_number_of_ranks(
+def test_the_statistics_of_scores_are_those_of_a_sort_for_any_number_of_ranks(
     measured: list[dict[str, Any]], alone: dict[str, Any], name: str
 ) -> None:
     scores = np.concatenate([rank["scores"][name] for rank in measured]).astype(np.float64)
     finite = np.sort(scores[np.isfinite(scores)])
     clipped = finite.clip(finite[3], finite[-4])  # 1% of 327 at each end
     for rank in measured:
-        assert rank["known"][name] == alone["known"][name]
-        summary, measures = rank["known"][name]
-        others = 0 if name == "cross_entropy_difference" else 2  # of the learner it knows nothing
+        assert rank["statistics"][name] == alone["statistics"][name]
+        summary, metrics = rank["statistics"][name]
+        others = 0 if name == "cross_entropy_difference" else 2  # it reads nothing of the learner
         assert (summary.num_finite, summary.num_unseen, summary.num_broken) == (len(finite), others, others)
-        places = [summary.largest, summary.high, summary.watched, summary.p99, summary.low, summary.smallest]
-        assert places == finite[[-1, -4, -3, -3, 3, 0]].tolist()
+        ordered = [
+            summary.largest,
+            summary.high,
+            summary.quarantine_threshold,
+            summary.p99,
+            summary.low,
+            summary.smallest,
+        ]
+        assert ordered == finite[[-1, -4, -3, -3, 3, 0]].tolist()
         lowest = min(0.0, clipped[0])
         expected = (finite.mean(), plain_share(finite), plain_share(clipped), plain_share(clipped - lowest))
-        found = (measures.mean, measures.share, measures.clipped_share, measures.ruling_share)
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        actual = (metrics.mean, metrics.share, metrics.clipped_share, metrics.shifted_share)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
     assert (finite[3] < 0) == (name in ("excess_loss", "cross_entropy_difference"))
 
 
 def test_threshold_leaves_out_half_of_those_below_the_mean(
     measured: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
-    """InfoBatch's rule, example by example: kept above the mean with weight w, below it half are kept with 2 w."""
+    """InfoBatch's rule per example: above the mean all are kept with weight w, below it half are kept with 2 w."""
     loss = plain_importance("loss")
     mean = loss[np.isfinite(loss)].mean()
     below = loss < mean  # -inf too
@@ -197,7 +206,7 @@ def test_threshold_leaves_out_half_of_those_below_the_mean(
 
 def test_share_of_equal_and_of_few() -> None:
     def share(scores: torch.Tensor) -> float:
-        return Scores(scores, sharding=ExampleSharding(8)).measures.share
+        return Scores(scores, sharding=ExampleSharding(8)).metrics.share
 
     assert share(torch.full((8,), 3.0)) == pytest.approx(1.0)
     few = torch.tensor([2.0, 2.0, 0, 0, 0, 0, -1.0, 0])
@@ -222,12 +231,12 @@ def test_gradients_must_be_recorded_where_they_are_kept() -> None:
         LossBuffer(4, with_gradient=True).record(torch.tensor([1]), torch.tensor([1.0]), step=1)
 
 
-def test_attainment_is_the_loss_until_the_median_example_has_come_any_way() -> None:
+def test_attainment_is_the_loss_until_the_median_example_has_made_progress() -> None:
     buffer = LossBuffer(5)
     losses = torch.tensor([5.0, 6.0, 4.5, 3.0, 7.0])
     buffer.record(torch.arange(5), losses, step=1)
     buffer.sync()
-    known = Known(chance_loss=math.log(100))  # ln 100 = 4.6, the median is 5
-    assert torch.equal(importance(buffer.records(), name="attainment", known=known), losses)
-    scores = importance(buffer.records(), name="attainment", known=Known(chance_loss=math.log(10_000)))
+    evidence = Evidence(chance_loss=math.log(100))  # ln 100 = 4.6, the median is 5
+    assert torch.equal(importance(buffer.records(), name="attainment", evidence=evidence), losses)
+    scores = importance(buffer.records(), name="attainment", evidence=Evidence(chance_loss=math.log(10_000)))
     assert scores.tolist() == pytest.approx([5.0 * 1, 6 * (3.21034 / 4.21034) ** 2, 4.5, 3.0, 7 * 0.275603], rel=1e-4)

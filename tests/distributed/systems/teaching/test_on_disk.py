@@ -1,4 +1,4 @@
-"""Scores on disk: what a teacher chooses by them from step 1 on, over 1, 2 and 3 ranks, against plain numpy."""
+"""Scores on disk: selections by them from step 1 on, over 1, 2 and 3 ranks, against plain numpy."""
 
 import math
 from dataclasses import replace
@@ -70,7 +70,7 @@ def train(mesh: Any, name: str, stop: int = 14, state: dict[str, Any] | None = N
         sampler.load_state_dict(state["sampler"])
     batches, chosen = [], []
     for step, (ids, _) in zip(range(sampler.step + 1, stop + 1), sampler, strict=False):
-        # What the learner finds is of no account: the dirt is as hard for it as can be.
+        # The learner's losses must not matter: the dirt has the highest.
         teacher.buffer.record(ids, torch.where(ids < 81, 9.0, 0.1), step=step)
         teacher.step_done()
         everyone = [ids] if mesh is None else list(teacher.buffer.sharding.gather(ids)[0])
@@ -132,7 +132,7 @@ def test_pools_keep_what_is_above_the_cut_of_the_trusted_text() -> None:
     amateur, expert = losses_on_disk()
     run = train(None, "difference, pools", stop=8)
     assert np.isin(run["batches"], kept_by_difference()).mean() > 0.9
-    assert (run["batches"] < 81).mean() < 0.05 and len(set(run["chosen"])) > 1  # each pool has a share of its own
+    assert (run["batches"] < 81).mean() < 0.05 and len(set(run["chosen"])) > 1  # each pool has another share
 
 
 def test_the_amateur_counts_where_the_learner_has_no_loss_yet() -> None:
@@ -167,7 +167,7 @@ def test_readings_change_copies() -> None:
     amateur = torch.tensor([3.0, 3.0, 3.0, 3.0])
     after, replaced = (before.with_scores(amateur, replace_all=flag) for flag in (False, True))
     assert after.loss.tolist()[:2] == [3.0, 0.5] and after.loss[3] == 3.0
-    assert after.step.tolist() == [0, 7, NEVER, 0]  # trained, and never finite: the amateur does not mend that
+    assert after.step.tolist() == [0, 7, NEVER, 0]  # trained but never finite: an amateur's loss does not replace that
     assert replaced.loss.tolist() == [3.0] * 4 and replaced.step.tolist() == [0] * 4
     assert before.step.tolist() == [NEVER, 7, NEVER, NEVER] and isinstance(before, Records)
 

@@ -11,7 +11,7 @@ from references import plain_inverse_weights, plain_top_k, plain_top_k_by_hash
 from titan_attent.data.plan.order import Pool, SelectedSlots
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.systems.teaching.audit import audit_choice, audit_scores
+from titan_attent.systems.teaching.audit import audit_scores, audit_selection
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import KEY_OFFSET, largest_keys, ordered_keys, score_of_key
 from titan_attent.systems.teaching.selection import (
@@ -50,7 +50,7 @@ def keys_of(kind: str, size: int) -> np.ndarray:
 
 
 def plain_keys(keys: torch.Tensor) -> np.ndarray:
-    """int32 keys as they are kept -> the numbers they stand for, int64."""
+    """int32 keys of tensors -> their values in [0, 2^32), int64."""
     return keys.numpy().astype(np.int64) + KEY_OFFSET
 
 
@@ -79,7 +79,7 @@ def select_everywhere(mesh) -> list[tuple]:
         if k % 4 == 1:  # several at once, some of them equal
             ranks = partial(given, [k, 1, size, k])
             found = largest_keys(keys.__getitem__, ranks, sharding=sharding, device=CPU)
-        ids = partial(torch.add, sharding.start * 3, alpha=3)  # ids are not places
+        ids = partial(torch.add, sharding.start * 3, alpha=3)  # ids differ from slots
         by_hash, _ = select_top_k(keys, k=k, sharding=sharding, ids=ids, seed=(5, k))
         results.append((chosen.numpy(), threshold, found, bitmask, by_hash.numpy()))
     return results
@@ -111,7 +111,7 @@ def floor_log_probabilities(
 
 
 def soft_everywhere(mesh) -> list[dict]:
-    """Every step of a soft, hard and random draw: this rank's part of each."""
+    """Every step of a soft, hard and random draw: this rank's shard of each."""
     results = []
     for size in SOFT_SIZES:
         sharding = ExampleSharding(size, mesh=mesh)
@@ -146,7 +146,7 @@ def soft_everywhere(mesh) -> list[dict]:
         }
         records = Records(sharding, scores, steps, scores, steps, steps)
         candidates = Candidates(Pool.whole(size), owners=sharding, sharding=sharding, device=CPU)
-        choice = audit_choice(
+        choice = audit_selection(
             candidates,
             weights=weights,
             records=records,
@@ -155,7 +155,7 @@ def soft_everywhere(mesh) -> list[dict]:
             step=60,
             sources=[("web", 0), ("code", size // 3), ("web", size // 2)],
         )
-        statistics = audit_scores(Scores(scores, sharding=sharding)) | choice.audit | {"newly": choice.num_newly}
+        statistics = audit_scores(Scores(scores, sharding=sharding)) | choice.scalars | {"num_new": choice.num_new}
         results.append(
             {name: np.asarray(x) for name, x in local.items()}
             | {"threshold": threshold, "audit": statistics, "digest": choice.digest}
@@ -252,7 +252,7 @@ def test_audit_of_several_ranks_is_that_of_numpy(worlds):
                     "teacher/overlap": (chosen & (last == 3)).sum() / chosen.sum(),
                     "teacher/max_weight": weights.max(),
                     "teacher/inclusion/web": chosen[~code].mean(),
-                    "newly": (chosen & (last < 0)).sum(),
+                    "num_new": (chosen & (last < 0)).sum(),
                 }
                 | ({"teacher/inclusion/code": chosen[code].mean()} if code.any() else {}),
                 rel=1e-3,  # sums of scores are taken in 2^-15 of the largest

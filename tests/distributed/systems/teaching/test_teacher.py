@@ -55,7 +55,7 @@ CASES = {
 }
 # In the warm-up, at its end; in a pass of a selection, at its end; where the anneal tail starts, in it.
 # And in the second pass over one selection.
-# And where pools have takings that are not counted yet.
+# And where pools have selections that the quarantine has not counted yet.
 CUTS = {
     "soft": (3, 8, 10, 12, 42, 45),
     "hard": (14,),
@@ -64,7 +64,7 @@ CUTS = {
     "pools, threshold": (29,),
 }
 RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
-# By the number of ranks: 3 are another cut than 2, not another path.
+# By the number of ranks: 3 ranks are sharded differently from 2, by the same code.
 CASES_ON = {1: tuple(CASES), 2: tuple(CASES), 3: ("random", "soft", "soft pools")}
 RESUMED_ON = {1: RESUMED, 2: RESUMED, 3: [("soft", 10), ("soft pools", 21)]}
 # To the end but from these, which others of their case follow: into the pass, and the round, after the cut.
@@ -82,7 +82,7 @@ def score_of(ids: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def train(teacher: Teacher, sampler: TeachingSampler, *, stop: int = NUM_STEPS) -> Iterator[dict]:
-    """Steps with the losses of ``loss_of``: this rank's ids and weights, and what the teacher says after each."""
+    """Steps with the losses of ``loss_of``: this rank's ids and weights, and the teacher's metrics after each."""
     stream = iter(sampler)
     for step in range(sampler.step + 1, stop + 1):
         ids, weights = zip(*itertools.islice(stream, sampler.microbatches), strict=True)
@@ -108,7 +108,7 @@ def build(mesh, config: TeacherConfig, *, microbatches: int = 1) -> tuple[Teache
     sharding = buffer.sharding
 
     def score(step: int, pool: Pool) -> None:
-        """Blocks of places, rank after rank, padded at the end, as the trainer's forward pass."""
+        """Blocks of slots, rank after rank, padded at the end, as the trainer's forward pass."""
         for start in range(0, pool.size, BLOCK * sharding.size):
             places = start + BLOCK * sharding.rank + torch.arange(BLOCK)
             ids = pool.ids(places.clamp(max=pool.size - 1)).masked_fill(places >= pool.size, NUM_EXAMPLES)
@@ -170,7 +170,7 @@ def assert_runs_equal(parts: list[list[dict]], expected: list[dict], where: str)
 
 
 class PlainTeacher:
-    """One process, dictionaries, sorts: the whole run as DESIGN.md tells it. No floor."""
+    """One process, dictionaries, sorts: the whole run as the design describes it. No floor."""
 
     def __init__(self, config: TeacherConfig):
         self.config, self.step = config, 0
@@ -198,7 +198,7 @@ class PlainTeacher:
                 size, pool_size = int(selected.sum()), self.size
                 key = derive_key(stream("order"), DATA_SEED, round, index)
                 order = self.pool[selected][permute(torch.arange(size), size, key)]
-            else:  # everything, in the order of the stretch
+            else:  # everything, in the order of the span
                 order = self.pool if draw else self.stretch(None)
                 size = pool_size = len(order)
                 weights = np.ones(NUM_EXAMPLES)
@@ -218,7 +218,7 @@ class PlainTeacher:
                 yield {"ids": batch.numpy(), "weights": weights[batch.numpy()], "metrics": metrics}
 
     def stretch(self, size: int | None) -> torch.Tensor:
-        """The next ids of the shuffled orders, which are numbered through; all that are left for None."""
+        """The next ids of the shuffled orders, which are numbered from 0; all remaining ones for None."""
         if len(self.left) < (size or BATCH):
             key = derive_key(stream("order"), DATA_SEED, 0, next(self.orders))
             self.left = permute(torch.arange(NUM_EXAMPLES), NUM_EXAMPLES, key)
@@ -303,7 +303,7 @@ class PlainTeacher:
         return chosen, by_id
 
     def watch(self, scores: np.ndarray) -> list[int]:
-        """Streaks of useless selections; returns what is set aside."""
+        """Count streaks of useless selections; returns the quarantined examples."""
         if self.config.quarantine_after and np.isfinite(scores).any():
             finite = np.sort(scores[np.isfinite(scores)])[::-1]
             lowest = finite[max(1, int(0.01 * len(finite))) - 1]
@@ -334,7 +334,7 @@ class PlainTeacher:
             phi = (-np.logaddexp(0, -scores) if config.normalization == "sigmoid" else scores) / config.temperature
             phi[np.isinf(scores)] = scores[np.isinf(scores)]
             scores = (phi + gumbel(ids, derive_key(stream("noise"), *seed)).numpy()).astype(np.float32)
-        # Unseen first in their random order, then by score, ties by a hash of their own.
+        # Unseen first in their random order, then by score; ties by a separate hash.
         tie = -((hash_ids(ids, derive_key(stream("ties"), *seed)).numpy() >> 32) + 0.0)
         order = [-float(unseen_order[i]) if unseen[i] else -scores[i] for i in range(num)]
         rank = sorted(range(num), key=lambda i: (not unseen[i], order[i], tie[i], i))
@@ -558,8 +558,8 @@ def test_every_pass_trains_a_batch_when_the_threshold_leaves_less_than_one():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    mend = "has 7 examples, fewer than one global batch of 8: write more data, or lower training.global_batch_size"
-    with pytest.raises(ValueError, match=mend):
+    message = "has 7 examples, fewer than one global batch of 8: write more data, or lower training.global_batch_size"
+    with pytest.raises(ValueError, match=message):
         Teacher(LossBuffer(7), paper_config(), batch_size=8, total_steps=10)
     with pytest.raises(ValueError, match="temperature"):
         Teacher(LossBuffer(7), paper_config(temperature=0), batch_size=4, total_steps=10)

@@ -1,4 +1,4 @@
-"""The adaptive ratio and forward scoring in the teacher, with losses made up for the purpose."""
+"""The adaptive ratio and forward scoring in the teacher, with synthetic losses."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NUM_EXAMPLES, BATCH = 96, 8
 
 
 def make_teacher(losses: torch.Tensor, **config: object) -> tuple[Teacher, list[int]]:
-    """A teacher whose forward pass reads ``losses``; and the steps at which it was asked to score."""
+    """A teacher whose forward pass reads ``losses``; and the steps at which it scored."""
     buffer = LossBuffer(NUM_EXAMPLES)
     scored: list[int] = []
 
@@ -62,7 +62,7 @@ def test_what_would_leave_out_less_than_three_tenths_leaves_out_nothing() -> Non
 
 
 def test_a_twentieth_of_junk_is_seen() -> None:
-    """Scores spread as clean text's after a pass, and a twentieth that count for nothing."""
+    """Scores spread as clean text's after a pass, and a twentieth with a score of 0."""
     clean = 1 / (1 + 0.39**2)  # of scores with that coefficient of variation
     assert 0.73 < clean**2 < 0.78 and adaptive_ratio(clean, lowest=0.1, highest=1.0) == 1.0
     assert adaptive_ratio(0.95 * clean, lowest=0.1, highest=1.0) < 0.7
@@ -77,7 +77,7 @@ def test_when_the_learner_scores(scoring: str, expected: list[int]) -> None:
 
 
 def test_forward_scores_decide_the_selection() -> None:
-    """Training sees equal losses; the forward pass knows which 48 matter."""
+    """Training sees equal losses; the forward pass gives high losses to 48 examples."""
     losses = torch.where(torch.arange(NUM_EXAMPLES) % 2 == 0, 5.0, 1.0)
     teacher, _ = make_teacher(losses, scoring="forward", ratio_schedule="constant", initial_ratio=0.5)
     chosen: list[int] = []
@@ -114,7 +114,7 @@ def test_anneal_boundary_of_infobatch(num_passes: int, full_from: float) -> None
 
 
 def test_shadow_decides_logs_and_trains_on_everything() -> None:
-    """The same batches as uniform, with the decisions of a teacher that would act on what it then sees."""
+    """The same batches as uniform, with the decisions that the teacher logs but does not act on."""
     losses = torch.where(torch.arange(NUM_EXAMPLES) < 48, 5.0, 1.0)
     served: dict[str, list[list[int]]] = {}
     decisions: list[dict[str, float]] = []

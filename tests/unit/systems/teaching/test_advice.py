@@ -1,4 +1,4 @@
-"""What a user is told of a rule that can do harm, and that nothing is said of the others."""
+"""The warnings about rules that can do harm, and that other rules cause none."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from titan_attent import TeacherConfig
 from titan_attent.systems.teaching import advice
-from titan_attent.systems.teaching.advice import MIXED, log_plan, risk_of, warn_of_mixed_windows
+from titan_attent.systems.teaching.advice import MIXED_WINDOW_DOCUMENTS, log_plan, risk_of, warn_of_mixed_windows
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.schedule import Plan
 from titan_attent.systems.teaching.system import Teaching
@@ -22,7 +22,7 @@ DIFFERENCE = {"importance": "cross_entropy_difference", "scores": "both"}
 @pytest.mark.parametrize(
     "settings, level, said",
     [
-        ({"importance": "loss", **HARD}, logging.WARNING, "noise keeps the highest loss for ever"),
+        ({"importance": "loss", **HARD}, logging.WARNING, "noise always has the highest loss"),
         ({"importance": "loss", "strategy": "soft"}, logging.WARNING, 'use strategy = "difference"'),
         (
             {"importance": "functional_gradient", **HARD},
@@ -30,11 +30,11 @@ DIFFERENCE = {"importance": "cross_entropy_difference", "scores": "both"}
             "titan_attent.score pair writes the scores that",
         ),
         (AMATEUR | HARD, logging.WARNING, "such as a second language"),
-        (HARD, logging.WARNING, 'where data has copies.*Use scoring = "forward_once"'),
-        (DIFFERENCE | HARD, logging.INFO, "watch teacher/inclusion"),
+        (HARD, logging.WARNING, 'if the data has copies.*Set teacher.scoring = "forward_once"'),
+        (DIFFERENCE | HARD, logging.INFO, "Watch teacher/inclusion"),
         ({}, None, ""),
         (HARD | {"scoring": "forward_once"}, logging.WARNING, "all of the rare ones"),
-        (HARD | {"importance": "loss", "warmup_passes": 0}, logging.WARNING, "none of the easy ones"),
+        (HARD | {"importance": "loss", "warmup_passes": 0}, logging.WARNING, "before the learner knows the easy ones"),
         ({"strategy": "random", "importance": "loss"}, None, ""),
         ({"importance": "loss", "dry_run": True, **HARD}, None, ""),
         ({"importance": "excess_loss", **EXPERT, **HARD}, None, ""),
@@ -51,9 +51,9 @@ def test_what_a_rule_risks(
     caplog.set_level(logging.INFO)
     plan = Plan(config, steps_of_full_pass=10, total_steps=100, scorers=scorers)
     log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
-    told = [(record.levelno, bool(re.search(said, record.getMessage()))) for record in caplog.records]
-    assert level is None or (level, True) in told
-    assert level is not None or all(level == logging.INFO for level, _ in told)
+    logged = [(record.levelno, bool(re.search(said, record.getMessage()))) for record in caplog.records]
+    assert level is None or (level, True) in logged
+    assert level is not None or all(level == logging.INFO for level, _ in logged)
 
 
 @pytest.mark.parametrize(
@@ -61,31 +61,31 @@ def test_what_a_rule_risks(
     [
         ({}, None),
         ({"strategy": "uniform", "seed": 3, "trace": True}, None),
-        (DIFFERENCE, "not read are teacher.importance, teacher.scores. To teach, name"),
-        ({"pool_size": 64}, "not read is teacher.pool_size."),
+        (DIFFERENCE, "set but not read: teacher.importance, teacher.scores. To select examples, set"),
+        ({"pool_size": 64}, "set but not read: teacher.pool_size."),
         ({"importance": "loss"} | HARD, None),
     ],
 )
-def test_a_rule_without_a_strategy_is_told(
+def test_a_rule_without_a_strategy_is_logged(
     settings: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     Teaching.check_values(TeacherConfig(**settings))
-    told = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
-    assert told == [] if said is None else said in told[0]
+    logged = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert logged == [] if said is None else said in logged[0]
 
 
 @pytest.mark.parametrize(
     "settings, documents, said",
     [
         (HARD, 4.0, ["1,024 tokens holds 4.0 documents", "training.seq_len to about 256,"]),
-        ({"strategy": "threshold"}, MIXED, ["holds 1.5 documents"]),
+        ({"strategy": "threshold"}, MIXED_WINDOW_DOCUMENTS, ["holds 1.5 documents"]),
         (DIFFERENCE | HARD, 500.0, ["training.seq_len to about 64,"]),
-        (HARD, MIXED - 0.01, None),
+        (HARD, MIXED_WINDOW_DOCUMENTS - 0.01, None),
         ({}, 4.0, None),
         ({"strategy": "random"}, 4.0, None),
     ],
 )
-def test_windows_that_mix_documents_are_told(
+def test_windows_that_mix_documents_are_logged(
     settings: dict[str, Any],
     documents: float,
     said: list[str] | None,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import NEVER, Records
-from titan_attent.systems.teaching.audit import Choice, Sources, audit_choice, audit_scores
+from titan_attent.systems.teaching.audit import SelectionAudit, Sources, audit_scores, audit_selection
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.statistics import Scores
 
@@ -43,7 +43,7 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
     weights = (generator.random(size) * (generator.random(size) < 0.5)).astype(np.float32)
     chosen, aged = weights > 0, 120 - steps[~infinite]
     records = Records(sharding, *(torch.from_numpy(x) for x in (scores, steps, scores, steps, steps)))
-    choice = audit_choice(
+    choice = audit_selection(
         everything(size),
         weights=torch.from_numpy(weights),
         records=records,
@@ -51,8 +51,8 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
         draw=4,
         step=120,
     )
-    assert choice.num_newly == (chosen & (last_draw == NEVER)).sum()
-    assert choice.audit == pytest.approx(
+    assert choice.num_new == (chosen & (last_draw == NEVER)).sum()
+    assert choice.scalars == pytest.approx(
         {
             "teacher/loss_age": aged.mean() if len(aged) else 0.0,
             "teacher/overlap": (chosen & (last_draw == 3)).sum() / max(1, chosen.sum()),
@@ -64,8 +64,8 @@ def test_the_audit_is_that_of_numpy(seed, size, share_infinite):
 def test_the_first_draw_overlaps_with_none():
     records = Records(ExampleSharding(3), torch.zeros(3), *[torch.zeros(3, dtype=torch.int32)] * 4)
     never = torch.full((3,), NEVER, dtype=torch.int32)
-    choice = audit_choice(everything(3), weights=torch.ones(3), records=records, last_draw=never, draw=0, step=1)
-    assert choice.audit["teacher/overlap"] == 0.0 and choice.num_newly == 3
+    choice = audit_selection(everything(3), weights=torch.ones(3), records=records, last_draw=never, draw=0, step=1)
+    assert choice.scalars["teacher/overlap"] == 0.0 and choice.num_new == 3
 
 
 def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
@@ -75,23 +75,23 @@ def test_importance_p99_takes_negative_scores_and_leaves_infinities_out():
     assert result["teacher/importance_mean"] == pytest.approx(-150.5, rel=1e-4)
 
 
-def choose(weights: torch.Tensor, *, sources: Sources = ()) -> Choice:
+def choose(weights: torch.Tensor, *, sources: Sources = ()) -> SelectionAudit:
     never = torch.full((len(weights),), NEVER, dtype=torch.int32)
     records = Records(ExampleSharding(len(weights)), weights, *[never] * 4)
     kept = {"weights": weights, "records": records, "last_draw": never, "draw": 0, "step": 1}
-    return audit_choice(everything(len(weights)), **kept, sources=sources)
+    return audit_selection(everything(len(weights)), **kept, sources=sources)
 
 
-def test_inclusion_by_source_merges_the_stretches_of_a_source():
+def test_inclusion_by_source_merges_the_spans_of_a_source():
     sources = [("web", 0), ("code", 10), ("web", 14), ("books", 90)]  # no candidate is a book
     weights = torch.zeros(50)
     weights[[0, 9, 11, 14, 49]] = torch.tensor([2.0, 0.5, 1.0, 1.0, 0.1])
-    audit = choose(weights, sources=sources).audit
+    audit = choose(weights, sources=sources).scalars
     assert {name: share for name, share in audit.items() if "inclusion" in name} == {
         "teacher/inclusion/web": 4 / 46,
         "teacher/inclusion/code": 1 / 4,
     }
-    assert not any("inclusion" in name for name in choose(weights, sources=[("web", 0), ("web", 9)]).audit)
+    assert not any("inclusion" in name for name in choose(weights, sources=[("web", 0), ("web", 9)]).scalars)
 
 
 def test_the_digest_differs_where_one_choice_or_one_bit_of_one_weight_does():
@@ -100,10 +100,10 @@ def test_the_digest_differs_where_one_choice_or_one_bit_of_one_weight_does():
         weights[::3] = 0.0
         seen = [choose(weights).digest]
         assert choose(weights.clone()).digest == seen[0] and -(2**63) <= seen[0] < 2**63
-        for place in range(200):
+        for slot in range(200):
             for bit in (0, 1, 22, 23, 30):
                 other = weights.clone()
-                other.view(torch.int32)[place] ^= 1 << bit
+                other.view(torch.int32)[slot] ^= 1 << bit
                 seen.append(choose(other.nan_to_num(posinf=3e38)).digest)
         exchanged = weights.clone()
         exchanged[[0, 1]] = weights[[1, 0]]  # one for another

@@ -1,4 +1,4 @@
-"""job_config.py: every value out of range is refused with the key, the value and the mend."""
+"""job_config.py: every value out of range is refused with the key, the value and how to fix it."""
 
 import re
 from dataclasses import replace
@@ -240,20 +240,20 @@ def test_closest_names_only_a_near_miss():
 
 
 @pytest.mark.parametrize(
-    "values, mend",
+    "values, fix",
     [
         ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
         ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
-        ({"strategy": "threshold", "weighting": "loss"}, "weights of its own: choose another of the two"),
+        ({"strategy": "threshold", "weighting": "loss"}, "sets its own weights: choose another weighting or strategy"),
         ({"strategy": "hard", "importance": "learnability", **SCORES}, "or remove scores"),
         ({"strategy": "hard", "importance": "functional_gradient", **SCORES}, "or remove scores"),
         ({"importance": "cross_entropy_difference", "scoring": "forward", **SCORES}, 'Use scoring = "amateur"'),
         ({"ratio_schedule": "calibrated", **SCORES}, 'use importance = "cross_entropy_difference", or another'),
     ],
 )
-def test_keys_that_contradict_each_other_are_refused_with_the_mend(values, mend):
-    assert mend in refusal(**values)
+def test_keys_that_contradict_each_other_are_refused_with_the_fix(values, fix):
+    assert fix in refusal(**values)
 
 
 def test_a_share_of_a_repeat_is_refused():

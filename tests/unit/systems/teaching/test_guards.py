@@ -1,5 +1,5 @@
-"""guards.py and the fallback of draws.py with losses made up for the purpose; draws of several ranks are in
-distributed/test_teacher.py."""
+"""guards.py and the fallback of draws.py with synthetic losses; draws on several ranks are in
+distributed/systems/teaching/test_teacher.py."""
 
 import copy
 import logging
@@ -19,7 +19,7 @@ STUBBORN = (7, 150)  # the two of the top 1%
 
 
 def run(losses_at, *, steps: int, expert=None, **config) -> tuple[Teacher, list[dict], list[set[int]]]:
-    """``losses_at(step)``: fp32 [N]. Returns the teacher, what was set aside, and the ids of each selected pass."""
+    """``losses_at(step)``: fp32 [N]. Returns the teacher, the quarantined examples, the ids of each selected pass."""
     settings = {"strategy": "hard", "ratio_schedule": "constant", "initial_ratio": 0.5, "max_interval": 1}
     quarantined: list[dict] = []
     teacher = Teacher(
@@ -42,7 +42,7 @@ def run(losses_at, *, steps: int, expert=None, **config) -> tuple[Teacher, list[
 
 
 def falling(step: int) -> torch.Tensor:
-    """Everything learns but the stubborn two."""
+    """The losses of all but the two stubborn examples fall."""
     losses = torch.linspace(2, 4, NUM_EXAMPLES) * 0.98**step
     losses[list(STUBBORN)] = 9.0
     return losses
@@ -58,7 +58,7 @@ def test_an_example_that_never_improves_is_set_aside_after_so_many_selections():
     assert teacher.metrics()["teacher/quarantined"] == 2.0
 
 
-def test_without_the_guard_it_is_taught_for_ever():
+def test_without_the_guard_it_is_selected_again_and_again():
     teacher, quarantined, passes = run(falling, steps=79, quarantine_after=0)
     assert not quarantined and all(set(STUBBORN) <= ids for ids in passes) and len(passes) == 6
     assert teacher.draws.quarantine is None and "teacher/quarantined" not in teacher.metrics()
@@ -89,7 +89,7 @@ def test_no_strategy_takes_it(strategy):
 
 
 def run_pools(*, steps: int, save_at: int = -1) -> tuple[list[dict], Teacher]:
-    """Pools of 50 of 200, half of each taken; what was set aside. ``save_at``: a new teacher goes on from there."""
+    """Pools of 50 of 200, half of each selected; the quarantined examples. ``save_at``: a new teacher resumes there."""
 
     def build() -> tuple[Teacher, TeachingSampler]:
         config = paper_config(
@@ -135,27 +135,25 @@ def test_with_pools_an_example_that_never_improves_is_set_aside_too():
 
 
 def test_a_candidate_that_a_pool_leaves_out_keeps_its_row_and_is_not_counted():
-    """As on the whole set: passing by neither counts nor ends a row; a taking outside of the top 1% ends it."""
+    """As on the whole set: only a selection outside the top 1% ends a streak, a draw without the example does not."""
     guard = Quarantine(after=3, owners=ExampleSharding(1), device=torch.device("cpu"))
     nine = torch.tensor([9.0])
 
-    def candidate(*, watched: bool, taken: bool) -> int:
-        newly = guard.update(
-            guard.streak, guard.loss_at_start, scores=nine, losses=nine, watched=9.0 if watched else 10.0
-        )
+    def candidate(*, high: bool, taken: bool) -> int:
+        new = guard.update(guard.streak, guard.loss_at_start, scores=nine, losses=nine, threshold=9.0 if high else 10.0)
         guard.mark(guard.streak, weights=torch.tensor([float(taken)]))
-        return len(newly)
+        return len(new)
 
     row = [(True, True), (True, True), (True, False), (True, False), (False, True)]
-    assert [candidate(watched=watched, taken=taken) for watched, taken in row] == [0] * 5
-    assert int(guard.streak) & 0xFF == 2  # the two takings that were followed by a look
-    assert candidate(watched=False, taken=True) == 0 and int(guard.streak) & 0xFF == 0
-    assert [candidate(watched=True, taken=True) for _ in range(3)] == [0, 0, 1]
-    assert guard.set_aside(guard.streak).tolist() == [True]
-    assert candidate(watched=True, taken=True) == 0  # a pass over everything takes it, and it is not counted again
+    assert [candidate(high=high, taken=taken) for high, taken in row] == [0] * 5
+    assert int(guard.streak) & 0xFF == 2  # the two selections that were followed by another draw
+    assert candidate(high=False, taken=True) == 0 and int(guard.streak) & 0xFF == 0
+    assert [candidate(high=True, taken=True) for _ in range(3)] == [0, 0, 1]
+    assert guard.quarantined(guard.streak).tolist() == [True]
+    assert candidate(high=True, taken=True) == 0  # a pass over everything takes it, and it is not counted again
 
 
-def test_takings_that_are_not_counted_yet_outlive_a_checkpoint():
+def test_selections_that_are_not_counted_yet_are_in_a_checkpoint():
     whole, _ = run_pools(steps=130)
     resumed, _ = run_pools(steps=130, save_at=72)
     assert whole and resumed == whole
@@ -166,7 +164,7 @@ def one_rules(step: int) -> torch.Tensor:
     return torch.where(torch.arange(NUM_EXAMPLES) < 4, 5.0, 0.0)
 
 
-def test_a_round_that_a_handful_would_rule_trains_the_whole_pool_and_says_so(caplog):
+def test_a_round_that_few_examples_would_dominate_trains_the_whole_pool_and_logs_it(caplog):
     with caplog.at_level(logging.WARNING):
         teacher, _, passes = run(one_rules, steps=40, min_effective_sample_size=0.05)
     assert passes[0] == set(range(NUM_EXAMPLES)) and teacher.metrics()["teacher/fallback"] == 1.0
@@ -176,8 +174,8 @@ def test_a_round_that_a_handful_would_rule_trains_the_whole_pool_and_says_so(cap
     assert len(passes[0]) == 100 and teacher.metrics()["teacher/fallback"] == 0.0
 
 
-def test_a_reference_that_was_overtaken_is_no_handful_that_rules():
-    """All but four of 200 excess losses are negative, and differ little: nobody rules the selection of the largest."""
+def test_negative_excess_losses_do_not_cause_the_fallback():
+    """All but four of 200 excess losses are negative, and differ little: no few examples dominate the selection."""
     losses = torch.linspace(1.0, 1.5, NUM_EXAMPLES)
     excess = torch.where(torch.arange(NUM_EXAMPLES) < 4, 0.1, -torch.linspace(0.5, 1.0, NUM_EXAMPLES))
     settings = {"importance": "excess_loss", "min_effective_sample_size": 0.05}
@@ -220,4 +218,4 @@ def test_a_run_below_its_break_even_line_says_so_once(caplog):
         teacher.next_pass(step=80)
         teacher.next_pass(step=90)
     assert caplog.text.count("Teaching costs more compute than it saves") == 1
-    assert f"{skipped:.1%} of the examples were skipped, {needed:.1%} pay for scoring" in caplog.text
+    assert f"{skipped:.1%} of the examples were skipped, but {needed:.1%} would pay for scoring" in caplog.text

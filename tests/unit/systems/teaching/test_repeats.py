@@ -1,4 +1,4 @@
-"""A selection never repeats more often than ``max_repeats``, and text of another kind selects nothing."""
+"""A selection never repeats more often than ``max_repeats``, and foreign trusted text selects nothing."""
 
 import logging
 from collections import Counter
@@ -11,7 +11,7 @@ import torch
 from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
 from titan_attent.systems.teaching.advice import log_plan
 from titan_attent.systems.teaching.schedule import (
-    LEAST_LIKENESS,
+    MIN_LIKENESS,
     Plan,
     calibrated_ratio,
     likeness,
@@ -72,7 +72,7 @@ def test_no_example_is_trained_more_often(
     assert sum(visits.values()) == steps * BATCH
 
 
-def test_what_needs_no_repeat_is_left_alone() -> None:
+def test_a_selection_without_repeats_is_not_bounded() -> None:
     """Where the scores ask for more than the run trains, the bound changes nothing."""
     bounded, free = (train(DIRTY, steps=4, max_repeats=bound) for bound in (0.0, 1e9))
     assert bounded[0] == free[0] and 0.07 < bounded[1][0]["teacher/ratio"] < 0.11
@@ -88,7 +88,7 @@ def test_the_best_are_taken_first() -> None:
 def test_a_ratio_that_is_given_is_taken(schedule: str) -> None:
     config = TeacherConfig(**CALIBRATED | {"ratio_schedule": schedule})
     bound = repeat_bound(config, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=50)
-    assert bound.least_ratio == 0.0
+    assert bound.min_ratio == 0.0
 
 
 def test_the_adaptive_schedule_is_bounded_too() -> None:
@@ -101,14 +101,14 @@ def test_the_adaptive_schedule_is_bounded_too() -> None:
 
 @pytest.mark.parametrize("num, batch, steps", [(2000, 8, 1), (2003, 12, 60), (97, 5, 40), (64, 64, 3), (100, 99, 2)])
 @pytest.mark.parametrize("max_repeats", [0.0, 1.0, 1.7, 4.0])
-def test_the_least_ratio_is_whole_batches_and_no_more(num: int, batch: int, steps: int, max_repeats: float) -> None:
-    """Of the whole batches, the fewest that need no more repeats; all of the data where none do."""
+def test_the_min_ratio_is_whole_batches_and_no_more(num: int, batch: int, steps: int, max_repeats: float) -> None:
+    """The fewest whole batches that need no more repeats; all of the data if none are enough."""
     config = TeacherConfig(**CALIBRATED | {"max_repeats": max_repeats})
     bound = repeat_bound(config, num_examples=num, batch_size=batch, total_steps=steps)
     allowed = max_repeats or (1.0 if steps * batch <= num else 4.0)
     fits = [k for k in range(batch, num + 1, batch) if steps * batch <= allowed * k]
     expected = fits[0] if fits and fits[0] + batch <= num else num
-    assert bound.least_ratio * num == pytest.approx(expected)
+    assert bound.min_ratio * num == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("pool_size", [0, 400])
@@ -124,7 +124,7 @@ def test_trusted_text_of_another_kind_trains_everything(
 
 
 def test_a_rare_kind_is_still_chosen() -> None:
-    """One example in a hundred is of the trusted kind: few, but they are what is wanted."""
+    """One example in a hundred is of the trusted kind: they are all selected."""
     rare = np.where(np.arange(NUM_EXAMPLES) % 100 == 0, CLEAN, CLEAN - 8).astype(np.float32)
     visits, (decision, *_) = train(rare, steps=10)
     assert {i for i in range(NUM_EXAMPLES) if i % 100 == 0} <= set(visits)
@@ -132,7 +132,7 @@ def test_a_rare_kind_is_still_chosen() -> None:
 
 
 def test_a_handful_of_the_kind_is_not_repeated() -> None:
-    """Two of 2,000 are of the trusted kind: a run of 400 would train them, and 398 which nobody asked for."""
+    """Two of 2,000 are of the trusted kind: a run of 400 would train them, and 398 others."""
     handful = np.where(np.arange(NUM_EXAMPLES) < 2, 1.0, CLEAN - 20).astype(np.float32)
     visits, (decision, *_) = train(handful, steps=10)
     assert decision["teacher/ratio"] == 1.0 and len(visits) == 400
@@ -148,20 +148,25 @@ def test_likeness_against_all_pairs() -> None:
     same, other = (
         likeness([int((data < t).sum()) for t in trusted], num_examples=NUM_EXAMPLES) for data in (DIRTY, CLEAN - 4)
     )
-    assert 0.4 < same < 0.6 and other < LEAST_LIKENESS < same
+    assert 0.4 < same < 0.6 and other < MIN_LIKENESS < same
     assert likeness([10] * 40, num_examples=10) == 0.0 and likeness([0] * 40, num_examples=10) == 1.0
 
 
 @pytest.mark.parametrize(
     "steps, max_repeats, level, said",
     [
-        (4, 0.0, logging.INFO, ["from step 1 on 8.0% of 2,000", "trained 1.0 times", "of web 7.9%, code 8.1%"]),
+        (
+            4,
+            0.0,
+            logging.INFO,
+            ["from step 1 on, 8.0% of 2,000", "trained 1.0 times", "by source: web 7.9%, code 8.1%"],
+        ),
         (20, 0.0, logging.WARNING, ["ask for 10.", "4.0 times each", "max_repeats = 1 it selects 40.0%"]),
         (20, 4.0, logging.WARNING, ["trained 4.0 times in this run", "more than 2 times"]),
         (240, 0.0, logging.INFO, ["nothing is left out", "trained 4.8 times"]),
     ],
 )
-def test_what_will_be_trained_is_told_before_it_is(
+def test_the_forecast_comes_before_the_selection_is_trained(
     steps: int, max_repeats: float, level: int, said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -176,7 +181,7 @@ def test_a_source_that_is_left_out_is_named(caplog: pytest.LogCaptureFixture) ->
     web_is_dirt = np.where(np.arange(NUM_EXAMPLES) < NUM_EXAMPLES // 2, CLEAN - 8, CLEAN).astype(np.float32)
     train(web_is_dirt, steps=10)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "Next to nothing of web is trained" in warned and "code 9" in warned
+    assert "Almost nothing of web is trained" in warned and "code 9" in warned
 
 
 @pytest.mark.parametrize("pool_size, intervals", [(300, (1, 1)), (400, (3, 3)), (300, (2, 3)), (70, (1, 5))])
@@ -203,13 +208,13 @@ def test_where_everything_has_to_be_trained_a_pass_is_that_of_uniform(pool_size:
     assert set(visits.values()) == {1} and len(visits) == NUM_EXAMPLES and len(decisions) == 1
 
 
-def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_passes_over_a_pool_than_requested_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     rule: dict[str, Any] = {"pool_size": 400, "initial_interval": 3, "max_repeats": 2.0}
     config = TeacherConfig(**CALIBRATED | rule)
     plan = Plan(config, steps_of_full_pass=50, total_steps=20, scorers=("expert", "amateur"))
     log_plan(config, plan, num_examples=NUM_EXAMPLES, batch_size=BATCH, total_steps=20)
     (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "in 2 passes, not in the 3 of teacher.initial_interval: with teacher.max_repeats = 2" in warned
+    assert "in 2 passes, not in the 3 of teacher.initial_interval: teacher.max_repeats = 2" in warned
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCapt
     [
         # A strategy that does not read the ratio is not held back from anything.
         ({"strategy": "threshold"}, "are selected", "The scores ask for"),
-        ({"strategy": "random"}, "it selects 40.0%; raise it", "the best first"),
+        ({"strategy": "random"}, "it selects 40.0%. Raise teacher.max_repeats", "the best first"),
         ({"dry_run": True}, "40.0% of 2,000 examples would be selected, each trained 1.0 times", "are selected"),
         # 10 steps on all, 10 on the tenth that the scores ask for: 0.2 + 0.2 / 0.1 times.
         ({"full_data_tail": 0.5}, "which this run would train 2.2 times each", "4.0 times"),
@@ -229,7 +234,7 @@ def test_fewer_passes_over_a_pool_than_asked_for_are_told(caplog: pytest.LogCapt
         ),
     ],
 )
-def test_the_numbers_told_are_those_of_the_run(
+def test_the_logged_numbers_are_those_of_the_run(
     rule: dict[str, Any], said: str, unsaid: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -41,7 +41,7 @@ def resumed(old_steps: int, new_steps: int, *, at: int, **config) -> dict[int, s
 
 
 def planned(steps: int, *, kinds: dict[int, str], start: int) -> None:
-    """Whoever trains ``steps`` steps selects after the warm-up and ends with an eighth on everything."""
+    """A run of ``steps`` steps selects after the warm-up and ends with an eighth on everything."""
     tail = steps - steps // 8
     for step in range(start + 1, steps + 1):
         expected = "tail" if step > tail else "selected" if step > 100 else "full"

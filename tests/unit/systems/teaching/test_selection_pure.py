@@ -29,7 +29,7 @@ from titan_attent.systems.teaching.strategies import STRATEGIES
 FLOATS = st.floats(width=32, allow_nan=False)
 LOSSES = torch.tensor([0.2, 3.0, 1.1, 2.2, 0.7, 1.6])
 NUM_DRAWS = 8000
-"""Sees a law whose 20 frequencies are off by 8% on average; sigmoid for softmax is off by more than 20%."""
+"""Detects a law whose 20 frequencies are off by 8% on average; sigmoid for softmax is off by more than 20%."""
 
 
 def soft_draw(phi: torch.Tensor, k: int, seed: tuple[int, ...]) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_keys_have_the_order_of_the_scores(scores):
 
 
 def plain_keys(keys: torch.Tensor) -> np.ndarray:
-    """int32 keys as they are kept -> the numbers they stand for, int64."""
+    """int32 keys of tensors -> their values in [0, 2^32), int64."""
     return keys.numpy().astype(np.int64) + KEY_OFFSET
 
 
