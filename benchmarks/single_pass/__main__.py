@@ -42,7 +42,7 @@ from benchmarks.single_pass.table import report
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
-from titan_attent.scores.reference import REFERENCE_FILE
+from titan_attent.scores.stored import SCORES_FILE
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +102,7 @@ def run_all(args: argparse.Namespace, known: Container[str], fingerprints: dict[
         scorers = [scorers_task(corpus, seed, data=data) for data, corpus in scored.items()]
         failed += run_tasks(args.output, scorers, jobs=args.jobs, starter=Torchrun())
         for corpus in (task.labels["corpus"] for task in tasks if RULES[task.labels["rule"]].data == "middle"):
-            if (args.output / scores_folder(corpus, seed) / "amateur" / REFERENCE_FILE).is_file():
+            if (args.output / scores_folder(corpus, seed) / "amateur" / SCORES_FILE).is_file():
                 write_middle(args.output, corpus, seed)
         # Runs without data are left out: no rows were duplicates, or the scorers failed.
         tasks = [task for task in tasks if (args.output / task.config["data"]["path"] / INDEX_FILE).is_file()]

@@ -31,8 +31,8 @@ from benchmarks.common import measure
 from benchmarks.speed import step_time
 from benchmarks.speed.step_time import RATIO_1, TEACHING
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.scores.reference import Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring
+from titan_attent.scores.writer import ScoresWriter
 
 pytestmark = pytest.mark.gpu
 
@@ -121,7 +121,7 @@ def write_reference(folder: Path, *, data: str, seq_len: int) -> None:
         **{"data_fingerprint": shards.fingerprint, "seq_len": seq_len, "num_examples": num_examples},
         **{"model": "synthetic", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
     )
-    with ReferenceWriter(folder, scoring=scoring) as writer:
+    with ScoresWriter(folder, scoring=scoring) as writer:
         writer.append(torch.rand(num_examples, generator=torch.Generator().manual_seed(0)) * 5)
         writer.finish()
 

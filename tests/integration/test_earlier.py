@@ -10,7 +10,7 @@ from launch import read_scalars, read_trace, run, write_config
 from make_earlier import ARGUMENTS, SAVED_AT, STEPS, TRAIN_LOSS, add_flavor
 
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 
 EARLIER = Path(__file__).parent / "earlier"
 
@@ -31,7 +31,7 @@ def test_a_checkpoint_and_a_data_set_go_on_with_equal_ids_and_losses(tmp_path: P
 
 def test_reference_losses_load(tmp_path: Path) -> None:
     dataset = TokenDataset(EARLIER / "tokens", seq_len=32)
-    reference = ReferenceLosses(EARLIER / "reference")
+    reference = StoredScores(EARLIER / "reference")
     reference.check(fingerprint=dataset.shards.fingerprint, seq_len=32, num_examples=len(dataset))
     reference.verify_checksum()
     losses = reference.read(0, len(dataset))

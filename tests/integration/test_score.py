@@ -20,7 +20,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 from titan_attent.titan.scoring import checkpoint, command, write_losses
 from titan_attent.titan.train_spec import attent_spec
 
@@ -70,7 +70,7 @@ def files_of(folder: Path) -> dict[Path, int]:
 
 
 def losses_in(reference: Path) -> torch.Tensor:
-    losses = ReferenceLosses(reference)
+    losses = StoredScores(reference)
     losses.verify_checksum()
     return losses.read(0, losses.num_examples)
 
@@ -95,7 +95,7 @@ def test_losses_are_those_of_the_plain_model(folder: Path, straight: Path, token
     assert expected.std() > 0.05, "the windows must differ for their order to show"
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=0)
     dataset = TokenDataset(token_data["train"], seq_len=SEQ_LEN)
-    reference = ReferenceLosses(straight)
+    reference = StoredScores(straight)
     reference.check(fingerprint=dataset.shards.fingerprint, seq_len=SEQ_LEN, num_examples=len(dataset))
     assert reference.scoring.model == "llama3_attent scorer_s"
     assert reference.scoring.checkpoint == str(folder / "run" / "checkpoint" / "step-3")

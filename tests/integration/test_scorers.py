@@ -27,8 +27,8 @@ from torchtitan.components.checkpoint import CheckpointManager
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer import Tokenizer
-from titan_attent.scores.reference import ReferenceLosses
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import StoredScores
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.scoring import subcommands as stages
 from titan_attent.titan.scoring import write_losses
 from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE
@@ -80,7 +80,7 @@ def straight(folder: Path, token_data: dict[str, Path]) -> Path:
 
 
 def losses(folder: Path) -> np.ndarray:
-    found = ReferenceLosses(folder)
+    found = StoredScores(folder)
     found.verify_checksum()
     return found.read(0, found.num_examples).numpy()
 
@@ -98,14 +98,14 @@ def stored(path: Path) -> dict[str, Any]:
 
 def stand_still_in(folder: Path, *, kept: int) -> None:
     """Prepare a worker: a chunk is one batch, and ``folder`` never counts more than ``kept`` losses as durable."""
-    stock, write_losses.CHUNK_BATCHES = ReferenceWriter._save_progress, 1
+    stock, write_losses.CHUNK_BATCHES = ScoresWriter._save_progress, 1
 
-    def save_progress(writer: ReferenceWriter) -> None:
+    def save_progress(writer: ScoresWriter) -> None:
         while writer.path == folder and writer._durable > kept:
             time.sleep(1)
         stock(writer)
 
-    ReferenceWriter._save_progress = save_progress  # type: ignore[method-assign]
+    ScoresWriter._save_progress = save_progress  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("before", "after", "part"), [(2, 1, "amateur"), (1, 2, "expert")])
@@ -135,7 +135,7 @@ def test_killed_between_two_chunks_and_resumed_on_another_number_of_ranks(
     expected = lost * before + (all_seconds - lost) * after
     assert 0 < lost < all_seconds and report["device_seconds"][clock["stage"]] == pytest.approx(expected, abs=1e-4)
     for name in MODELS:
-        assert ReferenceLosses(output / name).device_seconds > 0
+        assert StoredScores(output / name).device_seconds > 0
     assert "under_way" not in report
 
 
@@ -223,7 +223,7 @@ def test_a_killed_training_is_resumed(folder: Path, token_data: dict[str, Path])
     steps = [event.step for event in resumed.Scalars("loss_metrics/global_avg_loss")]
     assert steps == list(range(KILLED_AT + 1, STEPS + 1))
     for name in MODELS:
-        assert ReferenceLosses(output / name).device_seconds > 0
+        assert StoredScores(output / name).device_seconds > 0
     assert difference(output).std() > 0.01
 
 
@@ -314,9 +314,9 @@ def too_few(folder: Path, straight: Path) -> Path:
     for name in MODELS:
         part, kept = output / name / "trusted", losses(straight / name / "trusted")[:31]
         shutil.copytree(straight / name, output / name)
-        scoring = replace(ReferenceLosses(part).scoring, num_examples=len(kept))
+        scoring = replace(StoredScores(part).scoring, num_examples=len(kept))
         shutil.rmtree(part)
-        with ReferenceWriter(part, scoring=scoring) as writer:
+        with ScoresWriter(part, scoring=scoring) as writer:
             writer.append(torch.from_numpy(kept))
             writer.finish()
     return output

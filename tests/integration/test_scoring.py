@@ -12,8 +12,8 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.scores.reference import Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring
+from titan_attent.scores.writer import ScoresWriter
 
 SEQ_LEN = 256
 
@@ -77,7 +77,7 @@ def test_excess_loss_teaches_what_lies_above_the_reference(token_data: dict[str,
         **{"data_fingerprint": shards.fingerprint, "seq_len": SEQ_LEN, "num_examples": num_examples},
         **{"model": "synthetic", "precision": "float32", "checkpoint": "none", "checkpoint_sha256": "none"},
     )
-    with ReferenceWriter(tmp_path / "reference", scoring=scoring) as writer:
+    with ScoresWriter(tmp_path / "reference", scoring=scoring) as writer:
         writer.append(torch.from_numpy(reference))
         writer.finish()
     config = write_config(tmp_path, data=token_data, dump=tmp_path / "run")

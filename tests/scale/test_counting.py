@@ -16,7 +16,7 @@ from torch import Tensor
 
 from titan_attent.data.io.reader import Reader
 from titan_attent.scores.bigram import NUM_BUCKETS
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 from titan_attent.titan.scoring import write_losses
 from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE, Bigrams
 
@@ -66,7 +66,7 @@ class RankCosts:
             data = scored
             bigrams.score(data, folder)
         self.rows_counted, self.rows_scored = counted.batch_sizes, scored.batch_sizes
-        self.num_scored = ReferenceLosses(folder).num_examples
+        self.num_scored = StoredScores(folder).num_examples
 
 
 @pytest.fixture(scope="module")

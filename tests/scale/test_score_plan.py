@@ -16,8 +16,8 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import pytest
 import torch
 
-from titan_attent.scores.reference import ReferenceLosses, Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring, StoredScores
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.scoring.write_losses import ScoringChunks
 
 NUM_EXAMPLES = 10**9
@@ -139,7 +139,7 @@ def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks
     """Three chunks are counted; the others are like them."""
     chunks = ScoringChunks(start=0, num_examples=NUM_EXAMPLES, batch_size=batch_size, num_ranks=num_ranks)
     losses = torch.rand(chunks.size)
-    with ReferenceWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as calls:
+    with ScoresWriter(tmp_path, scoring=scoring_of(NUM_EXAMPLES)) as writer, counting(tmp_path) as calls:
         for _ in range(3):
             writer.append(losses)
         writer.wait()
@@ -154,16 +154,16 @@ def test_files_operations_and_bytes_of_a_whole_scoring(tmp_path: Path, num_ranks
 
 def finishing(folder: Path, num_examples: int) -> tuple[FileCalls, FileCalls]:
     """The calls of resuming, and then of finishing, a scoring whose losses are all written."""
-    with ReferenceWriter(folder, scoring=scoring_of(num_examples)) as writer:
+    with ScoresWriter(folder, scoring=scoring_of(num_examples)) as writer:
         writer.append(torch.rand(num_examples))
         writer.wait()
     with counting(folder) as start:
-        writer = ReferenceWriter(folder, scoring=scoring_of(num_examples)).__enter__()
+        writer = ScoresWriter(folder, scoring=scoring_of(num_examples)).__enter__()
         writer.wait()
     with counting(folder) as end:
         writer.finish()
     writer.__exit__()
-    ReferenceLosses(folder).verify_checksum()
+    StoredScores(folder).verify_checksum()
     return start, end
 
 
@@ -179,8 +179,8 @@ def test_the_calls_of_resuming_and_finishing_do_not_depend_on_the_number_of_loss
 
 def test_finding_the_number_of_losses_reads_one_small_file(tmp_path: Path) -> None:
     """Every rank does this."""
-    with ReferenceWriter(tmp_path, scoring=scoring_of(10**6)) as writer:
+    with ScoresWriter(tmp_path, scoring=scoring_of(10**6)) as writer:
         writer.append(torch.rand(500_000))
     with counting(tmp_path) as calls:
-        assert ReferenceWriter(tmp_path, scoring=scoring_of(10**6)).num_scored == 500_000
+        assert ScoresWriter(tmp_path, scoring=scoring_of(10**6)).num_scored == 500_000
     assert calls.num_calls == {"open": 1} and sum(calls.read) < 1000 and calls.written == [0, 0]

@@ -7,20 +7,21 @@
 Cost: reads one small file if the folder is that of one scorer.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
-from titan_attent.scores.reference import AMATEUR, EXPERT, ROLES, ReferenceLosses
+from titan_attent.scores.stored import AMATEUR, EXPERT, ROLES, StoredScores
 
 PAIR_FILE = "scorers.json"
 """In the folder of a pair: the request, and the duration of each stage."""
 
 
-def find_scorers(path: str | Path) -> dict[str, Path]:
+def find_scorers(path: str | Path, *, open_scores: Callable[[str], StoredScores] = StoredScores) -> dict[str, Path]:
     """Return the folder of each scorer below ``path``: "amateur", "expert" -> folder.
 
     Raises:
         ValueError: there is no such folder, or it holds no scores; for the folder of one scorer, see
-            :class:`ReferenceLosses`.
+            :class:`StoredScores`.
     """
     folder = Path(path)
     pair = {role: folder / role for role in ROLES if (folder / role).is_dir()}
@@ -35,4 +36,4 @@ def find_scorers(path: str | Path) -> dict[str, Path]:
         raise ValueError(
             f"{folder}: no such folder; correct the path, or write scores with `torchrun -m titan_attent.score pair`"
         )
-    return {AMATEUR if ReferenceLosses(folder).role == AMATEUR else EXPERT: folder}
+    return {AMATEUR if open_scores(str(folder)).role == AMATEUR else EXPERT: folder}

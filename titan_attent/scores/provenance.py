@@ -15,7 +15,7 @@ Cost: reads no more than the files that are open already.
 import logging
 import os
 
-from titan_attent.scores.reference import AMATEUR, EXPERT, OF_IMAGES, ReferenceLosses
+from titan_attent.scores.stored import AMATEUR, EXPERT, OF_IMAGES, StoredScores
 
 TRUSTED = "trusted"
 """In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
@@ -23,7 +23,7 @@ TRUSTED = "trusted"
 logger = logging.getLogger(__name__)
 
 
-def check_scores(losses: dict[str, ReferenceLosses], *, learners_loss: str, compared: bool) -> None:
+def check_scores(losses: dict[str, StoredScores], *, learners_loss: str, compared: bool) -> None:
     """Refuse losses of another role or another kind than the run reads them as; ValueError with the key.
 
     Args:
@@ -49,7 +49,7 @@ def check_scores(losses: dict[str, ReferenceLosses], *, learners_loss: str, comp
             )
 
 
-def check_trusted(data: ReferenceLosses, trusted: ReferenceLosses) -> None:
+def check_trusted(data: StoredScores, trusted: StoredScores) -> None:
     """Refuse losses of trusted text by another model than that of the data, and losses of the data itself."""
     for name in ("model", "checkpoint_sha256", "loss", "role"):
         of_trusted, of_data = (getattr(x if name in ("loss", "role") else x.scoring, name) for x in (trusted, data))
@@ -66,7 +66,7 @@ def check_trusted(data: ReferenceLosses, trusted: ReferenceLosses) -> None:
         )
 
 
-def check_loss(scores: ReferenceLosses, loss: str, whose: str) -> None:
+def check_loss(scores: StoredScores, loss: str, whose: str) -> None:
     """Refuse two losses whose difference has no meaning, because they are computed differently."""
     stored = scores.loss
     if stored and loss and stored != loss:
@@ -82,7 +82,7 @@ def check_loss(scores: ReferenceLosses, loss: str, whose: str) -> None:
         )
 
 
-def _check_role(scores: ReferenceLosses, role: str) -> None:
+def _check_role(scores: StoredScores, role: str) -> None:
     if scores.role and scores.role != role:
         raise ValueError(
             f"[teacher] scores: {scores.path} holds the losses of the {scores.role} ({_model_of(scores)}) instead of "
@@ -90,7 +90,7 @@ def _check_role(scores: ReferenceLosses, role: str) -> None:
         )
 
 
-def _check_two_models(amateur: ReferenceLosses, expert: ReferenceLosses) -> None:
+def _check_two_models(amateur: StoredScores, expert: StoredScores) -> None:
     problem = ""
     if amateur.path.resolve() == expert.path.resolve():
         problem = "are one folder"
@@ -105,11 +105,11 @@ def _check_two_models(amateur: ReferenceLosses, expert: ReferenceLosses) -> None
         )
 
 
-def _without_role(*losses: ReferenceLosses) -> str:
+def _without_role(*losses: StoredScores) -> str:
     return " and ".join(str(scores.path) for scores in losses if not scores.role)
 
 
-def _model_of(scores: ReferenceLosses) -> str:
+def _model_of(scores: StoredScores) -> str:
     return f"{scores.scoring.model}, {scores.scoring.checkpoint}"
 
 

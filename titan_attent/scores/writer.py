@@ -1,4 +1,4 @@
-"""Writes the files of reference.py: losses in one file that grows in order, resumable, completed by one small file.
+"""Writes the files of stored.py: losses in one file that grows in order, resumable, completed by one small file.
 
 A separate thread writes, so that computing losses does not wait for a disk. The losses of each call of ``append`` are
 fsynced and then counted in scoring.json, which is replaced atomically. After a crash this count is the length of a
@@ -24,12 +24,12 @@ from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.files import HASH_BLOCK
 from titan_attent.data.io.folder import locked
 from titan_attent.foundations.versioned_json import encode_versioned
-from titan_attent.scores.reference import (
+from titan_attent.scores.stored import (
     DTYPE,
     FORMAT,
     LOSSES_FILE,
     PARTS_FOLDER,
-    REFERENCE_FILE,
+    SCORES_FILE,
     SCORING_FILE,
     VERSION,
     Scoring,
@@ -44,13 +44,13 @@ read.
 """
 
 
-class ReferenceWriter:
+class ScoresWriter:
     """Writes the losses of a scorer in the order of the examples, or resumes a killed scoring.
 
     Constructing one only reads the folder, which every rank may do. One process enters it as a context manager, and
     writes:
 
-        with ReferenceWriter(folder, scoring=scoring) as writer:
+        with ScoresWriter(folder, scoring=scoring) as writer:
             while writer.num_scored < scoring.num_examples:
                 writer.append(losses)  # of the next examples, from id num_scored on
             writer.finish()
@@ -75,7 +75,7 @@ class ReferenceWriter:
         """Number of durably written losses; ValueError if the folder cannot be used for this scoring."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; choose another folder")
-        if (self.path / REFERENCE_FILE).exists():
+        if (self.path / SCORES_FILE).exists():
             raise ValueError(f"{self.path}: holds finished scores; choose another --output, or delete it first")
         if (self.path / PARTS_FOLDER).is_dir():
             raise ValueError(f"{self.path}: {earlier_version_problem(self.path)}")
@@ -106,7 +106,7 @@ class ReferenceWriter:
             )
         return num_durable
 
-    def __enter__(self) -> "ReferenceWriter":
+    def __enter__(self) -> "ScoresWriter":
         with ExitStack() as stack, self._file_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -168,7 +168,7 @@ class ReferenceWriter:
         assert self._durable == self.scoring.num_examples
         content = {**self.scoring.stated(), "sha256": self._sha256.hexdigest()}
         with self._file_errors():
-            write_atomically(self.path / REFERENCE_FILE, _json(content))
+            write_atomically(self.path / SCORES_FILE, _json(content))
             self._scoring.unlink()
 
     def _later(self, action: Callable[..., None], *args: Any) -> None:

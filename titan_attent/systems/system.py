@@ -43,7 +43,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.ledger import Ledger, LedgerAccount
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 from titan_attent.systems.settings import RunSettings
 
 Columns = dict[str, Tensor]
@@ -101,16 +101,16 @@ class DataFacts:
     Attributes:
         dataset: the training examples.
         batch_size: examples per global batch.
-        open_reference: folder -> the reference losses in it, opened once per run; ValueError if it holds none.
+        open_scores: folder -> the reference losses in it, opened once per run; ValueError if it holds none.
         settings: the settings of the run.
         check_frozen: takes a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` would refuse
             them.
-        loss: the name of the learner's loss, with the settings that change its value (scores/reference.py).
+        loss: the name of the learner's loss, with the settings that change its value (scores/stored.py).
     """
 
     dataset: Examples
     batch_size: int
-    open_reference: Callable[[str], ReferenceLosses]
+    open_scores: Callable[[str], StoredScores]
     settings: RunSettings
     check_frozen: Callable[..., Any]
     loss: str = ""

@@ -1,4 +1,4 @@
-"""The data sets and reference losses of a run, each opened once per rank, and the reader threads that they share.
+"""The data sets and scores of a run, each opened once per rank, and the reader threads that they share.
 
 Cost: one file (the index) per data set and rank. No shard is opened here: preflight.check_files compares their sizes
 once over all ranks, and a shard is opened when one of its examples is read.
@@ -10,7 +10,7 @@ from typing import Any
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.io.reader import Reader
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 
 
 class DataSets:
@@ -19,7 +19,7 @@ class DataSets:
     def __init__(self) -> None:
         self._shards: dict[Path, TokenShards] = {}
         self._images: dict[tuple[Any, ...], ImageDataset] = {}
-        self._references: dict[Path, ReferenceLosses] = {}
+        self._scores: dict[Path, StoredScores] = {}
         self._readers: dict[int, Reader] = {}
 
     def shards(self, path: str | Path) -> TokenShards:
@@ -41,23 +41,23 @@ class DataSets:
             self._images[key] = ImageDataset(path, **options)
         return self._images[key]
 
-    def reference(self, path: str | Path) -> ReferenceLosses:
-        """The reference losses in the folder ``path``; ValueError as :class:`ReferenceLosses`."""
+    def scores(self, path: str | Path) -> StoredScores:
+        """The scores in the folder ``path``; ValueError as :class:`StoredScores`."""
         key = Path(path)
-        if key not in self._references:
-            self._references[key] = ReferenceLosses(key)
-        return self._references[key]
+        if key not in self._scores:
+            self._scores[key] = StoredScores(key)
+        return self._scores[key]
 
-    def check_references(self, *, rank: int, num_ranks: int) -> None:
-        """Check this rank's share of every opened reference; ValueError as :meth:`ReferenceLosses.check_finite`."""
-        for reference in self._references.values():
-            start, stop = (reference.num_examples * i // num_ranks for i in (rank, rank + 1))
-            reference.check_finite(start, stop)
+    def check_scores(self, *, rank: int, num_ranks: int) -> None:
+        """Check this rank's share of all opened scores; ValueError as :meth:`StoredScores.check_finite`."""
+        for scores in self._scores.values():
+            start, stop = (scores.num_examples * i // num_ranks for i in (rank, rank + 1))
+            scores.check_finite(start, stop)
 
-    def verify_references(self) -> None:
-        """Hash every opened reference again; ValueError as :meth:`ReferenceLosses.verify_checksum`."""
-        for reference in self._references.values():
-            reference.verify_checksum()
+    def verify_scores(self) -> None:
+        """Hash all opened scores again; ValueError as :meth:`StoredScores.verify_checksum`."""
+        for scores in self._scores.values():
+            scores.verify_checksum()
 
     def reader(self, num_workers: int) -> Reader:
         """The reader with ``num_workers`` threads; all callers share it."""

@@ -104,7 +104,7 @@ class TeachingTrainer(Trainer):
         return Run(
             dataset=self.loader.dataset,
             batch_size=self.batch_size,
-            open_reference=self.loader.datasets.reference,
+            open_scores=self.loader.datasets.scores,
             settings=settings_of(job_config),
             device=self.device,
             mesh=dims.get_optional_mesh,

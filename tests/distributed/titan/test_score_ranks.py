@@ -25,12 +25,12 @@ from torchtitan.components.checkpoint import MODEL
 from titan_attent.data.io.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.scores.reference import ReferenceLosses, Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring, StoredScores
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan import user_errors
 from titan_attent.titan.scoring import checkpoint as scorer_module
 from titan_attent.titan.scoring import write_losses as loop_module
-from titan_attent.titan.scoring.checkpoint import ReferenceScorer
+from titan_attent.titan.scoring.checkpoint import CheckpointScorer
 
 NUM_EXAMPLES, BATCH_SIZE = 31, 3
 SCORING = Scoring(
@@ -50,13 +50,13 @@ class Examples:
 
 def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
     """All of it but the model: the loss of an example is looked up."""
-    scorer: Any = object.__new__(ReferenceScorer)
+    scorer: Any = object.__new__(CheckpointScorer)
     scorer.dataset, scorer.reader, scorer.pin_memory = Examples(), Reader(0), False
     scorer.sharding, scorer.batch_size = ExampleSharding(NUM_EXAMPLES, mesh=mesh), BATCH_SIZE
     scorer.model_parts, scorer.gc_handler = [torch.nn.Identity()], mock.MagicMock()
     states = {MODEL: SimpleNamespace(state_dict=dict)}
     scorer.checkpointer, scorer.checkpoint_path = SimpleNamespace(states=states, dcp_load=mock.MagicMock()), "/step-3"
-    scorer.writer = ReferenceWriter(folder, scoring=SCORING)
+    scorer.writer = ScoresWriter(folder, scoring=SCORING)
     scorer._losses = lambda model, input_dict, ids: losses[ids]
     return scorer
 
@@ -93,7 +93,7 @@ def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:
 
 def test_a_scoring_is_one_broadcast_and_a_gather_per_chunk(tmp_path: Path) -> None:
     assert run_on_ranks(collectives, 2, str(tmp_path)) == [{"start": 1, "gather": 3}] * 2
-    losses = ReferenceLosses(tmp_path)
+    losses = StoredScores(tmp_path)
     losses.verify_checksum()
     assert torch.equal(losses.read(0, NUM_EXAMPLES), LOSSES)
 
@@ -118,7 +118,7 @@ def with_a_slow_disk(mesh: DeviceMesh, folder: str) -> bool:
 
 def test_no_rank_waits_for_the_files_of_another(tmp_path: Path) -> None:
     assert run_on_ranks(with_a_slow_disk, 2, str(tmp_path / "ref"), timeout=30.0) == [True, False]
-    assert torch.equal(ReferenceLosses(tmp_path / "ref").read(0, NUM_EXAMPLES), LOSSES)
+    assert torch.equal(StoredScores(tmp_path / "ref").read(0, NUM_EXAMPLES), LOSSES)
 
 
 def failing(mesh: DeviceMesh, folder: str, losses: Tensor, free: int) -> tuple[int, str, int]:
@@ -159,7 +159,7 @@ def test_losses_that_are_not_finite_end_all_ranks_alike(tmp_path: Path) -> None:
     assert one == two and one[0] == 2 and one[2] == 2
     assert "2 of the 12 losses from example 12 on are not finite, first those of examples 14, 16: " in one[1]
     assert not (tmp_path / "reference.json").exists()
-    assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
+    assert ScoresWriter(tmp_path, scoring=SCORING).num_scored == 12
 
 
 def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_disk_that_fills_up_ends_all_ranks(tmp_path: Path) -> None:
     assert one[0] == two[0] == 2 and one[2] == two[2] == 3
     assert "cannot read or write the losses ([Errno 28] No space left on device). Free some space" in one[1]
     assert "rank 0 could not write the losses" in two[1]
-    assert ReferenceWriter(tmp_path, scoring=SCORING).num_scored == 12
+    assert ScoresWriter(tmp_path, scoring=SCORING).num_scored == 12
     with small_chunks(), mock.patch.object(dist, "broadcast_object_list"):
         scorer_of(None, str(tmp_path), LOSSES).train()
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, NUM_EXAMPLES), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, NUM_EXAMPLES), LOSSES)
 
 
 def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
 
 def refused(mesh: DeviceMesh, folder: str, losses: Tensor) -> tuple[int, str, int]:
     """Rank 0 fails at the start with an unexpected error."""
-    with mock.patch.object(ReferenceWriter, "__enter__", mock.Mock(side_effect=MemoryError("out of everything"))):
+    with mock.patch.object(ScoresWriter, "__enter__", mock.Mock(side_effect=MemoryError("out of everything"))):
         return failing(mesh, folder, losses, 10**6)
 
 

@@ -19,7 +19,7 @@ from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 from titan_attent.scores.bigram import SMOOTHING
-from titan_attent.scores.reference import ReferenceLosses
+from titan_attent.scores.stored import StoredScores
 from titan_attent.titan.scoring.pair_bigram import BATCH_SIZE, Bigrams, num_counted
 
 SEQ_LEN, SEED = 32, 3
@@ -93,7 +93,7 @@ def test_counts_and_losses_are_those_of_one_pass_on_any_number_of_ranks(
         paths = [str(path) for path in (counted_data.shards.path, others.shards.path, folder)]
         for counts in run_on_ranks(make, ranks, *paths, num):
             assert all(np.array_equal(ours, theirs) for ours, theirs in zip(counts, expected, strict=True))
-        found = ReferenceLosses(folder)
+        found = StoredScores(folder)
         found.verify_checksum()
         np.testing.assert_allclose(found.read(0, NUM_OTHERS).numpy(), losses_by(expected, others), rtol=1e-6)
         files.append([(folder / name).read_bytes() for name in ("losses.bin", "reference.json")])

@@ -19,9 +19,9 @@ from distributed.spawn import run_on_ranks
 from titan_attent.data.io.reader import Reader
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.scores import reference
-from titan_attent.scores.reference import Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores import stored
+from titan_attent.scores.stored import Scoring
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.train_spec import attent_spec
@@ -70,10 +70,8 @@ def checked(mesh: Any, data: str, folder: str) -> tuple[str, list[str]]:
     config = config_of({"data.verify_checksums": True}, data=data, folder=folder)
     config.data.validation_path = data
     seen: list[str] = []
-    stock = TokenShards._check_size
-    with mock.patch.object(
-        TokenShards, "_check_size", lambda self, shard: seen.append(shard.file) or stock(self, shard)
-    ):
+    stock = TokenShards._size
+    with mock.patch.object(TokenShards, "_size", lambda self, name: seen.append(name) or stock(self, name)):
         try:
             preflight.check_files(config, DataSets())
             return "", seen
@@ -86,7 +84,8 @@ def test_the_ranks_share_the_shards(token_data: dict[str, Path], tmp_path: Path)
     assert len(files) == 2
     ranks = run_on_ranks(checked, 2, str(token_data["train"]), str(tmp_path))
     assert [said for said, _ in ranks] == ["", ""]
-    assert sorted(ranks[0][1] + ranks[1][1]) == files and ranks[0][1] != ranks[1][1]
+    read = [[name for name in names if name in files] for _, names in ranks]
+    assert sorted(read[0] + read[1]) == files and read[0] != read[1]
 
 
 def truncated(shard: Path) -> None:
@@ -130,18 +129,18 @@ def test_a_rank_opens_the_reference_once(token_data: dict[str, Path], tmp_path: 
     data = TokenDataset(token_data["train"], seq_len=config.training.seq_len)
     scoring = {"data_fingerprint": data.shards.fingerprint, "seq_len": data.seq_len, "num_examples": len(data)}
     names = {name: "x" for name in ("model", "precision", "checkpoint", "checkpoint_sha256")}
-    with ReferenceWriter(folder, scoring=Scoring(**scoring, **names)) as writer:  # type: ignore[arg-type]
+    with ScoresWriter(folder, scoring=Scoring(**scoring, **names)) as writer:  # type: ignore[arg-type]
         writer.append(torch.arange(len(data)) / 7)
         writer.finish()
     opened: list[Path] = []
-    stock = reference.read_json
-    with mock.patch.object(reference, "read_json", lambda path, **kwargs: opened.append(path) or stock(path, **kwargs)):
+    stock = stored.read_json
+    with mock.patch.object(stored, "read_json", lambda path, **kwargs: opened.append(path) or stock(path, **kwargs)):
         datasets = DataSets()
         spec = attent_spec("llama3_attent", datasets)
         spec.model_args.update(FLAVORS["llama3"])
         preflight.check_run(config, spec, world_size=1, datasets=datasets)
         loader: Any = spec.build_dataloader_fn(dp_world_size=1, dp_rank=0, tokenizer=None, job_config=config)
-        assert torch.equal(loader.datasets.reference(folder).read(2, 9), torch.arange(2, 9) / 7)
+        assert torch.equal(loader.datasets.scores(folder).read(2, 9), torch.arange(2, 9) / 7)
     assert opened == [folder / "reference.json"]
 
 

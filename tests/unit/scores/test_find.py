@@ -3,14 +3,15 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from titan_attent.scores.find import PAIR_FILE, find_scorers
-from titan_attent.scores.reference import Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring, StoredScores
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.systems.teaching.checks import folders_of_scores
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.rule import with_rule
@@ -26,8 +27,11 @@ SCORING = Scoring(
 )
 
 
+FACTS: Any = SimpleNamespace(open_scores=StoredScores)
+
+
 def write(folder: Path, role: str = "", **fields: Any) -> Path:
-    with ReferenceWriter(folder, scoring=replace(SCORING, role=role, **fields)) as writer:
+    with ScoresWriter(folder, scoring=replace(SCORING, role=role, **fields)) as writer:
         writer.append(torch.arange(4.0))
         writer.finish()
     return folder
@@ -83,7 +87,7 @@ def test_folders_that_hold_no_scores(tmp_path: Path) -> None:
 )
 def test_a_run_reads_those_that_its_rule_uses(pair: Path, teacher: dict[str, str], read: set[str]) -> None:
     config = with_rule(TeacherConfig(scores=str(pair), **teacher))
-    assert folders_of_scores(config) == {role: str(pair / role) for role in sorted(read)}
+    assert folders_of_scores(config, FACTS) == {role: str(pair / role) for role in sorted(read)}
 
 
 @pytest.mark.parametrize(
@@ -101,10 +105,10 @@ def test_a_scorer_that_is_missing_is_named(pair: Path, one: str, teacher: dict[s
         if folder == pair:
             shutil.rmtree(pair / ("expert" if one == "amateur" else "amateur"))
         with pytest.raises(ValueError, match=message):
-            folders_of_scores(with_rule(TeacherConfig(scores=str(folder), **teacher)))
+            folders_of_scores(with_rule(TeacherConfig(scores=str(folder), **teacher)), FACTS)
 
 
 def test_one_scorer_alone_may_be_named(pair: Path) -> None:
     """excess_loss with an expert, without the amateur that a pair would bring."""
     config = TeacherConfig(strategy="hard", importance="excess_loss", scores=str(pair / "expert"))
-    assert folders_of_scores(config) == {"expert": str(pair / "expert")}
+    assert folders_of_scores(config, FACTS) == {"expert": str(pair / "expert")}

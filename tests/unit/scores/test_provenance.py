@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from titan_attent.scores.provenance import check_scores
-from titan_attent.scores.reference import CROSS_ENTROPY, ReferenceLosses, Scoring, with_inferred_fields
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import CROSS_ENTROPY, Scoring, StoredScores, with_inferred_fields
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.systems.teaching.checks import check_data
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config, check_scores_named
@@ -39,7 +39,7 @@ EXPERT = replace(
 
 
 def write(folder: Path, scoring: Scoring, *, seed: int) -> None:
-    with ReferenceWriter(folder, scoring=scoring) as writer:
+    with ScoresWriter(folder, scoring=scoring) as writer:
         writer.append(torch.rand(scoring.num_examples, generator=torch.Generator().manual_seed(seed)))
         writer.finish()
 
@@ -91,7 +91,7 @@ def check(
     )
     check_config(config)
     check_scores_named(config)
-    facts: Any = SimpleNamespace(dataset=Data(), batch_size=4, open_reference=ReferenceLosses, loss=loss)
+    facts: Any = SimpleNamespace(dataset=Data(), batch_size=4, open_scores=StoredScores, loss=loss)
     check_data(config, facts)
 
 
@@ -202,7 +202,7 @@ def test_loss_and_role_of_a_file_of_an_earlier_version(
     scorers: Path, model: str, checkpoint: str, expected: tuple[str, str]
 ) -> None:
     change(scorers / "expert", "loss", "role", model=model, checkpoint=checkpoint)
-    found = ReferenceLosses(scorers / "expert")
+    found = StoredScores(scorers / "expert")
     assert (found.loss, found.role) == expected and (found.scoring.loss, found.scoring.role) == ("", "")
     stated = {"loss": "x", "role": "y", "model": model}
     assert with_inferred_fields(stated) == stated
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_refused(scorers: Path, value: 
     losses = np.fromfile(file, dtype="<f4")
     losses[[7, 11, 39]] = value
     losses.tofile(file)
-    found = ReferenceLosses(scorers / "expert")
+    found = StoredScores(scorers / "expert")
     assert found.read(8, 11).shape == (3,)
     message = (
         "losses.bin: 3 of the 40 losses are not finite, first those of examples 7, 11, 39: examples cannot be selected"
@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_is_counted_and_refused(scorers: Path, value: 
 def test_a_cost_that_cannot_be(scorers: Path, seconds: str) -> None:
     (scorers / "expert" / "cost.json").write_text(f'{{"device_seconds": {seconds}}}')
     with pytest.raises(ValueError, match=r"cost.json: malformed \(device_seconds is.*\); remove it"):
-        ReferenceLosses(scorers / "expert")
+        StoredScores(scorers / "expert")
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_counts_and_names_that_cannot_be(scorers: Path, fields: dict[str, Any]) 
     change(scorers / "expert", **fields)
     ((name, _),) = fields.items()
     with pytest.raises(ValueError, match=rf"reference.json: malformed \({name} is.*\); copy the folder again"):
-        ReferenceLosses(scorers / "expert")
+        StoredScores(scorers / "expert")
 
 
 def test_a_scoring_resumed_with_another_loss_or_role_is_refused(tmp_path: Path) -> None:
     smoothed = replace(SCORING, model="vit_attent tiny", loss=f"{CROSS_ENTROPY}, label_smoothing 0.2", role="")
 
     def begin(folder: Path, scoring: Scoring) -> Path:
-        with ReferenceWriter(folder, scoring=scoring) as writer:
+        with ScoresWriter(folder, scoring=scoring) as writer:
             writer.append(torch.ones(3))
         return folder
 
@@ -299,23 +299,23 @@ def test_a_scoring_resumed_with_another_loss_or_role_is_refused(tmp_path: Path) 
     with pytest.raises(
         ValueError, match="another interrupted scoring: loss was 'cross-entropy, label_smoothing 0.2' and is"
     ):
-        ReferenceWriter(folder, scoring=replace(smoothed, loss=CROSS_ENTROPY))
-    assert ReferenceWriter(folder, scoring=smoothed).num_scored == 3
+        ScoresWriter(folder, scoring=replace(smoothed, loss=CROSS_ENTROPY))
+    assert ScoresWriter(folder, scoring=smoothed).num_scored == 3
     assert (
-        ReferenceWriter(folder, scoring=replace(smoothed, role="expert")).num_scored == 3
+        ScoresWriter(folder, scoring=replace(smoothed, role="expert")).num_scored == 3
     )  # the role was not stated before
     folder = begin(tmp_path / "b", EXPERT)
     with pytest.raises(ValueError, match="another interrupted scoring: role was 'expert' and is 'amateur'"):
-        ReferenceWriter(folder, scoring=replace(EXPERT, role="amateur"))
+        ScoresWriter(folder, scoring=replace(EXPERT, role="amateur"))
     # Begun by an earlier version: a model of text has one loss, that of images is unknown.
     for model, is_text in (("bigram", True), ("vit_attent tiny", False)):
         folder = begin(tmp_path / model, replace(SCORING, model=model, loss="", role=""))
         now = replace(SCORING, model=model)
         if is_text:
-            assert ReferenceWriter(folder, scoring=now).num_scored == 3
+            assert ScoresWriter(folder, scoring=now).num_scored == 3
         else:
             with pytest.raises(ValueError, match="loss was '' and is 'cross-entropy'"):
-                ReferenceWriter(folder, scoring=now)
+                ScoresWriter(folder, scoring=now)
 
 
 def test_no_losses_no_checks() -> None:

@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "loss in chunks": (
         2,
         {"tensor_parallel": 2, "teacher__loss_chunks": 4, "teacher__strategy": "hard"},
-        "loss_chunks = 4 with tensor_parallel_degree = 2, which cuts .* Set it to 1, or .*disable_loss_parallel",
+        "loss_chunks = 4 with tensor_parallel_degree = 2, which already shards .* Set loss_chunks to 1, or ",
     ),
     "experts and TP": (
         4,
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "ZBV and scoring": (
         2,
         ZBV | {"teacher__strategy": "hard", "teacher__scoring": "forward"},
-        "cannot run it without a backward",
+        "torch cannot run this schedule without one",
     ),
     "shape of validation": (
         2,

@@ -9,7 +9,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import pytest
 
 from titan_attent.models.vision.config import VisionConfig
-from titan_attent.scores.reference import Scoring
+from titan_attent.scores.stored import Scoring
 from titan_attent.titan.scoring.checkpoint_checks import Options, parse_options, scoring_of
 
 

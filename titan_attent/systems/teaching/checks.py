@@ -56,18 +56,18 @@ def check_data(config: TeacherConfig, facts: DataFacts) -> None:
     """Refuse a data set or a pool of the wrong size, and scores of other data."""
     dataset = facts.dataset
     check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
-    paths = folders_of_scores(config)
-    scores = {name: facts.open_reference(path) for name, path in paths.items()}
+    paths = folders_of_scores(config, facts)
+    scores = {name: facts.open_scores(path) for name, path in paths.items()}
     for losses in scores.values():
         losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
     check_scores(scores, learners_loss=facts.loss, compared="loss" in reads(config.importance))
     if needs_trusted(config):
         for name, losses in scores.items():
-            check_trusted(losses, facts.open_reference(str(Path(paths[name]) / TRUSTED)))
+            check_trusted(losses, facts.open_scores(str(Path(paths[name]) / TRUSTED)))
         trusted_differences(config, facts)
 
 
-def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
+def folders_of_scores(config: TeacherConfig, facts: DataFacts) -> dict[str, str]:
     """The folders of scores that a run reads: "expert", "amateur" -> folder. A uniform run reads none.
 
     Raises:
@@ -76,7 +76,7 @@ def folders_of_scores(config: TeacherConfig) -> dict[str, str]:
     usable = scorers_read(config) if config.scores else set()
     if not usable:
         return {}
-    folders = find_scorers(config.scores)
+    folders = find_scorers(config.scores, open_scores=facts.open_scores)
     needed = {"expert", "amateur"} & reads(config.importance) | ({"amateur"} if config.scoring == "amateur" else set())
     if missing := sorted(needed - folders.keys()):
         key = "importance" if missing[0] in reads(config.importance) else "scoring"
@@ -105,8 +105,8 @@ def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
     Raises:
         ValueError: the two hold losses of different examples, or of fewer than ``MIN_TRUSTED``.
     """
-    folders = folders_of_scores(config)
-    amateur, expert = (facts.open_reference(str(Path(folders[role]) / TRUSTED)) for role in ("amateur", "expert"))
+    folders = folders_of_scores(config, facts)
+    amateur, expert = (facts.open_scores(str(Path(folders[role]) / TRUSTED)) for role in ("amateur", "expert"))
     amateur_data, expert_data = ((each.scoring.data_fingerprint, each.scoring.seq_len) for each in (amateur, expert))
     if amateur_data != expert_data:
         raise ValueError(

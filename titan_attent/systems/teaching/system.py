@@ -150,8 +150,8 @@ class Teaching(System):
         """
         config, sharding, arguments, ledger = self.config, self.buffer.sharding, dict[str, Any](), self.run.ledger
         ledger.prepaid_seconds = 0.0
-        for name, path in checks.folders_of_scores(config).items():
-            losses = self.run.open_reference(path)
+        for name, path in checks.folders_of_scores(config, self.run).items():
+            losses = self.run.open_scores(path)
             arguments[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
             ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
         if checks.needs_trusted(config):
@@ -159,7 +159,7 @@ class Teaching(System):
         return arguments
 
     def folders_read(self) -> Sequence[str]:
-        return list(checks.folders_of_scores(self.config).values())
+        return list(checks.folders_of_scores(self.config, self.run).values())
 
     # -- steps ----------------------------------------------------------------------------------------------------
 

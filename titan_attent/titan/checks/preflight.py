@@ -77,7 +77,7 @@ def check_run(
     facts = DataFacts(
         dataset=dataset,
         batch_size=batch_size,
-        open_reference=datasets.reference,
+        open_scores=datasets.scores,
         settings=settings,
         check_frozen=check_frozen,
         loss=family.modality.loss(job_config),
@@ -182,8 +182,8 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
             stored.check_sizes(shards)
             if job_config.data.verify_checksums:
                 stored.verify_checksums(shards)
-        datasets.check_references(rank=rank, num_ranks=world_size)
+        datasets.check_scores(rank=rank, num_ranks=world_size)
         if job_config.data.verify_checksums and rank == 0:
-            datasets.verify_references()
+            datasets.verify_scores()
 
     on_all_ranks(check_share)

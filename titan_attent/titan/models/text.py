@@ -10,7 +10,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
-from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.scores.stored import CROSS_ENTROPY
 from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets
 

@@ -28,7 +28,7 @@ from titan_attent.models.vision.examples import ClassExamples, PatchExamples
 from titan_attent.models.vision.flavors import DECODERS, PAPERS_DECODER, SIZES
 from titan_attent.models.vision.mae import MAEArgs, MaskedAutoencoder
 from titan_attent.models.vision.vit import VisionTransformer, ViTArgs
-from titan_attent.scores.reference import CROSS_ENTROPY
+from titan_attent.scores.stored import CROSS_ENTROPY
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets

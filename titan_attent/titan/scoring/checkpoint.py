@@ -1,4 +1,4 @@
-"""``python -m titan_attent.score checkpoint``: the losses of one model on ``[data] path`` (scores/reference.py).
+"""``python -m titan_attent.score checkpoint``: the losses of one model on ``[data] path`` (scores/stored.py).
 
 ``checkpoint.initial_load_path`` is a step folder that torchtitan wrote (DCP), full or model-only, of the model and
 flavor in ``[model]``. The losses go to the folder ``--output``. A killed scoring resumes when the same command runs
@@ -44,7 +44,7 @@ from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail
 
 
-class ReferenceScorer(Trainer):
+class CheckpointScorer(Trainer):
     """Builds the model as torchtitan does and writes its losses instead of training.
 
     ``job_config`` comes from :func:`scoring_config`. It is not a TeachingTrainer, whose teacher would need the losses
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
         fail(error)
     register_train_spec(job_config.model.name, spec)
     init_logger()
-    scorer = ReferenceScorer(job_config, options)
+    scorer = CheckpointScorer(job_config, options)
     scorer.train()
     scorer.close()
     torch.distributed.destroy_process_group()

@@ -13,8 +13,8 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.examples import Examples
 from titan_attent.foundations.checks import closest
-from titan_attent.scores.reference import ROLES, Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import ROLES, Scoring
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks import preflight
@@ -78,9 +78,9 @@ def check_weights(weights: dict[str, Tensor], path: str) -> None:
     check_shapes({name: list(weight.shape) for name, weight in weights.items()}, read_metadata(path), path)
 
 
-def writer_of(job_config: JobConfig, dataset: Examples, options: Options) -> ReferenceWriter:
+def writer_of(job_config: JobConfig, dataset: Examples, options: Options) -> ScoresWriter:
     """The writer of the losses; a ValueError if the folder belongs to another scoring."""
-    return ReferenceWriter(options.output, scoring=scoring_of(job_config, dataset, role=options.role))
+    return ScoresWriter(options.output, scoring=scoring_of(job_config, dataset, role=options.role))
 
 
 def parse_options(argv: list[str]) -> tuple[Options, list[str]]:

@@ -36,7 +36,7 @@ from titan_attent.data.text.holdout import hold_out
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
-from titan_attent.scores.reference import COST_FILE, REFERENCE_FILE, ROLES
+from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
@@ -118,7 +118,7 @@ class PairBuild:
         reader = self.datasets.reader(self.run.data.num_workers)
         for name, counted in zip(MODELS, (self.data, trusted), strict=True):
             outputs = ((unseen, self.output / name / TRUSTED), (self.data, self.output / name))
-            missing = [(data, folder) for data, folder in outputs if not (folder / REFERENCE_FILE).is_file()]
+            missing = [(data, folder) for data, folder in outputs if not (folder / SCORES_FILE).is_file()]
             if missing:
                 model = Bigrams(counted, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
                 self._timed(f"count for the {name}", model.count)
@@ -132,7 +132,7 @@ class PairBuild:
             self._stage(f"train {name}", "titan_attent.train", ["--job.config_file", str(folder / "config.toml")])
 
     def _score(self, name: str, data: str, losses: Path) -> None:
-        if (losses / REFERENCE_FILE).is_file():
+        if (losses / SCORES_FILE).is_file():
             return
         folder = self.output / "models" / name
         settings = {

@@ -17,8 +17,8 @@ from titan_attent.data.plan.order import OrderCursor
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
-from titan_attent.scores.reference import CROSS_ENTROPY, Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import CROSS_ENTROPY, Scoring
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
 
 MAX_TOKENS = 2**30
@@ -62,7 +62,7 @@ class Bigrams:
     def score(self, dataset: TokenDataset, folder: Path) -> None:
         """Write the losses of the examples of ``dataset`` to ``folder``; resumes where a killed command stopped."""
         with fail_on_mistake():
-            writer = ReferenceWriter(folder, scoring=self._scoring(dataset))
+            writer = ScoresWriter(folder, scoring=self._scoring(dataset))
         with open_on_rank_zero(writer) as start:
             write_losses(
                 writer,

@@ -16,7 +16,7 @@ from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.find import PAIR_FILE
-from titan_attent.scores.reference import ROLES
+from titan_attent.scores.stored import ROLES
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.scoring.pair_bigram import num_counted
 from titan_attent.titan.train_spec import SCORER_FLAVORS

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.user_errors import fail, on_first_rank
 
 Score = Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -68,7 +68,7 @@ class ScoringChunks:
 
 
 @contextmanager
-def open_on_rank_zero(writer: ReferenceWriter) -> Iterator[int]:
+def open_on_rank_zero(writer: ScoresWriter) -> Iterator[int]:
     """Enter ``writer`` on rank 0, and yield the first example without a loss on all ranks. A collective of one number.
 
     An error there ends all ranks.
@@ -80,7 +80,7 @@ def open_on_rank_zero(writer: ReferenceWriter) -> Iterator[int]:
 
 
 def write_losses(
-    writer: ReferenceWriter,
+    writer: ScoresWriter,
     score: Score,
     *,
     start: int,
@@ -127,7 +127,7 @@ def _scored(
     batches: Iterator[ReadBatch],
     score: Score,
     sharding: ExampleSharding,
-    writer: ReferenceWriter,
+    writer: ScoresWriter,
     bar: tqdm,
 ) -> Iterator[tuple[int, Tensor, bool]]:
     """For every chunk, on every rank: first id, losses fp32 [n] on the CPU, and whether rank 0 could write so far."""

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from titan_attent.scores import writer as reference_writer
-from titan_attent.scores.reference import ReferenceLosses, Scoring
-from titan_attent.scores.writer import ReferenceWriter
+from titan_attent.scores.stored import Scoring, StoredScores
+from titan_attent.scores.writer import ScoresWriter
 
 SCORING = Scoring(
     data_fingerprint="f00d",
@@ -36,7 +36,7 @@ def write(
     folder: Path, losses: torch.Tensor = LOSSES, *, scoring: Scoring = SCORING, size: int = 5, stop: int | None = None
 ) -> None:
     """Resume the losses in ``folder``, ``size`` at a time; to the end, or to id ``stop`` as a killed writer."""
-    with ReferenceWriter(folder, scoring=scoring) as writer:
+    with ScoresWriter(folder, scoring=scoring) as writer:
         while writer.num_scored < (len(losses) if stop is None else stop):
             writer.append(losses[writer.num_scored :][:size])
         writer.wait()
@@ -84,7 +84,7 @@ def test_the_files_are_what_the_docstring_says(finished: Path) -> None:
 @pytest.mark.parametrize("size", [1, 5, 23, 4096])
 def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
     write(tmp_path, size=size)
-    losses = pickle.loads(pickle.dumps(ReferenceLosses(tmp_path)))
+    losses = pickle.loads(pickle.dumps(StoredScores(tmp_path)))
     losses.verify_checksum()
     losses.check(fingerprint="f00d", seq_len=16, num_examples=23)
     assert losses.num_examples == 23 and losses.scoring == SCORING
@@ -99,11 +99,11 @@ def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
 
 def test_losses_of_any_float_type_are_kept_as_fp32(tmp_path: Path) -> None:
     write(tmp_path, LOSSES.double())
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, 23), LOSSES)
 
 
 def test_check_names_every_difference(finished: Path) -> None:
-    losses = ReferenceLosses(finished)
+    losses = StoredScores(finished)
     with pytest.raises(ValueError) as error:
         losses.check(fingerprint="cafe", seq_len=32, num_examples=11)
     for words in (
@@ -121,36 +121,36 @@ def test_check_names_every_difference(finished: Path) -> None:
 
 def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: not a folder of scores, no such folder; correct the path"):
-        ReferenceLosses(tmp_path / "nowhere")
+        StoredScores(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no reference.json in it; .*write one with `torchrun -m titan_attent.score`"):
-        ReferenceLosses(tmp_path)
+        StoredScores(tmp_path)
     interrupt(tmp_path / "killed")
     with pytest.raises(ValueError, match="killed: its scoring was interrupted; run the same .* command again"):
-        ReferenceLosses(tmp_path / "killed")
+        StoredScores(tmp_path / "killed")
     assert not (finished / "scoring.json").exists()
     (finished / "losses.bin").unlink()
     with pytest.raises(ValueError, match="losses.bin: this file is missing; copy the folder again"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "null", "\x00\xff"])
 def test_a_reference_that_is_no_json_object(finished: Path, content: str) -> None:
     (finished / "reference.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match="reference.json: not a file with a JSON object in it .*score again"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 @pytest.mark.parametrize("changes", [{"format": "somebody.elses"}, {"version": 2}, {"version": None}])
 def test_another_format(finished: Path, changes: dict[str, object]) -> None:
     damage(finished, **changes)
     with pytest.raises(ValueError, match="expected format 'titan_attent.reference' version 1; use the package"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 def test_a_data_set_in_the_place_of_losses(finished: Path) -> None:
     damage(finished, format="titan_attent.tokens")
     with pytest.raises(ValueError, match="holds a data set of text, .*; expected is a scorer's losses"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_data_set_in_the_place_of_losses(finished: Path) -> None:
 def test_malformed_fields(finished: Path, changes: dict[str, object]) -> None:
     damage(finished, **changes)
     with pytest.raises(ValueError, match="reference.json: malformed .*copy the folder again"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 @pytest.mark.parametrize("name", ["sha256", "data_fingerprint"])
@@ -167,7 +167,7 @@ def test_missing_fields(finished: Path, name: str) -> None:
     file = finished / "reference.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != name}))
     with pytest.raises(ValueError, match=f"malformed .*'{name}'"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 def test_truncated_and_altered_losses(finished: Path) -> None:
@@ -175,46 +175,46 @@ def test_truncated_and_altered_losses(finished: Path) -> None:
     content = bytearray(file.read_bytes())
     content[17] ^= 1
     file.write_bytes(content)
-    losses = ReferenceLosses(finished)  # its size is right
+    losses = StoredScores(finished)  # its size is right
     with pytest.raises(ValueError, match="losses.bin: its sha256 is .* the file is damaged; copy the folder again"):
         losses.verify_checksum()
     file.write_bytes(content[:-4])
     with pytest.raises(ValueError, match="losses.bin: has 88 bytes instead of 92: truncated or replaced"):
-        ReferenceLosses(finished)
+        StoredScores(finished)
 
 
 def test_a_finished_reference_is_not_overwritten(finished: Path) -> None:
     with pytest.raises(ValueError, match="ref: holds finished scores; choose another --output"):
-        ReferenceWriter(finished, scoring=SCORING)
+        ScoresWriter(finished, scoring=SCORING)
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "ref").touch()
     with pytest.raises(ValueError, match="ref: is a file"):
-        ReferenceWriter(tmp_path / "ref", scoring=SCORING)
+        ScoresWriter(tmp_path / "ref", scoring=SCORING)
 
 
 def test_making_a_writer_writes_nothing(tmp_path: Path) -> None:
-    ReferenceWriter(tmp_path / "ref", scoring=SCORING)
+    ScoresWriter(tmp_path / "ref", scoring=SCORING)
     assert not (tmp_path / "ref").exists()
 
 
 def test_a_folder_whose_finish_was_killed_is_finished(finished: Path) -> None:
     (finished / "scoring.json").write_text("of a killed writer")
-    ReferenceLosses(finished).verify_checksum()
+    StoredScores(finished).verify_checksum()
     with pytest.raises(ValueError, match="holds finished scores"):
-        ReferenceWriter(finished, scoring=SCORING)
+        ScoresWriter(finished, scoring=SCORING)
 
 
 @pytest.mark.parametrize("stop", [5, 20, 23])
 def test_a_resume_continues_after_the_durable_losses(tmp_path: Path, stop: int) -> None:
     file = interrupt(tmp_path, stop=stop)
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         assert writer.num_scored == min(stop, 23) and file.stat().st_size == 4 * min(stop, 23)
     marked = torch.cat([-LOSSES[:5], LOSSES[5:]])  # losses that are written again would lose their sign
     file.write_bytes(marked[:stop].numpy().tobytes())
     write(tmp_path, size=7)
-    losses = ReferenceLosses(tmp_path)
+    losses = StoredScores(tmp_path)
     losses.verify_checksum()
     assert torch.equal(losses.read(0, 23), marked)
 
@@ -231,7 +231,7 @@ def test_a_resume_with_anything_different_is_refused(tmp_path: Path, change: dic
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     ((name, value),) = change.items()
     with pytest.raises(ValueError) as error:
-        ReferenceWriter(tmp_path, scoring=replace(SCORING, **change))  # type: ignore[arg-type]
+        ScoresWriter(tmp_path, scoring=replace(SCORING, **change))  # type: ignore[arg-type]
     assert f"another interrupted scoring: {name} was {getattr(SCORING, name)!r} and is {value!r}. Use the same" in str(
         error.value
     )
@@ -244,13 +244,13 @@ def test_a_resume_with_anything_different_is_refused(tmp_path: Path, change: dic
 def test_a_moved_checkpoint_is_the_same(tmp_path: Path) -> None:
     interrupt(tmp_path)
     write(tmp_path, scoring=replace(SCORING, checkpoint="/elsewhere/step-3"))
-    assert ReferenceLosses(tmp_path).scoring.checkpoint == "/elsewhere/step-3"
+    assert StoredScores(tmp_path).scoring.checkpoint == "/elsewhere/step-3"
 
 
 def test_a_mistake_that_scored_nothing_is_forgotten(tmp_path: Path) -> None:
     interrupt(tmp_path, stop=0, scoring=replace(SCORING, seq_len=8))
     write(tmp_path)
-    assert ReferenceLosses(tmp_path).scoring == SCORING
+    assert StoredScores(tmp_path).scoring == SCORING
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
@@ -261,7 +261,7 @@ def test_losses_of_unknown_origin(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match="scoring.json: .*delete .*losses.bin to start again"):
-        ReferenceWriter(tmp_path, scoring=SCORING)
+        ScoresWriter(tmp_path, scoring=SCORING)
 
 
 @pytest.mark.parametrize("count", [None, -1, 24, "10", 10.5])
@@ -270,18 +270,18 @@ def test_a_count_that_cannot_be(tmp_path: Path, count: object) -> None:
     file = tmp_path / "scoring.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_scored": count}))
     with pytest.raises(ValueError, match="scoring.json: malformed, num_scored is .*; delete .*losses.bin to start"):
-        ReferenceWriter(tmp_path, scoring=SCORING)
+        ScoresWriter(tmp_path, scoring=SCORING)
 
 
 def test_a_truncated_prefix(tmp_path: Path) -> None:
     file = interrupt(tmp_path)
     os.truncate(file, 39)
     with pytest.raises(ValueError, match="losses.bin: has 39 bytes, but 40 were written: truncated .*; delete"):
-        ReferenceWriter(tmp_path, scoring=SCORING)
+        ScoresWriter(tmp_path, scoring=SCORING)
 
 
 def test_losses_that_are_cut_while_they_are_in_use(finished: Path) -> None:
-    losses = ReferenceLosses(finished)
+    losses = StoredScores(finished)
     os.truncate(finished / "losses.bin", 40)
     assert torch.equal(losses.read(3, 10), LOSSES[3:10])
     with pytest.raises(ValueError, match="losses.bin: ends before example 11 of 23: truncated or replaced; copy"):
@@ -294,14 +294,14 @@ def test_an_unfinished_scoring_of_an_earlier_version_is_refused(tmp_path: Path, 
         (folder / "parts" / "progress.json").write_text("{}")
         (folder / "parts" / "part-00000.bin").write_bytes(LOSSES.numpy().tobytes())
     message = f"of an earlier version .*finish it with that version, or delete {tmp_path / 'parts'} and score again"
-    for look in (lambda: ReferenceWriter(tmp_path, scoring=SCORING), lambda: ReferenceLosses(tmp_path)):
+    for look in (lambda: ScoresWriter(tmp_path, scoring=SCORING), lambda: StoredScores(tmp_path)):
         with pytest.raises(ValueError, match=message):
             look()
-    ReferenceLosses(finished).verify_checksum()  # it was killed after its end
+    StoredScores(finished).verify_checksum()  # it was killed after its end
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    one, two = (ReferenceWriter(tmp_path, scoring=SCORING) for _ in range(2))
+    one, two = (ScoresWriter(tmp_path, scoring=SCORING) for _ in range(2))
     with one, pytest.raises(ValueError, match="another scoring is writing to this folder; wait for it"):
         two.__enter__()
     with two:
@@ -320,12 +320,12 @@ def test_losses_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
     assert message in str(error.value)
     assert "/run/checkpoint/step-3" in str(error.value) and f"Delete {tmp_path / 'losses.bin'}" in str(error.value)
     with pytest.raises(ValueError, match="4 of the 7 losses from example 7 on .* of examples 7, 11, 12, 13: "):
-        ReferenceWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as on ranks that do not write
+        ScoresWriter(tmp_path, scoring=SCORING).check_finite(7, losses[7:14])  # as on ranks that do not write
     with pytest.raises(ValueError, match="2 of the 5 losses from example 5 on .* first those of examples 5, 7: "):
         write(tmp_path, losses)
     with pytest.raises(ValueError, match="its scoring was interrupted"):
-        ReferenceLosses(tmp_path)
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+        StoredScores(tmp_path)
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         assert writer.num_scored == 5, "the finite losses before it are kept"
     write(tmp_path)
 
@@ -335,7 +335,7 @@ def test_a_prefix_that_is_not_finite_is_found_before_anything_is_written(tmp_pat
     losses = LOSSES[:10].clone()
     losses[8:] = float("nan")
     file.write_bytes(losses.numpy().tobytes())
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         writer.append(LOSSES[10:])
         for raises in (writer.wait, writer.finish):
             with pytest.raises(ValueError, match="2 of the 10 losses from example 0 on .* of examples 8, 9: .*Delete"):
@@ -372,12 +372,12 @@ def test_a_crash_at_any_write_leaves_no_incomplete_scores(
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, size=12)
     if (tmp_path / "reference.json").exists():
-        ReferenceLosses(tmp_path).verify_checksum()
+        StoredScores(tmp_path).verify_checksum()
     else:
         with pytest.raises(ValueError, match="interrupted|no reference.json"):
-            ReferenceLosses(tmp_path)
+            StoredScores(tmp_path)
         write(tmp_path, size=12)
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, 23), LOSSES)
 
 
 @pytest.mark.parametrize("full_at", range(15))
@@ -392,12 +392,12 @@ def test_a_full_disk_is_one_clear_error_and_resumes(
             write(tmp_path, size=12)
     if not (tmp_path / "reference.json").exists():
         write(tmp_path, size=12)
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, 23), LOSSES)
 
 
 def test_nothing_is_written_after_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk has space again after one failure: later losses must not take the place of the lost ones."""
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         with monkeypatch.context() as patched:
             fail_at(0, OSError(errno.ENOSPC, "No space left on device"), patched)
             writer.append(LOSSES[:5])
@@ -408,15 +408,15 @@ def test_nothing_is_written_after_a_failed_write(tmp_path: Path, monkeypatch: py
         for raises in (writer.wait, writer.finish):
             with pytest.raises(ValueError, match="No space left"):
                 raises()
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         assert writer.num_scored == 0 and not writer.failed
     write(tmp_path)
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, 23), LOSSES)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    writer = ReferenceWriter(tmp_path / "file" / "ref", scoring=SCORING)
+    writer = ScoresWriter(tmp_path / "file" / "ref", scoring=SCORING)
     with pytest.raises(ValueError, match="ref: cannot read or write the losses .*choose another"):
         writer.__enter__()
 
@@ -427,7 +427,7 @@ def test_a_slow_disk_blocks_append_only_when_the_backlog_is_full(
     monkeypatch.setattr(reference_writer, "BACKLOG", 4)
     disk = Event()
     stock = os.fsync
-    with ReferenceWriter(tmp_path, scoring=SCORING) as writer:
+    with ScoresWriter(tmp_path, scoring=SCORING) as writer:
         monkeypatch.setattr(reference_writer.os, "fsync", lambda file: (disk.wait(60), stock(file))[1])
         try:
             for i in range(4):
@@ -443,4 +443,4 @@ def test_a_slow_disk_blocks_append_only_when_the_backlog_is_full(
         fifth.join()
         writer.append(LOSSES[5:])
         writer.finish()
-    assert torch.equal(ReferenceLosses(tmp_path).read(0, 23), LOSSES)
+    assert torch.equal(StoredScores(tmp_path).read(0, 23), LOSSES)

@@ -33,7 +33,7 @@ from titan_attent.foundations.versioned_json import read_json_object, read_versi
 
 FORMAT = "titan_attent.reference"
 VERSION = 1
-REFERENCE_FILE = "reference.json"
+SCORES_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
 SCORING_FILE = "scoring.json"
 COST_FILE = "cost.json"
@@ -109,7 +109,7 @@ def with_inferred_fields(stored: dict[str, Any]) -> dict[str, Any]:
     return stored | inferred
 
 
-class ReferenceLosses:
+class StoredScores:
     """The finished losses of one scorer, an expert or an amateur, in a folder. Picklable.
 
     Attributes:
@@ -124,10 +124,10 @@ class ReferenceLosses:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._losses, file = self.path / LOSSES_FILE, self.path / REFERENCE_FILE
+        self._losses, file = self.path / LOSSES_FILE, self.path / SCORES_FILE
         fix = f"copy the folder again, or delete it and score again with {SCORER}"
         if not file.is_file():
-            raise ValueError(f"{self.path}: {_why_no_reference(self.path)}")
+            raise ValueError(f"{self.path}: {_why_no_scores(self.path)}")
         content = read_json(file, fix=fix)
         try:
             self.sha256 = typed(str, content.pop("sha256"), where="sha256")
@@ -207,7 +207,7 @@ class ReferenceLosses:
                 sha256.update(block)
         if sha256.hexdigest() != self.sha256:
             raise ValueError(
-                f"{self._losses}: its sha256 is {sha256.hexdigest()}, but {REFERENCE_FILE} says {self.sha256}: the "
+                f"{self._losses}: its sha256 is {sha256.hexdigest()}, but {SCORES_FILE} says {self.sha256}: the "
                 f"file is damaged; copy the folder again, or delete it and score again with {SCORER}"
             )
 
@@ -232,10 +232,10 @@ def earlier_version_problem(folder: Path) -> str:
     )
 
 
-def _why_no_reference(folder: Path) -> str:
+def _why_no_scores(folder: Path) -> str:
     if (folder / PARTS_FOLDER).is_dir():
         return earlier_version_problem(folder)
     if (folder / SCORING_FILE).exists():
         return f"its scoring was interrupted; run the same {SCORER} command again, which resumes it"
-    problem = f"no {REFERENCE_FILE} in it" if folder.is_dir() else "no such folder"
+    problem = f"no {SCORES_FILE} in it" if folder.is_dir() else "no such folder"
     return f"not a folder of scores, {problem}; correct the path, or write one with {SCORER}"
