@@ -66,7 +66,7 @@ def _sentence(first: RunScalars, run: RunScalars, measure: Measure, comparison: 
     if comparison.withheld:
         seconds = comparison.savings.get("seconds")
         text += f": {_saving_in(seconds, 'seconds')}" if seconds else ""
-        other = "saving in tokens and FLOPs" if seconds else "saving"
+        other = "saving in tokens or FLOPs" if seconds else "saving"
         return f"{text}; no {other} is reported: {comparison.withheld}"
     tokens, flops = comparison.savings["tokens"], comparison.savings.get("FLOPs")
     charged = "FLOPs with scoring" if any(Costs(one).has_scoring for one in (first, run)) else "FLOPs"
