@@ -15,6 +15,24 @@ class DataConfig:
     validation_path: str = ""
     """Folder of the validation data set; read when ``validation.enable`` is set."""
 
+    unit: str = "window"
+    """
+    What one example is, which the teacher selects, weights and scores.
+    - "window": a window of ``training.seq_len`` tokens at a fixed place in the token stream, across documents.
+    - "document": a span of at most ``training.seq_len`` tokens of one document. Several are packed into each window of
+      a batch, and no example crosses documents. Needs a data set that knows its documents: every data set written
+      since version 3 of the format does, and ``python -m titan_attent.data.text.boundaries DIR`` adds them to others.
+    """
+
+    validation_unit: str = ""
+    """The same for the validation data; empty for ``unit``. Losses of different units do not compare."""
+
+    max_examples_per_window: int = 0
+    """
+    The largest number of documents in a window, with ``unit = "document"``; 0 for a number that fills 99% of the tokens
+    of most data. The batch has a slot for each, so a large number costs memory and exchange.
+    """
+
     num_workers: int = 2
     """Reader threads per rank, which read batches ahead of the step; 0 reads in the training loop itself."""
 

@@ -5,7 +5,7 @@ models/vision/examples.py.
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -28,6 +28,20 @@ class Stored(Protocol):
         """Re-hash ``shards``, numbers. ValueError names a file that differs from the index."""
 
 
+class ScoredData(NamedTuple):
+    """What a folder of scores and the examples of a run must share.
+
+    Attributes:
+        data_fingerprint: of the data set.
+        seq_len: tokens of an example, the side of an image; 0 where whole documents are scored, for any length.
+        num_examples: the number of scores.
+    """
+
+    data_fingerprint: str
+    seq_len: int
+    num_examples: int
+
+
 class Examples(Protocol):
     """Example id -> the inputs of the model and the labels of its loss. Picklable.
 
@@ -47,6 +61,14 @@ class Examples(Protocol):
     @property
     def tokens_per_example(self) -> int:
         """Number of tokens that an example counts as in throughput."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of batches that all examples fill: one per example, or fewer where several are packed into a row."""
+
+    @property
+    def scored(self) -> ScoredData:
+        """The data as scores on disk name it."""
 
     @property
     def chance_loss(self) -> float:

@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from titan_attent.data.examples import Examples, ScoredData
 from titan_attent.data.io.files import HASH_BLOCK
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object, read_versioned
 
@@ -73,7 +75,7 @@ class Scoring:
     """Role of the model: one of ``ROLES``; empty if it was not stated."""
 
     def __post_init__(self) -> None:
-        bad = [name for name in ("seq_len", "num_examples") if getattr(self, name) < 1]
+        bad = [name for name, minimum in (("seq_len", 0), ("num_examples", 1)) if getattr(self, name) < minimum]
         bad += ["role"] if self.role and self.role not in ROLES else []
         if bad:
             raise ValueError(", ".join(f"{name} is {getattr(self, name)!r}" for name in bad))
@@ -144,9 +146,9 @@ class StoredScores:
         if actual != expected:
             raise ValueError(f"{self._losses}: has {actual} bytes instead of {expected}: truncated or replaced; {fix}")
 
-    def check(self, *, fingerprint: str, seq_len: int, num_examples: int) -> None:
+    def check(self, data: ScoredData) -> None:
         """Raise a ValueError that names every difference if these are not the losses of that data."""
-        current = {"data_fingerprint": fingerprint, "seq_len": seq_len, "num_examples": num_examples}
+        current = data._asdict()
         differing = [
             f"{name} is {value!r} in this run and {stored!r} in the folder"
             for name, value in current.items()
@@ -175,6 +177,18 @@ class StoredScores:
         if not np.isfinite(losses).all():
             raise ValueError(self._not_finite())
         return torch.from_numpy(losses.astype(np.float32))
+
+    def read_for(self, dataset: Examples, start: int, stop: int) -> Tensor:
+        """The losses of examples [start, stop) of a run, fp32 [stop - start]; of documents that of each one's document.
+
+        Raises:
+            ValueError: as :meth:`read`.
+        """
+        if not isinstance(dataset, DocumentDataset) or start == stop:
+            return self.read(start, stop)
+        documents = torch.from_numpy(dataset.documents_of(np.arange(start, stop)))
+        first = int(documents[0])
+        return self.read(first, int(documents[-1]) + 1)[documents - first]
 
     def check_finite(self, start: int, stop: int) -> None:
         """ValueError if a loss of examples [start, stop) is not finite: examples with NaN would be selected first."""

@@ -41,6 +41,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
+from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.ledger import Ledger, LedgerAccount
 from titan_attent.scores.stored import StoredScores
@@ -128,6 +129,8 @@ class Run(DataFacts):
         microbatches: gradient accumulation steps.
         replica_sources: (mesh, local rank) of each mesh dimension other than ``batch``. The ranks of such a mesh train
             the same examples; the statistics of that local rank count. In a pipeline it is the rank of the last stage.
+        packer: packs several examples into each row of a batch, whose ids are [B, M] then; None where a row is one
+            example.
         ledger: accounts for the time of the training thread.
         reader: the reader threads.
         step: the number of the current training step, or of the last one between steps.
@@ -149,6 +152,7 @@ class Run(DataFacts):
     num_ranks: int
     microbatches: int
     replica_sources: Sequence[tuple[DeviceMesh, int]]
+    packer: Packer | None
     ledger: Ledger
     reader: Reader
     step: Callable[[], int]

@@ -9,6 +9,7 @@ from typing import Any
 
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.io.reader import Reader
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.scores.stored import StoredScores
 
@@ -18,6 +19,7 @@ class DataSets:
 
     def __init__(self) -> None:
         self._shards: dict[Path, TokenShards] = {}
+        self._documents: dict[tuple[Path, int], DocumentDataset] = {}
         self._images: dict[tuple[Any, ...], ImageDataset] = {}
         self._scores: dict[Path, StoredScores] = {}
         self._readers: dict[int, Reader] = {}
@@ -33,6 +35,16 @@ class DataSets:
     def dataset(self, path: str | Path, *, seq_len: int) -> TokenDataset:
         """The examples of ``seq_len`` tokens in the folder ``path``; ValueError if there is none."""
         return TokenDataset(self.shards(path), seq_len=seq_len)
+
+    def documents(self, path: str | Path, *, seq_len: int) -> DocumentDataset:
+        """Its documents, in spans of at most ``seq_len`` tokens; ValueError if it does not know them.
+
+        One object per folder and length, so that its table of spans is made once.
+        """
+        key = (Path(path), seq_len)
+        if key not in self._documents:
+            self._documents[key] = DocumentDataset(self.shards(path), seq_len=seq_len)
+        return self._documents[key]
 
     def images(self, path: str | Path, **options: Any) -> ImageDataset:
         """The images in the folder ``path``, with the options of :class:`ImageDataset`, whose ValueErrors it raises."""

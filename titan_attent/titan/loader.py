@@ -17,13 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
+from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import AnyPass, TeachingSampler
+from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
@@ -40,6 +45,8 @@ def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) ->
         "training.global_batch_size": batch_size,
         "data.seed": job_config.data.seed,
     }
+    if isinstance(dataset, DocumentDataset):
+        geometry |= {"data.unit": DOCUMENT, "data.max_examples_per_window": job_config.data.max_examples_per_window}
     settings = settings_of(job_config)
     for system, config in systems_of(job_config):
         geometry |= system.identity(config, settings)
@@ -177,3 +184,30 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
         reader=datasets.reader(data.num_workers),
         pin_memory=not compat.IS_CPU and data.num_workers > 0,
     )
+
+
+def build_packer(
+    loader: TeachingLoader, *, mesh: DeviceMesh | None, device: torch.device, batch_size: int, max_examples: int
+) -> Packer | None:
+    """What packs the examples of a run into windows; None where each row is one example. A collective on ``mesh``.
+
+    Args:
+        mesh: the ``batch`` mesh, whose ranks share the reading of the documents' lengths; None for one rank.
+        device: where its collectives take place.
+        batch_size: windows of a global batch.
+        max_examples: of :class:`Packer`.
+    """
+    dataset = loader.dataset
+    if not isinstance(dataset, DocumentDataset):
+        return None
+
+    def add_up(counts: Tensor) -> Tensor:
+        if mesh is None:
+            return counts
+        counts = counts.to(device)
+        dist.all_reduce(counts, group=mesh.get_group())
+        return counts.cpu()
+
+    place = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
+    dataset.share_table(add_up, **place)
+    return Packer(dataset, batch_size=batch_size, max_examples=max_examples, add_up=add_up, **place)

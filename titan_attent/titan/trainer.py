@@ -32,7 +32,7 @@ from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
-from titan_attent.titan.loader import TeachingLoader
+from titan_attent.titan.loader import TeachingLoader, build_packer
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
@@ -60,6 +60,13 @@ class TeachingTrainer(Trainer):
             batch_size=self.batch_size,
             tokens_per_example=self.tokens_per_example,
             accounts=[account for system, _ in active for account in system.accounts],
+        )
+        self.packer = build_packer(
+            self.loader,
+            mesh=self.parallel_dims.get_optional_mesh("batch"),
+            device=self.device,
+            batch_size=self.batch_size,
+            max_examples=job_config.data.max_examples_per_window,
         )
         try:
             self.systems = JoinedSystems(active, self._run(), self._stock_loss)
@@ -113,6 +120,7 @@ class TeachingTrainer(Trainer):
             microbatches=self.loader.microbatches,
             replica_sources=replica_sources_of(dims, self.pp_schedule if dims.pp_enabled else None),
             ledger=self.ledger,
+            packer=self.packer,
             reader=self.loader.reader,
             step=lambda: self.step,
             served=lambda: self.loader.served,
@@ -139,7 +147,11 @@ class TeachingTrainer(Trainer):
     def _sampler_of_all(self) -> TeachingSampler:
         """A sampler of all examples, used if no system selects them."""
         plan = Shuffled(
-            len(self.loader.dataset), batch_size=self.batch_size, seed=self.job_config.data.seed, ledger=self.ledger
+            len(self.loader.dataset),
+            batch_size=self.batch_size,
+            seed=self.job_config.data.seed,
+            ledger=self.ledger,
+            packer=self.packer,
         )
         loader = self.loader
         return TeachingSampler(
@@ -205,7 +217,7 @@ class TeachingTrainer(Trainer):
             with systems.around_backward():
                 batch, loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
-        elif systems.loss == self._stock_loss and not self.loader.dataset.columns:
+        elif systems.loss == self._stock_loss and not mixing(columns):
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             batch = Batch(*self.processed, columns)

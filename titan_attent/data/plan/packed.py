@@ -42,7 +42,9 @@ class Lengths(Protocol):
     """What packing asks of a data set."""
 
     seq_len: int
-    num_rows: int
+
+    @property
+    def num_rows(self) -> int: ...
 
     def __len__(self) -> int: ...
 

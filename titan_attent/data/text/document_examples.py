@@ -21,10 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples, length_sample
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
+
+DOCUMENT = "document"
+"""The value of ``[data] unit`` with which these are the examples of a run."""
 
 
 class DocumentShards:
@@ -122,6 +126,11 @@ class DocumentDataset(Dataset):
         return -(-self.num_pairs // self.seq_len)
 
     @property
+    def scored(self) -> ScoredData:
+        """Scores are of whole documents: they serve every ``seq_len``."""
+        return ScoredData(self.stored.fingerprint, 0, self.shards.index.num_documents)
+
+    @property
     def tokens_per_example(self) -> int:
         """Tokens of a row, which is what a step trains."""
         return self.seq_len
@@ -192,6 +201,71 @@ class DocumentDataset(Dataset):
         if ids.ndim == 2:
             batch["example_index"] = torch.from_numpy(index)
         return batch, torch.from_numpy(labels)
+
+
+MAX_SCORED_TOKENS = 2**16
+"""Tokens of a document that a scorer reads; of a longer one, its first."""
+
+
+class WholeDocuments(Dataset):
+    """Document number -> its tokens, of any length: what scores of documents are of.
+
+    Args:
+        path_or_shards: the folder of a data set of version 3, or its open shards.
+    """
+
+    columns: tuple[str, ...] = ()
+    seq_len = 0
+
+    def __init__(self, path_or_shards: str | os.PathLike[str] | TokenShards):
+        if not isinstance(path_or_shards, TokenShards):
+            path_or_shards = TokenShards(path_or_shards)
+        self.shards, self.stored = path_or_shards, DocumentShards(path_or_shards)
+        counts = [self.shards.num_documents_of(shard) for shard in range(self.shards.num_shards)]
+        self._firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        self.num_examples = int(self._firsts[-1])
+
+    @property
+    def tokens_per_example(self) -> int:
+        """The mean number of tokens of a document, rounded up."""
+        return -(-self.shards.num_tokens // self.num_examples)
+
+    @property
+    def scored(self) -> ScoredData:
+        return ScoredData(self.stored.fingerprint, 0, self.num_examples)
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+        """Documents as rows of the longest one's length.
+
+        Returns:
+            ({"input": int64 [B, L]}, labels int64 [B, L]); labels are ``IGNORE_INDEX`` behind a document's end, and
+            where the data set's mask says so. A document that is its eos alone has no label.
+        """
+        rows = [self._document(i) for i in ids.tolist()]
+        width = max([1, *(len(tokens) - 1 for tokens, _ in rows)])
+        inputs = np.full((len(rows), width), self.shards.tokenizer_info["eos_id"], dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
+        for row, (tokens, counts) in enumerate(rows):
+            length = len(tokens) - 1
+            inputs[row, :length] = tokens[:-1]
+            labels[row, :length] = np.where(counts[1:], tokens[1:], IGNORE_INDEX)
+        return {"input": torch.from_numpy(inputs)}, torch.from_numpy(labels)
+
+    def _document(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, whether the loss of each counts) of a document, at most ``MAX_SCORED_TOKENS``."""
+        if not 0 <= number < self.num_examples:
+            raise IndexError(f"{self.shards.path}: document {number} is outside [0, {self.num_examples})")
+        shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        place = number - int(self._firsts[shard])
+        ends = self.shards.document_ends(shard, max(place - 1, 0), place + 1)
+        start = int(ends[0]) if place else 0
+        stop = min(int(ends[-1]), start + MAX_SCORED_TOKENS)
+        tokens = self.shards.read_span(shard, start, stop)
+        counts = self.shards.read_mask(shard, start, stop) if self.shards.has_mask else np.ones(len(tokens), dtype=bool)
+        return tokens, counts
 
 
 def _first_tokens(rows: np.ndarray, spans: Spans) -> np.ndarray:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.io.reader import ReadBatch
@@ -317,6 +318,14 @@ class TokenDataset(Dataset):
     @property
     def tokens_per_example(self) -> int:
         return self.seq_len
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_examples
+
+    @property
+    def scored(self) -> ScoredData:
+        return ScoredData(self.shards.fingerprint, self.seq_len, self.num_examples)
 
     @property
     def chance_loss(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.foundations.counter_rng import derive_key, hash_ids, stream
@@ -41,6 +42,14 @@ class ImageExamples:
     def tokens_per_example(self) -> int:
         """The number of patches, the tokens of an image."""
         return self.args.num_patches
+
+    @property
+    def num_rows(self) -> int:
+        return len(self)
+
+    @property
+    def scored(self) -> ScoredData:
+        return ScoredData(self.images.fingerprint, self.seq_len, len(self))
 
     @property
     def sources(self) -> list[tuple[str, int]]:

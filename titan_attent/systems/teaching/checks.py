@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.systems.settings import RunSettings
@@ -55,16 +56,33 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
 def check_data(config: TeacherConfig, facts: DataFacts) -> None:
     """Refuse a data set or a pool of the wrong size, and scores of other data."""
     dataset = facts.dataset
-    check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
+    if isinstance(dataset, DocumentDataset):
+        _check_documents(config)
+    else:
+        check_sizes(config, num_examples=len(dataset), batch_size=facts.batch_size)
     paths = folders_of_scores(config, facts)
     scores = {name: facts.open_scores(path) for name, path in paths.items()}
     for losses in scores.values():
-        losses.check(fingerprint=dataset.stored.fingerprint, seq_len=dataset.seq_len, num_examples=len(dataset))
+        losses.check(dataset.scored)
     check_scores(scores, learners_loss=facts.loss, compared="loss" in reads(config.importance))
     if needs_trusted(config):
         for name, losses in scores.items():
             check_trusted(losses, facts.open_scores(str(Path(paths[name]) / TRUSTED)))
         trusted_differences(config, facts)
+
+
+def _check_documents(config: TeacherConfig) -> None:
+    """Refuse what the teacher cannot do where documents are the unit."""
+    if config.pool_size:
+        raise ValueError(
+            f'[teacher] pool_size = {config.pool_size} with data.unit = "document": windows are packed from a pass '
+            "over all documents. Set pool_size = 0"
+        )
+    if config.weighting == "loss":
+        raise ValueError(
+            '[teacher] weighting = "loss" with data.unit = "document": it needs equally many examples in every step. '
+            'Use weighting = "inverse_probability"'
+        )
 
 
 def folders_of_scores(config: TeacherConfig, facts: DataFacts) -> dict[str, str]:

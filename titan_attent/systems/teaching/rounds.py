@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 from titan_attent.data.plan.order import OrderCursor, Pass, Pool, SelectedSlots
+from titan_attent.data.plan.packed import PackedPass, Packer
+from titan_attent.data.plan.sampler import AnyPass
 from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.systems.teaching import schedule
@@ -56,6 +58,7 @@ class Rounds:
         ledger: Ledger,
         score: Callable[[int, Pool], None] | None,
         on_quarantine: Callable[[Record], None] | None,
+        packer: Packer | None = None,
     ):
         self.draws, self.config, self.plan = draws, config, plan
         self.num_examples, self.batch_size, self.data_seed = draws.owners.num_examples, batch_size, data_seed
@@ -69,11 +72,14 @@ class Rounds:
         self.selecting = False
         self.cursor = OrderCursor(self.num_examples, data_seed)
         self._warned = False
+        self.packer = packer
+        self._packed: PackedPass | None = None  # of the decision in force
 
     def decide(self, step: int) -> None:
         """Move to the pass that starts after ``step`` training steps. A collective if it trains a selection."""
         uniform = self.config.strategy == "uniform"
         tail = not uniform and step >= self.plan.tail_start
+        self._packed = None
         self.pass_index += 1 if self.num_batches else 0
         if uniform or tail or step < self.plan.warmup_steps:
             if tail and not self.in_tail:
@@ -83,7 +89,7 @@ class Rounds:
             self.cursor.take(at_least=self.batch_size)
         else:
             self._select(step)
-        self.num_batches = self.num_trained() // self.batch_size
+        self.num_batches = self._full_batches()
         if not (uniform or tail):
             self.num_batches = min(self.num_batches, self.plan.tail_start - step)
 
@@ -110,7 +116,31 @@ class Rounds:
                 self.num_batches = consumed
         else:
             until_tail = self.plan.tail_start - (step - consumed)
-            self.num_batches = max(consumed, min(self.num_trained() // self.batch_size, until_tail))
+            self.num_batches = max(consumed, min(self._full_batches(), until_tail))
+
+    def _full_batches(self) -> int:
+        """Global batches of the current pass, if the tail does not cut it short. A collective where it is packed."""
+        return self.num_trained() // self.batch_size if self.packer is None else self._pack(self.packer).num_batches
+
+    def _pack(self, packer: Packer) -> PackedPass:
+        if self._packed is None and self.selecting:
+            self._packed = packer.pack(
+                self.draws.selected(),
+                (self.data_seed, self.round, self.pass_index),
+                round=self.round,
+                weighted=is_weighted(self.config),
+                strategy=self.config.strategy,
+            )
+        elif self._packed is None:
+            self._packed = packer.full_pass((self.data_seed, 0, self.cursor.order), round=self.round)
+        return self._packed
+
+    def covered_per_trained(self) -> float:
+        """Examples of the pool that one trained example stands for; of packed ones their tokens are compared."""
+        if self.packer is None:
+            return self.num_candidates() / self.num_trained()
+        packed = self._pack(self.packer)
+        return max(1.0, self.packer.examples.num_rows / packed.num_windows) if self.selecting else 1.0
 
     def num_trained(self) -> int:
         """Examples of the current pass, if the tail does not cut it short."""
@@ -163,8 +193,12 @@ class Rounds:
         """The candidates of the round."""
         return self.cursor.pool() if self.config.pool_size else Pool.whole(self.num_examples)
 
-    def build_pass(self) -> Pass:
+    def build_pass(self) -> AnyPass:
         """The current pass. A collective if it trains a selection."""
+        if self.packer is not None:
+            packed = self._pack(self.packer)
+            packed.num_batches = self.num_batches
+            return packed
         build = partial(Pass, batch_size=self.batch_size, num_batches=self.num_batches, round=self.round)
         if not self.selecting:
             span = self.cursor.pool()  # already shuffled
@@ -188,3 +222,4 @@ class Rounds:
         for key, name in self._POSITION.items():
             setattr(self, name, state["position"][key])
         self.cursor.load_state_dict(state["cursor"])
+        self._packed = None

@@ -119,6 +119,7 @@ class Teaching(System):
             score=self.score_examples,
             on_decision=self._write_decision,
             on_quarantine=self._write_quarantined,
+            packer=run.packer,
         )
         self.sampler = TeachingSampler(
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
@@ -140,7 +141,7 @@ class Teaching(System):
             self.config,
             self.teacher.plan,
             num_examples=len(run.dataset),
-            batch_size=run.batch_size,
+            batch_size=self.teacher.batch_examples,
             total_steps=settings.steps,
         )
 
@@ -152,7 +153,8 @@ class Teaching(System):
         ledger.prepaid_seconds = 0.0
         for name, path in checks.folders_of_scores(config, self.run).items():
             losses = self.run.open_scores(path)
-            arguments[name] = losses.read(sharding.start, sharding.stop).to(self.run.device)
+            local = losses.read_for(self.run.dataset, sharding.start, sharding.stop)
+            arguments[name] = local.to(self.run.device)
             ledger.prepaid_seconds += losses.device_seconds / int(os.environ.get("WORLD_SIZE", "1"))
         if checks.needs_trusted(config):
             arguments["trusted"] = checks.trusted_differences(config, self.run)
@@ -178,14 +180,19 @@ class Teaching(System):
 
     def _training_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         statistics, columns = self.teacher.loss_statistics(self.run.step()), batch.columns
-        return self._example_loss(pred, batch.labels, columns["weight"], statistics, *mixing(columns))
+        return self._example_loss(pred, batch, columns["weight"], statistics, *mixing(columns))
 
     def _scoring_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         ones = torch.ones_like(batch.examples, dtype=torch.float32)
-        return self._example_loss(pred, batch.labels, ones, self.neutral_statistics)
+        return self._example_loss(pred, batch, ones, self.neutral_statistics)
 
-    def _example_loss(self, pred: Tensor, labels: Tensor, weights: Tensor, *more: Tensor) -> StepLoss:
-        result = self.weighted_loss(pred, labels, weights, *more)
+    def _example_loss(self, pred: Tensor, batch: Batch, weights: Tensor, *more: Tensor) -> StepLoss:
+        index = batch.columns.get("example_index")
+        if index is None:
+            result = self.weighted_loss(pred, batch.labels, weights, *more)
+        else:  # packed: the examples of all rows, one after the other
+            first = torch.arange(len(index), device=index.device)[:, None] * weights.shape[1]
+            result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index + first)
         stats = {"loss": result.losses, "valid": result.counts}
         if result.gradients is not None:
             stats["gradient"] = result.gradients
@@ -196,7 +203,7 @@ class Teaching(System):
 
     def _record(self, columns: Columns, stats: ExampleStats | None, *, step: int, trained: bool) -> None:
         """Record the losses of whole examples in the buffer. A collective on the ``cp`` mesh, without a host sync."""
-        ids = columns["example_id"]
+        ids = columns["example_id"].flatten()
         if stats is None:  # not the last stage of a pipeline: the buffer's exchange brings the losses
             zeros = torch.zeros_like(ids, dtype=torch.float32)
             stats = dict.fromkeys(("loss", "valid", "gradient") if self.with_gradient else ("loss", "valid"), zeros)

@@ -21,7 +21,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from titan_attent.data.plan.order import Pass, Pool
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.plan.packed import Packer
+from titan_attent.data.plan.sampler import AnyPass
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
@@ -59,6 +61,8 @@ class Teacher:
         on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
             scalars of :meth:`metrics`.
         on_quarantine: called on every rank with a JSON-ready record of each newly quarantined example.
+        packer: packs the examples into windows, of which a global batch has ``batch_size``; None where each row of a
+            batch is one example.
     """
 
     def __init__(
@@ -79,12 +83,15 @@ class Teacher:
         score: Callable[[int, Pool], None] | None = None,
         on_decision: Callable[[Record], None] | None = None,
         on_quarantine: Callable[[Record], None] | None = None,
+        packer: Packer | None = None,
     ):
         check_config(config)
         config = with_rule(config)
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
-        check_sizes(config, num_examples=self.num_examples, batch_size=batch_size)
+        # Examples that a global batch trains; of packed examples their mean, and the batch has ``batch_size`` windows.
+        self.batch_examples = batch_size if packer is None else packer.examples_per_batch
+        check_sizes(config, num_examples=self.num_examples, batch_size=self.batch_examples)
         check_inputs(
             config,
             score=score,
@@ -98,7 +105,7 @@ class Teacher:
         self.draws = Draws(
             buffer,
             config,
-            batch_size=batch_size,
+            batch_size=self.batch_examples,
             expert=expert,
             amateur=amateur,
             chance_loss=chance_loss,
@@ -107,14 +114,17 @@ class Teacher:
             bound=repeat_bound(
                 config,
                 num_examples=self.num_examples,
-                batch_size=batch_size,
+                batch_size=self.batch_examples,
                 total_steps=total_steps,
                 scorers=scorers,
             ),
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = Plan(
-            config, steps_of_full_pass=self.num_examples // batch_size, total_steps=total_steps, scorers=scorers
+            config,
+            steps_of_full_pass=self.num_examples // self.batch_examples,
+            total_steps=total_steps,
+            scorers=scorers,
         )
         self.rounds = Rounds(
             self.draws,
@@ -125,8 +135,9 @@ class Teacher:
             ledger=self.ledger,
             score=score,
             on_quarantine=on_quarantine,
+            packer=packer,
         )
-        self._pass: Pass | None = None
+        self._pass: AnyPass | None = None
         self._forecast_logged = False
         self._neutral_statistics = neutral_statistics(buffer.device)
 
@@ -142,13 +153,13 @@ class Teacher:
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
-    def current_pass(self) -> Pass | None:
+    def current_pass(self) -> AnyPass | None:
         """The current pass, None before the first; rebuilt (a collective) after a checkpoint was loaded."""
         if self._pass is None and self.rounds.num_batches:
             self._pass = self.rounds.build_pass()
         return self._pass
 
-    def next_pass(self, *, step: int) -> Pass:
+    def next_pass(self, *, step: int) -> AnyPass:
         """Decide the pass that starts after ``step`` training steps. A collective, on all ranks.
 
         It has host syncs, a selection and maybe a scoring pass, so it must not run within a step.
@@ -206,7 +217,7 @@ class Teacher:
 
     def batch_served(self) -> None:
         """Count a global batch of the current pass that goes to training (:class:`TeachingSampler` calls it)."""
-        self.ledger.batch_served(covered_per_trained=self.rounds.num_candidates() / self.rounds.num_trained())
+        self.ledger.batch_served(covered_per_trained=self.rounds.covered_per_trained())
 
     def step_done(self) -> None:
         """Exchange losses every ``flush_every`` steps. Call it after every training step, on all ranks."""
@@ -233,7 +244,7 @@ class Teacher:
         draws, config = self.draws, self.config
         has_schedule = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
         ratio = None if has_schedule else draws.num_selected / draws.size
-        return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_size)
+        return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_examples)
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 

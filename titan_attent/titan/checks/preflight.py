@@ -141,9 +141,9 @@ def open_examples(
 
 def check_one_batch(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> None:
     """Refuse data with fewer examples than one global batch."""
-    if len(dataset) < batch_size:
+    if dataset.num_rows < batch_size:
         raise ValueError(
-            f"[data] path = {job_config.data.path} holds {len(dataset)} examples of {dataset.tokens_per_example} "
+            f"[data] path = {job_config.data.path} holds {dataset.num_rows} examples of {dataset.tokens_per_example} "
             f"tokens, fewer than one global batch of {batch_size}: write more data, or lower "
             "training.global_batch_size or the number of tokens per example"
         )

@@ -7,12 +7,16 @@ from torch import Tensor
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.text.document_examples import DOCUMENT
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
+from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import WeightedLoss
 from titan_attent.scores.stored import CROSS_ENTROPY
 from titan_attent.systems.system import System
 from titan_attent.titan.dataset_cache import DataSets
+
+UNITS = ("window", DOCUMENT)
 
 
 class Text:
@@ -25,7 +29,22 @@ class Text:
     systems: tuple[type[System], ...] = ()
 
     def check(self, job_config: JobConfig) -> None:
-        """Refuse nothing beyond the checks of parallelism.py and value_checks.py."""
+        """Refuse units that are unknown, and parallelisms under which documents are not trained."""
+        data = job_config.data
+        check_one_of("unit", data.unit, UNITS, section="data")
+        if data.validation_unit:
+            check_one_of("validation_unit", data.validation_unit, UNITS, section="data")
+        check_number("max_examples_per_window", data.max_examples_per_window, at_least=0, whole=True, section="data")
+        if data.unit == DOCUMENT and (cp := job_config.parallelism.context_parallel_degree) > 1:
+            raise ValueError(
+                f'[data] unit = "document" with context_parallel_degree = {cp}: an example would be split over ranks '
+                'that do not know its other part. Set context_parallel_degree = 1, or unit = "window"'
+            )
+        if data.unit != DOCUMENT and data.max_examples_per_window:
+            raise ValueError(
+                f'[data] max_examples_per_window = {data.max_examples_per_window} with unit = "{data.unit}", where a '
+                'window is one example: remove it, or set unit = "document"'
+            )
 
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
         path, section = (
@@ -35,6 +54,9 @@ class Text:
         )
         if validation:
             check_same_tokenizer(datasets.shards(path), datasets.shards(job_config.data.path), what="")
+        unit = (job_config.data.validation_unit or job_config.data.unit) if validation else job_config.data.unit
+        if unit == DOCUMENT:
+            return datasets.documents(path, seq_len=section.seq_len)
         return datasets.dataset(path, seq_len=section.seq_len)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
@@ -55,7 +77,9 @@ class Text:
         return CROSS_ENTROPY
 
     def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
-        return {"validation.seq_len": job_config.validation.seq_len}
+        unit = job_config.data.validation_unit or job_config.data.unit
+        measured = {"validation.seq_len": job_config.validation.seq_len}
+        return measured | ({"data.validation_unit": unit} if unit != "window" else {})
 
     def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
         raise AssertionError("text has no metrics to count")

@@ -111,9 +111,7 @@ def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> S
     """Everything that determines the losses. ``role``: see :class:`Scoring`."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     return Scoring(
-        data_fingerprint=dataset.stored.fingerprint,
-        seq_len=dataset.seq_len,
-        num_examples=len(dataset),
+        **dataset.scored._asdict(),
         model=f"{job_config.model.name} {job_config.model.flavor}",
         precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),

@@ -32,7 +32,9 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from titan_attent.data.io.atomic import write_atomically
-from titan_attent.data.text.holdout import hold_out
+from titan_attent.data.text.document_examples import DOCUMENT, WholeDocuments
+from titan_attent.data.text.holdout import hold_out, hold_out_documents
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
@@ -40,7 +42,7 @@ from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
-from titan_attent.titan.scoring.pair_bigram import MAX_TOKENS, Bigrams, num_counted
+from titan_attent.titan.scoring.pair_bigram import Bigrams, MAX_TOKENS, ScoredExamples, num_counted
 from titan_attent.titan.scoring.pair_plan import (
     HELD_OUT,
     MODEL,
@@ -69,7 +71,7 @@ class PairBuild:
 
     Args:
         options: the options of the command.
-        job_config: the configuration of the run to come; its data, sequence length, precision and seed are read.
+        job_config: the configuration of the run to come; its data, unit, sequence length, precision and seed are read.
     """
 
     def __init__(self, options: Options, job_config: JobConfig):
@@ -81,13 +83,23 @@ class PairBuild:
             )
         self.datasets = DataSets()
         self.spec = attent_spec(MODEL, self.datasets, data=job_config.data.path)
-        seq_len = job_config.training.seq_len
-        self.data = self.datasets.dataset(job_config.data.path, seq_len=seq_len)
-        self.trusted = self.datasets.dataset(options.trusted, seq_len=seq_len)
+        self.unit = job_config.data.unit
+        if self.unit == DOCUMENT and not options.is_counted:
+            raise ValueError(
+                f'--flavor {options.flavor} with data.unit = "document": only bigram scorers score whole documents. '
+                'Leave --flavor out, or set data.unit = "window"'
+            )
+        self.data, self.trusted = (self._examples(path) for path in (job_config.data.path, options.trusted))
         check_same_tokenizer(self.trusted.shards, self.data.shards, what="--trusted ")
         if options.is_counted:
             check_vocabulary(self.data.shards.index.tokenizer["vocab_size"])
         self.report: dict[str, Any] = {}
+
+    def _examples(self, path: str | Path) -> ScoredExamples:
+        """The rows to score: windows of the run's length, or whole documents, which serve every length."""
+        if self.unit == DOCUMENT:
+            return WholeDocuments(self.datasets.shards(path))
+        return self.datasets.dataset(path, seq_len=self.run.training.seq_len)
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -95,12 +107,7 @@ class PairBuild:
         """Run all stages that are not done yet. A collective, on all ranks."""
         on_first_rank(self._begin)
         train, held_out = self.output / "trusted" / "train", self.output / "trusted" / "held_out"
-        num_train = MAX_TOKENS // self.trusted.seq_len
-        if not self.options.is_counted:
-            num_train = self.options.steps * self.options.batch_size
-        on_first_rank(
-            lambda: hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
-        )
+        on_first_rank(lambda: self._hold_out(train, held_out))
         if self.options.is_counted:
             self._count_and_score(train, held_out)
         else:
@@ -111,9 +118,24 @@ class PairBuild:
                 self._score(name, self.run.data.path, self.output / name)
         on_first_rank(self._finish)
 
+    def _hold_out(self, train: Path, held_out: Path) -> None:
+        """Split the trusted text: most of it to train the expert on, the rest to calibrate by. On the first rank."""
+        if isinstance(self.trusted, WholeDocuments):
+            shards = self.trusted.shards
+            hold_out_documents(
+                shards, train=train, held_out=held_out, num_held_out=HELD_OUT, max_train_tokens=MAX_TOKENS
+            )
+            return
+        num_train = MAX_TOKENS // self.trusted.seq_len
+        if not self.options.is_counted:
+            num_train = self.options.steps * self.options.batch_size
+        hold_out(self.trusted, train=train, held_out=held_out, num_train=num_train, num_held_out=HELD_OUT)
+
     def _count_and_score(self, train: Path, held_out: Path) -> None:
-        trusted, unseen = (self.datasets.dataset(path, seq_len=self.data.seq_len) for path in (train, held_out))
-        num = num_counted(num_trusted=len(trusted), num_examples=len(self.data), seq_len=self.data.seq_len)
+        trusted, unseen = (self._examples(path) for path in (train, held_out))
+        num = num_counted(
+            num_trusted=len(trusted), num_examples=len(self.data), tokens_per_example=self.data.tokens_per_example
+        )
         mesh = init_device_mesh("cpu", (self.world_size,), mesh_dim_names=("batch",))
         reader = self.datasets.reader(self.run.data.num_workers)
         for name, counted in zip(MODELS, (self.data, trusted), strict=True):
@@ -170,6 +192,7 @@ class PairBuild:
             self.run,
             num_examples=len(self.data),
             num_trusted=len(self.trusted),
+            tokens_per_example=self.data.tokens_per_example,
             spec=self.spec,
             run_spec=attent_spec(self.run.model.name, self.datasets, data=self.run.data.path),
             num_ranks=self.world_size,

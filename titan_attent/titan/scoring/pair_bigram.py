@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.io.reader import Reader
 from titan_attent.data.plan.order import OrderCursor
+from titan_attent.data.text.document_examples import WholeDocuments
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
@@ -27,9 +28,13 @@ BATCH_SIZE = 64
 """Examples counted or scored at once. It is fixed, because a loss must not depend on the number of ranks."""
 
 
-def num_counted(*, num_trusted: int, num_examples: int, seq_len: int) -> int:
+ScoredExamples = TokenDataset | WholeDocuments
+"""Windows of tokens, or whole documents."""
+
+
+def num_counted(*, num_trusted: int, num_examples: int, tokens_per_example: int) -> int:
     """Number of examples that each model counts."""
-    return max(1, min(num_trusted, num_examples, MAX_TOKENS // seq_len))
+    return max(1, min(num_trusted, num_examples, MAX_TOKENS // tokens_per_example))
 
 
 class Bigrams:
@@ -43,7 +48,16 @@ class Bigrams:
         role: role of the scorer, see :class:`Scoring`.
     """
 
-    def __init__(self, dataset: TokenDataset, *, num: int, seed: int, mesh: DeviceMesh, reader: Reader, role: str = ""):
+    def __init__(
+        self,
+        dataset: ScoredExamples,
+        *,
+        num: int,
+        seed: int,
+        mesh: DeviceMesh,
+        reader: Reader,
+        role: str = "",
+    ):
         self.dataset, self.num, self.seed, self.mesh, self.reader = dataset, num, seed, mesh, reader
         self.role = role
         self.model = BigramModel(dataset.shards.index.tokenizer["vocab_size"])
@@ -59,14 +73,15 @@ class Bigrams:
             self.model.add(input_dict["input"], labels)
         self.model.share(sharding)
 
-    def score(self, dataset: TokenDataset, folder: Path) -> None:
+    def score(self, dataset: ScoredExamples, folder: Path) -> None:
         """Write the losses of the examples of ``dataset`` to ``folder``; resumes where a killed command stopped."""
         with fail_on_mistake():
             writer = ScoresWriter(folder, scoring=self._scoring(dataset))
         with open_on_rank_zero(writer) as start:
             write_losses(
                 writer,
-                lambda input_dict, labels: self.model.losses(input_dict["input"], labels),
+                # A document that is its eos alone has no label, and no example: its score is read by nobody.
+                lambda input_dict, labels: self.model.losses(input_dict["input"], labels).nan_to_num(0.0),
                 start=start,
                 dataset=dataset,
                 reader=self.reader,
@@ -74,12 +89,10 @@ class Bigrams:
                 batch_size=BATCH_SIZE,
             )
 
-    def _scoring(self, dataset: TokenDataset) -> Scoring:
-        identity = f"{self.dataset.shards.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS}"
+    def _scoring(self, dataset: ScoredExamples) -> Scoring:
+        identity = f"{self.dataset.stored.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS}"
         return Scoring(
-            data_fingerprint=dataset.shards.fingerprint,
-            seq_len=dataset.seq_len,
-            num_examples=len(dataset),
+            **dataset.scored._asdict(),
             model="bigram",
             precision="float64",
             checkpoint=f"counts of {self.num} examples of {self.dataset.shards.path}",

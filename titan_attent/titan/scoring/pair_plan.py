@@ -18,7 +18,7 @@ from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.find import PAIR_FILE
 from titan_attent.scores.stored import ROLES
 from titan_attent.titan.checks.value_checks import check_flavor
-from titan_attent.titan.scoring.pair_bigram import num_counted
+from titan_attent.titan.scoring.pair_bigram import ScoredExamples, num_counted
 from titan_attent.titan.train_spec import SCORER_FLAVORS
 
 MODEL = "llama3_attent"
@@ -92,7 +92,9 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     return options, rest
 
 
-def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: TokenDataset) -> dict[str, Any]:
+def identity(
+    options: Options, run: JobConfig, *, data: ScoredExamples, trusted: ScoredExamples
+) -> dict[str, Any]:
     """Everything that determines the losses; a folder holds those of one such request."""
     values = asdict(options)
     return {key: values[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
@@ -100,8 +102,8 @@ def identity(options: Options, run: JobConfig, *, data: TokenDataset, trusted: T
         "seed": run.debug.seed,
         "data_seed": run.data.seed,
         "precision": run.training.mixed_precision_param,
-        "data_fingerprint": data.shards.fingerprint,
-        "trusted_fingerprint": trusted.shards.fingerprint,
+        "data_fingerprint": data.stored.fingerprint,
+        "trusted_fingerprint": trusted.stored.fingerprint,
     }
 
 
@@ -148,6 +150,7 @@ def cost_of(
     *,
     num_examples: int,
     num_trusted: int,
+    tokens_per_example: int,
     spec: TrainSpec,
     run_spec: TrainSpec,
     num_ranks: int,
@@ -170,12 +173,14 @@ def cost_of(
     held_out = min(HELD_OUT, int(MAX_HELD_OUT * num_trusted))
     scored = num_examples + held_out
     if options.is_counted:
-        trained = num_counted(num_trusted=num_trusted - held_out, num_examples=num_examples, seq_len=seq_len)
+        trained = num_counted(
+            num_trusted=num_trusted - held_out, num_examples=num_examples, tokens_per_example=tokens_per_example
+        )
         num_params, per_token = NUM_BUCKETS, 3 * BIGRAM_OPERATIONS
     else:
         trained = options.steps * options.batch_size
         num_params, per_token = _flops(spec, options.flavor, seq_len)
-    flops = 2 * per_token * seq_len * (trained + scored / 3)
+    flops = 2 * per_token * tokens_per_example * (trained + scored / 3)
     rows = training.global_batch_size
     if rows < 1:
         rows = training.local_batch_size * num_ranks

@@ -12,16 +12,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.user_errors import fail, on_first_rank
+
+class Rows(Protocol):
+    """What is scored: rows by their ids."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, ids: Tensor) -> ReadBatch: ...
+
 
 Score = Callable[[dict[str, Tensor], Tensor], Tensor]
 """({"input": int64 [B, L]}, labels int64 [B, L]) -> mean nats per token, fp32 [B]."""
@@ -84,7 +92,7 @@ def write_losses(
     score: Score,
     *,
     start: int,
-    dataset: Examples,
+    dataset: Rows,
     reader: Reader,
     sharding: ExampleSharding,
     batch_size: int,
