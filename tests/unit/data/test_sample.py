@@ -14,13 +14,14 @@ import pytest
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.text import sample
 from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.records import TEXT_RECORDS
 from titan_attent.data.text.sample import sample_texts
 from titan_attent.data.text.writer import write_dataset
 
 
 def sampled(paths: list[Path], num_bytes: int) -> list[str]:
     files = list_files(parse_inputs(paths))
-    return list(sample_texts(files, num_bytes=num_bytes, text_key="text", max_bytes=2**20))
+    return list(sample_texts(files, num_bytes=num_bytes, records=TEXT_RECORDS, max_bytes=2**20))
 
 
 def put(path: Path, texts: list[str]) -> Path:

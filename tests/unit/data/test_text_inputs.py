@@ -17,6 +17,7 @@ from titan_attent.data.text import json_values
 from titan_attent.data.text.documents import Document, read_documents
 from titan_attent.data.text.inputs import list_files
 from titan_attent.data.text.json_values import TooLargeError, read_values
+from titan_attent.data.text.records import TEXT_RECORDS, make_records
 
 TEXTS = ["one\ntwo", "漢字 “q”", "", "{braces} [too]", "last"]
 Records = list[dict[str, object]]
@@ -29,7 +30,7 @@ def lines(records: Records = RECORDS, **options: object) -> bytes:
 
 def texts_of(*inputs: Path | str, skip: bool = False, text_key: str = "text", **options) -> list[str | None]:
     files = list_files(parse_inputs(list(inputs)), text_key=text_key, skip=skip, **options)
-    return [document.text for document in read_documents(files, text_key=text_key, skip=skip)]
+    return [document.text for document in read_documents(files, records=make_records(text_key=text_key), skip=skip)]
 
 
 def make(folder: Path, contents: Mapping[str, bytes | str]) -> Path:
@@ -84,9 +85,9 @@ def test_records_in_a_json_file(tmp_path, monkeypatch, shape, head, packed):
     if head > 16:  # in a folder the key must be in the head
         assert texts_of(tmp_path / "in") == TEXTS
     files = list_files(parse_inputs([path, path]))
-    documents = list(read_documents(files, text_key="text"))
+    documents = list(read_documents(files, records=TEXT_RECORDS))
     for i, document in enumerate(documents):
-        rest = read_documents(files, text_key="text", start=document.cursor)
+        rest = read_documents(files, records=TEXT_RECORDS, start=document.cursor)
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 
@@ -349,7 +350,7 @@ def test_unusable_records_have_a_reason_and_the_others_are_read(tmp_path):
         tmp_path / name for name in ("a.jsonl", "b.txt", "c.txt", "d.parquet", "e.parquet", "f.jsonl.gz", "g.jsonl")
     ]
     files = list_files(parse_inputs(inputs))
-    documents = list(read_documents(files, text_key="text", skip=True))
+    documents = list(read_documents(files, records=TEXT_RECORDS, skip=True))
     found = [d.text if d.bad is None else f"!{d.bad.reason}" for d in documents if d.cursor.file != 5 or d.bad]
     a = ["a", *["!without text"] * 2, *["!not a string"] * 2, *["!malformed"] * 5, "b"]
     assert found == [*a, "!not UTF-8", "c", "p", "!without text", "q", "!without text", "!damaged", "end"]
@@ -359,7 +360,7 @@ def test_unusable_records_have_a_reason_and_the_others_are_read(tmp_path):
 
 def _continues_after_each(files, documents: list[Document]) -> None:
     for i in range(0, len(documents), max(1, len(documents) // 40)):
-        rest = list(read_documents(files, text_key="text", skip=True, start=documents[i].cursor))
+        rest = list(read_documents(files, records=TEXT_RECORDS, skip=True, start=documents[i].cursor))
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 

@@ -17,6 +17,7 @@ from titan_attent.data.text import encode, parquet_text
 from titan_attent.data.text.documents import START, Document, read_documents
 from titan_attent.data.text.inputs import list_files
 from titan_attent.data.text.parquet_text import _dictionary_bytes
+from titan_attent.data.text.records import TEXT_RECORDS
 from titan_attent.data.text.tokenizer import Tokenizer
 
 LIMIT = 1000
@@ -24,7 +25,7 @@ LIMIT = 1000
 
 def read(path: Path, *, skip: bool = False, max_bytes: int = LIMIT) -> list[str | None]:
     files = list_files(parse_inputs([path]))
-    return [document.text for document in read_documents(files, text_key="text", skip=skip, max_bytes=max_bytes)]
+    return [document.text for document in read_documents(files, records=TEXT_RECORDS, skip=skip, max_bytes=max_bytes)]
 
 
 def record(size: int) -> bytes:
@@ -49,8 +50,8 @@ def test_a_line_of_any_length_is_never_held(tmp_path, name):
     # `{"text": ""}` and a line's end are 13 bytes.
     assert texts == ["x" * 5, None, "x" * 7, "x" * (LIMIT - 13), None]
     files = list_files(parse_inputs([path]))
-    documents = list(read_documents(files, text_key="text", skip=True, max_bytes=LIMIT))
-    behind = read_documents(files, text_key="text", start=documents[1].cursor, skip=True, max_bytes=LIMIT)
+    documents = list(read_documents(files, records=TEXT_RECORDS, skip=True, max_bytes=LIMIT))
+    behind = read_documents(files, records=TEXT_RECORDS, start=documents[1].cursor, skip=True, max_bytes=LIMIT)
     assert [document.text for document in behind] == texts[2:]
 
 
@@ -156,7 +157,7 @@ def test_what_is_queued_is_bounded_by_its_size(monkeypatch):
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
     order = []
-    for document, tokens in encode.encode_documents(documents(), tokenizer=Bytes(), num_threads=2):
+    for document, tokens, _ in encode.encode_documents(documents(), tokenizer=Bytes(), num_threads=2):
         assert tokens is not None
         queued -= len(tokens) - 1
         order.append(document.num_bytes)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,14 @@ import pyarrow.parquet
 import pytest
 
 from titan_attent.data import writer as former
+from titan_attent.data.io import folder as folder_names
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.text import __main__ as text_command
-from titan_attent.data.text import encode, format, writer
+from titan_attent.data.text import encode, writer
 from titan_attent.data.text.__main__ import main
 from titan_attent.data.text.documents import START, Document, read_documents
 from titan_attent.data.text.inputs import list_files
+from titan_attent.data.text.records import TEXT_RECORDS
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from titan_attent.data.text.writer import TextSummary, write_dataset
@@ -107,12 +109,16 @@ def test_every_format_gives_the_stream(source: Path, ranks: str, tmp_path: Path)
     output = tmp_path / "deep" / "out"
     summary = write(source, output, ranks)
     assert tokens_of(output) == by_hand(TEXTS)
-    assert sorted(contents(output)) == ["index.json", "shard-00000.bin", "tokenizer.tiktoken"]
+    assert sorted(contents(output)) == [
+        *("index.json", "lengths.bin", "shard-00000.bin", "shard-00000.documents", "tokenizer.tiktoken")
+    ]
     shards = TokenShards(output)
     shards.verify_checksums()
     assert (summary.num_documents, summary.num_shards, summary.num_skipped) == (len(TEXTS), 1, 0)
     assert (summary.num_tokens, summary.fingerprint, summary.path) == (shards.num_tokens, shards.fingerprint, output)
     assert (shards.index.num_documents, shards.max_token_id, shards.dtype) == (len(TEXTS), EOS, np.dtype("uint16"))
+    assert shards.has_documents and not shards.has_mask
+    assert shards.document_ends(0, 0, len(TEXTS)).tolist() == [*accumulate(len(by_hand([text])) for text in TEXTS)]
     tokenizer = Tokenizer.from_info(shards.tokenizer_info, output)
     assert tokenizer.decode(shards.read(0, shards.num_tokens)) == "".join(text + "<|endoftext|>" for text in TEXTS)
 
@@ -356,16 +362,16 @@ def test_command_with_sources(ranks: str, tmp_path: Path, capsys: pytest.Capture
 
 def test_reading_continues_after_every_document(source: Path) -> None:
     files = list_files(parse_inputs([source, source]), extensions=["txt"])
-    documents = list(read_documents(files, text_key="text"))
+    documents = list(read_documents(files, records=TEXT_RECORDS))
     assert [document.text for document in documents] == TEXTS * 2
     for i, document in enumerate(documents):
-        rest = read_documents(files, text_key="text", start=document.cursor)
+        rest = read_documents(files, records=TEXT_RECORDS, start=document.cursor)
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 
 def test_the_bar_ends_at_the_size_of_the_inputs(source: Path) -> None:
     files = list_files(parse_inputs([source]), extensions=["txt"])
-    num_bytes = sum(document.num_bytes for document in read_documents(files, text_key="text"))
+    num_bytes = sum(document.num_bytes for document in read_documents(files, records=TEXT_RECORDS))
     # A blank line at the end belongs to no document.
     assert 0 <= sum(file.num_bytes for file in files) - num_bytes <= 1
 
@@ -385,7 +391,7 @@ def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
     options = {"tokenizer": tokenizer, "shard_tokens": 700 if tokenizer == ranks else 250}
     write(source, tmp_path / "whole", **options)
     expected = contents(tmp_path / "whole")
-    num_shards = sum(name.startswith("shard") for name in expected)
+    num_shards = sum(name.startswith("shard") and name.endswith(".bin") for name in expected)
     assert num_shards > 4
     rename, calls = os.replace, count()
 
@@ -397,14 +403,14 @@ def test_a_crash_at_any_file_is_resumed_to_the_same_bytes(
         if crash:
             raise Crash
 
-    # Tokenizer, progress, then shard and progress each, then the index.
-    for crash_at in range(2 + 2 * num_shards + 1):
+    # Tokenizer, progress, then tokens, documents and progress of each shard, then the lengths and the index.
+    for crash_at in range(2 + 3 * num_shards + 2):
         output = tmp_path / f"crash-{crash_at}"
         calls = count()
-        monkeypatch.setattr(format.os, "replace", crashing)
+        monkeypatch.setattr(os, "replace", crashing)
         with pytest.raises(Crash):
             write(source, output, **options)
-        monkeypatch.setattr(format.os, "replace", rename)
+        monkeypatch.setattr(os, "replace", rename)
         if (output / "index.json").exists():
             with pytest.raises(ValueError, match="finished"):
                 write(source, output, **options)
@@ -499,7 +505,8 @@ def interrupted(ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(writer.ShardWriter, "append", crashing)
         write(source, output, ranks, shard_tokens=700)
-    assert sorted(contents(output)) == ["progress.json", "shard-00000.bin", "shard-00001.bin", "tokenizer.tiktoken"]
+    shards = [f"shard-0000{i}.{kind}" for i in range(2) for kind in ("bin", "documents")]
+    assert sorted(contents(output)) == ["progress.json", *shards, "tokenizer.tiktoken"]
     return source, output
 
 
@@ -570,6 +577,29 @@ def test_resume_of_an_earlier_version_without_sources(
     assert contents(output) == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_resume_of_an_earlier_version_without_documents(
+    interrupted: tuple[Path, Path], ranks: str, tmp_path: Path, damaged: bool
+) -> None:
+    """The documents of its finished shards are found; a shard that does not end with an eos is refused."""
+    source, output = interrupted
+    progress = json.loads((output / "progress.json").read_text())
+    for shard in progress["shards"]:
+        for name in ("num_documents", "documents_sha256", "mask_sha256"):
+            del shard[name]
+        (output / shard["file"]).with_suffix(".documents").unlink()
+    (output / "progress.json").write_text(json.dumps(progress))
+    if damaged:
+        path = output / "shard-00001.bin"
+        path.write_bytes(path.read_bytes()[:-2] + b"\x05\x00")
+        words = (f"{path}: its last token is 5, not the eos id 256", "write the data set anew")
+        refused({"shard_tokens": 700, "tokenizer": ranks}, source, output, *words)
+        return
+    write(source, output, ranks, shard_tokens=700)
+    write(source, tmp_path / "whole", ranks, shard_tokens=700)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
 def test_resume_with_another_rank_file_of_the_same_name(
     interrupted: tuple[Path, Path], ranks: str, tmp_path: Path
 ) -> None:
@@ -610,10 +640,11 @@ def test_resume_reads_nothing_outside_of_the_folder(
         refused({"shard_tokens": 700, "tokenizer": ranks}, source, output, str(output / "progress.json"), *words)
 
 
+@pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00000.documents"])
 @pytest.mark.parametrize("truncate", [True, False])
-def test_resume_with_a_damaged_shard(interrupted: tuple[Path, Path], ranks: str, truncate: bool) -> None:
+def test_resume_with_a_damaged_shard(interrupted: tuple[Path, Path], ranks: str, truncate: bool, name: str) -> None:
     source, output = interrupted
-    shard = output / "shard-00001.bin"
+    shard = output / name
     shard.write_bytes(shard.read_bytes()[:-1]) if truncate else shard.unlink()
     options = {"shard_tokens": 700, "tokenizer": ranks}
     refused(options, source, output, str(shard), "missing or truncated", "delete", "start anew")
@@ -665,7 +696,7 @@ def test_bad_name_of_a_source(command_fails, tmp_path: Path, monkeypatch: pytest
         f"./{name}=a.jsonl",
     )
     command_fails(f"{name}=a.jsonl", *words)
-    assert not format.is_source_name("web\n")
+    assert not folder_names.is_source_name("web\n")
 
 
 def test_missing_path_of_a_source(command_fails, tmp_path: Path) -> None:
@@ -774,6 +805,14 @@ def test_other_tokenizer_mistakes(command_fails, tmp_path: Path) -> None:
 def test_counts_below_one(command_fails, tmp_path: Path, name: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     command_fails(source, f"{name.replace('-', '_')} is 0", "1 or more", options=(f"--{name}", "0"))
+
+
+def test_a_shard_that_could_exceed_32_bits(command_fails, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    for shard_tokens, max_bytes in ((2**32 - 1, 2**28), (2**27, 2**32)):
+        options = ("--shard-tokens", str(shard_tokens), "--max-document-bytes", str(max_bytes))
+        words = (f"shard_tokens {shard_tokens} and max_document_bytes {max_bytes}", "above 4294967295", "lower them")
+        command_fails(source, *words, options=options)
 
 
 def test_finished_data_set_is_kept(ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

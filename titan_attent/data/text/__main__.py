@@ -2,6 +2,8 @@
 
 python -m titan_attent.data.text INPUT ... --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
 python -m titan_attent.data.text web=INPUT code=INPUT ... --output DIR --tokenizer ...
+python -m titan_attent.data.text INPUT ... --prompt-key KEY --completion-key KEY --output DIR --tokenizer ...
+python -m titan_attent.data.text INPUT ... --messages-key KEY --output DIR --tokenizer ...
 """
 
 import argparse
@@ -14,6 +16,7 @@ from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import DEFAULT_SOURCE
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
 from titan_attent.data.text.inputs import TEXT_EXTENSIONS
+from titan_attent.data.text.records import CHAT_TEMPLATES, DEFAULT_TEMPLATE
 from titan_attent.data.text.summary import TextSummary
 from titan_attent.data.text.writer import write_dataset
 
@@ -37,7 +40,19 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE|train:VOCAB_SIZE",
         help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or vocabulary size of one to train",
     )
-    parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: %(default)s)")
+    parser.add_argument("--text-key", help="JSON key or parquet column of the text (default: text)")
+    parser.add_argument("--prompt-key", metavar="KEY", help="key or column of a prompt; needs --completion-key")
+    parser.add_argument("--completion-key", metavar="KEY", help="key or column of its completion: only it has a loss")
+    parser.add_argument(
+        "--messages-key",
+        metavar="KEY",
+        help='key or column of a conversation, a list of {"role", "content"}: only the assistant\'s turns have a loss',
+    )
+    parser.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help=f"template of the conversation: {', '.join(CHAT_TEMPLATES)} (default: {DEFAULT_TEMPLATE})",
+    )
     parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens per shard (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all CPUs (%(default)s)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from titan_attent.data.text.documents import START, Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
+from titan_attent.data.text.records import Records
 
 
 @dataclass
@@ -36,7 +37,10 @@ class ConsumedRecords:
                 self.files_chain = _hash(self.files_chain, repr(tuple(file)).encode())
             self.file, self.file_records, self.file_chain = number, self.num_records, self.chain
         where = f"{files[number].path}\n{document.source}\n{document.bad.reason if document.bad else ''}\n"
-        self.chain = _hash(self.chain, where.encode("utf-8", "surrogateescape"), text)
+        parts = [where.encode("utf-8", "surrogateescape"), text]
+        if document.segments:
+            parts.append(repr([(len(segment.text), segment.counts) for segment in document.segments]).encode())
+        self.chain = _hash(self.chain, *parts)
         self.num_records += 1
 
 
@@ -49,7 +53,7 @@ def _hash(chain: str, *parts: bytes) -> str:
 
 
 def find_resume_point(
-    consumed: ConsumedRecords, *, files: Sequence[InputFile], text_key: str, max_bytes: int
+    consumed: ConsumedRecords, *, files: Sequence[InputFile], records: Records, max_bytes: int
 ) -> tuple[ReadPosition, ConsumedRecords] | None:
     """The position after the records of ``consumed`` in ``files``, and the records up to it.
 
@@ -66,7 +70,7 @@ def find_resume_point(
     else:
         reread = ConsumedRecords()
     for document in read_documents(
-        files, text_key=text_key, start=ReadPosition(reread.file), skip=True, max_bytes=max_bytes
+        files, records=records, start=ReadPosition(reread.file), skip=True, max_bytes=max_bytes
     ):
         reread.add(document, encode_utf8(document.text or "")[0], files=files)
         if reread.num_records == consumed.num_records:

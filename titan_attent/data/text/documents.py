@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_STRING, NO_TEXT, SIZE, Bad
+from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_TEXT, SIZE, Bad
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.json_values import (
     GZIP_ERRORS,
@@ -20,7 +20,8 @@ from titan_attent.data.text.json_values import (
     decode_record,
     read_values,
 )
-from titan_attent.data.text.parquet_text import read_column
+from titan_attent.data.text.parquet_text import read_columns
+from titan_attent.data.text.records import Content, Records, Segment
 
 MAX_DOCUMENT_BYTES = 2**28
 """Default maximum size of a document and of a JSON line."""
@@ -47,6 +48,7 @@ class Document(NamedTuple):
         cursor: the position after it.
         num_bytes: its size in the file on disk.
         bad: why it is unusable.
+        segments: the segments of ``text``, if some of it does not count as labels (records.py).
     """
 
     source: str
@@ -54,12 +56,13 @@ class Document(NamedTuple):
     cursor: ReadPosition
     num_bytes: int
     bad: Bad | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 def read_documents(
     files: Sequence[InputFile],
     *,
-    text_key: str,
+    records: Records,
     start: ReadPosition = START,
     skip: bool = False,
     max_bytes: int = MAX_DOCUMENT_BYTES,
@@ -67,7 +70,7 @@ def read_documents(
     """The documents of ``files`` in order, from ``start`` on.
 
     Args:
-        text_key: the key of a JSON record, or the column of a parquet file, that holds the text.
+        records: the keys of a JSON record, or the columns of a parquet file, that hold the text.
         skip: yield unusable records and files with ``text`` None and continue. Optional files that are not text are
             always skipped.
         max_bytes: maximum size of a document and of a JSON line.
@@ -80,24 +83,35 @@ def read_documents(
         file = files[number]
         at = start if number == start.file else ReadPosition(number)
         previous = 0
-        for text, cursor, done in _read_file(file, at, text_key, max_bytes):
-            if isinstance(text, Bad):
-                if not (skip or (file.optional and file.kind == "text" and text.reason in (BINARY, ENCODING))):
-                    raise ValueError(text.message())
-                yield Document(file.source, None, cursor, done - previous, text)
+        for content, cursor, done in _read_file(file, at, records, max_bytes):
+            if isinstance(content, Bad):
+                if not (skip or (file.optional and file.kind == "text" and content.reason in (BINARY, ENCODING))):
+                    raise ValueError(content.message())
+                yield Document(file.source, None, cursor, done - previous, content)
+            elif isinstance(content, str):
+                yield Document(file.source, content, cursor, done - previous)
             else:
-                yield Document(file.source, text, cursor, done - previous)
+                yield Document(file.source, _joined(content), cursor, done - previous, None, content)
             previous = done
 
 
-Item = tuple[str | Bad, ReadPosition, int]
-"""A text, the position after it, and the bytes of the file on disk up to that position."""
+def _joined(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(segment.text for segment in content)
 
 
-def _read_file(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
+Item = tuple[Content | Bad, ReadPosition, int]
+"""The content of a document, the position after it, and the bytes of the file on disk up to that position."""
+
+
+def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: int) -> Iterator[Item]:
     next_file = ReadPosition(at.file + 1)
     if file.kind == "parquet":
-        yield from _read_parquet(file, at, text_key, max_bytes)
+        yield from _read_parquet(file, at, records, max_bytes)
+        return
+    if file.kind == "text" and records.has_mask:
+        problem = f"is a text, not records with {' and '.join(map(repr, records.names))}"
+        fix = "give .jsonl, .json or .parquet files, or leave out the options of these keys"
+        yield Bad(str(file.path), NO_TEXT, problem, fix), next_file, file.num_bytes
         return
     if file.kind == "text":
         yield _read_text(file, max_bytes), next_file, file.num_bytes
@@ -113,8 +127,8 @@ def _read_file(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int)
         row = at.row
         try:
             read = _read_lines if file.kind == "lines" else _read_array
-            for text, row, offset in read(file, stream, at, text_key, max_bytes):
-                yield text, ReadPosition(at.file, row, offset), raw.tell()
+            for content, row, offset in read(file, stream, at, records, max_bytes):
+                yield content, ReadPosition(at.file, row, offset), raw.tell()
         except GZIP_ERRORS as error:
             problem = f"damaged gzip file after {'line' if file.kind == 'lines' else 'record'} {row} ({error})"
             yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), next_file, file.num_bytes
@@ -152,8 +166,8 @@ def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
 
 
 def _read_lines(
-    file: InputFile, stream: IO[bytes], at: ReadPosition, text_key: str, max_bytes: int
-) -> Iterator[tuple[str | Bad, int, int]]:
+    file: InputFile, stream: IO[bytes], at: ReadPosition, records: Records, max_bytes: int
+) -> Iterator[tuple[Content | Bad, int, int]]:
     row, offset = at.row, at.offset
     stream.seek(offset)
     while line := stream.readline(max_bytes + 1):
@@ -165,55 +179,42 @@ def _read_lines(
             problem = f"this line has more than {max_bytes:,} bytes"
             yield Bad(where, SIZE, problem, "split its text, or raise --max-document-bytes"), row, offset
         elif line.strip():
-            yield _text_of_line(line, text_key=text_key, where=where), row, offset
+            yield _content_of_line(line, records=records, where=where), row, offset
 
 
-def _text_of_line(line: bytes, *, text_key: str, where: str) -> str | Bad:
+def _content_of_line(line: bytes, *, records: Records, where: str) -> Content | Bad:
     fix = "fix or remove the line"
     try:
-        record = decode_record(line.decode("utf-8-sig"), text_key=text_key)
+        record = decode_record(line.decode("utf-8-sig"), keys=records.names)
     except RecursionError:
         return Bad(where, MALFORMED, "malformed JSON line (nested too deeply)", fix)
     except RepeatedKeyError as error:
         return Bad(where, MALFORMED, str(error), fix)
     except ValueError as error:
         return Bad(where, MALFORMED, f"malformed JSON line ({error})", fix)
-    return _text_of_record(record, text_key=text_key, where=where)
+    return _content_of_record(record, records=records, where=where)
 
 
 def _read_array(
-    file: InputFile, stream: IO[bytes], at: ReadPosition, text_key: str, max_bytes: int
-) -> Iterator[tuple[str | Bad, int, int]]:
-    for row, record in enumerate(read_values(stream, text_key=text_key, max_bytes=max_bytes), start=1):
+    file: InputFile, stream: IO[bytes], at: ReadPosition, records: Records, max_bytes: int
+) -> Iterator[tuple[Content | Bad, int, int]]:
+    for row, record in enumerate(read_values(stream, keys=records.names, max_bytes=max_bytes), start=1):
         if row > at.row:
-            yield _text_of_record(record, text_key=text_key, where=f"{file.path}: record {row}"), row, 0
+            yield _content_of_record(record, records=records, where=f"{file.path}: record {row}"), row, 0
 
 
-def _text_of_record(record: Any, *, text_key: str, where: str) -> str | Bad:
+def _content_of_record(record: Any, *, records: Records, where: str) -> Content | Bad:
     if isinstance(record, RepeatedKeyError):
         return Bad(where, MALFORMED, str(record), "fix or remove the record")
     if not isinstance(record, dict):
-        problem = f"a JSON {type(record).__name__} where an object with the key {text_key!r} is expected"
+        keys = " and ".join(f"the key {key!r}" for key in records.names)
+        problem = f"a JSON {type(record).__name__} where an object with {keys} is expected"
         return Bad(where, MALFORMED, problem, "write one object per line")
-    if text_key not in record:
-        return Bad(where, NO_TEXT, f"no key {text_key!r}", _choose(record))
-    return _check_text(record[text_key], text_key=text_key, where=where)
+    missing = records.missing(record, where=where, kind="key")
+    return missing or records.content([record[key] for key in records.names], where=where)
 
 
-def _choose(names: Any) -> str:
-    shown = [repr(name)[:80] for name in names]
-    return f"select the text with --text-key, one of {', '.join(shown[:40])}"
-
-
-def _check_text(text: Any, *, text_key: str, where: str) -> str | Bad:
-    if isinstance(text, str):
-        return text
-    problem = f"{text_key!r} is {type(text).__name__}, not a string"
-    fix = "fix or remove the record, or choose another --text-key"
-    return Bad(where, NO_TEXT if text is None else NO_STRING, problem, fix)
-
-
-def _read_parquet(file: InputFile, at: ReadPosition, text_key: str, max_bytes: int) -> Iterator[Item]:
+def _read_parquet(file: InputFile, at: ReadPosition, records: Records, max_bytes: int) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
@@ -222,22 +223,27 @@ def _read_parquet(file: InputFile, at: ReadPosition, text_key: str, max_bytes: i
         # The file is not mapped, and a column is read in blocks.
         with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
             num_rows, names = max(1, table.metadata.num_rows), table.schema_arrow.names
-            if names.count(text_key) != 1:
-                problem, fix = f"no column {text_key!r}", _choose(names)
-                if text_key in names:
-                    problem, fix = f"the column {text_key!r} appears twice", "write the file again with one of them"
-                yield Bad(where, NO_TEXT, problem, fix), next_file, file.num_bytes
+            unusable = records.missing(names, where=where, kind="column")
+            if repeated := [key for key in records.names if names.count(key) > 1]:
+                problem, fix = f"the column {repeated[0]!r} appears twice", "write the file again with one of them"
+                unusable = Bad(where, NO_TEXT, problem, fix)
+            if unusable is not None:
+                yield unusable, next_file, file.num_bytes
                 return
-            for row, value in read_column(file.path, table, column=text_key, start=at.row, max_bytes=max_bytes):
+            for row, values in read_columns(file.path, table, columns=records.names, start=at.row, max_bytes=max_bytes):
                 row_name = f"{where}: row {row}"
-                if isinstance(value, bytes):
-                    text: str | Bad = Bad(row_name, ENCODING, f"{text_key!r} is not UTF-8", "fix or remove the row")
+                not_utf8 = [key for key, value in zip(records.names, values, strict=True) if isinstance(value, bytes)]
+                if not_utf8:
+                    problem = f"{not_utf8[0]!r} is not UTF-8"
+                    content: Content | Bad = Bad(row_name, ENCODING, problem, "fix or remove the row")
                 else:
-                    text = _check_text(value, text_key=text_key, where=row_name)
-                if isinstance(text, str) and len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
-                    problem, fix = f"more than {max_bytes:,} bytes of text", "split it, or raise --max-document-bytes"
-                    text = Bad(row_name, SIZE, problem, fix)
-                yield text, ReadPosition(at.file, row), file.num_bytes * row // num_rows
+                    content = records.content(values, where=row_name)
+                if not isinstance(content, Bad):
+                    text = _joined(content)
+                    if len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
+                        problem = f"more than {max_bytes:,} bytes of text"
+                        content = Bad(row_name, SIZE, problem, "split it, or raise --max-document-bytes")
+                yield content, ReadPosition(at.file, row), file.num_bytes * row // num_rows
     except TooLargeError as error:
         yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), next_file, file.num_bytes
     except (pyarrow.ArrowException, OSError, OverflowError) as error:

@@ -19,18 +19,30 @@ CHUNK_CHARACTERS = 2**18
 PENDING_CHUNKS = 2
 """Chunks per thread in the queue; twice as many characters if documents are longer than a chunk."""
 
-Encoded = tuple[Document, np.ndarray | None]
+Encoded = tuple[Document, np.ndarray | None, np.ndarray | None]
+"""A document, its ids with eos (uint32 [T]; None if it is unusable), and whether each counts as a label (bool [T]; None
+if all do)."""
 
 
 def encode_documents(documents: Iterable[Document], *, tokenizer: Tokenizer, num_threads: int) -> Generator[Encoded]:
-    """Yield every document with its ids and eos, uint32 [T], in order; None for the ids of unusable documents."""
+    """Yield every document with its ids, in order. The segments of a document are encoded one by one (records.py)."""
     eos = np.array([tokenizer.eos_id], dtype=np.uint32)
 
-    def encode(chunk: list[Document]) -> list[Encoded]:
-        return [
-            (document, None if document.text is None else np.append(tokenizer.encode_to_array(document.text), eos))
-            for document in chunk
+    def encode_one(document: Document) -> Encoded:
+        if document.text is None:
+            return document, None, None
+        if not document.segments:
+            return document, np.append(tokenizer.encode_to_array(document.text), eos), None
+        chunks = [
+            tokenizer.encode_markup(segment.text) if segment.markup else tokenizer.encode_to_array(segment.text)
+            for segment in document.segments
         ]
+        # The eos counts like the last segment.
+        counts = [segment.counts for segment in (*document.segments, document.segments[-1])]
+        return document, np.concatenate([*chunks, eos]), np.repeat(counts, [*map(len, chunks), 1])
+
+    def encode(chunk: list[Document]) -> list[Encoded]:
+        return [encode_one(document) for document in chunk]
 
     pool = ThreadPoolExecutor(num_threads)
     pending: deque[tuple[Future[list[Encoded]], int]] = deque()

@@ -8,7 +8,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,7 +30,7 @@ class JsonLayout(NamedTuple):
 
 
 class RepeatedKeyError(ValueError):
-    """An object has the text key twice."""
+    """An object has a key of the text twice."""
 
 
 class TooLargeError(ValueError):
@@ -75,14 +75,14 @@ def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
     return (value, end) if isinstance(value, dict) else (None, 0)
 
 
-def decode_record(text: str, *, text_key: str) -> Any:
+def decode_record(text: str, *, keys: Sequence[str]) -> Any:
     """Parse the JSON value in ``text``.
 
     Raises:
-        RepeatedKeyError: the value is an object with ``text_key`` twice.
+        RepeatedKeyError: the value is an object with one of ``keys`` twice.
         ValueError: ``text`` is malformed.
     """
-    if text.count(json.dumps(text_key)) < 2:
+    if all(text.count(json.dumps(key)) < 2 for key in keys):
         return json.loads(text)
     pairs: list[tuple[str, Any]] = []
 
@@ -91,21 +91,22 @@ def decode_record(text: str, *, text_key: str) -> Any:
         return dict(items)
 
     record = json.loads(text, object_pairs_hook=keep)
-    if isinstance(record, dict) and sum(key == text_key for key, _ in pairs) > 1:
-        raise RepeatedKeyError(f"the key {text_key!r} appears twice")
+    for key in keys:
+        if isinstance(record, dict) and sum(name == key for name, _ in pairs) > 1:
+            raise RepeatedKeyError(f"the key {key!r} appears twice")
     return record
 
 
-def read_values(stream: IO[bytes], *, text_key: str = "text", max_bytes: int) -> Iterator[Any]:
+def read_values(stream: IO[bytes], *, keys: Sequence[str] = ("text",), max_bytes: int) -> Iterator[Any]:
     """Yield the elements of the array, or else all values, in a UTF-8 file.
 
-    For an object with ``text_key`` twice, a RepeatedKeyError is yielded, not raised, as the other values are valid.
+    For an object with one of ``keys`` twice, a RepeatedKeyError is yielded, not raised, as the other values are valid.
 
     Raises:
         TooLargeError: a value has more than ``max_bytes``.
         ValueError: the file is malformed, not UTF-8, or nested too deeply.
     """
-    source = _Source(stream, max_bytes, text_key)
+    source = _Source(stream, max_bytes, keys)
     if source.next_character() != "[":
         while source.next_character():
             yield source.value()
@@ -127,9 +128,9 @@ def read_values(stream: IO[bytes], *, text_key: str = "text", max_bytes: int) ->
 class _Source:
     """The text of a stream; only the text that is not yet parsed is kept."""
 
-    def __init__(self, stream: IO[bytes], max_bytes: int, text_key: str):
-        self.stream, self.max_bytes, self.text_key = stream, max_bytes, text_key
-        self._quoted = json.dumps(text_key)
+    def __init__(self, stream: IO[bytes], max_bytes: int, keys: Sequence[str]):
+        self.stream, self.max_bytes, self.keys = stream, max_bytes, keys
+        self._quoted = [json.dumps(key) for key in keys]
         self.text, self.position, self.ended = "", 0, False
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._json = json.JSONDecoder()
@@ -167,9 +168,9 @@ class _Source:
                     if end - self.position > self.max_bytes:
                         raise TooLargeError
                     start, self.position = self.position, end
-                    if self.text.count(self._quoted, start, end) > 1:
+                    if any(self.text.count(quoted, start, end) > 1 for quoted in self._quoted):
                         try:
-                            decode_record(self.text[start:end], text_key=self.text_key)
+                            decode_record(self.text[start:end], keys=self.keys)
                         except RepeatedKeyError as error:
                             return error
                     return value

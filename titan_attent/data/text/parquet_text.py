@@ -1,13 +1,14 @@
-"""Reads the texts of a column of any type in a parquet file, with bounded memory.
+"""Reads columns of any type in a parquet file, with bounded memory.
 
-Rows are read in batches of at most ``READ_BYTES``, by the sizes that the file declares for its column. A dictionary
+Rows are read in batches of at most ``READ_BYTES``, by the sizes that the file declares for its columns. A dictionary
 stores a text once for many rows, so that a file of 1 KB can hold gigabytes of text. So the size of a batch is computed
-as if each of its rows had the whole dictionary.
+as if each of its rows had the whole dictionary. A row of a list (messages) counts as the mean number of values per row
+of its row group; a file with all values in one row may take more memory.
 
 Cost: memory of the largest of ``READ_BYTES``, one document, and one page of data (at most 2 GiB by the format).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ READ_BYTES = 2**26
 MAX_ROWS = 1024
 
 
-def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Yield the number (from 1) and value of every row after the first ``start`` rows.
+def read_columns(
+    path: Path, table: Any, *, columns: Sequence[str], start: int, max_bytes: int
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Yield the number (from 1) and the values, one per column, of every row after the first ``start`` rows.
 
     A value is str, None, bytes that are not UTF-8, or a value of another type for a column of another type.
 
@@ -32,25 +35,30 @@ def read_column(path: Path, table: Any, *, column: str, start: int, max_bytes: i
         pyarrow.ArrowException, OSError: the file is damaged.
     """
     paths = [table.metadata.schema.column(i).path for i in range(table.metadata.num_columns)]
-    index = next(i for i, path in enumerate(paths) if f"{path}.".startswith(f"{column}."))
+    # A column of a nested type, such as a list of messages, is stored as several.
+    indices = [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{column}.") for column in columns)]
     row = 0
     for group in range(table.num_row_groups):
         meta = table.metadata.row_group(group)
         if row + meta.num_rows <= start:
             row += meta.num_rows
             continue
-        chunk = meta.column(index)
-        each = chunk.total_uncompressed_size // max(1, meta.num_rows)
-        dictionary = _dictionary_bytes(path, chunk) if chunk.has_dictionary_page else 0
+        chunks = [meta.column(index) for index in indices]
+        each = sum(chunk.total_uncompressed_size for chunk in chunks) // max(1, meta.num_rows)
+        dictionary = sum(
+            _dictionary_bytes(path, chunk) * -(-chunk.num_values // max(1, meta.num_rows))
+            for chunk in chunks
+            if chunk.has_dictionary_page
+        )
         if max(each, dictionary) > (limit := max(max_bytes, READ_BYTES)):
             declared = f"a dictionary of {dictionary:,}" if dictionary > limit else f"texts of {each:,}"
             raise TooLargeError(f"after row {row:,} the file declares {declared} bytes, more than {limit:,}")
         num_rows = max(1, min(MAX_ROWS, READ_BYTES // max(1, each, dictionary)))
-        for batch in table.iter_batches(num_rows, row_groups=[group], columns=[column]):
-            for value in _values(batch.column(0)):
+        for batch in table.iter_batches(num_rows, row_groups=[group], columns=list(columns)):
+            for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
                 row += 1
                 if row > start:
-                    yield row, value
+                    yield row, values
 
 
 def _dictionary_bytes(path: Path, chunk: Any) -> int:
@@ -88,7 +96,7 @@ def _text_or_bytes(item: Any) -> Any:
     try:
         return item.as_py()
     except UnicodeDecodeError:
-        return item.as_buffer().to_pybytes()
+        return item.as_buffer().to_pybytes() if hasattr(item, "as_buffer") else b"\xff"  # a list or struct
 
 
 def _decoded(value: bytes) -> str | bytes:

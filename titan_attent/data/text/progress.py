@@ -5,7 +5,9 @@ the data set; all of them are saved and compared. Input files count as equal if 
 times are equal. If some differ, the records of the finished shards are read again and compared (consumed_records.py).
 Inputs may change after these records.
 
-Cost: one write of a small file per shard; on resume, one stat per input file and finished shard.
+The finished shards of an earlier version have no documents; these are found by their eos ids (eos_documents.py).
+
+Cost: one write of a small file per shard; on resume, one stat per input file and file of a finished shard.
 """
 
 import hashlib
@@ -21,8 +23,10 @@ from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE
 from titan_attent.data.text.consumed_records import ConsumedRecords, find_resume_point
 from titan_attent.data.text.documents import START, ReadPosition
+from titan_attent.data.text.eos_documents import find_documents
 from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, token_dtype
 from titan_attent.data.text.inputs import InputFile
+from titan_attent.data.text.records import Records
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
 
@@ -73,6 +77,7 @@ class Progress:
                 state.max_token_id + 1,
             ]
             counts += [*state.skipped.values(), *state.noted.values(), *(shard.num_tokens for shard in state.shards)]
+            counts += [shard.num_documents for shard in state.shards]
             if min(counts) < 0:
                 raise ValueError(f"a count is {min(counts)}")
             return state
@@ -96,7 +101,7 @@ def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
 
 
 def resume(
-    folder: Path, *, arguments: dict[str, Any], files: Sequence[InputFile], text_key: str, max_bytes: int
+    folder: Path, *, arguments: dict[str, Any], files: Sequence[InputFile], records: Records, max_bytes: int
 ) -> Progress | None:
     """The progress in ``folder``; None if there is none, or if other arguments were given and no shard is finished.
 
@@ -105,7 +110,7 @@ def resume(
 
     Args:
         files: the files of the inputs.
-        text_key, max_bytes: as in ``read_documents``.
+        records, max_bytes: as in ``read_documents``.
 
     Raises:
         ValueError: shards were finished with other arguments or inputs, or a finished shard is missing or truncated.
@@ -117,7 +122,7 @@ def resume(
     if differing and not state.shards:
         return None  # A wrong command that wrote no shard must not block the corrected one.
     if "inputs" in differing and differing <= {"inputs", "sources"} and state.consumed is not None:
-        resume_point = find_resume_point(state.consumed, files=files, text_key=text_key, max_bytes=max_bytes)
+        resume_point = find_resume_point(state.consumed, files=files, records=records, max_bytes=max_bytes)
         if resume_point is not None:
             (state.cursor, state.consumed), state.arguments, differing = resume_point, arguments, set()
     if differing:
@@ -135,13 +140,20 @@ def resume(
         )
     if state.cursor.file > len(files):
         raise ValueError(f"{folder / PROGRESS_FILE}: malformed (cursor {state.cursor}); delete {folder} to start anew")
-    itemsize = token_dtype(state.tokenizer["vocab_size"]).itemsize
-    for shard in state.shards:
-        path = folder / shard.file
-        if not path.is_file() or path.stat().st_size != shard.num_tokens * itemsize:
+    dtype = token_dtype(state.tokenizer["vocab_size"])
+    for number, shard in enumerate(state.shards):
+        for name, num_bytes, _ in shard.files(dtype.itemsize):
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != num_bytes:
+                raise ValueError(
+                    f"{path}: this file of a finished shard of an interrupted run is missing or truncated; delete "
+                    f"{folder} to start anew"
+                )
+        if not shard.documents_sha256:  # a run of an earlier version
+            state.shards[number] = find_documents(folder, shard, dtype=dtype, eos_id=state.tokenizer["eos_id"])
+        if bool(shard.mask_sha256) != records.has_mask:
             raise ValueError(
-                f"{path}: this finished shard of an interrupted run is missing or truncated; delete {folder} to start "
-                "anew"
+                f"{folder / PROGRESS_FILE}: malformed (mask of {shard.file}); delete {folder} to start anew"
             )
     skipped = folder / SKIPPED_FILE
     if state.skipped_bytes > (skipped.stat().st_size if skipped.is_file() else 0):

@@ -15,6 +15,7 @@ from itertools import accumulate
 
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
+from titan_attent.data.text.records import TEXT_RECORDS, Records
 from titan_attent.data.text.tokenizer import well_formed
 
 SPAN_BYTES = 2**18
@@ -24,7 +25,7 @@ MAX_INFLATION = 8
 """Assumed maximum ratio of text to bytes on disk. If the text fits at this ratio, compressed files are read whole."""
 
 
-def sample_texts(files: Sequence[InputFile], *, num_bytes: int, text_key: str, max_bytes: int) -> Iterator[str]:
+def sample_texts(files: Sequence[InputFile], *, num_bytes: int, records: Records, max_bytes: int) -> Iterator[str]:
     """Yield texts of at most ``num_bytes`` in UTF-8, equal for every order of ``files``; unusable records are left out.
 
     Args:
@@ -45,7 +46,7 @@ def sample_texts(files: Sequence[InputFile], *, num_bytes: int, text_key: str, m
         while quota > 0 and at < len(files) and (starts[at] < last or not total):
             if at != number:
                 opened.close()
-                number, opened = at, _Opened(files[at], text_key, max_bytes)
+                number, opened = at, _Opened(files[at], records, max_bytes)
             for text in opened.between(max(0, first - starts[at]), min(sizes[at], last - starts[at])):
                 content = well_formed(text).encode("utf-8")[:quota]
                 yield content.decode("utf-8", "ignore")
@@ -65,8 +66,8 @@ def _order(file: InputFile) -> tuple[str, int, str]:
 class _Opened:
     """A file that is read forward, from any position it can be entered at. Positions are bytes of the file on disk."""
 
-    def __init__(self, file: InputFile | None = None, text_key: str = "", max_bytes: int = 0):
-        self.file, self.text_key, self.max_bytes = file, text_key, max_bytes
+    def __init__(self, file: InputFile | None = None, records: Records = TEXT_RECORDS, max_bytes: int = 0):
+        self.file, self.records, self.max_bytes = file, records, max_bytes
         self._documents: Iterator[Document] | None = None
         self._position = self._read = 0
         self._text: str | None = None
@@ -81,7 +82,7 @@ class _Opened:
         self.close()
         assert self.file is not None
         self._documents = read_documents(
-            [self.file], text_key=self.text_key, start=cursor, skip=True, max_bytes=self.max_bytes
+            [self.file], records=self.records, start=cursor, skip=True, max_bytes=self.max_bytes
         )
         self._position, self._read = position, 0
 

@@ -80,6 +80,11 @@ class Tokenizer:
         ]
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
+    def encode_markup(self, text: str) -> np.ndarray:
+        """As :meth:`encode_to_array`, but the text of a special token other than eos becomes that token."""
+        special = self._encoding._special_tokens.keys() - {EOS}
+        return self._encoding.encode_to_numpy(well_formed(text), allowed_special=special, disallowed_special=())
+
     def encode_batch(self, texts: Sequence[str], *, num_threads: int) -> list[np.ndarray]:
         """The ids of every text as from ``encode_to_array``, in order, computed on ``num_threads`` threads."""
         with ThreadPoolExecutor(num_threads) as pool:

@@ -1,12 +1,13 @@
 """Writes documents as token shards, on several threads; a killed run can be resumed. __main__.py is the command.
 
 One thread reads ahead and writes; ``num_threads`` others encode chunks of documents. The tokens go to the shards in the
-order of the inputs, for any number of threads. Every document ends with the eos id. A shard is finished after the
+order of the inputs, for any number of threads. Every document ends with the eos id, and its end is written beside the
+shard, with a mask of its labels if only some count (document_files.py, records.py). A shard is finished after the
 document that reaches ``shard_tokens``, or before a document of another source. Then progress.json records the consumed
 documents. So a killed run loses at most one shard of work, and the same command resumes it and gives the same bytes as
 an uninterrupted run.
 
-Cost: the memory of encode.py; every token is hashed and written once.
+Cost: the memory of encode.py; every token is hashed and written once; at the end, one read of the documents' ends.
 """
 
 import os
@@ -18,7 +19,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
@@ -26,11 +26,13 @@ from titan_attent.data.io.folder import PROGRESS_FILE, locked
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
 from titan_attent.data.text.consumed_records import encode_utf8
+from titan_attent.data.text.document_files import MAX_SHARD_TOKENS
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES, Document, read_documents
 from titan_attent.data.text.encode import Encoded, encode_documents
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
 from titan_attent.data.text.inputs import InputFile, list_files
 from titan_attent.data.text.progress import Progress, check_output, resume, run_arguments
+from titan_attent.data.text.records import make_records
 from titan_attent.data.text.sample import sample_texts
 from titan_attent.data.text.summary import TextSummary, describe_no_documents
 from titan_attent.data.text.tokenizer import Tokenizer, make_tokenizer
@@ -44,7 +46,11 @@ def write_dataset(
     *,
     output: str | Path,
     tokenizer: str,
-    text_key: str = "text",
+    text_key: str | None = None,
+    prompt_key: str | None = None,
+    completion_key: str | None = None,
+    messages_key: str | None = None,
+    chat_template: str | None = None,
     shard_tokens: int = 2**27,
     num_threads: int = os.cpu_count() or 1,
     max_training_bytes: int = 2**28,
@@ -63,7 +69,11 @@ def write_dataset(
         output: the folder to write, created if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which trains one on
             ``max_training_bytes`` of text sampled from all inputs (sample.py).
-        text_key: JSON key or parquet column that holds the text.
+        text_key: JSON key or parquet column that holds the text; None for "text". It excludes the next four.
+        prompt_key, completion_key: keys or columns of a prompt and its completion. Only the completion and its eos
+            count as labels.
+        messages_key: key or column of a list of {"role", "content"}. Only the turns of the assistant count.
+        chat_template: name of the template of the messages (records.py): plain (if None), chatml or llama3.
         shard_tokens: a shard is finished after the document that reaches this number of tokens.
         num_threads: number of encoding threads; the written bytes do not depend on it.
         extensions: the extensions to read of a folder; None for its records, or else its texts (folders.py).
@@ -84,17 +94,23 @@ def write_dataset(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; set it to 1 or more")
+    if shard_tokens + max_document_bytes > MAX_SHARD_TOKENS:
+        raise ValueError(
+            f"shard_tokens {shard_tokens} and max_document_bytes {max_document_bytes} have a sum above "
+            f"{MAX_SHARD_TOKENS}, the maximum number of tokens of a shard; lower them"
+        )
+    keys = {"prompt_key": prompt_key, "completion_key": completion_key, "messages_key": messages_key}
+    records = make_records(text_key=text_key, **keys, chat_template=chat_template)
     folder = Path(output)
     named_paths = parse_inputs(inputs)
     check_output(folder, paths=[path for _, path in named_paths])
     left_out, skip = LeftOut(), on_bad == "skip"
-    files = list_files(named_paths, extensions=extensions, text_key=text_key, left_out=left_out, skip=skip)
-    arguments = run_arguments(
-        files, tokenizer=tokenizer, text_key=text_key, shard_tokens=shard_tokens, training_bytes=max_training_bytes
-    )
+    files = list_files(named_paths, extensions=extensions, text_key=records.names[0], left_out=left_out, skip=skip)
+    shared = {**records.arguments(), "shard_tokens": shard_tokens, "training_bytes": max_training_bytes}
+    arguments = run_arguments(files, tokenizer=tokenizer, **shared)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        reading: dict[str, Any] = {"text_key": text_key, "max_bytes": max_document_bytes}
+        reading: dict[str, Any] = {"records": records, "max_bytes": max_document_bytes}
         state = resume(folder, arguments=arguments, files=files, **reading)
         if state:
             encoder = Tokenizer.from_info(state.tokenizer, folder)
@@ -117,7 +133,8 @@ def write_dataset(
             disable=not progress,
         )
         with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
-            _write_shards(encoded, state, folder=folder, dtype=dtype, shard_tokens=shard_tokens, bar=bar, files=files)
+            shape = {"dtype": dtype, "mask": records.has_mask}
+            _write_shards(encoded, state, folder=folder, shape=shape, shard_tokens=shard_tokens, bar=bar, files=files)
         if not state.num_documents:
             (folder / PROGRESS_FILE).unlink()
             reasons = describe_no_documents(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
@@ -150,21 +167,25 @@ def _write_shards(
     state: Progress,
     *,
     folder: Path,
-    dtype: np.dtype,
+    shape: dict[str, Any],
     shard_tokens: int,
     bar: tqdm,
     files: Sequence[InputFile],
 ) -> None:
-    """Write all of ``encoded``. ``state`` is saved after every shard, so that it describes finished shards only."""
+    """Write all of ``encoded``. ``state`` is saved after every shard, so that it describes finished shards only.
+
+    Args:
+        shape: further arguments of every ShardWriter.
+    """
     log = SkippedLog(folder, num_bytes=state.skipped_bytes)
     for source, span in groupby(encoded, key=lambda item: item[0].source):
         while True:
             path = folder / f"shard-{len(state.shards):05d}.bin"
-            with ShardWriter(path, dtype=dtype, source=source) as shard:
-                for document, tokens in span:
+            with ShardWriter(path, source=source, **shape) as shard:
+                for document, tokens, counts in span:
                     _count(document, state, log=log, files=files)
                     if tokens is not None:
-                        shard.append(tokens)
+                        shard.append_document(tokens, counts)
                     bar.update(document.num_bytes)
                     if shard.num_tokens >= shard_tokens:
                         break
