@@ -34,7 +34,6 @@ from torchtitan.tools.logging import logger
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.text.document_examples import DOCUMENT, WholeDocuments
 from titan_attent.data.text.holdout import hold_out, hold_out_documents
-from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
@@ -42,7 +41,7 @@ from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
-from titan_attent.titan.scoring.pair_bigram import Bigrams, MAX_TOKENS, ScoredExamples, num_counted
+from titan_attent.titan.scoring.pair_bigram import MAX_TOKENS, Bigrams, ScoredExamples, num_counted
 from titan_attent.titan.scoring.pair_plan import (
     HELD_OUT,
     MODEL,

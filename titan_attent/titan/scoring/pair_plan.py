@@ -10,7 +10,6 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.text.holdout import MAX_HELD_OUT
-from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.toml import to_toml
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
@@ -92,9 +91,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     return options, rest
 
 
-def identity(
-    options: Options, run: JobConfig, *, data: ScoredExamples, trusted: ScoredExamples
-) -> dict[str, Any]:
+def identity(options: Options, run: JobConfig, *, data: ScoredExamples, trusted: ScoredExamples) -> dict[str, Any]:
     """Everything that determines the losses; a folder holds those of one such request."""
     values = asdict(options)
     return {key: values[key] for key in ("flavor", "steps", "batch_size", "lr")} | {

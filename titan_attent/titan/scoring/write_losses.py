@@ -23,6 +23,7 @@ from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.user_errors import fail, on_first_rank
 
+
 class Rows(Protocol):
     """What is scored: rows by their ids."""
 
