@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_attent.data.io.folder import INDEX_FILE
-from titan_attent.data.text.holdout import BLOCK_EXAMPLES, NUM_SPANS, held_out_mask, hold_out, write_tokens
-from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text import holdout
+from titan_attent.data.text.format import ShardWriter, write_index
+from titan_attent.data.text.holdout import (
+    BLOCK_EXAMPLES,
+    NUM_SPANS,
+    held_out_mask,
+    hold_out,
+    hold_out_documents,
+    write_tokens,
+)
+from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
 
 SEQ_LEN, BASE = 4, 100
@@ -130,3 +139,132 @@ def test_too_few_examples_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> N
     with pytest.raises(ValueError, match="holds 127 examples of 4 tokens, fewer than the 128"):
         cut(tmp_path, dataset, num_train=16, num_held_out=16)
     assert not (tmp_path / "train").exists() and not (tmp_path / "held_out").exists()
+
+
+# Whole documents. Each begins with its own number.
+
+Written = tuple[int, str, list[int], list[bool]]
+"""Number, source, tokens and mask of a document."""
+
+
+def write_documents(
+    folder: Path, lengths: list[list[int]], *, tokenizer: Tokenizer, masked: bool = False, vary_sources: bool = True
+) -> tuple[TokenShards, list[Written]]:
+    """A shard per list of lengths (at least 3 tokens each), every second one of another source."""
+    folder.mkdir()
+    tokenizer.save(folder)
+    entries, written = [], list[Written]()
+    for shard, sizes in enumerate(lengths):
+        source = ("web", "code")[shard % 2] if vary_sources else "web"
+        dtype = np.dtype("<u2")
+        with ShardWriter(folder / f"shard-{shard:05d}.bin", dtype=dtype, source=source, mask=masked) as writer:
+            for size in sizes:
+                number = len(written)
+                tokens = [*divmod(number, BASE), *([number % 7] * (size - 3)), tokenizer.eos_id]
+                counts = [bool((number + i) % 3) or not masked for i in range(size)]
+                writer.append_document(np.array(tokens), np.array(counts))
+                written.append((number, source, tokens, counts))
+            entries.append(writer.finish())
+    counts_of = {"num_documents": len(written), "max_token_id": tokenizer.eos_id}
+    write_index(folder, dtype=dtype, shards=entries, tokenizer=tokenizer.info(), **counts_of)
+    return TokenShards(folder), written
+
+
+def read_documents(folder: Path) -> list[Written]:
+    shards, found = TokenShards(folder), list[Written]()
+    shards.verify_checksums()
+    for number, entry in enumerate(shards.index.shards):
+        start = 0
+        for stop in shards.document_ends(number, 0, shards.num_documents_of(number)).tolist():
+            tokens = shards.read_span(number, start, stop).tolist()
+            mask = shards.read_mask(number, start, stop).tolist()
+            found.append((BASE * tokens[0] + tokens[1], entry.source, tokens, mask))
+            start = stop
+    return found
+
+
+def split(tmp_path: Path, shards: TokenShards, *, num_held_out: int, max_train_tokens: int) -> list[list[Written]]:
+    folders = {"train": tmp_path / "train", "held_out": tmp_path / "held_out"}
+    hold_out_documents(shards, **folders, num_held_out=num_held_out, max_train_tokens=max_train_tokens)
+    return [read_documents(folder) for folder in folders.values()]
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_every_document_is_whole_and_on_one_side(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    sizes = st.lists(st.integers(3, 12), min_size=1, max_size=12)
+    lengths = data.draw(st.lists(sizes, min_size=1, max_size=4).filter(lambda parts: sum(map(len, parts)) >= 16))
+    masked, num_held_out = data.draw(st.booleans()), data.draw(st.integers(1, 20))
+    max_train_tokens = data.draw(st.integers(1, 600))
+    tmp_path = tmp_path_factory.mktemp("split")
+    shards, written = write_documents(tmp_path / "data", lengths, tokenizer=tokenizer, masked=masked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holdout, "SHARD_TOKENS", data.draw(st.integers(1, 60)))
+        patch.setattr(holdout, "READ_DOCUMENTS", data.draw(st.integers(1, 9)))
+        train, held_out = split(tmp_path, shards, num_held_out=num_held_out, max_train_tokens=max_train_tokens)
+    for side in (train, held_out):
+        assert side == [written[number] for number in sorted(number for number, *_ in side)]  # with source and mask
+    assert not {number for number, *_ in train} & {number for number, *_ in held_out}
+    total = sum(len(tokens) for _, _, tokens, _ in written)
+    sizes_of = [sum(len(tokens) for _, _, tokens, _ in side) for side in (train, held_out)]
+    assert 1 <= len(held_out) <= min(num_held_out, len(written) // 4) and sizes_of[1] <= total / 4
+    assert len(train) == 1 or (len(train) > 1 and sizes_of[0] <= max_train_tokens)
+    assert all(TokenShards(tmp_path / name).has_mask == masked for name in ("train", "held_out"))
+    if max_train_tokens >= total:
+        assert len(train) + len(held_out) == len(written)
+
+
+def test_as_many_documents_as_requested(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards, _ = write_documents(tmp_path / "data", [[5] * 200, [5] * 200], tokenizer=tokenizer)
+    train, held_out = split(tmp_path, shards, num_held_out=40, max_train_tokens=500)
+    assert (len(held_out), len(train)) == (40, 100)
+    # A random sample of the documents: both halves, and not a block.
+    for side in (train, held_out):
+        numbers = np.array([number for number, *_ in side])
+        assert 0.3 < (numbers < 200).mean() < 0.7 and (np.diff(numbers) > 1).mean() > 0.6
+
+
+def test_the_split_depends_on_the_documents_number_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Not on the shards, and the held-out documents not on the size of the training data."""
+    sides = []
+    for name, lengths, max_tokens in (("one", [[5] * 80], 300), ("many", [[5] * 30, [5] * 50], 10**6)):
+        (tmp_path / name).mkdir()
+        shards, _ = write_documents(tmp_path / name / "data", lengths, tokenizer=tokenizer)
+        sides.append(split(tmp_path / name, shards, num_held_out=10, max_train_tokens=max_tokens))
+    numbers = [[[number for number, *_ in side] for side in pair] for pair in sides]
+    assert numbers[0][1] == numbers[1][1] == [0, 4, 9, 13, 19, 33, 36, 51, 53, 55]
+    assert set(numbers[0][0]) <= set(numbers[1][0]) and len(numbers[0][0]) == 60
+
+
+def test_a_long_document_is_not_held_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards, _ = write_documents(tmp_path / "data", [[5] * 80], tokenizer=tokenizer)
+    first = split(tmp_path, shards, num_held_out=1, max_train_tokens=10**6)[1][0][0]
+    lengths = [5] * 80
+    lengths[first] = 200
+    (tmp_path / "b").mkdir()
+    shards, _ = write_documents(tmp_path / "b" / "data", [lengths], tokenizer=tokenizer)
+    train, held_out = split(tmp_path / "b", shards, num_held_out=10, max_train_tokens=10**6)
+    assert first in {number for number, *_ in train} and len(held_out) == 9
+
+
+def test_data_sets_of_documents_that_are_there_stay(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards, _ = write_documents(tmp_path / "data", [[5] * 80], tokenizer=tokenizer)
+    first = split(tmp_path, shards, num_held_out=10, max_train_tokens=200)
+    before = [(tmp_path / name / INDEX_FILE).stat().st_mtime_ns for name in ("train", "held_out")]
+    assert split(tmp_path, shards, num_held_out=3, max_train_tokens=50) == first
+    assert [(tmp_path / name / INDEX_FILE).stat().st_mtime_ns for name in ("train", "held_out")] == before
+    (tmp_path / "held_out" / INDEX_FILE).unlink()  # a killed command
+    assert split(tmp_path, shards, num_held_out=10, max_train_tokens=200) == first
+
+
+def test_documents_that_cannot_be_held_out_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name, lengths in (("few", [5, 5, 5]), ("long", [50, 50, 50])):
+        shards, _ = write_documents(tmp_path / name, [lengths], tokenizer=tokenizer)
+        with pytest.raises(ValueError, match=f"{tmp_path / name}: has 3 documents, none of which can be held out"):
+            split(tmp_path, shards, num_held_out=1, max_train_tokens=100)
+    plain = numbered(tmp_path / "plain", 400, tokenizer=tokenizer).shards
+    with pytest.raises(ValueError, match="without its documents.*boundaries"):
+        split(tmp_path, plain, num_held_out=1, max_train_tokens=100)
+    assert not (tmp_path / "train").exists()

@@ -6,18 +6,23 @@ held-out loss: a model trained on the first half of a document knows its names. 
 blocks, also spread evenly. Where a span ends in a new data set, its last label is the first token of the next span: one
 wrong label per span.
 
-Cost: one pass over the copied tokens, in one process.
+A data set that knows its documents can be split by whole documents instead (:func:`hold_out_documents`): no document is
+in both, and no label is wrong.
+
+Cost: one pass over the copied tokens, in one process. By documents also 24 bytes of memory per document.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text.format import Index, ShardWriter, token_dtype, write_index
-from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.foundations.counter_rng import hash_ids
 
 BLOCK_EXAMPLES = 16
 """Number of consecutive examples in a block, the unit of the split."""
@@ -27,6 +32,12 @@ MAX_HELD_OUT = 0.25
 """Maximum share of a data set that is held out."""
 MIN_EXAMPLES = 128
 """Minimum number of examples of a data set."""
+DOCUMENT_KEY = 0x5C0FE
+"""Key of the hash that selects documents. With another key, the folders of earlier runs would hold other documents."""
+SHARD_TOKENS = 2**27
+"""A shard of a split by documents is finished after the document that reaches this number of tokens."""
+READ_DOCUMENTS = 2**20
+"""Ends of documents per read."""
 
 
 def hold_out(dataset: TokenDataset, *, train: Path, held_out: Path, num_train: int, num_held_out: int) -> None:
@@ -78,8 +89,100 @@ def _write(dataset: TokenDataset, folder: Path, blocks: np.ndarray) -> None:
     write_tokens(folder, tokens_of_blocks(), tokenizer=Tokenizer.from_info(shards.tokenizer_info, shards.path))
 
 
+def hold_out_documents(
+    shards: TokenShards, *, train: Path, held_out: Path, num_held_out: int, max_train_tokens: int
+) -> None:
+    """Write whole documents to ``held_out``, and other documents to ``train``, as data sets of format version 3.
+
+    A keyed hash of a document's number decides: so both are random samples of the documents, which do not depend on the
+    machine, and the held-out documents do not depend on ``max_train_tokens``. Both keep the order, sources and mask of
+    the data set. A folder that already has a data set is kept.
+
+    Args:
+        num_held_out: number of held-out documents. No more than a quarter of all documents, and of all tokens, is held
+            out: a document that would exceed it is not.
+        max_train_tokens: maximum number of tokens of ``train``, which gets at least one document.
+
+    Raises:
+        ValueError: ``shards`` has no documents, or too few to hold out one.
+        OSError: a folder cannot be written.
+    """
+    starts, lengths = _documents(shards)
+    ids = torch.arange(len(lengths))
+    order = np.argsort(hash_ids(ids, DOCUMENT_KEY).numpy(), kind="stable")
+    limit, max_tokens = int(MAX_HELD_OUT * len(lengths)), int(MAX_HELD_OUT * shards.num_tokens)
+    chosen, num_tokens = [], 0
+    for number in order[: min(limit, max(1, num_held_out))].tolist():
+        if num_tokens + lengths[number] <= max_tokens:
+            chosen.append(number)
+            num_tokens += int(lengths[number])
+    if not chosen:
+        raise ValueError(
+            f"{shards.path}: has {len(lengths)} documents, none of which can be held out: at most a quarter of the "
+            "documents and tokens is; give a data set of more documents"
+        )
+    remaining = order[~np.isin(order, chosen)]
+    fits = np.cumsum(lengths[remaining]) <= max_train_tokens
+    fits[0] = True
+    for folder, numbers in ((train, remaining[fits]), (held_out, np.array(chosen))):
+        if not (folder / INDEX_FILE).is_file():
+            _write_documents(shards, folder, np.sort(numbers), starts=starts, lengths=lengths)
+
+
+def _documents(shards: TokenShards) -> tuple[np.ndarray, np.ndarray]:
+    """The start of every document in the stream, and its length, both int64 [num_documents]."""
+    ends, first_token = [], 0
+    for number, shard in enumerate(shards.index.shards):
+        num_documents = shards.num_documents_of(number)
+        for start in range(0, num_documents, READ_DOCUMENTS):
+            stop = min(start + READ_DOCUMENTS, num_documents)
+            ends.append(shards.document_ends(number, start, stop) + first_token)
+        first_token += shard.num_tokens
+    stops = np.concatenate(ends)
+    lengths = np.diff(stops, prepend=0)
+    return stops - lengths, lengths
+
+
+def _write_documents(
+    shards: TokenShards, folder: Path, numbers: np.ndarray, *, starts: np.ndarray, lengths: np.ndarray
+) -> None:
+    """Write the documents of ``numbers``, which rise. Adjacent documents of one source share shards."""
+    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    first_tokens = np.cumsum([0, *(shard.num_tokens for shard in shards.index.shards)])
+    shard_of = np.searchsorted(first_tokens, starts[numbers], side="right") - 1
+    sources = [shards.index.shards[number].source for number in shard_of.tolist()]
+    entries, max_token_id = [], -1
+    for first, stop in _shard_borders(lengths[numbers].tolist(), sources):
+        path = folder / f"shard-{len(entries):05d}.bin"
+        with ShardWriter(path, dtype=shards.dtype, source=sources[first], mask=shards.has_mask) as writer:
+            for document, number in zip(numbers[first:stop].tolist(), shard_of[first:stop].tolist(), strict=True):
+                start = int(starts[document] - first_tokens[number])
+                span = number, start, start + int(lengths[document])
+                writer.append_document(shards.read_span(*span), shards.read_mask(*span))
+            entries.append(writer.finish())
+        max_token_id = max(max_token_id, writer.max_token_id)
+    counts = {"num_documents": len(numbers), "max_token_id": max_token_id}
+    write_index(folder, dtype=shards.dtype, shards=entries, tokenizer=tokenizer.info(), **counts)
+
+
+def _shard_borders(lengths: Sequence[int], sources: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the span of documents of each new shard, which ends at ``SHARD_TOKENS`` tokens or at another source."""
+    first = num_tokens = 0
+    for i, length in enumerate(lengths):
+        if i > first and (num_tokens >= SHARD_TOKENS or sources[i] != sources[first]):
+            yield first, i
+            first, num_tokens = i, 0
+        num_tokens += length
+    yield first, len(lengths)
+
+
 def write_tokens(folder: Path, blocks: Iterable[np.ndarray], *, tokenizer: Tokenizer) -> Index:
-    """Write ``blocks`` of token ids, integers [T] each, as a data set of one shard."""
+    """Write ``blocks`` of token ids, integers [T] each, as a data set of one shard, without documents.
+
+    The blocks may cut documents, so that the last token need not be an eos.
+    """
     dtype, num_documents = token_dtype(tokenizer.vocab_size), 0
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
