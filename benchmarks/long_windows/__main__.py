@@ -8,8 +8,17 @@
                  text C headers
 
 The text is real: from the running Python's library (scripts/quickstart_data.py) and its C headers. Every run is the
-product's own command with one process on the CPU. Uniform and the rule that the scorers' command recommends take equal
-steps, with no key set by hand. The results have the scorers' seconds. Cost: 6 minutes of a core per seed.
+product's own command with one process on the CPU. All rules take equal steps of equal tokens, with no key set by hand:
+
+    uniform             everything, in windows
+    recommended         strategy = "difference" on windows
+    documents           strategy = "difference" with data.unit = "document": documents are selected, and packed
+    uniform_documents   everything, in packed documents: what packing alone changes
+    oracle              uniform on the code alone, in windows: what a perfect selection of documents could reach
+    oracle_documents    the same in packed documents
+
+All are validated on windows of the same text. The results have the scorers' seconds. Cost: 15 minutes of a core per
+seed.
 """
 
 import argparse
@@ -29,7 +38,11 @@ from benchmarks.common.intervals import interval
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
 CONFIG = ["--job.config_file", "train_configs/quickstart.toml", "--training.mixed_precision_param", "float32"]
-RULES = ("uniform", "recommended")
+RULES = {
+    "windows": ("uniform", "recommended", "documents", "uniform_documents", "oracle", "oracle_documents"),
+    "other_kind": ("uniform", "recommended"),
+}
+"""Case -> its rules; "uniform" first, which the others are compared with."""
 CASES: dict[str, dict[str, Any]] = {
     "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": 1200},
     "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": 65_536},
@@ -66,10 +79,13 @@ def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
     def cut(whole: list[str]) -> list[str]:
         return [text[i : i + size] for text in whole for i in range(0, len(text) - min(200, size), size)]
 
-    train = cut(of("code")) + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))
+    code = cut(of("code"))
+    train = code + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))
     random.Random(seed).shuffle(train)
     if case == "windows":
-        return {"train": train, "trusted": cut(of("trusted")), "validation": cut(of("validation"))}
+        kept = set(code)
+        clean = [text for text in train if text in kept]
+        return {"train": train, "clean": clean, "trusted": cut(of("trusted")), "validation": cut(of("validation"))}
     headers = sorted(Path(sysconfig.get_paths()["include"]).rglob("*.h"))
     trusted = [path.read_text(encoding="utf-8", errors="ignore") for path in headers]
     return {"train": train, "trusted": trusted, "validation": of("trusted") + of("validation")}
@@ -90,16 +106,20 @@ def write_data(folder: Path, texts: Path, case: str, seed: int) -> None:
 def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
     """Run one rule; returns its final loss, its selection and its warnings."""
     shape, steps = CASES[case], CASES[case]["steps"]
-    base = [*CONFIG, "--data.path", folder / "train", "--data.validation_path", folder / "validation"]
+    data = folder / ("clean" if rule.startswith("oracle") else "train")
+    base = [*CONFIG, "--data.path", data, "--data.validation_path", folder / "validation"]
     base += ["--training.seq_len", shape["seq_len"], "--training.local_batch_size", shape["batch"]]
     base += ["--training.global_batch_size", shape["batch"], "--validation.seq_len", shape["seq_len"]]
     base += ["--validation.local_batch_size", shape["batch"], "--data.seed", seed]
-    scorers = folder / "scorers"
+    if rule.endswith("documents"):
+        base += ["--data.unit", "document", "--data.validation_unit", "window"]
+    scorers = folder / f"scorers_{rule}"
     seconds = 0.0
     teacher: list[Any] = ["--teacher.strategy", "uniform"]
-    if rule == "recommended":
+    selects = rule in ("recommended", "documents")
+    if selects:
         command = [*LAUNCH, "titan_attent.score", "pair", "--trusted", folder / "trusted", "--output", scorers, *base]
-        run(command, folder / "scorers.log")
+        run(command, folder / f"scorers_{rule}.log")
         seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
         teacher = ["--teacher.scores", scorers]
         teacher += ["--teacher.seed", seed]
@@ -109,7 +129,9 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
         [*LAUNCH, "titan_attent.train", *base, *ends, "--job.dump_folder", dump, *teacher], folder / f"{rule}.log"
     )
     losses = dict(re.findall(r"validate step: +(\d+) +loss: +([0-9.]+)", text))
-    decided = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
+    decided = {"teacher/ratio": 1.0, "teacher/repeats": None}
+    if selects:
+        decided = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
     return {
         "loss": float(losses[str(steps)]),
         "share": decided["teacher/ratio"],
@@ -120,18 +142,22 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Differences to uniform by case and seed, and their means with 95% intervals."""
-    lines = ["| case | seeds | selected | repeats | recommended - uniform, nats |", "|---|---|---|---|---|"]
+    """Differences to uniform by case, rule and seed, and their means with 95% intervals."""
+    lines = ["| case | rule | seeds | selected | repeats | rule - uniform, nats |", "|---|---|---|---|---|---|"]
     for case in CASES:
-        pairs = [found for name, found in sorted(results.items()) if name.startswith(f"{case}/")]
-        if pairs:
-            taught = [pair["recommended"] for pair in pairs]
-            differences = [pair["recommended"]["loss"] - pair["uniform"]["loss"] for pair in pairs]
-            shares = ", ".join(f"{run['share']:.1%}" for run in taught)
-            repeats = ", ".join(f"{run['repeats']:.1f}" for run in taught)
+        found = [result for name, result in sorted(results.items()) if name.startswith(f"{case}/")]
+        for rule in RULES[case][1:]:
+            pairs = [result for result in found if rule in result]
+            if not pairs:
+                continue
+            runs = [pair[rule] for pair in pairs]
+            differences = [pair[rule]["loss"] - pair["uniform"]["loss"] for pair in pairs]
+            shares = ", ".join(f"{run['share']:.1%}" for run in runs)
+            repeats = ", ".join("" if run["repeats"] is None else f"{run['repeats']:.1f}" for run in runs)
             each = ", ".join(f"{difference:+.3f}" for difference in differences)
-            lines.append(f"| {case} | {len(pairs)} | {shares} | {repeats} | {interval(differences)} ({each}) |")
-    said = {line for found in results.values() for line in found["recommended"]["said"]}
+            row = (case, rule, str(len(pairs)), shares, repeats, f"{interval(differences)} ({each})")
+            lines.append(f"| {' | '.join(row)} |")
+    said = {line for result in results.values() for run in result.values() for line in run["said"]}
     return "\n".join([*lines, "", "Warnings of the runs:", "", *(f"- {line}" for line in sorted(said))])
 
 
@@ -150,10 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in args.seeds:
         for case in args.cases:
             folder = output / f"{case}_{seed}"
-            if f"{case}/{seed}" not in results:
-                write_data(folder, texts, case, seed)
-                results[f"{case}/{seed}"] = {rule: train(folder, case, rule, seed) for rule in RULES}
-                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            result = results.setdefault(f"{case}/{seed}", {})
+            for rule in RULES[case]:
+                if rule not in result:
+                    write_data(folder, texts, case, seed)
+                    result[rule] = train(folder, case, rule, seed)
+                    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = table(results)
     print(text)
     if args.publish:

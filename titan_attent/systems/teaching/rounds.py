@@ -81,7 +81,7 @@ class Rounds:
         tail = not uniform and step >= self.plan.tail_start
         self._packed = None
         self.pass_index += 1 if self.num_batches else 0
-        if uniform or tail or step < self.plan.warmup_steps:
+        if uniform or tail or self._warms_up(step):
             if tail and not self.in_tail:
                 self._start_round(interval=1)
             self.in_tail, self.selecting = tail, False
@@ -117,6 +117,13 @@ class Rounds:
         else:
             until_tail = self.plan.tail_start - (step - consumed)
             self.num_batches = max(consumed, min(self._full_batches(), until_tail))
+
+    def _warms_up(self, step: int) -> bool:
+        """Whether the pass that starts after ``step`` steps belongs to the warm-up."""
+        if self.packer is None:
+            return step < self.plan.warmup_steps
+        # The steps of a packed pass are known when it is packed, and the plan has their estimate.
+        return self.round == 0 and self.pass_index < self.plan.warmup_passes
 
     def _full_batches(self) -> int:
         """Global batches of the current pass, if the tail does not cut it short. A collective where it is packed."""
