@@ -1,0 +1,200 @@
+"""Documents packed into windows, under every parallelism, against a plain loop over documents in one process.
+
+The loop shares the packing with the run and nothing else: it takes each document's tokens out of the logits one by one,
+and has no fold, no columns and no mesh.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed.parallel_world import (
+    STEPS,
+    NoMesh,
+    Settings,
+    config_of,
+    full,
+    plain_model,
+    spec_of,
+    train_cells,
+)
+from distributed.spawn import run_on_ranks
+from references import exact_norm
+from torch.nn import functional as F
+
+from titan_attent.data.plan.packed import Packer
+from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.writer import write_dataset
+from titan_attent.losses.buffer import LossBuffer
+from titan_attent.systems.teaching.teacher import Teacher
+
+DOCUMENTS: Settings = {"data.unit": "document", "teacher.warmup_passes": 0, "model.flavor": "cell of 2"}
+UNIFORM: Settings = {"teacher.strategy": "uniform"}
+
+
+def batch(size: int, **degrees: int) -> Settings:
+    settings: Settings = {"training.local_batch_size": size, "validation.local_batch_size": size}
+    return DOCUMENTS | settings | {f"parallelism.{name}_degree": degree for name, degree in degrees.items()}
+
+
+CELLS: dict[int, dict[str, Settings]] = {
+    2: {
+        "FSDP": batch(4) | {"validation.enable": True},
+        "FSDP, accumulated": batch(2),
+        "FSDP, compiled loss": batch(4) | {"compile.enable": True, "compile.components": ["loss"]},
+        "FSDP, loss in chunks": batch(4) | {"teacher.loss_chunks": 3},
+        "FSDP, uniform": batch(4) | UNIFORM,
+        "DDP": batch(4, data_parallel_replicate=2, data_parallel_shard=1),
+        "TP": batch(8, tensor_parallel=2),
+        "TP, whole logits": batch(8, tensor_parallel=2) | {"parallelism.disable_loss_parallel": True},
+        "TP, uniform": batch(8, tensor_parallel=2) | UNIFORM,
+        "PP 1F1B": batch(8, pipeline_parallel=2) | {"validation.enable": True},
+        "PP 1F1B, accumulated": batch(4, pipeline_parallel=2),
+        "PP, uniform": batch(8, pipeline_parallel=2) | UNIFORM,
+        "scored by a forward pass": batch(4) | {"teacher.scoring": "forward_once"},
+    },
+}
+
+
+def write_documents(folder: Path, tokenizer: Path) -> Path:
+    """60 documents, some of a few tokens, some of several windows."""
+    source = (Path(json.__file__).parent / "scanner.py").read_text()
+    rng, lines = np.random.default_rng(3), []
+    for _ in range(60):
+        start, size = int(rng.integers(0, 1500)), int(rng.choice([3, 20, 40, 60, 250]))
+        lines.append(json.dumps({"text": source[start : start + size]}))
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    write_dataset([folder / "documents.jsonl"], output=folder / "data", tokenizer=str(tokenizer))
+    return folder / "data"
+
+
+def per_document(
+    model: torch.nn.Module, dataset: DocumentDataset, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sums of nats, numbers of tokens, functional gradients), [B, M] each, with a graph; document by document."""
+    batch, labels = dataset.read(ids)
+    logits = model(batch["input"])
+    sums, counts, norms = (torch.zeros(ids.shape) for _ in range(3))
+    sums = [[torch.zeros(()) for _ in row] for row in ids]
+    for row, examples in enumerate(ids.tolist()):
+        place = 0
+        for slot, i in enumerate(examples):
+            if i == len(dataset):
+                continue
+            length = int(dataset.lengths(np.array([i]))[0])
+            own, wanted = logits[row, place : place + length], labels[row, place : place + length]
+            sums[row][slot] = F.cross_entropy(own, wanted, reduction="sum")
+            counts[row, slot] = length
+            deviation = own.detach().softmax(-1) - F.one_hot(wanted, own.shape[-1])
+            norms[row, slot] = deviation.square().sum(-1).mean().sqrt()
+            place += length
+    return torch.stack([torch.stack(row) for row in sums]), counts, norms
+
+
+def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
+    config = config_of(settings, data=str(data), folder="")
+    model = plain_model(settings)
+    optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
+    dataset = DocumentDataset(data, seq_len=config.training.seq_len)
+    buffer = LossBuffer(len(dataset), with_gradient=True)
+    everything = torch.arange(len(dataset))[:, None]
+
+    def score(step: int, pool: Any) -> None:
+        with torch.no_grad():
+            sums, counts, norms = per_document(model, dataset, everything)
+        buffer.record(everything[:, 0], (sums / counts)[:, 0], step=step, gradients=norms[:, 0], trained=False)
+
+    packer = Packer(dataset, batch_size=8)
+    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, packer=packer)
+    steps = {}
+    for step, (ids, weights) in zip(range(1, STEPS + 1), TeachingSampler(teacher), strict=False):
+        sums, counts, norms = per_document(model, dataset, ids)
+        optimizers.zero_grad()
+        ((sums * weights).sum() / counts.sum()).backward()
+        norm = torch.tensor(exact_norm(parameter.grad for parameter in model.parameters()))
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, norm)
+        steps[step] = {
+            "ids": full(ids),
+            "weights": full(weights),
+            "loss": float(sums.detach().sum() / counts.sum()),
+            "norm": float(norm),
+            "gradients": {name: full(parameter.grad) for name, parameter in model.named_parameters()},
+        }
+        optimizers.step()
+        if config.teacher.strategy != "uniform":
+            real = ids < len(dataset)
+            losses = (sums.detach() / counts.clamp(min=1))[real]
+            buffer.record(ids[real], losses, step=step, gradients=norms[real])
+        teacher.step_done()
+    buffer.sync()
+    with torch.no_grad():
+        sums, counts, _ = per_document(model, dataset, everything)
+    uniform = config.teacher.strategy == "uniform"
+    return {
+        "steps": steps,
+        "buffer": {} if uniform else {name: full(tensor) for name, tensor in buffer.state_dict().items()},
+        "validation": float(sums.sum() / counts.sum()),
+    }
+
+
+class Measured:
+    """The results of a world and of the plain loops, each computed at its first use."""
+
+    def __init__(self, folder: Path, tokenizer: Path):
+        self.folder, self.data = folder, write_documents(folder, tokenizer)
+        self.worlds: dict[int, list[dict[str, Any]]] = {}
+        self.references: dict[str, dict[str, Any]] = {}
+
+    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
+        if size not in self.worlds:
+            self.worlds[size] = run_on_ranks(
+                train_cells, size, CELLS[size], str(self.data), str(self.folder), timeout=400.0
+            )
+        return [rank[name] for rank in self.worlds[size]]
+
+    def reference(self, settings: Settings) -> dict[str, Any]:
+        own = ("teacher.", "model.", "data.")
+        settings = {k: v for k, v in settings.items() if k.startswith(own) and k != "teacher.loss_chunks"}
+        key = repr(sorted(settings.items()))
+        if key not in self.references:
+            self.references[key] = train_plainly(settings, data=self.data)
+        return self.references[key]
+
+
+@pytest.fixture(scope="module")
+def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    return Measured(tmp_path_factory.mktemp("documents"), token_data["train"] / "tokenizer.tiktoken")
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+def test_packed_training_is_plain_training_of_documents(measured: Measured, size: int, name: str) -> None:
+    settings = CELLS[size][name]
+    ranks, expected = measured.cell(size, name), measured.reference(settings)
+    by_place = {rank["place"][0]: rank for rank in ranks}
+    accumulated = settings["training.local_batch_size"] * ranks[0]["place"][1] < 8
+    for step, reference in expected["steps"].items():
+        whole = np.concatenate([by_place[place]["steps"][step]["ids"] for place in sorted(by_place)])
+        assert np.array_equal(whole, reference["ids"])
+        if "uniform" not in name:
+            weights = np.concatenate([by_place[place]["steps"][step]["weights"] for place in sorted(by_place)])
+            real = reference["ids"] < reference["ids"].max()  # slots without an example have any weight
+            np.testing.assert_allclose(weights[real], reference["weights"][real], rtol=1e-4)
+        for rank in ranks:
+            seen = rank["steps"][step]
+            assert seen["metrics"]["grad_norm"] == pytest.approx(reference["norm"], rel=1e-4)
+            assert seen["metrics"]["loss_metrics/global_avg_loss"] == pytest.approx(reference["loss"], rel=1e-5)
+            assert seen["metrics"]["n_tokens_seen"] == step * 8 * 32
+            for parameter, gradient in seen["gradients"].items():
+                error = np.abs(gradient - reference["gradients"][parameter]).max()
+                assert error < 1e-4 * np.abs(reference["gradients"][parameter]).max(), f"step {step}, {parameter}"
+    for rank in ranks:
+        assert rank["buffer"].keys() == expected["buffer"].keys()
+        for key, value in expected["buffer"].items():
+            np.testing.assert_allclose(rank["buffer"][key], value, rtol=1e-4, atol=1e-6, err_msg=key)
+        if "validation" in rank:
+            assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
+    assert accumulated == ("accumulated" in name)
