@@ -12,6 +12,7 @@
          |
     shards.py      example id -> tokens
 
-boundaries.py adds the documents to a data set of an earlier version, found by its eos ids (eos_documents.py). mixing.py counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data
-sets were written with the same tokenizer.
+boundaries.py adds the documents to a data set of an earlier version, found by its eos ids (eos_documents.py). mixing.py
+counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data sets were
+written with the same tokenizer.
 """
