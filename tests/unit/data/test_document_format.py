@@ -347,9 +347,9 @@ def test_what_is_read_of_any_ends_lies_in_the_shard(folder: Path, data: st.DataO
         [[9, 1], [5, 2]],
         [[1, 4], [2, 1], [5, 2], [9, 1], [17, 1], [300, 2]],
         [[1, 4], [2, 0], [5, 2], [9, 1], [17, 1], [300, 1]],
+        [[1, 4], [2, 1], [5, 2], [9, 1], [17, 1], [299, 1]],
         [[2**63, 2]],
         [[1, 2**64 - 1], [5, 2]],
-        [[2**33, 2**31]],  # a product beyond 64 bits
     ],
 )
 def test_lengths_that_do_not_add_up_are_refused(copy: Path, rows: list[list[int]]) -> None:
@@ -359,6 +359,13 @@ def test_lengths_that_do_not_add_up_are_refused(copy: Path, rows: list[list[int]
         decode_lengths(content, path=path, num_tokens=342, num_documents=10)
     with pytest.raises(ValueError, match="is no histogram"):
         decode_lengths(content + b"x", path=path, num_tokens=342, num_documents=10)
+
+
+def test_lengths_whose_product_exceeds_64_bits_are_refused(tmp_path: Path) -> None:
+    """2^33 * (2^31 + 2) is 2^34, the number of tokens, modulo 2^64."""
+    content = np.array([[2**33, 2**31 + 2]], dtype="<u8").tobytes()
+    with pytest.raises(ValueError, match="is no histogram"):
+        decode_lengths(content, path=tmp_path, num_tokens=2**34, num_documents=2**31 + 2)
 
 
 def test_lengths_of_another_data_set_are_refused_by_their_hash(copy: Path) -> None:

@@ -26,7 +26,7 @@ from titan_attent.data.text.writer import write_dataset
 EOS = 256
 Part = tuple[str, bool]
 PAIRS = [(f"question {i}? ", "漢字 answer " * (1 + i % 3)) for i in range(40)] + [("", "no prompt")]
-PAIR_RECORDS: list[dict[str, Any]] = [{"id": i, "q": prompt, "a": answer} for i, (prompt, answer) in enumerate(PAIRS)]
+PAIR_RECORDS: list[dict[str, Any]] = [{"id": i, "a": answer, "q": prompt} for i, (prompt, answer) in enumerate(PAIRS)]
 CHATS: list[list[tuple[str, str]]] = [
     [("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "漢"), ("assistant", "字")],
     [("user", "2+2"), ("assistant", "4")],

@@ -3,15 +3,16 @@
     inputs.py      NAME=PATH -> files              of named data sources; input_files.py: records or a text;
          |                                         folders.py: which files of a folder
     documents.py   files -> documents              from JSON records (json_values.py), parquet rows (parquet_text.py)
-         |                                         and text files
+         |                                         and text files; records.py: prompts and conversations
     tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (bpe.py)
          |                                         on text of all inputs (sample.py); encode.py: many at a time
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py, consumed_records.py)
          |                                         __main__.py: its command; summary.py: its report
-    format.py      shards and index.json           hashes, fingerprint
+    format.py      shards and index.json           hashes, fingerprint; document_files.py: ends of documents, masks
          |
     shards.py      example id -> tokens
 
-mixing.py counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data
-sets were written with the same tokenizer.
+boundaries.py adds the documents to a data set of an earlier version, found by its eos ids (eos_documents.py). mixing.py
+counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data sets were
+written with the same tokenizer.
 """

@@ -15,7 +15,7 @@ A shard holds tokens of one source (web, code, ...). Format version 1 had no sou
 default source. Version 3 has the files of the documents, for all shards. Versions 1 and 2 do not have them;
 boundaries.py adds them. They are not part of the fingerprint, which stays equal when a data set gets its documents.
 
-Cost: about 170 bytes of index per shard, 310 with documents, 410 with a mask; one sha256 over everything written.
+Cost: about 170 bytes of index per shard, 290 with documents, 370 with a mask; one sha256 over everything written.
 """
 
 import hashlib

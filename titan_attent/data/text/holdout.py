@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from titan_attent.data.io.folder import INDEX_FILE
-from titan_attent.data.text.format import Index, ShardWriter, token_dtype, write_index
+from titan_attent.data.text.format import Index, ShardEntry, ShardWriter, token_dtype, write_index
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.counter_rng import hash_ids
@@ -153,7 +153,8 @@ def _write_documents(
     first_tokens = np.cumsum([0, *(shard.num_tokens for shard in shards.index.shards)])
     shard_of = np.searchsorted(first_tokens, starts[numbers], side="right") - 1
     sources = [shards.index.shards[number].source for number in shard_of.tolist()]
-    entries, max_token_id = [], -1
+    entries: list[ShardEntry] = []
+    max_token_id = -1
     for first, stop in _shard_borders(lengths[numbers].tolist(), sources):
         path = folder / f"shard-{len(entries):05d}.bin"
         with ShardWriter(path, dtype=shards.dtype, source=sources[first], mask=shards.has_mask) as writer:
