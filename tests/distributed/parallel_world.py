@@ -96,6 +96,9 @@ FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
         )
     },
 }
+for _family, _flavors in FLAVORS.items():
+    _irope = {"every_n_layers_nope": 2, "fixed_attn_block_size": 8} if _family == "llama4" else {}
+    _flavors["flex"] = replace(_flavors["cell"], attn_type="flex", **_irope)  # type: ignore[call-arg]
 
 Settings = dict[str, Any]
 

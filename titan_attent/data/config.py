@@ -39,6 +39,13 @@ class DataConfig:
     seed: int = 0
     """Seed of the order of the examples. Equal seeds give equal orders, on any number of ranks."""
 
+    document_mask: bool = False
+    """
+    Packed documents do not see each other: attention stays within an example, and positions restart at each one. Needs
+    a flavor with flex or varlen attention. False: a token attends to all earlier tokens of its row, or, with flex and
+    varlen flavors whose mask is "block_causal", to those after the last eos id.
+    """
+
     verify_checksums: bool = False
     """
     Re-hash every shard before training; the ranks share the shards (about 1 GB/s per rank). Missing files

@@ -140,8 +140,9 @@ class Run(DataFacts):
         model_parts: this rank's model parts as they are trained: parallelised, and compiled if the run compiles.
         build_example_loss: builds a loss that measures every example, by the names of losses/build.py.
         build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a frozen second model that
-            is sharded like the learner. It maps inputs to logits and is called in :meth:`System.wrap_loss`. None on
-            pipeline stages before the last. A checkpoint of another model ends the run. A collective.
+            is sharded like the learner. It maps inputs, and the column "example_index" if documents are masked, to
+            logits. It is called in :meth:`System.wrap_loss`. None on pipeline stages before the last. A checkpoint of
+            another model ends the run. A collective.
         predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
             backward must run inside the context. Not available with pipeline parallelism. A collective.
     """
@@ -160,7 +161,7 @@ class Run(DataFacts):
     forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, ExampleStats | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
-    build_frozen: Callable[..., Callable[[Tensor], Tensor] | None]
+    build_frozen: Callable[..., Callable[..., Tensor] | None]
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 

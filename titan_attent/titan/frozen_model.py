@@ -18,6 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.train_spec import TrainSpec
@@ -29,6 +30,7 @@ from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.parallelism import check_split
 from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
+from titan_attent.titan.document_mask import check_document_mask, document_kwargs
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.train_spec import attent_spec
 
@@ -40,17 +42,35 @@ class FrozenModel:
         model: the parallelised model with its weights.
         tokenizer: the tokenizer for the masks of flex attention, or None.
         precision: returns the autocast context of a forward pass.
+        document_mask: whether examples of a row do not see each other (document_mask.py).
+        tp_mesh: the mesh of tensor parallelism, if it is used.
     """
 
-    def __init__(self, model: nn.Module, *, tokenizer: Any, precision: Callable[[], AbstractContextManager[Any]]):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        tokenizer: Any,
+        precision: Callable[[], AbstractContextManager[Any]],
+        document_mask: bool = False,
+        tp_mesh: DeviceMesh | None = None,
+    ):
         self.model, self.tokenizer, self.precision = model, tokenizer, precision
+        self.document_mask, self.tp_mesh = document_mask, tp_mesh
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """The logits of ``inputs``, int64 [B, L], in eval mode. A collective of the ranks that hold the model."""
+    def __call__(self, inputs: Tensor, example_index: Tensor | None = None) -> Tensor:
+        """The logits of ``inputs``, int64 [B, L], in eval mode. A collective of the ranks that hold the model.
+
+        Args:
+            example_index: int64 [B, L], read if documents are masked; without it, each row is one example.
+        """
         model: Any = self.model
         masks = {}
-        if getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
+        if self.document_mask:
+            example_index = torch.zeros_like(inputs) if example_index is None else example_index
+            masks = document_kwargs(model, example_index, tp_mesh=self.tp_mesh)
+        elif getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
             masks["attention_masks"] = model.get_attention_masks(
                 input_batch=inputs, tokenizer=self.tokenizer, extra_inputs={}
             )
@@ -75,6 +95,7 @@ def check_frozen(
         config, spec = _configured(job_config, family, flavor)
         check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
         check_split(config, spec.model_args[config.model.flavor])
+        check_document_mask(config, spec)
     except ValueError as error:
         raise ValueError(f"the frozen model of {checkpoint} (family {family}, flavor {flavor}): {error}") from None
     if job_config.parallelism.context_parallel_degree > 1 and _uses_attention_masks(config, spec):
@@ -120,7 +141,13 @@ def build_frozen(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
     set_model_state_dict(model, weights)
-    return FrozenModel(model.eval(), tokenizer=tokenizer, precision=precision)
+    return FrozenModel(
+        model.eval(),
+        tokenizer=tokenizer,
+        precision=precision,
+        document_mask=job_config.data.document_mask,
+        tp_mesh=dims.get_optional_mesh("tp"),
+    )
 
 
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:

@@ -6,6 +6,7 @@ time) and the metrics (it adds those of the systems).
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,25 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     }
 }
 
+FAMILIES_WITH_TWINS = ("llama3", "qwen3")
+"""The families in which each flavor with sdpa attention gets a twin with flex attention (:func:`flex_twins`)."""
+
 SCORER_FLAVORS = {"scorer_xs": (32, 1, 2), "scorer_s": (64, 2, 2), "scorer_m": (256, 4, 4), "scorer_l": (512, 8, 8)}
 """The flavors of scorers (scorers.py): (width, layers, heads) of a llama3 with the vocabulary of its data."""
+
+
+def flex_twins(flavors: Mapping[str, BaseModelArgs]) -> dict[str, BaseModelArgs]:
+    """A flavor "<name>_flex" for each of ``flavors`` with sdpa attention that has no such flavor yet.
+
+    Its weights and its causal mask are those of "<name>"; ``[data] document_mask`` needs flex attention.
+    """
+    twins: dict[str, BaseModelArgs] = {}
+    for name, args in flavors.items():
+        if vars(args)["attn_type"] == "sdpa" and not {f"{name}_flex", f"{name}_flex_attn"} & flavors.keys():
+            twin = copy.deepcopy(args)
+            vars(twin)["attn_type"] = "flex"
+            twins[f"{name}_flex"] = twin
+    return twins
 
 
 class ShardTokenizer(BaseTokenizer):
@@ -136,6 +154,8 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     stock = get_train_spec(model)
     # torchtitan writes the run's settings into the selected flavor, so the twin gets its own copies.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
+    if model in FAMILIES_WITH_TWINS:
+        flavors |= flex_twins(flavors)
     if model == "llama3" and data:
         vocab_size = datasets.shards(data).index.tokenizer["vocab_size"]
         for flavor, (dim, n_layers, n_heads) in SCORER_FLAVORS.items():

@@ -29,6 +29,7 @@ from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, StepLoss
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
+from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
@@ -185,8 +186,12 @@ class TeachingTrainer(Trainer):
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
     def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> Any:
-        """Call torchtitan's own, and keep the resulting inputs and labels for the systems' :class:`Batch`."""
-        processed = super().post_dataloading_process(input_dict, labels)
+        """Call torchtitan's own or that of document_mask.py, and keep inputs and labels for the systems' batch."""
+        if self.job_config.data.document_mask:
+            tp_mesh = self.parallel_dims.get_optional_mesh("tp")
+            processed: Any = document_batch(self.model_parts[0], input_dict, labels, tp_mesh=tp_mesh)
+        else:
+            processed = super().post_dataloading_process(input_dict, labels)
         self.processed: tuple[Tensor, Tensor] = processed[:2]
         return processed
 
@@ -199,9 +204,13 @@ class TeachingTrainer(Trainer):
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
-        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
+        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them. The index of
+        the examples stays if documents are masked by it."""
         names = (*self.systems.column_names, *self.loader.dataset.columns)
-        return {name: input_dict.pop(name) for name in names if name in input_dict}
+        columns = {name: input_dict.pop(name) for name in names if name in input_dict}
+        if self.job_config.data.document_mask and EXAMPLE_INDEX in columns:
+            input_dict[EXAMPLE_INDEX] = columns[EXAMPLE_INDEX]
+        return columns
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor

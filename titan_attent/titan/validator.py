@@ -29,6 +29,7 @@ from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Key, Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.document_mask import document_batch
 from titan_attent.titan.loader import global_batch_size
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
@@ -72,6 +73,9 @@ class ShardValidator(Validator):
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
         """The same as the trainer's; torchtitan's validator passes some models masks that their attention refuses."""
+        if self.job_config.data.document_mask:
+            tp_mesh = self.parallel_dims.get_optional_mesh("tp")
+            return document_batch(model_parts[0], input_dict, labels, tp_mesh=tp_mesh)
         inputs = input_dict.pop("input")
         extra_kwargs: dict[str, Any] = {}
         model: Any = model_parts[0]

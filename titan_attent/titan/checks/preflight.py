@@ -28,6 +28,7 @@ from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.torchtitan_ranges import check_torchtitan_ranges
 from titan_attent.titan.checks.value_checks import check_fit, check_flavor, check_values
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
@@ -68,6 +69,7 @@ def check_run(
 
     check_flavor(spec, model=model.name, flavor=model.flavor)
     model_args = spec.model_args[model.flavor]
+    check_document_mask(job_config, spec)
     check_fit(job_config, model_args)
     check_split(job_config, model_args)
 
