@@ -16,11 +16,12 @@ if [ ! -f "$DATA/validation/index.json" ]; then
     write validation "$DATA/train/tokenizer.tiktoken" "$DATA/text/validation.jsonl"
 fi
 
-# The global batch of 16 sequences is fixed, so any power of two up to 16 processes trains the same run.
+# The global batch of 4 windows is fixed, so 1, 2 and 4 processes train the same run.
+MAX_PROCESSES=4
 source scripts/processes.sh
 launch() {
     torchrun --standalone --nproc_per_node="$NUM_PROCESSES" --local-ranks-filter 0 -m titan_attent."$@" \
-        --job.config_file "$CONFIG" --training.local_batch_size "$((16 / NUM_PROCESSES))"
+        --job.config_file "$CONFIG" --training.local_batch_size "$((4 / NUM_PROCESSES))"
 }
 launch score pair --trusted "$DATA/trusted" --output "$OUT/scorers"
 launch train "$@"

@@ -111,8 +111,7 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
     base += ["--training.seq_len", shape["seq_len"], "--training.local_batch_size", shape["batch"]]
     base += ["--training.global_batch_size", shape["batch"], "--validation.seq_len", shape["seq_len"]]
     base += ["--validation.local_batch_size", shape["batch"], "--data.seed", seed]
-    if rule.endswith("documents"):
-        base += ["--data.unit", "document", "--data.validation_unit", "window"]
+    base += ["--data.unit", "document" if rule.endswith("documents") else "window", "--data.validation_unit", "window"]
     scorers = folder / f"scorers_{rule}"
     seconds = 0.0
     teacher: list[Any] = ["--teacher.strategy", "uniform"]
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output: Path = args.output.resolve()
     texts, file = output / "texts", output / "results.json"
     if not (texts / "validation.jsonl").is_file():
-        run([sys.executable, "scripts/quickstart_data.py", texts], output / "texts.log")
+        run([sys.executable, "scripts/quickstart_data.py", texts, "--whole"], output / "texts.log")
     results = json.loads(file.read_bytes()) if file.is_file() else {}
     for seed in args.seeds:
         for case in args.cases:

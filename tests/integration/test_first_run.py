@@ -36,7 +36,17 @@ def first_run(token_data: dict[str, Path], tmp_path: Path) -> list[str]:
     return [
         *("--job.config_file", str(QUICKSTART), "--job.dump_folder", str(tmp_path / "run"), "--model.flavor", "bench"),
         *("--data.path", str(token_data["train"]), "--data.validation_path", str(token_data["validation"])),
-        *("--training.global_batch_size", "8", "--training.steps", "3", "--metrics.log_freq", "1"),
+        *("--data.unit", "window", "--training.seq_len", "128", "--validation.seq_len", "128"),
+        *(
+            "--training.global_batch_size",
+            "8",
+            "--training.local_batch_size",
+            "4",
+            "--training.steps",
+            "3",
+            "--metrics.log_freq",
+            "1",
+        ),
         *("--validation.steps", "1"),
         # Without the scorers that the script makes.
         *("--teacher.strategy", "hard", "--teacher.scores", ""),

@@ -30,7 +30,9 @@ def quickstart(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFac
             *("--data.path", str(token_data["train"]), "--data.validation_path", str(token_data["validation"])),
             # Another size, and without the scorers that the script makes.
             *("--model.flavor", "tiny", "--training.steps", "300"),
-            *("--teacher.strategy", "hard", "--teacher.scores", ""),
+            *("--teacher.strategy", "hard", "--teacher.scores", "", "--data.unit", "window"),
+            *("--training.global_batch_size", "16", "--training.seq_len", "128"),
+            *("--validation.local_batch_size", "16", "--validation.seq_len", "128"),
             *("--teacher.importance", "loss", "--teacher.ratio_schedule", "incremental"),
         ]
     )
