@@ -169,6 +169,12 @@ def assert_runs_equal(parts: list[list[dict]], expected: list[dict], where: str)
 # -- a plain teacher ----------------------------------------------------------------------------------------------
 
 
+def tail_of(config: TeacherConfig) -> float:
+    """The share of the steps in the tail: an eighth by default, without scores on disk."""
+    return 0.125 if config.full_data_tail < 0 else config.full_data_tail
+
+
+
 class PlainTeacher:
     """One process, dictionaries, sorts: the whole run as the design describes it. No floor."""
 
@@ -178,7 +184,7 @@ class PlainTeacher:
         self.orders, self.left = itertools.count(), torch.zeros(0, dtype=torch.int64)
         self.taken: np.ndarray = np.zeros(NUM_EXAMPLES, dtype=bool)
         self.streaks: dict[int, tuple[int, float]] = {}
-        self.tail_start = NUM_STEPS - int(config.full_data_tail * NUM_STEPS)
+        self.tail_start = NUM_STEPS - int(tail_of(config) * NUM_STEPS)
         self.first: dict[int, tuple[float, int]] = {}
         self.last: dict[int, tuple[float, int]] = {}
         self.visited: set[int] = set()
@@ -403,7 +409,7 @@ def test_the_runs_reach_every_phase(worlds):
     for name, config in CASES.items():
         steps, _ = worlds[1][0]["whole"][name]
         is_weighted = config.strategy == "threshold" or (config.strategy == "soft" and config.weighting != "none")
-        start = NUM_STEPS - int(config.full_data_tail * NUM_STEPS)
+        start = NUM_STEPS - int(tail_of(config) * NUM_STEPS)
         rounds = [step["metrics"]["teacher/round"] for step in steps]
         assert rounds == sorted(rounds)
         if config.strategy != "uniform":
