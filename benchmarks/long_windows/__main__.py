@@ -2,8 +2,8 @@
 
     python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
 
-    windows      code documents of 400 tokens, mixed with tables and base64, shuffled, in windows of 1,024 tokens;
-                 trusted text and validation are code
+    windows      documents of 200 to 2,000 tokens, of code, of tables and of base64, shuffled, in windows of 1,024
+                 tokens; trusted text and validation are code
     other_kind   Python modules, mixed with character tables, in rows of 128 tokens; validation is Python, the trusted
                  text C headers
 
@@ -44,10 +44,10 @@ RULES = {
 }
 """Case -> its rules; "uniform" first, which the others are compared with."""
 CASES: dict[str, dict[str, Any]] = {
-    "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": 1200},
-    "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": 65_536},
+    "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": (600, 6000)},
+    "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": (65_536, 65_536)},
 }
-"""seq_len: tokens per example; batch: examples per step; document: characters at which documents are cut."""
+"""seq_len: tokens per example; batch: examples per step; document: least and most characters of a document."""
 
 
 def run(arguments: Sequence[Any], log: Path) -> str:
@@ -74,10 +74,18 @@ def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
     def of(name: str) -> list[str]:
         return [json.loads(line)["text"] for line in open(texts / f"{name}.jsonl", encoding="utf-8")]
 
-    size = CASES[case]["document"]
+    least, most = CASES[case]["document"]
+    random_sizes = random.Random(seed)
 
     def cut(whole: list[str]) -> list[str]:
-        return [text[i : i + size] for text in whole for i in range(0, len(text) - min(200, size), size)]
+        """Cut texts at random lengths, whose logarithms are uniform; ends below 200 characters are dropped."""
+        parts = []
+        for text in whole:
+            while len(text) > min(200, most):
+                size = round(least * (most / least) ** random_sizes.random())
+                parts.append(text[:size])
+                text = text[size:]
+        return parts
 
     code = cut(of("code"))
     train = code + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))

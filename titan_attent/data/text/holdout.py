@@ -34,6 +34,8 @@ MIN_EXAMPLES = 128
 """Minimum number of examples of a data set."""
 DOCUMENT_KEY = 0x5C0FE
 """Key of the hash that selects documents. With another key, the folders of earlier runs would hold other documents."""
+BLOCK_DOCUMENTS = 16
+"""Neighbouring documents that are held out together."""
 SHARD_TOKENS = 2**27
 """A shard of a split by documents is finished after the document that reaches this number of tokens."""
 READ_DOCUMENTS = 2**20
@@ -94,8 +96,8 @@ def hold_out_documents(
 ) -> None:
     """Write whole documents to ``held_out``, and other documents to ``train``, as data sets of format version 3.
 
-    A keyed hash of a document's number decides: so both are random samples of the documents, which do not depend on the
-    machine, and the held-out documents do not depend on ``max_train_tokens``. Both keep the order, sources and mask of
+    A keyed hash decides about each block of 16 neighbouring documents: so both are random samples, which do not depend
+    on the machine, and the held-out documents do not depend on ``max_train_tokens``. Both keep the order, sources and mask of
     the data set. A folder that already has a data set is kept.
 
     Args:
@@ -109,7 +111,9 @@ def hold_out_documents(
     """
     starts, lengths = _documents(shards)
     ids = torch.arange(len(lengths))
-    order = np.argsort(hash_ids(ids, DOCUMENT_KEY).numpy(), kind="stable")
+    # Neighbours together: they often are of one book or one repository, and an expert that is trained on half of it
+    # finds the other half easier than any other text.
+    order = np.argsort(hash_ids(ids // BLOCK_DOCUMENTS, DOCUMENT_KEY).numpy(), kind="stable")
     limit, max_tokens = int(MAX_HELD_OUT * len(lengths)), int(MAX_HELD_OUT * shards.num_tokens)
     chosen, num_tokens = [], 0
     for number in order[: min(limit, max(1, num_held_out))].tolist():

@@ -174,7 +174,6 @@ def tail_of(config: TeacherConfig) -> float:
     return 0.125 if config.full_data_tail < 0 else config.full_data_tail
 
 
-
 class PlainTeacher:
     """One process, dictionaries, sorts: the whole run as the design describes it. No floor."""
 
