@@ -225,7 +225,7 @@ def test_as_many_documents_as_requested(tmp_path: Path, tokenizer: Tokenizer) ->
         numbers = np.array([number for number, *_ in side])
         blocks = np.unique(numbers // 16)
         assert len(blocks) == -(-len(numbers) // 16) and (np.diff(blocks) > 1).any()
-    assert not {number // 16 for number, *_ in train} & {number // 16 for number, *_ in held_out[:32]}
+    assert len({number // 16 for number, *_ in train} & {number // 16 for number, *_ in held_out}) <= 1
 
 
 def test_the_split_depends_on_the_documents_number_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:

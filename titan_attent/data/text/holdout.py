@@ -97,8 +97,8 @@ def hold_out_documents(
     """Write whole documents to ``held_out``, and other documents to ``train``, as data sets of format version 3.
 
     A keyed hash decides about each block of 16 neighbouring documents: so both are random samples, which do not depend
-    on the machine, and the held-out documents do not depend on ``max_train_tokens``. Both keep the order, sources and mask of
-    the data set. A folder that already has a data set is kept.
+    on the machine, and the held-out documents do not depend on ``max_train_tokens``. Both keep the order, sources and
+    mask of the data set. A folder that already has a data set is kept.
 
     Args:
         num_held_out: number of held-out documents. No more than a quarter of all documents, and of all tokens, is held
