@@ -42,8 +42,8 @@ class DataConfig:
     document_mask: bool = False
     """
     Packed documents do not see each other: attention stays within an example, and positions restart at each one. Needs
-    a flavor with flex or varlen attention. False: a token attends to all earlier tokens of its row, or, with flex and
-    varlen flavors whose mask is "block_causal", to those after the last eos id.
+    a flavor with flex or varlen attention. False: the flavor's own mask, in which a token sees the other documents of
+    its row: no input of a packed row is an eos id, at which torchtitan's masks separate documents.
     """
 
     verify_checksums: bool = False

@@ -3,7 +3,7 @@
 A packed row holds several examples, one after the other (data/text/document_examples.py). ``example_index`` numbers
 them. With the mask, a token attends to the earlier tokens of its own example only, and RoPE's positions restart at each
 example. So the logits of an example are those that it has alone in a row. torchtitan's own masks separate documents at
-the eos ids of the input, and do not restart positions.
+the eos ids of the input, of which a packed row has none, and do not restart positions.
 
 Cost: per microbatch one binary search per token for the positions. Flex attention: one block mask per type of layer, as
 in torchtitan, without a host sync. Varlen attention: two host syncs, where torchtitan has one per row and one more.

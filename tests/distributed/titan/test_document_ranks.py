@@ -182,7 +182,6 @@ CELLS: dict[str, Settings] = {
         "llama3, FSDP, full AC": HALVES | {"activation_checkpoint.mode": "full"},
         "llama3, DDP": HALVES | DDP,
         "llama3, TP": TP,
-        "llama3, TP, compiled": TP | COMPILED,
         "llama3, PP": PP,
         "llama3, PP in microbatches of 2": PP | {"parallelism.pipeline_parallel_microbatch_size": 2},
         "llama4, FSDP": HALVES,
