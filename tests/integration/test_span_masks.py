@@ -14,6 +14,7 @@ import pytest
 import torch
 from launch import launch, read_scalars, read_trace, read_weights, run, run_until_killed, write_config
 
+from titan_attent.data.text.boundaries import add_documents
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         junk = rng.integers(0, tokenizer.eos_id, DOCUMENT)
         blocks += [clean[start : start + DOCUMENT], [tokenizer.eos_id], junk, [tokenizer.eos_id]]
     write_tokens(folder / "data", [np.concatenate(blocks)], tokenizer=tokenizer)
+    add_documents(folder / "data")
     for name, data in (("clean", token_data["train"]), ("dirty", folder / "data")):
         path = write_config(folder / name, data=token_data | {"train": data}, dump=folder / name / "run")
         lines = path.read_text().splitlines(keepends=True)
