@@ -12,6 +12,7 @@ product's own command with one process on the CPU. All rules take equal steps of
 
     uniform             everything, in windows
     recommended         strategy = "difference" on windows
+    spans               the same scores with level = "span": every window, but bad documents in it have no loss
     documents           strategy = "difference" with data.unit = "document": documents are selected, and packed
     uniform_documents   everything, in packed documents: what packing alone changes
     oracle              uniform on the code alone, in windows: what a perfect selection of documents could reach
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
 CONFIG = ["--job.config_file", "train_configs/quickstart.toml", "--training.mixed_precision_param", "float32"]
 RULES = {
-    "windows": ("uniform", "recommended", "documents", "uniform_documents", "oracle", "oracle_documents"),
+    "windows": ("uniform", "recommended", "spans", "documents", "uniform_documents", "oracle", "oracle_documents"),
     "other_kind": ("uniform", "recommended"),
 }
 """Case -> its rules; "uniform" first, which the others are compared with."""
@@ -48,6 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
     "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": (65_536, 65_536)},
 }
 """seq_len: tokens per example; batch: examples per step; document: least and most characters of a document."""
+
+SAID = r"(The scores ask for .*?, the best first|The run (?:selects|masks) nothing and trains [^.]*)"
+"""The warnings of a run that the table lists."""
 
 
 def run(arguments: Sequence[Any], log: Path) -> str:
@@ -120,7 +124,7 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
     base += ["--training.global_batch_size", shape["batch"], "--validation.seq_len", shape["seq_len"]]
     base += ["--validation.local_batch_size", shape["batch"], "--data.seed", seed]
     base += ["--data.unit", "document" if rule.endswith("documents") else "window", "--data.validation_unit", "window"]
-    scorers = folder / f"scorers_{rule}"
+    scorers = folder / f"scorers_{'recommended' if rule == 'spans' else rule}"
     seconds = 0.0
     teacher: list[Any] = ["--teacher.strategy", "uniform"]
     selects = rule in ("recommended", "documents")
@@ -130,6 +134,9 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
         seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
         teacher = ["--teacher.scores", scorers]
         teacher += ["--teacher.seed", seed]
+    if rule == "spans":  # RULES has it behind the rule whose scores it reads
+        seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
+        teacher = ["--teacher.scores", scorers, "--teacher.level", "span", "--teacher.seed", seed]
     ends = ["--training.steps", steps, "--validation.freq", steps, "--checkpoint.no-enable", "--debug.seed", seed]
     dump = folder / "runs" / rule
     text = run(
@@ -139,12 +146,15 @@ def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
     decided = {"teacher/ratio": 1.0, "teacher/repeats": None}
     if selects:
         decided = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
+    if rule == "spans":
+        masked = json.loads((dump / "teacher" / "spans.jsonl").read_text().splitlines()[0])["teacher/tokens_masked"]
+        decided["teacher/ratio"] = 1.0 - masked
     return {
         "loss": float(losses[str(steps)]),
         "share": decided["teacher/ratio"],
         "repeats": decided["teacher/repeats"],
         "scorers_seconds": seconds,
-        "said": re.findall(r"(The scores ask for .*?, the best first|The run selects nothing and trains [^.]*)", text),
+        "said": re.findall(SAID, text),
     }
 
 

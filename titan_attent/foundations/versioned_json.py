@@ -15,6 +15,7 @@ FORMATS = {
     "titan_attent.tokens": "a data set of text, for text models (llama3_attent, ...)",
     "titan_attent.images": "a data set of images, for vit_attent and mae_attent",
     "titan_attent.reference": "a scorer's losses, for teacher.scores",
+    "titan_attent.bigram": "the table of a bigram scorer",
 }
 """Format -> its description, for the error message about a folder of the wrong format."""
 

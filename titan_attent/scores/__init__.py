@@ -5,4 +5,5 @@ writer.py      writing them: one growing file, resumable, completed by one small
 find.py        which scorers' losses a folder holds
 provenance.py  checks that a run reads each scorer's losses in their right role
 bigram.py      the smallest scorer: counts of pairs of tokens
+table.py       its counts on disk
 """

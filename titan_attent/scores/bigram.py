@@ -41,6 +41,11 @@ def check_vocabulary(vocab_size: int) -> None:
         )
 
 
+def num_pairs(vocab_size: int) -> int:
+    """Number of counts of pairs that a model holds: one per pair of ids, at most ``NUM_BUCKETS``."""
+    return min(vocab_size**2, NUM_BUCKETS)
+
+
 class BigramModel:
     """Counts of pairs of tokens, on the CPU.
 
@@ -52,7 +57,7 @@ class BigramModel:
         check_vocabulary(vocab_size)
         self.vocab_size = vocab_size
         self.is_exact = vocab_size**2 <= NUM_BUCKETS
-        self.pairs = torch.zeros(vocab_size**2 if self.is_exact else NUM_BUCKETS, dtype=torch.int32)
+        self.pairs = torch.zeros(num_pairs(vocab_size), dtype=torch.int32)
         self.inputs = torch.zeros(vocab_size, dtype=torch.int32)
         self.labels = torch.zeros(vocab_size, dtype=torch.int32)
 
@@ -75,11 +80,16 @@ class BigramModel:
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """int64 [B, L] each -> fp32 [B], mean nats per label; NaN for a row with only ignored labels."""
+        nats = self.token_losses(inputs, labels)
+        return (nats.sum(dim=1) / (labels != IGNORE_INDEX).sum(dim=1)).float()
+
+    def token_losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """int64 [B, L] each -> fp64 [B, L], nats of each label; 0 for an ignored label."""
         prior, log_seen = self._tables
         valid = labels != IGNORE_INDEX
         labels = labels.where(valid, 0)
         nats = log_seen[inputs] - self.pairs[self._pair_index(inputs, labels)].double().add_(prior[labels]).log_()
-        return (nats.where(valid, 0.0).sum(dim=1) / valid.sum(dim=1)).float()
+        return nats.where(valid, 0.0)
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

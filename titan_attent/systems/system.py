@@ -12,6 +12,7 @@ creates the systems that the TOML turns on, in the order of system_list.py, and 
     before the first step    set_initial_weights    not on a resume
                              before_first_step
     each batch read          read_columns           extra columns of the batch; in reader threads
+                             mark_labels            labels whose loss is masked; in reader threads
     each microbatch          wrap_loss              the loss to differentiate, and statistics of each example
                              around_backward
                              after_microbatch
@@ -135,6 +136,8 @@ class Run(DataFacts):
         reader: the reader threads.
         step: the number of the current training step, or of the last one between steps.
         served: (pass, global batch within it) of the batch that the loader returned last.
+        num_labels: number of labels with a loss in the global batch of the current step, on all ranks; a host sync if
+            the run is not data-parallel. 0 before the first step.
         forward: batches and a loss -> each batch and its statistics, from a forward pass in eval mode without
             gradients. The statistics are None on pipeline stages before the last. A collective.
         model_parts: this rank's model parts as they are trained: parallelised, and compiled if the run compiles.
@@ -158,6 +161,7 @@ class Run(DataFacts):
     reader: Reader
     step: Callable[[], int]
     served: Callable[[], Any]
+    num_labels: Callable[[], int]
     forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, ExampleStats | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
@@ -292,6 +296,18 @@ class System:
     def read_columns(self, example_ids: Tensor) -> Columns:
         """The system's columns for examples int64 [B]. Called in reader threads, ahead of the step."""
         return {}
+
+    def mark_labels(self, example_ids: Tensor, inputs: Columns, labels: Tensor) -> Tensor:
+        """Return the labels to train on: int64 [B, L], with ``IGNORE_INDEX`` where the loss is masked.
+
+        Called in reader threads, ahead of the step, on batches for training alone. ``labels`` may be changed in place.
+
+        Args:
+            example_ids: int64 [B], or [B, M] of packed rows.
+            inputs: the tensors that the data set has read, by name: for text "input", int64 [B, L].
+            labels: int64 [B, L].
+        """
+        return labels
 
     def wrap_loss(self, loss: LossFunction) -> LossFunction:
         """Return a loss that wraps or replaces ``loss``, the loss of the systems before this one. Called once."""

@@ -10,11 +10,13 @@ from titan_attent.systems.freezing.system import Freezing
 from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
 from titan_attent.systems.system import System
+from titan_attent.systems.teaching.span_masks import SpanMasks
 from titan_attent.systems.teaching.system import Teaching
 from titan_attent.systems.teaching.trace import Trace
 
 SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained on, and with which weights
+    SpanMasks,  # [teacher] level = "span": which labels of an example have a loss
     Trace,  # [teacher] trace: the example ids of every step
     Freezing,  # [freezing]: which modules of the model a step updates
     HighwayStages,  # [highway] cut = "stage": how the gradient reaches the pipeline stages

@@ -27,6 +27,7 @@ class JoinedSystems:
         loss: the loss of all systems: each wraps or replaces the loss of the systems before it.
         sampler: the sampler of the one system that selects examples; None if no system does.
         reads: functions that compute columns in reader threads.
+        marks: functions that mask labels in reader threads.
         states: name -> a system with a state in the checkpoint.
 
     Raises:
@@ -43,6 +44,9 @@ class JoinedSystems:
         self.sampler = self._one_sampler()
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
+        ]
+        self.marks: Sequence[Callable[[Tensor, Columns, Tensor], Tensor]] = [
+            system.mark_labels for system in self.systems if type(system).mark_labels is not System.mark_labels
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
 

@@ -102,6 +102,7 @@ class TeachingLoader(BaseDataLoader):
         """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
+        self._marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = ()
         self._with_weights = True
 
     def follow(
@@ -110,6 +111,7 @@ class TeachingLoader(BaseDataLoader):
         *,
         before_decision: Callable[[], None] = lambda: None,
         reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
+        marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = (),
         with_weights: bool = True,
     ) -> None:
         """Return the batches of ``sampler``.
@@ -117,14 +119,18 @@ class TeachingLoader(BaseDataLoader):
         Args:
             before_decision: called before the sampler may change its state, to wait for checkpoint staging.
             reads: functions from example ids int64 [B] to further columns of the batch; called in reader threads.
+            marks: functions from example ids, inputs and labels to the labels to train on, see
+                :meth:`~titan_attent.systems.system.System.mark_labels`; called in reader threads.
             with_weights: whether the batch has the column "weight".
         """
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
-        self._with_weights = with_weights
+        self._marks, self._with_weights = marks, with_weights
 
     def _read(self, sampler: TeachingSampler, current: AnyPass, place: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *place)
         inputs, labels = self.dataset.read(ids, current.visit_key)
+        for mark in self._marks:
+            labels = mark(ids, inputs, labels)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
         return {**inputs, "example_id": ids, **columns}, labels
 

@@ -50,6 +50,9 @@ class TeachingTrainer(Trainer):
     A run can be resumed on another number of data-parallel ranks if its global batch size stays the same.
     """
 
+    num_labels: Tensor | float = 0
+    """Number of labels with a loss in the global batch of the current step."""
+
     def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
         self.loader = cast(TeachingLoader, self.dataloader)
@@ -81,6 +84,7 @@ class TeachingTrainer(Trainer):
             self.systems.sampler or self._sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
             reads=self.systems.reads,
+            marks=self.systems.marks,
             with_weights="weight" in self.systems.column_names,
         )
         if self.parallel_dims.pp_enabled:
@@ -125,6 +129,7 @@ class TeachingTrainer(Trainer):
             reader=self.loader.reader,
             step=lambda: self.step,
             served=lambda: self.loader.served,
+            num_labels=lambda: int(self.num_labels),
             forward=self.forward,
             model_parts=self.model_parts,
             loss=family_of(job_config).modality.loss(job_config),
@@ -217,7 +222,7 @@ class TeachingTrainer(Trainer):
     ) -> Tensor:
         """Run one microbatch; return the unweighted loss sum / global valid tokens, which is comparable across runs."""
         columns, seen = self._take_columns(input_dict), cast("ExampleStats | None", {})
-        systems = self.systems
+        systems, self.num_labels = self.systems, global_valid_tokens
         dims = self.parallel_dims
         # DDP averages gradients that are already divided by the token count (torchtitan #2323); FSDP sums them.
         ddp_ranks = 1 if dims.fsdp_enabled else dims.dp_replicate

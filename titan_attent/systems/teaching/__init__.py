@@ -22,5 +22,7 @@ checks.py       checks before the run
 forecast.py     log: which examples the run will train, and how often
 advice.py       warnings: plans that never select, risks of a rule, teaching that does not pay
 panels.py       the teacher's panels in the report
+spans.py        masks the labels of bad spans           pure
+span_masks.py   level = "span" as a system of a run: its checks, cut and metrics
 trace.py        which examples every step trained
 """

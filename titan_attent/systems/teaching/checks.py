@@ -14,7 +14,7 @@ from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import DataFacts
 from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.systems.teaching.config_checks import scorers_read
+from titan_attent.systems.teaching.config_checks import SPAN, scorers_read
 from titan_attent.systems.teaching.importance import reads
 
 MIN_TRUSTED, MAX_TRUSTED = 32, 2**16
@@ -166,6 +166,11 @@ def check_inputs(
     """Refuse a teacher without an input that its configuration reads; None is a missing input."""
     if config.strategy == "uniform":
         return
+    if config.level == SPAN:
+        raise ValueError(
+            f'level = "{SPAN}" with a Teacher, which selects examples: set level = "example", or mask the labels of '
+            "each batch with SpanMasker of titan_attent.systems.teaching.spans"
+        )
     needed = reads(config.importance)
     if config.scores_forward and score is None:
         raise ValueError(f'scoring = "{config.scoring}" needs a forward pass: give the teacher `score`')

@@ -38,6 +38,16 @@ class TeacherConfig:
     A rule that leaves examples out can do harm (docs/guide/choosing.md), so no rule is the default.
     """
 
+    level: str = "example"
+    """
+    What the rule decides about.
+    - "example": which examples are trained.
+    - "span": which tokens count in the loss. All examples are trained, in the uniform order; the labels of bad spans
+      are masked. A span is the tokens of one document in a window, or 64 tokens in data without an eos id inside its
+      windows. It needs ``strategy = "difference"``, ``data.unit = "window"`` and the scores of bigrams. Of the other
+      keys it reads ``scores``, ``dry_run``, ``trace`` and ``seed``. It saves no compute.
+    """
+
     importance: str = "attainment"
     """
     How an example is ranked for selection: a function of importance.py. The loss itself suits only clean or redundant

@@ -1,16 +1,26 @@
 """Checks of the values of ``[teacher]``: values out of their range, and keys that contradict each other."""
 
+from dataclasses import fields
+
 from titan_attent.foundations.checks import check_number, check_one_of
 from titan_attent.systems.teaching.config import RATIO_SCHEDULES, TeacherConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES, reads
-from titan_attent.systems.teaching.rule import DIFFERENCE, check_rule, with_rule
+from titan_attent.systems.teaching.rule import DIFFERENCE, KEYS, check_rule, with_rule
 from titan_attent.systems.teaching.strategies import STRATEGIES
+
+SPAN = "span"
+"""The value of ``level`` with which labels are masked instead of examples selected."""
+READ_WITH_SPANS = {"level", "scores", "dry_run", "trace", "seed", *KEYS}
+"""The keys that may be set with ``level = "span"``."""
 
 
 def check_config(config: TeacherConfig) -> None:
     """Raise a ValueError with the key, its value and how to fix it if a value is out of its range."""
     check_one_of("strategy", config.strategy, ("uniform", DIFFERENCE, *STRATEGIES))
+    check_one_of("level", config.level, ("example", SPAN))
     check_rule(config)
+    if config.level == SPAN:
+        _check_span_keys(config)
     config = with_rule(config)
     check_one_of("importance", config.importance, tuple(IMPORTANCES))
     check_one_of("scoring", config.scoring, ("train", "forward", "forward_once", "amateur"))
@@ -86,6 +96,23 @@ def _check_combinations(config: TeacherConfig) -> None:
         raise ValueError(
             f"[teacher] initial_ratio = {config.initial_ratio} is above final_ratio = {config.final_ratio}: the "
             "adaptive schedule moves between the two; swap them"
+        )
+
+
+def _check_span_keys(config: TeacherConfig) -> None:
+    """Refuse keys that ``level = "span"`` does not read."""
+    if config.strategy != DIFFERENCE:
+        raise ValueError(
+            f'[teacher] level = "{SPAN}" with strategy = "{config.strategy}": labels are masked by the difference of '
+            f'two scorers alone. Set strategy = "{DIFFERENCE}", or level = "example"'
+        )
+    default = TeacherConfig()
+    names = [field.name for field in fields(TeacherConfig) if field.name not in READ_WITH_SPANS]
+    if unread := [name for name in names if getattr(config, name) != getattr(default, name)]:
+        raise ValueError(
+            f'[teacher] {", ".join(unread)} with level = "{SPAN}": it does not read '
+            f"{'this key' if len(unread) == 1 else 'these keys'}, because it selects no examples. Remove "
+            f'{"it" if len(unread) == 1 else "them"}, or set level = "example"'
         )
 
 

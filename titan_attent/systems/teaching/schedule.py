@@ -52,8 +52,8 @@ MIN_GAIN = 0.1
 """If the calibrated schedule gains less than this, it leaves out nothing."""
 
 
-def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
-    """The share of the data to keep, from the share of it that scores lower than trusted text.
+def calibrated_cut(below: Sequence[int], *, num_examples: int) -> int | None:
+    """The index of the trusted score below which data is left out; None if nothing is to be left out.
 
     The cut maximises (share of the data below it) - 2 x (share of the trusted text below it). Below the cut, scores are
     less than half as frequent in trusted text as in the data, so an example with such a score is more likely something
@@ -68,7 +68,13 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
     """
     loss = WEIGHT_OF_TRUSTED / len(below)
     gain, minus_j = max((count / num_examples - loss * j, -j) for j, count in enumerate(below))
-    return 1.0 - below[-minus_j] / num_examples if gain >= MIN_GAIN else 1.0
+    return -minus_j if gain >= MIN_GAIN else None
+
+
+def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
+    """The share of the data that :func:`calibrated_cut` keeps."""
+    cut = calibrated_cut(below, num_examples=num_examples)
+    return 1.0 if cut is None else 1.0 - below[cut] / num_examples
 
 
 MIN_LIKENESS = 0.1

@@ -3,7 +3,7 @@
     loader -> example_id, weight -> weighted loss -> one loss per example -> buffer -> teacher -> loader
 
 With ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
-torchtitan's own.
+torchtitan's own. So it is with ``level = "span"``, where span_masks.py masks labels.
 
 Cost per step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes per example (12 with
 functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
@@ -31,7 +31,7 @@ from titan_attent.systems.system import Batch, Columns, DataFacts, ExampleStats,
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
 from titan_attent.systems.teaching.config import FORMER_KEYS, TeacherConfig
-from titan_attent.systems.teaching.config_checks import check_config, check_scores_named
+from titan_attent.systems.teaching.config_checks import SPAN, check_config, check_scores_named
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
 from titan_attent.systems.teaching.rule import check_rule, with_rule
@@ -51,14 +51,14 @@ class Teaching(System):
 
     @classmethod
     def is_on(cls, config: TeacherConfig) -> bool:
-        return config.strategy != "uniform"
+        return config.strategy != "uniform" and config.level != SPAN
 
     @classmethod
     def check_values(cls, config: TeacherConfig) -> None:
         check_config(config)
         if cls.is_on(config):
             check_scores_named(config)
-        if not cls.is_on(config):
+        if config.strategy == "uniform":
             warn_of_unread_keys(config)
 
     @classmethod

@@ -41,7 +41,7 @@ def fix_qwen3_heads() -> None:
     """Let qwen3's flex attention run on local heads under tensor parallelism; call before a model is built."""
     import torchtitan.models.qwen3.model.model as qwen3
 
-    class LocalHeads(qwen3.FlexAttentionWrapper):  # type: ignore[misc, name-defined]
+    class LocalHeads(qwen3.FlexAttentionWrapper):
         """Flex attention of plain tensors and of DTensors that are sharded along the heads."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,8 @@
     models/amateur, models/expert      for flavors that are trained: runs of titan_attent.train, on the data of the run
                                        and on trusted/train
     amateur/, expert/                  their losses on the data of the run, and in trusted/ below them those on
-                                       trusted/held_out: ``teacher.scores`` names the folder that holds both
+                                       trusted/held_out: ``teacher.scores`` names the folder that holds both. Models
+                                       that count also have their tables in them (scores/table.py)
     scorers.json                       the request and the duration of each stage; cost.json in amateur/ and expert/
 
 Both models are tables of counts (pair_bigram.py), or transformers: the llama3 flavors ``scorer_*``, data-parallel, with
@@ -38,6 +39,7 @@ from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
+from titan_attent.scores.table import has_table
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
@@ -140,9 +142,10 @@ class PairBuild:
         for name, counted in zip(MODELS, (self.data, trusted), strict=True):
             outputs = ((unseen, self.output / name / TRUSTED), (self.data, self.output / name))
             missing = [(data, folder) for data, folder in outputs if not (folder / SCORES_FILE).is_file()]
-            if missing:
+            losses = self.output / name
+            if missing or not has_table(losses):  # earlier versions of this package wrote none
                 model = Bigrams(counted, num=num, seed=self.run.data.seed, mesh=mesh, reader=reader, role=name)
-                self._timed(f"count for the {name}", model.count)
+                self._timed(f"count for the {name}", partial(model.count_into, losses))
                 for data, folder in missing:
                     self._timed(_scoring_stage(folder, name), partial(model.score, data, folder))
 

@@ -3,8 +3,9 @@
 Both count equally many examples, so that neither has seen more data: the expert all trusted text, the amateur a random
 sample of the data. Each rank counts its share, and the counts are summed.
 
-Cost: the sample is read once and the data twice; one all-reduce of at most 64 MiB per model. A killed command counts
-again, which takes a few seconds for 10^8 tokens, and resumes scoring where it stopped.
+Cost: the sample is read once and the data twice; one all-reduce of at most 64 MiB per model, and a file of at most
+64 MiB + 8 bytes per id (scores/table.py). A killed command counts again, which takes a few seconds for 10^8 tokens, and
+resumes scoring where it stopped.
 """
 
 import hashlib
@@ -19,8 +20,10 @@ from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.scores.bigram import NUM_BUCKETS, SMOOTHING, BigramModel
 from titan_attent.scores.stored import CROSS_ENTROPY, Scoring
+from titan_attent.scores.table import write_table
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
+from titan_attent.titan.user_errors import on_first_rank
 
 MAX_TOKENS = 2**30
 """Largest number of tokens that a model counts; its counts are int32."""
@@ -73,6 +76,11 @@ class Bigrams:
             self.model.add(input_dict["input"], labels)
         self.model.share(sharding)
 
+    def count_into(self, folder: Path) -> None:
+        """Count the sample, and write the table to ``folder``."""
+        self.count()
+        on_first_rank(lambda: write_table(folder, self.model, checkpoint_sha256=self.identity))
+
     def score(self, dataset: ScoredExamples, folder: Path) -> None:
         """Write the losses of the examples of ``dataset`` to ``folder``; resumes where a killed command stopped."""
         with fail_on_mistake():
@@ -89,14 +97,19 @@ class Bigrams:
                 batch_size=BATCH_SIZE,
             )
 
+    @property
+    def identity(self) -> str:
+        """sha256 of everything that determines the counts."""
+        fields = f"{self.dataset.stored.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS}"
+        return hashlib.sha256(fields.encode()).hexdigest()
+
     def _scoring(self, dataset: ScoredExamples) -> Scoring:
-        identity = f"{self.dataset.stored.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS}"
         return Scoring(
             **dataset.scored._asdict(),
             model="bigram",
             precision="float64",
             checkpoint=f"counts of {self.num} examples of {self.dataset.shards.path}",
-            checkpoint_sha256=hashlib.sha256(identity.encode()).hexdigest(),
+            checkpoint_sha256=self.identity,
             loss=CROSS_ENTROPY,
             role=self.role,
         )

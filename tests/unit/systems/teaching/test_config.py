@@ -38,9 +38,12 @@ UNKNOWN = [
     ("normalization", "sigmod", "sigmoid"),
     ("weighting", "inverse-probability", "inverse_probability"),
     ("weighting", True, None),
+    ("level", "spam", "span"),
+    ("level", None, None),
 ]
 
 CHOICES = {
+    "level": ["example", "span"],
     "strategy": ["uniform", "difference", "random", "hard", "soft", "threshold"],
     "ratio_schedule": ["constant", "incremental", "cosine", "adaptive", "calibrated"],
     "interval_schedule": ["fixed", "incremental"],
@@ -54,6 +57,7 @@ NEEDED = {
     "calibrated": {"importance": "cross_entropy_difference", **SCORES},
     "amateur": {"importance": "attainment", **SCORES},
     "difference": SCORES,
+    "span": {"strategy": "difference", **SCORES},
 }
 
 OUT_OF_RANGE = [
