@@ -108,7 +108,7 @@ class DocumentDataset(Dataset):
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], tokens that an example takes in a window."""
-        return self.table.locate(ids).lengths
+        return self.table.lengths(ids)
 
     def length_sample(self, size: int) -> np.ndarray:
         """int64 [size], lengths of examples at equal distances in the order of all lengths."""
