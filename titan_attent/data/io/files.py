@@ -93,6 +93,7 @@ class OpenFiles:
             ValueError, OSError: as :meth:`read_into`.
         """
         size, values, last = numbers.itemsize, memoryview(numbers), list[int]()
+        append, preadv = last.append, os.preadv
         buffer = memoryview(numbers.view(np.uint8))
         recent: dict[str, _OpenFile] = {}
         for name, offset, first, stop in parts:
@@ -103,12 +104,12 @@ class OpenFiles:
                 file = recent[name] = self._get(name)
             part = buffer[first * size : stop * size]
             try:
-                count = os.preadv(file.descriptor, (part,), offset)
+                count = preadv(file.descriptor, (part,), offset)
             except OSError:
                 count = -1
             if count != len(part):
                 self.read_into(part, name=name, offset=offset)  # reads again, and names the file in its errors
-            last.append(values[stop - 1])
+            append(values[stop - 1])
         return last
 
     def _get(self, name: str) -> _OpenFile:

@@ -131,22 +131,31 @@ class SpanTable:
         if not len(ids):
             return np.zeros(0, dtype=np.int64)
         documents = self._read(ids)
-        number, offset, is_found = documents.find(ids, seq_len=self.seq_len)
+        spans, is_found = documents.locate(ids, seq_len=self.seq_len)
         self._check(is_found)
         # A new tuple: other threads may iterate over the old one.
         self._kept = (*self._kept, documents)[-_KEPT:]
-        return np.minimum(self.seq_len, documents.lengths[number] - offset)
+        return spans.lengths
 
     def locate(self, ids: np.ndarray) -> Spans:
         """int64 [n], each in [0, num_examples) -> where they are; one short read per run that is not in memory."""
-        spans = Spans(*np.empty((4, len(ids)), dtype=np.int64))
-        missing = np.arange(len(ids))
-        for documents in reversed(self._kept):
-            if not len(missing):
+        kept = self._kept
+        for documents in reversed(kept):
+            spans, is_found = documents.locate(ids, seq_len=self.seq_len)
+            if is_found.all():
                 return spans
-            missing = missing[~self._fill(spans, missing, documents, ids)]
-        if len(missing):
-            self._check(self._fill(spans, missing, self._read(ids[missing]), ids))
+            if is_found.any():
+                break
+        if not len(ids):
+            return Spans(*np.empty((4, 0), dtype=np.int64))
+        if not kept or not is_found.any():
+            spans, is_found = self._read(ids).locate(ids, seq_len=self.seq_len)
+            self._check(is_found)
+            return spans
+        # Some are in memory, where one block ends and the next begins.
+        rest = self.locate(ids[~is_found])
+        for column, others in zip(spans, rest, strict=True):
+            column[~is_found] = others
         return spans
 
     def _check(self, is_found: np.ndarray) -> None:
@@ -155,17 +164,6 @@ class SpanTable:
                 f"{self.shards.path}: the ends of its documents are not those of the start of this run: a file was "
                 "replaced. Copy the data set again"
             )
-
-    def _fill(self, spans: Spans, slots: np.ndarray, documents: "_Documents", ids: np.ndarray) -> np.ndarray:
-        """Fill in ``spans`` at those ``slots`` whose example is in ``documents``; bool [n], which of them are."""
-        number, offset, is_found = documents.find(ids[slots], seq_len=self.seq_len)
-        slots, number, offset = slots[is_found], number[is_found], offset[is_found]
-        series = np.searchsorted(documents.series, number, side="right") - 1
-        spans.shards[slots] = documents.shards[series]
-        spans.starts[slots] = documents.starts[number] + offset
-        spans.lengths[slots] = np.minimum(self.seq_len, documents.lengths[number] - offset)
-        spans.documents[slots] = documents.documents[series] + number
-        return is_found
 
     def _read(self, ids: np.ndarray) -> "_Documents":
         """The documents of all runs of ``ids``, int64 [n > 0]. One read per series of neighbouring runs in a shard."""
@@ -218,11 +216,15 @@ class _Documents(NamedTuple):
     shards: np.ndarray
     documents: np.ndarray
 
-    def find(self, ids: np.ndarray, *, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 [n], ids -> (slots of their documents, pairs of the document before the example, whether it is in one).
-
-        int64, int64 and bool [n] each; the first two mean nothing where the last is false.
-        """
+    def locate(self, ids: np.ndarray, *, seq_len: int) -> tuple[Spans, np.ndarray]:
+        """int64 [n], ids -> where they are, and bool [n], whether they are in these documents; where not, any span."""
         slots = np.maximum(np.searchsorted(self.examples, ids, side="right") - 1, 0)
-        offsets = (ids - self.examples[slots]) * seq_len
-        return slots, offsets, (offsets >= 0) & (offsets < self.lengths[slots])
+        offsets, lengths = (ids - self.examples[slots]) * seq_len, self.lengths[slots]
+        series = np.searchsorted(self.series, slots, side="right") - 1
+        spans = Spans(
+            self.shards[series],
+            self.starts[slots] + offsets,
+            np.minimum(seq_len, lengths - offsets),
+            self.documents[series] + slots,
+        )
+        return spans, (offsets >= 0) & (offsets < lengths)
