@@ -9,10 +9,15 @@ import os
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 HASH_BLOCK = 8 * 2**20
 """Bytes per read when hashing: large enough for full disk speed, small enough for many ranks."""
+_RECENT = 16
+"""Files that one thread keeps open at most, beyond the limit, until it has read its parts."""
 
 
 def open_file_limit() -> int:
@@ -75,6 +80,37 @@ class OpenFiles:
                     "to be read: it was truncated or replaced; copy the data set again"
                 )
             done += count
+
+    def read_parts(self, numbers: np.ndarray, parts: Iterable[tuple[str, int, int, int]]) -> list[int]:
+        """Fill ``numbers[first:stop]`` for each part (name, offset in bytes, first, stop), one after the other.
+
+        Faster than :meth:`read_into` for many parts: the files of the last parts are at hand.
+
+        Returns:
+            The last number of each part, as read, since a later part may overwrite it.
+
+        Raises:
+            ValueError, OSError: as :meth:`read_into`.
+        """
+        size, values, last = numbers.itemsize, memoryview(numbers), list[int]()
+        append, preadv = last.append, os.preadv
+        buffer = memoryview(numbers.view(np.uint8))
+        recent: dict[str, _OpenFile] = {}
+        for name, offset, first, stop in parts:
+            file = recent.get(name)
+            if file is None:
+                if len(recent) == _RECENT:
+                    recent.clear()
+                file = recent[name] = self._get(name)
+            part = buffer[first * size : stop * size]
+            try:
+                count = preadv(file.descriptor, (part,), offset)
+            except OSError:
+                count = -1
+            if count != len(part):
+                self.read_into(part, name=name, offset=offset)  # reads again, and names the file in its errors
+            append(values[stop - 1])
+        return last
 
     def _get(self, name: str) -> _OpenFile:
         with self._lock:

@@ -108,7 +108,7 @@ class DocumentDataset(Dataset):
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], tokens that an example takes in a window."""
-        return self.table.locate(ids).lengths
+        return self.table.lengths(ids)
 
     def length_sample(self, size: int) -> np.ndarray:
         """int64 [size], lengths of examples at equal distances in the order of all lengths."""
@@ -179,28 +179,38 @@ class DocumentDataset(Dataset):
         rows = ids.view(len(ids), -1).numpy()
         if rows.size and rows.min() < 0:
             raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
-        eos_id = self.shards.tokenizer_info["eos_id"]
-        inputs = np.full((len(rows), self.seq_len), eos_id, dtype=np.int64)
-        labels = np.full((len(rows), self.seq_len), IGNORE_INDEX, dtype=np.int64)
-        index = np.zeros((len(rows), self.seq_len), dtype=np.int64)
-        row_of, place = np.nonzero(rows < self.num_examples)
-        spans = self.table.locate(rows[row_of, place])
+        row_of, number = np.nonzero(rows < self.num_examples)
+        spans = self.table.locate(rows[row_of, number])
         firsts = _first_tokens(row_of, spans)
-        if len(firsts) and (firsts + spans.lengths).max() > self.seq_len:
+        stops = firsts + spans.lengths
+        if len(firsts) and stops.max() > self.seq_len:
             raise IndexError(f"{self.shards.path}: the examples of a row are longer than {self.seq_len} tokens")
-        for row, number, first, shard, start, length in zip(
-            *(column.tolist() for column in (row_of, place, firsts, *spans[:3])), strict=True
-        ):
-            tokens = self.shards.read_span(shard, start, start + length + 1)
-            inputs[row, first : first + length], labels[row, first : first + length] = tokens[:-1], tokens[1:]
-            index[row, first:] = number
-            if self.shards.has_mask:
-                counts = self.shards.read_mask(shard, start + 1, start + length + 1)
-                labels[row, first : first + length][~counts] = IGNORE_INDEX
+        # A row and the last label. The next example overwrites the last label of the one before.
+        width = self.seq_len + 1
+        tokens = np.empty((len(rows), width), dtype=self.shards.dtype)
+        last = self.shards.read_spans(spans.shards, spans.starts, spans.lengths + 1, tokens, row_of * width + firsts)
+        inputs, labels = np.empty((2, len(rows), self.seq_len), dtype=np.int64)
+        inputs[:], labels[:] = tokens[:, :-1], tokens[:, 1:]
+        labels[row_of, stops - 1] = last
+        if self.shards.has_mask:
+            self._mask(labels, row_of, firsts, spans)
+        ends = np.zeros(len(rows), dtype=np.int64)
+        ends[row_of] = stops  # of a row's examples, the last assignment stays
+        eos_id = self.shards.tokenizer_info["eos_id"]
+        for row, end in enumerate(ends.tolist()):
+            inputs[row, end:], labels[row, end:] = eos_id, IGNORE_INDEX
         batch = {"input": torch.from_numpy(inputs)}
         if ids.ndim == 2:
-            batch["example_index"] = torch.from_numpy(index)
+            batch["example_index"] = torch.from_numpy(_example_index(row_of, number, spans.lengths, ends, self.seq_len))
         return batch, torch.from_numpy(labels)
+
+    def _mask(self, labels: np.ndarray, row_of: np.ndarray, firsts: np.ndarray, spans: Spans) -> None:
+        """Set the labels that do not count to ``IGNORE_INDEX``."""
+        for row, first, shard, start, length in zip(
+            *(column.tolist() for column in (row_of, firsts, *spans[:3])), strict=True
+        ):
+            counts = self.shards.read_mask(shard, start + 1, start + length + 1)
+            labels[row, first : first + length][~counts] = IGNORE_INDEX
 
 
 MAX_SCORED_TOKENS = 2**16
@@ -275,3 +285,15 @@ def _first_tokens(rows: np.ndarray, spans: Spans) -> np.ndarray:
     before = np.cumsum(spans.lengths) - spans.lengths
     is_first = np.concatenate(([True], rows[1:] != rows[:-1]))
     return before - np.repeat(before[is_first], np.diff(np.append(np.flatnonzero(is_first), len(rows))))
+
+
+def _example_index(
+    rows: np.ndarray, numbers: np.ndarray, lengths: np.ndarray, ends: np.ndarray, seq_len: int
+) -> np.ndarray:
+    """int64 [B, L], the number within its row of each token's example; padding has that of the last one, or 0."""
+    counts = np.append(lengths, seq_len - ends)
+    values = np.append(numbers, np.zeros(len(ends), dtype=np.int64))
+    owners = np.append(rows, np.arange(len(ends)))
+    values[len(rows) + rows] = numbers  # the padding of a row: the last assignment stays
+    order = np.argsort(owners, kind="stable")
+    return np.repeat(values[order], counts[order]).reshape(len(ends), seq_len)

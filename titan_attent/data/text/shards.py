@@ -193,6 +193,25 @@ class TokenShards:
         self._check_range(entry, "tokens", start, stop, entry.num_tokens)
         return self._read(entry.file, start, stop, self.dtype).astype(np.int64)
 
+    def read_spans(
+        self, shards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, slots: np.ndarray
+    ) -> np.ndarray:
+        """Read spans of shards into ``tokens``, one positioned read each. The caller must check the bounds.
+
+        Args:
+            shards, starts, lengths: int64 [n], numbers of the shards, and first tokens and lengths of the spans.
+            tokens: the tokens, contiguous, of the dtype on disk.
+            slots: int64 [n], where each span begins in the flat ``tokens``. A span overwrites earlier ones.
+
+        Returns:
+            The last token of each span, [n].
+        """
+        flat = tokens.reshape(-1)
+        columns = shards, starts * self.dtype.itemsize, slots, slots + lengths
+        names = [self.index.shards[number].file for number in columns[0].tolist()]
+        parts = zip(names, *(column.tolist() for column in columns[1:]), strict=True)
+        return np.array(self._files.read_parts(flat.view(f"<u{self.dtype.itemsize}"), parts), dtype=self.dtype)
+
     def read_mask(self, shard: int, start: int, stop: int) -> np.ndarray:
         """Whether the tokens [start, stop) of a shard count as labels, bool [T]; all do if there is no mask.
 

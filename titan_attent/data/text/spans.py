@@ -9,7 +9,8 @@ The documents of a shard are cut into runs of 256. The table holds the first exa
 its run is looked up there, and the ends of the run's documents are one short read.
 
 Cost: making the table reads 4 bytes per document, shared by the ranks (:func:`count_examples`). The table is 8 bytes
-per 256 documents on every rank, 312 MB for 10^10 documents. Locating ids is one read of about 1 KB per run.
+per 256 documents on every rank, 312 MB for 10^10 documents. Locating ids is one read of about 1 KB per run, and none
+for those of a block that was packed shortly before.
 """
 
 from collections.abc import Iterable
@@ -17,12 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from titan_attent.data.text.document_files import END_DTYPE
 from titan_attent.data.text.shards import TokenShards
 
 RUN = 256
 """Documents of a run."""
 _AT_ONCE = RUN * 4096
 """Documents whose ends are read at once, 4 MiB."""
+_KEPT = 3
+"""Calls of :meth:`SpanTable.lengths` whose documents stay in memory: as many as packed blocks (plan/packed.py)."""
 
 
 class Spans(NamedTuple):
@@ -107,6 +111,7 @@ class SpanTable:
         ).astype(np.int64)
         self._firsts = np.concatenate(([0], np.cumsum(counts)))
         self.num_examples = int(self._firsts[-1])
+        self._kept: tuple[_Documents, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -117,32 +122,109 @@ class SpanTable:
         """The id of the first example whose document is in ``shard`` or a later one."""
         return int(self._firsts[self._first_run[shard]])
 
-    def locate(self, ids: np.ndarray) -> Spans:
-        """int64 [n], each in [0, num_examples) -> where they are; one short read per run."""
-        runs, inverse = np.unique(np.searchsorted(self._firsts, ids, side="right") - 1, return_inverse=True)
-        columns = np.empty((4, len(ids)), dtype=np.int64)
-        order = np.argsort(inverse, kind="stable")
-        bounds = np.searchsorted(inverse[order], np.arange(len(runs) + 1))
-        for number, run in enumerate(runs.tolist()):
-            members = order[bounds[number] : bounds[number + 1]]
-            columns[:, members] = self._in_run(run, ids[members])
-        return Spans(*columns)
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [n], ids -> int64 [n], the lengths of :meth:`locate`.
 
-    def _in_run(self, run: int, ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        shard = int(np.searchsorted(self._first_run, run, side="right")) - 1
-        first = (run - int(self._first_run[shard])) * RUN
-        stop = min(first + RUN, self.shards.num_documents_of(shard))
-        ends = self.shards.document_ends(shard, max(first - 1, 0), stop)  # with the end before the run's first document
-        starts = ends[:-1] if first else np.concatenate(([0], ends[:-1]))
-        ends = ends[1:] if first else ends
-        num_pairs = ends - starts - 1
-        examples = np.concatenate(([0], np.cumsum(-(-num_pairs // self.seq_len))))
-        offsets = ids - self._firsts[run]
-        documents = np.searchsorted(examples, offsets, side="right") - 1
-        skipped = (offsets - examples[documents]) * self.seq_len
-        return (
-            np.full(len(ids), shard),
-            starts[documents] + skipped,
-            np.minimum(self.seq_len, num_pairs[documents] - skipped),
-            self._first_document[shard] + first + documents,
+        The documents of these runs stay in memory, 16 bytes per document, until ``_KEPT`` more calls. So the examples
+        of a block, whose lengths are needed to pack it, are located without another read.
+        """
+        if not len(ids):
+            return np.zeros(0, dtype=np.int64)
+        documents = self._read(ids)
+        spans, is_found = documents.locate(ids, seq_len=self.seq_len)
+        self._check(is_found)
+        # A new tuple: other threads may iterate over the old one.
+        self._kept = (*self._kept, documents)[-_KEPT:]
+        return spans.lengths
+
+    def locate(self, ids: np.ndarray) -> Spans:
+        """int64 [n], each in [0, num_examples) -> where they are; one short read per run that is not in memory."""
+        kept = self._kept
+        for documents in reversed(kept):
+            spans, is_found = documents.locate(ids, seq_len=self.seq_len)
+            if is_found.all():
+                return spans
+            if is_found.any():
+                break
+        if not len(ids):
+            return Spans(*np.empty((4, 0), dtype=np.int64))
+        if not kept or not is_found.any():
+            spans, is_found = self._read(ids).locate(ids, seq_len=self.seq_len)
+            self._check(is_found)
+            return spans
+        # Some are in memory, where one block ends and the next begins.
+        rest = self.locate(ids[~is_found])
+        for column, others in zip(spans, rest, strict=True):
+            column[~is_found] = others
+        return spans
+
+    def _check(self, is_found: np.ndarray) -> None:
+        if not is_found.all():
+            raise ValueError(
+                f"{self.shards.path}: the ends of its documents are not those of the start of this run: a file was "
+                "replaced. Copy the data set again"
+            )
+
+    def _read(self, ids: np.ndarray) -> "_Documents":
+        """The documents of all runs of ``ids``, int64 [n > 0]. One read per series of neighbouring runs in a shard."""
+        runs = np.unique(np.searchsorted(self._firsts, ids, side="right") - 1)
+        shards = np.searchsorted(self._first_run, runs, side="right") - 1
+        is_first = np.ones(len(runs), dtype=bool)
+        is_first[1:] = (np.diff(runs) != 1) | (np.diff(shards) != 0)
+        slots = np.flatnonzero(is_first)
+        runs, shards, num_runs = runs[slots], shards[slots], np.diff(np.append(slots, len(runs)))
+        firsts = (runs - self._first_run[shards]) * RUN
+        starts, ends = list[np.ndarray](), list[np.ndarray]()
+        for shard, first, num in zip(shards.tolist(), firsts.tolist(), num_runs.tolist(), strict=True):
+            stop = min(first + num * RUN, self.shards.num_documents_of(shard))
+            bounds = self.shards.document_ends(shard, max(first - 1, 0), stop)
+            if first == 0:  # otherwise the first number is the end before the series
+                bounds = np.concatenate(([0], bounds))
+            starts.append(bounds[:-1])
+            ends.append(bounds[1:])
+        sizes = np.array([len(one) for one in ends])
+        series, start = np.cumsum(sizes) - sizes, np.concatenate(starts)
+        lengths = np.concatenate(ends) - start - 1
+        counts = -(-lengths // self.seq_len)
+        before = np.cumsum(counts) - counts
+        return _Documents(
+            examples=before + np.repeat(self._firsts[runs] - before[series], sizes),
+            starts=start.astype(END_DTYPE),
+            lengths=lengths.astype(END_DTYPE),
+            series=series,
+            shards=shards,
+            documents=self._first_document[shards] + firsts - series,
         )
+
+
+class _Documents(NamedTuple):
+    """The documents of some runs, D in all, in S series of neighbouring runs.
+
+    Attributes:
+        examples: int64 [D], the first example of each document; rises, but not strictly.
+        starts: uint32 [D], the first token, from the start of the shard.
+        lengths: uint32 [D], pairs of each document.
+        series: int64 [S], the slot of the first document of each series.
+        shards: int64 [S], the shard of each series.
+        documents: int64 [S], the number in the data set of a document of the series, less its slot.
+    """
+
+    examples: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    series: np.ndarray
+    shards: np.ndarray
+    documents: np.ndarray
+
+    def locate(self, ids: np.ndarray, *, seq_len: int) -> tuple[Spans, np.ndarray]:
+        """int64 [n], ids -> where they are, and bool [n], whether they are in these documents; where not, any span."""
+        slots = np.maximum(np.searchsorted(self.examples, ids, side="right") - 1, 0)
+        offsets, lengths = (ids - self.examples[slots]) * seq_len, self.lengths[slots]
+        series = np.searchsorted(self.series, slots, side="right") - 1
+        spans = Spans(
+            self.shards[series],
+            self.starts[slots] + offsets,
+            np.minimum(seq_len, lengths - offsets),
+            self.documents[series] + slots,
+        )
+        return spans, (offsets >= 0) & (offsets < lengths)
