@@ -1,6 +1,7 @@
 """Documents as examples: spans.py and document_examples.py against plain Python lists of documents."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,35 @@ def test_a_copy_in_another_process_reads_the_same(data: Path) -> None:
     ids = torch.arange(5)
     assert torch.equal(copy.read(ids)[1], dataset.read(ids)[1])
     assert copy.stored.fingerprint == dataset.stored.fingerprint != dataset.shards.fingerprint
+
+
+def test_examples_are_located_alike_from_memory_and_from_the_files(data: Path) -> None:
+    fresh, used = DocumentDataset(data, seq_len=16), DocumentDataset(data, seq_len=16)
+    ids = np.random.default_rng(2).permutation(len(fresh))
+    for kept in (ids[:5], ids[: len(ids) // 3], np.arange(0), ids[ids < 300], ids[ids > 900]):
+        assert np.array_equal(used.lengths(kept), fresh.table.locate(kept).lengths)
+        for some in (ids, ids[:1], ids[:0], ids[40:80]):  # in memory, in part, and not
+            for column, expected in zip(used.table.locate(some), fresh.table.locate(some), strict=True):
+                assert np.array_equal(column, expected)
+
+
+def test_a_run_in_memory_is_not_read_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = DocumentDataset(data, seq_len=16)
+    dataset.lengths(np.arange(100, 200))
+    monkeypatch.setattr(TokenShards, "document_ends", lambda *args: pytest.fail("read"))
+    dataset.table.locate(np.arange(199, 99, -1))
+
+
+def test_a_shard_that_was_cut_short_is_named(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    dataset = DocumentDataset(copy, seq_len=16)
+    ids = torch.arange(len(dataset))
+    name = dataset.location(0)["shard"]
+    with open(copy / name, "r+b") as file:
+        file.truncate(10)
+    with pytest.raises(ValueError, match=f"{name}: ends at byte 10"):
+        dataset.read(ids[:100])
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        DocumentDataset(TokenShards(copy, check_sizes=False), seq_len=16).read(ids[:100])
