@@ -1,5 +1,6 @@
 """Documents as examples: spans.py and document_examples.py against plain Python lists of documents."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -190,3 +191,24 @@ def test_a_shard_that_was_cut_short_is_named(data: Path, tmp_path: Path) -> None
     (copy / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         DocumentDataset(TokenShards(copy, check_sizes=False), seq_len=16).read(ids[:100])
+
+
+def test_labels_that_do_not_count_are_ignored_in_packed_rows(tmp_path: Path) -> None:
+    pairs = ({"prompt": "p" * (i % 9 + 1), "completion": "c" * (i % 5 + 1)} for i in range(80))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    options = {"tokenizer": "train:260", "prompt_key": "prompt", "completion_key": "completion"}
+    write_dataset([tmp_path / "pairs.jsonl"], output=tmp_path / "data", shard_tokens=100, **options)  # type: ignore[arg-type]
+    dataset = DocumentDataset(tmp_path / "data", seq_len=64)
+    assert dataset.shards.has_mask
+    one = Packer(dataset, batch_size=2).full_pass((0, 0, 0))
+    ids = one.ids(0, one.num_batches)
+    _, labels = dataset.read(ids)
+    for row, row_ids in zip(labels.tolist(), ids.tolist(), strict=True):
+        expected: list[int] = []
+        for i in (i for i in row_ids if i < len(dataset)):
+            (shard,), (start,), (length,), _ = (c.tolist() for c in dataset.table.locate(np.array([i])))
+            tokens = dataset.shards.read_span(shard, start + 1, start + length + 1)
+            counts = dataset.shards.read_mask(shard, start + 1, start + length + 1)
+            expected += np.where(counts, tokens, IGNORE_INDEX).tolist()
+        assert row == expected + [IGNORE_INDEX] * (64 - len(expected))
+    assert (labels == IGNORE_INDEX).float().mean() > 0.3
