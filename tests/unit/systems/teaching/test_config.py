@@ -118,7 +118,7 @@ def test_the_defaults_are_good_and_teach_nothing():
 def test_good_values(key, value):
     needed = NEEDED.get(value, {}) if isinstance(value, str) else {}
     # The default schedule swaps nothing: a final ratio below the initial one is another test's.
-    schedule = {} if key == "ratio_schedule" or value == "difference" else {"ratio_schedule": "constant"}
+    schedule = {} if key == "ratio_schedule" or value in ("difference", "span") else {"ratio_schedule": "constant"}
     strategy = {} if key == "strategy" else {"strategy": "hard"}
     config = TeacherConfig(**{key: value} | strategy | schedule | needed)
     check_config(config)
