@@ -169,6 +169,20 @@ def test_a_state_of_other_shards_is_not_used(new: Path, old: Path, name: str) ->
     assert contents(old) == contents(new)
 
 
+@pytest.mark.parametrize("change", ["the fingerprint", "more shards"])
+def test_a_state_of_another_data_set_is_not_used(new: Path, old: Path, change: str) -> None:
+    """Equal tokens with another tokenizer have another fingerprint, and other documents."""
+    index = json.loads((new / "index.json").read_text())
+    for path in new.glob("*.documents"):
+        shutil.copy2(path, old)
+    shards = [{**shard, "documents_sha256": "0" * 64} for shard in index["shards"]]
+    state = {"fingerprint": index["fingerprint"], "shards": shards}
+    state |= {"fingerprint": "0" * 64} if change == "the fingerprint" else {"shards": [*shards, shards[0]]}
+    (old / boundaries.STATE_FILE).write_text(json.dumps(state))
+    add_documents(old)
+    assert contents(old) == contents(new)
+
+
 # What is refused: one message, and the data set stays as it was.
 
 
