@@ -15,11 +15,11 @@ The packages, in the order of the data flow; the docstring of each lists its mod
     systems/       extensions of the training step: teaching (selects examples), freezing (skips gradients of modules),
                    highway (approximates the backward pass)
     titan/         torchtitan's Trainer with the systems, its loader, validator and metrics; checks; patches
-    report/        a table and curves of runs, and the steps, compute and time that one saved against another
+    report/        a table and curves of runs, and what one run saved against another in steps, compute and time
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
-    train.py, score.py, scorers.py   the commands
-    job_config.py                    the TOML sections; the dataclass of each is in the package that reads it
+    train.py, score.py   the commands; scorers.py is a former name, which only names its successor
+    job_config.py        the TOML sections; the dataclass of each is in the package that reads it
 
 Only ``titan/`` imports torchtitan; the other packages work in any PyTorch loop.
 """

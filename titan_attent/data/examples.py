@@ -1,7 +1,7 @@
 """The interface of a data set of any modality: numbered examples, read by their ids.
 
-Implemented for text by windows of tokens (text/shards.py), and for images with their labels by
-models/vision/examples.py.
+Implemented for text by windows of tokens (text/shards.py) and by spans of documents (text/document_examples.py), and
+for images with their labels by models/vision/examples.py.
 """
 
 from collections.abc import Iterable
@@ -29,10 +29,10 @@ class Stored(Protocol):
 
 
 class ScoredData(NamedTuple):
-    """What a folder of scores and the examples of a run must share.
+    """The facts that must be equal for a folder of scores and the examples of a run.
 
     Attributes:
-        data_fingerprint: of the data set.
+        data_fingerprint: fingerprint of the data set.
         seq_len: tokens of an example, the side of an image; 0 where whole documents are scored, for any length.
         num_examples: the number of scores.
     """
@@ -48,8 +48,8 @@ class Examples(Protocol):
     Attributes:
         seq_len: the size of an example: tokens per window, or pixels per image side.
         columns: names of the tensors of a training batch that the model does not read. Mixed images have
-            ``other_label`` and ``share``, which their loss reads, and ``other_id``, the second id the loss is recorded
-            under.
+            ``other_label`` and ``share``, which their loss reads, and ``other_id``, the id of the second image, whose
+            loss is recorded, too.
     """
 
     seq_len: int
@@ -64,11 +64,11 @@ class Examples(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Rows of batches that all examples fill: one per example, or fewer where several are packed into a row."""
+        """Number of rows that all examples fill: one per example, or fewer if several are packed into a row."""
 
     @property
     def scored(self) -> ScoredData:
-        """The data as scores on disk name it."""
+        """The facts of the data that scores on disk record."""
 
     @property
     def chance_loss(self) -> float:
@@ -76,7 +76,7 @@ class Examples(Protocol):
 
     @property
     def sources(self) -> list[tuple[str, int]]:
-        """Spans of examples of one data source: its name and its first example id, ascending from 0."""
+        """(source name, first example id) of each span of examples of one data source, ascending from 0."""
 
     def __len__(self) -> int: ...
 

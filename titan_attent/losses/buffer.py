@@ -7,9 +7,9 @@ and context parallel peers hold equal copies of a shard. Before the exchange, th
 along each such mesh dimension. So all ranks receive the losses of the last pipeline stage, and no rounding can make
 their decisions differ.
 
-Cost: state of 20 bytes per example / ranks; 16 bytes per trained example on the wire, received by every rank. With
-functional gradients 4 and 8 bytes more, with shares 24 (36 with gradients) and 8 bytes more. The write sorts the
-gathered records twice (not the data set).
+Cost: the state takes 20 bytes per example, divided over the ranks. Every rank receives 16 bytes per trained example.
+Functional gradients add 4 bytes of state and 8 received bytes; shares add 24 (36 with gradients) and 8. The write sorts
+the gathered records twice (not the data set).
 
 Several records of one example are applied in (exchange, step, global row) order, so the result does not depend on the
 number of ranks. Where examples are trained as shares of mixtures (``with_shares``), all records of an example in a
@@ -44,7 +44,7 @@ class LossBuffer:
         device: the device of the shard, which is the training device; by default the mesh's, or the CPU without a mesh.
         flush_every: steps between two exchanges.
         with_gradient: also keep the norm of the functional gradient.
-        with_shares: every record has the share of the example in the mixture that was trained.
+        with_shares: every record holds the share of the example in the trained mixture.
         window: receives every training loss when it is exchanged, for weights computed from the loss.
         replica_sources: (mesh, rank) of each further one-dimensional mesh whose ranks record the same examples. The
             records of that local rank count; under a pipeline, the rank of the last stage.
@@ -78,7 +78,7 @@ class LossBuffer:
         self.device = torch.device(device or ("cpu" if mesh is None else mesh.device_type))
         self.flush_every = flush_every
         self.replica_sources = tuple(replica_sources)
-        # One slot more than the shard, for writes of other ranks' ids: so no shape depends on the data.
+        # One slot more than the shard: it takes the writes of other ranks' ids, so no shape depends on the data.
         slots = self.sharding.num_local + 1
         self._state = {
             "loss": torch.zeros(slots, dtype=torch.float32, device=self.device),
@@ -136,12 +136,12 @@ class LossBuffer:
             gradients: [B] norms of the functional gradient; required with ``with_gradient``.
             shares: [B], in [0, 1]; required with ``with_shares``. Not used for scores, which are of whole examples.
             trained: True counts as a visit; False is a score from a forward pass. If it differs from that of the
-                pending records, those are exchanged first, which is a collective. So they are with shares if the
-                window of the step differs.
+                pending records, those are exchanged first, which is a collective. With shares, the same happens if
+                ``step`` is in another window.
         """
         if example_ids.shape != losses.shape or example_ids.ndim != 1:
             raise ValueError(
-                f"example_ids {tuple(example_ids.shape)} and losses {tuple(losses.shape)} must be equal [B]: "
+                f"example_ids {tuple(example_ids.shape)} and losses {tuple(losses.shape)} must have one shape [B]: "
                 "record one loss for each example of the batch"
             )
         ids = example_ids.to(self.device, torch.int64)

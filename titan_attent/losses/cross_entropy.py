@@ -22,7 +22,7 @@ from titan_attent.foundations.checks import check_number
 from titan_attent.losses.folding import ExampleLosses, check_fold, finish, fold
 
 IGNORE_INDEX = -100
-"""The label of tokens without a loss; the value of torch and torchtitan."""
+"""The label of tokens without a loss; torch and torchtitan use the same value."""
 
 
 class WeightedLoss(Protocol):
@@ -116,9 +116,8 @@ def weighted_cross_entropy(
 
     Args:
         logits, labels, label_smoothing, example_index: as in :func:`per_example_cross_entropy`.
-        weights_N: fp32 [N], importance weights; weights of 1 give torchtitan's loss. Their number is the number of
-            examples.
-        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
+        weights_N: fp32 [N], importance weights; weights of 1 give torchtitan's loss. N is the number of examples.
+        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read only with ``temperature``.
         with_gradient: also measure the functional gradient; compiled, in the same two passes over the logits.
         temperature: multiply the weights by weights computed from the losses (window.py).
 

@@ -56,12 +56,12 @@ def fold(values: Tensor, example_index: Tensor | None, *, num_examples: int) -> 
 
 
 @torch.library.custom_op("titan_attent::of_tokens", mutates_args=())
-def _of_tokens(values_N: Tensor, example_index: Tensor) -> Tensor:
-    """The value of each token's example. Opaque to a compiler, which would otherwise gather it again per logit."""
+def _spread_to_tokens(values_N: Tensor, example_index: Tensor) -> Tensor:
+    """The value of each token's example. Opaque to the compiler, which would otherwise repeat the gather per logit."""
     return values_N[example_index]
 
 
-@_of_tokens.register_fake
+@_spread_to_tokens.register_fake
 def _(values_N: Tensor, example_index: Tensor) -> Tensor:
     return values_N.new_empty(example_index.shape)
 
@@ -79,7 +79,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
         (example_index,) = ctx.saved_tensors
-        return _of_tokens(grad_N, example_index), None, None
+        return _spread_to_tokens(grad_N, example_index), None, None
 
 
 def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: int | None) -> int:
@@ -134,7 +134,7 @@ def finish(
         token_losses: fp32, with as many elements as ``valid``, differentiable; 0 where a token is not valid.
         valid: bool [B, L], or with ``example_index`` [T] or [B, L]: whether the label of a token counts.
         weights_N: fp32 [N].
-        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read with ``temperature`` only.
+        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read only with ``temperature``.
         squared_norms: fp32, squared norm of each token's functional gradient, detached; None if not measured. Not read
             where a token is not valid.
         temperature: multiply the weights by weights computed from the losses (window.py).

@@ -11,11 +11,11 @@ from titan_attent.report.saving import Measure, final, measures_of
 NAMED_SETTINGS = {
     *("model", "global batch", "tokens of an example", "optimizer.lr", "debug.seed", "data.seed", "training.steps")
 }
-"""Recorded settings that are named where two runs differ in them."""
+"""Recorded settings that the line names if two runs differ in them."""
 
 
 def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """What ``run`` saved against ``first`` at its final validation loss; for accuracies, also where both runs ended."""
+    """What ``run`` saved against ``first`` at its final validation loss; for accuracies also both final values."""
     measures = measures_of([first, run])[::-1]
     comparisons = [(measure, compare(first, run, measure)) for measure in measures]
     ends = (_ends(first, run, measure) for measure in measures if measure.rises)

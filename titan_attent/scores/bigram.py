@@ -1,4 +1,4 @@
-"""A bigram model: the smallest scorer. It counts pairs of tokens instead of training weights.
+"""A bigram model: the smallest scorer. It counts pairs of tokens; it has no trained weights.
 
     p(w | h) = (c(h, w) + S p(w)) / (c(h) + S)        p(w) = (c(w) + 1/2) / (N + V/2)
 
@@ -26,7 +26,7 @@ from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 NUM_BUCKETS = 2**24
-"""Counts of pairs that a model holds at most; with more possible pairs they are hashed."""
+"""Maximum number of pair counts in a model; if there are more possible pairs, they are hashed."""
 SMOOTHING = 100.0
 MAX_IDS = 2**24
 """Largest vocabulary: the tables of single ids take 24 bytes per id."""
@@ -62,7 +62,7 @@ class BigramModel:
         self.labels = torch.zeros(vocab_size, dtype=torch.int32)
 
     def add(self, inputs: Tensor, labels: Tensor) -> None:
-        """Count each label after its input; int64, of one shape. Ignored labels do not count.
+        """Count each label after its input; both int64, of the same shape. Ignored labels do not count.
 
         All calls must come before the first call of :meth:`losses`.
         """
@@ -94,10 +94,10 @@ class BigramModel:
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
         """fp64 [V] each: S p(w) and ln(c(h) + S), from the counts at the first call."""
-        alone = (self.labels.double() + 0.5) / (float(self.labels.sum()) + 0.5 * self.vocab_size)
-        return SMOOTHING * alone, torch.log(self.inputs.double() + SMOOTHING)
+        unigram = (self.labels.double() + 0.5) / (float(self.labels.sum()) + 0.5 * self.vocab_size)
+        return SMOOTHING * unigram, torch.log(self.inputs.double() + SMOOTHING)
 
     def _pair_index(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        pairs = inputs * self.vocab_size + labels
         """The index of the count of each pair."""
+        pairs = inputs * self.vocab_size + labels
         return pairs if self.is_exact else hash_ids(pairs, 0).bitwise_and_(NUM_BUCKETS - 1)

@@ -13,11 +13,11 @@ from pathlib import Path
 from titan_attent.scores.stored import AMATEUR, EXPERT, ROLES, StoredScores
 
 PAIR_FILE = "scorers.json"
-"""In the folder of a pair: the request, and the duration of each stage."""
+"""File in the folder of a pair: the request, and the duration of each stage."""
 
 
 def find_scorers(path: str | Path, *, open_scores: Callable[[str], StoredScores] = StoredScores) -> dict[str, Path]:
-    """Return the folder of each scorer below ``path``: "amateur", "expert" -> folder.
+    """Return the folder of each scorer that ``path`` holds: role, "amateur" or "expert" -> folder.
 
     Raises:
         ValueError: there is no such folder, or it holds no scores; for the folder of one scorer, see

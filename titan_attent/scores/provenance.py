@@ -18,18 +18,18 @@ import os
 from titan_attent.scores.stored import AMATEUR, EXPERT, OF_IMAGES, StoredScores
 
 TRUSTED = "trusted"
-"""In a folder of losses: the folder of the same model's losses on trusted held-out examples."""
+"""Name of the subfolder of a folder of losses that holds the same model's losses on trusted held-out examples."""
 
 logger = logging.getLogger(__name__)
 
 
 def check_scores(losses: dict[str, StoredScores], *, learners_loss: str, compared: bool) -> None:
-    """Refuse losses of another role or another kind than the run reads them as; ValueError with the key.
+    """Raise a ValueError with the key if the role or the loss function of stored losses is not that of the run.
 
     Args:
-        losses: role -> the losses that the run reads in it, on its data: "amateur", "expert", or both.
+        losses: role -> the losses on its data that the run reads in this role: "amateur", "expert", or both.
         learners_loss: the name of the learner's own loss (``Scoring.loss``); empty if unknown.
-        compared: whether the learner's own losses are compared with them.
+        compared: whether the run compares the stored losses with the learner's own.
     """
     if len(losses) == 2:
         _check_two_models(losses[AMATEUR], losses[EXPERT])
@@ -50,7 +50,7 @@ def check_scores(losses: dict[str, StoredScores], *, learners_loss: str, compare
 
 
 def check_trusted(data: StoredScores, trusted: StoredScores) -> None:
-    """Refuse losses of trusted text by another model than that of the data, and losses of the data itself."""
+    """Refuse losses of trusted text that another model computed, or that are losses of the data itself."""
     for name in ("model", "checkpoint_sha256", "loss", "role"):
         of_trusted, of_data = (getattr(x if name in ("loss", "role") else x.scoring, name) for x in (trusted, data))
         if of_trusted != of_data and of_data and of_trusted:

@@ -1,4 +1,4 @@
-"""An expert's losses on every example, for the importance "excess_loss"; an amateur's are stored in the same way.
+"""The losses of one scorer, an expert or an amateur, on every example; several importances read them.
 
 The loss of a trained model estimates the part of an example's loss that no training removes, so loss - expert's loss is
 the part that can still be learned. titan_attent.score computes the losses once, with writer.py; every run on the same
@@ -39,7 +39,7 @@ SCORES_FILE = "reference.json"
 LOSSES_FILE = "losses.bin"
 SCORING_FILE = "scoring.json"
 COST_FILE = "cost.json"
-"""Next to the losses that `titan_attent.score pair` wrote: the cost of one of the two models."""
+"""File next to the losses that `titan_attent.score pair` wrote: the cost of one of the two models."""
 PARTS_FOLDER = "parts"
 """Where earlier versions of this package stored an unfinished scoring."""
 SCORER = "`torchrun -m titan_attent.score`"
@@ -86,9 +86,7 @@ class Scoring:
 
 
 def read_json(path: Path, *, fix: str) -> dict[str, Any]:
-    """The fields of a file of this format and version, without these two. ValueError, with ``fix``, if it is no such
-    file.
-    """
+    """The fields of a file of scores, without format and version. ValueError with ``fix`` if it is not such a file."""
     return read_versioned(path, format=FORMAT, versions=(VERSION,), fix=fix)
 
 
@@ -179,10 +177,10 @@ class StoredScores:
         return torch.from_numpy(losses.astype(np.float32))
 
     def read_for(self, dataset: Examples, start: int, stop: int) -> Tensor:
-        """The losses of examples [start, stop) of a run, fp32 [stop - start]; of documents that of each one's document.
+        """The losses of examples [start, stop) of a run, fp32 [stop - start]; a span has the loss of its document.
 
         Raises:
-            ValueError: as :meth:`read`.
+            ValueError: a reason of :meth:`read`.
         """
         if not isinstance(dataset, DocumentDataset) or start == stop:
             return self.read(start, stop)
@@ -197,9 +195,7 @@ class StoredScores:
             self.read(first, min(first + step, stop))
 
     def _not_finite(self) -> str:
-        """The message with the number of losses that are not finite, and the first of them; one pass over the damaged
-        file.
-        """
+        """The message with the number of losses that are not finite, and the first of them. Reads the whole file."""
         num, first = 0, list[int]()
         step = HASH_BLOCK // DTYPE.itemsize
         for start in range(0, self.num_examples, step):

@@ -39,8 +39,8 @@ from titan_attent.scores.stored import (
 )
 
 BACKLOG = 256
-"""Number of chunks that may wait to be written, 64 MiB of 2^16 losses each. Computing need not stop while a prefix is
-read.
+"""Number of chunks that may wait to be written: 64 MiB in chunks of 2^16 losses. Thus computing continues while the
+prefix of a killed scoring is read.
 """
 
 
@@ -59,7 +59,7 @@ class ScoresWriter:
         num_scored: number of losses on disk or appended.
 
     Raises:
-        ValueError: the folder is finished, was begun with another scoring, is damaged, or cannot be written.
+        ValueError: the folder holds finished scores or those of another scoring, is damaged, or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, scoring: Scoring):
@@ -86,7 +86,7 @@ class ScoresWriter:
         num_durable = stored.get("num_scored")
         if type(num_durable) is int and num_durable == 0:
             return 0  # a wrong command that wrote nothing must not block the right one
-        unchecked = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # the role may be stated later
+        unchecked = {"checkpoint"} if stored["role"] else {"checkpoint", "role"}  # a resumed command may add the role
         differing = [
             f"{name} was {stored.get(name)!r} and is {value!r}"
             for name, value in self.scoring.stated().items()

@@ -126,8 +126,8 @@ class TeachingLoader(BaseDataLoader):
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
         self._marks, self._with_weights = marks, with_weights
 
-    def _read(self, sampler: TeachingSampler, current: AnyPass, place: tuple[int, int]) -> ReadBatch:
-        ids = sampler.local_ids(current, *place)
+    def _read(self, sampler: TeachingSampler, current: AnyPass, batch_and_microbatch: tuple[int, int]) -> ReadBatch:
+        ids = sampler.local_ids(current, *batch_and_microbatch)
         inputs, labels = self.dataset.read(ids, current.visit_key)
         for mark in self._marks:
             labels = mark(ids, inputs, labels)
@@ -170,7 +170,7 @@ class TeachingLoader(BaseDataLoader):
 
 
 def global_batch_size(job_config: JobConfig, *, dp_world_size: int) -> int:
-    """The number of examples per training step."""
+    """The number of rows per training step: examples, or windows of packed documents."""
     training = job_config.training
     return training.global_batch_size if training.global_batch_size > 0 else training.local_batch_size * dp_world_size
 
@@ -195,13 +195,13 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
 def build_packer(
     loader: TeachingLoader, *, mesh: DeviceMesh | None, device: torch.device, batch_size: int, max_examples: int
 ) -> Packer | None:
-    """What packs the examples of a run into windows; None where each row is one example. A collective on ``mesh``.
+    """Build the packer of a run; None if each row is one example. A collective on ``mesh``.
 
     Args:
         mesh: the ``batch`` mesh, whose ranks share the reading of the documents' lengths; None for one rank.
-        device: where its collectives take place.
-        batch_size: windows of a global batch.
-        max_examples: of :class:`Packer`.
+        device: the device of its collectives.
+        batch_size: windows per global batch.
+        max_examples: as in :class:`Packer`.
     """
     dataset = loader.dataset
     if not isinstance(dataset, DocumentDataset):
@@ -214,6 +214,6 @@ def build_packer(
         dist.all_reduce(counts, group=mesh.get_group())
         return counts.cpu()
 
-    place = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
-    dataset.share_table(add_up, **place)
-    return Packer(dataset, batch_size=batch_size, max_examples=max_examples, add_up=add_up, **place)
+    ranks = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
+    dataset.share_table(add_up, **ranks)
+    return Packer(dataset, batch_size=batch_size, max_examples=max_examples, add_up=add_up, **ranks)

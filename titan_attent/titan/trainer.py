@@ -191,7 +191,10 @@ class TeachingTrainer(Trainer):
     # -- a microbatch ---------------------------------------------------------------------------------------------
 
     def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> Any:
-        """Call torchtitan's own or that of document_mask.py, and keep inputs and labels for the systems' batch."""
+        """Prepare the model's inputs with torchtitan's method or, for document masks, with document_mask.py.
+
+        Keeps inputs and labels for the systems' batch.
+        """
         if self.job_config.data.document_mask:
             tp_mesh = self.parallel_dims.get_optional_mesh("tp")
             processed: Any = document_batch(self.model_parts[0], input_dict, labels, tp_mesh=tp_mesh)
@@ -209,8 +212,10 @@ class TeachingTrainer(Trainer):
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
-        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them. The index of
-        the examples stays if documents are masked by it."""
+        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them.
+
+        With a document mask ``example_index`` also stays in ``input_dict``.
+        """
         names = (*self.systems.column_names, *self.loader.dataset.columns)
         columns = {name: input_dict.pop(name) for name in names if name in input_dict}
         if self.job_config.data.document_mask and EXAMPLE_INDEX in columns:
@@ -289,7 +294,7 @@ class TeachingTrainer(Trainer):
 
     @torch.no_grad()
     def forward(self, batches: Iterable[ReadBatch], loss: LossFunction) -> Iterator[tuple[Batch, ExampleStats | None]]:
-        """Yield each batch and the statistics that ``loss`` computes of it, in eval mode; see :class:`Run`.
+        """Yield each batch and the statistics that ``loss`` computes from it, in eval mode; see :class:`Run`.
 
         A collective.
         """

@@ -4,5 +4,6 @@ order.py     a pass and its pool, as pure functions from positions to example id
 shuffled.py  all examples, pass after pass: the plan of a run without selection
 sampler.py   (selection, seed, pass, consumed batches) -> ids and weights of this rank
 fixed.py     a fixed list of examples in batches, for validation and scoring
+packed.py    a pass over examples of different lengths, packed into windows
 packing.py   which examples share a window of tokens, as pure functions of their lengths
 """

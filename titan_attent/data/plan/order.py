@@ -59,18 +59,18 @@ class SelectedSlots:
             return np.ones(len(slots), dtype=bool)
         return (self.bitmask[slots >> 3] >> (slots & 7).astype(np.uint8) & 1).astype(bool)
 
-    def select(self, ranks: np.ndarray) -> np.ndarray:
-        """Ranks in the sorted set, int64 [n], each in [0, len) -> the slots with these ranks, int64 [n]."""
+    def select(self, indices: np.ndarray) -> np.ndarray:
+        """Indices in the sorted set, int64 [n], each in [0, len) -> the slots with these indices, int64 [n]."""
         if self.bitmask is None:
-            return ranks
-        block = np.searchsorted(self._before, ranks, side="right") - 1
-        rank_in_block = ranks - self._before[block]
+            return indices
+        block = np.searchsorted(self._before, indices, side="right") - 1
+        index_in_block = indices - self._before[block]
         rows = self._blocks[block]
         counts = np.cumsum(_POPCOUNT[rows], axis=1, dtype=np.int64)
-        byte = (counts <= rank_in_block[:, None]).sum(axis=1)
-        row = np.arange(len(ranks))
-        rank_in_byte = rank_in_block - np.where(byte > 0, counts[row, np.maximum(byte, 1) - 1], 0)
-        return (block * _BLOCK_BYTES + byte) * 8 + _SELECT[rows[row, byte], rank_in_byte]
+        byte = (counts <= index_in_block[:, None]).sum(axis=1)
+        row = np.arange(len(indices))
+        index_in_byte = index_in_block - np.where(byte > 0, counts[row, np.maximum(byte, 1) - 1], 0)
+        return (block * _BLOCK_BYTES + byte) * 8 + _SELECT[rows[row, byte], index_in_byte]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Pool:
     """The candidates of a round: ``size`` slots, each with one example.
 
     Attributes:
-        num_examples: N, of the data set.
+        num_examples: N, the size of the data set.
         order: key of the shuffled order of all examples; the pool is a span of it. None: slot i has example i.
-        start: start of the span, 0 without an order.
+        start: start of the span in this order; 0 if there is no order.
         size: number of candidates.
     """
 
@@ -107,7 +107,7 @@ class OrderCursor:
 
     Attributes:
         num_examples, seed: size and seed of the orders, which are numbered from 0.
-        order, start, size: the current span, which was taken last.
+        order, start, size: the current span: the one that was taken last.
     """
 
     num_examples: int
@@ -143,12 +143,12 @@ class OrderCursor:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a selection: all that determines which example is trained when.
+    """One pass over a selection: everything that determines which example is trained at which step.
 
     Attributes:
         pool: the candidates of the selection.
         selected: the selected slots of the pool.
-        order: key of the order of this pass; None for the order of the pool, if its span is shuffled already.
+        order: key of the order of this pass; None to keep the order of the pool, whose span is shuffled already.
         batch_size: G, number of examples of a global batch.
         num_batches: global batches of this pass; examples that do not fill one are left out of this pass.
         round: the teacher's round, for the trace.
@@ -175,11 +175,11 @@ class Pass:
 
     def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """The pool slots of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""
-        ranks = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
-        ranks = ranks[:, rows].flatten()
+        indices = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
+        indices = indices[:, rows].flatten()
         if self.order is not None:
-            ranks = permute(ranks, len(self.selected), derive_key(stream("order"), *self.order))
-        return torch.from_numpy(self.selected.select(ranks.numpy()))
+            indices = permute(indices, len(self.selected), derive_key(stream("order"), *self.order))
+        return torch.from_numpy(self.selected.select(indices.numpy()))
 
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """The example ids in these slots, int64 [n]; all G rows of a batch are its examples in global order."""

@@ -1,18 +1,19 @@
 """Passes over examples of different lengths: selected examples, packed into windows of one length.
 
-    runs of 256 neighbouring ids --(keyed order of the pass)--> blocks of 256 runs --(the selected ids of a block,
-    shuffled)--> windows of the block (packing.py), shuffled --> window of the pass
+    all ids, in runs of 256 neighbours --(keyed order of the runs)--> blocks of 256 runs
+    block --(its selected ids, shuffled)--> windows (packing.py), shuffled --> window of the pass
 
-A block's windows depend on (key, block, selection) alone, so every rank finds the same windows in the same order. The
-ranks count the windows of all blocks once per pass, each its share. From then on a position in a pass is the number of
-a window, and the window's block is packed where it is needed: in the reader threads, once per block and rank.
+A block's windows depend on (key, block, selection) alone, so every rank finds the same windows in the same order. Once
+per pass the ranks share the counting of the windows: each counts those of some blocks. From then on a position in a
+pass is the number of a window. The reader threads pack the block of a window when they need it, once per block and
+rank.
 
-Neighbouring ids lie next to each other on disk, so the lengths of a run are one or two short reads. What a run brings
-together, documents that were written one after the other, the shuffle spreads over the windows of a block.
+Neighbouring ids lie next to each other on disk, so reading the lengths of a run takes one or two short reads. The
+documents of a run were written one after the other; the shuffle spreads them over the windows of a block.
 
 Cost: per pass 4 bytes read per document, shared by the ranks, one packing per block, shared by the ranks, and one
 all-reduce of 8 bytes per block. Per block and rank: at most 512 short reads, one packing, and about 2 MB while it is in
-use. Of a pass the state is (key, number of batches).
+use. The state of a pass is (key, number of batches).
 """
 
 import threading
@@ -29,17 +30,17 @@ from titan_attent.data.plan.packing import best_fit, num_windows, window_limit
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 
 RUN = 256
-"""Neighbouring ids that stay together in the order of a pass."""
+"""Number of neighbouring ids that stay together in the order of a pass."""
 BLOCK_RUNS = 256
-"""Runs of a block."""
-_SAMPLED = 16_384
-"""Examples whose lengths decide the default of ``max_examples``."""
+"""Number of runs per block."""
+_NUM_SAMPLED = 16_384
+"""Number of examples whose lengths decide the default of ``max_examples``."""
 _BLOCKS_KEPT = 3
-"""Packed blocks that a rank keeps: reader threads may still be in the one before."""
+"""Number of packed blocks that a rank keeps: reader threads may still read the block before the current one."""
 
 
 class Lengths(Protocol):
-    """What packing asks of a data set."""
+    """The part of a data set that packing reads."""
 
     seq_len: int
 
@@ -65,7 +66,7 @@ class BlockOrder:
 
     Args:
         num_examples: N.
-        key: of the order.
+        key: key of the order.
     """
 
     def __init__(self, num_examples: int, key: Key):
@@ -80,25 +81,25 @@ class BlockOrder:
         ids = (runs[:, None] * RUN + np.arange(RUN)).reshape(-1)
         return ids[ids < self.num_examples]
 
-    def shuffled(self, items: np.ndarray, block: int, what: str) -> np.ndarray:
-        """``items`` of a block in a keyed order; ``what`` tells two such orders apart."""
+    def shuffled(self, items: np.ndarray, block: int, name: str) -> np.ndarray:
+        """``items`` of a block in a keyed order; ``name`` is part of the key: "examples" or "windows"."""
         if not len(items):
             return items
-        key = derive_key(self._key, stream(f"packing/{what}"), block)
+        key = derive_key(self._key, stream(f"packing/{name}"), block)
         return items[permute(torch.arange(len(items)), len(items), key).numpy()]
 
 
 class PackedPass:
-    """One pass over packed examples; in the place of :class:`~.order.Pass`.
+    """One pass over packed examples; used instead of :class:`~.order.Pass`.
 
     Args:
-        packer: of the run.
+        packer: the packer of the run.
         selected: the selected ids.
-        key: of the order of this pass.
+        key: key of the order of this pass.
         windows_per_block: int64 [num_blocks].
-        num_batches: global batches of the pass; None for as many as its windows fill. Windows that fill none are left
-            out, and come again where the pass has fewer windows than one batch.
-        round, weighted, strategy: as of :class:`~.order.Pass`.
+        num_batches: global batches of the pass; None for as many as its windows fill, at least 1. Windows that do not
+            fill a batch are left out. If there are fewer windows than one batch, they repeat to fill it.
+        round, weighted, strategy: as in :class:`~.order.Pass`.
     """
 
     def __init__(
@@ -125,16 +126,16 @@ class PackedPass:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of the slots of one row: a window holds at most so many examples."""
+        """Shape of the slots of one row: the maximum number of examples in a window."""
         return (self.packer.max_examples,)
 
     @property
     def visit_key(self) -> tuple[int, ...]:
-        """What distinguishes this pass from every other of the run."""
+        """Integers that identify this pass within the run."""
         return (self.round, *self.order)
 
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
-        """int64 [n, M], the examples of ``rows`` of each of the global batches [start, stop); N where there is none."""
+        """int64 [n, M], the examples of ``rows`` of each of the global batches [start, stop), padded with N."""
         windows = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
         numbers = windows[:, rows].flatten().numpy() % max(1, self.num_windows)
         ids = np.full((len(numbers), self.packer.max_examples), self.packer.num_examples, dtype=np.int64)
@@ -147,7 +148,7 @@ class PackedPass:
         return torch.from_numpy(ids)
 
     def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
-        """int64 [n x M], the slots in the pool of :meth:`ids`: the ids themselves, and 0 where there is none."""
+        """int64 [n x M], the pool slots of :meth:`ids`, which equal the ids; 0 for padding."""
         ids = self.ids(start, stop, rows).flatten()
         return torch.where(ids < self.packer.num_examples, ids, 0)
 
@@ -157,7 +158,7 @@ class PackedPass:
                 self._packed.move_to_end(block)
                 return self._packed[block]
             # Inside the lock: the reader threads ask for one block at about the same time, and one of them packs it.
-            ids, lengths = self.packer.chosen(self._blocks, block, self.selected)
+            ids, lengths = self.packer.selected_examples(self._blocks, block, self.selected)
             packed = best_fit(lengths, capacity=self.packer.capacity, max_examples=self.packer.max_examples)
             order = self._blocks.shuffled(np.arange(len(packed.starts) - 1), block, "windows")
             sizes = np.diff(packed.starts)[order]
@@ -174,10 +175,10 @@ class Packer:
     """Makes the passes of a run over packed examples.
 
     Args:
-        examples: their number and lengths; a row of theirs is a window.
-        batch_size: G, windows of a global batch.
-        max_examples: the largest number of examples in a window; 0 for a number that fills real lengths to 99%.
-        rank, num_ranks: of the data-parallel group that shares the counting.
+        examples: the number and the lengths of the examples; a window is one row of this data set.
+        batch_size: G, number of windows of a global batch.
+        max_examples: the maximum number of examples in a window; 0 for :func:`default_limit`.
+        rank, num_ranks: rank in the data-parallel group that shares the counting, and its size.
         add_up: an all-reduce SUM of an int64 tensor on the CPU over that group.
     """
 
@@ -206,7 +207,9 @@ class Packer:
         """The mean number of examples in a global batch of a full pass, at least 1."""
         return max(1, round(self.num_examples * self.batch_size / self.examples.num_rows))
 
-    def chosen(self, blocks: BlockOrder, block: int, selected: SelectedSlots) -> tuple[np.ndarray, np.ndarray]:
+    def selected_examples(
+        self, blocks: BlockOrder, block: int, selected: SelectedSlots
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(ids, lengths), int64 [n] each: the selected examples of a block, shuffled."""
         ids = blocks.ids(block)
         ids = blocks.shuffled(ids[selected.contains(ids)], block, "examples")
@@ -230,7 +233,7 @@ class Packer:
         blocks = BlockOrder(self.num_examples, key)
         counts = torch.zeros(blocks.num_blocks, dtype=torch.int64)
         for block in range(self.rank, blocks.num_blocks, self.num_ranks):
-            _, lengths = self.chosen(blocks, block, selected)
+            _, lengths = self.selected_examples(blocks, block, selected)
             counts[block] = num_windows(lengths, capacity=self.capacity, max_examples=self.max_examples)
         return PackedPass(
             self,
@@ -245,5 +248,5 @@ class Packer:
 
 
 def default_limit(examples: Lengths) -> int:
-    """The default of ``max_examples``, from the lengths of the data set."""
-    return window_limit(examples.length_sample(_SAMPLED), capacity=examples.seq_len)
+    """The default of ``max_examples``: the smallest power of two that costs at most 1/256 more windows."""
+    return window_limit(examples.length_sample(_NUM_SAMPLED), capacity=examples.seq_len)

@@ -1,8 +1,8 @@
 """This rank's share of a pass: (pass, consumed batches) -> example ids and weights, microbatch after microbatch.
 
-Global batch b of a pass has its positions [b G, (b + 1) G) (order.py). Rank r of W takes the r-th of W equal contiguous
-blocks of it, cut again into microbatches. So any number of ranks trains the same examples in the same global order, and
-the state is just a number of batches.
+Global batch b of a pass has the positions [b G, (b + 1) G) of the pass (order.py). Rank r of W takes the r-th of W
+equal contiguous blocks of the batch, and cuts it into microbatches. So any number of ranks trains the same examples in
+the same global order, and the state is just a number of batches.
 """
 
 import math
@@ -23,7 +23,7 @@ class Passes(Protocol):
     """The object that decides the passes: a fixed plan (shuffled.py) or a teacher that selects (systems/teaching)."""
 
     batch_size: int
-    """Number of examples of a global batch."""
+    """Number of rows of a global batch: examples, or windows of packed examples."""
 
     @property
     def round(self) -> int:
@@ -48,7 +48,7 @@ class Passes(Protocol):
 class TeachingSampler:
     """This rank's example ids and weights, microbatch after microbatch, without end.
 
-    It requests the next pass of the teacher when all batches of the current one are consumed.
+    It requests the next pass from the teacher when all batches of the current one are consumed.
 
     Args:
         teacher: decides the passes.
@@ -72,7 +72,7 @@ class TeachingSampler:
         self._resumed = False
 
     def current_pass(self) -> AnyPass:
-        """The pass in progress, or the next one if it is consumed. A collective when the teacher has to select."""
+        """The pass in progress, or the next one if that is consumed. A collective if the teacher has to select."""
         if self._resumed:  # by now the teacher's state is loaded, too
             self.teacher.follow_plan(step=self.step, consumed=self.consumed)
             self._resumed = False
@@ -89,7 +89,7 @@ class TeachingSampler:
         self.teacher.batch_served()
 
     def local_rows(self) -> slice:
-        """The rows of the global batch that are this rank's, its microbatches one after the other."""
+        """This rank's rows of the global batch: the rows of its microbatches, one after the other."""
         size = self.microbatches * self.batch_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
@@ -100,7 +100,7 @@ class TeachingSampler:
     def local_ids(self, current: AnyPass, batch: int, microbatch: int) -> Tensor:
         """int64 [batch_size], this rank's ids of a microbatch; some microseconds per id. Pure; safe on any thread.
 
-        In a packed pass int64 [batch_size, M], the examples of each window.
+        In a packed pass: int64 [batch_size, M], the examples of each window.
         """
         first = self.local_rows().start + microbatch * self.batch_size
         return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
@@ -108,8 +108,8 @@ class TeachingSampler:
     def local_weights(self, current: AnyPass, *, start: int) -> Iterator[Tensor]:
         """The weights, fp32 of the shape of :meth:`local_ids`, of every microbatch; ones if the pass has none.
 
-        In a weighted pass, a collective once per ``weights_every`` global batches, at the first of them. So all ranks
-        must iterate in step.
+        In a weighted pass, the first of every ``weights_every`` global batches is a collective. So all ranks must
+        iterate at the same pace.
         """
         block = self.teacher.weights_every
         for first in range(start, current.num_batches, block):

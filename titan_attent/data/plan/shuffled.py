@@ -1,6 +1,6 @@
 """The plan of a run without selection: all examples, pass after pass, each pass in its own shuffled order.
 
-The i-th pass trains the i-th shuffled order of all examples, without the last ones, which do not fill a global batch.
+Pass i trains on all examples in shuffled order i, without the last ones, which do not fill a global batch.
 The state is the number of the pass, which the sampler keeps. There is no state per example, in memory or in a
 checkpoint.
 
@@ -26,7 +26,8 @@ class Shuffled:
         batch_size: G, examples of a global batch.
         seed: seed of the orders.
         ledger: counts the trained examples.
-        packer: where rows are packed windows of several examples; G is its number of windows then.
+        packer: packs several examples into each row, a window; G is then a number of windows. None if each row is one
+            example.
     """
 
     round = 0
@@ -80,8 +81,8 @@ class Shuffled:
     def resume(self, *, round: int, pass_index: int, step: int) -> bool:
         """Continue with the pass of a checkpoint. Returns whether this plan made that pass.
 
-        A checkpoint of a run with selection ends in a pass that this plan does not have. Then the next pass is a new
-        one, whose order no earlier pass can have had after that many steps.
+        A checkpoint of a run with selection ends in a pass that this plan does not have. The next pass is then a new
+        one. Its number is higher than that of any pass that the run can have begun in ``step`` steps.
         """
         is_own = round == 0
         per_batch = self.batch_size if self.packer is None else self.packer.examples_per_batch

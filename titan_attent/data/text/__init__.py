@@ -10,9 +10,9 @@
          |                                         __main__.py: its command; summary.py: its report
     format.py      shards and index.json           hashes, fingerprint; document_files.py: ends of documents, masks
          |
-    shards.py      example id -> tokens
+    shards.py      example id -> window of tokens  or, where documents are the unit: spans.py, document_examples.py
 
-boundaries.py adds the documents to a data set of an earlier version, found by its eos ids (eos_documents.py). mixing.py
-counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data sets were
-written with the same tokenizer.
+boundaries.py finds the documents of a data set of an earlier version by the eos ids (eos_documents.py), and adds them.
+mixing.py counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data
+sets were written with the same tokenizer.
 """

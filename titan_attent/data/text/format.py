@@ -66,7 +66,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class ShardEntry:
     """One shard in the index: its file name, number of tokens, sha256 (hex) of the file, and the tokens' source.
 
-    Without documents, ``num_documents`` is 0 and ``documents_sha256`` is empty; without a mask, ``mask_sha256`` is.
+    Without documents, ``num_documents`` is 0 and ``documents_sha256`` empty. Without a mask, ``mask_sha256`` is empty.
     """
 
     file: str
@@ -91,7 +91,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class LengthsEntry:
-    """The histogram of the documents' lengths in the index: its file name, and the sha256 (hex) of the file."""
+    """The entry of the histogram of document lengths in the index: its file name, and sha256 (hex) of the file."""
 
     file: str
     sha256: str
@@ -144,10 +144,10 @@ class ShardWriter:
         """Append the ids [T] of one document, which end with the eos id.
 
         Args:
-            counts: bool [T], for a shard with a mask: whether the loss of each token as a label counts; None for all.
+            counts: bool [T], for a shard with a mask: whether each token counts as a label; None for all.
 
         Raises:
-            ValueError: the shard would have more than ``MAX_SHARD_TOKENS`` tokens, or as for :meth:`append`.
+            ValueError: the shard would have more than ``MAX_SHARD_TOKENS`` tokens, or a reason of :meth:`append`.
         """
         if self.num_tokens + len(tokens) > MAX_SHARD_TOKENS:
             raise ValueError(
@@ -187,7 +187,7 @@ class Index:
     shards: tuple[ShardEntry, ...]
     fingerprint: str
     lengths: LengthsEntry | None = None
-    """None without documents."""
+    """None if the data set does not know its documents."""
 
     @property
     def has_documents(self) -> bool:
@@ -228,7 +228,7 @@ def write_index(
 ) -> Index:
     """Write ``folder/index.json``, which completes the data set; the shards must be in the folder already.
 
-    If the shards have documents, their histogram ``lengths.bin`` is written, too.
+    If the shards have documents, ``lengths.bin``, the histogram of their lengths, is written, too.
 
     Args:
         num_documents: number of documents of the data set.
@@ -236,8 +236,8 @@ def write_index(
     """
     lengths = None
     if shards and all(shard.documents_sha256 for shard in shards):
-        of_shards = ((shard.file, shard.num_tokens, shard.num_documents) for shard in shards)
-        content = encode_lengths(*count_lengths(folder, of_shards))
+        sizes = ((shard.file, shard.num_tokens, shard.num_documents) for shard in shards)
+        content = encode_lengths(*count_lengths(folder, sizes))
         write_atomically(folder / LENGTHS_FILE, content)
         lengths = LengthsEntry(LENGTHS_FILE, hashlib.sha256(content).hexdigest())
     index = Index(

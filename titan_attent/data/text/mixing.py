@@ -13,7 +13,9 @@ NUM_SAMPLED = 256
 
 
 def documents_per_example(dataset: Examples) -> float:
-    """The mean number of documents in the inputs of an example, estimated from a sample; 1.0 for images.
+    """The mean number of documents in the inputs of an example, estimated from a sample.
+
+    It is 1.0 for images and for spans of documents.
 
     Documents end with the eos id, so each eos before the last input of an example adds one document.
     """

@@ -13,7 +13,7 @@ mask, which says which tokens count as labels (document_files.py).
 
 Cost: opening takes one stat per file of a shard, which the ranks of a run share, and reads no token. Reading an example
 takes one positioned read (files.py), with 2 or 4 bytes per token on disk and 8 in memory. The number of open files is
-bounded (files.py). Any number of threads may read at once.
+limited (files.py). Any number of threads may read at once.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ class TokenShards:
     def documents_fingerprint(self) -> str:
         """sha256 (hex) of the token stream, its documents and their mask. ValueError without documents.
 
-        ``fingerprint`` is of the token stream alone: it stays equal when a data set gets its documents.
+        ``fingerprint`` covers the token stream alone, so it does not change when documents are added to a data set.
         """
         self._require_documents()
         return documents_fingerprint(self.index)
@@ -118,7 +118,7 @@ class TokenShards:
             )
 
     def check_sizes(self, shards: Iterable[int] | None = None) -> None:
-        """Compare the sizes of the files of ``shards``, numbers (all by default), with the index: one stat per file.
+        """Compare file sizes with the index, for the shards with these numbers (all by default): one stat per file.
 
         Ranks share the work with ``range(rank, num_shards, world_size)``. The lengths are checked with shard 0.
 
@@ -180,7 +180,7 @@ class TokenShards:
         return windows.astype(np.int64)
 
     def locate(self, token: int) -> tuple[str, int]:
-        """As :meth:`shard_of`, without the range check."""
+        """The same as :meth:`shard_of`, without the range check."""
         shard = bisect_right(self._starts, token) - 1
         return self.index.shards[shard].file, token - self._starts[shard]
 
@@ -237,8 +237,8 @@ class TokenShards:
         [end of ``i - 1``, or 0; end of ``i``), and its last token is the eos id.
 
         Raises:
-            IndexError: out of range.
-            ValueError: without documents, or the ends do not rise.
+            IndexError: ``start`` or ``stop`` is out of range.
+            ValueError: the data set does not know its documents, or the ends do not rise.
         """
         entry, num_documents = self.index.shards[shard], self.num_documents_of(shard)
         self._check_range(entry, "documents", start, stop, num_documents)
@@ -249,12 +249,12 @@ class TokenShards:
         return ends
 
     def length_histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """The different lengths of documents in tokens, with their eos, and the number of documents of each.
+        """The distinct lengths of documents, in tokens with the eos, and the number of documents of each length.
 
         Both are int64 [n]; the lengths rise. Reads all of ``lengths.bin``, 16 bytes per length.
 
         Raises:
-            ValueError: without documents, or the file is missing or damaged.
+            ValueError: the data set does not know its documents, or the file is missing or damaged.
         """
         self._require_documents()
         assert self.index.lengths is not None
@@ -276,7 +276,7 @@ class TokenShards:
         return numbers
 
     def verify_checksums(self, shards: Iterable[int] | None = None, *, progress: bool = False) -> None:
-        """Re-hash the files of ``shards``, numbers (all by default), at about 1 GB/s.
+        """Re-hash the files of the shards with these numbers (all by default), at about 1 GB/s.
 
         Ranks share the work with ``range(rank, num_shards, world_size)``. The lengths are hashed with shard 0.
 
@@ -314,7 +314,7 @@ class TokenDataset(Dataset):
         seq_len: tokens per example, at least 1.
 
     Raises:
-        ValueError: as for :class:`TokenShards`, or the data are too short for one example of ``seq_len``.
+        ValueError: a reason of :class:`TokenShards`, or the data are too short for one example of ``seq_len``.
     """
 
     columns: tuple[str, ...] = ()
@@ -353,7 +353,7 @@ class TokenDataset(Dataset):
 
     @property
     def sources(self) -> list[tuple[str, int]]:
-        """Spans of examples of one data source: its name and its first example id, ascending from 0.
+        """(source name, first example id) of each span of examples of one data source, ascending from 0.
 
         A source may have several spans, but adjacent spans have different sources. A source in which no example begins
         is left out. Computed from the index in O(shards). The sources of ids, int64 [B], are::

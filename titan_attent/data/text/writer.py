@@ -62,29 +62,30 @@ def write_dataset(
     """Write the documents of ``inputs`` as a data set, or resume an interrupted run.
 
     Args:
-        inputs: .jsonl, .ndjson, .json (each also .gz), .parquet or text files, or folders. A string may be a pattern,
+        inputs: .jsonl, .ndjson, .json, text (each also .gz) or .parquet files, or folders. A string may be a pattern,
             and may begin with the name of the data source, ``NAME=PATH``
             (:func:`titan_attent.data.io.inputs.parse_inputs`); the default name is ``default``. The order of the inputs
             is kept; adjacent inputs with the same name share shards.
         output: the folder to write, created if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which trains one on
             ``max_training_bytes`` of text sampled from all inputs (sample.py).
-        text_key: JSON key or parquet column that holds the text; None for "text". It excludes the next four.
-        prompt_key, completion_key: keys or columns of a prompt and its completion. Only the completion and its eos
-            count as labels.
+        text_key: JSON key or parquet column that holds the text; None for "text". Not allowed with the next four.
+        prompt_key, completion_key: keys or columns of a prompt and its completion. Only the completion's tokens and its
+            eos count as labels.
         messages_key: key or column of a list of {"role", "content"}. Only the turns of the assistant count.
         chat_template: name of the template of the messages (records.py): plain (if None), chatml or llama3.
         shard_tokens: a shard is finished after the document that reaches this number of tokens.
         num_threads: number of encoding threads; the written bytes do not depend on it.
-        extensions: the extensions to read of a folder; None for its records, or else its texts (folders.py).
+        extensions: extensions of the files to read in a folder; None for its records, or its texts if it has none
+            (folders.py).
         on_bad: "refuse" ends at the first unusable record or file, and at a folder with more files left out than read.
             "skip" continues; unusable records and files are counted, and listed in skipped.jsonl.
         max_document_bytes: maximum size of a document and of a JSON line.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: an input, tokenizer or argument cannot be used, the data set in ``output`` is finished, or it is
-            interrupted and was started with other arguments.
+        ValueError: an input, tokenizer or argument cannot be used; ``output`` holds a finished data set, or an
+            interrupted one that was started with other arguments.
     """
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     counts = {"shard_tokens": shard_tokens, "num_threads": num_threads, "max_training_bytes": max_training_bytes}
@@ -133,8 +134,10 @@ def write_dataset(
             disable=not progress,
         )
         with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
-            shape = {"dtype": dtype, "mask": records.has_mask}
-            _write_shards(encoded, state, folder=folder, shape=shape, shard_tokens=shard_tokens, bar=bar, files=files)
+            options = {"dtype": dtype, "mask": records.has_mask}
+            _write_shards(
+                encoded, state, folder=folder, options=options, shard_tokens=shard_tokens, bar=bar, files=files
+            )
         if not state.num_documents:
             (folder / PROGRESS_FILE).unlink()
             reasons = describe_no_documents(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
@@ -167,7 +170,7 @@ def _write_shards(
     state: Progress,
     *,
     folder: Path,
-    shape: dict[str, Any],
+    options: dict[str, Any],
     shard_tokens: int,
     bar: tqdm,
     files: Sequence[InputFile],
@@ -175,13 +178,13 @@ def _write_shards(
     """Write all of ``encoded``. ``state`` is saved after every shard, so that it describes finished shards only.
 
     Args:
-        shape: further arguments of every ShardWriter.
+        options: further arguments of every ShardWriter.
     """
     log = SkippedLog(folder, num_bytes=state.skipped_bytes)
     for source, span in groupby(encoded, key=lambda item: item[0].source):
         while True:
             path = folder / f"shard-{len(state.shards):05d}.bin"
-            with ShardWriter(path, source=source, **shape) as shard:
+            with ShardWriter(path, source=source, **options) as shard:
                 for document, tokens, counts in span:
                     _count(document, state, log=log, files=files)
                     if tokens is not None:

@@ -1,4 +1,4 @@
-"""Log lines and warnings for the user: plans that never select, risks of a rule, and teaching that does not pay."""
+"""Log lines and warnings for the user: plans that never select, risks of a rule, and teaching that costs too much."""
 
 import logging
 import math
@@ -138,7 +138,7 @@ def risk_of(config: TeacherConfig, *, has_amateur: bool) -> tuple[int, str] | No
 
 
 def warn_below_break_even(ledger: Ledger) -> bool:
-    """Warn on the first rank, and return True, if the examples skipped so far do not pay for the teacher."""
+    """Warn on the first rank, and return True, if the examples skipped so far save less compute than teaching costs."""
     below = ledger.break_even_share > ledger.skipped_share + 0.01
     if below and is_first_rank():
         logger.warning(
@@ -168,8 +168,8 @@ def warn_of_foreign_text(*, requested: float, likeness: float) -> None:
             "The run selects nothing and trains on all of the data: the trusted text is of another kind than the data. "
             f"The {requested:.2%} of the data that are closest to it score as high as trusted text with a probability "
             f"of {likeness:.1%}; for text of the same kind it is 50%. Write new scores (torchrun -m titan_attent.score "
-            "pair) with trusted text of the kinds that you want of this data. If windows mix documents, lower "
-            "training.seq_len: a mixed window resembles no kind of text"
+            "pair) with trusted text of the kinds in this data that you want. If windows mix documents, set "
+            'data.unit = "document" or lower training.seq_len: a mixed window resembles no kind of text'
         )
 
 
@@ -187,8 +187,8 @@ def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
     logger.warning(
         f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents, and its score is their mean. Windows "
         "differ less than documents do, so selecting among them gains less or does harm (docs/guide/choosing.md). Set "
-        f"training.seq_len to about {_round(dataset.seq_len / documents)}, select documents before you write the data, "
-        'or use strategy = "uniform"'
+        'data.unit = "document" and score the data again, set training.seq_len to about '
+        f'{_round(dataset.seq_len / documents)}, or use strategy = "uniform"'
     )
 
 

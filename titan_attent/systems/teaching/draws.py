@@ -3,10 +3,11 @@ current.
 
     records of the candidates -> importance -> scores -> quarantine -> ratio -> strategy -> weights, bitmask, audit
 
-Cost in memory: 4 bytes per example / ranks for the last draw that selected it, 4 bytes per candidate / ranks for its
-weight, and 17 bytes per local candidate during a draw. Cost in collectives per draw: 14 for any number of ranks, 4 more
-for a median, 4 for ties, up to 7 if examples are quarantined. Each is a few KiB, except 512 KiB for the floor of the
-soft draw. A pool that is a span of the shuffled order is exchanged with the owners in addition (candidates.py).
+Cost in memory on each rank: 4 bytes per local example for the last draw that selected it, 4 bytes per local candidate
+for its weight, and 17 bytes per local candidate during a draw. Cost in collectives per draw: 14 for any number of
+ranks, 4 more for a median, 4 for ties, up to 7 if examples are quarantined. Each is a few KiB, except 512 KiB for the
+minimum probability of the soft draw. If the pool is a span of the shuffled order, its data is exchanged with the owners
+as well (candidates.py).
 """
 
 import struct
@@ -46,15 +47,15 @@ class Draws:
         chance_loss: the loss of a uniform guess, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: the spans of the data set by source; empty for no audit by source.
-        bound: how often the run may train an example, if the scores decide the ratio (schedule.py).
+        bound: how often the run may train an example if the scores decide the ratio (schedule.py).
 
     Attributes:
         size: P, candidates of a pool.
         num_selected: number of examples of the current selection.
-        weights: fp32 [local slots], 0 where not selected.
+        weights: fp32 [local slots], 0 for candidates that are not selected.
         digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: the selected examples with
             their weights, the draw's number, its size and ratio. Equal for every number of ranks.
-        takes_all: the scores leave nothing out.
+        takes_all: whether the scores leave nothing out.
         audit: the ``teacher/*`` scalars of the last draw.
     """
 
@@ -161,8 +162,8 @@ class Draws:
         return ratio, quarantined
 
     def _fetch(self, candidates: Candidates) -> PoolRecords:
-        owned = {"last_draw": self.last_draw}
         """Bring the owners' data to this rank's slots. A collective."""
+        owned = {"last_draw": self.last_draw}
         owned |= {name: losses for name, losses in self.on_disk.items() if losses is not None}
         if self.quarantine is not None:
             owned |= {"streak": self.quarantine.streak, "start": self.quarantine.loss_at_start}
@@ -185,7 +186,7 @@ class Draws:
     def _update_quarantine(
         self, scores: Scores, fetched: PoolRecords, candidates: Candidates
     ) -> tuple[Quarantined, Tensor | None]:
-        """Compute the metrics of the scores, and count useless selections.
+        """Compute the metrics of the scores, and count selections that did not lower an example's loss.
 
         Returns:
             (newly quarantined examples; bool [num_local], all quarantined candidates, or None if there are none).

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 class Rounds:
-    """The position of a run in its rounds, and the decision about the next pass.
+    """The current round and pass of a run, and the decision about the next pass.
 
     Args:
         draws: the selections.
@@ -37,6 +37,8 @@ class Rounds:
         ledger: charged for scoring.
         score: called on all ranks with the step and a pool, to record the loss of each of its examples.
         on_quarantine: called with a JSON-ready record of each newly quarantined example.
+        packer: packs the examples into windows; ``batch_size`` is then a number of windows. None if each row is one
+            example.
 
     Attributes:
         round, pass_index: the round, and the pass within it.
@@ -44,7 +46,7 @@ class Rounds:
         in_tail: the run is in its tail on the full data.
         num_batches: global batches of the current pass; 0 before the first pass.
         selecting: the current pass trains a selection.
-        cursor: the span of the shuffled order that a full pass or a pool took last.
+        cursor: the span of the shuffled order that the last full pass or pool took.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Rounds:
         self.cursor = OrderCursor(self.num_examples, data_seed)
         self._warned = False
         self.packer = packer
-        self._packed: PackedPass | None = None  # of the decision in force
+        self._packed: PackedPass | None = None  # the packed pass of the current decision
 
     def decide(self, step: int) -> None:
         """Move to the pass that starts after ``step`` training steps. A collective if it trains a selection."""
@@ -122,11 +124,11 @@ class Rounds:
         """Whether the pass that starts after ``step`` steps belongs to the warm-up."""
         if self.packer is None:
             return step < self.plan.warmup_steps
-        # The steps of a packed pass are known when it is packed, and the plan has their estimate.
+        # The steps of a packed pass are known only once it is packed; the plan's number of steps is an estimate.
         return self.round == 0 and self.pass_index < self.plan.warmup_passes
 
     def _full_batches(self) -> int:
-        """Global batches of the current pass, if the tail does not cut it short. A collective where it is packed."""
+        """Global batches of the current pass, if the tail does not cut it short. A collective if passes are packed."""
         return self.num_trained() // self.batch_size if self.packer is None else self._pack(self.packer).num_batches
 
     def _pack(self, packer: Packer) -> PackedPass:
@@ -143,7 +145,7 @@ class Rounds:
         return self._packed
 
     def covered_per_trained(self) -> float:
-        """Examples of the pool that one trained example stands for; of packed ones their tokens are compared."""
+        """Number of examples of the pool per trained example; for packed passes, the same ratio of their windows."""
         if self.packer is None:
             return self.num_candidates() / self.num_trained()
         packed = self._pack(self.packer)

@@ -1,7 +1,7 @@
 """Schedules: progress in [0, 1] -> the ratio and the interval of a round. Pure.
 
 AtteNT's "complex" recipe moves both during training. Selections are small and quickly renewed while losses change fast,
-large and longer-lived later (the paper's ablation: 0.2 -> 0.8). They are read once, when a round starts.
+large and longer-lived later (the paper's ablation: 0.2 -> 0.8). Both are computed once per round, at its start.
 """
 
 import math
@@ -47,9 +47,9 @@ def adaptive_ratio(share: float, *, lowest: float, highest: float) -> float:
 
 
 WEIGHT_OF_TRUSTED = 2
-"""Weight of leaving out trusted text against leaving out data, for the cut of the calibrated schedule."""
+"""Cost of leaving out a share of the trusted text, relative to the gain of leaving out the same share of the data."""
 MIN_GAIN = 0.1
-"""If the calibrated schedule gains less than this, it leaves out nothing."""
+"""If the maximum of :func:`calibrated_ratio` is less than this, nothing is left out."""
 
 
 def calibrated_cut(below: Sequence[int], *, num_examples: int) -> int | None:
@@ -78,9 +78,9 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
 
 
 MIN_LIKENESS = 0.1
-"""If the kept data is less like trusted text than this (:func:`likeness`), nothing is left out."""
+"""If :func:`likeness` of the kept data is below this, nothing is left out."""
 MIN_REQUESTED = 1 / 30
-"""If the scores request less than this part of the examples that the run has to train, nothing is left out."""
+"""If the scores request less than this fraction of the share that ``max_repeats`` requires, nothing is left out."""
 
 
 def likeness(below: Sequence[int], *, num_examples: int) -> float:
@@ -122,11 +122,10 @@ UNBOUNDED = RepeatBound(0.0, math.inf, lambda ratio: 0.0)
 def repeat_bound(
     config: TeacherConfig, *, num_examples: int, batch_size: int, total_steps: int, scorers: Collection[str] = ()
 ) -> RepeatBound:
-    """The bound that ``max_repeats`` sets for a schedule that reads the scores: ratio >= steps x batch / (repeats x
-    data).
+    """The bound of ``max_repeats`` on a schedule that reads the scores: ratio >= steps x batch / (repeats x data).
 
-    The ratio is rounded up to a whole batch. Pools count only whole passes over a selection, and an order of the data
-    counts only full pools. ``UNBOUNDED`` for the other schedules.
+    The ratio is rounded up to a whole batch. With pools, only whole passes over a selection count, and only the full
+    pools of each order of the data. ``UNBOUNDED`` for the other schedules.
     """
     if config.ratio_schedule not in DECIDED_BY_SCORES:
         return UNBOUNDED
@@ -214,7 +213,7 @@ class Plan:
     Attributes:
         has_amateur: whether an amateur's losses replace the learner's until it has any.
         warmup_passes, warmup_steps: full passes before the first selection, and their steps.
-        tail_start: steps before the tail on the full data.
+        tail_start: number of steps before the tail on the full data.
         tail: share of the steps in the tail on the full data.
         max_repeats: how often the run may train an example because the scores select it again; infinite if they do not
             decide the ratio. ``max_repeats = 0`` stands for 1 if the run takes at most one pass over the data, and for

@@ -6,7 +6,7 @@
 
 The pool of a round is the whole data set, or the next ``pool_size`` examples of its shuffled order; a full pass takes
 the remaining examples of that order. With `dry_run` a round is decided and logged before every pass over its pool, but
-has no effect.
+the pass trains on the whole pool.
 
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
 integers, and the state of draws.py. The current pass of a checkpoint is rebuilt from them.
@@ -48,7 +48,7 @@ class Teacher:
         batch_size: G, examples of a global batch over all ranks and microbatches.
         total_steps: training steps of the whole run; schedules and the tail are fractions of it.
         data_seed: seed of the order within a pass.
-        tokens_per_example: for the token rate of the default ledger.
+        tokens_per_example: used for the token rate of the default ledger.
         ledger: the run's ledger, for the cost of teaching; by default a new one.
         expert: fp32 [num_local], an expert's losses of this rank's examples, for "excess_loss" and
             "cross_entropy_difference".
@@ -61,8 +61,8 @@ class Teacher:
         on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
             scalars of :meth:`metrics`.
         on_quarantine: called on every rank with a JSON-ready record of each newly quarantined example.
-        packer: packs the examples into windows, of which a global batch has ``batch_size``; None where each row of a
-            batch is one example.
+        packer: packs the examples into windows; ``batch_size`` is then a number of windows. None if each row of a batch
+            is one example.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Teacher:
         config = with_rule(config)
         self.buffer, self.config, self.num_examples = buffer, config, buffer.sharding.num_examples
         self.batch_size, self.on_decision = batch_size, on_decision
-        # Examples that a global batch trains; of packed examples their mean, and the batch has ``batch_size`` windows.
+        # Examples per global batch. If examples are packed: the mean number in the ``batch_size`` windows of a batch.
         self.batch_examples = batch_size if packer is None else packer.examples_per_batch
         check_sizes(config, num_examples=self.num_examples, batch_size=self.batch_examples)
         check_inputs(
@@ -171,7 +171,7 @@ class Teacher:
             self._pass = self.rounds.build_pass()
             self.buffer.agreement.announce(self.rounds.digest(), round=self.round)
         metrics = self.metrics()
-        if self.draws.audit and not self._forecast_logged:  # the pass trains the selection of a draw
+        if self.draws.audit and not self._forecast_logged:  # this decision made a draw
             visits, takes_all, self._forecast_logged = self._visits(), self.draws.takes_all, True
             num = self.num_examples
             log_forecast(self.config, metrics, visits=visits, step=step, num_examples=num, takes_all=takes_all)

@@ -54,6 +54,7 @@ class Options:
 
 
 def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
+    """The command's own options, and all other arguments; ValueError for options that contradict each other."""
     parser = argparse.ArgumentParser(
         prog="torchrun ... -m titan_attent.score pair",
         description="Train an amateur and an expert, and score the data of a run with both. A killed command is "
@@ -61,7 +62,6 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         allow_abbrev=False,
         add_help="--help" in argv or "-h" in argv,
     )
-    """The command's own options, and all other arguments; ValueError for options that contradict each other."""
     parser.add_argument("--trusted", required=True, metavar="DIR", help="token data set of trusted text")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -195,8 +195,8 @@ def cost_of(
 
 
 def announcement(options: Options, cost: dict[str, Any]) -> str:
-    training = f"trains two models {MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps"
     """The log line about the work to come and its cost."""
+    training = f"trains two models {MODEL} {options.flavor} of {cost['num_params']:,} parameters, {options.steps} steps"
     if options.is_counted:
         training = f"counts pairs of tokens for two models, {cost['trained']:,} examples"
     return (
