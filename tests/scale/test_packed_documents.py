@@ -100,7 +100,7 @@ class Rank:
     def _make_pass(self) -> PackedPass:
         """All blocks have the same lengths, so they have as many windows as one of them."""
         blocks = BlockOrder(len(self.dataset), (0, 0, 0))
-        _, lengths = self.packer.chosen(blocks, 0, packed.SelectedSlots(len(self.dataset)))
+        _, lengths = self.packer.selected_examples(blocks, 0, packed.SelectedSlots(len(self.dataset)))
         sizes = {"capacity": SEQ_LEN, "max_examples": self.packer.max_examples}
         self.windows_per_block = packed.num_windows(lengths, **sizes)
         self.block_reads, self.block_bytes = self.shards.end_reads, self.shards.end_bytes
