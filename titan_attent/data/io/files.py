@@ -92,9 +92,9 @@ class OpenFiles:
         Raises:
             ValueError, OSError: as :meth:`read_into`.
         """
-        size, values, last = numbers.itemsize, memoryview(numbers), list[int]()
+        size, values, last = numbers.itemsize, numbers.data, list[int]()
         append, preadv = last.append, os.preadv
-        buffer = memoryview(numbers.view(np.uint8))
+        buffer = numbers.view(np.uint8).data
         recent: dict[str, _OpenFile] = {}
         for name, offset, first, stop in parts:
             file = recent.get(name)
