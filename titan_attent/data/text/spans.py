@@ -109,7 +109,8 @@ class SpanTable:
         self._first_document = np.concatenate(
             ([0], np.cumsum([shards.num_documents_of(shard) for shard in range(shards.num_shards)]))
         ).astype(np.int64)
-        self._firsts = np.concatenate(([0], np.cumsum(counts)))
+        self._firsts = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=self._firsts[1:])
         self.num_examples = int(self._firsts[-1])
         self._kept: tuple[_Documents, ...] = ()
 
