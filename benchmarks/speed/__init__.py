@@ -7,6 +7,8 @@
     exchange.py       one packed flush of losses every 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores
     reading.py        positioned reads and lasting threads against memory maps and nodes made anew
+    documents.py      packed windows of documents against torchtitan's loader, streaming and plain reads
+    documents_streaming.py   the streaming process of documents.py
     packing.py        packing documents into windows against reading them, and the padding that is left
 
 Each prints a table and writes a JSON with its command, machine, load and versions (common/measure.py).

@@ -111,7 +111,7 @@ class Rank:
 
         with (
             mock.patch.object(packed, "num_windows", count),
-            mock.patch.object(Packer, "chosen", lambda *args: (None, None)),
+            mock.patch.object(Packer, "selected_examples", lambda *args: (None, None)),
         ):
             current = self.sampler.current_pass()
         assert isinstance(current, PackedPass)
