@@ -29,7 +29,7 @@ from distributed.titan.test_parallelism import (
     VALIDATED,
     batch,
     check_cell,
-    taught,
+    result_settings,
 )
 from one_gpu import meshes_of_one
 from torch.distributed.device_mesh import DeviceMesh
@@ -70,7 +70,7 @@ def work(mesh: DeviceMesh, cells: dict[str, Settings], data: str, folder: str, d
         dist.all_gather_object(ranks, mine)
         if dist.get_rank() == 0:
             try:
-                check_cell(settings, ranks, train_plainly(taught(settings), data=data, device=device))
+                check_cell(settings, ranks, train_plainly(result_settings(settings), data=data, device=device))
                 verdicts[name] = ""
             except AssertionError:
                 verdicts[name] = traceback.format_exc(limit=-1)

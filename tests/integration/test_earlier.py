@@ -32,7 +32,7 @@ def test_a_checkpoint_and_a_data_set_go_on_with_equal_ids_and_losses(tmp_path: P
 def test_reference_losses_load(tmp_path: Path) -> None:
     dataset = TokenDataset(EARLIER / "tokens", seq_len=32)
     reference = StoredScores(EARLIER / "reference")
-    reference.check(fingerprint=dataset.shards.fingerprint, seq_len=32, num_examples=len(dataset))
+    reference.check(dataset.scored)
     reference.verify_checksum()
     losses = reference.read(0, len(dataset))
     assert losses.shape == (len(dataset),) and bool(torch.isfinite(losses).all())

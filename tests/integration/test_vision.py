@@ -146,7 +146,7 @@ def test_a_trunk_gets_a_new_head_and_scores(data: Path, tmp_path: Path) -> None:
     ]
     refused = launch(*fine, "--model.flavor", "xs", "--vision.patch_size", "2", num_processes=1)
     assert refused.returncode != 0 and "has another trunk: " in refused.stderr
-    assert "and a new head" in run(*fine, num_processes=1)
+    assert "with a new head" in run(*fine, num_processes=1)
     started = read_weights(tmp_path / "vit", step=2)
     trunk = {name for name in started if not name.startswith("output.")}
     assert len(trunk) > 40 and all(torch.equal(started[name], weights[name]) for name in trunk)

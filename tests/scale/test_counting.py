@@ -14,6 +14,7 @@ import torch.distributed as dist
 from scale.synthetic_ranks import SyntheticMesh, SyntheticRanks
 from torch import Tensor
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.data.io.reader import Reader
 from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.stored import StoredScores
@@ -36,6 +37,7 @@ class SyntheticData:
         self.shards = SimpleNamespace(
             index=SimpleNamespace(tokenizer={"vocab_size": VOCAB_SIZE}), fingerprint="f" * 64, path="synthetic"
         )
+        self.stored, self.scored = self.shards, ScoredData("f" * 64, SEQ_LEN, num_examples)
 
     def __len__(self) -> int:
         return self.num_examples

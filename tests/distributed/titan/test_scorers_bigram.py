@@ -105,4 +105,4 @@ def test_counts_and_losses_are_those_of_one_pass_on_any_number_of_ranks(
     [(100, 900, 100), (900, 100, 100), (10**9, 10**9, 2**30 // 32), (1, 1, 1)],
 )
 def test_both_count_equally_many(num_trusted: int, num_examples: int, expected: int) -> None:
-    assert num_counted(num_trusted=num_trusted, num_examples=num_examples, seq_len=SEQ_LEN) == expected
+    assert num_counted(num_trusted=num_trusted, num_examples=num_examples, tokens_per_example=SEQ_LEN) == expected

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.scores.provenance import check_scores
 from titan_attent.scores.stored import CROSS_ENTROPY, Scoring, StoredScores, with_inferred_fields
 from titan_attent.scores.writer import ScoresWriter
@@ -68,7 +69,7 @@ def change(folder: Path, *gone: str, **fields: Any) -> None:
 
 
 class Data:
-    stored, seq_len = SimpleNamespace(fingerprint="data"), 16
+    stored, seq_len, scored = SimpleNamespace(fingerprint="data"), 16, ScoredData("data", 16, NUM)
 
     def __len__(self) -> int:
         return NUM

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.scores import writer as reference_writer
 from titan_attent.scores.stored import Scoring, StoredScores
 from titan_attent.scores.writer import ScoresWriter
@@ -86,7 +87,7 @@ def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
     write(tmp_path, size=size)
     losses = pickle.loads(pickle.dumps(StoredScores(tmp_path)))
     losses.verify_checksum()
-    losses.check(fingerprint="f00d", seq_len=16, num_examples=23)
+    losses.check(ScoredData("f00d", 16, 23))
     assert losses.num_examples == 23 and losses.scoring == SCORING
     for start, stop in ((0, 23), (3, 11), (22, 23), (7, 7), (23, 23)):
         read = losses.read(start, stop)
@@ -105,7 +106,7 @@ def test_losses_of_any_float_type_are_kept_as_fp32(tmp_path: Path) -> None:
 def test_check_names_every_difference(finished: Path) -> None:
     losses = StoredScores(finished)
     with pytest.raises(ValueError) as error:
-        losses.check(fingerprint="cafe", seq_len=32, num_examples=11)
+        losses.check(ScoredData("cafe", 32, 11))
     for words in (
         *(
             str(finished),
@@ -116,7 +117,7 @@ def test_check_names_every_difference(finished: Path) -> None:
     ):
         assert words in str(error.value)
     with pytest.raises(ValueError, match="of other examples: seq_len is 32 in this run and 16 in the folder. Score"):
-        losses.check(fingerprint="f00d", seq_len=32, num_examples=23)
+        losses.check(ScoredData("f00d", 32, 23))
 
 
 def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:

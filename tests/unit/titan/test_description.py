@@ -17,7 +17,13 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
     (folder / "validation" / "index.json").write_text('{"fingerprint": "of validation"}')
     job: dict[str, dict[str, Any]] = {
         "model": {"name": name, "flavor": "8B"},
-        "data": {"path": "data", "validation_path": str(folder / "validation"), "seed": 3},
+        "data": {
+            "path": "data",
+            "validation_path": str(folder / "validation"),
+            "seed": 3,
+            "unit": "window",
+            "validation_unit": "",
+        },
         "validation": {"seq_len": 64, "steps": -1},
         "vision": {"mask_ratio": 0.5, "normalize_patches": False},
         "training": {"steps": 20},

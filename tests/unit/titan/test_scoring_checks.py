@@ -8,6 +8,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 
+from titan_attent.data.examples import ScoredData
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.stored import Scoring
 from titan_attent.titan.scoring.checkpoint_checks import Options, parse_options, scoring_of
@@ -15,9 +16,7 @@ from titan_attent.titan.scoring.checkpoint_checks import Options, parse_options,
 
 def scoring(folder: Path, name: str, role: str = "", **vision: Any) -> Scoring:
     (folder / ".metadata").write_bytes(b"x")
-    dataset: Any = type(
-        "Data", (), {"stored": SimpleNamespace(fingerprint="f"), "seq_len": 32, "__len__": lambda self: 10}
-    )()
+    dataset: Any = type("Data", (), {"scored": ScoredData("f", 32, 10)})()
     config: Any = SimpleNamespace(
         checkpoint=SimpleNamespace(initial_load_path=str(folder)),
         model=SimpleNamespace(name=name, flavor="tiny"),

@@ -25,6 +25,7 @@ def config(**vision: Any) -> Any:
         model=SimpleNamespace(name="vit_attent", flavor="tiny"),
         vision=VisionConfig(**vision),
         compile=SimpleNamespace(enable=False, components=[], backend="inductor"),
+        data=SimpleNamespace(document_mask=False),
     )
 
 

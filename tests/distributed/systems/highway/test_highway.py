@@ -254,6 +254,10 @@ def test_off_leaves_no_trace(one_process: None, data: str, tmp_path: Path) -> No
     assert sum(hooks["branch"]) == sum(hooks["on"]) + 2 * NUM_BLOCKS
 
 
-def test_more_rounds_than_blocks_are_refused(one_process: None, data: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"iterations = 5 with a model of 4 blocks.*-1"):
+def test_more_rounds_than_blocks_are_refused(
+    one_process: None, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
         trainer_of(highway(5), data=data, folder=tmp_path)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and "iterations = 5 with a model of 4 blocks" in message and "-1" in message
