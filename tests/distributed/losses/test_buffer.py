@@ -279,7 +279,9 @@ def test_bad_arguments_are_refused():
         LossBuffer(5, flush_every=0)
     buffer = LossBuffer(5)
     for ids, losses in ((torch.zeros(2), torch.zeros(3)), (torch.zeros(2, 2), torch.zeros(2, 2))):
-        with pytest.raises(ValueError, match=r"must have one shape \[B\]: record one loss for each example of the batch"):
+        with pytest.raises(
+            ValueError, match=r"must have one shape \[B\]: record one loss for each example of the batch"
+        ):
             buffer.record(ids.long(), losses, step=0)
     with pytest.raises(ValueError, match="keeps gradients: record them with gradients="):
         LossBuffer(5, with_gradient=True).record(torch.zeros(2).long(), torch.zeros(2), step=0)
