@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.counter_rng import signed
-from titan_attent.losses.records import Records
+from titan_attent.losses.records import NEVER, Records
 from titan_attent.systems.teaching.candidates import Candidates
-from titan_attent.systems.teaching.radix import blocks, is_positive
+from titan_attent.systems.teaching.radix import blocks
 from titan_attent.systems.teaching.statistics import Scores
 
 Sources = Sequence[tuple[str, int]]
@@ -82,12 +82,12 @@ def audit_selection(
     largest = torch.zeros((), device=device)
     for block in blocks(len(weights), device=device):
         weight, previous, loss_step = weights[block], last_draw[block], records.step[block]
-        ids, chosen = candidates.ids_at(block), is_positive(weight)
+        ids, chosen = candidates.ids_at(block), (weight > 0).int()
         sums = [
-            (loss_step >> 31).sum(),  # NEVER is -1, the only negative step
+            -(loss_step == NEVER).sum(),  # taken off the sum of the steps, in which NEVER is -1
             loss_step.sum(),
             chosen.sum(),
-            (previous >> 31).bitwise_and_(chosen).sum(),  # NEVER is -1
+            chosen.bitwise_and(previous == NEVER).sum(),
             chosen.bitwise_and_(previous == max(0, draw - 1)).sum(),
             _digest(ids, weight),
         ]

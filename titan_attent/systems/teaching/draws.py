@@ -28,7 +28,7 @@ from titan_attent.systems.teaching.candidates import Candidates, PoolRecords
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.guards import Quarantine, Quarantined
 from titan_attent.systems.teaching.importance import Evidence, importance, reads
-from titan_attent.systems.teaching.radix import blocks, is_positive, replace_bits
+from titan_attent.systems.teaching.radix import blocks
 from titan_attent.systems.teaching.ratios import RatioFromScores
 from titan_attent.systems.teaching.selection import gather_bitmask
 from titan_attent.systems.teaching.statistics import Scores
@@ -214,7 +214,7 @@ class Draws:
         """Bring the decisions of this draw to the owners."""
         targets, values = [self.last_draw], [fetched.last_draw]
         for block in blocks(len(self.weights), device=self.weights.device):
-            replace_bits(fetched.last_draw[block], self.num_draws, where=is_positive(self.weights[block]).neg_())
+            fetched.last_draw[block].masked_fill_(self.weights[block] > 0, self.num_draws)
         guard = self.quarantine
         if guard is not None and fetched.streak is not None and fetched.start is not None:
             guard.mark(fetched.streak, weights=self.weights)

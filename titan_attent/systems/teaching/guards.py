@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.systems.teaching.radix import blocks, is_positive
+from titan_attent.systems.teaching.radix import blocks
 
 IMPROVEMENT = 0.05
 """If the loss of an example falls by more than this share during a streak, the streak starts anew."""
@@ -67,11 +67,9 @@ class Quarantine:
         new = [torch.zeros(0, dtype=torch.int64, device=scores.device)]
         for block in blocks(len(scores), device=scores.device):
             streaks, score = streak[block], scores[block]
-            # Only selected examples with a score of at least the threshold, or with a count, change: these are few. The
-            # sign of the difference is -1 below the threshold, else 0; the sum with a streak is at least _SELECTED for
-            # just these examples.
-            below = (score - threshold).view(torch.int32) >> 31
-            changing = (below.add_(streaks) >= _SELECTED).nonzero().flatten()
+            # Only selected examples with a score of at least the threshold, or with a count, change: these are few.
+            # Their streak, less 1 where the score is below the threshold, is at least _SELECTED.
+            changing = (streaks - (score < threshold).int() >= _SELECTED).nonzero().flatten()
             high = (score[changing] >= threshold) & (score[changing] < float("inf"))
             count, loss_before, loss = streaks[changing] & _COUNT, start[block][changing], losses[block][changing]
             already = count >= self.after
@@ -90,7 +88,7 @@ class Quarantine:
     def mark(self, streak: Tensor, *, weights: Tensor) -> None:
         """Mark, in place, the selected candidates: those with a weight above 0."""
         for block in blocks(len(streak), device=streak.device):
-            streak[block].bitwise_and_(_COUNT).add_(is_positive(weights[block]).mul_(_SELECTED))
+            streak[block].bitwise_and_(_COUNT).add_((weights[block] > 0).int().mul_(_SELECTED))
 
     def gather_quarantined(self, ids: Tensor, losses: Tensor) -> Quarantined:
         """This rank's newly quarantined examples -> those of all ranks, in the order of the ranks. A collective."""

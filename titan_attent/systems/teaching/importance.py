@@ -11,6 +11,7 @@ Every score is fp32 [num_local]. +inf: never trained, selected first. -inf: trai
 selected last, so that a broken example is not selected again and again.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ from titan_attent.systems.teaching.radix import (
     blocks,
     largest_keys,
     ordered_keys,
-    replace_bits,
     score_of_key,
 )
 
@@ -182,9 +182,9 @@ def importance(records: Records, *, name: str, evidence: Evidence | None = None)
     if "amateur" in _READS[name]:
         return scores  # whether the learner has seen an example does not matter
     for block in blocks(len(scores), device=scores.device):
-        # In bits: the sign of the step says whether the example has no loss, that of -visits which infinity it gets.
-        infinities = (-records.visits[block]).bitwise_and_(-(1 << 31)).bitwise_or_(0x7F800000)
-        replace_bits(scores[block].view(torch.int32), infinities, where=records.step[block] >> 31)
+        has_no_loss = records.step[block] < 0
+        scores[block].masked_fill_(has_no_loss & (records.visits[block] == 0), math.inf)  # not trained yet: first
+        scores[block].masked_fill_(has_no_loss & (records.visits[block] > 0), -math.inf)  # never finite: last
     return scores
 
 

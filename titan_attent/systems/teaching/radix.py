@@ -53,16 +53,6 @@ def blocks(size: int, *, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def is_positive(values: Tensor) -> Tensor:
-    """fp32 values of at least 0 -> int32, 1 where above 0. Without a mask, which costs a CPU several times as much."""
-    return values.view(torch.int32).clamp(max=1)
-
-
-def replace_bits(values: Tensor, new: Tensor | int, *, where: Tensor) -> None:
-    """Replace int32 ``values`` in place by ``new`` where the int32 mask ``where`` is -1; keep them where it is 0."""
-    values ^= (values ^ new).bitwise_and_(where)
-
-
 def ordered_keys(scores: Tensor) -> Tensor:
     """fp32 scores without NaN -> int32 keys with the same order; -0.0 and 0.0 are equal."""
     bits = (scores + 0.0).view(torch.int32)

@@ -19,7 +19,6 @@ from titan_attent.systems.teaching.radix import (
     UNSEEN_KEY,
     BlockValues,
     blocks,
-    is_positive,
     ordered_keys,
     score_of_key,
 )
@@ -162,7 +161,7 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
         below = scores.values[block].double() < mean  # includes -inf, a loss that was never finite
         is_kept = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
         weights[block] = torch.where(below, is_kept / (1.0 - THRESHOLD_DROP), 1.0)
-        num_chosen += is_positive(weights[block]).sum()
+        num_chosen += (weights[block] > 0).sum()
     return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
 
 
@@ -217,7 +216,7 @@ def choose(
     if excluded is not None:
         weights.masked_fill_(excluded, 0.0)
     if excluded is not None or (config.quarantine_after and is_weighted(config)):
-        num_local_chosen = is_positive(weights).sum()
+        num_local_chosen = (weights > 0).sum()
         weights, num_chosen = mean_one(weights, num_chosen=num_local_chosen, sharding=candidates.sharding)
     if num_chosen < at_least:
         return torch.ones_like(weights), candidates.pool.size
