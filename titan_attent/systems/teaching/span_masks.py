@@ -31,7 +31,7 @@ from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, check_scores_named
 from titan_attent.systems.teaching.rule import with_rule
-from titan_attent.systems.teaching.spans import Decision, SpanMasker, decide_cut, has_boundaries
+from titan_attent.systems.teaching.spans import MIN_KEPT, Decision, SpanMasker, decide_cut, has_boundaries
 
 logger = logging.getLogger(__name__)
 
@@ -223,4 +223,9 @@ def describe(decision: Decision, masked_share: float, shares: dict[str, float], 
     return (
         f"Teacher: spans whose difference is below {decision.cut:.4f} nats {'would be' if dry_run else 'are'} masked, "
         f"{masked_share:.1%} of the tokens in a sample. Masked share by source: {by_source}"
+        + (
+            f". The scores ask for {decision.requested:.1%} of the tokens; at least {MIN_KEPT:.0%} keep their loss"
+            if decision.requested < MIN_KEPT
+            else ""
+        )
     )

@@ -153,11 +153,21 @@ def test_the_cut_is_that_of_the_calibrated_schedule(seed: int, bad: float) -> No
     good = rng.normal(0.4, 0.2, 600)
     good[: int(bad * 600)] = rng.normal(-1.5, 0.3, int(bad * 600))
     trusted = rng.normal(0.4, 0.2, 301)
-    decision = decide_cut(torch.from_numpy(good), torch.from_numpy(trusted))
+    decision = decide_cut(torch.from_numpy(good), torch.from_numpy(trusted), min_kept=0.0)
     assert decision.cut == cut_by_hand(good.tolist(), trusted.tolist())
     assert (decision.cut is None) == (bad < 0.1) and not decision.is_foreign
     if decision.cut is not None:
         assert decision.requested == pytest.approx(1 - (good < decision.cut).mean()) == pytest.approx(1 - bad, abs=0.06)
+
+
+@pytest.mark.parametrize("min_kept", [0.3, 0.5, 0.9, 1.0])
+def test_no_fewer_labels_are_kept(min_kept: float) -> None:
+    """Where trusted text asks for a fifth of the labels, the best of them are kept, as many as the bound says."""
+    rng = np.random.default_rng(1)
+    data = np.concatenate((rng.normal(-1.5, 0.3, 800), rng.normal(0.4, 0.2, 200)))
+    decision = decide_cut(torch.from_numpy(data), torch.from_numpy(rng.normal(0.4, 0.2, 301)), min_kept=min_kept)
+    assert decision.requested == pytest.approx(0.2, abs=0.02) and decision.cut is not None
+    assert (data >= decision.cut).mean() == pytest.approx(min_kept, abs=0.002)
 
 
 def test_equal_values_do_not_depend_on_their_order() -> None:
@@ -179,9 +189,9 @@ def test_many_trusted_labels_are_thinned_out(monkeypatch: pytest.MonkeyPatch) ->
 
     rng = np.random.default_rng(0)
     data, trusted = (torch.from_numpy(each) for each in (rng.normal(0, 1, 3000), rng.normal(1.5, 0.5, 2000)))
-    exact = decide_cut(data, trusted)
+    exact = decide_cut(data, trusted, min_kept=0.0)
     monkeypatch.setattr(spans, "MAX_CUTS", 100)
-    thinned = decide_cut(data, trusted)
+    thinned = decide_cut(data, trusted, min_kept=0.0)
     assert exact.cut is not None and thinned.cut is not None
     assert thinned.cut in trusted and abs(thinned.requested - exact.requested) < 0.03
 
