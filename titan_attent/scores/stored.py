@@ -42,7 +42,7 @@ COST_FILE = "cost.json"
 """File next to the losses that `titan_attent.score pair` wrote: the cost of one of the two models."""
 PARTS_FOLDER = "parts"
 """Where earlier versions of this package stored an unfinished scoring."""
-SCORER = "`torchrun -m titan_attent.score`"
+SCORER = "`torchrun -m titan_attent.score pair` (or `checkpoint`)"
 
 AMATEUR, EXPERT = "amateur", "expert"
 ROLES = (AMATEUR, EXPERT)
