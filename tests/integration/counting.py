@@ -52,6 +52,11 @@ class Counting(System):
         return config.enable
 
     @classmethod
+    def check_values(cls, config: CountingConfig) -> None:
+        if config.factor <= 0:
+            raise ValueError(f"[counting] factor = {config.factor} is not above 0: set 1 for the plain loss")
+
+    @classmethod
     def check(cls, config: CountingConfig, settings: RunSettings) -> None:
         if (degree := settings.degrees.context) > 1:
             raise ValueError(f"[counting] enable = true with context_parallel_degree = {degree}: set it to 1")

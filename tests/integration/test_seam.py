@@ -77,6 +77,8 @@ def test_a_checkpoint_without_its_state_is_refused(small_run: list[str], plain: 
     [
         (["--parallelism.context_parallel_degree", "2"], "[counting] enable = true with context_parallel_degree = 2"),
         (["--training.global_batch_size", "64"], "[counting] enable = true needs three batches"),
+        (["--counting.factor", "-1"], "[counting] factor = -1.0 is not above 0"),
+        (["--counting.no-enable", "--counting.factor", "-1"], "[counting] factor = -1.0 is not above 0"),
     ],
 )
 def test_its_refusals_end_the_run_before_it_begins(
