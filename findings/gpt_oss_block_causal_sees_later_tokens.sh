@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 torchtitan==0.2.2
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 torchtitan==0.2.2 triton==3.9.0
 "$folder/venv/bin/python" - <<'EOF'
 import sys
 from dataclasses import replace
