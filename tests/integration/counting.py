@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from titan_attent import job_config
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import (
@@ -32,6 +34,9 @@ class CountingConfig:
 
     factor: float = 1.0
     """Factor of the loss."""
+
+    zero_head: bool = False
+    """Start with a head of zeros, so that every token of the vocabulary is equally likely."""
 
 
 @dataclass
@@ -69,7 +74,13 @@ class Counting(System):
     def __init__(self, run: Run, config: CountingConfig):
         super().__init__(run, config)
         self.steps, self.begun_at = 0, -1
-        self.microbatches, self.backwards, self.odd, self.wrong = 0, 0, 0, 0
+        self.initialised, self.microbatches, self.backwards, self.odd, self.wrong = 0, 0, 0, 0, 0
+
+    def set_initial_weights(self) -> None:
+        self.initialised += 1
+        if self.config.zero_head:
+            for part in self.run.model_parts:
+                nn.init.zeros_(part.get_parameter("output.weight"))
 
     def before_first_step(self) -> None:
         self.begun_at = self.run.step()
@@ -109,7 +120,7 @@ class Counting(System):
 
     def close(self) -> None:
         if self.run.rank == 0:
-            names = ("steps", "begun_at", "microbatches", "backwards", "odd", "wrong")
+            names = ("initialised", "steps", "begun_at", "microbatches", "backwards", "odd", "wrong")
             Path(os.environ["COUNTED"]).write_text(json.dumps({name: getattr(self, name) for name in names}))
 
 

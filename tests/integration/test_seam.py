@@ -1,6 +1,7 @@
 """An external system (counting.py) takes part in a run through the interface of the systems alone."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def test_it_is_called_in_every_step_and_changes_nothing(small_run: list[str], pl
     run(*arguments(small_run, tmp_path, *COUNTING), COUNTED=str(tmp_path / "counted.json"))
     seen = counted(tmp_path)
     local = sum(sum(id % 2 for id in line["ids"][:4]) for line in read_trace(tmp_path))
-    assert seen == {"steps": 6, "begun_at": 0, "microbatches": 6, "backwards": 6, "odd": local, "wrong": 0}
+    calls = {"initialised": 1, "begun_at": 0, "microbatches": 6, "backwards": 6, "steps": 6}
+    assert seen == calls | {"odd": local, "wrong": 0}
     assert read_scalars(tmp_path, "counting/steps")[STEPS] == STEPS - 1  # torchtitan logs within the step
     assert [line["ids"] for line in read_trace(tmp_path)] == [line["ids"] for line in read_trace(plain)]
     weights, expected = read_weights(tmp_path, step=STEPS), read_weights(plain, step=STEPS)
@@ -53,6 +55,15 @@ def test_its_loss_is_what_is_differentiated(small_run: list[str], plain: Path, t
     assert read_scalars(tmp_path, "grad_norm")[1] == pytest.approx(read_scalars(plain, "grad_norm")[1] / 2, rel=1e-5)
 
 
+def test_its_initial_weights_are_trained(small_run: list[str], plain: Path, tmp_path: Path) -> None:
+    extra = ["--counting.zero_head", "--training.steps", "2"]
+    run(*arguments(small_run, tmp_path, *COUNTING, *extra), COUNTED=str(tmp_path / "counted.json"))
+    losses = read_scalars(tmp_path, "loss_metrics/global_avg_loss")
+    vocab_size = len(read_weights(plain, step=STEPS)["output.weight"])
+    assert losses[1] == pytest.approx(math.log(vocab_size), rel=1e-6)
+    assert losses[2] != pytest.approx(losses[1], rel=1e-4)
+
+
 def test_its_state_is_resumed_on_another_number_of_ranks(small_run: list[str], tmp_path: Path) -> None:
     extra = [*COUNTING, "--training.global_batch_size", "8"]
     first = arguments(small_run, tmp_path, *extra, "--training.steps", "4")
@@ -64,6 +75,7 @@ def test_its_state_is_resumed_on_another_number_of_ranks(small_run: list[str], t
     )
     seen = counted(tmp_path)
     assert (seen["steps"], seen["begun_at"], seen["microbatches"]) == (STEPS, 4, 2 * (STEPS - 4))
+    assert seen["initialised"] == 0
 
 
 def test_a_checkpoint_without_its_state_is_refused(small_run: list[str], plain: Path, tmp_path: Path) -> None:

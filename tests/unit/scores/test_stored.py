@@ -123,7 +123,9 @@ def test_check_names_every_difference(finished: Path) -> None:
 def test_missing_and_unfinished(tmp_path: Path, finished: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: not a folder of scores, no such folder; correct the path"):
         StoredScores(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no reference.json in it; .*write one with `torchrun -m titan_attent.score pair`"):
+    with pytest.raises(
+        ValueError, match="no reference.json in it; .*write one with `torchrun -m titan_attent.score pair`"
+    ):
         StoredScores(tmp_path)
     interrupt(tmp_path / "killed")
     with pytest.raises(ValueError, match="killed: its scoring was interrupted; run the same .* command again"):
