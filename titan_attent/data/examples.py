@@ -90,3 +90,21 @@ class Examples(Protocol):
             visit_key: integers that identify one visit of the examples in training; augmentation depends on them. None
                 for the fixed view of validation and scoring.
         """
+
+
+def spans_of_sources(shards: Iterable[tuple[str, int]], *, num_examples: int) -> list[tuple[str, int]]:
+    """The ``sources`` of examples in shards; cost O(shards).
+
+    Args:
+        shards: (source name, first example id that begins in or after the shard) of each shard, ascending.
+        num_examples: N. A source in which no example begins is left out, and adjacent spans of one source are joined.
+    """
+    spans: list[tuple[str, int]] = []
+    for source, first in shards:
+        if first >= num_examples:
+            break
+        if spans and spans[-1][1] == first:
+            spans.pop()
+        if not spans or spans[-1][0] != source:
+            spans.append((source, first))
+    return spans

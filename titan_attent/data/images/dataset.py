@@ -8,12 +8,14 @@ the memory of its uint8 and its fp32 pixels.
 import copy
 import os
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from titan_attent.data.examples import spans_of_sources
 from titan_attent.data.images.augment import Augmentation, augmented, draw
 from titan_attent.data.images.pictures import decode_bytes, from_array, square, to_array
 from titan_attent.data.images.shards import FIX, ImageShards
@@ -74,13 +76,10 @@ class ImageDataset:
         Ids rise from 0, and neighbouring spans have different names, as in
         :attr:`titan_attent.data.text.shards.TokenDataset.sources`. Cost: O(shards), from the index.
         """
-        spans: list[tuple[str, int]] = []
-        first = 0
-        for shard in self.shards.index.shards:
-            if not spans or spans[-1][0] != shard.source:
-                spans.append((shard.source, first))
-            first += shard.num_images
-        return spans
+        shards = self.shards.index.shards
+        firsts = accumulate((shard.num_images for shard in shards), initial=0)  # and the end
+        sources = [(shard.source, first) for shard, first in zip(shards, firsts, strict=False)]
+        return spans_of_sources(sources, num_examples=len(self))
 
     def __len__(self) -> int:
         return len(self.shards)

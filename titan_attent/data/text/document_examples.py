@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from titan_attent.data.examples import ScoredData
+from titan_attent.data.examples import ScoredData, spans_of_sources
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples, length_sample
@@ -143,16 +143,11 @@ class DocumentDataset(Dataset):
     @property
     def sources(self) -> list[tuple[str, int]]:
         """The spans of examples of one data source: its name and its first example id, ascending from 0."""
-        spans: list[tuple[str, int]] = []
-        for number, shard in enumerate(self.shards.index.shards):
-            first = self.table.first_example_of_shard(number)
-            if first >= self.num_examples:
-                break
-            if spans and spans[-1][1] == first:
-                spans.pop()
-            if not spans or spans[-1][0] != shard.source:
-                spans.append((shard.source, first))
-        return spans
+        firsts = [
+            (shard.source, self.table.first_example_of_shard(number))
+            for number, shard in enumerate(self.shards.index.shards)
+        ]
+        return spans_of_sources(firsts, num_examples=self.num_examples)
 
     def __len__(self) -> int:
         return self.num_examples
@@ -273,9 +268,7 @@ class WholeDocuments(Dataset):
         ends = self.shards.document_ends(shard, max(place - 1, 0), place + 1)
         start = int(ends[0]) if place else 0
         stop = min(int(ends[-1]), start + MAX_SCORED_TOKENS)
-        tokens = self.shards.read_span(shard, start, stop)
-        counts = self.shards.read_mask(shard, start, stop) if self.shards.has_mask else np.ones(len(tokens), dtype=bool)
-        return tokens, counts
+        return self.shards.read_span(shard, start, stop), self.shards.read_mask(shard, start, stop)
 
 
 def _first_tokens(rows: np.ndarray, spans: Spans) -> np.ndarray:

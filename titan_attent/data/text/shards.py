@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from titan_attent.data.examples import ScoredData
+from titan_attent.data.examples import ScoredData, spans_of_sources
 from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.io.reader import ReadBatch
@@ -153,8 +153,7 @@ class TokenShards:
         """The shard file that holds a token, and its offset there, in tokens. IndexError if out of range."""
         if not 0 <= token_index < self.num_tokens:
             raise IndexError(f"{self.path}: token {token_index} is outside [0, {self.num_tokens})")
-        shard = bisect_right(self._starts, token_index) - 1
-        return self.index.shards[shard].file, token_index - self._starts[shard]
+        return self.locate(token_index)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The tokens [start, stop) of the stream, int64 [T]. IndexError if out of range."""
@@ -361,18 +360,10 @@ class TokenDataset(Dataset):
             names, firsts = zip(*dataset.sources)
             spans = torch.searchsorted(torch.tensor(firsts), ids, right=True) - 1  # [B], indices into names
         """
-        spans: list[tuple[str, int]] = []
-        start = 0
-        for shard in self.shards.index.shards:
-            first = -(-start // self.seq_len)  # the first example that begins in or after this shard
-            if first >= self.num_examples:
-                break
-            if spans and spans[-1][1] == first:
-                spans.pop()
-            if not spans or spans[-1][0] != shard.source:
-                spans.append((shard.source, first))
-            start += shard.num_tokens
-        return spans
+        shards = self.shards.index.shards
+        starts = accumulate((shard.num_tokens for shard in shards), initial=0)  # and the end
+        firsts = [(shard.source, -(-start // self.seq_len)) for shard, start in zip(shards, starts, strict=False)]
+        return spans_of_sources(firsts, num_examples=self.num_examples)
 
     def __len__(self) -> int:
         return self.num_examples
