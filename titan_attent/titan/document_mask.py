@@ -28,6 +28,7 @@ from torchtitan.models.attention import (
 )
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.data.text.document_examples import DOCUMENT
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
@@ -163,7 +164,7 @@ def check_document_mask(job_config: JobConfig, spec: TrainSpec) -> None:
             f"[data] document_mask = true: {family.name}{SUFFIX} trains on images, which have no documents. Set it to "
             "false"
         )
-    if getattr(data, "unit", "window") != "document":
+    if data.unit != DOCUMENT:
         raise ValueError(
             '[data] document_mask = true with unit = "window": a window is one example, whatever documents it holds. '
             'Set unit = "document", or document_mask = false'

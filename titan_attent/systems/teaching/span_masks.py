@@ -80,16 +80,14 @@ class SpanMasks(System):
         run.ledger.prepaid_seconds = seconds / int(os.environ.get("WORLD_SIZE", "1"))
         tables = {role: table.load() for role, table in stored_tables(self.config, run).items()}
         assert isinstance(run.dataset, TokenDataset)
-        samples = [sample_of(data, self.config.seed) for data in (run.dataset, held_out_text(self.config, run))]
+        datasets = run.dataset, held_out_text(self.config, run)
+        samples = [sample_of(dataset, self.config.seed) for dataset in datasets]
         eos_id = run.dataset.shards.tokenizer_info["eos_id"]
         self.by_documents = any(
             has_boundaries(run.dataset.batch(ids)[0], eos_id=eos_id) for ids in samples[0].split(WINDOWS_AT_ONCE)
         )
         self.masker = SpanMasker(tables[AMATEUR], tables[EXPERT], eos_id=eos_id if self.by_documents else None)
-        data, trusted = (
-            means_of(dataset, ids, self.masker)
-            for dataset, ids in zip((run.dataset, held_out_text(self.config, run)), samples, strict=True)
-        )
+        data, trusted = (means_of(dataset, ids, self.masker) for dataset, ids in zip(datasets, samples, strict=True))
         self.decision = decide_cut(data.flatten(), trusted.flatten())
         self.masked_share, self.shares = 0.0, dict[str, float]()
         if self.decision.cut is not None:
