@@ -1,62 +1,105 @@
-"""The recommended rule where it could harm: long windows, and trusted text of another kind.
+"""What is selected, windows or documents, where windows hold several documents; and foreign trusted text.
 
     python -m benchmarks.long_windows --output outputs/long_windows --seeds 0 1 2 [--publish docs/results/long_windows]
 
-    windows      documents of 200 to 2,000 tokens, of code, of tables and of base64, shuffled, in windows of 1,024
-                 tokens; trusted text and validation are code
-    other_kind   Python modules, mixed with character tables, in rows of 128 tokens; validation is Python, the trusted
-                 text C headers
-
-The text is real: from the running Python's library (scripts/quickstart_data.py) and its C headers. Every run is the
-product's own command with one process on the CPU. All rules take equal steps of equal tokens, with no key set by hand:
+A case is a corpus (corpora.py) in windows of 1,024 or 2,048 tokens. Every run is the product's own command with one
+process on the CPU. All rules take equal steps of equal tokens, 0.8 M in all, decayed to zero, with no key set by hand:
 
     uniform             everything, in windows
-    recommended         strategy = "difference" on windows
+    windows             strategy = "difference" on windows
     spans               the same scores with level = "span": every window, but bad documents in it have no loss
     documents           strategy = "difference" with data.unit = "document": documents are selected, and packed
     uniform_documents   everything, in packed documents: what packing alone changes
-    oracle              uniform on the code alone, in windows: what a perfect selection of documents could reach
+    oracle              uniform on the wanted documents alone, in windows: what a perfect selection could reach
     oracle_documents    the same in packed documents
+    uniform_rows        everything, in rows of 96 tokens, validated on such rows
+    rows                strategy = "difference" on rows of 96 tokens, compared with uniform_rows
 
-All are validated on windows of the same text. The results have the scorers' seconds. Cost: 15 minutes of a core per
-seed.
+All others are validated on windows of the same text. Seconds are those of the commands; the scorers' are counted.
+Cost: 12 minutes of a core per case and seed, and 80 MB of downloads.
 """
 
 import argparse
 import json
 import os
-import random
 import re
+import statistics
 import subprocess
 import sys
-import sysconfig
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.intervals import interval
+from benchmarks.long_windows.corpora import ROOT, corpus
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
 CONFIG = ["--job.config_file", "train_configs/quickstart.toml", "--training.mixed_precision_param", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    corpus: str
+    seq_len: int
+    batch: int
+    """Windows per step."""
+    steps: int
+    rules: tuple[str, ...]
+    """What runs; a rule is behind the one whose scores it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    data: str = "train"
+    unit: str = "window"
+    scores: str = ""
+    """Name of the scorers' folder; "": uniform."""
+    level: str = "example"
+    compared_with: str = "uniform"
+    seq_len: int = 0
+    """Not 0: in rows of so many tokens, as many tokens a step as the case has."""
+
+
+SHORT = 96
 RULES = {
-    "windows": ("uniform", "recommended", "spans", "documents", "uniform_documents", "oracle", "oracle_documents"),
-    "other_kind": ("uniform", "recommended"),
+    "uniform": Rule(),
+    "windows": Rule(scores="windows"),
+    "spans": Rule(scores="windows", level="span"),
+    "documents": Rule(unit="document", scores="documents"),
+    "uniform_documents": Rule(unit="document"),
+    "oracle": Rule(data="clean"),
+    "oracle_documents": Rule(data="clean", unit="document"),
+    "uniform_rows": Rule(seq_len=SHORT),
+    "rows": Rule(seq_len=SHORT, scores="rows", compared_with="uniform_rows"),
 }
-"""Case -> its rules; "uniform" first, which the others are compared with."""
-CASES: dict[str, dict[str, Any]] = {
-    "windows": {"seq_len": 1024, "batch": 2, "steps": 400, "document": (600, 6000)},
-    "other_kind": {"seq_len": 128, "batch": 16, "steps": 300, "document": (65_536, 65_536)},
-}
-"""seq_len: tokens per example; batch: examples per step; document: least and most characters of a document."""
+CASES = {
+    f"{name} {seq_len:,}": Case(
+        corpus=name, seq_len=seq_len, batch=2048 // seq_len, steps=400, rules=tuple(RULES)[: None if first else -2]
+    )
+    for name, seq_len, first in (
+        ("stdlib", 1024, True),
+        ("manual", 1024, True),
+        ("junk", 1024, True),
+        ("stdlib", 2048, False),
+        ("manual", 2048, False),
+    )
+} | {"other_kind 128": Case(corpus="other_kind", seq_len=128, batch=16, steps=300, rules=("uniform", "windows"))}
 
-SAID = r"(The scores ask for .*?, the best first|The run (?:selects|masks) nothing and trains [^.]*)"
-"""The warnings of a run that the table lists."""
+SAID = (
+    r"(The scores ask for .*?, the best first|The run (?:selects|masks) nothing and trains [^.]*"
+    r"|Trained uniformly: [^.]*)"
+)
+"""The warnings of a run that the page lists."""
 
 
-def run(arguments: Sequence[Any], log: Path) -> str:
-    """Run a command in the checkout; returns its output, also kept in ``log``. RuntimeError with its end on failure."""
+def run(arguments: Sequence[Any], log: Path) -> tuple[str, float]:
+    """Run a command in the checkout: its output, also kept in ``log``, and seconds. RuntimeError where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
     done = subprocess.run(
         [str(word) for word in arguments],
         cwd=ROOT,
@@ -69,113 +112,124 @@ def run(arguments: Sequence[Any], log: Path) -> str:
     log.write_text(text, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{log}: {text[-2000:]}")
-    return text
+    return text, time.monotonic() - start
 
 
-def documents(texts: Path, case: str, seed: int) -> dict[str, list[str]]:
-    """The texts of a case: "train", "trusted" and "validation"."""
-
-    def of(name: str) -> list[str]:
-        return [json.loads(line)["text"] for line in open(texts / f"{name}.jsonl", encoding="utf-8")]
-
-    least, most = CASES[case]["document"]
-    random_sizes = random.Random(seed)
-
-    def cut(whole: list[str]) -> list[str]:
-        """Cut texts at random lengths, whose logarithms are uniform; ends below 200 characters are dropped."""
-        parts = []
-        for text in whole:
-            while len(text) > min(200, most):
-                size = round(least * (most / least) ** random_sizes.random())
-                parts.append(text[:size])
-                text = text[size:]
-        return parts
-
-    code = cut(of("code"))
-    train = code + cut(of("tables") + of("encoded") if case == "windows" else of("tables"))
-    random.Random(seed).shuffle(train)
-    if case == "windows":
-        kept = set(code)
-        clean = [text for text in train if text in kept]
-        return {"train": train, "clean": clean, "trusted": cut(of("trusted")), "validation": cut(of("validation"))}
-    headers = sorted(Path(sysconfig.get_paths()["include"]).rglob("*.h"))
-    trusted = [path.read_text(encoding="utf-8", errors="ignore") for path in headers]
-    return {"train": train, "trusted": trusted, "validation": of("trusted") + of("validation")}
+def write_data(folder: Path, name: str, texts: Path, seed: int) -> None:
+    """Write the corpus as token shards, with a tokenizer made from its training text; folders that exist stay."""
+    parts = ("train", "clean", "trusted", "validation")
+    if all((folder / part / "index.json").is_file() for part in parts):
+        return
+    documents = corpus(name, texts / ("packages" if name in ("manual", "junk") else "stdlib"), seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        source = folder / f"{part}.jsonl"
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[part]), encoding="utf-8")
+        tokenizer = "train:1024" if part == "train" else folder / "train" / "tokenizer.tiktoken"
+        writer = [sys.executable, "-m", "titan_attent.data.text", source, "--output", folder / part]
+        run([*writer, "--tokenizer", tokenizer], folder / f"{part}.log")
 
 
-def write_data(folder: Path, texts: Path, case: str, seed: int) -> None:
-    for name, parts in documents(texts, case, seed).items():
-        if (folder / name / "index.json").is_file():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        source = folder / f"{name}.jsonl"
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in parts), encoding="utf-8")
-        tokenizer = "train:1024" if name == "train" else folder / "train" / "tokenizer.tiktoken"
-        writer = [sys.executable, "-m", "titan_attent.data.text", source, "--output", folder / name]
-        run([*writer, "--tokenizer", tokenizer], folder / f"{name}.log")
-
-
-def train(folder: Path, case: str, rule: str, seed: int) -> dict[str, Any]:
-    """Run one rule; returns its final loss, its selection and its warnings."""
-    shape, steps = CASES[case], CASES[case]["steps"]
-    data = folder / ("clean" if rule.startswith("oracle") else "train")
-    base = [*CONFIG, "--data.path", data, "--data.validation_path", folder / "validation"]
-    base += ["--training.seq_len", shape["seq_len"], "--training.local_batch_size", shape["batch"]]
-    base += ["--training.global_batch_size", shape["batch"], "--validation.seq_len", shape["seq_len"]]
-    base += ["--validation.local_batch_size", shape["batch"], "--data.seed", seed]
-    base += ["--data.unit", "document" if rule.endswith("documents") else "window", "--data.validation_unit", "window"]
-    scorers = folder / f"scorers_{'recommended' if rule == 'spans' else rule}"
-    seconds = 0.0
+def train(data: Path, folder: Path, case: Case, rule: Rule, seed: int) -> dict[str, Any]:
+    """Run one rule: its final loss, its selection, the seconds of its commands and its warnings."""
+    seq_len, batch, steps = case.seq_len, case.batch, case.steps
+    if rule.seq_len:
+        tokens = seq_len * batch * steps
+        seq_len, batch = rule.seq_len, seq_len * batch // rule.seq_len
+        steps = round(tokens / (seq_len * batch))
+    base = [*CONFIG, "--data.path", data / rule.data, "--data.validation_path", data / "validation"]
+    base += ["--training.seq_len", seq_len, "--training.local_batch_size", batch]
+    base += ["--training.global_batch_size", batch, "--validation.seq_len", seq_len]
+    base += ["--validation.local_batch_size", max(1, 2048 // seq_len), "--data.seed", seed]
+    base += ["--data.unit", rule.unit, "--data.validation_unit", "window"]
     teacher: list[Any] = ["--teacher.strategy", "uniform"]
-    selects = rule in ("recommended", "documents")
-    if selects:
-        command = [*LAUNCH, "titan_attent.score", "pair", "--trusted", folder / "trusted", "--output", scorers, *base]
-        run(command, folder / f"scorers_{rule}.log")
-        seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
-        teacher = ["--teacher.scores", scorers]
-        teacher += ["--teacher.seed", seed]
-    if rule == "spans":  # RULES has it behind the rule whose scores it reads
-        seconds = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
-        teacher = ["--teacher.scores", scorers, "--teacher.level", "span", "--teacher.seed", seed]
+    scoring = 0.0
+    if rule.scores:
+        scorers = folder.parent / f"scorers_{rule.scores}"
+        if not (scorers / "scorers.json").is_file():
+            command = [*LAUNCH, "titan_attent.score", "pair", "--trusted", data / "trusted", "--output", scorers]
+            run([*command, *base], folder.parent / f"scorers_{rule.scores}.log")
+        scoring = sum(json.loads((scorers / "scorers.json").read_bytes())["seconds"].values())
+        teacher = ["--teacher.scores", scorers, "--teacher.level", rule.level, "--teacher.seed", seed]
     ends = ["--training.steps", steps, "--validation.freq", steps, "--checkpoint.no-enable", "--debug.seed", seed]
-    dump = folder / "runs" / rule
-    text = run(
-        [*LAUNCH, "titan_attent.train", *base, *ends, "--job.dump_folder", dump, *teacher], folder / f"{rule}.log"
-    )
+    ends += ["--job.dump_folder", folder]
+    text, seconds = run([*LAUNCH, "titan_attent.train", *base, *ends, *teacher], folder.with_suffix(".log"))
     losses = dict(re.findall(r"validate step: +(\d+) +loss: +([0-9.]+)", text))
-    decided = {"teacher/ratio": 1.0, "teacher/repeats": None}
-    if selects:
-        decided = json.loads((dump / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
-    if rule == "spans":
-        masked = json.loads((dump / "teacher" / "spans.jsonl").read_text().splitlines()[0])["teacher/tokens_masked"]
-        decided["teacher/ratio"] = 1.0 - masked
+    share, repeats = 1.0, None
+    if rule.level == "span":
+        decided = json.loads((folder / "teacher" / "spans.jsonl").read_text().splitlines()[0])
+        share -= decided["teacher/tokens_masked"]
+    elif rule.scores:
+        decided = json.loads((folder / "teacher" / "rounds.jsonl").read_text().splitlines()[0])
+        share, repeats = decided["teacher/ratio"], decided["teacher/repeats"]
     return {
         "loss": float(losses[str(steps)]),
-        "share": decided["teacher/ratio"],
-        "repeats": decided["teacher/repeats"],
-        "scorers_seconds": seconds,
+        "share": share,
+        "repeats": repeats,
+        "seconds": seconds,
+        "scorers_seconds": scoring,
         "said": re.findall(SAID, text),
     }
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Differences to uniform by case, rule and seed, and their means with 95% intervals."""
-    lines = ["| case | rule | seeds | selected | repeats | rule - uniform, nats |", "|---|---|---|---|---|---|"]
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def gains(results: dict[str, Any], case: str, rule: str) -> list[float]:
+    """By seed: nats that the rule ends below the one it is compared with."""
+    other = RULES[rule].compared_with
+    found = [result for name, result in sorted(results.items()) if name.rpartition("/")[0] == case]
+    return [pair[other]["loss"] - pair[rule]["loss"] for pair in found if rule in pair and other in pair]
+
+
+def table(results: dict[str, Any], case: str) -> list[str]:
+    """Of one case: the differences to uniform by rule and seed, and their means with 95% intervals."""
+    lines = ["| rule | kept | repeats | rule - uniform, nats | seconds | of scorers |", "|---|---|---|---|---|---|"]
+    found = [result for name, result in sorted(results.items()) if name.rpartition("/")[0] == case]
+    for rule in CASES[case].rules:
+        runs = [result[rule] for result in found if rule in result]
+        if not runs:
+            continue
+        losses = ", ".join(f"{run['loss']:.3f}" for run in runs)
+        differences = [-gain for gain in gains(results, case, rule)]
+        each = ", ".join(f"{difference:+.3f}" for difference in differences)
+        value = f"loss {losses}" if rule == RULES[rule].compared_with else f"{interval(differences)} ({each})"
+        if rule == "uniform_rows":
+            value = f"loss {losses}"
+        shares = ", ".join(f"{run['share']:.1%}" for run in runs) if RULES[rule].scores else ""
+        repeats = ", ".join("" if run["repeats"] is None else f"{run['repeats']:.1f}" for run in runs).strip(", ")
+        seconds, scoring = (statistics.median(run[key] for run in runs) for key in ("seconds", "scorers_seconds"))
+        row = (rule, shares, repeats, value, f"{seconds + scoring:.0f}", f"{scoring:.1f}" if scoring else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def goals(results: dict[str, Any]) -> list[str]:
+    """Means over the seeds: the gain of documents as a share of the oracle's and of that of rows of 96 tokens."""
+    lines = ["| case | windows of oracle's gain | documents of oracle's gain (90%) | documents of rows' gain (90%) |"]
+    lines.append("|---|---|---|---|")
     for case in CASES:
-        found = [result for name, result in sorted(results.items()) if name.startswith(f"{case}/")]
-        for rule in RULES[case][1:]:
-            pairs = [result for result in found if rule in result]
-            if not pairs:
-                continue
-            runs = [pair[rule] for pair in pairs]
-            differences = [pair[rule]["loss"] - pair["uniform"]["loss"] for pair in pairs]
-            shares = ", ".join(f"{run['share']:.1%}" for run in runs)
-            repeats = ", ".join("" if run["repeats"] is None else f"{run['repeats']:.1f}" for run in runs)
-            each = ", ".join(f"{difference:+.3f}" for difference in differences)
-            row = (case, rule, str(len(pairs)), shares, repeats, f"{interval(differences)} ({each})")
-            lines.append(f"| {' | '.join(row)} |")
+        mean = {rule: statistics.fmean(of) for rule in RULES if (of := gains(results, case, rule))}
+        if not {"documents", "windows", "oracle"} <= mean.keys():
+            continue
+        best = max(mean["oracle"], mean.get("oracle_documents", -1.0))
+        corpus_rows = f"{CASES[case].corpus} 1,024"
+        rows = gains(results, corpus_rows, "rows")
+        of_rows = f"{mean['documents'] / statistics.fmean(rows):.0%}" if rows else ""
+        lines.append(f"| {case} | {mean['windows'] / best:.0%} | {mean['documents'] / best:.0%} | {of_rows} |")
+    return [*lines, "", "The oracle is the better of its two packings. The gain of rows is that at rows of 96 tokens."]
+
+
+def page(results: dict[str, Any]) -> str:
+    parts = []
+    for case in CASES:
+        seeds = sum(name.rpartition("/")[0] == case for name in results)
+        if seeds:
+            parts += [f"## {case} tokens, {seeds} seed{'s'[: seeds > 1]}", "", *table(results, case), ""]
     said = {line for result in results.values() for run in result.values() for line in run["said"]}
-    return "\n".join([*lines, "", "Warnings of the runs:", "", *(f"- {line}" for line in sorted(said))])
+    return "\n".join(
+        [*goals(results), "", *parts, "Warnings of the runs:", "", *(f"- {line}" for line in sorted(said))]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,29 +237,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for the data, the runs and results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--jobs", type=int, default=1, help="(case, seed) pairs at a time")
     parser.add_argument("--publish", type=Path, help="write the table and the results to this path with .md and .json")
     args = parser.parse_args(argv)
     output: Path = args.output.resolve()
-    texts, file = output / "texts", output / "results.json"
-    if not (texts / "validation.jsonl").is_file():
-        run([sys.executable, "scripts/quickstart_data.py", texts, "--whole"], output / "texts.log")
+    file, lock = output / "results.json", threading.Lock()
     results = json.loads(file.read_bytes()) if file.is_file() else {}
-    for seed in args.seeds:
-        for case in args.cases:
-            folder = output / f"{case}_{seed}"
-            result = results.setdefault(f"{case}/{seed}", {})
-            for rule in RULES[case]:
-                if rule not in result:
-                    write_data(folder, texts, case, seed)
-                    result[rule] = train(folder, case, rule, seed)
-                    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = table(results)
+
+    def finish(name: str, seed: int) -> None:
+        case, data = CASES[name], output / "data" / f"{CASES[name].corpus}_{seed}"
+        with lock:
+            result = results.setdefault(f"{name}/{seed}", {})
+        for rule in case.rules:
+            if rule in result:
+                continue
+            with lock:
+                write_data(data, case.corpus, output / "texts", seed)
+            folder = output / "runs" / f"{case.corpus}_{case.seq_len}_{seed}" / rule
+            measured = train(data, folder, case, RULES[rule], seed)
+            with lock:
+                result[rule] = measured
+                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}/{seed} {rule}: {measured['loss']:.4f}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(finish, name, seed) for seed in args.seeds for name in args.cases]:
+            done.result()
+    text = page(results)
     print(text)
     if args.publish:
         seeds = " ".join(map(str, args.seeds))
         command = f"    python -m benchmarks.long_windows --output outputs/long_windows --seeds {seeds}"
-        page = f"# Long windows and foreign trusted text\n\n{command}\n\n{text}\n"
-        args.publish.with_suffix(".md").write_text(page, encoding="utf-8")
+        head = f"# Long windows: windows or documents; and foreign trusted text\n\n{command}"
+        args.publish.with_suffix(".md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
         args.publish.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
