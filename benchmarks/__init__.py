@@ -4,7 +4,7 @@
     corpora         the text and the images that experiments train on, and how they are corrupted
 
     single_pass     what teaching saves in a single pass over text, all costs charged
-    long_windows    the recommended rule where it could harm
+    long_windows    windows or documents, where windows hold several documents
     convergence     every rule of the teacher on small text, in many passes
     vision          what teaching saves on images, in many passes
     cheaper_steps   what [freezing] and [highway] save, and at what loss

@@ -1,4 +1,5 @@
-"""The recommended rule where it could harm: long windows, and trusted text of another kind.
+"""Windows or documents, where a window holds several documents; and trusted text of another kind.
 
-__main__.py    the command: data, scorers, runs, the table
+__main__.py    the command: data, scorers, runs, the page
+corpora.py     the documents of each corpus
 """
