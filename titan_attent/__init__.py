@@ -15,6 +15,7 @@ The packages, in the order of the data flow; the docstring of each lists its mod
     systems/       extensions of the training step: teaching (selects examples), freezing (skips gradients of modules),
                    highway (approximates the backward pass)
     titan/         torchtitan's Trainer with the systems, its loader, validator and metrics; checks; patches
+    adapters/      the teacher in the Hugging Face Trainer and in Lightning
     report/        a table and curves of runs, and what one run saved against another in steps, compute and time
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
