@@ -88,8 +88,8 @@ def test_only_titan_knows_the_trainers_configuration() -> None:
     assert [path for path in outside if names_in(path) & {"job_config", "JobConfig"}] == []
 
 
-def num_code_lines(source: str) -> int:
-    """Lines with a token that is neither a comment nor a string standing alone."""
+def code_lines(source: str) -> set[int]:
+    """The numbers, from 1, of lines with a token that is neither a comment nor a string standing alone."""
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     lines: set[int] = set()
@@ -101,7 +101,11 @@ def num_code_lines(source: str) -> int:
             statement = []
         elif token.type not in skipped:
             statement.append(token)
-    return len(lines)
+    return lines
+
+
+def num_code_lines(source: str) -> int:
+    return len(code_lines(source))
 
 
 def test_code_lines_are_counted_without_docstrings_and_comments() -> None:

@@ -36,13 +36,14 @@ def matrix_flops(module: nn.Module, args: Any, *, seq_len: int) -> float:
 
 
 def product_flops(args: Any, *, seq_len: int) -> float:
-    """Forward FLOPs of the attention products of one layer; backward takes twice that. 0 without ``args``.
+    """Forward FLOPs of the attention products of one layer; backward takes twice that. 0 for a model without heads.
 
     Args:
-        args: torchtitan's arguments of the model, of any family.
+        args: torchtitan's arguments of the model, of any family; None if it has none.
         seq_len: T.
     """
-    return 0.0 if args is None else 2.0 * seq_len**2 * args.n_heads * _head_widths(args)
+    num_heads = getattr(args, "n_heads", 0)
+    return 2.0 * seq_len**2 * num_heads * _head_widths(args) if num_heads else 0.0
 
 
 def _head_widths(args: Any) -> int:

@@ -173,9 +173,11 @@ def check_document_mask(job_config: JobConfig, spec: TrainSpec) -> None:
     if attention == "sdpa":
         allowed = ("flex",) if compat.IS_CPU else ("flex", "varlen")
         flavors = [name for name, args in spec.model_args.items() if _attention_of(args) in allowed]
+        kinds = f"a flavor with {' or '.join(allowed)} attention"
+        fix = f"Choose {kinds}: {', '.join(flavors)}" if flavors else f"{model.name} lacks {kinds}. Set it to false"
         raise ValueError(
             f'[data] document_mask = true: the attention (sdpa) of [model] flavor = "{model.flavor}" takes no mask. '
-            f"Choose a flavor with {' or '.join(allowed)} attention: {', '.join(flavors)}"
+            f"{fix}"
         )
     if (degree := parallelism.context_parallel_degree) > 1:
         raise ValueError(

@@ -24,6 +24,7 @@ from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_lo
 from titan_attent.titan.checks.resume_checks import finished_message
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.frozen_model import check_frozen
+from titan_attent.titan.models.families import add_families
 from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
@@ -93,6 +94,7 @@ def parse(argv: list[str]) -> JobConfig:
             if end.code:  # --help exits with 0
                 wait_for_first_rank()
             raise
+    add_families(job_config.job.custom_config_module)
     check_given(job_config, given_keys(toml, argv))
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"

@@ -1,8 +1,8 @@
 """The TrainSpec of a model whose name ends in ``_attent``.
 
-The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own; under a pipeline the loss
-is wrapped. This package replaces the data loader and tokenizer (token shards), the validator (the same examples each
-time) and the metrics (it adds those of the systems).
+The model, its parallelisation, optimizer, schedule and loss function stay torchtitan's own, or the family's
+(models/family.py); under a pipeline the loss is wrapped. This package replaces the data loader and tokenizer (token
+shards), the validator (the same examples each time) and the metrics (it adds those of the systems).
 """
 
 import copy
@@ -27,7 +27,6 @@ from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
-from titan_attent.titan.models import vision
 from titan_attent.titan.models.families import FAMILIES
 from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.registry import apply_patches
@@ -118,23 +117,6 @@ def build_loss(
     return PipelineLoss(loss) if parallel_dims.pp_enabled else loss
 
 
-def _vision_spec(model: str, datasets: DataSets) -> TrainSpec:
-    """torchtitan's llama3 TrainSpec with a vision model, its loss and image data."""
-    return replace(
-        get_train_spec("llama3"),
-        model_cls=vision.MODELS[model],
-        model_args=vision.flavors(model),
-        parallelize_fn=compat.patched_parallelize(vision.parallelize),
-        pipelining_fn=None,
-        build_dataloader_fn=partial(build_dataloader, datasets),
-        build_tokenizer_fn=None,
-        build_validator_fn=partial(build_validator, datasets),
-        build_metrics_processor_fn=build_teaching_metrics_processor,
-        build_loss_fn=vision.build_loss,
-        state_dict_adapter=None,
-    )
-
-
 def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") -> TrainSpec:
     """The stock TrainSpec of "<model>_attent" with this package's replacements; ValueError for an unknown name.
 
@@ -149,9 +131,8 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         raise ValueError(f'[model] name = "{name}" is unknown{closest(name, names) or "."} Use one of {choices}')
     model = name.removesuffix(SUFFIX)
     apply_patches(family=model)
-    if model in vision.MODELS:
-        return _vision_spec(model, datasets)
-    stock = get_train_spec(model)
+    of_family = FAMILIES[model].train_spec
+    stock = get_train_spec(model) if of_family is None else of_family()
     # torchtitan writes the run's settings into the selected flavor, so the twin gets its own copies.
     flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
     if model in FAMILIES_WITH_TWINS:
@@ -167,7 +148,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         model_args=flavors,
         parallelize_fn=compat.patched_parallelize(stock.parallelize_fn),
         build_dataloader_fn=partial(build_dataloader, datasets),
-        build_tokenizer_fn=partial(build_tokenizer, datasets),
+        build_tokenizer_fn=stock.build_tokenizer_fn and partial(build_tokenizer, datasets),
         build_validator_fn=partial(build_validator, datasets),
         build_metrics_processor_fn=build_teaching_metrics_processor,
         build_loss_fn=partial(build_loss, stock.build_loss_fn),

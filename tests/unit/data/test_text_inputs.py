@@ -399,7 +399,7 @@ def test_a_file_without_an_extension_is_to_be_given_one(tmp_path):
     refused(lambda: texts_of(tmp_path / "corpus"), "has no extension", ".txt for text, .jsonl for JSON lines")
 
 
-@pytest.mark.parametrize("beside", ["data.csv", "data.arrow", "data.parquet.gz", "data.jsonl.zst"])
+@pytest.mark.parametrize("beside", ["data.xml", "data.arrow", "data.parquet.gz", "data.jsonl.zst"])
 def test_a_readme_is_not_the_data_beside_it(tmp_path, beside):
     make(tmp_path, {"README.md": "about", "LICENSE.txt": "free", beside: b"text"})
     refused(lambda: texts_of(tmp_path), "1 of another extension", "0 of them not metadata such as a README")

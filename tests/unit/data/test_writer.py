@@ -704,16 +704,16 @@ def test_missing_path_of_a_source(command_fails, tmp_path: Path) -> None:
     command_fails(f"web={tmp_path}/*.jsonl", f"{tmp_path}/*.jsonl: no such file or folder", "correct the path")
 
 
-@pytest.mark.parametrize("name", ["table.csv", "noextension"])
+@pytest.mark.parametrize("name", ["table.xlsx", "noextension"])
 def test_unsupported_extension(command_fails, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     command_fails(tmp_path / name, str(tmp_path / name), "unsupported extension", "convert it to jsonl", "--extensions")
 
 
 def test_the_fix_of_an_unsupported_extension_works(ranks: str, tmp_path: Path) -> None:
-    (tmp_path / "table.CSV").write_text("x")
-    command = [str(tmp_path / "table.CSV"), "--output", str(tmp_path / "out"), "--tokenizer", ranks]
-    assert main([*command, "--extensions", " .csv,txt"]) == 0
+    (tmp_path / "table.XML").write_text("x")
+    command = [str(tmp_path / "table.XML"), "--output", str(tmp_path / "out"), "--tokenizer", ranks]
+    assert main([*command, "--extensions", " .xml,txt"]) == 0
     assert tokens_of(tmp_path / "out") == by_hand(["x"])
 
 

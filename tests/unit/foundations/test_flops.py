@@ -2,6 +2,7 @@
 to ``dim``."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import titan_attent.titan.patches.compat  # noqa: F401
@@ -108,3 +109,4 @@ def test_the_products_of_stock_flavors_are_torchtitans(family: str) -> None:
         products = 3 * args.n_layers * product_flops(args, seq_len=1024)
         assert products == (by_token[1] - by_token[0]) * 1024, flavor
     assert product_flops(None, seq_len=SEQ_LEN) == 0
+    assert product_flops(SimpleNamespace(dim=8), seq_len=SEQ_LEN) == 0, "a model without attention"

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchtitan.models.moe.moe as titan_moe
 from distributed.parallel_world import FLAVORS, config_of
+from integration import mixer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
@@ -31,6 +32,7 @@ from titan_attent.titan.document_mask import (
     varlen_metadata,
 )
 from titan_attent.titan.frozen_model import FrozenModel
+from titan_attent.titan.models.families import FAMILIES
 from titan_attent.titan.train_spec import attent_spec, flex_twins
 
 SEQ_LEN, VOCABULARY = 24, 512
@@ -314,7 +316,8 @@ def refusal(settings: dict[str, Any], *, unit: str = "document") -> str:
 FLEX = {"model.flavor": "tiny_flex"}
 
 
-def test_refused_combinations() -> None:
+def test_refused_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "mixer", mixer.FAMILIES[0])
     assert 'with unit = "window": a window is one example' in refusal(FLEX, unit="window")
     message = refusal({"model.name": "vit_attent", "model.flavor": "tiny"})
     assert "vit_attent trains on images, which have no documents. Set it to false" in message
@@ -323,6 +326,8 @@ def test_refused_combinations() -> None:
     assert message.endswith(
         "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, bench_gpu_flex"
     )
+    message = refusal({"model.name": "mixer_attent", "model.flavor": "small"})
+    assert message.endswith("takes no mask. mixer_attent lacks a flavor with flex attention. Set it to false")
     message = refusal(FLEX | {"parallelism.context_parallel_degree": 2})
     assert "context_parallel_degree = 2 with [data] document_mask = true: torchtitan 0.2.2 numbers positions" in message
     message = refusal({"model.flavor": "debugmodel_varlen_attn", "parallelism.pipeline_parallel_degree": 2})

@@ -1,5 +1,9 @@
 """titan/models/families.py: a run that needs a feature which its family lacks is refused."""
 
+import sys
+import types
+from dataclasses import replace
+
 import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
@@ -9,7 +13,8 @@ from titan_attent.systems.system import System
 from titan_attent.systems.system_list import SYSTEMS
 from titan_attent.titan.checks.parallelism import check_parallelism
 from titan_attent.titan.checks.preflight import check_needs
-from titan_attent.titan.models.families import FAMILIES, family_of
+from titan_attent.titan.models import families
+from titan_attent.titan.models.families import FAMILIES, add_families, family_of
 from titan_attent.titan.train_spec import attent_spec
 
 DIMENSIONS = {f"{name}_parallel" for name in ("tensor", "context", "pipeline", "expert")}
@@ -38,6 +43,22 @@ def test_a_dimension_that_a_family_lacks(name: str, dimension: str) -> None:
         sizes["parallelism.data_parallel_shard_degree"] = 2
     with pytest.raises(ValueError, match=rf"\[parallelism\] {dimension}_degree = 2: .*Set it to 1"):
         check_parallelism(config_of(sizes, data="", folder=""), world_size=2)
+
+
+def test_families_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    for _ in range(2):  # a command that parses twice
+        add_families("integration.mixer")
+        add_families("titan_attent.job_config")
+    assert families.FAMILIES.keys() - FAMILIES.keys() == {"mixer"}
+    module = types.ModuleType("outside")
+    monkeypatch.setitem(sys.modules, "outside", module)
+    module.FAMILIES = (replace(FAMILIES["llama3"]), 3)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match='custom_config_module = outside: the name "llama3" of a family is taken'):
+        add_families("outside")
+    module.FAMILIES = (3,)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"outside: 3 in its FAMILIES is not a titan_attent\.titan\.models\.family"):
+        add_families("outside")
 
 
 def test_what_a_system_needs() -> None:

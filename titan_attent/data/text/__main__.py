@@ -30,8 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .ndjson, .json (each also .gz), .parquet or text file, folder or pattern; SOURCE=INPUT names its "
-        f"data source (default: {DEFAULT_SOURCE})",
+        help=".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet or text file, folder or pattern; "
+        f"SOURCE=INPUT names its data source (default: {DEFAULT_SOURCE})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-document-bytes",
         type=int,
         default=MAX_DOCUMENT_BYTES,
-        help="maximum size of a document and of a JSON line (default: %(default)s)",
+        help="maximum size of a document, of a JSON line and of a csv record (default: %(default)s)",
     )
     return parser
 

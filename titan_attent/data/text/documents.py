@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_TEXT, SIZE, Bad
+from titan_attent.data.text.csv_text import DELIMITERS, UnusableFileError, read_table
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.json_values import (
     GZIP_ERRORS,
@@ -70,10 +71,10 @@ def read_documents(
     """The documents of ``files`` in order, from ``start`` on.
 
     Args:
-        records: the keys of a JSON record, or the columns of a parquet file, that hold the text.
+        records: the keys of a JSON record, or the columns of a parquet or csv file, that hold the text.
         skip: yield unusable records and files with ``text`` None and continue. Optional files that are not text are
             always skipped.
-        max_bytes: maximum size of a document and of a JSON line.
+        max_bytes: maximum size of a document, of a JSON line and of a csv record.
 
     Raises:
         ValueError: a record or file is unusable and ``skip`` is false; the message names the file and the line or
@@ -110,7 +111,7 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
         return
     if file.kind == "text" and records.has_mask:
         problem = f"is a text, not records with {' and '.join(map(repr, records.names))}"
-        fix = "give .jsonl, .json or .parquet files, or leave out the options of these keys"
+        fix = "give .jsonl, .json, .parquet or .csv files, or leave out the options of these keys"
         yield Bad(str(file.path), NO_TEXT, problem, fix), next_file, file.num_bytes
         return
     if file.kind == "text":
@@ -120,18 +121,19 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
         head = raw.read(4)
         raw.seek(0)
         if head.startswith(WIDE_BOMS):
-            problem = "UTF-16 or UTF-32, by its byte-order mark, but JSON must be UTF-8"
+            problem = "UTF-16 or UTF-32, by its byte-order mark, but records must be UTF-8"
             yield Bad(str(file.path), ENCODING, problem, UTF8_FIX), next_file, file.num_bytes
             return
         stream: Any = gzip.open(raw) if file.compressed else raw  # noqa: SIM115
         row = at.row
         try:
-            read = _read_lines if file.kind == "lines" else _read_array
-            for content, row, offset in read(file, stream, at, records, max_bytes):
+            for content, row, offset in _STREAM_READERS[file.kind](file, stream, at, records, max_bytes):
                 yield content, ReadPosition(at.file, row, offset), raw.tell()
         except GZIP_ERRORS as error:
-            problem = f"damaged gzip file after {'line' if file.kind == 'lines' else 'record'} {row} ({error})"
+            problem = f"damaged gzip file after {'record' if file.kind == 'values' else 'line'} {row} ({error})"
             yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), next_file, file.num_bytes
+        except UnusableFileError as error:
+            yield error.bad, next_file, file.num_bytes
         except ValueError as error:
             # Raised only for arrays: the records after a malformed one are lost, as the start of the next is unknown.
             too_large = isinstance(error, TooLargeError)
@@ -203,6 +205,20 @@ def _read_array(
             yield _content_of_record(record, records=records, where=f"{file.path}: record {row}"), row, 0
 
 
+def _read_table(
+    file: InputFile, stream: IO[bytes], at: ReadPosition, records: Records, max_bytes: int
+) -> Iterator[tuple[Content | Bad, int, int]]:
+    delimiter = DELIMITERS[file.extension.removesuffix(".gz")]
+    position = {"row": at.row, "offset": at.offset}
+    return read_table(
+        stream, path=str(file.path), delimiter=delimiter, records=records, max_bytes=max_bytes, **position
+    )
+
+
+_STREAM_READERS = {"lines": _read_lines, "values": _read_array, "table": _read_table}
+"""By the kind of file: what reads its records from a stream of bytes."""
+
+
 def _content_of_record(record: Any, *, records: Records, where: str) -> Content | Bad:
     if isinstance(record, RepeatedKeyError):
         return Bad(where, MALFORMED, str(record), "fix or remove the record")
@@ -223,10 +239,7 @@ def _read_parquet(file: InputFile, at: ReadPosition, records: Records, max_bytes
         # The file is not mapped, and a column is read in blocks.
         with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
             num_rows, names = max(1, table.metadata.num_rows), table.schema_arrow.names
-            unusable = records.missing(names, where=where, kind="column")
-            if repeated := [key for key in records.names if names.count(key) > 1]:
-                problem, fix = f"the column {repeated[0]!r} appears twice", "write the file again with one of them"
-                unusable = Bad(where, NO_TEXT, problem, fix)
+            unusable = records.unusable_columns(names, where=where)
             if unusable is not None:
                 yield unusable, next_file, file.num_bytes
                 return

@@ -2,7 +2,8 @@
 
 In a folder with record files (.parquet, .jsonl, .ndjson, .json), these are read. The files beside them, such as a
 README, a licence or a script, are left out. Only if there are fewer record files than texts, in number and in bytes,
-are the texts read and the records left out. A folder with more files left out than read is refused (inputs.py).
+are the texts read and the records left out. Tables (.csv, .tsv) are read if there is nothing else to read: beside
+other files they often describe these. A folder with more files left out than read is refused (inputs.py).
 
 Cost: two listings of each folder, one stat per file that is read, and one read of the head of each .json file.
 """
@@ -52,6 +53,7 @@ def list_folder(
     left_out.update(walk.left_out)
     records: list[InputFile] = []
     texts: list[InputFile] = []
+    tables: list[InputFile] = []
     unread: list[Path] = []
     # Sorted by path string, independent of the order of the walk.
     for path in sorted(map(Path, walk.files()), key=lambda path: path.as_posix()):
@@ -60,13 +62,18 @@ def list_folder(
             unread.append(path)
             continue
         kind = kind_of(path, extension=extension, text_key=text_key)
-        (texts if kind == "text" else records).append(input_file(path, source=source, optional=True, kind=kind))
+        files = {"text": texts, "table": tables}.get(kind, records)
+        files.append(input_file(path, source=source, optional=True, kind=kind))
     plain = [file for file in texts if not is_metadata(file.path)]
     if not records and plain and all(file.extension.removesuffix(".gz") == "json" for file in plain):
         # Only .json files: these are records with another key, not texts. The reader then asks for the key.
         records = [file._replace(kind="values") for file in plain]
         texts = [file for file in texts if is_metadata(file.path)]
         plain = []
+    if extensions is None and (records or plain):
+        unread = sorted([*unread, *(file.path for file in tables)], key=lambda path: path.as_posix())
+    else:
+        records += tables
     if extensions is not None:
         _leave_out(unread, OTHER_EXTENSION, left_out)
         return sorted(records + texts, key=lambda file: file.path.as_posix())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_attent.data.text.csv_text import DELIMITERS
 from titan_attent.data.text.json_values import detect_layout
 
 TEXT_EXTENSIONS = (
@@ -15,7 +16,8 @@ TEXT_EXTENSIONS = (
     *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "ts", "sh"),
 )
 LINE_EXTENSIONS = ("jsonl", "ndjson", "jsonlines", "jl")
-RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet")
+TABLE_EXTENSIONS = tuple(DELIMITERS)
+RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet", *TABLE_EXTENSIONS)
 """Files with any of these but parquet, or with a text extension, may be compressed: ``.json.gz``."""
 PACKED_EXTENSIONS = ("zst", "bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", "gz")
 
@@ -30,7 +32,8 @@ class InputFile(NamedTuple):
     modified_ns: int
     optional: bool
     kind: str = "text"
-    """"lines": one JSON record per line; "values": an array of records, or multi-line records; "parquet"; "text"."""
+    """"lines": one JSON record per line; "values": an array of records, or multi-line records; "table": .csv and .tsv;
+    "parquet"; "text"."""
 
     @property
     def compressed(self) -> bool:
@@ -77,6 +80,8 @@ def kind_of(path: Path, *, extension: str, text_key: str) -> str:
         if layout is None or not (layout.has_key or layout.several):
             return "text"
         return "lines" if layout.one_per_line else "values"
+    if bare in TABLE_EXTENSIONS:
+        return "table"
     return "parquet" if extension == "parquet" else "lines" if bare in LINE_EXTENSIONS else "text"
 
 

@@ -175,6 +175,8 @@ def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **other_argumen
     if any(file.source != DEFAULT_SOURCE for file in files):
         spans = [(name, len(list(span))) for name, span in groupby(files, key=lambda file: file.source)]
         arguments["sources"] = ", ".join(f"{name}: {num_files} files" for name, num_files in spans)
+    if num_tables := sum(file.kind == "table" for file in files):  # earlier versions read them as texts
+        arguments["csv files read by record"] = num_tables
     if (path := Path(tokenizer)).is_file():
         arguments["tokenizer file"] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()
     return arguments

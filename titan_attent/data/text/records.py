@@ -101,6 +101,13 @@ class Records:
                 return Bad(where, NO_TEXT, f"no {kind} {key!r}", fix)
         return None
 
+    def unusable_columns(self, names: Sequence[str], *, where: str) -> Bad | None:
+        """Why a table with columns ``names`` cannot be read: one of the columns is missing, or appears twice."""
+        if repeated := [key for key in self.names if names.count(key) > 1]:
+            problem, fix = f"the column {repeated[0]!r} appears twice", "write the file again with one of them"
+            return Bad(where, NO_TEXT, problem, fix)
+        return self.missing(names, where=where, kind="column")
+
     def content(self, values: Sequence[Any], *, where: str) -> Content | Bad:
         """The content of a record with ``values``, one per key."""
         if "messages" in self.keys:

@@ -1,15 +1,20 @@
-"""The families of models that this package trains. A new family needs a folder in models/ and an entry here.
+"""The families of models that this package trains. A new family needs a folder in models/, its TrainSpec in a
+module beside this one, and an entry here. One from outside is listed in ``FAMILIES`` of the module that
+``job.custom_config_module`` names, and needs no change here.
 
 Text models are torchtitan's own, each trained by tests/distributed/titan/test_parallelism.py. Image models are this
 package's, trained by tests/distributed/titan/test_vision_parallelism.py.
 """
+
+import importlib
+from functools import partial
 
 from torchtitan.config import JobConfig
 
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.models.family import Family
 from titan_attent.titan.models.text import Text
-from titan_attent.titan.models.vision import AUTOENCODER, CLASSIFIER, Images, Patches
+from titan_attent.titan.models.vision import AUTOENCODER, CLASSIFIER, Images, Patches, train_spec
 
 
 def _no_pipeline(name: str) -> dict[str, str]:
@@ -39,10 +44,26 @@ FAMILIES: dict[str, Family] = {
                 "clip their gradients. Set it to 1, and use data_parallel_shard_degree and expert_parallel_degree",
             },
         ),
-        Family(name=CLASSIFIER, modality=Images(), lacks=_image_model_lacks(CLASSIFIER)),
-        Family(name=AUTOENCODER, modality=Patches(), lacks=_image_model_lacks(AUTOENCODER)),
+        *(
+            Family(name=name, modality=modality, train_spec=partial(train_spec, name), lacks=_image_model_lacks(name))
+            for name, modality in ((CLASSIFIER, Images()), (AUTOENCODER, Patches()))
+        ),
     )
 }
+
+
+def add_families(module: str) -> None:
+    """Add the families that the module of ``job.custom_config_module`` lists in ``FAMILIES``.
+
+    Raises:
+        ValueError: an entry is not a :class:`Family`, or its name is taken.
+    """
+    for family in getattr(importlib.import_module(module), "FAMILIES", ()):
+        where = f"[job] custom_config_module = {module}"
+        if not isinstance(family, Family):
+            raise ValueError(f"{where}: {family!r} in its FAMILIES is not a titan_attent.titan.models.family.Family")
+        if FAMILIES.setdefault(family.name, family) is not family:
+            raise ValueError(f'{where}: the name "{family.name}" of a family is taken; choose another')
 
 
 def family_of(job_config: JobConfig) -> Family:

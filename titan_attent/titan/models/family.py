@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
+from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.examples import Examples
 from titan_attent.losses.cross_entropy import WeightedLoss
@@ -66,10 +67,14 @@ class Family:
     Attributes:
         name: ``model.name`` is "<name>_attent".
         modality: the data that its models read, and how they are evaluated.
+        train_spec: returns torchtitan's TrainSpec of the model, as it would train on its own: model, flavors,
+            parallelisation, optimizer, schedule and loss. Data, validation and metrics are replaced by the package's
+            (titan/train_spec.py). None for the TrainSpec that torchtitan has by this name.
         lacks: unsupported feature -> the reason and the fix. Keys are dimensions of ``[parallelism]`` without
             ``_degree``, and needs of systems (:attr:`System.needs`).
     """
 
     name: str
     modality: Modality
+    train_spec: Callable[[], TrainSpec] | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)

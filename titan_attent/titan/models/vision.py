@@ -6,7 +6,7 @@ torch.compile are therefore applied by torchtitan's own functions for llama3.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3.infra import parallelize as llama
 from torchtitan.protocols import BaseModelArgs
+from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.images import ImageDataset
@@ -132,6 +133,20 @@ def build_loss(job_config: JobConfig, **kwargs: Any) -> LossFunction:
         return training_loss(pred, labels, *mixing) if pred.requires_grad or mixing else plain(pred, labels)
 
     return loss
+
+
+def train_spec(model: str) -> TrainSpec:
+    """torchtitan's llama3 TrainSpec with an image model and its loss."""
+    return replace(
+        get_train_spec("llama3"),
+        model_cls=MODELS[model],
+        model_args=flavors(model),
+        parallelize_fn=parallelize,
+        pipelining_fn=None,
+        build_tokenizer_fn=None,
+        build_loss_fn=build_loss,
+        state_dict_adapter=None,
+    )
 
 
 # -- modalities ----------------------------------------------------------------------------------------------------
