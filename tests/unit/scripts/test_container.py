@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "Dockerfile").read_text()
 LINES = re.sub(r"\\\n\s*", "", TEXT).splitlines()
-COPIED = {Path(word).name for line in LINES if line.startswith("COPY") for word in line.split()[2:-1]}
+COPIED = {Path(word).name for line in LINES if line.startswith("COPY") for word in line.split()[1:-1]}
 ENVIRONMENT = dict(word.split("=", 1) for line in LINES if line.startswith("ENV") for word in line.split()[1:])
 (COMMAND,) = (json.loads(line.removeprefix("CMD ")) for line in LINES if line.startswith("CMD"))
 NAMED = re.compile(r"\b(?:scripts|train_configs)/[\w./-]+\.\w+")
@@ -53,6 +58,22 @@ def test_the_scripts_of_the_default_command_find_their_files_there() -> None:
             sourced = re.findall(r'\$\(dirname "\$0"\)/([\w.]+)', text)
             todo += {*NAMED.findall(text), *(f"scripts/{name}" for name in sourced)} - seen
     assert {"scripts/environment.sh", "scripts/processes.sh", "train_configs/quickstart.toml"} <= seen
+
+
+def test_what_is_copied_is_not_ignored() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules[0] == "*" and {rule[1:] for rule in rules if rule.startswith("!")} == COPIED
+
+
+def test_the_image_has_every_dependency_before_the_code() -> None:
+    pinned = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()[1:]}
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", line)[0] for line in needed if "python_version" not in line}  # type: ignore[index]
+    assert names - {"triton"} <= pinned  # torch brings triton
+    steps = [line for line in LINES if line.startswith(("COPY", "RUN"))]
+    code = next(i for i, line in enumerate(steps) if "titan_attent" in line)
+    assert any("--requirement /tmp/requirements.lock" in line for line in steps[:code])
+    assert any("--no-deps" in line for line in steps[code:])
 
 
 def test_the_environment_of_the_image_is_used_unchanged(tmp_path: Path) -> None:
