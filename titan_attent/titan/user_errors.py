@@ -1,5 +1,6 @@
 """How a user's mistake ends a run: all ranks, with exit code 2 and one message."""
 
+import json
 import os
 import sys
 import time
@@ -15,10 +16,16 @@ Result = TypeVar("Result")
 
 
 def fail(error: ValueError) -> NoReturn:
-    """End this process with exit code 2. Rank 0 prints the reason, and the first rank of any other node does too."""
+    """End this process with exit code 2. Rank 0 prints the reason, and the first rank of any other node does too.
+
+    torchrun's report of the failure shows the reason, too, in the place of a traceback.
+    """
     wait_for_first_rank()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            with open(file, "w", encoding="utf-8") as report:
+                json.dump({"message": str(error), "timestamp": int(time.time())}, report)
     sys.exit(2)
 
 
