@@ -12,6 +12,7 @@
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same examples each time
     metrics.py         torchtitan's metrics and those of the systems
+    tensorboard.py     the configuration and the order of the charts in TensorBoard
     health.py          ends a run whose weights are not finite
     owner.py           allows one run per folder
     checkpoint_folder.py    which checkpoints a folder holds

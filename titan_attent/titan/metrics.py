@@ -7,6 +7,7 @@ ranks decide alike whether it is finite (health.py).
 Cost: under a pipeline, one all-reduce of two numbers per logged step.
 """
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,10 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols import BaseModelArgs
 
 from titan_attent.titan.pipeline import from_last_stage
+from titan_attent.titan.tensorboard import write_start
+
+MAX_EXPONENT = 700.0
+"""exp of more is no finite float64."""
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
@@ -76,6 +81,8 @@ class TeachingMetricsProcessor(MetricsProcessor):
             self.logged(step, global_avg_loss, grad_norm)
 
     def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
+        if self.tokens_per_image is None:
+            extra_metrics = (extra_metrics or {}) | {"validation_metrics/perplexity": math.exp(min(loss, MAX_EXPONENT))}
         super().log_validation(loss, step, extra_metrics)
         if self.validated is not None:
             self.validated(step, loss)
@@ -86,4 +93,6 @@ def build_teaching_metrics_processor(
 ) -> TeachingMetricsProcessor:
     """Implements torchtitan's ``build_metrics_processor_fn``, which is called with positional arguments."""
     del model_args
-    return TeachingMetricsProcessor(job_config, parallel_dims)
+    processor = TeachingMetricsProcessor(job_config, parallel_dims)
+    write_start(processor.logger, job_config)
+    return processor

@@ -1,0 +1,32 @@
+"""The configuration and the order of the charts, read back by TensorBoard's own reader."""
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from titan_attent.foundations.toml import to_toml
+from titan_attent.titan.tensorboard import BaseLogger, JobConfig, LoggerContainer, TensorBoardLogger, write_start
+
+
+def test_configuration_and_layout(tmp_path: Path) -> None:
+    config, container = JobConfig(), LoggerContainer()
+    config.optimizer.lr = 0.0123
+    container.add_logger(TensorBoardLogger(str(tmp_path)))
+    write_start(container, config)
+    container.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = events.Tensors("configuration/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "    lr = 0.0123\n" in shown and "    [optimizer]\n" in shown
+    assert [line.removeprefix("    ") for line in shown.splitlines()] == to_toml(config.to_dict()).splitlines()
+    (layout,) = events.Tensors("custom_scalars__config__")
+    read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
+    assert [category.title for category in read.category] == ["loss", "teacher", "speed", "ledger"]
+    first = read.category[0].chart[0]
+    assert list(first.multiline.tag) == ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]
+
+
+def test_nothing_without_tensorboard() -> None:
+    write_start(BaseLogger(), JobConfig())
+    write_start(LoggerContainer(), JobConfig())

@@ -1,0 +1,43 @@
+"""What a run writes to TensorBoard besides scalars: its configuration, and the order in which its charts are shown.
+
+TensorBoard's page of scalars sorts the groups by name, so the ledger stands above the loss. The page "Custom scalars"
+has them in the order in which they are looked at: loss and validation, the teacher, speed, cost.
+"""
+
+from typing import Any
+
+from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
+from torchtitan.config import JobConfig
+
+from titan_attent.foundations.toml import to_toml
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "loss": {
+        "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
+        "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "gradient norm": ["Multiline", ["grad_norm$"]],
+        "learning rate": ["Multiline", ["lr$"]],
+    },
+    "teacher": {
+        "share selected": ["Multiline", ["teacher/ratio$"]],
+        "times that a selected example is trained": ["Multiline", ["teacher/repeats$"]],
+        "importance": ["Multiline", ["teacher/importance_.*"]],
+        "share selected of each source": ["Multiline", ["teacher/inclusion/.*"]],
+    },
+    "speed": {
+        "throughput, tokens or images a second": ["Multiline", [r"throughput\(.*"]],
+        "memory": ["Multiline", ["memory/max_.*GiB.*"]],
+    },
+    "ledger": {"cost of teaching": ["Multiline", ["ledger/.*"]]},
+}
+"""Category -> chart -> its tags, as regular expressions (torch's ``SummaryWriter.add_custom_scalars``)."""
+
+
+def write_start(logger: BaseLogger, job_config: JobConfig) -> None:
+    """Write the layout and the configuration, as text, where ``logger`` writes to TensorBoard on this rank."""
+    for one in logger._loggers if isinstance(logger, LoggerContainer) else [logger]:
+        if isinstance(one, TensorBoardLogger):
+            one.writer.add_custom_scalars(LAYOUT)
+            sections = {name: keys for name, keys in job_config.to_dict().items() if isinstance(keys, dict)}
+            # Markdown shows indented lines as they are.
+            one.writer.add_text("configuration", "\n".join(f"    {line}" for line in to_toml(sections).splitlines()))
