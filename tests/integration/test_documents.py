@@ -184,7 +184,10 @@ def test_scores_of_documents_serve_every_length(config: list[str], data: dict[st
         (["--data.unit", "documents"], '[data] unit = \'documents\' is unknown: use one of "window", "document"'),
         (["--teacher.pool_size", "50"], '[teacher] pool_size = 50 with data.unit = "document"'),
         (["--teacher.weighting", "loss"], '[teacher] weighting = "loss" with data.unit = "document"'),
-        (["--parallelism.context_parallel_degree", "2"], '[data] unit = "document" with context_parallel_degree = 2'),
+        (
+            ["--parallelism.context_parallel_degree", "2", "--parallelism.context_parallel_load_balancer", "ptrr"],
+            '[parallelism] context_parallel_load_balancer = "ptrr" with [data] unit = "document"',
+        ),
         (["--data.unit", "window", "--data.max_examples_per_window", "4"], "where a window is one example: remove it"),
         (["--training.global_batch_size", "600"], "fewer than one global batch of 600"),
     ],

@@ -5,12 +5,15 @@ and has no fold, no columns and no mesh.
 """
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from distributed.parallel_world import (
     STEPS,
     NoMesh,
@@ -24,6 +27,7 @@ from distributed.parallel_world import (
 from distributed.spawn import run_on_ranks
 from references import exact_norm
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import TeachingSampler
@@ -31,6 +35,7 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.systems.teaching.teacher import Teacher
+from titan_attent.titan.trainer import TeachingTrainer
 
 DOCUMENTS: Settings = {"data.unit": "document", "teacher.warmup_passes": 0, "model.flavor": "cell of 2"}
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
@@ -56,6 +61,16 @@ CELLS: dict[int, dict[str, Settings]] = {
         "PP 1F1B, accumulated": batch(4, pipeline_parallel=2),
         "PP, uniform": batch(8, pipeline_parallel=2) | UNIFORM,
         "scored by a forward pass": batch(4) | {"teacher.scoring": "forward_once"},
+        "CP": batch(8, context_parallel=2) | {"validation.enable": True, "teacher.scoring": "forward_once"},
+        "CP, accumulated, not balanced, loss in chunks": batch(4, context_parallel=2)
+        | {"parallelism.context_parallel_load_balancer": None, "teacher.loss_chunks": 3},
+        "CP, compiled loss": batch(8, context_parallel=2) | {"compile.enable": True, "compile.components": ["loss"]},
+        "CP, uniform": batch(8, context_parallel=2) | UNIFORM,
+    },
+    4: {
+        "FSDP + CP": batch(4, context_parallel=2) | {"validation.enable": True},
+        "PP + CP": batch(8, pipeline_parallel=2, context_parallel=2),
+        "TP + CP": batch(8, tensor_parallel=2, context_parallel=2),
     },
 }
 
@@ -198,3 +213,49 @@ def test_packed_training_is_plain_training_of_documents(measured: Measured, size
         if "validation" in rank:
             assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
     assert accumulated == ("accumulated" in name)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the collectives inside the context, by operator and number of elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[tuple[str, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace in ("c10d", "_c10d_functional") and not any(word in name for word in ("wait", "wrap")):
+            first = args[0][0] if isinstance(args[0], list) else args[0]
+            self.seen[name, first.numel()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives_of_a_microbatch(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, Any]:
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
+    os.environ["WORLD_SIZE"] = str(dist.get_world_size())
+    counted = {}
+    for name, settings in cells.items():
+        config = config_of(settings, data=data, folder=f"{folder}/{name}")
+        spec_of(config.model.name)
+        trainer = TeachingTrainer(config)
+        try:
+            inputs, labels = next(iter(trainer.dataloader))
+            slots = inputs["weight"].numel() if "weight" in inputs else 0
+            with Collectives() as collectives:
+                trainer.forward_backward_step(
+                    input_dict=inputs, labels=labels, global_valid_tokens=torch.tensor(labels.numel())
+                )
+            counted[name] = slots, collectives.seen
+        finally:
+            trainer.close()
+    return counted
+
+
+def test_documents_add_no_collective_to_context_parallelism(measured: Measured, tmp_path: Path) -> None:
+    documents = batch(8, context_parallel=2)
+    cells = {"documents": documents, "windows": documents | {"data.unit": "window"}, "uniform": documents | UNIFORM}
+    for rank in run_on_ranks(collectives_of_a_microbatch, 2, cells, str(measured.data), str(tmp_path), timeout=200.0):
+        (_, stock), (slots, seen), (rows, of_windows) = (rank[name] for name in ("uniform", "documents", "windows"))
+        assert stock.total() > 4 and slots > rows == 8
+        assert seen - stock == Counter({("all_reduce", 3 * slots): 1}) and not stock - seen
+        assert of_windows - stock == Counter({("all_reduce", 3 * rows): 1}) and not stock - of_windows
