@@ -183,7 +183,6 @@ def test_scores_of_documents_serve_every_length(config: list[str], data: dict[st
     [
         (["--data.unit", "documents"], '[data] unit = \'documents\' is unknown: use one of "window", "document"'),
         (["--teacher.pool_size", "50"], '[teacher] pool_size = 50 with data.unit = "document"'),
-        (["--teacher.weighting", "loss"], '[teacher] weighting = "loss" with data.unit = "document"'),
         (
             ["--parallelism.context_parallel_degree", "2", "--parallelism.context_parallel_load_balancer", "ptrr"],
             '[parallelism] context_parallel_load_balancer = "ptrr" with [data] unit = "document"',
