@@ -15,6 +15,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from titan_attent.data.plan.packed import Packer
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.writer import write_dataset
+from titan_attent.scores.stored import StoredScores
 
 LOSS = "loss_metrics/global_avg_loss"
 SEQ_LEN, BATCH, NUM_DOCUMENTS = 128, 6, 400
@@ -178,13 +179,53 @@ def test_scores_of_documents_serve_every_length(config: list[str], data: dict[st
         assert (difference < cut).mean() > 0.2
 
 
+def test_trained_scorers_score_whole_documents(config: list[str], data: dict[str, Path], tmp_path: Path) -> None:
+    """Against torchtitan's bare model, span by span: a document longer than a row has the mean of all its tokens."""
+    seq_len, scorers = 32, tmp_path / "scorers"
+    run(
+        *("pair", "--flavor", "scorer_xs", "--steps", "3", "--batch_size", "8", "--trusted", str(data["train"])),
+        *("--output", str(scorers), *config, "--training.seq_len", str(seq_len)),
+        num_processes=2,
+        module="titan_attent.score",
+        launcher="torchrun",  # forked workers start no stages
+    )
+    dataset = DocumentDataset(data["train"], seq_len=seq_len)
+    spans = torch.arange(len(dataset))
+    documents = torch.from_numpy(dataset.documents_of(spans.numpy()))
+    assert (torch.bincount(documents) > 1).sum() > 100
+    batch, labels = dataset.read(spans)
+    for name in ("amateur", "expert"):
+        weights = read_checkpoint(scorers / "models" / name, step=3)
+        args = TransformerModelArgs(
+            dim=32, n_layers=1, n_heads=2, vocab_size=len(weights["tok_embeddings.weight"]), multiple_of=32
+        )
+        args.rope_theta, args.max_seq_len = 10000, seq_len
+        model = Transformer(args).eval()
+        model.load_state_dict({key: weights[key] for key in model.state_dict()})
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(
+                model(batch["input"]).transpose(1, 2), labels, reduction="none", ignore_index=-100
+            )
+        sums, counts = torch.zeros(2, NUM_DOCUMENTS, dtype=torch.float64)
+        sums.index_add_(0, documents, losses.double().sum(dim=1))
+        counts.index_add_(0, documents, (labels >= 0).double().sum(dim=1))
+        scores = StoredScores(scorers / name)
+        scores.check(dataset.scored)
+        scores.check(DocumentDataset(data["train"], seq_len=SEQ_LEN).scored)
+        expected = sums / counts.clamp(min=1)
+        assert scores.read(0, NUM_DOCUMENTS).tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+        assert StoredScores(scorers / name / "trusted").scoring.num_examples > 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data.unit", "documents"], '[data] unit = \'documents\' is unknown: use one of "window", "document"'),
         (["--teacher.pool_size", "50"], '[teacher] pool_size = 50 with data.unit = "document"'),
-        (["--teacher.weighting", "loss"], '[teacher] weighting = "loss" with data.unit = "document"'),
-        (["--parallelism.context_parallel_degree", "2"], '[data] unit = "document" with context_parallel_degree = 2'),
+        (
+            ["--parallelism.context_parallel_degree", "2", "--parallelism.context_parallel_load_balancer", "ptrr"],
+            '[parallelism] context_parallel_load_balancer = "ptrr" with [data] unit = "document"',
+        ),
         (["--data.unit", "window", "--data.max_examples_per_window", "4"], "where a window is one example: remove it"),
         (["--training.global_batch_size", "600"], "fewer than one global batch of 600"),
     ],

@@ -190,7 +190,8 @@ class LossBuffer:
         rows = self.agreement.compare(gathered, decision).transpose(0, 1).flatten(1)
         rows = rows[:, torch.argsort(rows[1] >> 32, stable=True)]  # (rank, time) -> (step, rank, row)
         if trained and self.window is not None:
-            self.window.write(floats_of(rows[1]), step=step)
+            is_example = rows[0] < self.sharding.num_examples  # else a slot of a packed row without an example
+            self.window.write(torch.where(is_example, floats_of(rows[1]), float("nan")), step=step)
         self._write(rows, step=step, trained=trained)
 
     def _write(self, rows: Tensor, *, step: int, trained: bool) -> None:

@@ -13,7 +13,10 @@ before the backward. Here they come from the last but one window of ``flush_ever
 already gathered. So they need no collective of their own and no sync, and are equal on every rank and for every number
 of ranks. Windows are counted from step 0, so neither checkpoints nor decisions shift them.
 
-Cost: 12 bytes per trained example of a window, in memory and in the checkpoint; one pass over them per window.
+Where examples are packed, the mean counts examples, not tokens: a short one as much as a long one.
+
+Cost: 12 bytes per trained example of a window, in memory and in the checkpoint; one pass over them per window. Where
+examples are packed, 12 bytes per slot.
 """
 
 import torch
@@ -43,7 +46,7 @@ class LossWindow:
     """The losses of the last windows of ``flush_every`` steps, on every rank, in global order.
 
     Args:
-        batch_size: G, losses per step.
+        batch_size: G, losses per step; where examples are packed, rows x slots per row.
         temperature: the temperature of the rule.
         device: the device of the losses.
         flush_every: steps per window, the same as that of the buffer.
@@ -68,7 +71,10 @@ class LossWindow:
         return (step - 1) // self.flush_every
 
     def write(self, losses: Tensor, *, step: int) -> None:
-        """Append losses fp32 [n] in global order; their last step is ``step``, all in one window. No host sync."""
+        """Append losses fp32 [n] in global order; their last step is ``step``, all in one window. No host sync.
+
+        A loss that is not finite counts nowhere: NaN stands for a slot without an example.
+        """
         number = self._number(step)
         slot = number % _WINDOWS
         if self._numbers[slot] != number:
@@ -91,7 +97,9 @@ class LossWindow:
         return self._cached[1]
 
     def _measure(self, losses: Tensor) -> Tensor:
-        counted = torch.isfinite(losses)  # excludes unwritten elements, which are NaN, and non-finite losses
+        counted = torch.isfinite(
+            losses
+        )  # excludes unwritten elements and empty slots, which are NaN, and non-finite losses
         low = torch.where(counted, losses, float("inf")).min()
         high = torch.where(counted, losses, float("-inf")).max()
         one = torch.ones_like(low)

@@ -29,7 +29,8 @@ from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, StepLoss
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
-from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
+from titan_attent.titan.columns import take_columns
+from titan_attent.titan.document_mask import document_batch
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
@@ -212,15 +213,9 @@ class TeachingTrainer(Trainer):
         return StepLoss(loss_sum, loss_sum.detach(), {})
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
-        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them.
-
-        With a document mask ``example_index`` also stays in ``input_dict``.
-        """
+        """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
         names = (*self.systems.column_names, *self.loader.dataset.columns)
-        columns = {name: input_dict.pop(name) for name in names if name in input_dict}
-        if self.job_config.data.document_mask and EXAMPLE_INDEX in columns:
-            input_dict[EXAMPLE_INDEX] = columns[EXAMPLE_INDEX]
-        return columns
+        return take_columns(input_dict, names, self.job_config, cp_mesh=self.parallel_dims.get_optional_mesh("cp"))
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor

@@ -241,6 +241,17 @@ def test_an_exchange_holds_training_losses_or_scores_but_not_both():
     assert (low, high) == (1.0, 12.0)  # steps 1 to 4 of training
 
 
+def test_a_slot_without_an_example_is_no_loss_of_the_window():
+    window = LossWindow(flush_every=1, batch_size=4, temperature=1.0)
+    buffer = LossBuffer(50, flush_every=1, window=window)
+    for step in range(1, 3):
+        buffer.record(torch.tensor([7, 50, 9, 50]), torch.tensor([2.0, 0.0, 5.0, 0.0]), step=step)
+        buffer.sync()
+    low, high, mean = window.statistics(3).tolist()
+    assert (low, high) == (2.0, 5.0) and mean == pytest.approx((1 + np.e) / 2)
+    assert buffer.visits.sum() == 4 and buffer.num_nonfinite == 0
+
+
 def test_losses_are_detached_and_kept_as_fp32():
     buffer = LossBuffer(4)
     buffer.record(torch.tensor([2]), torch.tensor([1.5], requires_grad=True) * 3, step=7)

@@ -5,12 +5,16 @@ and has no fold, no columns and no mesh.
 """
 
 import json
+import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from distributed.parallel_world import (
     STEPS,
     NoMesh,
@@ -24,16 +28,21 @@ from distributed.parallel_world import (
 from distributed.spawn import run_on_ranks
 from references import exact_norm
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.window import LossWindow
 from titan_attent.systems.teaching.teacher import Teacher
+from titan_attent.titan.trainer import TeachingTrainer
 
 DOCUMENTS: Settings = {"data.unit": "document", "teacher.warmup_passes": 0, "model.flavor": "cell of 2"}
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
+BY_LOSS: Settings = {"teacher.weighting": "loss", "teacher.temperature": 0.3}
+"""Weights from the losses of two steps before, as :func:`train_all` lets every step end a window of losses."""
 
 
 def batch(size: int, **degrees: int) -> Settings:
@@ -56,6 +65,22 @@ CELLS: dict[int, dict[str, Settings]] = {
         "PP 1F1B, accumulated": batch(4, pipeline_parallel=2),
         "PP, uniform": batch(8, pipeline_parallel=2) | UNIFORM,
         "scored by a forward pass": batch(4) | {"teacher.scoring": "forward_once"},
+        "weights by loss": batch(4) | BY_LOSS,
+        "weights by loss, accumulated, loss in chunks": batch(2) | BY_LOSS | {"teacher.loss_chunks": 3},
+        "weights by loss, TP, compiled loss": batch(8, tensor_parallel=2)
+        | {"compile.enable": True, "compile.components": ["loss"]}
+        | BY_LOSS,
+        "weights by loss, PP": batch(8, pipeline_parallel=2) | BY_LOSS,
+        "CP": batch(8, context_parallel=2) | {"validation.enable": True, "teacher.scoring": "forward_once"},
+        "CP, accumulated, not balanced, loss in chunks": batch(4, context_parallel=2)
+        | {"parallelism.context_parallel_load_balancer": None, "teacher.loss_chunks": 3},
+        "CP, compiled loss": batch(8, context_parallel=2) | {"compile.enable": True, "compile.components": ["loss"]},
+        "CP, uniform": batch(8, context_parallel=2) | UNIFORM,
+    },
+    4: {
+        "FSDP + CP": batch(4, context_parallel=2) | {"validation.enable": True},
+        "PP + CP": batch(8, pipeline_parallel=2, context_parallel=2),
+        "TP + CP": batch(8, tensor_parallel=2, context_parallel=2),
     },
 }
 
@@ -95,6 +120,25 @@ def per_document(
     return torch.stack([torch.stack(row) for row in sums]), counts, norms
 
 
+def weights_by_loss(losses: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    """The rule of LinUpper for losses [...], from the losses of earlier examples, [n]."""
+
+    def rule(values: torch.Tensor) -> torch.Tensor:
+        h = (2 * (values - earlier.min()) / (earlier.max() - earlier.min()) - 1).clamp(-1, 1)
+        return ((h + 1).clamp(max=1) / BY_LOSS["teacher.temperature"]).exp()
+
+    return rule(losses) / rule(earlier).mean()
+
+
+def train_all(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:
+    usual, results = LossBuffer.__init__.__kwdefaults__["flush_every"], {}
+    for name, settings in cells.items():
+        for part in (LossBuffer, LossWindow):
+            part.__init__.__kwdefaults__["flush_every"] = 1 if BY_LOSS.items() <= settings.items() else usual
+        results |= train_cells(mesh, {name: settings}, data, folder)
+    return results
+
+
 def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
     config = config_of(settings, data=str(data), folder="")
     model = plain_model(settings)
@@ -109,12 +153,20 @@ def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
         buffer.record(everything[:, 0], (sums / counts)[:, 0], step=step, gradients=norms[:, 0], trained=False)
 
     packer = Packer(dataset, batch_size=8)
-    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score, packer=packer)
-    steps = {}
+    by_loss = config.teacher.weighting == "loss"
+    rules = replace(config.teacher, weighting="none") if by_loss else config.teacher
+    teacher = Teacher(buffer, rules, batch_size=8, total_steps=STEPS, score=score, packer=packer)
+    steps: dict[int, dict[str, Any]] = {}
+    seen: dict[int, torch.Tensor] = {}
     for step, (ids, weights) in zip(range(1, STEPS + 1), TeachingSampler(teacher), strict=False):
         sums, counts, norms = per_document(model, dataset, ids)
+        real = ids < len(dataset)
+        seen[step] = (sums.detach() / counts.clamp(min=1))[real]
+        applied = weights.clone()
+        if by_loss and step > 2:
+            applied[real] *= weights_by_loss(seen[step], seen[step - 2])
         optimizers.zero_grad()
-        ((sums * weights).sum() / counts.sum()).backward()
+        ((sums * applied).sum() / counts.sum()).backward()
         norm = torch.tensor(exact_norm(parameter.grad for parameter in model.parameters()))
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, norm)
         steps[step] = {
@@ -126,9 +178,7 @@ def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
         }
         optimizers.step()
         if config.teacher.strategy != "uniform":
-            real = ids < len(dataset)
-            losses = (sums.detach() / counts.clamp(min=1))[real]
-            buffer.record(ids[real], losses, step=step, gradients=norms[real])
+            buffer.record(ids[real], seen[step], step=step, gradients=norms[real])
         teacher.step_done()
     buffer.sync()
     with torch.no_grad():
@@ -152,7 +202,7 @@ class Measured:
     def cell(self, size: int, name: str) -> list[dict[str, Any]]:
         if size not in self.worlds:
             self.worlds[size] = run_on_ranks(
-                train_cells, size, CELLS[size], str(self.data), str(self.folder), timeout=400.0
+                train_all, size, CELLS[size], str(self.data), str(self.folder), timeout=400.0
             )
         return [rank[name] for rank in self.worlds[size]]
 
@@ -198,3 +248,49 @@ def test_packed_training_is_plain_training_of_documents(measured: Measured, size
         if "validation" in rank:
             assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
     assert accumulated == ("accumulated" in name)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the collectives inside the context, by operator and number of elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[tuple[str, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace in ("c10d", "_c10d_functional") and not any(word in name for word in ("wait", "wrap")):
+            first = args[0][0] if isinstance(args[0], list) else args[0]
+            self.seen[name, first.numel()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives_of_a_microbatch(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, Any]:
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
+    os.environ["WORLD_SIZE"] = str(dist.get_world_size())
+    counted = {}
+    for name, settings in cells.items():
+        config = config_of(settings, data=data, folder=f"{folder}/{name}")
+        spec_of(config.model.name)
+        trainer = TeachingTrainer(config)
+        try:
+            inputs, labels = next(iter(trainer.dataloader))
+            slots = inputs["weight"].numel() if "weight" in inputs else 0
+            with Collectives() as collectives:
+                trainer.forward_backward_step(
+                    input_dict=inputs, labels=labels, global_valid_tokens=torch.tensor(labels.numel())
+                )
+            counted[name] = slots, collectives.seen
+        finally:
+            trainer.close()
+    return counted
+
+
+def test_documents_add_no_collective_to_context_parallelism(measured: Measured, tmp_path: Path) -> None:
+    documents = batch(8, context_parallel=2)
+    cells = {"documents": documents, "windows": documents | {"data.unit": "window"}, "uniform": documents | UNIFORM}
+    for rank in run_on_ranks(collectives_of_a_microbatch, 2, cells, str(measured.data), str(tmp_path), timeout=200.0):
+        (_, stock), (slots, seen), (rows, of_windows) = (rank[name] for name in ("uniform", "documents", "windows"))
+        assert stock.total() > 4 and slots > rows == 8
+        assert seen - stock == Counter({("all_reduce", 3 * slots): 1}) and not stock - seen
+        assert of_windows - stock == Counter({("all_reduce", 3 * rows): 1}) and not stock - of_windows

@@ -114,6 +114,10 @@ class DocumentDataset(Dataset):
         """int64 [size], lengths of examples at equal distances in the order of all lengths."""
         return length_sample(self.shards, seq_len=self.seq_len, size=size)
 
+    def first_examples(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start + 1], the first example of each document [start, stop), and of the one after them."""
+        return self.table.first_examples(start, stop)
+
     def documents_of(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the number of each example's document in the data set."""
         return self.table.locate(ids).documents

@@ -123,6 +123,24 @@ class SpanTable:
         """The id of the first example whose document is in ``shard`` or a later one."""
         return int(self._firsts[self._first_run[shard]])
 
+    def first_examples(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start + 1], the first example of each document [start, stop), and of the one after them.
+
+        A document that is its eos alone has the number of the next one. One read of 4 bytes per document and shard.
+        """
+        firsts, after = list[np.ndarray](), np.zeros(0, dtype=np.int64)
+        for shard, first in enumerate(self._first_document[:-1].tolist()):
+            low, high = max(start - first, 0), min(stop - first, self.shards.num_documents_of(shard))
+            if low >= high:
+                continue
+            run = low // RUN
+            ends = self.shards.document_ends(shard, max(run * RUN - 1, 0), high)
+            counts = spans_per_document(np.diff(ends, prepend=ends[:0] if run else 0), seq_len=self.seq_len)
+            bounds = self._firsts[self._first_run[shard] + run] + np.concatenate(([0], np.cumsum(counts)))
+            firsts.append(bounds[low - run * RUN : -1])
+            after = bounds[-1:]
+        return np.concatenate((*firsts, after))
+
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the lengths of :meth:`locate`.
 

@@ -78,11 +78,6 @@ def _check_documents(config: TeacherConfig) -> None:
             f'[teacher] pool_size = {config.pool_size} with data.unit = "document": windows are packed from a pass '
             "over all documents. Set pool_size = 0"
         )
-    if config.weighting == "loss":
-        raise ValueError(
-            '[teacher] weighting = "loss" with data.unit = "document": it needs equally many examples in every step. '
-            'Use weighting = "inverse_probability"'
-        )
 
 
 def folders_of_scores(config: TeacherConfig, facts: DataFacts) -> dict[str, str]:

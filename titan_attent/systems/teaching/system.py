@@ -96,7 +96,8 @@ class Teaching(System):
         temperature = config.temperature if config.weighting == "loss" else None
         window = None
         if temperature is not None:
-            window = LossWindow(batch_size=run.batch_size, temperature=temperature, device=run.device)
+            slots = 1 if run.packer is None else run.packer.max_examples
+            window = LossWindow(batch_size=run.batch_size * slots, temperature=temperature, device=run.device)
         self.buffer = LossBuffer(
             len(run.dataset),
             mesh=run.mesh("batch"),

@@ -29,16 +29,19 @@ class Text:
     systems: tuple[type[System], ...] = ()
 
     def check(self, job_config: JobConfig) -> None:
-        """Refuse units that are unknown, and parallelisms under which documents are not trained."""
+        """Refuse units that are unknown, and what documents do not combine with."""
         data = job_config.data
         check_one_of("unit", data.unit, UNITS, section="data")
         if data.validation_unit:
             check_one_of("validation_unit", data.validation_unit, UNITS, section="data")
         check_number("max_examples_per_window", data.max_examples_per_window, at_least=0, whole=True, section="data")
-        if data.unit == DOCUMENT and (cp := job_config.parallelism.context_parallel_degree) > 1:
+        parallelism = job_config.parallelism
+        balancer = parallelism.context_parallel_load_balancer
+        if data.unit == DOCUMENT and parallelism.context_parallel_degree > 1 and balancer == "ptrr":
             raise ValueError(
-                f'[data] unit = "document" with context_parallel_degree = {cp}: an example would be split over ranks '
-                'that do not know its other part. Set context_parallel_degree = 1, or unit = "window"'
+                f'[parallelism] context_parallel_load_balancer = "{balancer}" with [data] unit = "document": it orders '
+                "tokens by the attention mask, and the numbers of their documents do not follow. Use "
+                '"headtail"'
             )
         if data.unit != DOCUMENT and data.max_examples_per_window:
             raise ValueError(

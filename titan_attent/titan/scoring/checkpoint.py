@@ -6,6 +6,9 @@ again, on any number of ranks. The run's TOML needs no changes: its settings of 
 read, and the command writes nothing but the losses. ``--role amateur`` or ``expert`` is stored with them, and a run
 refuses them in the other role.
 
+With ``data.unit = "document"`` the scores are of whole documents. A document longer than ``training.seq_len`` is read
+in spans of that many tokens, and its score is the mean over all its tokens.
+
 torchtitan's Trainer builds, shards and loads the model. The examples are scored in batches of
 ``validation.local_batch_size`` rows per data-parallel rank.
 
@@ -25,6 +28,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
@@ -90,8 +94,9 @@ class CheckpointScorer(Trainer):
                 sharding=self.sharding,
                 batch_size=self.batch_size,
                 pin_memory=self.pin_memory,
+                first_rows=self.dataset.first_examples if isinstance(self.dataset, DocumentDataset) else None,
             )
-            logger.info(f"{self.writer.path}: scores of {len(self.dataset):,} examples")
+            logger.info(f"{self.writer.path}: scores of {self.writer.scoring.num_examples:,} examples")
 
     def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
         """fp32 [B]: mean nats per token, or the loss of the model's modality."""

@@ -35,6 +35,7 @@ from torchtitan.tools.logging import logger
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.text.document_examples import DOCUMENT, WholeDocuments
 from titan_attent.data.text.holdout import hold_out, hold_out_documents
+from titan_attent.data.text.spans import count_all_examples
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
@@ -85,11 +86,6 @@ class PairBuild:
         self.datasets = DataSets()
         self.spec = attent_spec(MODEL, self.datasets, data=job_config.data.path)
         self.unit = job_config.data.unit
-        if self.unit == DOCUMENT and not options.is_counted:
-            raise ValueError(
-                f'--flavor {options.flavor} with data.unit = "document": only bigram scorers score whole documents. '
-                'Leave --flavor out, or set data.unit = "window"'
-            )
         self.data, self.trusted = (self._examples(path) for path in (job_config.data.path, options.trusted))
         check_same_tokenizer(self.trusted.shards, self.data.shards, what="--trusted ")
         if options.is_counted:
@@ -101,6 +97,13 @@ class PairBuild:
         if self.unit == DOCUMENT:
             return WholeDocuments(self.datasets.shards(path))
         return self.datasets.dataset(path, seq_len=self.run.training.seq_len)
+
+    def _tokens_scored(self) -> int:
+        """Tokens of all rows of the data that a scorer reads. A transformer reads a document in whole rows."""
+        seq_len = self.run.training.seq_len
+        if self.unit == DOCUMENT and not self.options.is_counted:
+            return seq_len * count_all_examples(self.data.shards, seq_len=seq_len)
+        return self.data.tokens_per_example * len(self.data)
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -122,9 +125,12 @@ class PairBuild:
     def _hold_out(self, train: Path, held_out: Path) -> None:
         """Split the trusted text: most of it to train the expert on, the rest to calibrate by. On the first rank."""
         if isinstance(self.trusted, WholeDocuments):
-            shards = self.trusted.shards
+            shards, max_tokens = self.trusted.shards, MAX_TOKENS
+            if not self.options.is_counted:
+                steps = self.options.steps + 1  # one more than is trained, as packing fills no window to the last token
+                max_tokens = steps * self.options.batch_size * self.run.training.seq_len
             hold_out_documents(
-                shards, train=train, held_out=held_out, num_held_out=HELD_OUT, max_train_tokens=MAX_TOKENS
+                shards, train=train, held_out=held_out, num_held_out=HELD_OUT, max_train_tokens=max_tokens
             )
             return
         num_train = MAX_TOKENS // self.trusted.seq_len
@@ -194,7 +200,7 @@ class PairBuild:
             self.run,
             num_examples=len(self.data),
             num_trusted=len(self.trusted),
-            tokens_per_example=self.data.tokens_per_example,
+            tokens_per_example=self._tokens_scored() / len(self.data),
             spec=self.spec,
             run_spec=attent_spec(self.run.model.name, self.datasets, data=self.run.data.path),
             num_ranks=self.world_size,

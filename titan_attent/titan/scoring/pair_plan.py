@@ -9,6 +9,7 @@ import torch
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.data.text.document_examples import DOCUMENT
 from titan_attent.data.text.holdout import MAX_HELD_OUT
 from titan_attent.foundations.toml import to_toml
 from titan_attent.foundations.typed import typed
@@ -95,7 +96,7 @@ def identity(options: Options, run: JobConfig, *, data: ScoredExamples, trusted:
     """Everything that determines the losses; a folder holds those of one such request."""
     values = asdict(options)
     return {key: values[key] for key in ("flavor", "steps", "batch_size", "lr")} | {
-        "seq_len": data.seq_len,
+        "seq_len": data.seq_len if options.is_counted else run.training.seq_len,
         "seed": run.debug.seed,
         "data_seed": run.data.seed,
         "precision": run.training.mixed_precision_param,
@@ -147,7 +148,7 @@ def cost_of(
     *,
     num_examples: int,
     num_trusted: int,
-    tokens_per_example: int,
+    tokens_per_example: float,
     spec: TrainSpec,
     run_spec: TrainSpec,
     num_ranks: int,
@@ -158,26 +159,29 @@ def cost_of(
     Args:
         num_examples: size of the data.
         num_trusted: number of examples of trusted text, for training and held out.
+        tokens_per_example: the mean number of tokens that a scorer reads of an example, padding included.
         spec: of the scorers' model, if they are trained.
         run_spec: of the run's model; ValueError if it does not have the run's flavor.
 
     Returns:
-        ``trained``, number of examples that each model is built from; ``scored``, number that each scores;
-            ``num_params`` of a model; ``flops`` of both; ``run_flops`` and ``run_steps`` of the run to come; and
-            ``share``, flops / run_flops.
+        ``trained``, number of examples, or rows of a transformer, that each model is built from; ``scored``, number
+            that each scores; ``num_params`` of a model; ``flops`` of both; ``run_flops`` and ``run_steps`` of the run
+            to come; and ``share``, flops / run_flops.
     """
     seq_len, training = run.training.seq_len, run.training
     held_out = min(HELD_OUT, int(MAX_HELD_OUT * num_trusted))
     scored = num_examples + held_out
     if options.is_counted:
         trained = num_counted(
-            num_trusted=num_trusted - held_out, num_examples=num_examples, tokens_per_example=tokens_per_example
+            num_trusted=num_trusted - held_out, num_examples=num_examples, tokens_per_example=int(tokens_per_example)
         )
         num_params, per_token = NUM_BUCKETS, 3 * BIGRAM_OPERATIONS
+        tokens_trained = trained * tokens_per_example
     else:
         trained = options.steps * options.batch_size
         num_params, per_token = _flops(spec, options.flavor, seq_len)
-    flops = 2 * per_token * tokens_per_example * (trained + scored / 3)
+        tokens_trained = trained * seq_len
+    flops = 2 * per_token * (tokens_trained + tokens_per_example * scored / 3)
     rows = training.global_batch_size
     if rows < 1:
         rows = training.local_batch_size * num_ranks
@@ -211,7 +215,8 @@ def training_toml(options: Options, run: JobConfig, *, folder: Path, data: str, 
     config: dict[str, dict[str, Any]] = {
         "job": {"dump_folder": str(folder), "custom_config_module": "titan_attent.job_config"},
         "model": {"name": MODEL, "flavor": options.flavor},
-        "data": {"path": data, "num_workers": run.data.num_workers, "seed": run.data.seed},
+        "data": {"path": data, "num_workers": run.data.num_workers, "seed": run.data.seed}
+        | ({"unit": DOCUMENT} if run.data.unit == DOCUMENT else {}),
         "teacher": {"strategy": "uniform"},
         "training": {
             "local_batch_size": options.batch_size // num_ranks,
