@@ -97,9 +97,7 @@ class LossWindow:
         return self._cached[1]
 
     def _measure(self, losses: Tensor) -> Tensor:
-        counted = torch.isfinite(
-            losses
-        )  # excludes unwritten elements and empty slots, which are NaN, and non-finite losses
+        counted = torch.isfinite(losses)  # unwritten elements and empty slots are NaN
         low = torch.where(counted, losses, float("inf")).min()
         high = torch.where(counted, losses, float("-inf")).max()
         one = torch.ones_like(low)
