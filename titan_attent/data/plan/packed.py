@@ -47,6 +47,9 @@ class Lengths(Protocol):
     @property
     def num_rows(self) -> int: ...
 
+    @property
+    def num_pairs(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def lengths(self, ids: np.ndarray) -> np.ndarray: ...
@@ -206,6 +209,24 @@ class Packer:
     def examples_per_batch(self) -> int:
         """The mean number of examples in a global batch of a full pass, at least 1."""
         return max(1, round(self.num_examples * self.batch_size / self.examples.num_rows))
+
+    @property
+    def num_tokens(self) -> int:
+        """The sum of all lengths."""
+        return self.examples.num_pairs
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """The mean number of tokens in a global batch of a full pass, at least 1 and at most all tokens."""
+        return max(1, self.num_tokens * self.batch_size // self.examples.num_rows)
+
+    def lengths_of(self, start: int, stop: int) -> Tensor:
+        """int32 [stop - start], the lengths of the ids from ``start`` on; reads 4 bytes per document."""
+        lengths = torch.empty(stop - start, dtype=torch.int32)
+        for first in range(start, stop, RUN * BLOCK_RUNS):
+            last = min(first + RUN * BLOCK_RUNS, stop)
+            lengths[first - start : last - start] = torch.from_numpy(self.examples.lengths(np.arange(first, last)))
+        return lengths
 
     def selected_examples(
         self, blocks: BlockOrder, block: int, selected: SelectedSlots
