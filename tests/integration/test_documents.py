@@ -95,8 +95,14 @@ def test_hard_selection_trains_the_documents_of_largest_loss(
     buffer = read_checkpoint(tmp_path, step=warmup)["teacher"]["buffer"]
     losses, seen = buffer["loss"].numpy(), buffer["step"].numpy() >= 0
     scores = np.where(seen, losses, np.inf)
-    k = json.loads((tmp_path / "teacher" / "rounds.jsonl").read_text().splitlines()[1])["teacher/selected"]
-    top = set(np.argsort(-scores, kind="stable")[: int(k)].tolist())
+    decision = json.loads((tmp_path / "teacher" / "rounds.jsonl").read_text().splitlines()[1])
+    order = np.argsort(-scores, kind="stable")
+    top = set(order[: int(decision["teacher/selected"])].tolist())
+    # The ratio of 0.5 is a share of the tokens, down to a multiple of a batch.
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    share = decision["teacher/ratio"]
+    assert 0.5 - BATCH * SEQ_LEN / dataset.num_pairs <= share < 0.5 + SEQ_LEN / dataset.num_pairs
+    assert share == pytest.approx(lengths[list(top)].sum() / dataset.num_pairs, abs=2 * SEQ_LEN / dataset.num_pairs)
     assert len(selected) > 50 and len(selected - top) <= 2, "ties apart"
 
 
