@@ -30,7 +30,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.systems.teaching.audit import Sources
-from titan_attent.systems.teaching.checks import check_inputs, check_sizes
+from titan_attent.systems.teaching.checks import check_cut_examples, check_inputs, check_sizes
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.draws import Draws
@@ -111,6 +111,8 @@ class Teacher:
                     f"pool_size = {config.pool_size} with a packer: windows are packed from a pass over all examples. "
                     "Set pool_size = 0"
                 )
+            if packer.cuts_examples:
+                check_cut_examples(config)
             sharding = buffer.sharding
             lengths = packer.lengths_of(sharding.start, sharding.stop)
             tokens = Tokens(lengths.to(buffer.device), packer.num_tokens)
