@@ -25,7 +25,7 @@ from titan_attent.losses.buffer import LossBuffer
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import KEY_OFFSET, ordered_keys
 from titan_attent.systems.teaching.schedule import calibrated_ratio, calibrated_share
-from titan_attent.systems.teaching.selection import select_top_k
+from titan_attent.systems.teaching.selection import lowest_log_probability, select_top_k
 from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import choose
 from titan_attent.systems.teaching.teacher import Teacher
@@ -164,17 +164,21 @@ def test_a_budget_of_tokens_takes_the_best_that_reach_it(num_ranks: int, keys_ki
 @pytest.mark.parametrize("num_ranks", RANKS)
 def test_equal_hashes_go_by_id_until_the_budget_is_filled(num_ranks: int) -> None:
     lengths, keys = lengths_of("short and long", 60), np.zeros(60, dtype=np.int32)
-    for budget in (1, 17, 1000, int(lengths.sum()) - 1):
+    for num_hashes in (1, 4):
+        for budget in (1, 17, int(lengths.sum()) // 2, int(lengths.sum()) - 1):
 
-        def work(sharding: ExampleSharding, budget: int = budget) -> np.ndarray:
-            tokens = tokens_of(lengths, sharding)
-            same = torch.zeros_like  # one id for all: every hash is equal
-            return select_top_k(
-                shard_of(keys, sharding), k=budget, sharding=sharding, ids=same, seed=SEED, tokens=tokens
-            )[0].numpy()
+            def work(sharding: ExampleSharding, budget: int = budget, num_hashes: int = num_hashes) -> np.ndarray:
+                return select_top_k(
+                    shard_of(keys, sharding),
+                    k=budget,
+                    sharding=sharding,
+                    ids=lambda slots: (slots + sharding.start) % num_hashes,
+                    seed=SEED,
+                    tokens=tokens_of(lengths, sharding),
+                )[0].numpy()
 
-        chosen = np.concatenate(on_ranks(num_ranks, 60, work))
-        np.testing.assert_array_equal(chosen, np.cumsum(lengths) - lengths < budget)
+            chosen = np.concatenate(on_ranks(num_ranks, 60, work))
+            np.testing.assert_array_equal(chosen, plain_top(keys, lengths, budget, np.arange(60) % num_hashes)[0])
 
 
 def scores_of(size: int) -> np.ndarray:
@@ -236,15 +240,29 @@ def test_every_strategy_reaches_its_share_of_the_tokens_on_any_number_of_ranks(
     assert abs((weights > 0).mean() - num_tokens / lengths.sum()) > 0.02
 
 
-def test_a_soft_draw_and_its_weights_are_those_of_a_sort() -> None:
+@pytest.mark.parametrize("minimum", [0.0, 0.2])
+def test_a_soft_draw_and_its_weights_are_those_of_a_sort(minimum: float) -> None:
     lengths, scores = lengths_of("short and long", 400), scores_of(400)
     budget = int(0.3 * lengths.sum())
-    weights = chosen_on(3, "soft", budget, min_inclusion_probability=0.0, temperature=0.7).numpy()
+    weights = chosen_on(3, "soft", budget, min_inclusion_probability=minimum, temperature=0.7).numpy()
     ids = torch.arange(400)
     finite = np.sort(scores[np.isfinite(scores)])
     low, high = finite[len(finite) // 100], finite[-1 - len(finite) // 100]
     clipped = np.where(np.isfinite(scores), np.clip(scores, low, high), scores)
     phi = clipped.astype(np.float64) / 0.7
+    # The floor is that of as many examples of one token.
+    by_token = torch.from_numpy(np.repeat(phi, lengths))
+    floor = lowest_log_probability(
+        lambda block: by_token[block],
+        ends=(float(phi[np.isfinite(phi)].min()), float(phi[np.isfinite(phi)].max())),
+        num_infinite=(int((by_token == np.inf).sum()), int((by_token == -np.inf).sum())),
+        k=budget,
+        minimum=minimum,
+        sharding=ExampleSharding(len(by_token)),
+        device=CPU,
+    )
+    assert (floor > phi[np.isfinite(phi)].min()) == (minimum > 0)
+    phi = np.where(phi == -np.inf, phi, np.maximum(phi, floor))
     noise = gumbel(ids, derive_key(stream("noise"), *SEED)).numpy()
     unseen = (hash_ids(ids, derive_key(stream("unseen"), *SEED)).numpy().view(np.uint64) >> 20) % 2**23
     keys = [1e9 + float(unseen[i]) if phi[i] == np.inf else float(np.float32(phi[i] + noise[i])) for i in range(400)]
