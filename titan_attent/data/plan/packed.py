@@ -236,7 +236,6 @@ class Packer:
         if packing not in PACKINGS:
             raise ValueError(f"packing = {packing!r} is unknown: use one of {', '.join(PACKINGS)}")
         self.cuts_examples = packing == CONCATENATE
-        self._count = num_concatenated if self.cuts_examples else num_windows
         self.max_examples = max_examples or default_limit(examples, packing=packing)
         self.rank, self.num_ranks, self.add_up = rank, num_ranks, add_up
         if examples.num_rows < batch_size:
@@ -293,9 +292,10 @@ class Packer:
         """A pass over ``selected`` ids. A collective: the ranks share the counting of windows."""
         blocks = BlockOrder(self.num_examples, key)
         counts = torch.zeros(blocks.num_blocks, dtype=torch.int64)
+        count = num_concatenated if self.cuts_examples else num_windows
         for block in range(self.rank, blocks.num_blocks, self.num_ranks):
             _, lengths = self.selected_examples(blocks, block, selected)
-            counts[block] = self._count(lengths, capacity=self.capacity, max_examples=self.max_examples)
+            counts[block] = count(lengths, capacity=self.capacity, max_examples=self.max_examples)
         return PackedPass(
             self,
             selected,
