@@ -84,9 +84,9 @@ def test_windows_are_those_of_a_plain_loop() -> None:
     examples = Examples(num)
     selected, expected = selection(num, 0.5)
     packer, key = Packer(examples, batch_size=1), (3, 2, 1)
-    blocks, rows = BlockOrder(num, key), []
+    blocks, rows, chosen = BlockOrder(num, key), [], set(expected.tolist())
     for block in range(blocks.num_blocks):
-        ids = np.array([i for i in blocks.ids(block).tolist() if i in set(expected.tolist())]) if block == 0 else None
+        ids = np.array([i for i in blocks.ids(block).tolist() if i in chosen]) if block == 0 else None
         if ids is None:
             ids = blocks.ids(block)
             ids = ids[np.isin(ids, expected)]
