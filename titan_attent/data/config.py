@@ -27,6 +27,14 @@ class DataConfig:
     validation_unit: str = ""
     """The same for the validation data; empty for ``unit``. Losses of different units do not compare."""
 
+    packing: str = "best_fit"
+    """
+    How documents share windows, with ``unit = "document"``.
+    - "best_fit": every document is in one window; about a hundredth of the tokens are padding.
+    - "concatenate": for comparison: documents are joined in their shuffled order and cut at the ends of windows. The
+      teacher then selects by scores on disk or at random only, since no window has the loss of a cut document.
+    """
+
     max_examples_per_window: int = 0
     """
     The largest number of documents in a window, with ``unit = "document"``; 0 for a number that fills 99% of the tokens

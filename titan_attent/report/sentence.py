@@ -9,7 +9,8 @@ from titan_attent.report.runs import RunScalars
 from titan_attent.report.saving import Measure, final, measures_of
 
 NAMED_SETTINGS = {
-    *("model", "global batch", "tokens of an example", "optimizer.lr", "debug.seed", "data.seed", "training.steps")
+    *("model", "global batch", "tokens of an example", "optimizer.lr", "debug.seed", "data.seed", "training.steps"),
+    *("data.packing", "data.document_mask"),
 }
 """Recorded settings that the line names if two runs differ in them."""
 

@@ -56,6 +56,7 @@ class RunSettings:
         steps_in_backward: whether the optimizer steps during the backward pass.
         reduce_dtype: dtype in which FSDP2 reduces gradients.
         mixes_examples: whether a training example is a mixture of two (mixup, CutMix).
+        cuts_examples: whether an example may be cut at the end of a window (``data.packing = "concatenate"``).
     """
 
     family: str
@@ -75,3 +76,4 @@ class RunSettings:
     steps_in_backward: bool = False
     reduce_dtype: torch.dtype = torch.float32
     mixes_examples: bool = False
+    cuts_examples: bool = False

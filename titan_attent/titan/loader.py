@@ -26,14 +26,14 @@ from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
-from titan_attent.data.plan.packed import Packer
+from titan_attent.data.plan.packed import BEST_FIT, Packer
 from titan_attent.data.plan.sampler import AnyPass, TeachingSampler
-from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
-from titan_attent.titan.settings import settings_of, systems_of
+from titan_attent.titan.settings import document_settings, settings_of, systems_of
 
 
 def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) ->
         "data.seed": job_config.data.seed,
     }
     if isinstance(dataset, DocumentDataset):
-        geometry |= {"data.unit": DOCUMENT, "data.max_examples_per_window": job_config.data.max_examples_per_window}
+        geometry |= document_settings(job_config)
     settings = settings_of(job_config)
     for system, config in systems_of(job_config):
         geometry |= system.identity(config, settings)
@@ -128,7 +128,10 @@ class TeachingLoader(BaseDataLoader):
 
     def _read(self, sampler: TeachingSampler, current: AnyPass, batch_and_microbatch: tuple[int, int]) -> ReadBatch:
         ids = sampler.local_ids(current, *batch_and_microbatch)
-        inputs, labels = self.dataset.read(ids, current.visit_key)
+        skipped = sampler.local_skipped(current, *batch_and_microbatch)
+        # Only documents have rows with cut examples.
+        cut = {} if skipped is None else {"skipped": skipped}
+        inputs, labels = self.dataset.read(ids, current.visit_key, **cut)
         for mark in self._marks:
             labels = mark(ids, inputs, labels)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
@@ -193,7 +196,13 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
 
 
 def build_packer(
-    loader: TeachingLoader, *, mesh: DeviceMesh | None, device: torch.device, batch_size: int, max_examples: int
+    loader: TeachingLoader,
+    *,
+    mesh: DeviceMesh | None,
+    device: torch.device,
+    batch_size: int,
+    max_examples: int,
+    packing: str = BEST_FIT,
 ) -> Packer | None:
     """Build the packer of a run; None if each row is one example. A collective on ``mesh``.
 
@@ -201,7 +210,7 @@ def build_packer(
         mesh: the ``batch`` mesh, whose ranks share the reading of the documents' lengths; None for one rank.
         device: the device of its collectives.
         batch_size: windows per global batch.
-        max_examples: as in :class:`Packer`.
+        max_examples, packing: as in :class:`Packer`.
     """
     dataset = loader.dataset
     if not isinstance(dataset, DocumentDataset):
@@ -214,6 +223,7 @@ def build_packer(
         dist.all_reduce(counts, group=mesh.get_group())
         return counts.cpu()
 
-    ranks = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
+    ranks: dict[str, Any] = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
     dataset.share_table(add_up, **ranks)
-    return Packer(dataset, batch_size=batch_size, max_examples=max_examples, add_up=add_up, **ranks)
+    limits: dict[str, Any] = {"max_examples": max_examples, "packing": packing}
+    return Packer(dataset, batch_size=batch_size, add_up=add_up, **limits, **ranks)

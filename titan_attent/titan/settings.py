@@ -15,7 +15,9 @@ import torch
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
+from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_values, systems_on
@@ -70,7 +72,19 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
         steps_in_backward=job_config.optimizer.early_step_in_backward,
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         mixes_examples=job_config.vision.mixes,
+        cuts_examples=job_config.data.unit == DOCUMENT and job_config.data.packing == CONCATENATE,
     )
+
+
+def document_settings(job_config: JobConfig) -> dict[str, Any]:
+    """The settings that decide which documents are trained together, and what each of them sees."""
+    data = job_config.data
+    return {
+        "data.unit": DOCUMENT,
+        "data.packing": data.packing,
+        "data.max_examples_per_window": data.max_examples_per_window,
+        "data.document_mask": data.document_mask,
+    }
 
 
 def systems_from(name: str) -> Sequence[type[System]]:
@@ -142,6 +156,7 @@ def describe(
             "optimizer.lr": job_config.optimizer.lr,
             "debug.seed": job_config.debug.seed,
             "data.seed": data.seed,
+            **(document_settings(job_config) if isinstance(dataset, DocumentDataset) else {}),
         },
         devices=_devices(device),
         systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),

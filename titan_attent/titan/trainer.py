@@ -72,6 +72,7 @@ class TeachingTrainer(Trainer):
             device=self.device,
             batch_size=self.batch_size,
             max_examples=job_config.data.max_examples_per_window,
+            packing=job_config.data.packing,
         )
         try:
             self.systems = JoinedSystems(active, self._run(), self._stock_loss)

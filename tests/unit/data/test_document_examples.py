@@ -85,6 +85,34 @@ def test_examples_are_those_of_a_plain_loop(data: Path, seq_len: int) -> None:
     assert shard[first : first + where["num_tokens"]].tolist() == expected[ids[0]][1]
 
 
+def test_concatenated_rows_have_every_pair_of_the_documents_once(data: Path) -> None:
+    seq_len = 64
+    documents, _ = documents_in(data)
+    expected = examples_of(documents, seq_len)
+    dataset = DocumentDataset(data, seq_len=seq_len)
+    one = Packer(dataset, batch_size=1, packing="concatenate").full_pass((0, 0, 0))
+    ids, skipped = one.ids(0, one.num_batches), one.skipped(0, one.num_batches)
+    assert skipped is not None and (skipped > 0).any()
+    batch, labels = dataset.read(ids, skipped=skipped)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for row in range(len(ids)):
+        for i, x, y in zip(
+            ids[row][batch["example_index"][row]].tolist(),
+            batch["input"][row].tolist(),
+            labels[row].tolist(),
+            strict=True,
+        ):
+            if y != IGNORE_INDEX:
+                found.setdefault(i, []).append((x, y))
+    pairs = {i: list(zip(tokens[:-1], tokens[1:], strict=True)) for i, (_, tokens) in enumerate(expected)}
+    assert found == pairs, "a cut document's pieces come in order"
+    assert (labels != IGNORE_INDEX).float().mean() > 0.95
+    with pytest.raises(IndexError, match="longer than 64 tokens"):
+        dataset.read(ids)
+    with pytest.raises(IndexError, match="leaves out all tokens"):
+        dataset.read(ids[:1], skipped=torch.tensor([64]))
+
+
 def test_packed_rows_hold_their_examples_one_after_the_other(data: Path) -> None:
     seq_len = 128
     documents, _ = documents_in(data)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.plan.order import SelectedSlots
-from titan_attent.data.plan.packed import BLOCK_RUNS, RUN, BlockOrder, Packer
+from titan_attent.data.plan.packed import BLOCK_RUNS, CONCATENATE, RUN, BlockOrder, PackedPass, Packer
 from titan_attent.data.plan.packing import best_fit
 
 CAPACITY = 64
@@ -28,8 +28,12 @@ class Examples:
         return len(self.all)
 
     @property
+    def num_pairs(self) -> int:
+        return int(self.all.sum())
+
+    @property
     def num_rows(self) -> int:
-        return -(-int(self.all.sum()) // CAPACITY)
+        return -(-self.num_pairs // CAPACITY)
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         self.asked.append(ids)
@@ -80,9 +84,9 @@ def test_windows_are_those_of_a_plain_loop() -> None:
     examples = Examples(num)
     selected, expected = selection(num, 0.5)
     packer, key = Packer(examples, batch_size=1), (3, 2, 1)
-    blocks, rows = BlockOrder(num, key), []
+    blocks, rows, chosen = BlockOrder(num, key), [], set(expected.tolist())
     for block in range(blocks.num_blocks):
-        ids = np.array([i for i in blocks.ids(block).tolist() if i in set(expected.tolist())]) if block == 0 else None
+        ids = np.array([i for i in blocks.ids(block).tolist() if i in chosen]) if block == 0 else None
         if ids is None:
             ids = blocks.ids(block)
             ids = ids[np.isin(ids, expected)]
@@ -152,3 +156,82 @@ def test_data_that_fill_no_batch_are_refused() -> None:
         examples = Examples(20)
         examples.all[:] = 16
         Packer(examples, batch_size=6)
+
+
+def tokens_of(one: PackedPass, examples: Examples, rows: Tensor, skipped: Tensor) -> list[list[tuple[int, int]]]:
+    """(example, token in it) of every token of each row: a row is full, or ends with its last example."""
+    windows = []
+    for ids, skip in zip(rows.tolist(), skipped.tolist(), strict=True):
+        window = [(i, token) for i in ids if i < len(examples) for token in range(int(examples.all[i]))][skip:]
+        windows.append(window[:CAPACITY])
+    return windows
+
+
+@pytest.mark.parametrize(
+    ("num", "share", "limit"), [(3000, 1.0, 0), (3000, 0.37, 0), (150_000, 0.9, 0), (40, 1.0, 0), (3000, 0.6, 3)]
+)
+def test_concatenated_windows_train_every_token_once(num: int, share: float, limit: int) -> None:
+    """The selected examples of each block, joined in its shuffled order and cut every 64 tokens."""
+    examples = Examples(num)
+    selected, chosen = selection(num, share)
+    packer, key = Packer(examples, batch_size=1, packing=CONCATENATE, max_examples=limit), (7, 1, 0)
+    one = packer.pack(selected, key)
+    rows, skipped = one.ids(0, one.num_batches), one.skipped(0, one.num_batches)
+    assert skipped is not None and rows.shape == (one.num_windows, packer.max_examples)
+    windows = tokens_of(one, examples, rows, skipped)
+    expected = sorted((i, token) for i in chosen.tolist() for token in range(int(examples.all[i])))
+    assert sorted(token for window in windows for token in window) == expected
+    assert sum(bool(skip) for skip in skipped.tolist()) > 0.5 * len(windows) or limit
+    # In order, block after block.
+    blocks = BlockOrder(num, key)
+    stream = [
+        (i, token)
+        for block in range(blocks.num_blocks)
+        for i in packer.selected_examples(blocks, block, selected)[0].tolist()
+        for token in range(int(examples.all[i]))
+    ]
+    assert [token for window in windows for token in window] == stream
+    if not limit and num * share > 2000:  # the last window of a block, and a few that hold many examples
+        assert len(windows) <= 1.02 * (len(stream) / CAPACITY + blocks.num_blocks)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_concatenated_windows_are_the_same_on_any_number_of_ranks_and_from_any_batch(num_ranks: int) -> None:
+    num = 140_000
+    selected, _ = selection(num, 0.6)
+    given = {"batch_size": 30, "packing": CONCATENATE}
+    alone = Packer(Examples(num), **given).pack(selected, (0, 1, 0))
+    parts: list[Tensor] = []
+    for rank in range(num_ranks):
+        add_up = parts.append  # returns None: the sum is made below
+        place = {"rank": rank, "num_ranks": num_ranks, "add_up": lambda x, add_up=add_up: (add_up(x.clone()), x)[1]}
+        Packer(Examples(num), **given, **place).pack(selected, (0, 1, 0))
+    counts = torch.stack(parts).sum(0)
+    width = 30 // num_ranks
+    batch = alone.num_batches - 2
+    whole = alone.ids(batch, batch + 1), alone.skipped(batch, batch + 1)
+    for rank in range(num_ranks):
+        # Another process that begins at this batch, with nothing but the key, the selection and the counts.
+        other = PackedPass(Packer(Examples(num), **given), selected, (0, 1, 0), windows_per_block=counts.numpy())
+        assert (other.num_windows, other.num_batches) == (alone.num_windows, alone.num_batches)
+        rows = slice(rank * width, (rank + 1) * width)
+        assert torch.equal(other.ids(batch, batch + 1, rows), whole[0][rows])
+        skipped, expected = other.skipped(batch, batch + 1, rows), whole[1]
+        assert skipped is not None and expected is not None and torch.equal(skipped, expected[rows])
+
+
+def test_best_fit_skips_nothing_and_unknown_packings_are_refused() -> None:
+    packer = Packer(Examples(500), batch_size=2)
+    assert packer.full_pass((0, 0, 0)).skipped(0, 1) is None
+    with pytest.raises(ValueError, match="packing = 'first_fit' is unknown: use one of best_fit, concatenate"):
+        Packer(Examples(500), batch_size=2, packing="first_fit")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_lengths_of_a_shard_are_read_in_blocks(ranks: int) -> None:
+    examples = Examples(150_000)
+    packer = Packer(examples, batch_size=2)
+    parts = [packer.lengths_of(150_000 * r // ranks, 150_000 * (r + 1) // ranks) for r in range(ranks)]
+    assert torch.equal(torch.cat(parts), torch.from_numpy(examples.all).int())
+    assert max(map(len, examples.asked)) <= RUN * BLOCK_RUNS and packer.num_tokens == examples.all.sum()
+    assert packer.tokens_per_batch == 2 * packer.num_tokens // examples.num_rows

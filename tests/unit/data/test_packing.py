@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_attent.data.plan.packing import Packed, best_fit, concatenate, num_windows, window_limit
+from titan_attent.data.plan.packing import Packed, best_fit, concatenate, num_concatenated, num_windows, window_limit
 
 FEW_MORE = 0.03
 """The most windows, as a share, that best_fit may need above first-fit decreasing."""
@@ -239,3 +239,35 @@ def test_concatenation_cuts_the_stream(lengths: list[int], capacity: int) -> Non
     # One span of an example in a window.
     pairs = [(w, int(spans.slots[i])) for w in range(num) for i in range(spans.starts[w], spans.starts[w + 1])]
     assert len(set(pairs)) == len(pairs)
+
+
+@given(
+    st.lists(st.integers(1, 12), max_size=60),
+    st.integers(1, 12),
+    st.one_of(st.none(), st.integers(1, 5)),
+    st.booleans(),
+)
+def test_windows_with_a_limit_of_examples_are_those_of_a_plain_loop(
+    lengths: list[int], capacity: int, max_examples: int | None, keep_rest: bool
+) -> None:
+    """Token after token: a window ends when it is full, or when the next token would be of one example too many."""
+    windows: list[list[tuple[int, int]]] = []
+    for token in [(slot, i) for slot, length in enumerate(lengths) for i in range(length)]:
+        last = windows[-1] if windows else []
+        slots = {slot for slot, _ in last} | {token[0]}
+        if not last or len(last) == capacity or (max_examples is not None and len(slots) > max_examples):
+            windows.append([])
+        windows[-1].append(token)
+    if max_examples is not None:
+        count = num_concatenated(np.array(lengths, dtype=np.int64), capacity=capacity, max_examples=max_examples)
+        assert count == len(windows)
+    if not keep_rest and windows and len(windows[-1]) < capacity:
+        windows.pop()
+    spans = concatenate(
+        np.array(lengths, dtype=np.int64), capacity=capacity, max_examples=max_examples, keep_rest=keep_rest
+    )
+    found = []
+    for first, stop in zip(spans.starts[:-1].tolist(), spans.starts[1:].tolist(), strict=True):
+        parts = zip(*(column[first:stop].tolist() for column in spans[:3]), strict=True)
+        found.append([(slot, i) for slot, start, end in parts for i in range(start, end)])
+    assert found == windows

@@ -24,7 +24,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from titan_attent.titan.checks import load_sources, preflight
 from titan_attent.titan.checks.resume_checks import finished_message, model_shapes
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.loader import geometry_of
+from titan_attent.titan.loader import check_geometry, geometry_of
 from titan_attent.titan.train_spec import attent_spec
 
 STATES = {"optimizer": {"o": 1}, "lr_scheduler": {"last_epoch": 1}, "teacher": {"round": 0}}
@@ -88,6 +88,34 @@ def test_a_run_that_is_over(saved: JobConfig, spec: TrainSpec, tmp_path: Path) -
     shutil.rmtree(load_sources.folder_of(saved) / "step-4")
     with pytest.raises(ValueError, match="step-2 is already at step 12"):
         check(saved, spec, training__steps=8)
+
+
+DOCUMENTS = {
+    "unit": "document",
+    "packing": "concatenate",
+    "max_examples_per_window": 7,
+    "document_mask": True,
+}
+
+
+@pytest.mark.parametrize("key", DOCUMENTS)
+def test_how_documents_are_packed_and_seen_must_be_that_of_the_checkpoint(run: JobConfig, key: str) -> None:
+    first, changed = copy.deepcopy(run), copy.deepcopy(run)
+    first.data.unit = changed.data.unit = "document"
+    setattr(changed.data, key, "window" if key == "unit" else DOCUMENTS[key])
+    datasets = DataSets()
+
+    def geometry(config: JobConfig) -> dict[str, Any]:
+        path, seq_len = config.data.path, config.training.seq_len
+        is_of_documents = config.data.unit == "document"
+        dataset = (datasets.documents if is_of_documents else datasets.dataset)(path, seq_len=seq_len)
+        return geometry_of(config, dataset, batch_size=16)
+
+    check_geometry(geometry(first), geometry(first), where="it")
+    name = "data fingerprint" if key == "unit" else f"data.{key}"
+    for before, after in ((first, changed), (changed, first)):
+        with pytest.raises(ValueError, match=f"it was written for another .*{name} is .* in this run but"):
+            check_geometry(geometry(before), geometry(after), where="it")
 
 
 def test_another_model(saved: JobConfig, spec: TrainSpec, tmp_path: Path) -> None:

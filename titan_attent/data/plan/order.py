@@ -181,6 +181,9 @@ class Pass:
             indices = permute(indices, len(self.selected), derive_key(stream("order"), *self.order))
         return torch.from_numpy(self.selected.select(indices.numpy()))
 
+    def skipped(self, start: int, stop: int, rows: slice = slice(None)) -> None:
+        """None: every example is read whole; windows may cut examples (packed.py)."""
+
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """The example ids in these slots, int64 [n]; all G rows of a batch are its examples in global order."""
         return self.pool.ids(self.slots(start, stop, rows))

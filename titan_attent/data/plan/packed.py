@@ -8,6 +8,10 @@ per pass the ranks share the counting of the windows: each counts those of some 
 pass is the number of a window. The reader threads pack the block of a window when they need it, once per block and
 rank.
 
+With ``packing = "concatenate"``, for comparison, a block's examples are joined in their shuffled order and cut at the
+ends of windows, which are not shuffled; the block's last window is padded. An example that crosses the end of a window
+has its first tokens there and the others at the start of the next window, so each token is trained once per pass.
+
 Neighbouring ids lie next to each other on disk, so reading the lengths of a run takes one or two short reads. The
 documents of a run were written one after the other; the shuffle spreads them over the windows of a block.
 
@@ -26,8 +30,11 @@ import torch
 from torch import Tensor
 
 from titan_attent.data.plan.order import Key, Pool, SelectedSlots
-from titan_attent.data.plan.packing import best_fit, num_windows, window_limit
+from titan_attent.data.plan.packing import best_fit, concatenate, num_concatenated, num_windows, window_limit
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
+
+BEST_FIT, CONCATENATE = PACKINGS = ("best_fit", "concatenate")
+"""The values of ``[data] packing``."""
 
 RUN = 256
 """Number of neighbouring ids that stay together in the order of a pass."""
@@ -47,6 +54,9 @@ class Lengths(Protocol):
     @property
     def num_rows(self) -> int: ...
 
+    @property
+    def num_pairs(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def lengths(self, ids: np.ndarray) -> np.ndarray: ...
@@ -55,10 +65,15 @@ class Lengths(Protocol):
 
 
 class _Block(NamedTuple):
-    """The windows of a block, in the order in which they are trained; window w holds ids[starts[w] : starts[w + 1]]."""
+    """The windows of a block, in the order in which they are trained; window w holds ids[starts[w] : starts[w + 1]].
+
+    The first ``skipped[w]`` tokens of its first example are in the window before. The last example is cut where the
+    window is full.
+    """
 
     ids: np.ndarray
     starts: np.ndarray
+    skipped: np.ndarray
 
 
 class BlockOrder:
@@ -136,16 +151,28 @@ class PackedPass:
 
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """int64 [n, M], the examples of ``rows`` of each of the global batches [start, stop), padded with N."""
+        return self._windows(start, stop, rows)[0]
+
+    def skipped(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor | None:
+        """int64 [n], how many tokens of the first example of each of these windows are in the window before.
+
+        None if no window cuts an example.
+        """
+        return self._windows(start, stop, rows)[1] if self.packer.cuts_examples else None
+
+    def _windows(self, start: int, stop: int, rows: slice) -> tuple[Tensor, Tensor]:
         windows = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
         numbers = windows[:, rows].flatten().numpy() % max(1, self.num_windows)
         ids = np.full((len(numbers), self.packer.max_examples), self.packer.num_examples, dtype=np.int64)
+        skipped = np.zeros(len(numbers), dtype=np.int64)
         blocks = np.searchsorted(self._first_window, numbers, side="right") - 1
         for row, (number, block) in enumerate(zip(numbers.tolist(), blocks.tolist(), strict=True)):
             packed = self._block(block)
             window = number - int(self._first_window[block])
             examples = packed.ids[packed.starts[window] : packed.starts[window + 1]]
             ids[row, : len(examples)] = examples
-        return torch.from_numpy(ids)
+            skipped[row] = packed.skipped[window]
+        return torch.from_numpy(ids), torch.from_numpy(skipped)
 
     def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """int64 [n x M], the pool slots of :meth:`ids`, which equal the ids; 0 for padding."""
@@ -159,16 +186,26 @@ class PackedPass:
                 return self._packed[block]
             # Inside the lock: the reader threads ask for one block at about the same time, and one of them packs it.
             ids, lengths = self.packer.selected_examples(self._blocks, block, self.selected)
-            packed = best_fit(lengths, capacity=self.packer.capacity, max_examples=self.packer.max_examples)
-            order = self._blocks.shuffled(np.arange(len(packed.starts) - 1), block, "windows")
-            sizes = np.diff(packed.starts)[order]
-            starts = np.concatenate(([0], np.cumsum(sizes)))
-            within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
-            slots = packed.slots[np.repeat(packed.starts[:-1][order], sizes) + within]
-            self._packed[block] = _Block(ids[slots], starts)
+            self._packed[block] = (
+                self._concatenated(ids, lengths) if self.packer.cuts_examples else self._fitted(ids, lengths, block)
+            )
             while len(self._packed) > _BLOCKS_KEPT:
                 self._packed.popitem(last=False)
             return self._packed[block]
+
+    def _fitted(self, ids: np.ndarray, lengths: np.ndarray, block: int) -> _Block:
+        packed = best_fit(lengths, capacity=self.packer.capacity, max_examples=self.packer.max_examples)
+        order = self._blocks.shuffled(np.arange(len(packed.starts) - 1), block, "windows")
+        sizes = np.diff(packed.starts)[order]
+        starts = np.concatenate(([0], np.cumsum(sizes)))
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
+        slots = packed.slots[np.repeat(packed.starts[:-1][order], sizes) + within]
+        return _Block(ids[slots], starts, np.zeros(len(sizes), dtype=np.int64))
+
+    def _concatenated(self, ids: np.ndarray, lengths: np.ndarray) -> _Block:
+        limits = {"capacity": self.packer.capacity, "max_examples": self.packer.max_examples}
+        packed = concatenate(lengths, **limits, keep_rest=True)
+        return _Block(ids[packed.slots], packed.starts, packed.firsts[packed.starts[:-1]])
 
 
 class Packer:
@@ -178,6 +215,7 @@ class Packer:
         examples: the number and the lengths of the examples; a window is one row of this data set.
         batch_size: G, number of windows of a global batch.
         max_examples: the maximum number of examples in a window; 0 for :func:`default_limit`.
+        packing: ``BEST_FIT``, or ``CONCATENATE`` for windows that may cut examples.
         rank, num_ranks: rank in the data-parallel group that shares the counting, and its size.
         add_up: an all-reduce SUM of an int64 tensor on the CPU over that group.
     """
@@ -188,13 +226,17 @@ class Packer:
         *,
         batch_size: int,
         max_examples: int = 0,
+        packing: str = BEST_FIT,
         rank: int = 0,
         num_ranks: int = 1,
         add_up: Callable[[Tensor], Tensor] = lambda counts: counts,
     ):
         self.examples, self.batch_size = examples, batch_size
         self.num_examples, self.capacity = len(examples), examples.seq_len
-        self.max_examples = max_examples or default_limit(examples)
+        if packing not in PACKINGS:
+            raise ValueError(f"packing = {packing!r} is unknown: use one of {', '.join(PACKINGS)}")
+        self.cuts_examples = packing == CONCATENATE
+        self.max_examples = max_examples or default_limit(examples, packing=packing)
         self.rank, self.num_ranks, self.add_up = rank, num_ranks, add_up
         if examples.num_rows < batch_size:
             raise ValueError(
@@ -206,6 +248,24 @@ class Packer:
     def examples_per_batch(self) -> int:
         """The mean number of examples in a global batch of a full pass, at least 1."""
         return max(1, round(self.num_examples * self.batch_size / self.examples.num_rows))
+
+    @property
+    def num_tokens(self) -> int:
+        """The sum of all lengths."""
+        return self.examples.num_pairs
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """The mean number of tokens in a global batch of a full pass, at least 1 and at most all tokens."""
+        return max(1, self.num_tokens * self.batch_size // self.examples.num_rows)
+
+    def lengths_of(self, start: int, stop: int) -> Tensor:
+        """int32 [stop - start], the lengths of the ids from ``start`` on; reads 4 bytes per document."""
+        lengths = torch.empty(stop - start, dtype=torch.int32)
+        for first in range(start, stop, RUN * BLOCK_RUNS):
+            last = min(first + RUN * BLOCK_RUNS, stop)
+            lengths[first - start : last - start] = torch.from_numpy(self.examples.lengths(np.arange(first, last)))
+        return lengths
 
     def selected_examples(
         self, blocks: BlockOrder, block: int, selected: SelectedSlots
@@ -232,9 +292,10 @@ class Packer:
         """A pass over ``selected`` ids. A collective: the ranks share the counting of windows."""
         blocks = BlockOrder(self.num_examples, key)
         counts = torch.zeros(blocks.num_blocks, dtype=torch.int64)
+        count = num_concatenated if self.cuts_examples else num_windows
         for block in range(self.rank, blocks.num_blocks, self.num_ranks):
             _, lengths = self.selected_examples(blocks, block, selected)
-            counts[block] = num_windows(lengths, capacity=self.capacity, max_examples=self.max_examples)
+            counts[block] = count(lengths, capacity=self.capacity, max_examples=self.max_examples)
         return PackedPass(
             self,
             selected,
@@ -247,6 +308,10 @@ class Packer:
         )
 
 
-def default_limit(examples: Lengths) -> int:
+def default_limit(examples: Lengths, *, packing: str = BEST_FIT) -> int:
     """The default of ``max_examples``: the smallest power of two that costs at most 1/256 more windows."""
-    return window_limit(examples.length_sample(_NUM_SAMPLED), capacity=examples.seq_len)
+    lengths = examples.length_sample(_NUM_SAMPLED)
+    if packing == BEST_FIT:
+        return window_limit(lengths, capacity=examples.seq_len)
+    order = permute(torch.arange(len(lengths)), len(lengths), derive_key(stream("packing/sample"))).numpy()
+    return window_limit(lengths[order], capacity=examples.seq_len, count=num_concatenated)

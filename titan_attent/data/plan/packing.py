@@ -12,6 +12,7 @@ Cost: about three steps of 1 µs per distinct length; for :func:`best_fit` also 
 of 65,536 documents takes 5 to 13 ms (docs/results/packing.md).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -84,27 +85,36 @@ def num_windows(lengths: np.ndarray, *, capacity: int, max_examples: int) -> int
     return _place(lengths, capacity=capacity, max_examples=max_examples).num_windows
 
 
-def window_limit(lengths: np.ndarray, *, capacity: int) -> int:
+def num_concatenated(lengths: np.ndarray, *, capacity: int, max_examples: int) -> int:
+    """The number of windows of :func:`concatenate` with ``keep_rest``; arguments and errors are the same."""
+    _check(lengths, capacity=capacity, max_examples=max_examples)
+    return len(_borders(np.cumsum(lengths, dtype=np.int64), capacity=capacity, max_examples=max_examples)) - 1
+
+
+def window_limit(lengths: np.ndarray, *, capacity: int, count: Callable[..., int] = num_windows) -> int:
     """The default of ``max_examples``: a power of two that costs at most 1/256 of the windows.
 
-    It is the smallest with which :func:`best_fit` needs at most 257/256 of the windows that it needs without a limit.
+    It is the smallest with which the packing needs at most 257/256 of the windows that it needs without a limit.
     The mean length alone does not determine it: many very short examples need a larger limit.
 
     Args:
         lengths: integers [n], the lengths of a data set, or of a random sample of some 10,000 examples.
         capacity: tokens of a window.
+        count: the packing: :func:`num_windows`, or :func:`num_concatenated` of lengths in a random order.
 
     Raises:
         ValueError: a length is outside [1, capacity], or ``capacity`` is below 1.
     """
-    without = num_windows(lengths, capacity=capacity, max_examples=max(1, len(lengths)))
+    without = count(lengths, capacity=capacity, max_examples=max(1, len(lengths)))
     limit = 1
-    while 256 * num_windows(lengths, capacity=capacity, max_examples=limit) > 257 * without:
+    while 256 * count(lengths, capacity=capacity, max_examples=limit) > 257 * without:
         limit *= 2
     return limit
 
 
-def concatenate(lengths: np.ndarray, *, capacity: int) -> Concatenated:
+def concatenate(
+    lengths: np.ndarray, *, capacity: int, max_examples: int | None = None, keep_rest: bool = False
+) -> Concatenated:
     """Join the examples in their given order, and cut the stream every ``capacity`` tokens.
 
     The last tokens are left out if they do not fill a window, as in :mod:`titan_attent.data.text.shards`.
@@ -112,19 +122,38 @@ def concatenate(lengths: np.ndarray, *, capacity: int) -> Concatenated:
     Args:
         lengths: integers [n], tokens of each example, 1 or more; an example may be longer than a window.
         capacity: tokens of a window.
+        max_examples: a window that holds spans of so many examples ends with the last of them; None for no limit.
+        keep_rest: the last tokens are a window of their own.
 
     Raises:
-        ValueError: a length or ``capacity`` is below 1.
+        ValueError: a length, ``capacity`` or ``max_examples`` is below 1.
     """
-    _check(lengths, capacity=capacity)
+    limit = max(1, len(lengths)) if max_examples is None else max_examples
+    _check(lengths, capacity=capacity, max_examples=limit)
     ends = np.cumsum(lengths, dtype=np.int64)
     begins = ends - lengths
-    num_tokens = int(ends[-1]) // capacity * capacity if len(ends) else 0
-    borders = np.arange(0, num_tokens + 1, capacity)
+    borders = _borders(ends, capacity=capacity, max_examples=limit)
+    if not keep_rest and len(borders) > 1 and borders[-1] - borders[-2] < capacity:
+        borders = borders[:-1]
+    num_tokens = int(borders[-1])
     cuts = np.union1d(begins[begins < num_tokens], borders)  # its last is num_tokens
     slots = np.searchsorted(ends, cuts[:-1], side="right")
     firsts, stops = cuts[:-1] - begins[slots], cuts[1:] - begins[slots]
     return Concatenated(slots, firsts, stops, np.searchsorted(cuts, borders))
+
+
+def _borders(ends: np.ndarray, *, capacity: int, max_examples: int) -> np.ndarray:
+    """int64 [num_windows + 1], where windows begin and end in the stream of examples with these ``ends``, int64 [n]."""
+    num_tokens = int(ends[-1]) if len(ends) else 0
+    borders = np.append(np.arange(0, num_tokens, capacity), num_tokens)
+    firsts, lasts = (np.searchsorted(ends, places, side="right") for places in (borders[:-1], borders[1:] - 1))
+    if not len(firsts) or (lasts - firsts).max() < max_examples:
+        return borders
+    limited = [0]
+    while (start := limited[-1]) < num_tokens:
+        last = int(np.searchsorted(ends, start, side="right")) + max_examples - 1
+        limited.append(min(start + capacity, int(ends[min(last, len(ends) - 1)])))
+    return np.array(limited, dtype=np.int64)
 
 
 def _check(lengths: np.ndarray, *, capacity: int, max_examples: int = 1, longest: int | None = None) -> None:

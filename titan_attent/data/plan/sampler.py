@@ -105,6 +105,14 @@ class TeachingSampler:
         first = self.local_rows().start + microbatch * self.batch_size
         return current.ids(batch, batch + 1, slice(first, first + self.batch_size))
 
+    def local_skipped(self, current: AnyPass, batch: int, microbatch: int) -> Tensor | None:
+        """int64 [batch_size], for :meth:`local_ids`: the tokens of each row's first example that are in the row before.
+
+        None if every row has whole examples.
+        """
+        first = self.local_rows().start + microbatch * self.batch_size
+        return current.skipped(batch, batch + 1, slice(first, first + self.batch_size))
+
     def local_weights(self, current: AnyPass, *, start: int) -> Iterator[Tensor]:
         """The weights, fp32 of the shape of :meth:`local_ids`, of every microbatch; ones if the pass has none.
 

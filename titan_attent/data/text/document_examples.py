@@ -162,12 +162,16 @@ class DocumentDataset(Dataset):
         file = self.shards.index.shards[shard].file
         return {"shard": file, "first_token": start, "num_tokens": length + 1, "document": document}
 
-    def read(self, ids: Tensor, visit_key: tuple[int, ...] | None = None) -> ReadBatch:
+    def read(
+        self, ids: Tensor, visit_key: tuple[int, ...] | None = None, *, skipped: Tensor | None = None
+    ) -> ReadBatch:
         """Rows of examples; an id of N or above is no example.
 
         Args:
             ids: int64 [B], one example per row, or [B, M], the examples of each row in their order.
             visit_key: not read: text looks the same at every visit.
+            skipped: int64 [B], tokens of each row's first example that are left out. The last example of a row is then
+                cut where the row is full. None: every example is whole.
 
         Returns:
             ({"input": int64 [B, L]}, labels int64 [B, L]), with ids [B, M] also "example_index", int64 [B, L].
@@ -180,6 +184,8 @@ class DocumentDataset(Dataset):
             raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
         row_of, number = np.nonzero(rows < self.num_examples)
         spans = self.table.locate(rows[row_of, number])
+        if skipped is not None:
+            spans = _cut(spans, row_of, skipped.numpy(), seq_len=self.seq_len)
         firsts = _first_tokens(row_of, spans)
         stops = firsts + spans.lengths
         if len(firsts) and stops.max() > self.seq_len:
@@ -273,6 +279,17 @@ class WholeDocuments(Dataset):
         start = int(ends[0]) if place else 0
         stop = min(int(ends[-1]), start + MAX_SCORED_TOKENS)
         return self.shards.read_span(shard, start, stop), self.shards.read_mask(shard, start, stop)
+
+
+def _cut(spans: Spans, rows: np.ndarray, skipped: np.ndarray, *, seq_len: int) -> Spans:
+    """The spans without the first ``skipped`` tokens of each row, and without what is behind its end."""
+    is_first = np.concatenate(([True], rows[1:] != rows[:-1]))[: len(rows)]
+    left_out = np.where(is_first, skipped[rows], 0)
+    spans = spans._replace(starts=spans.starts + left_out, lengths=spans.lengths - left_out)
+    room = seq_len - _first_tokens(rows, spans)
+    if len(rows) and min(int(spans.lengths.min()), int(room.min())) < 1:
+        raise IndexError("a row leaves out all tokens of an example, or has examples behind its end")
+    return spans._replace(lengths=np.minimum(spans.lengths, room))
 
 
 def _first_tokens(rows: np.ndarray, spans: Spans) -> np.ndarray:

@@ -13,6 +13,7 @@ ratios.py       the ratio of a schedule that reads the scores, and its bounds
 strategies.py   scores -> weights                       one function per strategy
 selection.py    scores of all ranks -> exact top-k      collectives, no gather of N scores
 radix.py        k-th largest keys over all ranks        several at once
+tokens.py       what a share counts: tokens where examples differ in length, else examples
 weights.py      inclusion probabilities -> weights      pure
 audit.py        scalars that describe a selection
 config.py       the section [teacher]

@@ -197,12 +197,14 @@ def _round(tokens: float) -> int:
     return max(64, 1 << round(math.log2(tokens)))
 
 
-def warn_of_repeats(config: TeacherConfig, bound: RepeatBound, *, requested: float, ratio: float, size: int) -> None:
+def warn_of_repeats(
+    config: TeacherConfig, bound: RepeatBound, *, requested: float, ratio: float, size: int, noun: str = "examples"
+) -> None:
     """Warn on the first rank that the selection is larger than the scores ask for, since a smaller one would repeat."""
     if is_first_rank():
         first = "" if config.strategy == "random" else ", the best first"
         logger.warning(
-            f"The scores ask for {requested:.1%} of {size:,} examples, which this run would train "
+            f"The scores ask for {requested:.1%} of {size:,} {noun}, which this run would train "
             f"{bound.visits(requested):.1f} times each. With teacher.max_repeats = {bound.max_repeats:g} it "
             f"{'leaves nothing out' if ratio == 1.0 else f'selects {ratio:.1%}{first}'}. Raise teacher.max_repeats to "
             "follow the scores. Logged once; the metric teacher/repeats is the number of times that the run trains a "

@@ -4,6 +4,8 @@ Its digest is a 64-bit hash of every choice and weight. For each selected exampl
 by an odd hash of its id; the digest is the sum of these products, modulo 2^64. If one weight differs in one bit, the
 digest is certain to differ; if several differ, nearly certain. It is the same for every number of ranks.
 
+Shares of sources are of their tokens where examples differ in length (tokens.py), else of their examples.
+
 Cost: one pass over the local candidates.
 """
 
@@ -18,6 +20,7 @@ from titan_attent.losses.records import NEVER, Records
 from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.radix import blocks
 from titan_attent.systems.teaching.statistics import Scores
+from titan_attent.systems.teaching.tokens import block_of, histogram
 
 Sources = Sequence[tuple[str, int]]
 """(name, first example id) of each span of the data set, in the order of the ids; several spans may have one name."""
@@ -46,11 +49,15 @@ class SelectionAudit:
         scalars: loss_age (mean steps since the loss of a candidate was recorded); overlap (share of this selection that
             was in the previous one); max_weight; inclusion/NAME (selected share of a source's candidates). Sources
             without a candidate are left out, and all are if there is only one.
+        num_chosen: number of selected examples.
+        num_counted: number of selected examples, or of their tokens where examples differ in length.
         num_new: number of examples that were selected for the first time.
         digest: hash of the selected examples and their weights, signed 64 bits.
     """
 
     scalars: dict[str, float]
+    num_chosen: int
+    num_counted: int
     num_new: int
     digest: int
 
@@ -78,11 +85,13 @@ def audit_selection(
     sharding, device = candidates.sharding, weights.device
     by_source = sources if len({name for name, _ in sources}) > 1 else ()
     starts = torch.tensor([first for _, first in by_source], dtype=torch.int64, device=device)
-    counts = torch.zeros(6 + 2 * len(by_source), dtype=torch.int64, device=device)
+    tokens = None if candidates.tokens is None else candidates.tokens.local
+    counts = torch.zeros(6 + (tokens is not None) + 2 * len(by_source), dtype=torch.int64, device=device)
     largest = torch.zeros((), device=device)
     for block in blocks(len(weights), device=device):
         weight, previous, loss_step = weights[block], last_draw[block], records.step[block]
-        ids, chosen = candidates.ids_at(block), (weight > 0).int()
+        ids, chosen, of_each = candidates.ids_at(block), (weight > 0).int(), block_of(tokens, block)
+        tokens_chosen = [] if of_each is None else [(of_each * chosen).sum()]
         sums = [
             -(loss_step == NEVER).sum(),  # taken off the sum of the steps, in which NEVER is -1
             loss_step.sum(),
@@ -90,15 +99,24 @@ def audit_selection(
             chosen.bitwise_and(previous == NEVER).sum(),
             chosen.bitwise_and_(previous == max(0, draw - 1)).sum(),
             _digest(ids, weight),
+            *tokens_chosen,
         ]
         local = torch.stack(sums)
         if by_source:
             span = torch.bucketize(ids, starts, right=True) - 1
-            spans = [torch.bincount(each, minlength=len(starts)) for each in (span, span[weight > 0])]
-            local = torch.cat((local, *spans))
+            is_chosen = weight > 0
+            tokens_of_chosen = None if of_each is None else of_each[is_chosen]
+            local = torch.cat(
+                (
+                    local,
+                    histogram(span, of_each, num_bins=len(starts)),
+                    histogram(span[is_chosen], tokens_of_chosen, num_bins=len(starts)),
+                )
+            )
         counts += local
         largest = torch.maximum(largest, weight.max())
     minus_unscored, total_step, num_chosen, num_new, num_again, digest, *span_counts = sharding.total(counts)
+    num_counted = num_chosen if tokens is None else span_counts.pop(0)
     num_scored = sharding.num_examples + minus_unscored
     total_age = step * num_scored - (total_step - minus_unscored)
     scalars = {
@@ -106,7 +124,9 @@ def audit_selection(
         "teacher/overlap": num_again / max(1, num_chosen),
         "teacher/max_weight": float(sharding.max(largest)),
     }
-    return SelectionAudit(scalars | _inclusion(by_source, span_counts), num_new, signed(digest))
+    return SelectionAudit(
+        scalars | _inclusion(by_source, span_counts), num_chosen, num_counted, num_new, signed(digest)
+    )
 
 
 def _digest(ids: Tensor, weights: Tensor) -> Tensor:
@@ -119,8 +139,10 @@ def _digest(ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def _inclusion(sources: Sources, counts: list[int]) -> dict[str, float]:
-    """The selected share of each source. ``counts``: the candidates of every span, then the selected ones of every
-    span.
+    """The selected share of each source.
+
+    Args:
+        counts: the candidates of every span, then the selected ones of every span, or the tokens of both.
     """
     num_candidates: dict[str, int] = {}
     num_chosen: dict[str, int] = {}

@@ -18,6 +18,7 @@ from torch import Tensor
 from titan_attent.data.plan.order import Pool
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.records import Records
+from titan_attent.systems.teaching.tokens import Tokens
 
 _BLOCK = 1 << 20
 
@@ -42,11 +43,21 @@ class Candidates:
         owners: which rank owns which example.
         sharding: how the slots are sharded: ``owners`` for all examples, else a sharding of ``pool.size`` slots over
             the same mesh.
+        tokens: tokens of the candidates; None if all are equally long.
     """
 
-    def __init__(self, pool: Pool, *, owners: ExampleSharding, sharding: ExampleSharding, device: torch.device):
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        owners: ExampleSharding,
+        sharding: ExampleSharding,
+        device: torch.device,
+        tokens: Tokens | None = None,
+    ):
         assert sharding.num_examples == pool.size
         self.pool, self.owners, self.sharding, self.device = pool, owners, sharding, device
+        self.tokens = tokens
         if pool.order is None:
             return
         # For each block: the slots whose examples this rank owns, and the index of each in this rank's shard.

@@ -13,7 +13,7 @@ from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import DataFacts
-from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, scorers_read
 from titan_attent.systems.teaching.importance import reads
 
@@ -33,6 +33,8 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
             "only its shard of each example. Use weighting = "
             '"inverse_probability", or context_parallel_degree = 1'
         )
+    if settings.cuts_examples:
+        check_cut_examples(config)
     if settings.vocab_parallel and config.loss_chunks > 1:
         raise ValueError(
             f"[teacher] loss_chunks = {config.loss_chunks} with tensor_parallel_degree = {tp}, which already shards "
@@ -51,6 +53,19 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
             f"[teacher] scoring_batch_size = {config.scoring_batch_size} differs from training.local_batch_size = "
             f"{batch}: pipeline stages exchange tensors of one shape. Make the two sizes equal"
         )
+
+
+def check_cut_examples(config: TeacherConfig) -> None:
+    """Refuse rules that read the learner's losses of examples, where windows cut examples."""
+    is_random = config.strategy == "random" and config.ratio_schedule not in DECIDED_BY_SCORES
+    if config.strategy == "uniform" or is_random or not config.follows_learner:
+        return
+    raise ValueError(
+        f'[teacher] strategy = "{config.strategy}" with importance = "{config.importance}" and scoring = '
+        f'"{config.scoring}" reads the learner\'s losses of examples, and with data.packing = "concatenate" no window '
+        'has the loss of a document that it cuts. Select by scores on disk (strategy = "difference"), or set '
+        'data.packing = "best_fit"'
+    )
 
 
 def check_data(config: TeacherConfig, facts: DataFacts) -> None:

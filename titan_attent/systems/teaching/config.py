@@ -105,14 +105,15 @@ class TeacherConfig:
     """
     How often a run may train an example because the scores select it again and again, at least 1. The adaptive and the
     calibrated schedule select at least training steps x global batch / (max_repeats x examples), and train a selection
-    from a pool in no more passes. 0 for 1 if the run takes no more than one pass over the data, and for 4 if it takes
-    more; a run of more than 4 passes then leaves nothing out. A tail on the full data comes on top.
+    from a pool in no more passes. With ``data.unit = "document"`` it counts tokens, as ratios do. 0 for 1 if the run
+    takes no more than one pass over the data, and for 4 if it takes more; a run of more than 4 passes then leaves
+    nothing out. A tail on the full data comes on top.
     """
 
     initial_ratio: float = 0.5
     """
-    Share of the data set selected at the start, in (0, 1]; the smallest share of the adaptive schedule, unless
-    ``max_repeats`` requires more.
+    Share of the data set selected at the start, in (0, 1], of its tokens with ``data.unit = "document"``; the smallest
+    share of the adaptive schedule, unless ``max_repeats`` requires more.
     """
 
     final_ratio: float = 1.0

@@ -4,7 +4,8 @@ current.
     records of the candidates -> importance -> scores -> quarantine -> ratio -> strategy -> weights, bitmask, audit
 
 Cost in memory on each rank: 4 bytes per local example for the last draw that selected it, 4 bytes per local candidate
-for its weight, and 17 bytes per local candidate during a draw. Cost in collectives per draw: 14 for any number of
+for its weight, and 17 bytes per local candidate during a draw. Where examples differ in length, 4 bytes per local
+example for its tokens. Cost in collectives per draw: 14 for any number of
 ranks, 4 more for a median, 4 for ties, up to 7 if examples are quarantined. Each is a few KiB, except 512 KiB for the
 minimum probability of the soft draw. If the pool is a span of the shuffled order, its data is exchanged with the owners
 as well (candidates.py).
@@ -33,6 +34,7 @@ from titan_attent.systems.teaching.ratios import RatioFromScores
 from titan_attent.systems.teaching.selection import gather_bitmask
 from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import READ_THE_RATIO, Seed, choose
+from titan_attent.systems.teaching.tokens import Tokens
 
 
 class Draws:
@@ -41,17 +43,21 @@ class Draws:
     Args:
         buffer: the losses; the work is sharded over its mesh.
         config: strategy, importance, guards.
-        batch_size: G, the smallest size of a selection.
+        batch_size: G, the smallest size of a selection: examples, or tokens where ``tokens`` are given.
         expert: fp32 [num_local], an expert's losses of the examples that this rank owns.
         amateur: fp32 [num_local], an amateur's losses of these examples.
         chance_loss: the loss of a uniform guess, for "attainment".
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         sources: the spans of the data set by source; empty for no audit by source.
         bound: how often the run may train an example if the scores decide the ratio (schedule.py).
+        tokens: tokens of the examples that this rank owns, for ratios that are shares of tokens; None if all examples
+            are equally long. Not with a ``pool_size``.
 
     Attributes:
         size: P, candidates of a pool.
+        num_counted: candidates of a pool, or their tokens: the whole of which a ratio is a share.
         num_selected: number of examples of the current selection.
+        num_counted_selected: the same, or their tokens.
         weights: fp32 [local slots], 0 for candidates that are not selected.
         digest: signed 64-bit hash of the last decision of all ranks of the buffer's mesh: the selected examples with
             their weights, the draw's number, its size and ratio. Equal for every number of ranks.
@@ -71,18 +77,29 @@ class Draws:
         trusted: Tensor | None = None,
         sources: Sources = (),
         bound: schedule.RepeatBound = schedule.UNBOUNDED,
+        tokens: Tokens | None = None,
     ):
+        assert tokens is None or not config.pool_size
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
         self.chance_loss, self.sources = chance_loss, sources
         self.on_disk = {"expert": expert, "amateur": amateur}
         self.owners = buffer.sharding
         self.size = config.pool_size or self.owners.num_examples
         self.sharding = ExampleSharding(self.size, mesh=self.owners.mesh) if config.pool_size else self.owners
-        self.ratios = RatioFromScores(config, size=self.size, bound=bound, trusted=trusted, all_scores=self._all_scores)
+        self.tokens = tokens
+        self.num_counted = self.size if tokens is None else tokens.total
+        self.ratios = RatioFromScores(
+            config,
+            size=self.num_counted,
+            bound=bound,
+            trusted=trusted,
+            all_scores=self._all_scores,
+            noun="examples" if tokens is None else "tokens",
+        )
         self.num_draws = 0
         self.digest = 0
         self.num_ever_chosen = 0
-        self.num_selected = self.size
+        self.num_selected, self.num_counted_selected = self.size, self.num_counted
         self.weights = torch.zeros(self.sharding.num_local, dtype=torch.float32, device=buffer.device)
         self.last_draw = torch.full((self.owners.num_local,), NEVER, dtype=torch.int32, device=buffer.device)
         self.quarantine: Quarantine | None = None
@@ -105,13 +122,16 @@ class Draws:
         """
         config = self.config
         self.buffer.sync()
-        candidates = Candidates(pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device)
+        candidates = Candidates(
+            pool, owners=self.owners, sharding=self.sharding, device=self.buffer.device, tokens=self.tokens
+        )
         fetched = self._fetch(candidates)
         evidence = Evidence(expert=fetched.expert, amateur=fetched.amateur, chance_loss=self.chance_loss)
         records = fetched.records
         if fetched.amateur is not None and "loss" in reads(config.importance):
             records = records.with_scores(fetched.amateur, replace_all=config.scoring == "amateur")
-        scores = Scores(importance(records, name=config.importance, evidence=evidence), sharding=self.sharding)
+        values = importance(records, name=config.importance, evidence=evidence)
+        scores = Scores(values, sharding=self.sharding, tokens=self.tokens)
         quarantined, excluded = self._update_quarantine(scores, fetched, candidates)
         metrics, audit = scores.metrics, audit_scores(scores)
         self.takes_all = False
@@ -123,11 +143,11 @@ class Draws:
             warn_of_fallback(step, share=metrics.shifted_share, minimum=config.min_effective_sample_size)
             self._fallback_warned = True
         if falls_back or self.takes_all:
-            weights, self.num_selected = torch.ones_like(self.weights), self.size
+            weights = torch.ones_like(self.weights)
         else:
-            weights, self.num_selected = choose(
+            weights = choose(
                 scores if excluded is None else scores.without(excluded),
-                k=schedule.selection_size(self.size, ratio=ratio, batch_size=self.batch_size),
+                k=schedule.selection_size(self.num_counted, ratio=ratio, batch_size=self.batch_size),
                 config=config,
                 seed=seed,
                 candidates=candidates,
@@ -144,12 +164,13 @@ class Draws:
             sources=self.sources,
         )
         self.weights = weights
+        self.num_selected, self.num_counted_selected = selection.num_chosen, selection.num_counted
         self._store(fetched, candidates)
         self.digest = self._digest(selection.digest, ratio)
         self.num_draws += 1
         self.num_ever_chosen += selection.num_new
         self.audit = {
-            "teacher/ratio": self.num_selected / self.size,
+            "teacher/ratio": self.num_counted_selected / self.num_counted,
             "teacher/selected": float(self.num_selected),
             **audit,
             **selection.scalars,
@@ -181,7 +202,7 @@ class Draws:
         """Scores of all examples of the data set, which the calibrated schedule compares with trusted text."""
         evidence = Evidence(expert=self.on_disk["expert"], amateur=self.on_disk["amateur"])
         values = importance(self.buffer.records(), name=self.config.importance, evidence=evidence)
-        return Scores(values, sharding=self.owners)
+        return Scores(values, sharding=self.owners, tokens=self.tokens)
 
     def _update_quarantine(
         self, scores: Scores, fetched: PoolRecords, candidates: Candidates
@@ -238,11 +259,16 @@ class Draws:
         local_weights = padded[self.sharding.local_index(requested, elsewhere=self.sharding.num_local)]
         return self.sharding.sum(local_weights)[self.sharding.rank]
 
+    @property
+    def _saved_counts(self) -> tuple[str, ...]:
+        names = ("num_draws", "num_ever_chosen", "num_selected")
+        return names if self.tokens is None else (*names, "num_counted_selected")
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "weights": self.sharding.as_global(self.weights),
             "last_draw": self.owners.as_global(self.last_draw),
-            "counts": {name: getattr(self, name) for name in ("num_draws", "num_ever_chosen", "num_selected")},
+            "counts": {name: getattr(self, name) for name in self._saved_counts},
         }
         return state if self.quarantine is None else state | {"quarantine": self.quarantine.state_dict()}
 
@@ -251,5 +277,7 @@ class Draws:
         self.owners.as_global(self.last_draw).copy_(state["last_draw"])
         for name, value in state["counts"].items():
             setattr(self, name, value)
+        if self.tokens is None:
+            self.num_counted_selected = self.num_selected
         if self.quarantine is not None:
             self.quarantine.load_state_dict(state["quarantine"])

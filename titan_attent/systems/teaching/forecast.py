@@ -23,7 +23,14 @@ _INCLUSION = "teacher/inclusion/"
 
 
 def log_forecast(
-    config: TeacherConfig, metrics: Mapping[str, float], *, visits: float, step: int, num_examples: int, takes_all: bool
+    config: TeacherConfig,
+    metrics: Mapping[str, float],
+    *,
+    visits: float,
+    step: int,
+    num_examples: int,
+    takes_all: bool,
+    noun: str = "examples",
 ) -> None:
     """Log on the first rank which share is selected and how often it is trained; warn of many repeats and neglected
     sources.
@@ -32,17 +39,18 @@ def log_forecast(
         metrics: the teacher's metrics of the current decision.
         visits: how often the run trains a selected example, or would, in a dry run.
         step: training steps done.
-        num_examples: size of the data set.
+        num_examples: size of the data set, in what the shares count.
         takes_all: the scores leave nothing out.
+        noun: "examples", or "tokens" where examples differ in length.
     """
     if not is_first_rank():
         return
     if takes_all:
-        logger.info(f"Teacher: nothing is left out. Each of {num_examples:,} examples is trained {visits:.1f} times")
+        logger.info(f"Teacher: nothing is left out. Each of {num_examples:,} {noun} is trained {visits:.1f} times")
         return
     by_source = {tag.removeprefix(_INCLUSION): share for tag, share in metrics.items() if tag.startswith(_INCLUSION)}
     sentences = [
-        f"Teacher: from step {step + 1} on, {metrics['teacher/ratio']:.1%} of {num_examples:,} examples "
+        f"Teacher: from step {step + 1} on, {metrics['teacher/ratio']:.1%} of {num_examples:,} {noun} "
         f"{'would be' if config.dry_run else 'are'} selected, each trained {visits:.1f} times in this run"
     ]
     if by_source:

@@ -21,10 +21,11 @@ class RatioFromScores:
 
     Args:
         config: the schedule.
-        size: P, candidates of a pool.
+        size: P, candidates of a pool, or their tokens where examples differ in length.
         bound: how often the run may train an example (schedule.py).
         trusted: fp32, sorted: cross-entropy differences of trusted examples, for the calibrated schedule.
         all_scores: returns the scores of all examples, whatever the pool; called once. A collective.
+        noun: what ``size`` counts, for the warning: "examples" or "tokens".
 
     A strategy that does not read the ratio causes no warnings.
     """
@@ -37,7 +38,9 @@ class RatioFromScores:
         bound: schedule.RepeatBound,
         trusted: Tensor | None,
         all_scores: Callable[[], Scores],
+        noun: str = "examples",
     ):
+        self.noun = noun
         self.config, self.size, self.bound, self.trusted, self.all_scores = config, size, bound, trusted, all_scores
         self._is_foreign = None if config.strategy in READ_THE_RATIO else False
         self._repeats_warned = config.strategy not in READ_THE_RATIO
@@ -52,15 +55,14 @@ class RatioFromScores:
 
         Args:
             scores: the scores of the pool.
-            batch_size: the size of a selection is a multiple of it.
+            batch_size: the size of a selection is a multiple of it; in tokens where ``size`` is.
         """
         if self._is_foreign is None:
             self._is_foreign = self._trusted_text_is_foreign()
         decided = schedule.decided_ratio(
             self.config,
             share=scores.metrics.clipped_share,
-            below=[] if self.trusted is None else scores.num_below(self.trusted),
-            num_examples=self.size,
+            below=None if self.trusted is None else scores.below(self.trusted),
             min_ratio=self.bound.min_ratio,
             is_foreign=self._is_foreign,
         )
@@ -71,7 +73,9 @@ class RatioFromScores:
         # A difference of up to 1% is not worth a warning.
         if num_selected > 1.01 * num_requested and not (self._repeats_warned or self._is_foreign):
             requested = max(decided.requested, batch_size / self.size)
-            warn_of_repeats(self.config, self.bound, requested=requested, ratio=decided.ratio, size=self.size)
+            warn_of_repeats(
+                self.config, self.bound, requested=requested, ratio=decided.ratio, size=self.size, noun=self.noun
+            )
             self._repeats_warned = True
         return decided.ratio
 
@@ -79,10 +83,9 @@ class RatioFromScores:
         """Whether the trusted text is of another kind than the data; warns if it is. A collective."""
         if self.trusted is None:
             return False
-        all_scores = self.all_scores()
-        below, num_examples = all_scores.num_below(self.trusted), all_scores.sharding.num_examples
-        requested = schedule.calibrated_ratio(below, num_examples=num_examples)
-        likeness = schedule.likeness(below, num_examples=num_examples)
+        below = self.all_scores().below(self.trusted)
+        requested = schedule.calibrated_share(below)
+        likeness = schedule.likeness(below.examples, num_examples=below.num_examples)
         if schedule.holds_trusted_kind(requested=requested, likeness=likeness, min_ratio=self.bound.min_ratio):
             return False
         warn_of_foreign_text(requested=requested, likeness=likeness)

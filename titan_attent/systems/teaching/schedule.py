@@ -2,6 +2,9 @@
 
 AtteNT's "complex" recipe moves both during training. Selections are small and quickly renewed while losses change fast,
 large and longer-lived later (the paper's ablation: 0.2 -> 0.8). Both are computed once per round, at its start.
+
+Where examples differ in length, ratios are shares of tokens, and sizes of data, pools and batches are in tokens
+(tokens.py).
 """
 
 import math
@@ -10,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.systems.teaching.tokens import Below
 
 
 def progress(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -77,6 +81,18 @@ def calibrated_ratio(below: Sequence[int], *, num_examples: int) -> float:
     return 1.0 if cut is None else 1.0 - below[cut] / num_examples
 
 
+def calibrated_share(below: Below) -> float:
+    """The share of the pool, or of its tokens, that :func:`calibrated_cut` keeps.
+
+    Where examples differ in length, the cut still compares examples of the data with examples of trusted text, so that
+    both sides are measured alike.
+    """
+    if below.tokens is None or below.num_tokens is None:
+        return calibrated_ratio(below.examples, num_examples=below.num_examples)
+    cut = calibrated_cut(below.examples, num_examples=below.num_examples)
+    return 1.0 if cut is None else 1.0 - below.tokens[cut] / below.num_tokens
+
+
 MIN_LIKENESS = 0.1
 """If :func:`likeness` of the kept data is below this, nothing is left out."""
 MIN_REQUESTED = 1 / 30
@@ -124,6 +140,8 @@ def repeat_bound(
 ) -> RepeatBound:
     """The bound of ``max_repeats`` on a schedule that reads the scores: ratio >= steps x batch / (repeats x data).
 
+    Both sizes are of tokens where examples differ in length.
+
     The ratio is rounded up to a whole batch. With pools, only whole passes over a selection count, and only the full
     pools of each order of the data. ``UNBOUNDED`` for the other schedules.
     """
@@ -152,19 +170,20 @@ class DecidedRatio(NamedTuple):
 
 
 def decided_ratio(
-    config: TeacherConfig, *, share: float, below: Sequence[int], num_examples: int, min_ratio: float, is_foreign: bool
+    config: TeacherConfig, *, share: float, below: Below | None, min_ratio: float, is_foreign: bool
 ) -> DecidedRatio:
     """The ratio of a schedule that reads the scores; see the functions above.
 
     Args:
         share: effective sample size, for the adaptive schedule.
-        below, num_examples: counts and size of the pool, for the calibrated schedule.
+        below: for the calibrated schedule: the pool below each score of trusted text.
         min_ratio: from :func:`repeat_bound`.
         is_foreign: the trusted text is of another kind than the data (not :func:`holds_trusted_kind`): nothing is left
             out.
     """
     if config.ratio_schedule == "calibrated":
-        requested = calibrated_ratio(below, num_examples=num_examples)
+        assert below is not None
+        requested = calibrated_share(below)
     else:
         requested = adaptive_ratio(share, lowest=config.initial_ratio, highest=config.final_ratio)
     return DecidedRatio(1.0 if is_foreign else max(requested, min_ratio), requested)

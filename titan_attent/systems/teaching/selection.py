@@ -5,10 +5,13 @@ Every example has a 32-bit key, and the unsigned order of the keys is the order 
 (seed of the draw, example id) decides among them, so that ties do not favour the start of the data set. The selection
 is sent as a bitmask. N is the size of the pool; in a pool of all examples a slot is an example id.
 
+Where examples differ in length, k is a number of tokens (tokens.py). Examples are taken in the same order, each while
+the tokens of those before it are fewer than k. So the last one may reach beyond k, on any number of ranks the same.
+
 Cost per rank and selection: 12 KiB of counts, N/8 bytes of bitmask, 3 passes over the N / ranks local keys; no scores
 are sent. Ties cost one more pass, a hash per tied local example, and 4 all-reduces of at most 256 counts. Host syncs
 are allowed here: selection happens between rounds only. All sums are of integers, so the result is the same for every
-number of ranks.
+number of ranks. With tokens there is one more all-reduce, of 4 bytes.
 
 Soft selection is Gumbel-top-k (Kool et al. 2019, "Stochastic Beams and Where to Find Them", equations 5-6). Adding
 independent Gumbel noise to log-probabilities and taking the k largest keys draws k examples without replacement,
@@ -25,6 +28,7 @@ from torch import Tensor
 from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, stream
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching.radix import KEY_OFFSET, UNSEEN_KEY, BlockValues, blocks, largest_keys, ordered_keys
+from titan_attent.systems.teaching.tokens import Tokens, block_of, histogram
 
 _FLOOR_BINS = 1 << 16
 
@@ -36,24 +40,32 @@ def select_top_k(
     sharding: ExampleSharding,
     ids: Callable[[Tensor], Tensor] | None = None,
     seed: tuple[int, ...] = (),
+    tokens: Tokens | None = None,
 ) -> tuple[Tensor, int]:
     """The k examples with the largest keys. Of those with the k-th largest key, the ones with the largest hashes are
-    taken.
+    taken. With ``tokens`` they are the first examples of this order whose tokens reach k.
 
     Args:
         keys: int32 [num_local], this rank's keys in the order of its slots (radix.py).
-        k: 1 to N.
+        k: 1 to N; with ``tokens`` 1 to their total.
         ids: local slots, int64 [n], each in [0, num_local) -> the ids of the examples in them. Without it the smallest
             slots win ties; they also win ties of equal hashes.
         seed: seed of the draw.
+        tokens: tokens of the examples; None to count examples.
 
     Returns:
-        (chosen, threshold): bool [num_local], and the (k+1)-th largest key, -1 if everything is chosen.
+        (chosen, threshold): bool [num_local], and the largest key that is not chosen, -1 if everything is chosen.
     """
-    assert 1 <= k <= sharding.num_examples
-    chooses_all = k == sharding.num_examples
+    total = sharding.num_examples if tokens is None else tokens.total
+    assert 1 <= k <= total
+    local_tokens = None if tokens is None else tokens.local
     kth, *next_largest = largest_keys(
-        lambda block: keys[block], lambda *_: [k] if chooses_all else [k, k + 1], sharding=sharding, device=keys.device
+        lambda block: keys[block],
+        # Of tokens, k + 1 may still be of the last chosen example.
+        lambda *_: [k] if k == total or tokens is not None else [k, k + 1],
+        sharding=sharding,
+        device=keys.device,
+        tokens=local_tokens,
     )
     num_ties_chosen, num_equal = k - kth.num_above, kth.num_equal
     chosen = keys >= kth.key - KEY_OFFSET
@@ -66,15 +78,28 @@ def select_top_k(
             sharding=sharding,
             device=keys.device,
             num_local=len(tied),
+            tokens=None if local_tokens is None else local_tokens[tied],
         )
         chosen[tied[hashes < last_hash.key - KEY_OFFSET]] = False
         tied = tied[hashes == last_hash.key - KEY_OFFSET]
         num_ties_chosen, num_equal = num_ties_chosen - last_hash.num_above, last_hash.num_equal
     if num_ties_chosen < num_equal:
-        counts, _ = sharding.gather(torch.tensor([len(tied)], device=keys.device))
-        num_before = int(counts[: sharding.rank].sum())
-        chosen[tied[max(0, num_ties_chosen - num_before) :]] = False
+        of_each = torch.ones_like(tied) if local_tokens is None else local_tokens[tied].long()
+        counts, _ = sharding.gather(of_each.sum()[None])
+        num_before = of_each.cumsum(0) - of_each + counts[: sharding.rank].sum()
+        chosen[tied[num_before >= num_ties_chosen]] = False
+    if tokens is not None:
+        return chosen, _largest_left_out(keys, chosen, sharding=sharding)
     return chosen, next_largest[0].key if next_largest else -1
+
+
+def _largest_left_out(keys: Tensor, chosen: Tensor, *, sharding: ExampleSharding) -> int:
+    """The largest key of all ranks that is not chosen, -1 if there is none. A collective."""
+    lowest = torch.full((), -1 - KEY_OFFSET, dtype=torch.int64, device=keys.device)
+    for block in blocks(len(keys), device=keys.device):
+        left_out = keys[block].long().masked_fill_(chosen[block], -1 - KEY_OFFSET)
+        lowest = torch.maximum(lowest, left_out.max())
+    return int(sharding.max(lowest)) + KEY_OFFSET
 
 
 def log_probabilities(scores: Tensor, *, temperature: float, normalization: str) -> Tensor:
@@ -101,7 +126,7 @@ def log_probabilities(scores: Tensor, *, temperature: float, normalization: str)
 
 def lowest_log_probability(
     phi: BlockValues, *, ends: tuple[float, float], num_infinite: tuple[int, int], k: int, minimum: float,
-    sharding: ExampleSharding, device: torch.device,
+    sharding: ExampleSharding, device: torch.device, tokens: Tokens | None = None,
 ) -> float:  # fmt: skip
     """The smallest log-probability allowed: smaller ones are raised to it, so that each is drawn with at least
     ``minimum``.
@@ -118,20 +143,23 @@ def lowest_log_probability(
         num_infinite: number of log-probabilities of all ranks that are +inf, and that are -inf.
         k: number of examples to draw.
         minimum: in [0, 1).
+        tokens: tokens of the examples; ``num_infinite`` and k are then of tokens, and the expected tokens are k.
 
     Returns:
         -inf if none has to be raised.
     """
     (low, high), (num_first, num_never) = ends, num_infinite
-    num_finite, budget = sharding.num_examples - num_first - num_never, k - num_first
+    total = sharding.num_examples if tokens is None else tokens.total
+    num_finite, budget = total - num_first - num_never, k - num_first
+    local_tokens = None if tokens is None else tokens.local
     if minimum == 0 or budget <= 0 or num_finite <= budget or high == low:
         return float("-inf")
     width = (high - low) / _FLOOR_BINS
-    histogram = torch.zeros(_FLOOR_BINS, dtype=torch.int64, device=device)
+    counted = torch.zeros(_FLOOR_BINS, dtype=torch.int64, device=device)
     for block in blocks(sharding.num_local, device=device):
         bins = (phi(block) - low).div_(width).clamp_(0, _FLOOR_BINS - 1)
-        histogram += torch.bincount(bins.int(), minlength=_FLOOR_BINS)
-    totals = sharding.sum(histogram).cpu().numpy()
+        counted += histogram(bins.int(), block_of(local_tokens, block), num_bins=_FLOOR_BINS)
+    totals = sharding.sum(counted).cpu().numpy()
     totals[0] -= num_never  # infinities were counted in the first and the last bin
     totals[-1] -= num_first
     nonempty = totals.nonzero()[0]

@@ -4,6 +4,9 @@ here.
     summary    largest, smallest, the 1% at each end (one radix descent: 4 all-reduces)
     metrics    mean and effective sample sizes (one all-reduce)
 
+Where examples differ in length (tokens.py), the summary counts examples and the metrics count tokens: each score counts
+as often as its example has tokens.
+
 The effective sample size of m scores is (sum s)^2 / (m sum s^2), as a share of m. It is 1 when all are equal, and n / m
 when n of them are equal and the others 0. Negative scores count as 0.
 
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.systems.teaching.radix import blocks, largest_keys, ordered_keys, score_of_key
+from titan_attent.systems.teaching.tokens import Below, Tokens, block_of, histogram
 
 QUANTILE = 0.01
 """The share of the pool with the largest importances; the quarantine counts selections of these examples only."""
@@ -77,7 +81,7 @@ def summarize(scores: Tensor, *, sharding: ExampleSharding) -> ScoreSummary:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean and effective sample sizes of the finite scores of all ranks.
+    """Mean and effective sample sizes of the finite scores of all ranks, per token where examples differ in length.
 
     Attributes:
         mean: the mean; 0 if there are none.
@@ -87,12 +91,15 @@ class Metrics:
             whether a few examples would dominate a selection. An excess loss below 0 means that the learner has
             overtaken the expert on this example, not that the example has no value. If most are negative, the few above
             0 do not show that.
+        unseen, broken: number of examples whose score is +inf, and -inf, or of their tokens.
     """
 
     mean: float
     share: float
     clipped_share: float
     shifted_share: float
+    unseen: int
+    broken: int
 
 
 class Scores:
@@ -100,10 +107,11 @@ class Scores:
 
     Args:
         values: fp32 [num_local], without NaN; +inf is selected first, -inf last.
+        tokens: tokens of the examples; None if all are equally long.
     """
 
-    def __init__(self, values: Tensor, *, sharding: ExampleSharding):
-        self.values, self.sharding = values, sharding
+    def __init__(self, values: Tensor, *, sharding: ExampleSharding, tokens: Tokens | None = None):
+        self.values, self.sharding, self.tokens = values, sharding, tokens
 
     @cached_property
     def summary(self) -> ScoreSummary:
@@ -115,7 +123,9 @@ class Scores:
 
     def compute_metrics(self, counts: Tensor) -> tuple[Metrics, list[int]]:
         """Compute the metrics, and the totals of ``counts``, int64 [n], over all ranks, in one all-reduce."""
-        self.metrics, totals = compute_metrics(self.values, self.summary, sharding=self.sharding, counts=counts)
+        self.metrics, totals = compute_metrics(
+            self.values, self.summary, sharding=self.sharding, counts=counts, tokens=self.tokens
+        )
         return self.metrics, totals
 
     @cached_property
@@ -123,17 +133,29 @@ class Scores:
         """Whether any score may be +inf."""
         return self.summary.num_unseen > 0
 
-    def num_below(self, edges: Tensor) -> list[int]:
-        """Sorted ``edges``, fp32 [n] -> number of scores of all ranks below each. A collective of 16 bytes per edge."""
-        histogram = torch.zeros(len(edges) + 1, dtype=torch.int64, device=edges.device)
+    def below(self, edges: Tensor) -> Below:
+        """Count the scores of all ranks below each of the sorted ``edges``, fp32 [n].
+
+        A collective of 16 bytes per edge, or 32 with tokens.
+        """
+        num_bins = len(edges) + 1
+        measures = [None] if self.tokens is None else [None, self.tokens.local]
+        counts = torch.zeros(len(measures), num_bins, dtype=torch.int64, device=edges.device)
         for block in blocks(len(self.values), device=self.values.device):
             bins = torch.bucketize(self.values[block], edges, right=True)  # number of edges at or below the score
-            histogram += torch.bincount(bins, minlength=len(histogram))
-        return list(itertools.accumulate(self.sharding.total(histogram)[:-1]))
+            for row, tokens in zip(counts, measures, strict=True):
+                row += histogram(bins, block_of(tokens, block), num_bins=num_bins)
+        totals = self.sharding.total(counts.flatten())
+        examples = list(itertools.accumulate(totals[: num_bins - 1]))
+        if self.tokens is None:
+            return Below(examples, self.sharding.num_examples)
+        num_tokens = list(itertools.accumulate(totals[num_bins:-1]))
+        return Below(examples, self.sharding.num_examples, num_tokens, self.tokens.total)
 
     def without(self, excluded: Tensor) -> "Scores":
         """Set the scores to -inf where bool [num_local] ``excluded``, in place; their former values are lost."""
-        remaining = Scores(self.values.masked_fill_(excluded, float("-inf")), sharding=self.sharding)
+        values = self.values.masked_fill_(excluded, float("-inf"))
+        remaining = Scores(values, sharding=self.sharding, tokens=self.tokens)
         remaining.has_unseen = self.has_unseen
         return remaining
 
@@ -143,7 +165,12 @@ _Transform = tuple[float, float, float]
 
 
 def compute_metrics(
-    scores: Tensor, summary: ScoreSummary, *, sharding: ExampleSharding, counts: Tensor
+    scores: Tensor,
+    summary: ScoreSummary,
+    *,
+    sharding: ExampleSharding,
+    counts: Tensor,
+    tokens: Tokens | None = None,
 ) -> tuple[Metrics, list[int]]:
     """The metrics of fp32 [num_local] scores, and the totals of ``counts``, int64 [n], over all ranks.
 
@@ -160,14 +187,33 @@ def compute_metrics(
     if summary.low < 0:
         shifted = len(transforms)
         transforms.append((summary.low, summary.high, -summary.low))
-    local_sums = [_local_sums(scores, transform) for transform in transforms]
-    totals = sharding.total(torch.cat([local for local, _ in local_sums] + [counts]))
-    sums = [_without_infinite(totals[3 * i : 3 * i + 3], ends, summary) for i, (_, ends) in enumerate(local_sums)]
-    shares = [
-        total * total / (summary.num_finite * squares) if squares > 0 else 1.0
-        for total, squares in (sums[plain], sums[1], sums[shifted])
+    local_sums = [_local_sums(scores, transform, tokens) for transform in transforms]
+    infinite = [] if tokens is None else [_tokens_of_infinite(scores, tokens.local)]
+    totals = sharding.total(torch.cat([local for local, _ in local_sums] + infinite + [counts]))
+    totals, rest = totals[: 3 * len(transforms)], totals[3 * len(transforms) :]
+    finite, unseen, broken = summary.num_finite, summary.num_unseen, summary.num_broken
+    if tokens is not None:
+        unseen, broken, *rest = rest
+        finite = tokens.total - unseen - broken
+    sums = [
+        _without_infinite(totals[3 * i : 3 * i + 3], ends, unseen=unseen, broken=broken)
+        for i, (_, ends) in enumerate(local_sums)
     ]
-    return Metrics(sums[0][0] / max(1, summary.num_finite), *shares), totals[3 * len(transforms) :]
+    share, clipped, shifted_share = (
+        total * total / (finite * squares) if squares > 0 else 1.0
+        for total, squares in (sums[plain], sums[1], sums[shifted])
+    )
+    return Metrics(sums[0][0] / max(1, finite), share, clipped, shifted_share, unseen, broken), rest
+
+
+def _tokens_of_infinite(scores: Tensor, tokens: Tensor) -> Tensor:
+    """int64 [2], the tokens of this rank's examples with a score of +inf, and of those with -inf."""
+    infinity = float("inf")
+    sums = torch.zeros(2, dtype=torch.int64, device=scores.device)
+    for block in blocks(len(scores), device=scores.device):
+        score, of_each = scores[block], tokens[block]
+        sums += torch.stack(((of_each * (score == infinity)).sum(), (of_each * (score == -infinity)).sum()))
+    return sums
 
 
 @dataclass(frozen=True)
@@ -179,8 +225,10 @@ class _Ends:
     scale: float
 
 
-def _local_sums(scores: Tensor, transform: _Transform) -> tuple[Tensor, _Ends]:
+def _local_sums(scores: Tensor, transform: _Transform, tokens: Tokens | None) -> tuple[Tensor, _Ends]:
     """int64 [3]: sum and sum of squares of this rank's values in units, the squares as two halves of 31 bits.
+
+    With tokens, both sums count each value as often as its example has tokens.
 
     Infinite scores count as the ends of the clipping range; :func:`_without_infinite` subtracts them.
     """
@@ -193,6 +241,9 @@ def _local_sums(scores: Tensor, transform: _Transform) -> tuple[Tensor, _Ends]:
     for block in blocks(len(scores), device=scores.device):
         values = scores[block].clamp(low, high)
         units = _units(values.add_(shift) if shift else values, scale)
+        if tokens is not None:
+            sums += _sums_by_tokens(units.long(), tokens.local[block])
+            continue
         # Exact: the units are whole numbers, and the squares of a block sum to less than 2^53.
         total, squares = units.sum().long(), torch.dot(units, units).long()
         sums += torch.stack((total, squares >> 31, squares & 0x7FFFFFFF))
@@ -200,12 +251,21 @@ def _local_sums(scores: Tensor, transform: _Transform) -> tuple[Tensor, _Ends]:
     return sums, _Ends(first, last, scale)
 
 
+def _sums_by_tokens(units: Tensor, tokens: Tensor) -> Tensor:
+    """The same int64 [3] of int64 units, each at most 2^15, and int32 tokens. The squares are halved before they are
+    summed: a product has at most 61 bits, and the sum of a block may have more than 63.
+    """
+    by_tokens = units * tokens
+    squares = by_tokens * units
+    return torch.stack((by_tokens.sum(), (squares >> 31).sum(), (squares & 0x7FFFFFFF).sum()))
+
+
 def _units(values: Tensor, scale: float) -> Tensor:
     return values.double().div_(scale).round_()
 
 
-def _without_infinite(sums: list[int], ends: _Ends, summary: ScoreSummary) -> tuple[float, float]:
+def _without_infinite(sums: list[int], ends: _Ends, *, unseen: int, broken: int) -> tuple[float, float]:
     """Sum and sum of squares of the finite values."""
-    total = sums[0] - summary.num_broken * ends.low - summary.num_unseen * ends.high
-    squares = (sums[1] << 31) + sums[2] - summary.num_broken * ends.low**2 - summary.num_unseen * ends.high**2
+    total = sums[0] - broken * ends.low - unseen * ends.high
+    squares = (sums[1] << 31) + sums[2] - broken * ends.low**2 - unseen * ends.high**2
     return total * ends.scale, squares * ends.scale * ends.scale

@@ -37,7 +37,8 @@ Seed = tuple[int, ...]
 Strategy = Callable[[Scores, int, TeacherConfig, Seed, Candidates], tuple[Tensor, int]]
 """(scores, k, config, seed, candidates) -> (weights fp32 [num_local], number selected over all ranks).
 
-The weights are 0 where not selected, above 0 elsewhere, and average 1 over the selected examples of all ranks.
+The weights are 0 where not selected, above 0 elsewhere, and average 1 over the selected examples of all ranks. Where
+candidates have tokens, k and the number selected are of tokens, the latter at least, and the average is over tokens.
 """
 
 STRATEGIES: dict[str, Strategy] = {}
@@ -116,14 +117,18 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
         return log_probabilities(clipped, temperature=config.temperature, normalization=config.normalization)
 
     low, high = unfloored(torch.tensor([summary.low, summary.high], device=device)).tolist()
+    infinite = (summary.num_unseen, summary.num_broken)
+    if candidates.tokens is not None:
+        infinite = (scores.metrics.unseen, scores.metrics.broken)
     lowest = lowest_log_probability(
         lambda block: unfloored(summary.clipped(scores.values[block])),
         ends=(low, high),
-        num_infinite=(summary.num_unseen, summary.num_broken),
+        num_infinite=infinite,
         k=k,
         minimum=config.min_inclusion_probability,
         sharding=sharding,
         device=device,
+        tokens=candidates.tokens,
     )
 
     def phi(block: slice) -> Tensor:
@@ -142,7 +147,12 @@ def soft(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candidates: 
         return chosen.float(), k
     kappa = score_of_key(threshold) if threshold >= 0 else float("-inf")
     return inverse_probability_weights(
-        phi, chosen=chosen, kappa=kappa, max_weight=config.max_weight, sharding=sharding
+        phi,
+        chosen=chosen,
+        kappa=kappa,
+        max_weight=config.max_weight,
+        sharding=sharding,
+        tokens=candidates.tokens,
     ), k
 
 
@@ -156,18 +166,18 @@ def threshold(scores: Scores, k: int, config: TeacherConfig, seed: Seed, candida
     ratio of 2 to 1 is the published one. Examples never scored are kept.
     """
     mean, weights = scores.metrics.mean, torch.empty_like(scores.values)
-    num_chosen = torch.zeros((), dtype=torch.int64, device=weights.device)
     for block in blocks(len(weights), device=weights.device):
         below = scores.values[block].double() < mean  # includes -inf, a loss that was never finite
         is_kept = random_keys(candidates.ids_at(block), seed=seed) >= int(THRESHOLD_DROP * 2**32) - KEY_OFFSET
         weights[block] = torch.where(below, is_kept / (1.0 - THRESHOLD_DROP), 1.0)
-        num_chosen += (weights[block] > 0).sum()
-    return mean_one(weights, num_chosen=num_chosen, sharding=candidates.sharding)
+    return mean_one(weights, sharding=candidates.sharding, tokens=candidates.tokens)
 
 
 def _top(keys: Tensor, k: int, seed: Seed, candidates: Candidates) -> tuple[Tensor, int]:
     """:func:`select_top_k`; ties are decided by a hash of the draw's seed and the example's id."""
-    return select_top_k(keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed)
+    return select_top_k(
+        keys, k=k, sharding=candidates.sharding, ids=candidates.ids_of, seed=seed, tokens=candidates.tokens
+    )
 
 
 def _keys(keys: BlockValues, candidates: Candidates) -> Tensor:
@@ -199,25 +209,22 @@ def choose(
     candidates: Candidates,
     excluded: Tensor | None = None,
     at_least: int,
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """Apply ``config.strategy``; a collective.
 
     Args:
         scores: importances of the candidates; -inf where ``excluded``.
         excluded: bool [num_local], candidates that no strategy may select; None for none.
         at_least: if fewer would be selected, all are, with equal weights. "threshold" may select less than a batch, and
-            a pass of no steps must not happen.
+            a pass of no steps must not happen. A number of tokens where the candidates have tokens, as k.
 
     Returns:
-        (weights, number selected): fp32 [num_local], 0 where not selected and above 0 elsewhere, mean 1 over the
-            selected examples of all ranks; the number of these.
+        fp32 [num_local] weights, 0 where not selected and above 0 elsewhere, mean 1 over the selected examples of all
+            ranks, or over their tokens.
     """
     weights, num_chosen = STRATEGIES[config.strategy](scores, k, config, seed, candidates)
     if excluded is not None:
         weights.masked_fill_(excluded, 0.0)
     if excluded is not None or (config.quarantine_after and is_weighted(config)):
-        num_local_chosen = (weights > 0).sum()
-        weights, num_chosen = mean_one(weights, num_chosen=num_local_chosen, sharding=candidates.sharding)
-    if num_chosen < at_least:
-        return torch.ones_like(weights), candidates.pool.size
-    return weights, num_chosen
+        weights, num_chosen = mean_one(weights, sharding=candidates.sharding, tokens=candidates.tokens)
+    return torch.ones_like(weights) if num_chosen < at_least else weights

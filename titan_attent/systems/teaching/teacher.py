@@ -11,6 +11,8 @@ the pass trains on the whole pool.
 Decisions depend on (seed, round, example id, buffer) and not on the number of ranks. The state is the buffer, a few
 integers, and the state of draws.py. The current pass of a checkpoint is rebuilt from them.
 
+Where examples are packed, they differ in length: ratios, repeats and the smallest selection then count tokens.
+
 Cost: a selection per pass (draws.py); for weighted passes an all-gather of 8 bytes and an all-reduce of 4 bytes per
 trained example, in blocks of ``flush_every`` steps; scoring passes only if configured.
 """
@@ -28,7 +30,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.systems.teaching.audit import Sources
-from titan_attent.systems.teaching.checks import check_inputs, check_sizes
+from titan_attent.systems.teaching.checks import check_cut_examples, check_inputs, check_sizes
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
 from titan_attent.systems.teaching.draws import Draws
@@ -37,6 +39,7 @@ from titan_attent.systems.teaching.rounds import Record, Rounds
 from titan_attent.systems.teaching.rule import with_rule
 from titan_attent.systems.teaching.schedule import Plan, repeat_bound
 from titan_attent.systems.teaching.strategies import READ_THE_RATIO
+from titan_attent.systems.teaching.tokens import Amounts, Tokens
 
 
 class Teacher:
@@ -61,8 +64,8 @@ class Teacher:
         on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
             scalars of :meth:`metrics`.
         on_quarantine: called on every rank with a JSON-ready record of each newly quarantined example.
-        packer: packs the examples into windows; ``batch_size`` is then a number of windows. None if each row of a batch
-            is one example.
+        packer: packs the examples into windows; ``batch_size`` is then a number of windows. Each rank reads the lengths
+            of its examples here. None if each row of a batch is one example.
     """
 
     def __init__(
@@ -101,11 +104,24 @@ class Teacher:
             chance_loss=chance_loss,
             window=buffer.window,
         )
+        tokens, self.amounts = None, Amounts(self.num_examples, batch_size)
+        if packer is not None:
+            if config.pool_size:
+                raise ValueError(
+                    f"pool_size = {config.pool_size} with a packer: windows are packed from a pass over all examples. "
+                    "Set pool_size = 0"
+                )
+            if packer.cuts_examples:
+                check_cut_examples(config)
+            sharding = buffer.sharding
+            lengths = packer.lengths_of(sharding.start, sharding.stop)
+            tokens = Tokens(lengths.to(buffer.device), packer.num_tokens)
+            self.amounts = Amounts(packer.num_tokens, packer.tokens_per_batch, "tokens")
         scorers = [name for name, losses in (("expert", expert), ("amateur", amateur)) if losses is not None]
         self.draws = Draws(
             buffer,
             config,
-            batch_size=self.batch_examples,
+            batch_size=self.amounts.batch,
             expert=expert,
             amateur=amateur,
             chance_loss=chance_loss,
@@ -113,16 +129,17 @@ class Teacher:
             sources=sources,
             bound=repeat_bound(
                 config,
-                num_examples=self.num_examples,
-                batch_size=self.batch_examples,
+                num_examples=self.amounts.data,
+                batch_size=self.amounts.batch,
                 total_steps=total_steps,
                 scorers=scorers,
             ),
+            tokens=tokens,
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = Plan(
             config,
-            steps_of_full_pass=self.num_examples // self.batch_examples,
+            steps_of_full_pass=self.amounts.data // self.amounts.batch,
             total_steps=total_steps,
             scorers=scorers,
         )
@@ -173,8 +190,15 @@ class Teacher:
         metrics = self.metrics()
         if self.draws.audit and not self._forecast_logged:  # this decision made a draw
             visits, takes_all, self._forecast_logged = self._visits(), self.draws.takes_all, True
-            num = self.num_examples
-            log_forecast(self.config, metrics, visits=visits, step=step, num_examples=num, takes_all=takes_all)
+            log_forecast(
+                self.config,
+                metrics,
+                visits=visits,
+                step=step,
+                num_examples=self.amounts.data,
+                takes_all=takes_all,
+                noun=self.amounts.noun,
+            )
         if self.on_decision is not None:
             self.on_decision(
                 {"step": step + 1, "pass": self.pass_index, "num_steps": self.rounds.num_batches} | metrics
@@ -243,8 +267,8 @@ class Teacher:
         """How often the run trains an example that it always selects, by the schedule or the ratio of the last draw."""
         draws, config = self.draws, self.config
         has_schedule = config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES
-        ratio = None if has_schedule else draws.num_selected / draws.size
-        return self.plan.visits(ratio, num_examples=self.num_examples, batch_size=self.batch_examples)
+        ratio = None if has_schedule else draws.num_counted_selected / draws.num_counted
+        return self.plan.visits(ratio, num_examples=self.amounts.data, batch_size=self.amounts.batch)
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.plan.packed import BEST_FIT, PACKINGS
 from titan_attent.data.text.document_examples import DOCUMENT
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.foundations.checks import check_number, check_one_of
@@ -42,6 +43,12 @@ class Text:
                 f'[parallelism] context_parallel_load_balancer = "{balancer}" with [data] unit = "document": it orders '
                 "tokens by the attention mask, and the numbers of their documents do not follow. Use "
                 '"headtail"'
+            )
+        check_one_of("packing", data.packing, PACKINGS, section="data")
+        if data.unit != DOCUMENT and data.packing != BEST_FIT:
+            raise ValueError(
+                f'[data] packing = "{data.packing}" with unit = "{data.unit}", where a window is one example: remove '
+                'it, or set unit = "document"'
             )
         if data.unit != DOCUMENT and data.max_examples_per_window:
             raise ValueError(
