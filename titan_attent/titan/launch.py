@@ -22,6 +22,7 @@ from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
 from titan_attent.titan.checks.resume_checks import finished_message
+from titan_attent.titan.checks.unread_paths import check_unread_paths
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.models.families import family_of
@@ -115,7 +116,9 @@ def parse(argv: list[str]) -> JobConfig:
             if end.code:  # --help exits with 0
                 wait_for_first_rank()
             raise
-    check_given(job_config, given_keys(toml, argv))
+    given = given_keys(toml, argv)
+    check_given(job_config, given)
+    check_unread_paths(job_config, given)
     toml_checks.run_custom_import(job_config.experimental.custom_import)
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
