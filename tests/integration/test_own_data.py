@@ -15,7 +15,7 @@ from titan_attent.data.text.__main__ import main as write_text
 ROOT = Path(__file__).parents[2]
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 INPUTS = {"web": "asyncio", "code": "json", "trusted": "email", "validation": "wsgiref"}
-"""Folder in my/ -> the package whose modules are its texts."""
+"""Folder in my/ -> the package whose paragraphs are its texts."""
 SMALL = [
     *("--model.flavor", "10M", "--training.seq_len", "64", "--validation.seq_len", "64"),
     *("--training.global_batch_size", "4", "--training.local_batch_size", "2", "--validation.local_batch_size", "4"),
@@ -40,7 +40,8 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     for folder, package in INPUTS.items():
         (tmp_path / "my" / folder).mkdir(parents=True)
         for path in sorted((STDLIB / package).glob("*.py")):
-            shutil.copy(path, tmp_path / "my" / folder / f"{path.stem}.txt")
+            for number, text in enumerate(path.read_text(encoding="utf-8").split("\n\n")):
+                (tmp_path / "my" / folder / f"{path.stem}-{number}.txt").write_text(text, encoding="utf-8")
     writing, launched = [], []
     for command in commands():
         if command[0] == "torchrun":
@@ -58,7 +59,7 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     num_ids = json.loads((tmp_path / "data" / "corpus" / "index.json").read_text())["tokenizer"]["vocab_size"]
     assert re.search(rf"10M has [\d,]+ token ids: the data ./data/corpus has {num_ids:,}", log)
     folder = tmp_path / "outputs" / "own_data"
-    assert list(read_scalars(folder, "validation_metrics/loss")) == [2]
+    assert list(read_scalars(folder, "validation_metrics/loss")) == [1, 2]
     assert {path.name for path in (folder / "checkpoint").glob("step-*")} == {"step-2", "step-3"}
 
     resumed = run(*training, *SMALL, "--training.steps", "5", module=train, launcher="torchrun")

@@ -20,7 +20,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.checkpoint_folder import latest
-from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, safetensors_shapes, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.settings import systems_of
@@ -40,6 +40,10 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
     if source.in_safetensors:
         if source.is_own:
             raise ValueError(_not_resumable(job_config, source))
+        if not (job_config.checkpoint.initial_load_in_hf_quantized or job_config.model.converters):
+            expected, stored = hf_shapes(job_config, spec), safetensors_shapes(source.path)
+            # Files may hold more, such as the frequencies of the positions.
+            compare_shapes(expected, {name: stored[name] for name in expected if name in stored}, source.path)
         return
     path = source.path
     if not (path / ".metadata").is_file():
@@ -93,6 +97,16 @@ def _not_resumable(job_config: JobConfig, source: Source) -> str:
         "only: a run cannot be resumed from it. Give an earlier checkpoint with checkpoint.load_step, or start in a "
         f"new job.dump_folder with --checkpoint.initial_load_path {source.path} --checkpoint.initial_load_in_hf"
     )
+
+
+def hf_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
+    """name -> shape of the weights of the run's model under the names of Hugging Face's model."""
+    assert spec.state_dict_adapter is not None
+    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+    model_args.update_from_config(job_config)
+    weights = {name: torch.empty(shape, device="meta") for name, shape in model_shapes(job_config, spec).items()}
+    named = spec.state_dict_adapter(model_args, None).to_hf(weights)
+    return {name: list(weight.shape) for name, weight in named.items()}
 
 
 def model_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
