@@ -26,12 +26,12 @@ SMALL = [
 
 def commands() -> list[list[str]]:
     """The commands of the README's section, with the loop of its shell unrolled."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Your own data\n")[2]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Three steps\n")[2]
     (block,) = re.findall(r"```bash\n(.*?)```", section.partition("\n## ")[0], flags=re.S)
     names, body = re.search(r"for name in (.*?); do\n(.*?)done\n", block, flags=re.S).groups()  # type: ignore[union-attr]
     unrolled = "".join(body.replace("$name", name) for name in names.split())
-    lines = re.sub(r"for name in .*?done\n", lambda _: unrolled, block, flags=re.S).splitlines()
-    return [shlex.split(line) for line in lines if line.strip()]
+    text = re.sub(r"for name in .*?done\n", lambda _: unrolled, block, flags=re.S).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
