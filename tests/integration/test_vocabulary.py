@@ -69,4 +69,11 @@ def test_a_flavor_that_follows_the_data(arguments: list[str], importable: Callab
     assert refused.returncode != 0
     (message,) = re.findall("titan_attent: error: (.*)", refused.stderr)
     assert f"step-4 is of another vocabulary: it has {SIZE} token ids, and this model has 448" in message
+
+    anew = ["--checkpoint.no-enable", "--teacher.ratio_schedule", "constant", "--optimizer.lr", "5e-4"]
+    refused = launch(*arguments, *anew, prepare=importable)
+    assert refused.returncode != 0
+    (message,) = re.findall("titan_attent: error: (.*)", refused.stderr)
+    assert "run holds another run: training.steps was 6 and is 20; optimizer.lr was 0.001 and is 0.0005" in message
+    assert "teacher.ratio_schedule was incremental and is" in message
     shutil.rmtree(folder)
