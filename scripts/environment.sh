@@ -13,8 +13,9 @@ if [ ! -x "$VENV/bin/python" ]; then
     "${PYTHON:-python3}" -m venv "$VENV"
 fi
 if ! cat pyproject.toml "$CONSTRAINTS" | cmp -s - "$VENV/installed.toml"; then
-    echo "Installing titan_attent and its dependencies"
-    "$VENV/bin/python" -m pip install --quiet --constraint "$CONSTRAINTS" --editable '.[dev]'
+    echo "Installing titan_attent and its dependencies into $VENV. For Linux, torch is a CUDA build of several GB"
+    "$VENV/bin/python" -m pip install --constraint "$CONSTRAINTS" --editable '.[dev]'
     cat pyproject.toml "$CONSTRAINTS" > "$VENV/installed.toml"
+    echo "Installed. In your own shell, activate it with: source $VENV/bin/activate"
 fi
 export PATH="$(cd "$VENV" && pwd)/bin:$PATH"

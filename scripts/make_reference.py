@@ -3,7 +3,8 @@
     python scripts/make_reference.py [--output FILE]
 
 The meaning of a key is the string beneath it in its dataclass; that of a strategy or importance is the first paragraph
-of its function's docstring. tests/unit/docs/test_reference_page.py fails if the file in the repository differs.
+of its function's docstring. The parameters of flavors are counted on models without storage.
+tests/unit/docs/test_reference_page.py fails if the file in the repository differs.
 """
 
 import argparse
@@ -14,12 +15,21 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import torch
+from torch import nn
+from torchtitan.config import JobConfig as StockConfig
 
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.job_config import JobConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES
 from titan_attent.systems.teaching.strategies import STRATEGIES
+from titan_attent.titan.models.families import FAMILIES
+from titan_attent.titan.models.flavors import FOLLOWS_DATA, VOCABULARY_MULTIPLE
+from titan_attent.titan.train_spec import attent_spec
 
 PATH = Path(__file__).parents[1] / "docs" / "reference" / "reference.md"
 
@@ -35,6 +45,26 @@ UNIFORM = (
     "Trains on everything, always: torchtitan's own loss and step, bit for bit. The control. The teacher sets only the "
     "order."
 )
+
+FLAVORS = f"""## Flavors
+
+Values of `model.flavor` for text. Parameters are in millions, without the embeddings and the output, which have
+vocabulary x width parameters each (a tied model has them once). Those of image models: [images](../guide/vision.md).
+
+The vocabulary "of the data" has as many ids as the data's tokenizer, rounded up to a multiple of {VOCABULARY_MULTIPLE};
+the log says how many. A flavor with a number keeps it, unless the tokenizer has more ids; then its vocabulary follows
+the data, too. A checkpoint of another vocabulary is refused.
+
+Where the last column says so, `NAME_flex` is the same model with flex attention, for `data.document_mask`.
+
+A flavor of your own: a module on PYTHONPATH that `experimental.custom_import` names.
+
+```python
+from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
+
+llama3_args["mine"] = TransformerModelArgs(dim=512, n_layers=8, n_heads=8, vocab_size={FOLLOWS_DATA})  # of the data
+```
+"""
 
 REFUSALS = {
     "an unknown key or section in the TOML": "titan/checks/toml_checks.py",
@@ -110,6 +140,42 @@ def functions(title: str, words: str, functions: Mapping[str, Callable[..., Any]
     return "\n".join([f"## {title}", "", words, "", "| value | what it is |", "|---|---|", *first, *rows])
 
 
+def num_parameters(model: nn.Module) -> int:
+    """The number of parameters, without those that have a row per token id."""
+    return sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if name not in ("tok_embeddings.weight", "output.weight")
+    )
+
+
+def flavors() -> str:
+    """The part of the page on the flavors of text models."""
+    rows = []
+    for family in FAMILIES.values():
+        if family.modality.is_of_images:
+            continue
+        spec = attent_spec(f"{family.name}_attent")
+        for name, args in spec.model_args.items():
+            sizes: Any = args
+            if name.removesuffix("_flex") != name and vars(args).get("attn_mask_type") == "causal":
+                continue  # a twin
+            vocabulary = f"{sizes.vocab_size:,}" if sizes.vocab_size != FOLLOWS_DATA else "of the data"
+            sizes.vocab_size = sizes.vocab_size or VOCABULARY_MULTIPLE
+            sizes.update_from_config(StockConfig())
+            with torch.device("meta"):
+                model = cast(nn.Module, spec.model_cls(args))
+            millions = num_parameters(model) / 1e6
+            shown = f"{millions:,.1f}" if millions < 100 else f"{millions:,.0f}"
+            twin = "yes" if f"{name}_flex" in spec.model_args and sizes.attn_type == "sdpa" else ""
+            rows.append(
+                f"| `{family.name}_attent` | `{name}` | {shown} | {sizes.n_layers} | {sizes.dim:,} | {vocabulary} | "
+                f"{twin} |"
+            )
+    columns = "| model | flavor | parameters (M) | layers | width | vocabulary | `_flex` |"
+    return "\n".join([FLAVORS, columns, "|---|---|---|---|---|---|---|", *rows])
+
+
 def reference() -> str:
     """The whole page."""
     parts = [HEAD.strip()]
@@ -118,6 +184,7 @@ def reference() -> str:
     parts.append(functions("Strategies", strategies, STRATEGIES, (f"| `uniform` | {UNIFORM} |",)))
     importances = "Values of `teacher.importance`: the number by which examples are selected."
     parts.append(functions("Importances", importances, IMPORTANCES))
+    parts.append(flavors())
     refusals = [f"| {what} | [`{where}`](../../titan_attent/{where}) |" for what, where in REFUSALS.items()]
     parts.append("\n".join([TAIL.strip(), *refusals]))
     return "\n\n".join(parts) + "\n"

@@ -54,6 +54,7 @@ warmup_steps = 2
 log_freq = 1
 enable_tensorboard = true
 [validation]
+enable = false
 seq_len = 256
 [checkpoint]
 last_save_model_only = false

@@ -30,7 +30,7 @@ def add_flavor() -> None:
     """A flavor of some ten thousand parameters, whose checkpoint may lie in a repository."""
     from torchtitan.models.llama3 import TransformerModelArgs
 
-    from titan_attent.titan.train_spec import EXTRA_FLAVORS
+    from titan_attent.titan.models.flavors import EXTRA_FLAVORS
 
     EXTRA_FLAVORS["llama3"]["earlier"] = TransformerModelArgs(
         dim=16, n_layers=1, n_heads=2, vocab_size=300, multiple_of=8, rope_theta=10000

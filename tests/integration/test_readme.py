@@ -53,7 +53,7 @@ def test_sections() -> None:
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
         DataConfig(**sections.pop("data", {}))
-        for name in ("model", "checkpoint", "parallelism"):
+        for name in ("job", "model", "validation", "checkpoint", "parallelism"):
             sections.pop(name, None)
         for name, config in OURS.items():
             made = config(**sections.pop(name, {}))

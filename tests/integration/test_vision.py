@@ -42,6 +42,8 @@ warmup_steps = 2
 [metrics]
 log_freq = 1
 enable_tensorboard = true
+[validation]
+enable = false
 [checkpoint]
 enable = true
 interval = {saved}

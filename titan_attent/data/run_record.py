@@ -4,6 +4,7 @@
      "fingerprint": "9f..", "batch_size": 64, ...          the training data
      "measured": {"validation data": "07..", ...},         if it differs, the validations of two runs are incomparable
      "setting": {"model": "llama3_attent 8B", ...},        other settings that two runs may differ in
+     "chosen": {"teacher.strategy": "difference", ...},    keys of the package's sections that are not their default
      "devices": "8 x NVIDIA H200",
      "losses": ["out/scorers/expert", ...],                folders of precomputed losses that the run reads
      "systems": [{"name": .., "units": .., "panels": ..}], tags that systems of other packages log
@@ -41,6 +42,7 @@ class RunRecord:
     tokens_per_example: int | None = None
     measured: dict[str, Any] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] | None = None
     devices: str | None = None
     losses: tuple[str, ...] = ()
     systems: tuple[dict[str, Any], ...] = ()
@@ -84,6 +86,7 @@ def read_run_record(run: Path) -> RunRecord:
         tokens_per_example=count("tokens_per_example"),
         measured=get("measured", dict, {}),
         setting={key: x for key, x in get("setting", dict, {}).items() if isinstance(x, (str, int, float, type(None)))},
+        chosen=get("chosen", dict),
         devices=get("devices", str),
         losses=tuple(map(str, get("losses", list, []))),
         systems=tuple(system for system in get("systems", list, []) if isinstance(system, dict)),

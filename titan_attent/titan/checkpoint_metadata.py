@@ -9,7 +9,9 @@ Cost: one file, about 300 bytes per parameter tensor and shard.
 
 import importlib
 import io
+import json
 import pickle
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,8 @@ ALLOWED: dict[str, frozenset[str]] = {
 _PLAIN = (torch.dtype, torch.layout, torch.memory_format)
 _MAX_VALUE_BYTES = 2**24
 """Upper bound on the size of one value; the values that are read have a few hundred bytes."""
+_MAX_HEADER_BYTES = 10**8
+"""Upper bound on the header of a safetensors file, as in the format's own reader."""
 
 
 Value = TypeVar("Value")
@@ -123,6 +127,30 @@ def shapes_of(metadata: Metadata, *, modules: Iterable[str]) -> dict[str, list[i
         for name, entry in metadata.state_dict_metadata.items()
         if name.partition(".")[0] in prefixes and isinstance(entry, TensorStorageMetadata)
     }
+
+
+def safetensors_shapes(path: str | Path) -> dict[str, list[int]]:
+    """name -> shape of the weights in the ``*.safetensors`` files of the folder ``path``, from their headers.
+
+    A header is 8 bytes of length and JSON: {name: {"dtype": .., "shape": [..], "data_offsets": [..]}, ..}.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                if length > _MAX_HEADER_BYTES:
+                    raise ValueError(f"its header would have {length} bytes")
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    shapes[name] = [int(size) for size in entry["shape"]]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+            raise ValueError(f"{file} is damaged: its header cannot be read ({error}). Download it again") from None
+    return shapes
 
 
 def read_value(path: str | Path, metadata: Metadata, name: str, value_type: type[Value]) -> Value:

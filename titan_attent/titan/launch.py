@@ -14,20 +14,21 @@ from typing import Any
 from unittest.mock import patch
 
 from torchtitan.config import ConfigManager, JobConfig
-from torchtitan.protocols.train_spec import register_train_spec
-from torchtitan.tools.logging import init_logger
+from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
+from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import main as torchtitan_main
 
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
 from titan_attent.titan.checks.resume_checks import finished_message
+from titan_attent.titan.checks.unread_paths import check_unread_paths
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.frozen_model import check_frozen
-from titan_attent.titan.models.families import add_families
+from titan_attent.titan.models.families import add_families, family_of
 from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.settings import CUSTOM_CONFIG
-from titan_attent.titan.train_spec import SCORER_FLAVORS, attent_spec
+from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 from titan_attent.titan.user_errors import end_without_error, fail, wait_for_first_rank
 
@@ -41,9 +42,30 @@ def _option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def scored_data(job_config: JobConfig) -> str:
-    """``data.path`` if the model is a scorer, which takes its vocabulary from the data; else an empty string."""
-    return job_config.data.path if job_config.model.flavor in SCORER_FLAVORS else ""
+def spec_of(job_config: JobConfig, datasets: DataSets) -> TrainSpec:
+    """The TrainSpec of the run's model, with the vocabulary of its data; ValueError for an unknown name.
+
+    If the data cannot be opened, the flavors keep their vocabulary: the checks of the run refuse the data by its key.
+    """
+    data = "" if family_of(job_config).modality.is_of_images else job_config.data.path
+    with contextlib.suppress(ValueError, OSError):
+        if data:
+            datasets.shards(data)
+            return attent_spec(job_config.model.name, datasets, data=data)
+    return attent_spec(job_config.model.name, datasets)
+
+
+def log_vocabulary(job_config: JobConfig, spec: TrainSpec, datasets: DataSets) -> None:
+    """Log the vocabulary of the run's model on the first rank if it follows the data; call it after the checks."""
+    model, path = job_config.model, job_config.data.path
+    if family_of(job_config).modality.is_of_images or os.environ["RANK"] != "0":
+        return
+    size = vars(spec.model_args[model.flavor])["vocab_size"]
+    own = vars(attent_spec(model.name).model_args.get(model.flavor, spec.model_args[model.flavor]))["vocab_size"]
+    if own != size:
+        num_ids = datasets.shards(path).tokenizer_info["vocab_size"]
+        former = f", and not the {own:,} of the flavor" if own else ""
+        logger.info(f"{model.name} {model.flavor} has {size:,} token ids{former}: the data {path} has {num_ids:,}")
 
 
 def arguments(module: str, *, first: str = "") -> list[str]:
@@ -95,7 +117,10 @@ def parse(argv: list[str]) -> JobConfig:
                 wait_for_first_rank()
             raise
     add_families(job_config.job.custom_config_module)
-    check_given(job_config, given_keys(toml, argv))
+    given = given_keys(toml, argv)
+    check_given(job_config, given)
+    check_unread_paths(job_config, given)
+    toml_checks.run_custom_import(job_config.experimental.custom_import)
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
         written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None
@@ -110,7 +135,7 @@ def train() -> None:
     try:
         job_config = parse(argv)
         datasets = DataSets()
-        spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
+        spec = spec_of(job_config, datasets)
         check_start(job_config)
         preflight.check_run(
             job_config,
@@ -123,6 +148,7 @@ def train() -> None:
         fail(error)
     if finished := finished_message(job_config):
         end_without_error(finished)
+    log_vocabulary(job_config, spec, datasets)
     register_train_spec(job_config.model.name, spec)
     compat.continue_tensorboard(resumed=checkpoint_to_load(job_config) is not None)
     # torchtitan parses the command line again, which would lose the defaults set here.

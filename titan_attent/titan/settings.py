@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
+from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_values, systems_on
@@ -25,6 +26,9 @@ from titan_attent.titan.models.families import family_of
 
 RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision"}
 """Names of the other states of a checkpoint, which no system of another module may have."""
+
+WITHOUT_EFFECT = {"data.path", "data.validation_path", "data.num_workers", "data.verify_checksums", "teacher.trace"}
+"""Keys in which two runs of one result may differ; of data the fingerprints are compared."""
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 """The default of ``job.custom_config_module``: the module with this package's sections."""
@@ -147,20 +151,42 @@ def describe(
         batch_size=batch_size,
         tokens_per_example=dataset.tokens_per_example,
         measured=measured,
-        setting={
-            "model": f"{job_config.model.name} {job_config.model.flavor}",
-            "data": dataset.stored.fingerprint,
-            "global batch": batch_size,
-            "tokens of an example": dataset.tokens_per_example,
-            "training.steps": job_config.training.steps,
-            "optimizer.lr": job_config.optimizer.lr,
-            "debug.seed": job_config.debug.seed,
-            "data.seed": data.seed,
-            **(document_settings(job_config) if isinstance(dataset, DocumentDataset) else {}),
-        },
+        setting=setting_of(job_config, dataset, batch_size=batch_size),
         devices=_devices(device),
         systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),
     )
+
+
+def setting_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
+    """The settings of a run, beside those of systems, that two runs may differ in."""
+    return {
+        "model": f"{job_config.model.name} {job_config.model.flavor}",
+        "data": dataset.stored.fingerprint,
+        "global batch": batch_size,
+        "tokens of an example": dataset.tokens_per_example,
+        "training.steps": job_config.training.steps,
+        "optimizer.lr": job_config.optimizer.lr,
+        "debug.seed": job_config.debug.seed,
+        "data.seed": job_config.data.seed,
+        **(document_settings(job_config) if isinstance(dataset, DocumentDataset) else {}),
+    }
+
+
+def chosen_of(job_config: JobConfig) -> dict[str, Any]:
+    """The keys of the package's and the systems' sections that differ from their defaults, as ``section.key``.
+
+    Keys that change no result, and the folders of data, whose fingerprints are recorded, are left out.
+    """
+    names = {one.name for one in fields(OurSections)} | {system.name for system in _extra_systems(job_config)}
+    chosen = {}
+    for name in sorted(names):
+        section = getattr(job_config, name)
+        defaults = type(section)()
+        for key in fields(section):
+            value = getattr(section, key.name)
+            if value != getattr(defaults, key.name) and f"{name}.{key.name}" not in WITHOUT_EFFECT:
+                chosen[f"{name}.{key.name}"] = value
+    return chosen
 
 
 def _for_report(system: type[System]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ The model, its parallelisation, optimizer, schedule and loss function stay torch
 shards), the validator (the same examples each time) and the metrics (it adds those of the systems).
 """
 
-import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +14,6 @@ from torchtitan.components.loss import LossFunction
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.models.llama3 import TransformerModelArgs
-from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
 from titan_attent.data.text.tokenizer import Tokenizer
@@ -28,46 +24,12 @@ from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import TeachingLoader, build_loader
 from titan_attent.titan.metrics import build_teaching_metrics_processor
 from titan_attent.titan.models.families import FAMILIES
+from titan_attent.titan.models.flavors import flavors_of, follow_data, scorers
 from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.registry import apply_patches
 from titan_attent.titan.pipeline import PipelineLoss
 from titan_attent.titan.user_errors import fail
 from titan_attent.titan.validator import build_validator
-
-EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
-    "llama3": {
-        # About 2.6 M parameters: a few hundred steps take several minutes on two CPU cores.
-        "tiny": TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000),
-        # About 0.9 M parameters, for benchmarks/convergence.
-        "bench": TransformerModelArgs(
-            dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000
-        ),
-        # About 160 M parameters, for benchmarks/speed/gpu_steps.py.
-        "bench_gpu": TransformerModelArgs(
-            dim=1024, n_layers=12, n_heads=16, vocab_size=4096, multiple_of=256, rope_theta=10000
-        ),
-    }
-}
-
-FAMILIES_WITH_TWINS = ("llama3", "qwen3")
-"""The families in which each flavor with sdpa attention gets a twin with flex attention (:func:`flex_twins`)."""
-
-SCORER_FLAVORS = {"scorer_xs": (32, 1, 2), "scorer_s": (64, 2, 2), "scorer_m": (256, 4, 4), "scorer_l": (512, 8, 8)}
-"""The flavors of scorers (scorers.py): (width, layers, heads) of a llama3 with the vocabulary of its data."""
-
-
-def flex_twins(flavors: Mapping[str, BaseModelArgs]) -> dict[str, BaseModelArgs]:
-    """A flavor "<name>_flex" for each of ``flavors`` with sdpa attention that has no such flavor yet.
-
-    Its weights and its causal mask are those of "<name>"; ``[data] document_mask`` needs flex attention.
-    """
-    twins: dict[str, BaseModelArgs] = {}
-    for name, args in flavors.items():
-        if vars(args)["attn_type"] == "sdpa" and not {f"{name}_flex", f"{name}_flex_attn"} & flavors.keys():
-            twin = copy.deepcopy(args)
-            vars(twin)["attn_type"] = "flex"
-            twins[f"{name}_flex"] = twin
-    return twins
 
 
 class ShardTokenizer(BaseTokenizer):
@@ -122,7 +84,8 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
 
     Args:
         datasets: the data sets of the run, which earlier checks may have opened already.
-        data: ``data.path``; if given, the scorers' flavors, whose vocabulary is that of the data, are added.
+        data: ``data.path`` of text. If given, the flavors get the vocabulary of its models (models/flavors.py), and the
+            scorers' flavors are added. ValueError if it cannot be opened.
     """
     datasets = datasets or DataSets()
     names = [family + SUFFIX for family in FAMILIES]
@@ -133,16 +96,12 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
     apply_patches(family=model)
     of_family = FAMILIES[model].train_spec
     stock = get_train_spec(model) if of_family is None else of_family()
-    # torchtitan writes the run's settings into the selected flavor, so the twin gets its own copies.
-    flavors = copy.deepcopy(dict(stock.model_args)) | copy.deepcopy(EXTRA_FLAVORS.get(model, {}))
-    if model in FAMILIES_WITH_TWINS:
-        flavors |= flex_twins(flavors)
-    if model == "llama3" and data:
-        vocab_size = datasets.shards(data).index.tokenizer["vocab_size"]
-        for flavor, (dim, n_layers, n_heads) in SCORER_FLAVORS.items():
-            flavors[flavor] = TransformerModelArgs(
-                dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=vocab_size, multiple_of=dim, rope_theta=10000
-            )
+    flavors = flavors_of(model, stock.model_args)
+    if data:
+        shards = datasets.shards(data)
+        follow_data(flavors, shards)
+        if model == "llama3":
+            flavors |= scorers(shards)
     return replace(
         stock,
         model_args=flavors,

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
-from titan_attent.titan.train_spec import EXTRA_FLAVORS
+from titan_attent.titan.models.flavors import EXTRA_FLAVORS
 
 pytestmark = pytest.mark.skipif(
     not titan_attent.titan.patches.compat.IS_CPU, reason="with an accelerator torch draws by itself"

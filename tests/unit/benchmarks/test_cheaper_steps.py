@@ -18,7 +18,7 @@ from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
 from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.config import HighwayConfig
-from titan_attent.titan.train_spec import EXTRA_FLAVORS
+from titan_attent.titan.models.flavors import EXTRA_FLAVORS
 
 
 def made(tmp_path: Path, *rules: str) -> Any:

@@ -20,7 +20,7 @@ else:
 ROOT = Path(__file__).parents[3]
 NOTES = """#!/bin/sh
 echo "$@" >> "{log}"
-case "$2" in venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;; pip) shift 4; grep -h == "$2" >> "{log}" ;; esac
+case "$2" in venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;; pip) shift 3; grep -h == "$2" >> "{log}" ;; esac
 """
 
 

@@ -3,6 +3,7 @@
 import collections
 import pathlib
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
-from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, safetensors_shapes, shapes_of
 
 EARLIER = Path(__file__).parents[2] / "integration" / "earlier" / "run" / "checkpoint" / "step-35"
 
@@ -145,3 +146,12 @@ def test_truncated_or_missing(saved: Path) -> None:
     (saved / ".metadata").unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         read_metadata(saved)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"12", b"\xff" * 8 + b"{}", struct.pack("<Q", 9) + b'{"a": 1}', struct.pack("<Q", 8) + b'{"a": 1}']
+)
+def test_damaged_safetensors_are_one_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="model.safetensors is damaged: its header cannot be read"):
+        safetensors_shapes(tmp_path)

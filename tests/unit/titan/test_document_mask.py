@@ -33,7 +33,8 @@ from titan_attent.titan.document_mask import (
 )
 from titan_attent.titan.frozen_model import FrozenModel
 from titan_attent.titan.models.families import FAMILIES
-from titan_attent.titan.train_spec import attent_spec, flex_twins
+from titan_attent.titan.models.flavors import flex_twins
+from titan_attent.titan.train_spec import attent_spec
 
 SEQ_LEN, VOCABULARY = 24, 512
 INDEX = torch.tensor(
@@ -324,7 +325,8 @@ def test_refused_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal({"model.flavor": "tiny"})
     assert 'the attention (sdpa) of [model] flavor = "tiny" takes no mask' in message
     assert message.endswith(
-        "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, bench_gpu_flex"
+        "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, "
+        "bench_gpu_flex, 10M_flex, 30M_flex, 60M_flex, 125M_flex, 350M_flex"
     )
     message = refusal({"model.name": "mixer_attent", "model.flavor": "small"})
     assert message.endswith("takes no mask. mixer_attent lacks a flavor with flex attention. Set it to false")

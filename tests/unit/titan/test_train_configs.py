@@ -25,6 +25,8 @@ GRANTED: list[tuple[str, int, dict[str, Any]]] = [
     *((LARGE, nodes * GPUS, {"training.local_batch_size": 2}) for nodes in NODES if nodes * GPUS <= 256),
     *(("quickstart.toml", world, {}) for world in (1, 2, 4)),
     *(("quickstart.toml", world, {"training.local_batch_size": 4 // world}) for world in (1, 2, 4)),
+    *(("own_data.toml", world, {}) for world in (1, 2, 4, 8)),
+    *(("own_data.toml", 1, {"model.flavor": flavor}) for flavor in ("10M", "350M", "8B", "125M_flex")),
     *(("quickstart_vision.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {"training.local_batch_size": 64 // world}) for world in (1, 2, 4, 8, 16)),
 ]

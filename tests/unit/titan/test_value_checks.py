@@ -173,7 +173,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"debug.seed": 2**70}, r"\[debug\] seed = "),
     ({"model.flavor": "huge"}, 'flavor = "huge" is unknown'),
     ({"model.converters": ["flote8"]}, r'\[model\] converters: "flote8" is unknown'),
-    ({"experimental.custom_import": "nowhere.nothing"}, r"custom_import = nowhere.nothing: there is no such module"),
     ({"job.dump_folder": "/dev/null/run"}, r"\[job\] dump_folder = /dev/null/run: /dev/null cannot be written to"),
     ({"comm.init_timeout_seconds": 0}, r"\[comm\] init_timeout_seconds = 0"),
     ({"comm.train_timeout_seconds": -1}, r"\[comm\] train_timeout_seconds = -1"),

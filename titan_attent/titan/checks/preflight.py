@@ -23,6 +23,7 @@ from titan_attent.foundations.checks import check_number
 from titan_attent.systems.settings import SUFFIX, RunSettings
 from titan_attent.systems.system import DataFacts, System
 from titan_attent.systems.system_list import SystemOn
+from titan_attent.titan.checks.dump_folder import check_dump_folder
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.torchtitan_ranges import check_torchtitan_ranges
@@ -32,7 +33,7 @@ from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
-from titan_attent.titan.settings import check_sections, settings_of, systems_of
+from titan_attent.titan.settings import check_sections, chosen_of, setting_of, settings_of, systems_of
 from titan_attent.titan.user_errors import on_all_ranks
 
 
@@ -90,6 +91,9 @@ def check_run(
     warn_of_unread_keys(job_config)
 
     check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
+    if trains:
+        setting = setting_of(job_config, dataset, batch_size=batch_size)
+        check_dump_folder(job_config, setting=setting, chosen=chosen_of(job_config))
 
 
 def check_needs(family: Family, systems: Iterable[type[System]]) -> None:
@@ -152,12 +156,11 @@ def check_one_batch(job_config: JobConfig, dataset: Examples, *, batch_size: int
 
 
 def warn_of_unread_keys(job_config: JobConfig) -> None:
-    """Warn of torchtitan's own data settings that were changed, because they have no effect."""
+    """Warn of torchtitan's own settings of reading that were changed, because they have no effect."""
     stock = JobConfig()
     for section in ("training", "validation"):
-        for key in ("dataset", "dataset_path", "dataloader"):
-            if vars(getattr(job_config, section))[key] != vars(getattr(stock, section))[key]:
-                logger.warning(f"[{section}] {key} is not read: titan_attent reads its data from [data]")
+        if getattr(job_config, section).dataloader != getattr(stock, section).dataloader:
+            logger.warning(f"[{section}] dataloader is not read: titan_attent reads its data as [data] says")
 
 
 def check_files(job_config: JobConfig, datasets: DataSets) -> None:

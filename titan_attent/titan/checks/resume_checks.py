@@ -20,13 +20,15 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.checkpoint_folder import latest
-from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, shapes_of
+from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, safetensors_shapes, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.settings import systems_of
 
 STOCK_STATES = ("train_state", "lr_scheduler", "optimizer")
 """torchtitan's own states, except those of the weights and the data loader."""
+EMBEDDINGS = ("tok_embeddings.weight", "output.weight", "embed_tokens.weight", "lm_head.weight")
+"""Ends of the names of the weights with a row per token id, in torchtitan's and in Hugging Face's models."""
 
 
 def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str, Any]) -> None:
@@ -38,6 +40,10 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
     if source.in_safetensors:
         if source.is_own:
             raise ValueError(_not_resumable(job_config, source))
+        if not (job_config.checkpoint.initial_load_in_hf_quantized or job_config.model.converters):
+            expected, stored = hf_shapes(job_config, spec), safetensors_shapes(source.path)
+            # Files may hold more, such as the frequencies of the positions.
+            compare_shapes(expected, {name: stored[name] for name in expected if name in stored}, source.path)
         return
     path = source.path
     if not (path / ".metadata").is_file():
@@ -93,6 +99,16 @@ def _not_resumable(job_config: JobConfig, source: Source) -> str:
     )
 
 
+def hf_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
+    """name -> shape of the weights of the run's model under the names of Hugging Face's model."""
+    assert spec.state_dict_adapter is not None
+    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+    model_args.update_from_config(job_config)
+    weights = {name: torch.empty(shape, device="meta") for name, shape in model_shapes(job_config, spec).items()}
+    named = spec.state_dict_adapter(model_args, None).to_hf(weights)
+    return {name: list(weight.shape) for name, weight in named.items()}
+
+
 def model_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
     """name -> shape of the weights of the run's model, under the names that a checkpoint uses."""
     model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
@@ -106,16 +122,32 @@ def check_shapes(expected: Mapping[str, Iterable[int]], metadata: Metadata, path
     """Refuse a checkpoint whose model differs from the ``expected`` shapes: other names, more layers or other sizes."""
     # A full checkpoint also holds the optimizer's and other states, each under its own prefix.
     stored = shapes_of(metadata, modules={name.partition(".")[0] for name in expected})
-    differing = [
-        f"{name} is {expected.get(name, 'absent')} here and {stored.get(name, 'absent')} there"
-        for name in sorted({*expected, *stored})
-        if expected.get(name) != stored.get(name)
-    ]
-    if differing:
+    compare_shapes({name: list(shape) for name, shape in expected.items()}, stored, path)
+
+
+def compare_shapes(expected: Mapping[str, list[int]], stored: Mapping[str, list[int]], path: str | Path) -> None:
+    """Refuse the weights ``stored`` in ``path`` if their names or shapes differ from the ``expected`` ones."""
+    differing = [name for name in sorted({*expected, *stored}) if expected.get(name) != stored.get(name)]
+    if not differing:
+        return
+    if all(name.endswith(EMBEDDINGS) and _same_width(expected.get(name), stored.get(name)) for name in differing):
+        name = differing[0]
         raise ValueError(
-            f"the checkpoint {path} is of another model: {'; '.join(differing[:3])} (of {len(differing)} differences). "
-            "Set [model] name and flavor to those it was trained with"
+            f"the checkpoint {path} is of another vocabulary: it has {stored[name][0]:,} token ids, and this model has "
+            f"{expected[name][0]:,}, by its flavor and its data. Use data written with the tokenizer that the "
+            "checkpoint was trained with, or another checkpoint"
         )
+    shapes = [
+        f"{name} is {expected.get(name, 'absent')} here and {stored.get(name, 'absent')} there" for name in differing
+    ]
+    raise ValueError(
+        f"the checkpoint {path} is of another model: {'; '.join(shapes[:3])} (of {len(shapes)} differences). "
+        "Set [model] name and flavor to those it was trained with"
+    )
+
+
+def _same_width(first: list[int] | None, second: list[int] | None) -> bool:
+    return first is not None and second is not None and first[1:] == second[1:]
 
 
 def _check_excluded(excluded: set[str], *, states: set[str]) -> None:

@@ -43,6 +43,19 @@ def sections_of(module: str) -> type:
     return custom
 
 
+def run_custom_import(module: str) -> None:
+    """Import ``experimental.custom_import``, which may add flavors and converters, before they are checked.
+
+    Raises:
+        ValueError: there is no such module, or an import in it fails. Any other error of the module is its own.
+    """
+    try:
+        if module and isinstance(module, str):  # check_types refuses another type
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"[experimental] custom_import = {module}: {error}; check the name, and PYTHONPATH") from error
+
+
 def check_toml(path: str, *, module: str | None = None) -> dict[str, Any]:
     """Read a TOML file; ValueError if it is missing or malformed, or has a key or section that does not exist.
 

@@ -7,7 +7,6 @@ the support for that version. Each group of checks names the code that refuses t
 Cost: reads the configuration.
 """
 
-import importlib.util
 import os
 from typing import Any
 
@@ -39,7 +38,6 @@ def check_torchtitan_ranges(job_config: JobConfig) -> None:
         _check_backend(job_config)
     _check_activation_checkpoint(job_config)
     _check_profiling(job_config)
-    _check_custom_import(job_config)
 
 
 def _check_checkpoint(job_config: JobConfig) -> None:
@@ -87,17 +85,3 @@ def _check_profiling(job_config: JobConfig) -> None:
             f"[profiling] profile_freq = {profiling.profile_freq} must be at least profiler_warmup + profiler_active = "
             f"{min_freq}"
         )
-
-
-def _check_custom_import(job_config: JobConfig) -> None:
-    """The import of a missing module fails."""
-    module = job_config.experimental.custom_import
-    if module and not _is_importable(module):
-        raise ValueError(f"[experimental] custom_import = {module}: there is no such module; check PYTHONPATH")
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False

@@ -145,7 +145,7 @@ def _check_training(job_config: JobConfig) -> None:
             "learning rate would fall below 0 after total_steps. Raise total_steps, or leave it out"
         )
     for name in job_config.model.converters:
-        if name not in CONVERTERS and not job_config.experimental.custom_import:
+        if name not in CONVERTERS:
             raise ValueError(
                 f'[model] converters: "{name}" is unknown. Known: {", ".join(CONVERTERS) or "none"}; a module named by '
                 "experimental.custom_import can add others"

@@ -32,7 +32,7 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.sharding import ExampleSharding
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.launch import parse, scored_data
+from titan_attent.titan.launch import log_vocabulary, parse, spec_of
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.scoring.checkpoint_checks import (
@@ -44,7 +44,6 @@ from titan_attent.titan.scoring.checkpoint_checks import (
     writer_of,
 )
 from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
-from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import fail
 
 
@@ -114,12 +113,13 @@ def main(argv: list[str]) -> None:
         options, rest = parse_options(argv)
         job_config = scoring_config(parse(rest))
         datasets = DataSets()
-        spec = attent_spec(job_config.model.name, datasets, data=scored_data(job_config))
+        spec = spec_of(job_config, datasets)
         check_scoring(job_config, spec, options, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)
     register_train_spec(job_config.model.name, spec)
     init_logger()
+    log_vocabulary(job_config, spec, datasets)
     scorer = CheckpointScorer(job_config, options)
     scorer.train()
     scorer.close()

@@ -18,8 +18,8 @@ from titan_attent.scores.bigram import NUM_BUCKETS
 from titan_attent.scores.find import PAIR_FILE
 from titan_attent.scores.stored import ROLES
 from titan_attent.titan.checks.value_checks import check_flavor
+from titan_attent.titan.models.flavors import SCORER_FLAVORS
 from titan_attent.titan.scoring.pair_bigram import ScoredExamples, num_counted
-from titan_attent.titan.train_spec import SCORER_FLAVORS
 
 MODEL = "llama3_attent"
 BIGRAM = "bigram"
