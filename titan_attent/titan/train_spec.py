@@ -120,15 +120,16 @@ def build_loss(
 
 def _vision_spec(model: str, datasets: DataSets) -> TrainSpec:
     """torchtitan's llama3 TrainSpec with a vision model, its loss and image data."""
+    flavors = vision.flavors(model)
     return replace(
         get_train_spec("llama3"),
         model_cls=vision.MODELS[model],
-        model_args=vision.flavors(model),
+        model_args=flavors,
         parallelize_fn=compat.patched_parallelize(vision.parallelize),
         pipelining_fn=None,
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=None,
-        build_validator_fn=partial(build_validator, datasets),
+        build_validator_fn=partial(build_validator, datasets, flavors),
         build_metrics_processor_fn=build_teaching_metrics_processor,
         build_loss_fn=vision.build_loss,
         state_dict_adapter=None,
@@ -168,7 +169,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         parallelize_fn=compat.patched_parallelize(stock.parallelize_fn),
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=partial(build_tokenizer, datasets),
-        build_validator_fn=partial(build_validator, datasets),
+        build_validator_fn=partial(build_validator, datasets, flavors),
         build_metrics_processor_fn=build_teaching_metrics_processor,
         build_loss_fn=partial(build_loss, stock.build_loss_fn),
     )

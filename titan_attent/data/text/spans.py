@@ -56,12 +56,16 @@ def count_all_examples(shards: TokenShards, *, seq_len: int) -> int:
     return int((spans_per_document(lengths, seq_len=seq_len) * counts).sum())
 
 
-def length_sample(shards: TokenShards, *, seq_len: int, size: int) -> np.ndarray:
-    """int64 [size], lengths of examples at equal distances in the order of all lengths; from the histogram alone."""
+def length_counts(shards: TokenShards, *, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths of examples, number of examples of each), int64 [n] each, in no order; from the histogram alone."""
     lengths, counts = shards.length_histogram()
     whole, rest = np.divmod(lengths - 1, seq_len)
-    values = np.append(rest, seq_len)
-    weights = np.append(np.where(rest > 0, counts, 0), (whole * counts).sum())
+    return np.append(rest, seq_len), np.append(np.where(rest > 0, counts, 0), (whole * counts).sum())
+
+
+def length_sample(shards: TokenShards, *, seq_len: int, size: int) -> np.ndarray:
+    """int64 [size], lengths of examples at equal distances in the order of all lengths; from the histogram alone."""
+    values, weights = length_counts(shards, seq_len=seq_len)
     order = np.argsort(values, kind="stable")
     values, until = values[order], np.cumsum(weights[order])
     ranks = (2 * np.arange(size, dtype=np.int64) + 1) * int(until[-1]) // (2 * size)

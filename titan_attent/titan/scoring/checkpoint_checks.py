@@ -12,6 +12,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.checks import closest
 from titan_attent.scores.stored import ROLES, Scoring
 from titan_attent.scores.writer import ScoresWriter
@@ -110,9 +111,11 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
 def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:
     """Everything that determines the losses. ``role``: see :class:`Scoring`."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
+    # A whole document is read in spans, whose length changes its loss a little, but not the data that scores name.
+    spans = f", spans of {dataset.seq_len}" if isinstance(dataset, DocumentDataset) else ""
     return Scoring(
         **dataset.scored._asdict(),
-        model=f"{job_config.model.name} {job_config.model.flavor}",
+        model=f"{job_config.model.name} {job_config.model.flavor}{spans}",
         precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),
         checkpoint_sha256=hashlib.sha256((path / ".metadata").read_bytes()).hexdigest(),

@@ -9,7 +9,7 @@ sync; one broadcast of a number at the start.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -110,15 +110,30 @@ def write_losses(
     """
     chunks = ScoringChunks(start=start, num_examples=len(dataset), batch_size=batch_size, num_ranks=sharding.size)
     batches = reader.read(dataset.read, chunks.ids(sharding.rank), pin_memory=pin_memory)
-    bar = tqdm(
-        total=len(dataset),
+    bar = progress_bar(len(dataset), start=start, unit=" examples")
+    append_all(writer, _scored(chunks, batches, score, sharding, writer, bar), bar)
+
+
+def progress_bar(total: int, *, start: int, unit: str) -> tqdm:
+    """The bar of rank 0."""
+    return tqdm(
+        total=total,
         initial=start,
-        unit=" examples",
+        unit=unit,
         mininterval=0.2 if sys.stderr.isatty() else 60,  # five lines per second would flood a log file
         disable=not is_first_rank(),
     )
+
+
+def append_all(writer: ScoresWriter, chunks: Iterable[tuple[int, Tensor, bool]], bar: tqdm) -> None:
+    """Append the losses of every chunk on rank 0, and finish the folder; end all ranks if they cannot be stored.
+
+    Args:
+        writer: entered on rank 0.
+        chunks: of every chunk its first id, its losses fp32 [n] on the CPU, and whether rank 0 could write so far.
+    """
     with bar:
-        for first, losses, written in _scored(chunks, batches, score, sharding, writer, bar):
+        for first, losses, written in chunks:
             with fail_on_mistake(bar):
                 if not written:
                     writer.wait()
