@@ -63,6 +63,7 @@ if [ "$DEVICE" = cpu ]; then
     exit $failed
 fi
 speed loss 60
+speed folding 60 --rows 4 --length 2048 --rounds 25
 speed exchange 30
 speed step_time 90 --rounds 9 --variants uniform soft
 speed selection 50 --sizes 1000000 10000000
