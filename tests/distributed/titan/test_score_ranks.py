@@ -57,7 +57,8 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
     states = {MODEL: SimpleNamespace(state_dict=dict)}
     scorer.checkpointer, scorer.checkpoint_path = SimpleNamespace(states=states, dcp_load=mock.MagicMock()), "/step-3"
     scorer.writer = ScoresWriter(folder, scoring=SCORING)
-    scorer._losses = lambda model, input_dict, ids: losses[ids]
+    scorer.forward_rows = None
+    scorer._losses = lambda model, input_dict, ids: SimpleNamespace(losses=losses[ids])
     return scorer
 
 
