@@ -116,12 +116,15 @@ def page(result: dict[str, Any], shown: list[dict[str, Any]]) -> str:
     """The Markdown page of a result."""
     machine, versions, settings = result["machine"], result["versions"], result["settings"]
     device = machine["gpu"] if settings["device"] == "cuda" else f"{settings['threads']} thread of an {machine['cpu']}"
+    kinds = (("time", "time_ratio"), ("CPU time", "cpu_ratio"), ("peak memory", "memory_ratio"))
     goals = [
         f"| {name} of the folded loss, vocabulary of {row['vocab']:,}: at most {GOAL} x torchtitan's | "
-        f"{row[key]:.3f} | {'met' if row[key] <= GOAL else 'missed'} |"
+        f"{row[key]:.3f} | {'met' if row[key] <= GOAL else '**missed**'}"
+        f"{', spread {:.0%}'.format(row['spread']) if key == 'time_ratio' else ''} |"
         for row in result["rows"]
         if row["variant"] == OURS
-        for name, key in (("time", "time_ratio"), ("peak memory", "memory_ratio"))
+        for name, key in kinds
+        if row[key] is not None
     ]
     return "\n".join(
         [
