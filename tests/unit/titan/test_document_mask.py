@@ -321,7 +321,8 @@ def test_refused_combinations() -> None:
     message = refusal({"model.flavor": "tiny"})
     assert 'the attention (sdpa) of [model] flavor = "tiny" takes no mask' in message
     assert message.endswith(
-        "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, bench_gpu_flex"
+        "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, "
+        "bench_125m_flex, bench_gpu_flex"
     )
     message = refusal(FLEX | {"parallelism.context_parallel_degree": 2})
     assert "context_parallel_degree = 2 with [data] document_mask = true: torchtitan 0.2.2 numbers positions" in message
