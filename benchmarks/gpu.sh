@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Run the tests of tests/gpu and the speed benchmarks on GPUs, in under 10 minutes and without a network. Tables go to
+# Run the tests of tests/gpu and the speed benchmarks on GPUs, in under 11 minutes and without a network. Tables go to
 # stdout, their JSON to a folder.
 #
 #   bash benchmarks/gpu.sh [FOLDER]                     # default: $OUT, or outputs/gpu
 #   DEVICE=cpu bash benchmarks/gpu.sh [FOLDER]          # rehearsal of the tests on two gloo processes, no tables
+#   LONG_WINDOWS=DIR bash benchmarks/gpu.sh [FOLDER]    # then also benchmarks/long_windows/gpu.py, 15 minutes more
 #
 # If a part fails, the others still run, and the script ends with exit code 1. PYTHON names the interpreter.
 #
@@ -63,7 +64,12 @@ if [ "$DEVICE" = cpu ]; then
     exit $failed
 fi
 speed loss 60
+speed folding 60 --rows 4 --length 2048 --rounds 25
 speed exchange 30
 speed step_time 90 --rounds 9 --variants uniform soft
 speed selection 50 --sizes 1000000 10000000
+# Its own 15 minutes, with data that `python -m benchmarks.long_windows.gpu --prepare DIR` wrote elsewhere.
+if [ -n "${LONG_WINDOWS:-}" ]; then
+    part long_windows 900 -m benchmarks.long_windows.gpu --data "$LONG_WINDOWS" --output "$folder/long_windows"
+fi
 exit $failed

@@ -2,4 +2,5 @@
 
 __main__.py    the command: data, scorers, runs, the page
 corpora.py     the documents of each corpus
+gpu.py         the same question on one GPU, with a larger model; the cost of document masks and of folding
 """

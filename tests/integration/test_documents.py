@@ -13,7 +13,7 @@ from launch import launch, read_checkpoint, read_scalars, read_trace, run, run_u
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.plan.packed import Packer
-from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.document_examples import DocumentDataset, WholeDocuments
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.scores.stored import StoredScores
 
@@ -261,3 +261,42 @@ def test_mistakes_end_in_one_message(config: list[str], tmp_path: Path, argument
     assert result.returncode != 0 and message in result.stderr, result.stderr
     assert result.stderr.count("titan_attent: error: ") == 1 and "Traceback" not in result.stderr
     assert not (tmp_path / "dump").exists()
+
+
+def test_a_checkpoint_scores_whole_documents(config: list[str], data: dict[str, Path], tmp_path: Path) -> None:
+    """In short rows on two ranks, and packed with a mask on one: the losses of the bare model, span by span."""
+    saved = ("--checkpoint.enable", "--model.flavor", "tiny", "--training.steps", "1")
+    train(config, tmp_path / "run", *UNIFORM, *saved)
+    span = 32
+    options = [
+        *("--training.seq_len", str(span), "--validation.local_batch_size", "4"),
+        *("--checkpoint.initial_load_path", str(tmp_path / "run" / "checkpoint" / "step-1")),
+    ]
+    for name, flavor, num_processes in (("short", "tiny", 2), ("packed", "tiny_flex", 1)):
+        mask = ("--data.document_mask",) if name == "packed" else ()
+        run(
+            *("checkpoint", "--output", str(tmp_path / name), *config, *options, "--model.flavor", flavor, *mask),
+            num_processes=num_processes,
+            module="titan_attent.score",
+        )
+    args = TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+    args.max_seq_len = SEQ_LEN
+    model = Transformer(args).eval()
+    state = read_checkpoint(tmp_path / "run", step=1)
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    whole, expected = WholeDocuments(data["train"]), []
+    with torch.no_grad():
+        for i in range(len(whole)):
+            batch, labels = whole.read(torch.tensor([i]))
+            nats = []
+            for first in range(0, labels.shape[1], span):
+                wanted = labels[0, first : first + span]
+                log_p = model(batch["input"][:, first : first + span])[0].double().log_softmax(dim=-1)
+                nats += [-log_p[place, label].item() for place, label in enumerate(wanted.tolist()) if label >= 0]
+            expected.append(np.mean(nats) if nats else 0.0)
+    assert max(len(whole.read(torch.tensor([i]))[1][0]) for i in range(9)) > span
+    for name in ("short", "packed"):
+        stored = StoredScores(tmp_path / name)
+        stored.verify_checksum()
+        stored.check(DocumentDataset(data["train"], seq_len=SEQ_LEN).scored)
+        np.testing.assert_allclose(stored.read(0, NUM_DOCUMENTS).numpy(), expected, rtol=1e-5)

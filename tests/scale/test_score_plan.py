@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -14,7 +13,6 @@ from unittest import mock
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
-import numpy as np
 import pytest
 import torch
 
@@ -186,32 +184,3 @@ def test_finding_the_number_of_losses_reads_one_small_file(tmp_path: Path) -> No
     with counting(tmp_path) as calls:
         assert ScoresWriter(tmp_path, scoring=scoring_of(10**6)).num_scored == 500_000
     assert calls.num_calls == {"open": 1} and sum(calls.read) < 1000 and calls.written == [0, 0]
-
-
-@pytest.mark.parametrize(("num_ranks", "batch_size"), WORLDS)
-@pytest.mark.parametrize("rows_per_document", [1, 7])
-def test_documents_of_several_rows_are_padded_little(num_ranks: int, batch_size: int, rows_per_document: int) -> None:
-    """Documents of 1 to 2 x rows - 1 rows: a formula gives their first rows."""
-
-    def first_rows(start: int, stop: int) -> np.ndarray:
-        numbers = np.arange(start, stop + 1)
-        return numbers * rows_per_document + numbers % 2 * (rows_per_document - 1)
-
-    num_rows = int(first_rows(NUM_EXAMPLES, NUM_EXAMPLES)[0])
-    chunks = ScoringChunks(
-        start=0,
-        num_examples=NUM_EXAMPLES,
-        batch_size=batch_size,
-        num_ranks=num_ranks,
-        num_rows=num_rows,
-        first_rows=first_rows,
-    )
-    rows, padding, num_chunks = batch_size * num_ranks, 0, 0
-    assert rows_per_document * chunks.size <= max(2**16, 16 * rows)
-    for start, stop in islice(chunks.ranges(), 3):
-        bounds = chunks.bounds(start, stop)
-        batches = chunks.first_rows_of_batches(bounds)
-        assert batches.start == first_rows(start, start)[0] and len(batches) <= 257
-        padding += len(batches) * rows - int(bounds[-1] - bounds[0])
-        num_chunks += 1
-    assert num_chunks == 3 and padding < num_chunks * chunks.size * rows_per_document / 15

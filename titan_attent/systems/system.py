@@ -42,6 +42,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
+from titan_attent.data.plan.forward_rows import ForwardRows
 from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.ledger import Ledger, LedgerAccount
@@ -132,6 +133,7 @@ class Run(DataFacts):
             the same examples; the statistics of that local rank count. In a pipeline it is the rank of the last stage.
         packer: packs several examples into each row of a batch, whose ids are [B, M] then; None where a row is one
             example.
+        forward_rows: lays out documents in the rows of forward passes; None where a row is one example.
         ledger: accounts for the time of the training thread.
         reader: the reader threads.
         step: the number of the current training step, or of the last one between steps.
@@ -157,6 +159,7 @@ class Run(DataFacts):
     microbatches: int
     replica_sources: Sequence[tuple[DeviceMesh, int]]
     packer: Packer | None
+    forward_rows: ForwardRows | None
     ledger: Ledger
     reader: Reader
     step: Callable[[], int]

@@ -5,6 +5,7 @@
     train_spec.py      the TrainSpec of a model
     models/            the differences between text and image models
     loader.py          torchtitan's data loader over shards
+    forward_rows.py    the rows of documents in forward passes
     dataset_cache.py   the data sets of a run, each opened once
     trainer.py         torchtitan's Trainer with the run's systems in its step
     joined_systems.py  all systems of a run as one object

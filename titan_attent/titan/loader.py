@@ -215,15 +215,17 @@ def build_packer(
     dataset = loader.dataset
     if not isinstance(dataset, DocumentDataset):
         return None
-
-    def add_up(counts: Tensor) -> Tensor:
-        if mesh is None:
-            return counts
-        counts = counts.to(device)
-        dist.all_reduce(counts, group=mesh.get_group())
-        return counts.cpu()
-
+    add_up = partial(sum_over, mesh, device)
     ranks: dict[str, Any] = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
     dataset.share_table(add_up, **ranks)
     limits: dict[str, Any] = {"max_examples": max_examples, "packing": packing}
     return Packer(dataset, batch_size=batch_size, add_up=add_up, **limits, **ranks)
+
+
+def sum_over(mesh: DeviceMesh | None, device: torch.device, numbers: Tensor) -> Tensor:
+    """The sums of an int64 tensor on the CPU over the ranks of ``mesh``. A collective."""
+    if mesh is None:
+        return numbers
+    numbers = numbers.to(device)
+    dist.all_reduce(numbers, group=mesh.get_group())
+    return numbers.cpu()

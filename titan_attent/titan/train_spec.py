@@ -108,7 +108,7 @@ def attent_spec(name: str, datasets: DataSets | None = None, *, data: str = "") 
         parallelize_fn=compat.patched_parallelize(stock.parallelize_fn),
         build_dataloader_fn=partial(build_dataloader, datasets),
         build_tokenizer_fn=stock.build_tokenizer_fn and partial(build_tokenizer, datasets),
-        build_validator_fn=partial(build_validator, datasets),
+        build_validator_fn=partial(build_validator, datasets, flavors),
         build_metrics_processor_fn=build_teaching_metrics_processor,
         build_loss_fn=partial(build_loss, stock.build_loss_fn),
     )

@@ -32,6 +32,7 @@ from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFuncti
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.columns import take_columns
 from titan_attent.titan.document_mask import document_batch
+from titan_attent.titan.forward_rows import forward_rows_of, static_shapes
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
@@ -75,6 +76,7 @@ class TeachingTrainer(Trainer):
             max_examples=job_config.data.max_examples_per_window,
             packing=job_config.data.packing,
         )
+        self.forward_rows = forward_rows_of(self, self.loader.dataset)
         try:
             self.systems = JoinedSystems(active, self._run(), self._stock_loss)
         except ValueError as error:
@@ -129,6 +131,7 @@ class TeachingTrainer(Trainer):
             replica_sources=replica_sources_of(dims, self.pp_schedule if dims.pp_enabled else None),
             ledger=self.ledger,
             packer=self.packer,
+            forward_rows=self.forward_rows,
             reader=self.loader.reader,
             step=lambda: self.step,
             served=lambda: self.loader.served,
@@ -305,11 +308,10 @@ class TeachingTrainer(Trainer):
                 if self.parallel_dims.pp_enabled:
                     batch, _, seen = self._pipeline_step(input_dict, labels, columns, loss, divisor=1.0, backward=False)
                 else:
-                    (model,) = self.model_parts
                     inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
-                    with self.train_context(), self.maybe_enable_amp:
+                    with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
                         batch = Batch(inputs, labels, columns)
-                        seen = loss(model(inputs, **extra_inputs, **extra_kwargs), batch).stats
+                        seen = loss(self.model_parts[0](inputs, **extra_inputs, **extra_kwargs), batch).stats
                 yield batch, seen
         for part in self.model_parts:
             part.train()

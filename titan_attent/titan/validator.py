@@ -2,11 +2,13 @@
 
 torchtitan's validator always uses the Hugging Face text loader, starts where the last validation stopped (its issue
 #2791), and averages the averages of steps. This validator reads ``data.validation_path`` from its start. Its result
-does not depend on the batch size or the number of ranks. With ``validation.steps`` above 0 it reads a random sample of
-steps x global batch examples from all data sources, which is the same in every run on that data. The loss is computed
-with the plain labels, even if training uses label smoothing or mixing.
+does not depend on the batch size, the number of ranks, or the rows in which documents are read. With
+``validation.steps`` above 0 it reads a random sample of steps x global batch examples from all data sources, which is
+the same in every run on that data. The loss is computed with the plain labels, even if training uses label smoothing or
+mixing.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +23,7 @@ from torchtitan.components.validate import ValidationContext, Validator
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.context_parallel import prepare_context_parallel_input
+from torchtitan.protocols import BaseModelArgs
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
@@ -30,6 +33,7 @@ from titan_attent.data.plan.order import Key, Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import document_batch
+from titan_attent.titan.forward_rows import build_forward_rows, static_shapes
 from titan_attent.titan.loader import global_batch_size
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
@@ -102,14 +106,14 @@ class ShardValidator(Validator):
         totals = torch.zeros(2 + len(self.modality.metrics), dtype=torch.float64, device=device)
         with compat.expert_counts_kept(model_parts):
             for input_dict, labels in self.loader:
-                self.metrics_processor.ntokens_since_last_log += len(labels) * self.loader.dataset.tokens_per_example
+                self.metrics_processor.ntokens_since_last_log += self.loader.num_tokens(labels)
                 input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
                 del input_dict["example_id"]
                 inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
                     input_dict, labels.to(device), model_parts
                 )
                 counted = []
-                with self.validation_context():
+                with static_shapes(self.loader.forward_rows), self.validation_context():
                     if self.pp_schedule is not None:
                         loss_sum = self._pipeline_loss(inputs, labels, extra_inputs, extra_kwargs)
                     else:
@@ -171,6 +175,7 @@ def sample(dataset: Examples, *, num_examples: int) -> Pool:
 
 def build_validator(
     datasets: DataSets,
+    flavors: Mapping[str, BaseModelArgs],
     job_config: JobConfig,
     dp_world_size: int,
     dp_rank: int,
@@ -184,7 +189,7 @@ def build_validator(
     pp_has_first_stage: bool | None = None,
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
-    """Implements torchtitan's ``build_validator_fn``."""
+    """Implements torchtitan's ``build_validator_fn``, with the flavors of the model."""
     validation, data = job_config.validation, job_config.data
     dataset = family_of(job_config).modality.open(datasets, job_config, validation=True)
     num_examples = len(dataset)
@@ -202,6 +207,13 @@ def build_validator(
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
             reader=datasets.reader(data.num_workers),
+            forward_rows=build_forward_rows(
+                job_config,
+                dataset,
+                flavors[job_config.model.flavor],
+                dims=parallel_dims,
+                device=torch.device(utils.device_type),
+            ),
         ),
         tokenizer=tokenizer,
         parallel_dims=parallel_dims,

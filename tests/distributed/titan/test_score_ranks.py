@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
-from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ from unittest import mock
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,7 +25,6 @@ from torchtitan.components.checkpoint import MODEL
 from titan_attent.data.io.reader import Reader
 from titan_attent.foundations import sharding
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.scores.stored import Scoring, StoredScores
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan import user_errors
@@ -60,7 +57,8 @@ def scorer_of(mesh: DeviceMesh | None, folder: str, losses: Tensor) -> Any:
     states = {MODEL: SimpleNamespace(state_dict=dict)}
     scorer.checkpointer, scorer.checkpoint_path = SimpleNamespace(states=states, dcp_load=mock.MagicMock()), "/step-3"
     scorer.writer = ScoresWriter(folder, scoring=SCORING)
-    scorer._losses = lambda model, input_dict, ids: losses[ids]
+    scorer.forward_rows = None
+    scorer._losses = lambda model, input_dict, ids: SimpleNamespace(losses=losses[ids])
     return scorer
 
 
@@ -69,7 +67,6 @@ def small_chunks() -> Iterator[None]:
     """Chunks of two batches of two ranks, 12 examples: three chunks."""
     with (
         mock.patch.object(loop_module, "CHUNK_EXAMPLES", 12),
-        mock.patch.object(loop_module, "MIN_BATCHES", 1),
         mock.patch.object(scorer_module, "check_weights"),
         mock.patch.object(user_errors, "wait_for_first_rank"),
     ):
@@ -82,66 +79,6 @@ def counted(counts: Counter[str], name: str, fn: Callable[..., Any]) -> Callable
         return fn(*args, **kwargs)
 
     return call
-
-
-ROWS_OF = [(i * 7) % 4 for i in range(NUM_EXAMPLES - 1)] + [0]
-"""Rows of each example that is scored in several; the last example has none."""
-FIRST_ROWS = np.cumsum([0, *ROWS_OF])
-ROW_LOSSES = torch.linspace(1.0, 5.0, int(FIRST_ROWS[-1])) ** 2
-ROW_COUNTS = torch.arange(int(FIRST_ROWS[-1])) % 4
-
-
-class SeveralRows:
-    """Row r has ``ROW_COUNTS[r]`` labels."""
-
-    def __len__(self) -> int:
-        return len(ROW_LOSSES)
-
-    def read(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return {"input": ids}, torch.where(torch.arange(3) < ROW_COUNTS[ids][:, None], 1, IGNORE_INDEX)
-
-
-def score_several_rows(mesh: DeviceMesh | None, folder: str, stops_after: int) -> None:
-    """Score with a table; the ranks end after some batches, if ``stops_after`` is not 0."""
-    writer, batches = ScoresWriter(folder, scoring=SCORING), count(1)
-
-    def score(input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
-        if next(batches) == stops_after:
-            raise KeyboardInterrupt
-        return ROW_LOSSES[input_dict["input"]] * (labels != IGNORE_INDEX).any(dim=1)
-
-    with small_chunks(), loop_module.open_on_rank_zero(writer) as start:
-        loop_module.write_losses(
-            writer,
-            score,
-            start=start,
-            dataset=SeveralRows(),
-            reader=Reader(0),
-            sharding=ExampleSharding(NUM_EXAMPLES, mesh=mesh),
-            batch_size=BATCH_SIZE,
-            first_rows=lambda start, stop: FIRST_ROWS[start : stop + 1],
-        )
-
-
-def interrupted(mesh: DeviceMesh, folder: str) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        score_several_rows(mesh, folder, 7)
-
-
-def test_examples_of_several_rows_have_the_mean_of_their_tokens(tmp_path: Path) -> None:
-    expected = []
-    for first, stop in pairwise(FIRST_ROWS.tolist()):
-        tokens = [ROW_LOSSES[row].item() for row in range(first, stop) for _ in range(int(ROW_COUNTS[row]))]
-        expected.append(np.mean(tokens) if tokens else 0.0)
-    assert expected.count(0.0) > 5
-    run_on_ranks(score_several_rows, 2, str(tmp_path / "2"), 0)
-    run_on_ranks(interrupted, 2, str(tmp_path / "resumed"))
-    assert 0 < ScoresWriter(tmp_path / "resumed", scoring=SCORING).num_scored < NUM_EXAMPLES
-    with mock.patch.object(dist, "broadcast_object_list"):
-        for name in ("1", "resumed"):
-            score_several_rows(None, str(tmp_path / name), 0)
-    for name in ("1", "2", "resumed"):
-        assert StoredScores(tmp_path / name).read(0, NUM_EXAMPLES).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def collectives(mesh: DeviceMesh, folder: str) -> Counter[str]:

@@ -185,6 +185,7 @@ def test_validation_steps_are_global_batches_whatever_their_cut(
         settings | {"validation.local_batch_size": 5}, data=str(token_data["train"]), folder=str(tmp_path)
     )
     config.data.validation_path = str(token_data["validation"])
-    validator = build_validator(DataSets(), config, ranks, 0, None, *(mock.MagicMock() for _ in range(5)))
+    mocks = (mock.MagicMock() for _ in range(5))
+    validator = build_validator(DataSets(), mock.MagicMock(), config, ranks, 0, None, *mocks)
     dataset, pool = validator.loader.dataset, validator.loader.pool
     assert pool == sample(dataset, num_examples=24) and pool.size == 24 < len(dataset)

@@ -17,7 +17,7 @@ import benchmarks
 names = [module.name for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
 for name in names:
     module = importlib.import_module(name)
-    if name.endswith("__main__"):
+    if name.endswith(("__main__", "long_windows.gpu")):
         sys.argv = [name, "--help"]
         try:
             module.main()
@@ -35,6 +35,7 @@ def test_all_modules_are_imported_and_every_experiment_says_how_it_is_called() -
     assert int(result.stdout.split()[-1]) > 40
     for name in EXPERIMENTS:
         assert f"usage: python -m benchmarks.{name} [-h]" in result.stdout
+    assert "usage: python -m benchmarks.long_windows.gpu [-h]" in result.stdout
 
 
 def test_every_package_lists_its_modules() -> None:

@@ -240,15 +240,3 @@ def test_labels_that_do_not_count_are_ignored_in_packed_rows(tmp_path: Path) -> 
             expected += np.where(counts, tokens, IGNORE_INDEX).tolist()
         assert row == expected + [IGNORE_INDEX] * (64 - len(expected))
     assert (labels == IGNORE_INDEX).float().mean() > 0.3
-
-
-@pytest.mark.parametrize("seq_len", [5, 1000])
-def test_first_examples_of_documents(data: Path, seq_len: int) -> None:
-    documents, dataset = documents_in(data)[0], DocumentDataset(data, seq_len=seq_len)
-    owners = [number for number, _ in examples_of(documents, seq_len)]
-    firsts = [sum(owner < number for owner in owners) for number in range(len(documents) + 1)]
-    borders = [0, 1, 3, RUN - 1, RUN, RUN + 1, 399, 400, 401, 2 * RUN, len(documents) - 1, len(documents)]
-    for start in borders:
-        for stop in borders:
-            if start < stop:
-                assert dataset.first_examples(start, stop).tolist() == firsts[start : stop + 1], (start, stop)

@@ -65,7 +65,8 @@ def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None
     """With a model whose weights require gradients, as in a run."""
 
     class Loader(list[Any]):
-        dataset = SimpleNamespace(tokens_per_example=1)
+        forward_rows = None
+        num_tokens = staticmethod(len)
 
     batches = [batch(seed) for seed in range(3)]
     loader = Loader(({"input": logits.clone(), "example_id": labels[:, 0]}, labels) for logits, labels in batches)

@@ -6,4 +6,5 @@ sampler.py   (selection, seed, pass, consumed batches) -> ids and weights of thi
 fixed.py     a fixed list of examples in batches, for validation and scoring
 packed.py    a pass over examples of different lengths, packed into windows
 packing.py   which examples share a window of tokens, as pure functions of their lengths
+forward_rows.py  the rows in which forward passes read documents
 """

@@ -1,11 +1,11 @@
 """Documents as the unit that is trained: the :class:`~titan_attent.data.examples.Examples` of spans of documents.
 
-    ids [B]       one example per row, then padding                    validation, scoring
+    ids [B]       one example per row, then padding                    validation, scoring (data/plan/forward_rows.py)
     ids [B, M]    up to M examples per row, one after the other        training: packed windows (data/plan/packed.py)
 
-A row has exactly ``seq_len`` inputs and labels. Labels of padding are ``IGNORE_INDEX``, and with a mask of the data set
-those whose loss does not count. ``example_index`` says which example of its row each token belongs to; padding counts
-to the last one.
+A row has exactly ``seq_len`` inputs and labels, or fewer where the caller asks for shorter rows. Labels of padding are
+``IGNORE_INDEX``, and with a mask of the data set those whose loss does not count. ``example_index`` says which example
+of its row each token belongs to; padding counts to the last one.
 
 Cost: per example one positioned read of 2 or 4 bytes per token, and one of a bit per token where there is a mask; per
 run of 256 documents one read of 1 KB (spans.py).
@@ -13,6 +13,7 @@ run of 256 documents one read of 1 KB (spans.py).
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,18 @@ from torch.utils.data import Dataset
 from titan_attent.data.examples import ScoredData, spans_of_sources
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.spans import Spans, SpanTable, count_all_examples, count_examples, length_sample
+from titan_attent.data.text.spans import (
+    Spans,
+    SpanTable,
+    count_all_examples,
+    count_examples,
+    length_counts,
+    length_sample,
+)
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
+_AT_ONCE = 4096
+"""Ids of a sample that are located at once: their runs of documents take about 40 MB."""
 DOCUMENT = "document"
 """The value of ``[data] unit`` with which these are the examples of a run."""
 
@@ -114,13 +124,22 @@ class DocumentDataset(Dataset):
         """int64 [size], lengths of examples at equal distances in the order of all lengths."""
         return length_sample(self.shards, seq_len=self.seq_len, size=size)
 
-    def first_examples(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start + 1], the first example of each document [start, stop), and of the one after them."""
-        return self.table.first_examples(start, stop)
+    def length_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lengths of examples, number of examples of each), int64 [n] each."""
+        return length_counts(self.shards, seq_len=self.seq_len)
+
+    def row_lengths_of(self, ids: np.ndarray) -> np.ndarray:
+        """As :meth:`lengths`; of ids that need not be neighbours, and without keeping their documents in memory."""
+        parts = [self.table.locate(ids[i : i + _AT_ONCE]).lengths for i in range(0, len(ids), _AT_ONCE)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def documents_of(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the number of each example's document in the data set."""
         return self.table.locate(ids).documents
+
+    def first_example_of(self, document: int) -> int:
+        """The first example of the documents from number ``document`` on; N if there is none."""
+        return bisect_left(range(self.num_examples), document, key=lambda i: int(self.documents_of(np.array([i]))[0]))
 
     # -- the protocol ---------------------------------------------------------------------------------------------
 
@@ -163,7 +182,12 @@ class DocumentDataset(Dataset):
         return {"shard": file, "first_token": start, "num_tokens": length + 1, "document": document}
 
     def read(
-        self, ids: Tensor, visit_key: tuple[int, ...] | None = None, *, skipped: Tensor | None = None
+        self,
+        ids: Tensor,
+        visit_key: tuple[int, ...] | None = None,
+        *,
+        skipped: Tensor | None = None,
+        row_length: int | None = None,
     ) -> ReadBatch:
         """Rows of examples; an id of N or above is no example.
 
@@ -172,13 +196,15 @@ class DocumentDataset(Dataset):
             visit_key: not read: text looks the same at every visit.
             skipped: int64 [B], tokens of each row's first example that are left out. The last example of a row is then
                 cut where the row is full. None: every example is whole.
+            row_length: L; ``seq_len`` by default.
 
         Returns:
             ({"input": int64 [B, L]}, labels int64 [B, L]), with ids [B, M] also "example_index", int64 [B, L].
 
         Raises:
-            IndexError: an id is negative, or the examples of a row are longer than ``seq_len``.
+            IndexError: an id is negative, or the examples of a row are longer than the row.
         """
+        row_length = self.seq_len if row_length is None else row_length
         rows = ids.view(len(ids), -1).numpy()
         if rows.size and rows.min() < 0:
             raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
@@ -188,13 +214,13 @@ class DocumentDataset(Dataset):
             spans = _cut(spans, row_of, skipped.numpy(), seq_len=self.seq_len)
         firsts = _first_tokens(row_of, spans)
         stops = firsts + spans.lengths
-        if len(firsts) and stops.max() > self.seq_len:
-            raise IndexError(f"{self.shards.path}: the examples of a row are longer than {self.seq_len} tokens")
+        if len(firsts) and stops.max() > row_length:
+            raise IndexError(f"{self.shards.path}: the examples of a row are longer than {row_length} tokens")
         # A row and the last label. The next example overwrites the last label of the one before.
-        width = self.seq_len + 1
+        width = row_length + 1
         tokens = np.empty((len(rows), width), dtype=self.shards.dtype)
         last = self.shards.read_spans(spans.shards, spans.starts, spans.lengths + 1, tokens, row_of * width + firsts)
-        inputs, labels = np.empty((2, len(rows), self.seq_len), dtype=np.int64)
+        inputs, labels = np.empty((2, len(rows), row_length), dtype=np.int64)
         inputs[:], labels[:] = tokens[:, :-1], tokens[:, 1:]
         labels[row_of, stops - 1] = last
         if self.shards.has_mask:
@@ -206,7 +232,7 @@ class DocumentDataset(Dataset):
             inputs[row, end:], labels[row, end:] = eos_id, IGNORE_INDEX
         batch = {"input": torch.from_numpy(inputs)}
         if ids.ndim == 2:
-            batch["example_index"] = torch.from_numpy(_example_index(row_of, number, spans.lengths, ends, self.seq_len))
+            batch["example_index"] = torch.from_numpy(_example_index(row_of, number, spans.lengths, ends, row_length))
         return batch, torch.from_numpy(labels)
 
     def _mask(self, labels: np.ndarray, row_of: np.ndarray, firsts: np.ndarray, spans: Spans) -> None:

@@ -56,12 +56,16 @@ def count_all_examples(shards: TokenShards, *, seq_len: int) -> int:
     return int((spans_per_document(lengths, seq_len=seq_len) * counts).sum())
 
 
-def length_sample(shards: TokenShards, *, seq_len: int, size: int) -> np.ndarray:
-    """int64 [size], lengths of examples at equal distances in the order of all lengths; from the histogram alone."""
+def length_counts(shards: TokenShards, *, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths of examples, number of examples of each), int64 [n] each, in no order; from the histogram alone."""
     lengths, counts = shards.length_histogram()
     whole, rest = np.divmod(lengths - 1, seq_len)
-    values = np.append(rest, seq_len)
-    weights = np.append(np.where(rest > 0, counts, 0), (whole * counts).sum())
+    return np.append(rest, seq_len), np.append(np.where(rest > 0, counts, 0), (whole * counts).sum())
+
+
+def length_sample(shards: TokenShards, *, seq_len: int, size: int) -> np.ndarray:
+    """int64 [size], lengths of examples at equal distances in the order of all lengths; from the histogram alone."""
+    values, weights = length_counts(shards, seq_len=seq_len)
     order = np.argsort(values, kind="stable")
     values, until = values[order], np.cumsum(weights[order])
     ranks = (2 * np.arange(size, dtype=np.int64) + 1) * int(until[-1]) // (2 * size)
@@ -122,24 +126,6 @@ class SpanTable:
     def first_example_of_shard(self, shard: int) -> int:
         """The id of the first example whose document is in ``shard`` or a later one."""
         return int(self._firsts[self._first_run[shard]])
-
-    def first_examples(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start + 1], the first example of each document [start, stop), and of the one after them.
-
-        A document that is its eos alone has the number of the next one. One read of 4 bytes per document and shard.
-        """
-        firsts, after = list[np.ndarray](), np.zeros(0, dtype=np.int64)
-        for shard, first in enumerate(self._first_document[:-1].tolist()):
-            low, high = max(start - first, 0), min(stop - first, self.shards.num_documents_of(shard))
-            if low >= high:
-                continue
-            run = low // RUN
-            ends = self.shards.document_ends(shard, max(run * RUN - 1, 0), high)
-            counts = spans_per_document(np.diff(ends, prepend=ends[:0] if run else 0), seq_len=self.seq_len)
-            bounds = self._firsts[self._first_run[shard] + run] + np.concatenate(([0], np.cumsum(counts)))
-            firsts.append(bounds[low - run * RUN : -1])
-            after = bounds[-1:]
-        return np.concatenate((*firsts, after))
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the lengths of :meth:`locate`.

@@ -238,6 +238,7 @@ class Teaching(System):
             dp_rank=run.rank,
             dp_world_size=run.num_ranks,
             reader=run.reader,
+            forward_rows=run.forward_rows,
         )
         for i, (batch, seen) in enumerate(run.forward(batches, self._scoring_loss)):
             self._record(batch.columns, seen, step=step, trained=False)

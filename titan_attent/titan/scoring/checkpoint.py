@@ -7,7 +7,8 @@ read, and the command writes nothing but the losses. ``--role amateur`` or ``exp
 refuses them in the other role.
 
 With ``data.unit = "document"`` the scores are of whole documents. A document longer than ``training.seq_len`` is read
-in spans of that many tokens, and its score is the mean over all its tokens.
+in spans of that many tokens, and its score is the mean over all its tokens
+(write_documents.py).
 
 torchtitan's Trainer builds, shards and loads the model. The examples are scored in batches of
 ``validation.local_batch_size`` rows per data-parallel rank.
@@ -17,7 +18,7 @@ Cost: a forward pass over the data, and the cost of writing its losses (write_lo
 
 import os
 from itertools import count
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,10 +29,12 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 
-from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.sharding import ExampleSharding
+from titan_attent.losses.folding import ExampleLosses
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
+from titan_attent.titan.forward_rows import forward_rows_of, static_shapes
 from titan_attent.titan.launch import log_vocabulary, parse, spec_of
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
@@ -43,6 +46,7 @@ from titan_attent.titan.scoring.checkpoint_checks import (
     scoring_config,
     writer_of,
 )
+from titan_attent.titan.scoring.write_documents import write_document_losses
 from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_rank_zero, write_losses
 from titan_attent.titan.user_errors import fail
 
@@ -57,7 +61,8 @@ class CheckpointScorer(Trainer):
     def __init__(self, job_config: JobConfig, options: Options):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
-        self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
+        self.dataset: Any = loader.dataset
+        self.reader, self.pin_memory = loader.reader, loader.pin_memory
         self.sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
         self.batch_size = job_config.validation.local_batch_size
         self.checkpoint_path = job_config.checkpoint.initial_load_path
@@ -67,6 +72,7 @@ class CheckpointScorer(Trainer):
         )
         self.neutral_statistics = neutral_statistics(self.device)
         self.writer = writer_of(job_config, self.dataset, options)
+        self.forward_rows = forward_rows_of(self, self.dataset)
 
     @record
     def train(self) -> None:
@@ -77,34 +83,44 @@ class CheckpointScorer(Trainer):
         (model,), numbers = self.model_parts, count(1)
         model.eval()
 
-        def losses(input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
+        def losses(input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
             self.gc_handler.run(next(numbers))
             return self._losses(model, input_dict, labels)
 
         with open_on_rank_zero(self.writer) as start, torch.no_grad():
             self.checkpointer.dcp_load(weights, checkpoint_id=self.checkpoint_path, from_hf=False, from_quantized=False)
             logger.info(f"Scoring with the weights of {self.checkpoint_path}")
-            write_losses(
-                self.writer,
-                losses,
-                start=start,
-                dataset=self.dataset,
-                reader=self.reader,
-                sharding=self.sharding,
-                batch_size=self.batch_size,
-                pin_memory=self.pin_memory,
-                first_rows=self.dataset.first_examples if isinstance(self.dataset, DocumentDataset) else None,
-            )
+            common: dict[str, Any] = {
+                **{"start": start, "dataset": self.dataset, "reader": self.reader, "sharding": self.sharding},
+                **{"batch_size": self.batch_size, "pin_memory": self.pin_memory},
+            }
+            if self.forward_rows is None:
+                write_losses(self.writer, lambda *batch: losses(*batch).losses, **common)
+            else:
+                self.dataset.share_table(
+                    self.forward_rows.add_up, rank=self.sharding.rank, num_ranks=self.sharding.size
+                )
+                write_document_losses(self.writer, losses, forward_rows=self.forward_rows, **common)
             logger.info(f"{self.writer.path}: scores of {self.writer.scoring.num_examples:,} examples")
 
-    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """fp32 [B]: mean nats per token, or the loss of the model's modality."""
+    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
+        """Mean nats per token of each example, or the loss of the model's modality, and the numbers of tokens."""
         input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
-        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels.to(self.device))
-        with self.train_context(), self.maybe_enable_amp:
+        index = input_dict.get(EXAMPLE_INDEX)
+        if self.job_config.data.document_mask:
+            prepared: Any = document_batch(model, input_dict, labels.to(self.device))
+        else:
+            prepared = self.post_dataloading_process(input_dict, labels.to(self.device))
+        inputs, labels, extra_inputs, extra_kwargs = prepared
+        num, packing = len(labels), {}
+        if index is not None and self.forward_rows is not None:  # packed: the examples of all rows, one after the other
+            num = len(labels) * self.forward_rows.max_examples
+            first = torch.arange(len(labels), device=self.device)[:, None] * self.forward_rows.max_examples
+            packing = {"example_index": index + first}
+        with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
             pred = model(inputs, **extra_inputs, **extra_kwargs)
-            ones = torch.ones(len(labels), device=self.device)
-            return self.example_loss(pred, labels, ones, self.neutral_statistics).losses
+            ones = torch.ones(num, device=self.device)
+            return self.example_loss(pred, labels, ones, self.neutral_statistics, **packing)
 
 
 def main(argv: list[str]) -> None:

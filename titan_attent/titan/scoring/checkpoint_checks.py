@@ -111,7 +111,8 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
 def scoring_of(job_config: JobConfig, dataset: Examples, *, role: str = "") -> Scoring:
     """Everything that determines the losses. ``role``: see :class:`Scoring`."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
-    spans = f", spans of {dataset.seq_len} tokens" if isinstance(dataset, DocumentDataset) else ""
+    # A whole document is read in spans, whose length changes its loss a little, but not the data that scores name.
+    spans = f", spans of {dataset.seq_len}" if isinstance(dataset, DocumentDataset) else ""
     return Scoring(
         **dataset.scored._asdict(),
         model=f"{job_config.model.name} {job_config.model.flavor}{spans}",

@@ -27,21 +27,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.plan.forward_rows import row_lengths
 from titan_attent.data.text.document_examples import DOCUMENT, WholeDocuments
 from titan_attent.data.text.holdout import hold_out, hold_out_documents
-from titan_attent.data.text.spans import count_all_examples
+from titan_attent.data.text.spans import length_counts
 from titan_attent.data.text.tokenizer_check import check_same_tokenizer
 from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
 from titan_attent.scores.table import has_table
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.forward_rows import EAGER_LENGTHS
 from titan_attent.titan.launch import parse
 from titan_attent.titan.owner import LOCK_FILE, own
 from titan_attent.titan.scoring.pair_bigram import MAX_TOKENS, Bigrams, ScoredExamples, num_counted
@@ -99,10 +102,12 @@ class PairBuild:
         return self.datasets.dataset(path, seq_len=self.run.training.seq_len)
 
     def _tokens_scored(self) -> int:
-        """Tokens of all rows of the data that a scorer reads. A transformer reads a document in whole rows."""
+        """Tokens of all rows of the data that a scorer reads, padding included (titan/forward_rows.py)."""
         seq_len = self.run.training.seq_len
         if self.unit == DOCUMENT and not self.options.is_counted:
-            return seq_len * count_all_examples(self.data.shards, seq_len=seq_len)
+            values, counts = length_counts(self.data.shards, seq_len=seq_len)
+            lengths = row_lengths(values, counts, seq_len=seq_len, num=EAGER_LENGTHS)
+            return int(counts @ np.array(lengths)[np.searchsorted(lengths, values)])
         return self.data.tokens_per_example * len(self.data)
 
     # -- the stages -----------------------------------------------------------------------------------------------

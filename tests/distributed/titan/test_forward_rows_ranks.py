@@ -1,0 +1,141 @@
+"""Scoring and validating documents in rows that they share, or in short rows, against a row of ``seq_len`` for each.
+
+The trainer's own scoring, and the scorer of checkpoints, on one, two and three ranks.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from distributed.parallel_world import Settings, config_of, full, plain_model, spec_of, teaching_of
+from distributed.spawn import run_on_ranks
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from titan_attent.data.plan.order import Pool
+from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.writer import write_dataset
+from titan_attent.titan import trainer as trainer_module
+from titan_attent.titan import validator as validator_module
+from titan_attent.titan.trainer import TeachingTrainer
+
+ROWS = 6
+SHORT: Settings = {"model.flavor": "cell of 2"}
+PACKED: Settings = {"model.flavor": "flex of 2", "data.document_mask": True}
+TP, PP = ({f"parallelism.{name}_parallel_degree": 2} for name in ("tensor", "pipeline"))
+COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
+CELLS: dict[int, dict[str, Settings]] = {
+    1: {"short": SHORT, "packed": PACKED},
+    2: {
+        "short": SHORT,
+        "packed": PACKED,
+        "short, compiled": SHORT | COMPILED,
+        "short, TP": SHORT | TP,
+        "packed, PP": PACKED | PP,
+        "whole, PP": SHORT | PP,
+    },
+    3: {"short": SHORT, "packed": PACKED},
+}
+
+
+def write_documents(folder: Path, tokenizer: Path) -> Path:
+    """150 documents of a few tokens to two windows of 64."""
+    source = (Path(json.__file__).parent / "scanner.py").read_text()
+    rng, lines = np.random.default_rng(3), []
+    for _ in range(150):
+        start, size = int(rng.integers(0, 1500)), int(rng.choice([3, 20, 40, 60, 90, 350]))
+        lines.append(json.dumps({"text": source[start : start + size]}))
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    write_dataset([folder / "documents.jsonl"], output=folder / "data", tokenizer=str(tokenizer))
+    return folder / "data"
+
+
+def measure(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
+    """Losses in the buffer, validation loss, and tokens that a forward pass over everything reads."""
+    trainer = TeachingTrainer(config_of(settings, data=data, folder=folder))
+    try:
+        weights = plain_model(settings).state_dict()
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        for part in trainer.model_parts:
+            named = {name.replace("_orig_mod.", ""): name for name in part.state_dict()}
+            own = {named.get(name, name): value.clone() for name, value in weights.items()}
+            set_model_state_dict(part, own, options=options)
+        teaching = teaching_of(trainer)
+        assert teaching is not None
+        num_tokens, stock = 0, trainer.forward
+
+        def counted(batches: Any, loss: Any) -> Any:
+            nonlocal num_tokens
+            for batch, seen in stock(batches, loss):
+                num_tokens += batch.labels.numel()
+                yield batch, seen
+
+        object.__setattr__(teaching.run, "forward", counted)
+        teaching.score_examples(0, Pool.whole(len(trainer.loader.dataset)))
+        teaching.buffer.sync()
+        logged: list[dict[str, float]] = []
+        trainer.metrics_processor.logger.log = lambda metrics, step: logged.append(metrics)
+        trainer.validator.validate(trainer.model_parts, 1)
+        state = {name: full(tensor) for name, tensor in teaching.buffer.state_dict().items()}
+        return {"buffer": state, "validation": logged[-1]["validation_metrics/loss"], "tokens": num_tokens}
+    finally:
+        trainer.close()
+
+
+def measure_cells(mesh: Any, size: int, data: str, folder: str) -> dict[str, list[dict[str, Any]]]:
+    """Every cell as a run computes it, and with each document in a row for itself."""
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(dist.get_rank())
+    os.environ["WORLD_SIZE"] = str(size)
+    results = {}
+    for name, own in CELLS[size].items():
+        peers = 2 if "TP" in name or "PP" in name else 1
+        rows = ROWS * peers // size
+        settings: Settings = {
+            **{"data.unit": "document", "teacher.scoring": "forward", "teacher.warmup_passes": 0},
+            **{"training.seq_len": 64, "validation.seq_len": 64, "validation.enable": True, "validation.steps": 5},
+            **{"training.global_batch_size": ROWS, "training.local_batch_size": rows},
+            **{"validation.local_batch_size": rows},
+        } | own
+        spec_of(config_of(settings, data=data, folder="").model.name)
+        results[name] = [measure(settings, data=data, folder=f"{folder}/{size} {name}")]
+        with (
+            mock.patch.object(trainer_module, "forward_rows_of", lambda trainer, dataset: None),
+            mock.patch.object(validator_module, "build_forward_rows", lambda *args, **kwargs: None),
+        ):
+            results[name].append(measure(settings, data=data, folder=f"{folder}/{size} {name}, whole rows"))
+    return results
+
+
+@pytest.fixture(scope="module")
+def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    folder = tmp_path_factory.mktemp("rows")
+    data = write_documents(folder, token_data["train"] / "tokenizer.tiktoken")
+    return {
+        size: run_on_ranks(measure_cells, size, size, str(data), str(folder), timeout=400.0, apart=True)
+        for size in CELLS
+    } | {0: DocumentDataset(data, seq_len=64)}
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+def test_scores_and_validation_are_those_of_whole_rows(measured: dict[int, Any], size: int, name: str) -> None:
+    dataset = measured[0]
+    for rank in measured[size]:
+        ours, whole = rank[name]
+        assert ours["buffer"].keys() == whole["buffer"].keys()
+        for key, value in whole["buffer"].items():
+            np.testing.assert_allclose(ours["buffer"][key], value, rtol=2e-5, atol=1e-6, err_msg=key)
+        assert len(ours["buffer"]["loss"]) == len(dataset) and (ours["buffer"]["step"] == 0).all()
+        assert ours["validation"] == pytest.approx(whole["validation"], rel=1e-6)
+        # The same number on every number of ranks.
+        alone = measured[1][0]["packed" if "packed" in name else "short"]
+        assert ours["validation"] == pytest.approx(alone[0]["validation"], rel=1e-6)
+        if name == "whole, PP":
+            assert ours["tokens"] == whole["tokens"]
+        else:
+            assert ours["tokens"] < 0.75 * whole["tokens"]
