@@ -3,7 +3,8 @@
     inputs.py      NAME=PATH -> files              of named data sources; input_files.py: records or a text;
          |                                         folders.py: which files of a folder
     documents.py   files -> documents              from JSON records (json_values.py), parquet rows (parquet_text.py)
-         |                                         and text files; records.py: prompts and conversations
+         |                                         and text files; compressed.py: .gz and .zst; records.py: prompts and
+         |                                         conversations
     tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (bpe.py)
          |                                         on text of all inputs (sample.py); encode.py: many at a time
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py, consumed_records.py)

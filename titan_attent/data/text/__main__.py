@@ -30,8 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .ndjson, .json (each also .gz), .parquet or text file, folder or pattern; SOURCE=INPUT names its "
-        f"data source (default: {DEFAULT_SOURCE})",
+        help=".jsonl, .ndjson, .json (each also .gz, .zst), .parquet or text file, folder or pattern; SOURCE=INPUT "
+        f"names its data source (default: {DEFAULT_SOURCE})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(

@@ -2,8 +2,8 @@
 
 The files, in a hashed order, are joined into one range of bytes, which is cut into equal spans. Every span gives an
 equal quota of text, from its beginning. So a file gives text in proportion to its size, and a large file from many
-positions. A file without random access (gzip, a JSON array) is read from its beginning, one quota after the other. A
-parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
+positions. A file without random access (compressed, a JSON array) is read from its beginning, one quota after the
+other. A parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
 
 Cost: one read of the sampled text; a text file is read whole; at most ``MAX_SPANS`` positions are looked up.
 """
@@ -33,7 +33,7 @@ def sample_texts(files: Sequence[InputFile], *, num_bytes: int, records: Records
     """
     files = sorted(files, key=_order)
     sizes = [file.num_bytes for file in files]
-    packed = any(file.compressed or file.kind == "parquet" for file in files)
+    packed = any(file.compression or file.kind == "parquet" for file in files)
     starts, total = [0, *accumulate(sizes)], sum(sizes)
     whole = total * (MAX_INFLATION if packed else 1) <= num_bytes
     num_spans = 1 if whole else max(1, min(MAX_SPANS, -(-num_bytes // SPAN_BYTES)))
@@ -113,7 +113,7 @@ class _Opened:
     def _go_to(self, start: int) -> None:
         """Enter the file at or before ``start``; stay at the current position if the file cannot be entered there."""
         assert self.file is not None
-        if self.file.kind == "lines" and not self.file.compressed:
+        if self.file.kind == "lines" and not self.file.compression:
             with open(self.file.path, "rb") as file:
                 file.seek(start - 1)
                 while (line := file.readline(2**20)) and not line.endswith(b"\n"):

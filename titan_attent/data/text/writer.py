@@ -62,8 +62,8 @@ def write_dataset(
     """Write the documents of ``inputs`` as a data set, or resume an interrupted run.
 
     Args:
-        inputs: .jsonl, .ndjson, .json, text (each also .gz) or .parquet files, or folders. A string may be a pattern,
-            and may begin with the name of the data source, ``NAME=PATH``
+        inputs: .jsonl, .ndjson, .json, text (each also .gz, .zst) or .parquet files, or folders. A string may be a
+            pattern, and may begin with the name of the data source, ``NAME=PATH``
             (:func:`titan_attent.data.io.inputs.parse_inputs`); the default name is ``default``. The order of the inputs
             is kept; adjacent inputs with the same name share shards.
         output: the folder to write, created if missing; not inside an input.
