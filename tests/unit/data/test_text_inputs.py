@@ -204,7 +204,8 @@ def test_more_left_out_than_read_is_refused(tmp_path):
     make(tmp_path, {"3.docx": "x"})
     refused(
         lambda: texts_of(tmp_path),
-        f"{tmp_path}: left out 1 hidden (first: {tmp_path}/.hidden), 3 of another extension (first: {tmp_path}/1.pdf)",
+        f"{tmp_path}: left out 1 hidden (first: {tmp_path}/.hidden), 3 of another extension (first: {tmp_path}/1.pdf; "
+        "2 .pdf, 1 .docx)",
         "only 2 files to read",
         "--extensions",
         "--on-bad skip",

@@ -114,4 +114,5 @@ def is_metadata(path: Path) -> bool:
 
 def _leave_out(paths: Sequence[str | os.PathLike[str]], reason: str, left_out: LeftOut) -> None:
     for path in paths:
-        left_out.add(reason, path)
+        extension = extension_of(Path(path))
+        left_out.add_file(reason, path, extension=f".{extension}" if extension else "without extension")
