@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,26 @@ def describe(
             "debug.seed": job_config.debug.seed,
             "data.seed": data.seed,
         },
+        configured=_configured(job_config),
         devices=_devices(device),
         systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),
     )
+
+
+def _configured(section: Any, prefix: str = "") -> dict[str, Any]:
+    """The keys of a configuration that are not at their default, as ``section.key``."""
+    configured: dict[str, Any] = {}
+    for key in fields(section):
+        value, name = getattr(section, key.name), f"{prefix}{key.name}"
+        if is_dataclass(value):
+            configured |= _configured(value, f"{name}.")
+        elif value != _default(key):
+            configured[name] = value if isinstance(value, (str, int, float, type(None))) else str(value)
+    return configured
+
+
+def _default(key: Field[Any]) -> Any:
+    return key.default_factory() if key.default_factory is not MISSING else key.default
 
 
 def _for_report(system: type[System]) -> dict[str, Any]:
