@@ -19,18 +19,40 @@ The packages, in the order of the data flow; the docstring of each lists its mod
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
     train.py, score.py   the commands; scorers.py is a former name, which only names its successor
+    first_checks.py      what a command line needs no torch for: --help, keys, types, ranges
     job_config.py        the TOML sections; the dataclass of each is in the package that reads it
 
 Only ``titan/`` imports torchtitan; the other packages work in any PyTorch loop.
 """
 
-from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.data.text.shards import TokenDataset
-from titan_attent.losses.buffer import LossBuffer
-from titan_attent.losses.cross_entropy import per_example_cross_entropy
-from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.systems.teaching.teacher import Teacher
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from titan_attent.data.plan.sampler import TeachingSampler
+    from titan_attent.data.text.shards import TokenDataset
+    from titan_attent.losses.buffer import LossBuffer
+    from titan_attent.losses.cross_entropy import per_example_cross_entropy
+    from titan_attent.systems.teaching.config import TeacherConfig
+    from titan_attent.systems.teaching.teacher import Teacher
 
 __version__ = "0.1.0"
 
 __all__ = ["LossBuffer", "Teacher", "TeacherConfig", "TeachingSampler", "TokenDataset", "per_example_cross_entropy"]
+
+_HOMES = {
+    "LossBuffer": "losses.buffer",
+    "Teacher": "systems.teaching.teacher",
+    "TeacherConfig": "systems.teaching.config",
+    "TeachingSampler": "data.plan.sampler",
+    "TokenDataset": "data.text.shards",
+    "per_example_cross_entropy": "losses.cross_entropy",
+}
+"""Imported when they are asked for: the commands check a command line before they import torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
