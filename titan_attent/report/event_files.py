@@ -56,7 +56,7 @@ def events(path: Path, notes: list[str]) -> Iterator[Event]:
     try:
         with open(path, "rb") as file:
             size, offset, rest = path.stat().st_size, 0, b""
-            while block := file.read(max(BLOCK, _missing(rest))):
+            while block := file.read(max(BLOCK, min(size, _missing(rest)))):  # a length may be damaged
                 content = rest + block
                 starts, lengths, end = _sound_records(content)
                 try:
