@@ -21,12 +21,13 @@ The packages, in the order of the data flow; the docstring of each lists its mod
 
     __main__.py          lists the commands
     train.py, score.py   the commands; scorers.py is a former name, which only names its successor
+    first_checks.py      what a command line needs no torch for: --help, keys, types, ranges
     job_config.py        the TOML sections; the dataclass of each is in the package that reads it
 
 Only ``titan/`` imports torchtitan; the other packages work in any PyTorch loop.
 """
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ _HOMES = {
     "TokenDataset": "data.text.shards",
     "per_example_cross_entropy": "losses.cross_entropy",
 }
-"""Name -> its module. It is imported when the name is first used, so that ``python -m titan_attent`` needs no torch."""
+"""Name -> its module. It is imported when the name is first used, so that commands check what they can before torch."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

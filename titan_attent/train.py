@@ -1,9 +1,12 @@
 """The training command: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
 
-It is implemented in titan/launch.py.
+It is implemented in titan/launch.py. What needs no torch is checked before (first_checks.py).
 """
 
-from titan_attent.titan.launch import train
+from titan_attent.first_checks import check_command_line
 
 if __name__ == "__main__":
+    check_command_line("titan_attent.train")
+    from titan_attent.titan.launch import train
+
     train()

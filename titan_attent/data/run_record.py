@@ -4,7 +4,7 @@
      "fingerprint": "9f..", "batch_size": 64, ...          the training data
      "measured": {"validation data": "07..", ...},         if it differs, the validations of two runs are incomparable
      "setting": {"model": "llama3_attent 8B", ...},        other settings that two runs may differ in
-     "chosen": {"teacher.strategy": "difference", ...},    keys of the package's sections that are not their default
+     "configured": {"teacher.strategy": "soft", ...},      the keys that are not at their default
      "devices": "8 x NVIDIA H200",
      "losses": ["out/scorers/expert", ...],                folders of precomputed losses that the run reads
      "systems": [{"name": .., "units": .., "panels": ..}], tags that systems of other packages log
@@ -33,7 +33,7 @@ FILE = "data.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The recorded facts of a run; earlier versions recorded only the two folders."""
+    """The recorded facts of a run; earlier versions recorded only the two folders, or no ``configured`` (None)."""
 
     path: str = ""
     validation_path: str = ""
@@ -42,7 +42,7 @@ class RunRecord:
     tokens_per_example: int | None = None
     measured: dict[str, Any] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
-    chosen: dict[str, Any] | None = None
+    configured: dict[str, Any] | None = None
     devices: str | None = None
     losses: tuple[str, ...] = ()
     systems: tuple[dict[str, Any], ...] = ()
@@ -85,13 +85,19 @@ def read_run_record(run: Path) -> RunRecord:
         batch_size=count("batch_size"),
         tokens_per_example=count("tokens_per_example"),
         measured=get("measured", dict, {}),
-        setting={key: x for key, x in get("setting", dict, {}).items() if isinstance(x, (str, int, float, type(None)))},
-        chosen=get("chosen", dict),
+        setting=_scalars(get("setting", dict, {})) or {},
+        configured=_scalars(get("configured", dict)),
         devices=get("devices", str),
         losses=tuple(map(str, get("losses", list, []))),
         systems=tuple(system for system in get("systems", list, []) if isinstance(system, dict)),
         scorers_flops=flops if flops is not None and 0 <= flops < 1e300 else None,
     )
+
+
+def _scalars(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    return {key: x for key, x in values.items() if isinstance(x, (str, int, float, type(None)))}
 
 
 def fingerprint_of(folder: str | None) -> str | None:

@@ -3,15 +3,18 @@
     python -m titan_attent.report outputs/soft                                    # writes outputs/soft/curves.png
     python -m titan_attent.report outputs/uniform outputs/soft --output both.png  # what soft saved against uniform
 
-    reading.py    the files of a run's folder ->
+    reading.py    the files of a run's folder ->    event_files.py: the records of TensorBoard
     runs.py       scalars, tokens, seconds of a run
     curves.py     a validation curve: its noise, its final level, the step at which it crossed a level
     costs.py      the cost of a run up to a step, in tokens and FLOPs, with scoring charged
     saving.py     the step at which a run reached the first run's final validation loss, or accuracy
     comparing.py  the rule: what a run saved against the first run, or why no saving is reported
-    sentence.py   the comparison in one line
+    sentence.py   the comparison in two sentences
+    settings.py   the settings in which runs differ, and the runs that differ in their seeds alone
+    groups.py     several seeds of each setting: means with intervals
     summary.py    the table
     picture.py    the picture, from losses.py and teaching.py; style.py has their shared helpers
+    page.py       all of it as one HTML page
     images.py     sheets of the images trained most and least often, and of the quarantined ones; sheets.py draws them
 
 A run is a ``job.dump_folder``; it may still be running. Runs and files that cannot be read are left out and named on
@@ -24,12 +27,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from titan_attent.report.groups import group_columns, group_sentences, name_of
 from titan_attent.report.images import draw_images
+from titan_attent.report.page import write_page
 from titan_attent.report.picture import draw
 from titan_attent.report.reading import read_run
 from titan_attent.report.runs import SPEED, TRAIN, VALIDATION, RunScalars
-from titan_attent.report.sentence import conclusion
-from titan_attent.report.summary import summarize, table
+from titan_attent.report.sentence import conclusion, ends
+from titan_attent.report.settings import groups_of
+from titan_attent.report.summary import cells, summarize, table
 
 __all__ = ["SPEED", "TRAIN", "VALIDATION", "RunScalars", "draw", "main", "read_run", "summarize", "table"]
 
@@ -45,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="PNG", help="file for the curves (default: curves.png in the first run's folder)"
     )
+    parser.add_argument("--html", metavar="FILE", help="write all of it as one HTML page, with the pictures in it")
     args = parser.parse_args(argv)
     runs, notes = _read(args.runs)
     if not runs:
@@ -52,7 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = Path(args.output or runs[0].path / "curves.png")
     if picture.suffix != ".png" or picture.is_dir() or not os.access(picture.parent, os.W_OK):
         return _fail([f"{picture} cannot be written: name a .png file in a writable folder with --output"])
-    _print(table([summarize(run, runs) for run in runs]))
+    page = Path(args.html) if args.html else None
+    if page is not None and (page.suffix != ".html" or page.is_dir() or not os.access(page.parent, os.W_OK)):
+        return _fail([f"{page} cannot be written: name a .html file in a writable folder with --html"])
+    columns = [summarize(run, runs) for run in runs]
+    tables = [cells(columns)]
+    _print(table(columns))
+    groups = groups_of(runs)
+    grouped = group_columns(groups) if len(groups) < len(runs) else []
+    if grouped:
+        tables.insert(0, cells(grouped))
+        _print(f"\nmeans of the runs of a setting, with their 95% intervals:\n{table(grouped)}\n")
     files, hints = [picture], []
     try:
         draw(runs, picture)
@@ -65,12 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail([f"{error.filename or picture} cannot be written: {error.strerror or error}"])
     for note in notes:
         print(f"titan_attent.report: {note}", file=sys.stderr)
-    *lines, last = [*hints, *(conclusion(runs[0], run) for run in runs[1:])] or [""]
-    if last in hints:
-        lines, last = hints, ""
-    for line in lines:
+    if grouped:
+        sentences = group_sentences(grouped)
+    else:
+        sentences = [text for run in runs[1:] for text in (*ends(runs[0], run), conclusion(runs[0], run))]
+    if page is not None:
+        pictures = [file for file in files if file.suffix == ".png"]
+        title = f"Report of {', '.join(name_of(group) for group in groups)}"
+        try:
+            write_page(page, title=title, tables=tables, sentences=sentences, notes=notes, pictures=pictures)
+        except OSError as error:
+            return _fail([f"{error.filename or page} cannot be written: {error.strerror or error}"])
+        files.append(page)
+    for line in (*hints, *sentences):
         _print(line)
-    _print("; ".join([*[last] * bool(last), f"picture{'s' * (len(files) > 1)}: {', '.join(map(str, files))}"]))
+    name = "written" if page is not None else f"picture{'s' * (len(files) > 1)}"
+    _print(f"{name}: {', '.join(map(str, files))}")
     return 0
 
 

@@ -140,15 +140,8 @@ def _incomparable(first: RunScalars, run: RunScalars, measure: Measure) -> str |
     for one in (first, run):
         if measure.tag not in one.scalars:
             return f"{one.path} has no {measure.name}"
-    for name in first.record.measured.keys() & run.record.measured.keys():
-        own, base = run.record.measured[name], first.record.measured[name]
-        if own != base and name == "validation data":
-            return "their validation data differ"
-        if own != base:
-            return f"their validations differ: {name} is {own} for {run.path} and {base} for {first.path}"
-    units = {one.loss_unit for one in (first, run)} - {None}
-    if not measure.rises and len(units) > 1:
-        return f"their losses are {' and '.join(sorted(map(str, units)))}"
+    if different := different_measurement(first, run, measure):
+        return different
     for one in (first, run):
         for tag, name in ((measure.tag, measure.name), (TRAIN, "training loss")):
             values = one.series(tag)[1]
@@ -167,6 +160,24 @@ def _incomparable(first: RunScalars, run: RunScalars, measure: Measure) -> str |
         return (
             f"{first.path} was at {shown[0]} around step {where:,} but ended at {shown[1]}: it diverged or overfitted"
         )
+    return None
+
+
+def different_measurement(first: RunScalars, run: RunScalars, measure: Measure) -> str | None:
+    """What the validations of two runs measure differently, so that their values are not subtracted; None if nothing.
+
+    With another tokenizer or length, the validation data differ as well; so the data are named last.
+    """
+    units = {one.loss_unit for one in (first, run)} - {None}
+    if not measure.rises and len(units) > 1:
+        return f"their losses are {' and '.join(sorted(map(str, units)))}"
+    shared = first.record.measured.keys() & run.record.measured.keys()
+    for name in sorted(shared, key=lambda name: (name == "validation data", name)):
+        own, base = run.record.measured[name], first.record.measured[name]
+        if own != base and name == "validation data":
+            return "their validation data differ"
+        if own != base:
+            return f"their validations differ: {name} is {own} for {run.path} and {base} for {first.path}"
     return None
 
 

@@ -5,21 +5,17 @@ A file that ends within an event was cut short by a kill, or is still being writ
 unreadable content is left out and named in the run's ``notes``: a damaged file from its first damaged event on, and
 JSON lines that the teacher did not write.
 
-Cost: one pass over the events, 50,000 per second; 100 bytes per scalar. One event of a file is in memory at a time.
+Cost: one pass over the events; 100 bytes per scalar. One block of a file is in memory at a time (event_files.py).
 """
 
 import json
 import os
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from google.protobuf.message import DecodeError
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
 from titan_attent.data.run_record import read_run_record
+from titan_attent.report.event_files import events
 from titan_attent.report.runs import RunScalars, Scalars
 
 Parsed = TypeVar("Parsed")
@@ -49,33 +45,6 @@ def read_run(path: str | os.PathLike[str]) -> RunScalars:
     run.decided = read_rounds(rounds, run.notes) if rounds.is_file() else {}
     run.record = read_run_record(run.path)
     return run
-
-
-def events(path: Path, notes: list[str]) -> Iterator[Event]:
-    """The events of a TensorBoard file, up to its end or to the first damaged one, which is noted.
-
-    A record is 8 bytes of length, 4 of checksum, the event, 4 of checksum.
-    """
-    try:
-        with open(path, "rb") as file:
-            size, start = os.fstat(file.fileno()).st_size, 0
-            while start + 16 <= size:
-                header = file.read(12)
-                (length,) = struct.unpack("<Q", header[:8])
-                is_sound = masked_crc32c(header[:8]) == struct.unpack("<I", header[8:])[0]
-                if is_sound and start + 16 + length > size:
-                    return  # cut short
-                data = file.read(length + 4) if is_sound else b""
-                try:
-                    if not is_sound or masked_crc32c(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-                        raise DecodeError
-                    yield Event.FromString(data[:-4])
-                except (DecodeError, struct.error):
-                    notes.append(f"{path} is damaged at byte {start:,} of {size:,}: the rest of the file is left out")
-                    return
-                start += 16 + length
-    except OSError as error:
-        notes.append(f"{path} cannot be read: {error.strerror or error}")
 
 
 def read_rounds(path: Path, notes: list[str]) -> Scalars:

@@ -134,29 +134,34 @@ class RunScalars:
         """Add the events of a session; they replace earlier values from its first step on."""
         start: int | None = None
         added: dict[str, dict[int, tuple[float, float]]] = {}  # value, clock
+        by_tag: dict[str, dict[int, tuple[float, float]]] = {}  # the same, by the tag in the file
         clocks = []
         for event in events:
             if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
                 start = event.step
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    tag = renamed(value.tag, separator="/")  # tags of earlier versions have new names
-                    added.setdefault(tag, {})[event.step] = (value.simple_value, event.wall_time)
-                    clocks.append(event.wall_time)
+                    if (points := by_tag.get(value.tag)) is None:
+                        tag = renamed(value.tag, separator="/")  # tags of earlier versions have new names
+                        points = by_tag[value.tag] = added.setdefault(tag, {})
+                    clock = event.wall_time
+                    points[event.step] = (value.simple_value, clock)
+                    clocks.append(clock)
         if start is None:
             return
         self.scalars, self.seconds = _before(start, self.scalars), _before(start, self.seconds)
         if not self.scalars:  # not a resume: another run had used this folder
             self.session_starts, self.session_seconds, self.wall_seconds, self.hosts = [], [], 0.0, set()
         if clocks:
+            begin = min(clocks)
             self.hosts.add(host)
             self.session_starts.append(start)
             self.session_seconds.append(self.wall_seconds)
             for tag, points in added.items():
                 self.scalars.setdefault(tag, {}).update({step: value for step, (value, _) in points.items()})
-                elapsed = {step: self.wall_seconds + clock - min(clocks) for step, (_, clock) in points.items()}
+                elapsed = {step: self.wall_seconds + clock - begin for step, (_, clock) in points.items()}
                 self.seconds.setdefault(tag, {}).update(elapsed)
-            self.wall_seconds += max(clocks) - min(clocks)
+            self.wall_seconds += max(clocks) - begin
 
 
 def _before(start: int, scalars: Scalars) -> Scalars:

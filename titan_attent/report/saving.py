@@ -65,6 +65,15 @@ def final(run: RunScalars, measure: Measure) -> float | None:
     return -level if measure.rises and level is not None else level
 
 
+def best(run: RunScalars, measure: Measure) -> float | None:
+    """The best single validation of a run; None without a finite one."""
+    values = curve_of(run, measure)[1]
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    return float(-values.min() if measure.rises else values.min())
+
+
 def curve_of(run: RunScalars, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
     """(steps int64 [n], values float64 [n]) of a measure; accuracies are negated, so that smaller is better."""
     steps, values = run.series(measure.tag)

@@ -1,32 +1,51 @@
-"""One line per run: what it saved against the first run, or why no saving is reported (comparing.py has the rule).
+"""Two sentences per run: where it ended beside the first run, and what it saved or why no saving is reported.
 
-The line ends with the other recorded settings in which the two runs differ, since these affect the saving as well.
+comparing.py has the rule. The table has the settings in which the runs differ, since these affect the saving as well.
 """
 
-from titan_attent.report.comparing import Comparison, Saving, compare, cost_of
+import math
+from collections.abc import Callable
+
+from titan_attent.report.comparing import Comparison, Saving, compare, cost_of, different_measurement
 from titan_attent.report.costs import Costs
 from titan_attent.report.runs import RunScalars
-from titan_attent.report.saving import Measure, final, measures_of
-
-NAMED_SETTINGS = {
-    *("model", "global batch", "tokens of an example", "optimizer.lr", "debug.seed", "data.seed", "training.steps"),
-    *("data.packing", "data.document_mask"),
-}
-"""Recorded settings that the line names if two runs differ in them."""
+from titan_attent.report.saving import Measure, best, final, measures_of
 
 
 def conclusion(first: RunScalars, run: RunScalars) -> str:
-    """What ``run`` saved against ``first`` at its final validation loss; for accuracies also both final values."""
+    """What ``run`` saved against ``first`` at its final validation loss, and at its final accuracy."""
     measures = measures_of([first, run])[::-1]
-    comparisons = [(measure, compare(first, run, measure)) for measure in measures]
-    ends = (_ends(first, run, measure) for measure in measures if measure.rises)
-    text = "; ".join([*ends, *(_sentence(first, run, *one) for one in comparisons)])
-    prepaid = Costs(run).prepaid_seconds
-    if prepaid and any(one.own and not one.incomparable for _, one in comparisons):
-        text += f"; its scorers took {prepaid:,.0f} s before the run"
-    if any(one.savings for _, one in comparisons):
-        text += _differences(first, run)
+    text = "; ".join(_sentence(first, run, measure, compare(first, run, measure)) for measure in measures)
+    for one in (first, run):
+        planned = one.record.setting.get("training.steps")
+        if isinstance(planned, int) and one.last_step < planned:
+            text += f"; {one.path} is at step {one.last_step:,} of {planned:,}"
     return text
+
+
+def ends(first: RunScalars, run: RunScalars) -> list[str]:
+    """A sentence per measure: the end of a run beside that of the first, and its best beside the best of the first."""
+    return [text for measure in measures_of([first, run]) if (text := _ends(first, run, measure))]
+
+
+def _ends(first: RunScalars, run: RunScalars, measure: Measure) -> str:
+    own, base = final(run, measure), final(first, measure)
+    own_best, base_best = best(run, measure), best(first, measure)
+    if own is None or base is None or own_best is None or base_best is None:
+        return ""
+    shown, name = measure.form.format, measure.name
+    if different_measurement(first, run, measure):  # the conclusion says what
+        return f"{run.path} ended at a {name} of {shown(own)}, {first.path} at {shown(base)}: not comparable"
+    return (
+        f"{run.path} ended at a {name} of {shown(own)}, {_than(own, base, shown)} {first.path} ({shown(base)}); its "
+        f"best is {shown(own_best)}, {_than(own_best, base_best, shown)} the best of {first.path} ({shown(base_best)})"
+    )
+
+
+def _than(own: float, base: float, shown: Callable[[float], str]) -> str:
+    if not math.isfinite(own - base):
+        return "against"
+    return "equal to" if own == base else f"{shown(abs(own - base))} {'below' if own < base else 'above'}"
 
 
 def saving_text(saved: float) -> str:
@@ -38,12 +57,6 @@ def short(saving: Saving | None) -> str:
     if saving is None:
         return ""
     return saving_text(saving.percent) if saving.is_beyond_noise else "within the noise"
-
-
-def _ends(first: RunScalars, run: RunScalars, measure: Measure) -> str:
-    ends = {one.path: final(one, measure) for one in (run, first)}
-    values = (f"{path} at {'-' if end is None else measure.form.format(end)}" for path, end in ends.items())
-    return f"final {measure.name}: {', '.join(values)}"
 
 
 def _sentence(first: RunScalars, run: RunScalars, measure: Measure, comparison: Comparison) -> str:
@@ -82,19 +95,3 @@ def _saving_in(saving: Saving, cost: str) -> str:
     if saving.is_beyond_noise:
         return f"{saving_text(saving.percent)} in {cost}"
     return f"no difference in {cost} beyond the noise of the validations"
-
-
-def _differences(first: RunScalars, run: RunScalars) -> str:
-    own, base = run.record.setting, first.record.setting
-    shared = [key for key in own if key in base]
-    differing = [
-        f"{key} ({own[key]}, {base[key]})" for key in shared if key in NAMED_SETTINGS and own[key] != base[key]
-    ]
-    if "data" in shared and own["data"] != base["data"]:
-        differing.append("training data")
-    text = f"; the runs also differ in {', '.join(differing)}" if differing else ""
-    for one in (first, run):
-        planned = one.record.setting.get("training.steps")
-        if isinstance(planned, int) and one.last_step < planned:
-            text += f"; {one.path} is at step {one.last_step:,} of {planned:,}"
-    return text

@@ -9,9 +9,10 @@ from titan_attent.report.costs import Costs
 from titan_attent.report.runs import IMAGE_SPEED, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
 from titan_attent.report.saving import LOSS, TOP1, Charge, Measure, measures_of
 from titan_attent.report.sentence import conclusion, short
+from titan_attent.report.settings import differing_settings
 from titan_attent.report.systems import families, prefixes, units
 
-__all__ = ["ACCOUNTS", "AXES", "conclusion", "shown_members", "summarize", "table", "with_unit"]
+__all__ = ["ACCOUNTS", "AXES", "cells", "conclusion", "shown_members", "summarize", "table", "with_unit"]
 
 ACCOUNTS = tuple(
     f"ledger/{name}_seconds" for name in ("train", "load", "validate", "save", "score", "select", "exchange", "probe")
@@ -52,7 +53,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     """
 
     compared = runs or [run]
-    unit_of = units(compared)
+    unit_of, position = units(compared), next(i for i, one in enumerate(compared) if one is run)
 
     def last(tag: str, form: str = "") -> str:
         steps, values = run.series(tag)
@@ -84,6 +85,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
     newest = max((name for name in checkpoints if name[5:].isdecimal()), key=lambda name: int(name[5:]), default=None)
     return {
         "run": str(run.path),
+        **{name: values[position] for name, values in differing_settings(compared).items()},
         "steps": f"{run.last_step:,}" + (f" ({resumes} resume{'s' * (resumes > 1)})" if resumes else ""),
         "tokens": f"{run.last_step * run.tokens_per_step:,.0f}" if run.tokens_per_step else "-",
         "train loss": last(TRAIN, LOSS.form),
@@ -181,8 +183,8 @@ def _family_facts(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]
     return facts
 
 
-def table(columns: Sequence[dict[str, str]]) -> str:
-    """The table as text: one line per fact, one column per run. A fact of only some runs keeps its position in them."""
+def cells(columns: Sequence[dict[str, str]]) -> list[list[str]]:
+    """The rows of the table: one per fact, one column per run. A fact of only some runs keeps its position in them."""
     facts: list[str] = []
     for column in columns:
         i = 0
@@ -190,6 +192,11 @@ def table(columns: Sequence[dict[str, str]]) -> str:
             if fact not in facts:
                 facts.insert(i, fact)
             i = facts.index(fact) + 1
-    cells = [facts, *([column.get(fact, "-") for fact in facts] for column in columns)]
-    widths = [max(map(len, column)) for column in cells]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*cells, strict=True))
+    return [[fact, *(column.get(fact, "-") for column in columns)] for fact in facts]
+
+
+def table(columns: Sequence[dict[str, str]]) -> str:
+    """The table as text."""
+    rows = cells(columns)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -8,7 +8,6 @@ message, from rank 0.
 import contextlib
 import io
 import os
-import sys
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +17,7 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import main as torchtitan_main
 
+from titan_attent.first_checks import arguments, option
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
@@ -31,15 +31,6 @@ from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 from titan_attent.titan.user_errors import end_without_error, fail, wait_for_first_rank
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    """The value of ``--name value`` or ``--name=value``; None if the option is not given."""
-    for i, arg in enumerate(argv):
-        key, equals, value = arg.partition("=")
-        if key.replace("-", "_") == f"__{name}":
-            return value if equals else "".join(argv[i + 1 : i + 2])
-    return None
 
 
 def spec_of(job_config: JobConfig, datasets: DataSets) -> TrainSpec:
@@ -68,18 +59,6 @@ def log_vocabulary(job_config: JobConfig, spec: TrainSpec, datasets: DataSets) -
         logger.info(f"{model.name} {model.flavor} has {size:,} token ids{former}: the data {path} has {num_ids:,}")
 
 
-def arguments(module: str, *, first: str = "") -> list[str]:
-    """The arguments of the command line; ends the process if torchrun did not start it.
-
-    Args:
-        first: the words before the options, for the message.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        command = " ".join(filter(None, (module, first)))
-        sys.exit(f"titan_attent: start it with torchrun --nproc_per_node=N -m {command} --job.config_file X.toml")
-    return sys.argv[1:]
-
-
 def given_keys(toml: dict[str, Any], argv: list[str]) -> set[str]:
     """The keys that a TOML file or a command line names, as ``section.key``."""
     in_file = {f"{name}.{key}" for name, section in toml.items() if isinstance(section, dict) for key in section}
@@ -101,7 +80,7 @@ def parse(argv: list[str]) -> JobConfig:
             raise ValueError(f"{arg}: the section [{former}] was renamed to [{RENAMED[former]}]; use that name")
         if arg.startswith("--") and name in FORMER_KEYS:
             raise ValueError(f"{arg}: {FORMER_KEYS[name]}")
-    config_file, module = _option(argv, "job.config_file"), _option(argv, "job.custom_config_module")
+    config_file, module = option(argv, "job.config_file"), option(argv, "job.custom_config_module")
     toml = toml_checks.check_toml(config_file, module=module) if config_file is not None else {}
     if module is None and not toml.get("job", {}).get("custom_config_module"):  # the key is optional
         argv = [*argv, "--job.custom_config_module", CUSTOM_CONFIG]
@@ -123,7 +102,7 @@ def parse(argv: list[str]) -> JobConfig:
     toml_checks.run_custom_import(job_config.experimental.custom_import)
     if compat.IS_CPU:
         training, key = job_config.training, "mixed_precision_param"
-        written = key in toml.get("training", {}) or _option(argv, f"training.{key}") is not None
+        written = key in toml.get("training", {}) or option(argv, f"training.{key}") is not None
         training.mixed_precision_param = cpu.default_precision(training.mixed_precision_param, written=written)
     return job_config
 

@@ -6,8 +6,8 @@ No module outside titan/ reads a JobConfig; it uses RunSettings of systems/setti
 import importlib
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,7 @@ def describe(
         tokens_per_example=dataset.tokens_per_example,
         measured=measured,
         setting=setting_of(job_config, dataset, batch_size=batch_size),
+        configured=configured_of(job_config),
         devices=_devices(device),
         systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),
     )
@@ -172,21 +173,30 @@ def setting_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> 
     }
 
 
-def chosen_of(job_config: JobConfig) -> dict[str, Any]:
-    """The keys of the package's and the systems' sections that differ from their defaults, as ``section.key``.
+def chosen_of(configured: Mapping[str, Any], job_config: JobConfig) -> dict[str, Any]:
+    """The keys of ``configured`` (:func:`configured_of`) of the package's and the systems' sections.
 
     Keys that change no result, and the folders of data, whose fingerprints are recorded, are left out.
     """
     names = {one.name for one in fields(OurSections)} | {system.name for system in _extra_systems(job_config)}
-    chosen = {}
-    for name in sorted(names):
-        section = getattr(job_config, name)
-        defaults = type(section)()
-        for key in fields(section):
-            value = getattr(section, key.name)
-            if value != getattr(defaults, key.name) and f"{name}.{key.name}" not in WITHOUT_EFFECT:
-                chosen[f"{name}.{key.name}"] = value
-    return chosen
+    own = {key: value for key, value in configured.items() if key.partition(".")[0] in names}
+    return {key: own[key] for key in sorted(own.keys() - WITHOUT_EFFECT)}
+
+
+def configured_of(section: Any, prefix: str = "") -> dict[str, Any]:
+    """The keys of a configuration that are not at their default, as ``section.key``."""
+    configured: dict[str, Any] = {}
+    for key in fields(section):
+        value, name = getattr(section, key.name), f"{prefix}{key.name}"
+        if is_dataclass(value):
+            configured |= configured_of(value, f"{name}.")
+        elif value != _default(key):
+            configured[name] = value if isinstance(value, (str, int, float, type(None))) else str(value)
+    return configured
+
+
+def _default(key: Field[Any]) -> Any:
+    return key.default_factory() if key.default_factory is not MISSING else key.default
 
 
 def _for_report(system: type[System]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Cost: none of its own. No host sync is added between forward and optimizer step.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +42,7 @@ from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, replica_sources_of
-from titan_attent.titan.settings import chosen_of, describe, settings_of, systems_of
+from titan_attent.titan.settings import describe, settings_of, systems_of
 from titan_attent.titan.user_errors import fail
 
 
@@ -154,7 +153,6 @@ class TeachingTrainer(Trainer):
             device=self.device,
             systems=[type(system) for system in self.systems],
         )
-        record = replace(record, chosen=chosen_of(self.job_config))
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
     def _sampler_of_all(self) -> TeachingSampler:

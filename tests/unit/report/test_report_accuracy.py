@@ -14,6 +14,7 @@ from test_report import losses, points, speeds, tokens, validations, write
 from titan_attent.report import SPEED, TRAIN, VALIDATION, draw, read_run, summarize
 from titan_attent.report.runs import ACCURACY, IMAGE_SPEED, TOP5, RunScalars
 from titan_attent.report.saving import TOP1, reach
+from titan_attent.report.sentence import ends
 from titan_attent.report.summary import conclusion
 from titan_attent.report.teaching import panels_of
 
@@ -147,14 +148,16 @@ def test_the_conclusion_speaks_of_accuracy_and_loss(tmp_path: Path) -> None:
     write(b, losses(1, 2) + validations({20: 3.5, 40: 3.25}) + accuracies({20: 0.75, 40: 1.0}) + prepaid)
     write(tmp_path / "c", losses(1, 2) + validations({40: 3.5}) + accuracies({40: 0.5}) + prepaid)
     first, second, third = (read_run(tmp_path / name) for name in "abc")
+    assert ends(first, second)[1] == (
+        f"{b} ended at a validation accuracy of 100.00%, 25.00% above {a} (75.00%); its best is 100.00%, 25.00% above "
+        f"the best of {a} (75.00%)"
+    )
     assert conclusion(first, second) == (
-        f"final validation accuracy: {b} at 100.00%, {a} at 75.00%; "
         f"{b} reached the final validation accuracy of {a}, 75.00%, after 20 steps instead of 40; "
         f"no saving is reported: {a} has 2 validations, too few to estimate their noise; "
-        f"{b} did not reach the final validation loss of {a}, 3.0000; its scorers took 7 s before the run"
+        f"{b} did not reach the final validation loss of {a}, 3.0000"
     )
     assert conclusion(second, first) == (
-        f"final validation accuracy: {a} at 75.00%, {b} at 100.00%; "
         f"{a} did not reach the final validation accuracy of {b}, 100.00%; "
         f"{a} reached the final validation loss of {b}, 3.2500, after 35 steps instead of 40; "
         f"no saving is reported: {b} has 2 validations, too few to estimate their noise"

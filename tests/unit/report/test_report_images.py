@@ -191,7 +191,7 @@ def test_several_runs_have_their_own(run: Path, capsys: pytest.CaptureFixture[st
     assert main([str(other), str(run)]) == 0
     assert names(run) == {"tb", "teacher", "images.png"} and names(other) == {"tb", "curves.png"}
     last = capsys.readouterr().out.strip().split("\n")[-1]
-    assert last.endswith(f"; pictures: {other / 'curves.png'}, {run / 'images.png'}")
+    assert last == f"pictures: {other / 'curves.png'}, {run / 'images.png'}"
 
 
 @pytest.mark.parametrize("what", ["no data.json", "text", "gone", "not json", "no path", "a list"])

@@ -1,6 +1,7 @@
 """The run record that a run writes is read back for the report."""
 
 import json
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from titan_attent.data.run_record import RunRecord, read_run_record, write_run_r
 from titan_attent.titan.settings import describe
 
 
-def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNamespace:
+def a_run(folder: Path, name: str = "llama3_attent", *, tokenizer: str = "a", **changed: Any) -> SimpleNamespace:
+    """A run whose configuration has the values below as defaults, and ``changed`` as section__key."""
     (folder / "validation").mkdir(exist_ok=True)
     (folder / "validation" / "index.json").write_text('{"fingerprint": "of validation"}')
     job: dict[str, dict[str, Any]] = {
@@ -30,12 +32,20 @@ def a_run(folder: Path, name: str = "llama3_attent", **changed: Any) -> SimpleNa
         "optimizer": {"lr": 0.25},
         "debug": {"seed": 7},
     }
+    sections = {
+        name: make_dataclass(name, [(key, type(value), field(default=value)) for key, value in keys.items()])
+        for name, keys in job.items()
+    }
+    config = make_dataclass("Config", [(name, one, field(default_factory=one)) for name, one in sections.items()])()
     for key, value in changed.items():
         section, name = key.split("__")
-        job[section][name] = value
+        setattr(getattr(config, section), name, value)
+    shards = SimpleNamespace(tokenizer_info={"name": "trained", "vocab_size": 300, "sha256": tokenizer * 64})
     return SimpleNamespace(
-        job_config=SimpleNamespace(**{section: SimpleNamespace(**keys) for section, keys in job.items()}),
-        dataset=SimpleNamespace(stored=SimpleNamespace(fingerprint="of data"), seq_len=96, tokens_per_example=128),
+        job_config=config,
+        dataset=SimpleNamespace(
+            stored=SimpleNamespace(fingerprint="of data"), shards=shards, seq_len=96, tokens_per_example=128
+        ),
         batch_size=16,
         device=torch.device("cpu"),
     )
@@ -56,12 +66,23 @@ def test_a_record_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (found.losses, found.scorers_flops) == ((), 0.0)
 
 
+def test_the_keys_that_a_run_changes_are_recorded(tmp_path: Path) -> None:
+    assert record_of(tmp_path, a_run(tmp_path)).configured == {}
+    changed = {"optimizer__lr": 0.5, "debug__seed": None, "data__unit": ["a", "b"], "training__steps": 20}
+    assert record_of(tmp_path, a_run(tmp_path, **changed)).configured == {
+        "optimizer.lr": 0.5,
+        "debug.seed": None,
+        "data.unit": "['a', 'b']",
+    }
+
+
 def test_what_a_validation_measures(tmp_path: Path) -> None:
     """``measured`` is equal for runs whose validation losses are comparable, and differs for others."""
     base = record_of(tmp_path, a_run(tmp_path)).measured
     assert base == record_of(tmp_path, a_run(tmp_path, optimizer__lr=0.5, debug__seed=8, model__flavor="70B")).measured
     others = [{"validation__seq_len": 32}, {"validation__steps": 2}, {"data__validation_path": "gone"}]
     assert all(base != record_of(tmp_path, a_run(tmp_path, **other)).measured for other in others)
+    assert base != record_of(tmp_path, a_run(tmp_path, tokenizer="b")).measured
     vit, mae = (a_run(tmp_path, name) for name in ("vit_attent", "mae_attent"))
     of_vit, of_mae = record_of(tmp_path, vit).measured, record_of(tmp_path, mae).measured
     assert base != of_vit != of_mae

@@ -15,7 +15,7 @@ from titan_attent.data.run_record import RunRecord, write_run_record
 from titan_attent.titan import launch
 from titan_attent.titan.checks.dump_folder import check_dump_folder
 from titan_attent.titan.checks.unread_paths import check_unread_paths
-from titan_attent.titan.settings import chosen_of
+from titan_attent.titan.settings import configured_of
 
 
 def parse(*argv: str, toml: str = "", folder: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
@@ -69,14 +69,14 @@ SETTING = {"model": "llama3_attent 10M", "optimizer.lr": 0.25}
 
 
 def check(config: JobConfig, **setting: Any) -> None:
-    check_dump_folder(config, setting=SETTING | setting, chosen=chosen_of(config))
+    check_dump_folder(config, setting=SETTING | setting)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> JobConfig:
     """A run whose record lies in its folder."""
     config = config_of({"teacher.strategy": "hard"}, data="d", folder=str(tmp_path))
-    write_run_record(tmp_path / "teacher", RunRecord(setting=SETTING, chosen=chosen_of(config)), losses=())
+    write_run_record(tmp_path / "teacher", RunRecord(setting=SETTING, configured=configured_of(config)), losses=())
     return config
 
 
@@ -107,7 +107,7 @@ def test_a_resume_and_a_record_of_before_pass(config: JobConfig, tmp_path: Path)
     with pytest.raises(ValueError, match="holds another run"):
         check(config, **{"optimizer.lr": 0.5})
     record = tmp_path / "teacher" / "data.json"
-    without = {key: value for key, value in json.loads(record.read_text()).items() if key != "chosen"}
+    without = {key: value for key, value in json.loads(record.read_text()).items() if key != "configured"}
     record.write_text(json.dumps(without))
     config.teacher.strategy = "uniform"
     check(config)

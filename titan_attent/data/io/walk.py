@@ -24,6 +24,7 @@ class LeftOut:
     """Counts the entries of an input that are not read, by reason, with the first entry of each reason.
 
     Attributes:
+        extensions: reason -> number of files per extension, for the reasons that count them.
         harmless: reasons that lose no data.
         notes: further notes on the input for the report.
     """
@@ -31,6 +32,7 @@ class LeftOut:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
+        self.extensions: dict[str, Counter[str]] = {}
         self.harmless = set(UNCOUNTED)
         self.notes: list[str] = []
 
@@ -41,8 +43,15 @@ class LeftOut:
         self.counts[reason] += count
         self.first.setdefault(reason, os.fspath(where))
 
+    def add_file(self, reason: str, where: str | os.PathLike[str], *, extension: str) -> None:
+        """Count a file, and its extension."""
+        self.add(reason, where)
+        self.extensions.setdefault(reason, Counter())[extension] += 1
+
     def update(self, other: "LeftOut") -> None:
         self.counts.update(other.counts)
+        for reason, counts in other.extensions.items():
+            self.extensions.setdefault(reason, Counter()).update(counts)
         self.first = {**other.first, **self.first}
         self.harmless |= other.harmless
         self.notes += other.notes
@@ -53,9 +62,20 @@ class LeftOut:
         return sum(count for reason, count in self.counts.items() if reason not in self.harmless)
 
     def summary(self) -> str:
-        """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``, then the notes; "" if there are none."""
-        parts = [f"{count:,} {reason} (first: {self.first[reason]})" for reason, count in sorted(self.counts.items())]
+        """``left out 12 hidden (first: a/.git), 3 dead link (first: a/b)``, then the notes; "" if there are none.
+
+        Several files whose extensions were counted have these, too: ``(first: a/b.csv; 3 .csv, 1 .pdf)``.
+        """
+        parts = []
+        for reason, count in sorted(self.counts.items()):
+            extensions = f"; {by_count(self.extensions[reason])}" if count > 1 and reason in self.extensions else ""
+            parts.append(f"{count:,} {reason} (first: {self.first[reason]}{extensions})")
         return "; ".join((["left out " + ", ".join(parts)] if parts else []) + self.notes)
+
+
+def by_count(counts: Counter[str]) -> str:
+    """``12 .jsonl, 3 .md``: the largest count first."""
+    return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class FolderWalk:

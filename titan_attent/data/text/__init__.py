@@ -3,11 +3,13 @@
     inputs.py      NAME=PATH -> files              of named data sources; input_files.py: records or a text;
          |                                         folders.py: which files of a folder
     documents.py   files -> documents              from JSON records (json_values.py), rows of parquet (parquet_text.py)
-         |                                         and csv (csv_text.py), texts; records.py: prompts, conversations
+         |                                         and csv (csv_text.py), texts; compressed.py: .gz and .zst;
+         |                                         records.py: prompts and conversations
     tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (bpe.py)
          |                                         on text of all inputs (sample.py); encode.py: many at a time
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py, consumed_records.py)
-         |                                         __main__.py: its command; summary.py: its report
+         |                                         output.py: its folder; held_out.py: which documents are
+         |                                         validation data; __main__.py: its command; summary.py: its report
     format.py      shards and index.json           hashes, fingerprint; document_files.py: ends of documents, masks
          |
     shards.py      example id -> window of tokens  or, where documents are the unit: spans.py, document_examples.py

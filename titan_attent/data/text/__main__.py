@@ -15,6 +15,7 @@ from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import DEFAULT_SOURCE
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
+from titan_attent.data.text.held_out import TRAIN, VALIDATION
 from titan_attent.data.text.inputs import TEXT_EXTENSIONS
 from titan_attent.data.text.records import CHAT_TEMPLATES, DEFAULT_TEMPLATE
 from titan_attent.data.text.summary import TextSummary
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet or text file, folder or pattern; "
+        help=".jsonl, .ndjson, .json, .csv, .tsv (each also .gz, .zst), .parquet or text file, folder or pattern; "
         f"SOURCE=INPUT names its data source (default: {DEFAULT_SOURCE})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
@@ -53,6 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"template of the conversation: {', '.join(CHAT_TEMPLATES)} (default: {DEFAULT_TEMPLATE})",
     )
+    parser.add_argument(
+        "--validation-fraction",
+        type=float,
+        metavar="F",
+        help="write DIR/train and DIR/validation, the latter of this fraction of the documents by a hash of their text",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete the data set in DIR, and start anew")
     parser.add_argument("--shard-tokens", type=int, default=2**27, help="tokens per shard (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="default: all CPUs (%(default)s)")
     parser.add_argument(
@@ -101,10 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(summary: TextSummary) -> None:
     if warning := summary.warning():
         print(f"warning: {warning}", file=sys.stderr)
+    if files := summary.files():
+        print(files)
+    path = summary.path if summary.validation is None else summary.path / TRAIN
     print(
-        f"{summary.path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
+        f"{path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
         f"shards, {summary.tokens_per_second:,.0f} tokens/s"
     )
+    if summary.validation is not None:
+        num_documents, num_tokens = summary.validation
+        print(f"{summary.path / VALIDATION}: {num_documents:,} documents, {num_tokens:,} tokens")
     if len(summary.source_tokens) > 1:
         for source, num_tokens in summary.source_tokens.items():
             print(f"  {source}: {num_tokens:,} tokens ({num_tokens / summary.num_tokens:.1%})")

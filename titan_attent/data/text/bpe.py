@@ -11,6 +11,7 @@ Hugging Face's tokenizers, exported to the format of tiktoken.
 
 import base64
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -58,11 +59,12 @@ def parse_ranks(content: bytes, *, path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str) -> dict[bytes, int]:
+def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str, progress: bool = False) -> dict[bytes, int]:
     """Learn at most ``num_ranks`` (256 or more) tokens from ``texts``, split by ``pattern``.
 
     The single bytes come first, byte ``b`` with rank ``b``, then the merges in the order they were learned. A pair that
-    occurs once is not merged, so that little text gives fewer tokens. The same texts give the same ranks.
+    occurs once is not merged, so that little text gives fewer tokens.
+    The same texts give the same ranks. ``progress`` shows the trainer's bars on a terminal.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -78,7 +80,8 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str) -> dict[b
         vocab_size=num_ranks,
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        # It prints empty lines where it shows no bar.
+        show_progress=progress and sys.stdout.isatty() and sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
     byte_of = _byte_of_character()

@@ -1,20 +1,19 @@
 """Reads documents from files: each JSON record, parquet row or text file is one document, in a fixed order.
 
 The files, listed by inputs.py, are read as a stream. Every document has a cursor, the position after it, from which a
-later run can continue. Only in a gzip file or a JSON array does that run read the earlier documents again.
+later run can continue. Only in a compressed file or a JSON array does that run read the earlier documents again.
 
 Cost: memory for one document, or for parquet as in parquet_text.py.
 """
 
-import gzip
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_TEXT, SIZE, Bad
+from titan_attent.data.text.compressed import DAMAGE_ERRORS, decompressed, open_bytes
 from titan_attent.data.text.csv_text import DELIMITERS, UnusableFileError, read_table
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.json_values import (
-    GZIP_ERRORS,
     WIDE_BOMS,
     RepeatedKeyError,
     TooLargeError,
@@ -124,13 +123,14 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
             problem = "UTF-16 or UTF-32, by its byte-order mark, but records must be UTF-8"
             yield Bad(str(file.path), ENCODING, problem, UTF8_FIX), next_file, file.num_bytes
             return
-        stream: Any = gzip.open(raw) if file.compressed else raw  # noqa: SIM115
+        stream = decompressed(raw, compression=file.compression)
         row = at.row
         try:
             for content, row, offset in _STREAM_READERS[file.kind](file, stream, at, records, max_bytes):
                 yield content, ReadPosition(at.file, row, offset), raw.tell()
-        except GZIP_ERRORS as error:
-            problem = f"damaged gzip file after {'record' if file.kind == 'values' else 'line'} {row} ({error})"
+        except DAMAGE_ERRORS as error:
+            unit = "record" if file.kind == "values" else "line"
+            problem = f"damaged {file.packing} file after {unit} {row} ({error})"
             yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), next_file, file.num_bytes
         except UnusableFileError as error:
             yield error.bad, next_file, file.num_bytes
@@ -148,11 +148,11 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
 def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
     where = str(file.path)
     try:
-        with gzip.open(file.path) if file.compressed else open(file.path, "rb") as stream:
-            content = stream.read(max_bytes + 1) if file.compressed or file.num_bytes <= max_bytes else b""
-    except GZIP_ERRORS as error:
-        return Bad(where, DAMAGED, f"damaged gzip file ({error})", "download or compress it again")
-    if len(content) > max_bytes or (file.num_bytes > max_bytes and not file.compressed):
+        with open_bytes(file.path, compression=file.compression) as stream:
+            content = stream.read(max_bytes + 1) if file.compression or file.num_bytes <= max_bytes else b""
+    except DAMAGE_ERRORS as error:
+        return Bad(where, DAMAGED, f"damaged {file.packing} file ({error})", "download or compress it again")
+    if len(content) > max_bytes or (file.num_bytes > max_bytes and not file.compression):
         return Bad(where, SIZE, f"has more than {max_bytes:,} bytes", "split it, or raise --max-document-bytes")
     # A byte-order mark identifies the encoding, and is not part of the text. That of UTF-32 begins like that of UTF-16.
     wide = next((mark for mark in WIDE_BOMS if content.startswith(mark)), None)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from titan_attent.data.io.walk import FolderWalk, LeftOut
+from titan_attent.data.text.compressed import bare_extension
 from titan_attent.data.text.input_files import (
     RECORD_EXTENSIONS,
     TEXT_EXTENSIONS,
@@ -65,7 +66,7 @@ def list_folder(
         files = {"text": texts, "table": tables}.get(kind, records)
         files.append(input_file(path, source=source, optional=True, kind=kind))
     plain = [file for file in texts if not is_metadata(file.path)]
-    if not records and plain and all(file.extension.removesuffix(".gz") == "json" for file in plain):
+    if not records and plain and all(bare_extension(file.extension) == "json" for file in plain):
         # Only .json files: these are records with another key, not texts. The reader then asks for the key.
         records = [file._replace(kind="values") for file in plain]
         texts = [file for file in texts if is_metadata(file.path)]
@@ -97,8 +98,8 @@ def list_folder(
 def _is_read(extension: str, extensions: Sequence[str] | None) -> bool:
     if extensions is not None:
         return extension in extensions
-    bare = extension.removesuffix(".gz")
-    return bare in TEXT_EXTENSIONS or (bare in RECORD_EXTENSIONS and extension != "parquet.gz")
+    bare = bare_extension(extension)
+    return bare in TEXT_EXTENSIONS or (bare in RECORD_EXTENSIONS and (bare != "parquet" or bare == extension))
 
 
 def _note_splits(paths: Iterable[str], folder: Path, left_out: LeftOut) -> None:
@@ -120,4 +121,5 @@ def is_metadata(path: Path) -> bool:
 
 def _leave_out(paths: Sequence[str | os.PathLike[str]], reason: str, left_out: LeftOut) -> None:
     for path in paths:
-        left_out.add(reason, path)
+        extension = extension_of(Path(path))
+        left_out.add_file(reason, path, extension=f".{extension}" if extension else "without extension")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_attent.data.text.compressed import COMPRESSIONS, bare_extension, compression_of
 from titan_attent.data.text.csv_text import DELIMITERS
 from titan_attent.data.text.json_values import detect_layout
 
@@ -18,8 +19,8 @@ TEXT_EXTENSIONS = (
 LINE_EXTENSIONS = ("jsonl", "ndjson", "jsonlines", "jl")
 TABLE_EXTENSIONS = tuple(DELIMITERS)
 RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet", *TABLE_EXTENSIONS)
-"""Files with any of these but parquet, or with a text extension, may be compressed: ``.json.gz``."""
-PACKED_EXTENSIONS = ("zst", "bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", "gz")
+"""Files with any of these but parquet, or with a text extension, may be compressed: ``.json.gz``, ``.json.zst``."""
+PACKED_EXTENSIONS = ("bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", *COMPRESSIONS)
 
 
 class InputFile(NamedTuple):
@@ -36,8 +37,14 @@ class InputFile(NamedTuple):
     "parquet"; "text"."""
 
     @property
-    def compressed(self) -> bool:
-        return self.extension.endswith("gz")
+    def compression(self) -> str:
+        """ "gz", "zst", or "" for a file that is not compressed."""
+        return compression_of(self.extension)
+
+    @property
+    def packing(self) -> str:
+        """The name of the compression in messages."""
+        return {"gz": "gzip"}.get(self.compression, self.compression)
 
 
 def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_key: str) -> InputFile:
@@ -49,8 +56,9 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder; correct the path of this input")
     extension = extension_of(path)
-    bare = extension.removesuffix(".gz")
-    if extension in extensions or bare in (*extensions, *RECORD_EXTENSIONS) and extension != "parquet.gz":
+    bare = bare_extension(extension)
+    is_packed_parquet = bare == "parquet" != extension
+    if extension in extensions or bare in (*extensions, *RECORD_EXTENSIONS) and not is_packed_parquet:
         kind = kind_of(path, extension=extension, text_key=text_key)
         if bare == "json" and kind == "text":
             kind = "values"  # reading it reports what it holds instead of records
@@ -58,7 +66,7 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
     if extension.rpartition(".")[2] in PACKED_EXTENSIONS:
         raise ValueError(
             f"{path}: unsupported extension {extension!r}; unpack it first, into .jsonl, .parquet or text files ("
-            ".jsonl.gz, .json.gz and .txt.gz are read)"
+            ".jsonl.gz, .json.gz, .txt.gz and the same with .zst are read)"
         )
     if not extension:
         raise ValueError(
@@ -73,7 +81,7 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
 
 def kind_of(path: Path, *, extension: str, text_key: str) -> str:
     """How a file is read, as ``InputFile.kind``; "text" also for a .json file without records that have the key."""
-    bare = extension.removesuffix(".gz")
+    bare = bare_extension(extension)
     if bare == "json":
         layout = detect_layout(path, text_key=text_key)
         # Several objects, one per line, are records even without the key.
@@ -88,8 +96,8 @@ def kind_of(path: Path, *, extension: str, text_key: str) -> str:
 def extension_of(path: Path) -> str:
     """The extension in lower case, such as ``txt`` or ``json.gz``; "" if there is none."""
     stem, dot, extension = path.name.lower().rpartition(".")
-    if extension == "gz" and "." in stem:
-        extension = f"{stem.rpartition('.')[2]}.gz"
+    if extension in COMPRESSIONS and "." in stem:
+        extension = f"{stem.rpartition('.')[2]}.{extension}"
     return extension if dot else ""
 
 

@@ -5,16 +5,15 @@ as much of the file, so that a large value takes twice its parsing time.
 """
 
 import codecs
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from titan_attent.data.text.compressed import DAMAGE_ERRORS, compression_of, open_bytes
+
 HEAD = 2**16
 """Bytes read to detect the layout of a .json file."""
-GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 WIDE_BOMS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -38,11 +37,11 @@ class TooLargeError(ValueError):
 
 
 def detect_layout(path: Path, *, text_key: str) -> JsonLayout | None:
-    """The layout of a .json or .json.gz file, by its head; None if it holds no records: other values, or malformed."""
+    """The layout of a .json file, compressed or not, by its head; None if it holds no records."""
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        with open_bytes(path, compression=compression_of(path.name.lower())) as file:
             head = file.read(HEAD)
-    except GZIP_ERRORS:
+    except DAMAGE_ERRORS:
         return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the damage
     if head.startswith(WIDE_BOMS):
         return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the encoding

@@ -12,7 +12,7 @@ Cost: one write of a small file per shard; on resume, one stat per input file an
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.bad import SKIPPED_FILE
-from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE
+from titan_attent.data.io.folder import DEFAULT_SOURCE, PROGRESS_FILE
 from titan_attent.data.text.consumed_records import ConsumedRecords, find_resume_point
 from titan_attent.data.text.documents import START, ReadPosition
 from titan_attent.data.text.eos_documents import find_documents
 from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, token_dtype
+from titan_attent.data.text.held_out import TRAIN, VALIDATION
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.records import Records
 from titan_attent.foundations.typed import typed
@@ -32,8 +33,24 @@ from titan_attent.foundations.versioned_json import read_json_object
 
 
 @dataclass
+class SetProgress:
+    """The finished shards of the validation data."""
+
+    num_documents: int = 0
+    max_token_id: int = -1
+    shards: list[ShardEntry] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard.num_tokens for shard in self.shards)
+
+
+@dataclass
 class Progress:
-    """The content of progress.json: the finished shards, and the position after their records."""
+    """The content of progress.json: the finished shards, and the position after their records.
+
+    ``num_documents``, ``max_token_id`` and ``shards`` are those of the data set, or else of its training data.
+    """
 
     arguments: dict[str, Any]
     """The result of :func:`run_arguments`."""
@@ -51,10 +68,12 @@ class Progress:
     """Number of written documents per note: empty ones, ones with characters that UTF-8 cannot hold, and others."""
     consumed: ConsumedRecords | None = field(default_factory=ConsumedRecords)
     """None for a run of an earlier version, which did not record it."""
+    validation: SetProgress = field(default_factory=SetProgress)
+    """Without shards, unless documents are held out."""
 
     @property
     def num_tokens(self) -> int:
-        return sum(shard.num_tokens for shard in self.shards)
+        return sum(shard.num_tokens for shard in (*self.shards, *self.validation.shards))
 
     def save(self, folder: Path) -> None:
         write_atomically(folder / PROGRESS_FILE, json.dumps(asdict(self), indent=1).encode("ascii"))
@@ -75,29 +94,18 @@ class Progress:
                 state.num_skipped,
                 state.skipped_bytes,
                 state.max_token_id + 1,
+                state.validation.num_documents,
+                state.validation.max_token_id + 1,
+                *state.skipped.values(),
+                *state.noted.values(),
             ]
-            counts += [*state.skipped.values(), *state.noted.values(), *(shard.num_tokens for shard in state.shards)]
-            counts += [shard.num_documents for shard in state.shards]
+            for shard in (*state.shards, *state.validation.shards):
+                counts += [shard.num_tokens, shard.num_documents]
             if min(counts) < 0:
                 raise ValueError(f"a count is {min(counts)}")
             return state
         except ValueError as error:
             raise ValueError(f"{path}: malformed ({error}); delete {folder} to start anew") from error
-
-
-def check_output(folder: Path, *, paths: Iterable[Path]) -> None:
-    """ValueError if ``folder`` cannot hold a new or an interrupted data set."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; choose a folder for --output")
-    if (folder / INDEX_FILE).exists():
-        raise ValueError(f"{folder}: holds a finished data set; choose another --output, or delete it first")
-    for path in paths:
-        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{folder}: is inside the input {path}; choose an --output outside of it")
-    if not (folder / PROGRESS_FILE).exists() and (stray := sorted(folder.glob("shard-*.bin"))):
-        raise ValueError(
-            f"{folder}: holds {stray[0].name} but no {INDEX_FILE}; choose another --output, or delete it first"
-        )
 
 
 def resume(
@@ -119,7 +127,7 @@ def resume(
         return None
     state = Progress.load(folder)
     differing = {name for name in {*state.arguments, *arguments} if state.arguments.get(name) != arguments.get(name)}
-    if differing and not state.shards:
+    if differing and not state.num_tokens:
         return None  # A wrong command that wrote no shard must not block the corrected one.
     if "inputs" in differing and differing <= {"inputs", "sources"} and state.consumed is not None:
         resume_point = find_resume_point(state.consumed, files=files, records=records, max_bytes=max_bytes)
@@ -141,24 +149,30 @@ def resume(
     if state.cursor.file > len(files):
         raise ValueError(f"{folder / PROGRESS_FILE}: malformed (cursor {state.cursor}); delete {folder} to start anew")
     dtype = token_dtype(state.tokenizer["vocab_size"])
-    for number, shard in enumerate(state.shards):
-        for name, num_bytes, _ in shard.files(dtype.itemsize):
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != num_bytes:
+    for part, shards in zip(part_folders(folder, arguments), (state.shards, state.validation.shards), strict=False):
+        for number, shard in enumerate(shards):
+            for name, num_bytes, _ in shard.files(dtype.itemsize):
+                path = part / name
+                if not path.is_file() or path.stat().st_size != num_bytes:
+                    raise ValueError(
+                        f"{path}: this file of a finished shard of an interrupted run is missing or truncated; delete "
+                        f"{folder} to start anew"
+                    )
+            if not shard.documents_sha256:  # a run of an earlier version
+                shards[number] = find_documents(part, shard, dtype=dtype, eos_id=state.tokenizer["eos_id"])
+            if bool(shard.mask_sha256) != records.has_mask:
                 raise ValueError(
-                    f"{path}: this file of a finished shard of an interrupted run is missing or truncated; delete "
-                    f"{folder} to start anew"
+                    f"{folder / PROGRESS_FILE}: malformed (mask of {shard.file}); delete {folder} to start anew"
                 )
-        if not shard.documents_sha256:  # a run of an earlier version
-            state.shards[number] = find_documents(folder, shard, dtype=dtype, eos_id=state.tokenizer["eos_id"])
-        if bool(shard.mask_sha256) != records.has_mask:
-            raise ValueError(
-                f"{folder / PROGRESS_FILE}: malformed (mask of {shard.file}); delete {folder} to start anew"
-            )
     skipped = folder / SKIPPED_FILE
     if state.skipped_bytes > (skipped.stat().st_size if skipped.is_file() else 0):
         raise ValueError(f"{skipped}: is missing or truncated; delete {folder} to start anew")
     return state
+
+
+def part_folders(folder: Path, arguments: dict[str, Any]) -> list[Path]:
+    """The folders of the data sets that a run writes: the training data first."""
+    return [folder / TRAIN, folder / VALIDATION] if "validation_fraction" in arguments else [folder]
 
 
 def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **other_arguments: Any) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """Samples text from all inputs to train a tokenizer on, independent of the order of the inputs.
 
-The files, in a hashed order, are joined into one range of bytes, which is cut into equal spans. Every span gives an
+Each data source gives text in proportion to its size, and at least ``SPAN_BYTES``, if it has as much. The files of a
+source, in a hashed order, are joined into one range of bytes, which is cut into equal spans. Every span gives an
 equal quota of text, from its beginning. So a file gives text in proportion to its size, and a large file from many
-positions. A file without random access (gzip, a JSON array) is read from its beginning, one quota after the other. A
-parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
+positions. A file without random access (compressed, a JSON array) is read from its beginning, one quota after the
+other. A parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
 
 Cost: one read of the sampled text; a text file is read whole; at most ``MAX_SPANS`` positions are looked up.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
@@ -25,15 +26,48 @@ MAX_INFLATION = 8
 """Assumed maximum ratio of text to bytes on disk. If the text fits at this ratio, compressed files are read whole."""
 
 
-def sample_texts(files: Sequence[InputFile], *, num_bytes: int, records: Records, max_bytes: int) -> Iterator[str]:
+def sample_texts(
+    files: Sequence[InputFile],
+    *,
+    num_bytes: int,
+    records: Records,
+    max_bytes: int,
+    excluded: Callable[[str], bool] | None = None,
+) -> Iterator[str]:
     """Yield texts of at most ``num_bytes`` in UTF-8, equal for every order of ``files``; unusable records are left out.
 
     Args:
         max_bytes: maximum size of a document.
+        excluded: whether a document, given by its text, is left out, too.
     """
+    by_source: dict[str, list[InputFile]] = {}
+    for file in files:
+        by_source.setdefault(file.source, []).append(file)
+    sizes = {source: sum(file.num_bytes for file in group) for source, group in by_source.items()}
+    remaining, size = num_bytes, sum(sizes.values())
+    # From the smallest to the largest, so that what a small source lacks goes to the others.
+    for i, source in enumerate(sorted(by_source, key=lambda source: (sizes[source], source))):
+        least = min(SPAN_BYTES, remaining // (len(by_source) - i))
+        quota = max(least, remaining * sizes[source] // max(1, size)) if i < len(by_source) - 1 else remaining
+        for text in _sample_source(
+            by_source[source], num_bytes=quota, records=records, max_bytes=max_bytes, excluded=excluded
+        ):
+            remaining -= len(text.encode("utf-8"))
+            yield text
+        size -= sizes[source]
+
+
+def _sample_source(
+    files: Sequence[InputFile],
+    *,
+    num_bytes: int,
+    records: Records,
+    max_bytes: int,
+    excluded: Callable[[str], bool] | None,
+) -> Iterator[str]:
     files = sorted(files, key=_order)
     sizes = [file.num_bytes for file in files]
-    packed = any(file.compressed or file.kind == "parquet" for file in files)
+    packed = any(file.compression or file.kind == "parquet" for file in files)
     starts, total = [0, *accumulate(sizes)], sum(sizes)
     whole = total * (MAX_INFLATION if packed else 1) <= num_bytes
     num_spans = 1 if whole else max(1, min(MAX_SPANS, -(-num_bytes // SPAN_BYTES)))
@@ -46,7 +80,7 @@ def sample_texts(files: Sequence[InputFile], *, num_bytes: int, records: Records
         while quota > 0 and at < len(files) and (starts[at] < last or not total):
             if at != number:
                 opened.close()
-                number, opened = at, _Opened(files[at], records, max_bytes)
+                number, opened = at, _Opened(files[at], records, max_bytes, excluded)
             for text in opened.between(max(0, first - starts[at]), min(sizes[at], last - starts[at])):
                 content = well_formed(text).encode("utf-8")[:quota]
                 yield content.decode("utf-8", "ignore")
@@ -66,8 +100,15 @@ def _order(file: InputFile) -> tuple[str, int, str]:
 class _Opened:
     """A file that is read forward, from any position it can be entered at. Positions are bytes of the file on disk."""
 
-    def __init__(self, file: InputFile | None = None, records: Records = TEXT_RECORDS, max_bytes: int = 0):
+    def __init__(
+        self,
+        file: InputFile | None = None,
+        records: Records = TEXT_RECORDS,
+        max_bytes: int = 0,
+        excluded: Callable[[str], bool] | None = None,
+    ):
         self.file, self.records, self.max_bytes = file, records, max_bytes
+        self.excluded = excluded or (lambda text: False)
         self._documents: Iterator[Document] | None = None
         self._position = self._read = 0
         self._text: str | None = None
@@ -94,6 +135,8 @@ class _Opened:
                 self._enter(ReadPosition(), 0)
                 assert self._documents is not None
                 self._text = next(self._documents).text or ""
+                if self.excluded(self._text):
+                    self._text = ""
             size, length = max(1, self.file.num_bytes), len(self._text)
             yield self._text[length * start // size : length * stop // size]
             return
@@ -107,13 +150,13 @@ class _Opened:
         while (to_the_end or self._position < stop) and (document := next(self._documents, None)) is not None:
             self._read += document.num_bytes  # the first has the bytes before it, too
             self._position = self._read
-            if document.text:
+            if document.text and not self.excluded(document.text):
                 yield document.text
 
     def _go_to(self, start: int) -> None:
         """Enter the file at or before ``start``; stay at the current position if the file cannot be entered there."""
         assert self.file is not None
-        if self.file.kind == "lines" and not self.file.compressed:
+        if self.file.kind == "lines" and not self.file.compression:
             with open(self.file.path, "rb") as file:
                 file.seek(start - 1)
                 while (line := file.readline(2**20)) and not line.endswith(b"\n"):

@@ -1,10 +1,11 @@
 """The report of the writer: counts, and one line on everything that was skipped, left out or noted, by reason."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE
-from titan_attent.data.io.walk import LeftOut
+from titan_attent.data.io.walk import LeftOut, by_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,7 @@ class TextSummary:
     """The counts of a written data set.
 
     Attributes:
+        num_documents, num_tokens, num_shards, fingerprint: of the data set, or else of its training data.
         num_skipped: number of files that were not text.
         source_tokens: number of tokens per source, in the order of the inputs.
         tokens_per_second: the speed of this run, without the shards of an interrupted run before it.
@@ -31,6 +33,14 @@ class TextSummary:
     """Number of documents per note: empty, with lone surrogates (now U+FFFD), with several JSON lines in one text."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """The entries of the input folders that were not read."""
+    read: Counter[str] = field(default_factory=Counter)
+    """Number of files that were read from folders, by extension."""
+    validation: tuple[int, int] | None = None
+    """Numbers of documents and tokens of the validation data; None if no documents are held out."""
+
+    def files(self) -> str:
+        """``read 12 .jsonl, 3 .json.gz``: the files of the input folders; "" without folders."""
+        return f"read {by_count(self.read)}" if self.read else ""
 
     def warning(self) -> str:
         """One line on everything that was skipped, left out and noted; "" if nothing was."""

@@ -13,7 +13,7 @@ Source: tiktoken (https://github.com/openai/tiktoken); the split pattern is that
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,14 +176,36 @@ def load_tokenizer(spec: str) -> Tokenizer:
     return Tokenizer(_encoding(path.stem, parse_ranks(path.read_bytes(), path=path)))
 
 
-def make_tokenizer(spec: str, *, texts: Iterable[str], max_training_bytes: int) -> Tokenizer:
-    """As :func:`load_tokenizer`; for ``train:VOCAB_SIZE``, train one on the first bytes of ``texts`` (sample.py)."""
-    if not spec.startswith(TRAIN):
+def make_tokenizer(
+    spec: str, *, texts: Iterable[str], max_training_bytes: int, bar: Callable[[int], Any] | None = None
+) -> Tokenizer:
+    """As :func:`load_tokenizer`; for ``train:VOCAB_SIZE``, train one on the first bytes of ``texts`` (sample.py).
+
+    Args:
+        bar: called with the number of bytes of each text that is trained on. The merges are then shown by the trainer's
+            own bars, on a terminal.
+    """
+    vocab_size = trained_size(spec)
+    if vocab_size is None:
         return load_tokenizer(spec)
+    first = _first_bytes(texts, num_bytes=max_training_bytes)
+    return train_tokenizer(_counted(first, bar) if bar else first, vocab_size=vocab_size, progress=bar is not None)
+
+
+def trained_size(spec: str) -> int | None:
+    """The vocabulary size of ``train:VOCAB_SIZE``; None for another specification. ValueError if it is none."""
+    if not spec.startswith(TRAIN):
+        return None
     vocab_size = spec.removeprefix(TRAIN)
     if not vocab_size.isdecimal():
         raise ValueError(f"tokenizer {spec!r}: {vocab_size!r} is not a vocabulary size; use for example train:32768")
-    return train_tokenizer(_first_bytes(texts, num_bytes=max_training_bytes), vocab_size=int(vocab_size))
+    return int(vocab_size)
+
+
+def _counted(texts: Iterable[str], count: Callable[[int], Any]) -> Iterator[str]:
+    for text in texts:
+        yield text
+        count(len(text.encode("utf-8")))
 
 
 def _first_bytes(texts: Iterable[str], *, num_bytes: int) -> Iterator[str]:
@@ -195,7 +217,7 @@ def _first_bytes(texts: Iterable[str], *, num_bytes: int) -> Iterator[str]:
             return
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, progress: bool = False) -> Tokenizer:
     """Train a byte-level BPE on ``texts``. Its ids are the bytes 0 to 255, the merges in order, then eos.
 
     The same texts in the same order give the same tokenizer.
@@ -203,6 +225,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     Args:
         texts: the training texts, iterated once.
         vocab_size: the maximum number of ids, eos included; little text gives fewer.
+        progress: show the bars of the trainer, on a terminal.
 
     Raises:
         ValueError: ``vocab_size`` is below 257.
@@ -212,7 +235,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
             f"train:{vocab_size}: the 256 single bytes and {EOS} need a vocabulary of 257; give 257 or more"
         )
     chunks = (chunk for text in texts for chunk in _split_long_whitespace(well_formed(text)))
-    ranks = train_ranks(chunks, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN)
+    ranks = train_ranks(chunks, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN, progress=progress)
     return Tokenizer(_encoding("trained", ranks))
 
 

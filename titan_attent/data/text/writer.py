@@ -13,8 +13,9 @@ Cost: the memory of encode.py; every token is hashed and written once; at the en
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
-from titan_attent.data.io.folder import PROGRESS_FILE, locked
+from titan_attent.data.io.folder import PROGRESS_FILE
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
 from titan_attent.data.text.consumed_records import encode_utf8
@@ -30,12 +31,14 @@ from titan_attent.data.text.document_files import MAX_SHARD_TOKENS
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES, Document, read_documents
 from titan_attent.data.text.encode import Encoded, encode_documents
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
+from titan_attent.data.text.held_out import TRAIN, VALIDATION, check_fraction, is_held_out
 from titan_attent.data.text.inputs import InputFile, list_files
-from titan_attent.data.text.progress import Progress, check_output, resume, run_arguments
+from titan_attent.data.text.output import check_output, delete_data_set, opened
+from titan_attent.data.text.progress import Progress, SetProgress, part_folders, resume, run_arguments
 from titan_attent.data.text.records import make_records
 from titan_attent.data.text.sample import sample_texts
 from titan_attent.data.text.summary import TextSummary, describe_no_documents
-from titan_attent.data.text.tokenizer import Tokenizer, make_tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, trained_size
 
 _JSON_LINES, _HEAD = b'}\n{"', 2**16
 """The end of a JSON line and the beginning of the next; the number of bytes of a document searched for it."""
@@ -57,13 +60,17 @@ def write_dataset(
     extensions: Sequence[str] | None = None,
     on_bad: str = "refuse",
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    validation_fraction: float | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> TextSummary:
     """Write the documents of ``inputs`` as a data set, or resume an interrupted run.
 
+    A command that is refused leaves the folder as it was (output.py).
+
     Args:
-        inputs: .jsonl, .ndjson, .json, .csv, .tsv, text (each also .gz) or .parquet files, or folders. A string may be
-            a pattern, and may begin with the name of the data source, ``NAME=PATH``
+        inputs: .jsonl, .ndjson, .json, .csv, .tsv, text (each also .gz, .zst) or .parquet files, or folders. A string
+            may be a pattern, and may begin with the name of the data source, ``NAME=PATH``
             (:func:`titan_attent.data.io.inputs.parse_inputs`); the default name is ``default``. The order of the inputs
             is kept; adjacent inputs with the same name share shards.
         output: the folder to write, created if missing; not inside an input.
@@ -81,7 +88,12 @@ def write_dataset(
         on_bad: "refuse" ends at the first unusable record or file, and at a folder with more files left out than read.
             "skip" continues; unusable records and files are counted, and listed in skipped.jsonl.
         max_document_bytes: maximum size of a document and of a JSON line.
-        progress: show a progress bar on stderr.
+        validation_fraction: write two data sets, ``output/train`` and ``output/validation``, the latter of about this
+            fraction of the documents, which a hash of their text selects (held_out.py). A tokenizer that is trained
+            does not see them.
+        overwrite: start anew: delete the data set of text in ``output``, finished or interrupted, once nothing but the
+            documents can be refused any more.
+        progress: show progress bars on stderr.
 
     Raises:
         ValueError: an input, tokenizer or argument cannot be used; ``output`` holds a finished data set, or an
@@ -101,51 +113,69 @@ def write_dataset(
             f"{MAX_SHARD_TOKENS}, the maximum number of tokens of a shard; lower them"
         )
     keys = {"prompt_key": prompt_key, "completion_key": completion_key, "messages_key": messages_key}
+    held: dict[str, Any] = {"validation_fraction": validation_fraction}
     records = make_records(text_key=text_key, **keys, chat_template=chat_template)
     folder = Path(output)
     named_paths = parse_inputs(inputs)
-    check_output(folder, paths=[path for _, path in named_paths])
+    split = validation_fraction is not None
+    if validation_fraction is not None:
+        check_fraction(validation_fraction)
+    check_output(folder, paths=[path for _, path in named_paths], split=split, overwrite=overwrite)
     left_out, skip = LeftOut(), on_bad == "skip"
     files = list_files(named_paths, extensions=extensions, text_key=records.names[0], left_out=left_out, skip=skip)
     shared = {**records.arguments(), "shard_tokens": shard_tokens, "training_bytes": max_training_bytes}
+    if split:
+        shared["validation_fraction"] = validation_fraction
     arguments = run_arguments(files, tokenizer=tokenizer, **shared)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    folders = part_folders(folder, arguments)
+    with opened(folder) as kept:
         reading: dict[str, Any] = {"records": records, "max_bytes": max_document_bytes}
-        state = resume(folder, arguments=arguments, files=files, **reading)
+        state = None if overwrite else resume(folder, arguments=arguments, files=files, **reading)
         if state:
-            encoder = Tokenizer.from_info(state.tokenizer, folder)
+            encoder = Tokenizer.from_info(state.tokenizer, folders[0])
         else:
-            texts = sample_texts(files, num_bytes=max_training_bytes, **reading)
-            encoder = make_tokenizer(tokenizer, texts=texts, max_training_bytes=max_training_bytes)
-            encoder.save(folder)
+            if trained_size(tokenizer) is None:
+                encoder = load_tokenizer(tokenizer)
+            else:
+                shown = {"progress": progress, **held}
+                encoder = _train(tokenizer, files, num_bytes=max_training_bytes, reading=reading, **shown)
+            if overwrite:
+                delete_data_set(folder)
+                kept.clear()
+            for part in folders:
+                part.mkdir(exist_ok=True)
+                encoder.save(part)
             state = Progress(arguments, encoder.info())
             state.save(folder)
         started, num_tokens_before = time.perf_counter(), state.num_tokens
         documents = read_documents(files, start=state.cursor, skip=skip, **reading)
         dtype = token_dtype(encoder.vocab_size)
         sizes = [file.num_bytes for file in files]
-        bar = tqdm(
-            total=sum(sizes),
-            initial=sum(sizes[: state.cursor.file]),
-            unit="B",
-            unit_scale=True,
-            mininterval=0.2 if sys.stderr.isatty() else 60,  # not five lines per second in a log file
-            disable=not progress,
-        )
+        bar = _bar(sum(sizes), initial=sum(sizes[: state.cursor.file]), shown=progress)
         with bar, closing(encode_documents(documents, tokenizer=encoder, num_threads=num_threads)) as encoded:
             options = {"dtype": dtype, "mask": records.has_mask}
             _write_shards(
-                encoded, state, folder=folder, options=options, shard_tokens=shard_tokens, bar=bar, files=files
+                encoded, state, folder=folder, options=options, shard_tokens=shard_tokens, bar=bar, files=files, **held
             )
-        if not state.num_documents:
+        if not state.num_tokens:
             (folder / PROGRESS_FILE).unlink()
             reasons = describe_no_documents(state.skipped, state.num_skipped, left_out, path=folder / SKIPPED_FILE)
             raise ValueError(
                 f"{', '.join(map(str, inputs))}: no document in these inputs ({reasons}); give inputs that hold text"
             )
-        counts = {"num_documents": state.num_documents, "max_token_id": state.max_token_id}
-        index = write_index(folder, dtype=dtype, shards=state.shards, tokenizer=state.tokenizer, **counts)
+        sets: list[Progress | SetProgress] = [state, state.validation] if split else [state]
+        for name, one in zip((TRAIN, VALIDATION), sets, strict=False):
+            if not one.shards:
+                delete_data_set(folder)
+                num_documents = sum(one.num_documents for one in sets)
+                raise ValueError(
+                    f"{', '.join(map(str, inputs))}: none of the {num_documents:,} documents is in the {name} data; "
+                    "give more documents, or another --validation-fraction"
+                )
+        # The index of the training data comes last: with it, all is done.
+        for part, one in reversed(list(zip(folders, sets, strict=True))):
+            counts = {"num_documents": one.num_documents, "max_token_id": one.max_token_id}
+            index = write_index(part, dtype=dtype, shards=one.shards, tokenizer=state.tokenizer, **counts)
         (folder / PROGRESS_FILE).unlink()
     source_tokens = dict.fromkeys((file.source for file in files), 0)
     for shard in index.shards:
@@ -157,12 +187,48 @@ def write_dataset(
         num_shards=len(state.shards),
         num_skipped=state.num_skipped,
         source_tokens=source_tokens,
-        tokens_per_second=(index.num_tokens - num_tokens_before) / (time.perf_counter() - started),
+        tokens_per_second=(state.num_tokens - num_tokens_before) / (time.perf_counter() - started),
         fingerprint=index.fingerprint,
         skipped=state.skipped,
         noted=state.noted,
         left_out=left_out,
+        read=Counter(f".{file.extension}" for file in files if file.optional),
+        validation=(state.validation.num_documents, state.validation.num_tokens) if split else None,
     )
+
+
+def _bar(num_bytes: int, *, shown: bool, initial: int = 0, name: str | None = None) -> tqdm:
+    return tqdm(
+        desc=name,
+        total=num_bytes,
+        initial=initial,
+        unit="B",
+        unit_scale=True,
+        mininterval=0.2 if sys.stderr.isatty() else 60,  # not five lines per second in a log file
+        disable=not shown,
+    )
+
+
+def _train(
+    spec: str,
+    files: Sequence[InputFile],
+    *,
+    num_bytes: int,
+    reading: dict[str, Any],
+    progress: bool,
+    validation_fraction: float | None,
+) -> Tokenizer:
+    """Train a tokenizer on text of all files, without the documents that are held out."""
+    excluded = None if validation_fraction is None else lambda text: is_held_out(text, validation_fraction)
+    texts = sample_texts(files, num_bytes=num_bytes, excluded=excluded, **reading)
+    started = time.perf_counter()
+    with _bar(num_bytes, shown=progress, name="text for the tokenizer") as bar:
+        encoder = make_tokenizer(spec, texts=texts, max_training_bytes=num_bytes, bar=bar.update if progress else None)
+        sampled = bar.n
+    if progress:
+        seconds = time.perf_counter() - started
+        print(f"tokenizer: {encoder.vocab_size:,} ids from {sampled:,} bytes, {seconds:,.0f} s", file=sys.stderr)
+    return encoder
 
 
 def _write_shards(
@@ -174,30 +240,42 @@ def _write_shards(
     shard_tokens: int,
     bar: tqdm,
     files: Sequence[InputFile],
+    validation_fraction: float | None,
 ) -> None:
     """Write all of ``encoded``. ``state`` is saved after every shard, so that it describes finished shards only.
+
+    Documents that are held out go to a shard of their own, which is finished with that of the training data.
 
     Args:
         options: further arguments of every ShardWriter.
     """
     log = SkippedLog(folder, num_bytes=state.skipped_bytes)
+    sets: list[Progress | SetProgress] = [state]
+    if validation_fraction is not None:
+        sets.append(state.validation)
+    folders = part_folders(folder, state.arguments)
     for source, span in groupby(encoded, key=lambda item: item[0].source):
         while True:
-            path = folder / f"shard-{len(state.shards):05d}.bin"
-            with ShardWriter(path, source=source, **options) as shard:
+            paths = [part / f"shard-{len(one.shards):05d}.bin" for part, one in zip(folders, sets, strict=True)]
+            with ExitStack() as stack:
+                shards = [stack.enter_context(ShardWriter(path, source=source, **options)) for path in paths]
                 for document, tokens, counts in span:
+                    number = int(validation_fraction is not None and is_held_out(document.text, validation_fraction))
                     _count(document, state, log=log, files=files)
                     if tokens is not None:
-                        shard.append_document(tokens, counts)
+                        sets[number].num_documents += 1
+                        shards[number].append_document(tokens, counts)
                     bar.update(document.num_bytes)
-                    if shard.num_tokens >= shard_tokens:
+                    if shards[number].num_tokens >= shard_tokens:
                         break
-                if not shard.num_tokens:
+                if not any(shard.num_tokens for shard in shards):
                     break  # the span is at its end
-                state.shards.append(shard.finish())
+                for one, shard in zip(sets, shards, strict=True):
+                    if shard.num_tokens:
+                        one.shards.append(shard.finish())
+                        one.max_token_id = max(one.max_token_id, shard.max_token_id)
             log.flush()
             state.skipped_bytes = log.num_bytes
-            state.max_token_id = max(state.max_token_id, shard.max_token_id)
             state.save(folder)
     log.flush()
 
@@ -213,7 +291,6 @@ def _count(document: Document, state: Progress, *, log: SkippedLog, files: Seque
         state.skipped[document.bad.reason] = state.skipped.get(document.bad.reason, 0) + 1
         log.add(document.bad)
         return
-    state.num_documents += 1
     notes = {"are empty": not content, "had lone surrogates, now U+FFFD": not is_valid}
     notes["are JSON lines in one text; name such a file .jsonl"] = _JSON_LINES in content[:_HEAD]
     for note, holds in notes.items():

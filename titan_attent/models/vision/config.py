@@ -5,10 +5,15 @@ sections instead of merging them.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from titan_attent.data.images import Augmentation
 from titan_attent.foundations.checks import check_number
-from titan_attent.models.vision.mixing import MAX_ALPHA
+
+if TYPE_CHECKING:
+    from titan_attent.data.images import Augmentation
+
+MAX_ALPHA = 1000.0
+"""Maximum of ``mixup`` and ``cutmix``."""
 
 
 @dataclass
@@ -82,6 +87,8 @@ class VisionConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     @property
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> "Augmentation":
         """The random changes of a training image, different at each visit."""
+        from titan_attent.data.images import Augmentation  # with torch, which a command line needs not
+
         return Augmentation(crop_scale=self.crop_scale, padding=self.padding, flip=self.flip, jitter=self.jitter)

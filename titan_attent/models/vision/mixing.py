@@ -20,11 +20,11 @@ from torch import Tensor
 from titan_attent.foundations.checks import check_number
 from titan_attent.foundations.counter_rng import derive_key, uniform
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.models.vision.config import MAX_ALPHA
 
 _STEPS = 4096
 _SHARE, _COIN, _ROW, _COLUMN = range(4)
 """The use of a derived key."""
-MAX_ALPHA = 1000.0
 
 
 class MixDraws(NamedTuple):

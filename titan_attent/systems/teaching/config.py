@@ -6,8 +6,6 @@ replaces sections instead of merging them.
 
 from dataclasses import dataclass
 
-from titan_attent.systems.teaching.importance import reads
-
 DECIDED_BY_SCORES = ("adaptive", "calibrated")
 RATIO_SCHEDULES = ("constant", "incremental", "cosine", *DECIDED_BY_SCORES)
 
@@ -203,6 +201,8 @@ class TeacherConfig:
     @property
     def follows_learner(self) -> bool:
         """Whether importances change as the learner learns."""
+        from titan_attent.systems.teaching.importance import reads  # with torch, which a command line needs not
+
         return self.scoring != "amateur" and "amateur" not in reads(self.importance)
 
     @property

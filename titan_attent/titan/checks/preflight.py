@@ -33,7 +33,7 @@ from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
-from titan_attent.titan.settings import check_sections, chosen_of, setting_of, settings_of, systems_of
+from titan_attent.titan.settings import check_sections, setting_of, settings_of, systems_of
 from titan_attent.titan.user_errors import on_all_ranks
 
 
@@ -93,7 +93,7 @@ def check_run(
     check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
     if trains:
         setting = setting_of(job_config, dataset, batch_size=batch_size)
-        check_dump_folder(job_config, setting=setting, chosen=chosen_of(job_config))
+        check_dump_folder(job_config, setting=setting)
 
 
 def check_needs(family: Family, systems: Iterable[type[System]]) -> None:

@@ -4,22 +4,15 @@ Cost: reads one file.
 """
 
 import importlib
-import sys
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 from torchtitan.config import ConfigManager, JobConfig
 
-from titan_attent.foundations.checks import closest
+from titan_attent.first_checks import check_keys, read_toml
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED
 from titan_attent.titan.settings import CUSTOM_CONFIG, systems_from
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def sections_of(module: str) -> type:
@@ -62,35 +55,11 @@ def check_toml(path: str, *, module: str | None = None) -> dict[str, Any]:
     Args:
         module: ``job.custom_config_module`` if the command line names one; it takes precedence over the TOML's.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"the config file {path} does not exist: check --job.config_file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    values = read_toml(path)
     job = values.get("job")
     from_toml = job.get("custom_config_module") if isinstance(job, dict) else None
     custom = sections_of(module or from_toml or CUSTOM_CONFIG)
     for former in RENAMED.keys() & values.keys() - {f.name for f in fields(custom)}:
         raise ValueError(f"{path}: the section [{former}] was renamed to [{RENAMED[former]}]; rename it in the TOML")
-    _check_keys(values, ConfigManager._merge_configs(JobConfig, custom), where="", path=path)
+    check_keys(values, ConfigManager._merge_configs(JobConfig, custom), path=path, former=FORMER_KEYS)
     return values
-
-
-def _check_keys(values: dict[str, Any], section: type, *, where: str, path: str) -> None:
-    keys = {f.name: f.type for f in fields(section)}
-    for key, value in values.items():
-        location = f"[{where}]" if where else "the top level"
-        if key not in keys and (successor := FORMER_KEYS.get(f"{where}.{key}")):
-            raise ValueError(f"{path}: [{where}] {key}: {successor}")
-        if key not in keys:
-            raise ValueError(
-                f'{path}: unknown key "{key}" in {location}{closest(key, keys) or "."} '
-                f"Its keys are {', '.join(sorted(keys))}"
-            )
-        declared = keys[key]
-        if isinstance(declared, type) and is_dataclass(declared):
-            name = f"{where}.{key}" if where else key
-            if not isinstance(value, dict):
-                raise ValueError(f"{path}: {name} is a section: write [{name}] and its keys below it")
-            _check_keys(value, declared, where=name, path=path)

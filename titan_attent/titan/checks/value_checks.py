@@ -10,36 +10,19 @@ Cost: reads the configuration and the flavor's sizes; lists one or two directori
 
 import importlib.util
 import os
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from torchtitan.config import JobConfig
 from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.foundations.checks import check_number, check_one_of, closest
+from titan_attent.first_checks import RANGES, check_ranges, check_types
+from titan_attent.foundations.checks import check_one_of, closest
 from titan_attent.titan.checks.load_sources import check_sources
 from titan_attent.titan.patches import compat
-
-RANGES: dict[str, dict[str, Any]] = {
-    "training.steps": {"at_least": 0, "whole": True},
-    "training.local_batch_size": {"at_least": 1, "whole": True},
-    "training.seq_len": {"at_least": 1, "whole": True},
-    "training.max_norm": {"above": 0, "finite": False},  # 0 zeroes every gradient; a negative norm flips its sign
-    "lr_scheduler.warmup_steps": {"at_least": 0, "whole": True},
-    "lr_scheduler.decay_ratio": {"at_least": 0, "at_most": 1},
-    "lr_scheduler.min_lr_factor": {"at_least": 0, "at_most": 1},
-    "metrics.log_freq": {"at_least": 1, "whole": True},
-    "comm.init_timeout_seconds": {"at_least": 1, "whole": True},
-    "comm.train_timeout_seconds": {"at_least": 1, "whole": True},
-    "comm.trace_buf_size": {"at_least": 0, "whole": True},
-    "debug.seed": {"at_least": -(2**63), "below": 2**63, "whole": True},
-}
-"""Arguments of :func:`check_number`; a key that is None is not checked."""
 
 RANGES_WHERE_ENABLED: dict[str, dict[str, Any]] = {
     "validation.local_batch_size": {"at_least": 1, "whole": True},
@@ -50,8 +33,6 @@ RANGES_WHERE_ENABLED: dict[str, dict[str, Any]] = {
     "checkpoint.load_step": {"at_least": -1, "whole": True},
 }
 """Ranges that are checked only if the section's ``enable`` is set."""
-
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "left out"}
 
 
 def check_values(job_config: JobConfig) -> None:
@@ -70,42 +51,8 @@ def check_values(job_config: JobConfig) -> None:
     _check_machine(job_config)
 
 
-def check_ranges(job_config: JobConfig, ranges: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse values outside their range; ``ranges``: "section.key" -> arguments of :func:`check_number`."""
-    for path, bounds in ranges.items():
-        name, _, key = path.partition(".")
-        value = getattr(getattr(job_config, name), key)
-        if value is not None:
-            check_number(key, value, section=name, **bounds)
-
-
 def _is_enabled(job_config: JobConfig, path: str) -> bool:
     return getattr(job_config, path.partition(".")[0]).enable
-
-
-def check_types(section: Any, *, where: str) -> None:
-    """Refuse values whose type differs from the section's declaration, also in nested sections."""
-    for declared in fields(section):
-        value, annotation = getattr(section, declared.name), declared.type
-        if is_dataclass(value):
-            check_types(value, where=f"{where}.{declared.name}")
-            continue
-        types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-        if any(one in TYPE_NAMES and _is_instance(value, one) for one in types):
-            continue
-        for one in types:
-            if get_origin(one) is Literal:
-                check_one_of(declared.name, value, get_args(one), section=where)
-        if all(one in TYPE_NAMES for one in types):
-            allowed = " or ".join(TYPE_NAMES[one] for one in types if one is not type(None))
-            raise ValueError(f"[{where}] {declared.name} = {value!r}: it must be {allowed}")
-
-
-def _is_instance(value: object, declared: Any) -> bool:
-    """Whether a TOML value has the declared type: a bool is not a number, and an int may be a float."""
-    if isinstance(value, bool):
-        return declared is bool
-    return isinstance(value, (int, float) if declared is float else declared)
 
 
 def check_flavor(spec: TrainSpec, *, model: str, flavor: str) -> None:

@@ -86,9 +86,11 @@ class Text:
     def validated(self, job_config: JobConfig) -> str:
         return CROSS_ENTROPY
 
-    def measured(self, job_config: JobConfig, examples: Examples) -> dict[str, Any]:
+    def measured(self, job_config: JobConfig, examples: Any) -> dict[str, Any]:
         unit = job_config.data.validation_unit or job_config.data.unit
-        measured = {"validation.seq_len": job_config.validation.seq_len}
+        tokenizer = examples.shards.tokenizer_info
+        name = f"{tokenizer['name']}, {tokenizer['vocab_size']} ids, {str(tokenizer.get('sha256', ''))[:8]}"
+        measured = {"validation.seq_len": job_config.validation.seq_len, "tokenizer": name}
         return measured | ({"data.validation_unit": unit} if unit != "window" else {})
 
     def count_correct(self, pred: Tensor, labels: Tensor) -> Tensor:
