@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.csv
 import pytest
 from hypothesis import given, settings
@@ -57,7 +58,11 @@ def texts_of(
 def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    if path.name.endswith(".zst"):
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(content)
+    else:
+        path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
     return path
 
 
@@ -70,7 +75,7 @@ def continues_after_each(files: Sequence[InputFile], documents: Sequence[Documen
 # What is read.
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.CSV", "a.csv.gz", "a.tsv.gz"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.CSV", "a.csv.gz", "a.tsv.gz", "a.csv.zst"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_a_record_is_a_document(tmp_path: Path, name: str, line_end: str, mark: bytes) -> None:
@@ -81,7 +86,7 @@ def test_a_record_is_a_document(tmp_path: Path, name: str, line_end: str, mark: 
     documents = list(read_documents(files, records=make_records()))
     assert [one.text for one in documents] == [*TEXTS, *TEXTS]
     continues_after_each(files, documents)
-    if not name.endswith("gz"):
+    if not name.endswith(("gz", "zst")):
         assert sum(one.num_bytes for one in documents) == 2 * path.stat().st_size
 
 
@@ -161,7 +166,7 @@ def test_a_quote_within_a_field_without_quotes_is_text(tmp_path: Path) -> None:
     assert texts_of(put(tmp_path / "a.csv", b'text,id\n5" pipe,1\nx"y",2\n')) == ['5" pipe', 'x"y"']
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
 def test_a_record_of_any_size_is_never_held(tmp_path: Path, name: str) -> None:
     fits = b"x" * (1000 - len(b"1,\n"))
     path = put(tmp_path / name, b'id,text\n1,%s\n2,"%s\n' % (fits, b"line\n" * 4_000_000))
@@ -172,9 +177,9 @@ def test_a_record_of_any_size_is_never_held(tmp_path: Path, name: str) -> None:
     finally:
         tracemalloc.stop()
     assert texts == [fits.decode(), None]
-    with pytest.raises(ValueError, match=r"a.csv[.gz]*:3: the record takes more than 1,000 bytes; .* raise --max-doc"):
+    with pytest.raises(ValueError, match=r"a.csv[.gzst]*:3: the record takes more than 1,000 bytes; .* raise --max-doc"):
         texts_of(path, max_bytes=1000)
-    with pytest.raises(ValueError, match=r"a.csv[.gz]*:2: the record takes more than 999 bytes"):
+    with pytest.raises(ValueError, match=r"a.csv[.gzst]*:2: the record takes more than 999 bytes"):
         texts_of(path, max_bytes=999)
 
 
@@ -235,7 +240,7 @@ def write(path: Path, output: Path, ranks: str, **options) -> TextSummary:
     return write_dataset([path], output=output, tokenizer=ranks, shard_tokens=60, num_threads=1, **options)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
 @pytest.mark.parametrize("fix", ["correct", "skip"])
 def test_a_stopped_writer_resumes_after_its_finished_shards(
     tmp_path: Path, ranks: str, monkeypatch: pytest.MonkeyPatch, name: str, fix: str

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_TEXT, SIZE, Bad
-from titan_attent.data.text.compressed import DAMAGE_ERRORS, decompressed, open_bytes
+from titan_attent.data.text.compressed import DAMAGE_ERRORS, bare_extension, decompressed, open_bytes
 from titan_attent.data.text.csv_text import DELIMITERS, UnusableFileError, read_table
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.json_values import (
@@ -208,7 +208,7 @@ def _read_array(
 def _read_table(
     file: InputFile, stream: IO[bytes], at: ReadPosition, records: Records, max_bytes: int
 ) -> Iterator[tuple[Content | Bad, int, int]]:
-    delimiter = DELIMITERS[file.extension.removesuffix(".gz")]
+    delimiter = DELIMITERS[bare_extension(file.extension)]
     position = {"row": at.row, "offset": at.offset}
     return read_table(
         stream, path=str(file.path), delimiter=delimiter, records=records, max_bytes=max_bytes, **position
