@@ -177,7 +177,7 @@ def test_a_record_of_any_size_is_never_held(tmp_path: Path, name: str) -> None:
     finally:
         tracemalloc.stop()
     assert texts == [fits.decode(), None]
-    with pytest.raises(ValueError, match=r"a.csv[.gzst]*:3: the record takes more than 1,000 bytes; .* raise --max-doc"):
+    with pytest.raises(ValueError, match=r"a.csv[.gzst]*:3: the record takes more than 1,000 bytes; .* raise --max"):
         texts_of(path, max_bytes=1000)
     with pytest.raises(ValueError, match=r"a.csv[.gzst]*:2: the record takes more than 999 bytes"):
         texts_of(path, max_bytes=999)
