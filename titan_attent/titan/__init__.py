@@ -17,6 +17,7 @@
     checkpoint_folder.py    which checkpoints a folder holds
     checkpoint_metadata.py  reads a checkpoint's metadata without running its code
     resumed_schedule.py     the optimizer's settings after a resume
+    changed_settings.py     which settings changed since the checkpoint
     user_errors.py     how a user's mistake ends a run
     scoring/           the commands that score
     patches/           patches of torchtitan and torch
