@@ -16,6 +16,7 @@ The packages, in the order of the data flow; the docstring of each lists its mod
                    highway (approximates the backward pass)
     titan/         torchtitan's Trainer with the systems, its loader, validator and metrics; checks; patches
     report/        a table and curves of runs, and what one run saved against another in steps, compute and time
+    look/          data, and what a teacher would keep of it, before a run
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
     train.py, score.py   the commands; scorers.py is a former name, which only names its successor
