@@ -1,4 +1,7 @@
-"""A look at scores keeps what a run with these scores keeps: the same share, of each source, as often."""
+"""A look at scores keeps what a run with these scores keeps: the same share, of each source, as often.
+
+The run writes some of the rows to TensorBoard.
+"""
 
 import json
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import read_trace, run, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.look.decision import RunSize, decide
@@ -64,4 +68,10 @@ def test_the_cut_is_that_of_a_run(
         assert decision.kept[subject.source_of == number].mean() == decided[f"teacher/inclusion/{name}"]
     trained = {i for line in read_trace(tmp_path / "run") for i in line["ids"]}
     assert trained and trained <= set(np.flatnonzero(decision.kept).tolist())
+    (events,) = (tmp_path / "run" / "tb").iterdir()
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    (logged,) = accumulator.Tensors("teacher/rows/text_summary")  # once, by the first rank
+    text = logged.tensor_proto.string_val[0].decode()
+    assert logged.step == 1 and "**kept, highest scores**" in text and "**dropped, lowest scores**" in text
     assert any("max_repeats" in warning for warning in decision.warnings) == (unit == "window")

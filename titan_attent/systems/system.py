@@ -146,6 +146,8 @@ class Run(DataFacts):
             is sharded like the learner. It maps inputs, and the column "example_index" if documents are masked, to
             logits. It is called in :meth:`System.wrap_loss`. None on pipeline stages before the last. A checkpoint of
             another model ends the run. A collective.
+        log_text: takes a tag and a function that returns Markdown, and writes it to TensorBoard. It calls the function
+            only on ranks that log. None, on every rank, if the run has no TensorBoard.
         predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
             backward must run inside the context. Not available with pipeline parallelism. A collective.
     """
@@ -166,6 +168,7 @@ class Run(DataFacts):
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
     build_frozen: Callable[..., Callable[..., Tensor] | None]
+    log_text: Callable[[str, Callable[[], str]], None] | None
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 

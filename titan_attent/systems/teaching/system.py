@@ -19,6 +19,8 @@ from torch import Tensor
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
@@ -35,6 +37,7 @@ from titan_attent.systems.teaching.config_checks import SPAN, check_config, chec
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
 from titan_attent.systems.teaching.rule import check_rule, with_rule
+from titan_attent.systems.teaching.shown import show_first_selection
 from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
@@ -121,6 +124,8 @@ class Teaching(System):
             on_quarantine=self._write_quarantined,
             packer=run.packer,
         )
+        if run.log_text is not None and isinstance(run.dataset, (TokenDataset, DocumentDataset)):
+            show_first_selection(self.teacher.draws, run.dataset, run.log_text)
         self.sampler = TeachingSampler(
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )
