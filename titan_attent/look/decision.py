@@ -5,7 +5,7 @@ docs/guide/choosing.md for data without trusted text. An expert's alone decide n
 with the learner's losses. The functions are those of a run, so the selection is the same, too
 (tests/integration/test_look.py).
 
-Cost: one draw (systems/teaching/draws.py) in one process; 40 bytes per example beside the scores.
+Cost: that of systems/teaching/preview.py.
 """
 
 import logging
@@ -16,24 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from titan_attent.data.examples import Examples
-from titan_attent.data.plan.order import Pool
-from titan_attent.data.plan.packed import Packer
-from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.losses.buffer import LossBuffer
 from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.stored import AMATEUR, EXPERT, StoredScores
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import warn_of_mixed_windows
-from titan_attent.systems.teaching.candidates import Candidates
 from titan_attent.systems.teaching.config import TeacherConfig
-from titan_attent.systems.teaching.forecast import forecast
+from titan_attent.systems.teaching.preview import preview
 from titan_attent.systems.teaching.rule import with_rule
-from titan_attent.systems.teaching.statistics import Scores
-from titan_attent.systems.teaching.teacher import Teacher
 
 WITH_PAIR = {"strategy": "difference"}
 WITH_AMATEUR = {
@@ -139,53 +131,16 @@ def decide(dataset: Examples, folder: str, size: RunSize) -> Decision:
     with _warnings() as warnings:
         checks.check_data(config, facts)
         warn_of_mixed_windows(config, dataset)
-        return _draw(config, facts, size, given, warnings)
-
-
-def _draw(config: TeacherConfig, facts: _Facts, size: RunSize, rule: dict[str, Any], warnings: list[str]) -> Decision:
-    """The first draw of a run with these scores."""
-    dataset, num = facts.dataset, len(facts.dataset)
-    losses = {
-        role: facts.open_scores(path).read_for(dataset, 0, num)
-        for role, path in checks.folders_of_scores(config, facts).items()
-    }
-    trusted = checks.trusted_differences(config, facts) if checks.needs_trusted(config) else None
-    teacher = Teacher(
-        LossBuffer(num),
-        config,
-        batch_size=size.batch,
-        total_steps=max(1, size.steps),
-        tokens_per_example=dataset.tokens_per_example,
-        expert=losses.get(EXPERT),
-        amateur=losses.get(AMATEUR),
-        trusted=trusted,
-        chance_loss=dataset.chance_loss,
-        sources=dataset.sources,
-        packer=Packer(dataset, batch_size=size.batch) if isinstance(dataset, DocumentDataset) else None,
-    )
-    seen: list[np.ndarray] = []
-
-    def watch(candidates: Candidates, scores: Scores, weights: Tensor) -> None:
-        seen.extend((scores.values.numpy().copy(), (weights > 0).numpy()))
-
-    teacher.draws.watch = watch
-    # The seed of a run's first selection (rounds.py): round 1, pass 0. It decides among equal scores.
-    teacher.draws.draw(Pool.whole(num), step=0, seed=(config.seed, 1, 0), ratio=None)
-    scores, kept = seen
-    metrics = teacher.decision_metrics() | {"teacher/ratio": teacher.draws.num_selected / num}
-    visits = metrics["teacher/repeats"] if size.steps else None
-    text = forecast(config, metrics, visits=visits, step=0, num_examples=num, takes_all=teacher.draws.takes_all).text
-    name = "the amateur's losses, weighed by what it could learn"
-    if trusted is not None:
-        name = "amateur's - expert's loss, in nats per token; high: like trusted text"
+        first = preview(config, facts, total_steps=max(1, size.steps), knows_steps=size.steps > 0)
+    name = "amateur's - expert's loss, in nats per token; high: like trusted text"
     return Decision(
-        name=name,
-        rule=tuple(f"{key} = {_toml(value)}" for key, value in rule.items()),
-        scores=scores,
-        kept=kept,
-        trusted=np.sort(np.array(trusted or (), dtype=np.float32)),
-        visits=visits,
-        forecast=text,
+        name=name if has_both else "the amateur's loss, weighed by what it could learn",
+        rule=tuple(f"{key} = {_toml(value)}" for key, value in given.items()),
+        scores=first.scores,
+        kept=first.kept,
+        trusted=first.trusted,
+        visits=first.visits if size.steps else None,
+        forecast=first.forecast.text,
         warnings=tuple(warnings),
     )
 

@@ -5,6 +5,7 @@ creates the systems that the TOML turns on, in the order of system_list.py, and 
 
     before the run           check_values           config errors, also for systems that are off
                              check, check_data      config and data errors; no process group or model exists yet
+                             plan                   what it will do, for --check
                              identity               settings that a checkpoint and the run resuming it must share
     process group is up      __init__(run, config)
                              wrap_schedule          with pipeline parallelism only
@@ -116,6 +117,20 @@ class DataFacts:
     settings: RunSettings
     check_frozen: Callable[..., Any]
     loss: str = ""
+
+
+class Planned(NamedTuple):
+    """What a system adds to a run, for the plan that ``titan_attent.train --check`` prints.
+
+    Attributes:
+        lines: what it will do, one sentence each.
+        bytes_per_rank: memory that it holds on each rank beside the model's.
+        files: files that it writes, relative to the dump folder.
+    """
+
+    lines: tuple[str, ...] = ()
+    bytes_per_rank: int = 0
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +288,15 @@ class System:
     def identity(cls, config: Any, settings: RunSettings) -> dict[str, Any]:
         """The settings that a checkpoint and the run resuming it must share: readable name -> JSON value."""
         return {}
+
+    @classmethod
+    def plan(cls, config: Any, facts: DataFacts, *, num_ranks: int) -> Planned:
+        """What the system will do in the run, for ``--check``; called after all checks, in one process.
+
+        Args:
+            num_ranks: size of the ``batch`` mesh.
+        """
+        return Planned()
 
     # -- during the run, on all ranks -----------------------------------------------------------------------------
 

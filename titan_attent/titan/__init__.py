@@ -1,6 +1,7 @@
 """The one package that may import torchtitan 0.2.2.
 
     launch.py          the training command: parses, checks, calls torchtitan
+    run_plan.py        the plan of a run, which --check prints
     checks/            the checks that refuse a run before it starts
     train_spec.py      the TrainSpec of a model
     models/            the differences between text and image models

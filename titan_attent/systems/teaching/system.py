@@ -29,13 +29,24 @@ from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Columns, DataFacts, ExampleStats, LossFunction, Run, StepLoss, System
+from titan_attent.systems.system import (
+    Batch,
+    Columns,
+    DataFacts,
+    ExampleStats,
+    LossFunction,
+    Planned,
+    Run,
+    StepLoss,
+    System,
+)
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
 from titan_attent.systems.teaching.config import FORMER_KEYS, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, check_config, check_scores_named
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
+from titan_attent.systems.teaching.planned import planned
 from titan_attent.systems.teaching.rule import check_rule, with_rule
 from titan_attent.systems.teaching.shown import show_first_selection
 from titan_attent.systems.teaching.teacher import Record, Teacher
@@ -88,6 +99,10 @@ class Teaching(System):
             "recent losses kept": config.weighting == "loss",
         }
         return settings_of_state | ({"records of mixtures kept": True} if settings.mixes_examples else {})
+
+    @classmethod
+    def plan(cls, config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Planned:
+        return planned(config, facts, num_ranks=num_ranks)
 
     config: TeacherConfig
 

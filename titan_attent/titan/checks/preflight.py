@@ -44,8 +44,10 @@ def check_run(
     datasets: DataSets | None = None,
     trains: bool = True,
     check_frozen: Callable[..., Any] = lambda checkpoint, **model: None,
-) -> None:
+) -> DataFacts:
     """Run all checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``.
+
+    Returns the facts of the run, for its plan.
 
     Args:
         trains: whether the run trains; scoring does not read the sections of systems.
@@ -90,6 +92,7 @@ def check_run(
     warn_of_unread_keys(job_config)
 
     check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
+    return facts
 
 
 def check_needs(family: Family, systems: Iterable[type[System]]) -> None:
