@@ -2,7 +2,7 @@
 
 Parses the configuration, sets defaults that depend on the machine, runs every check of preflight.py, registers the
 model's ``_attent`` twin and calls torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
-message, from rank 0.
+message, from rank 0. With ``--check`` only the checks are made, in one process, and the plan of the run is printed.
 """
 
 import contextlib
