@@ -17,6 +17,7 @@ The packages, in the order of the data flow; the docstring of each lists its mod
     titan/         torchtitan's Trainer with the systems, its loader, validator and metrics; checks; patches
     adapters/      the teacher in the Hugging Face Trainer and in Lightning
     report/        a table and curves of runs, and what one run saved against another in steps, compute and time
+    look/          data, and what a teacher would keep of it, before a run
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
     __main__.py          lists the commands

@@ -51,16 +51,44 @@ RANGES: dict[str, dict[str, Any]] = {
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "left out"}
 
 
+CHECK = "--check"
+"""The option with which the command checks and plans a run instead of training."""
+
+
+def check_option(argv: list[str]) -> tuple[list[str], int | None]:
+    """The other arguments, and the number of processes to plan for; None without ``--check``.
+
+    By default it is that of torchrun, or 1. ValueError for one that is not a positive whole number.
+    """
+    for i, arg in enumerate(argv):
+        name, equals, value = arg.partition("=")
+        if name != CHECK:
+            continue
+        rest = argv[i + 1 :]
+        if not equals and rest and not rest[0].startswith("-"):
+            value, rest = rest[0], rest[1:]
+        value = value or os.environ.get("WORLD_SIZE", "1")
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{CHECK} {value}: give the number of processes of the run, such as {CHECK} 64")
+        return argv[:i] + rest, int(value)
+    return argv, None
+
+
 def check_command_line(module: str) -> None:
     """End the process for ``--help`` or a mistake that is seen without torch; else return."""
-    argv = arguments(module)
-    if os.environ.get("RANK") != "0" or {"torch", "torchtitan"} & sys.modules.keys():
+    try:
+        argv, planned_size = check_option(sys.argv[1:])
+    except ValueError:
+        return  # the command itself says it
+    if planned_size is None:
+        argv = arguments(module)
+    if os.environ.get("RANK", "0") != "0" or {"torch", "torchtitan"} & sys.modules.keys():
         return
     try:
         _check(argv)
     except ValueError as error:
         print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(2 if planned_size is None else 1)
 
 
 def _check(argv: list[str]) -> None:

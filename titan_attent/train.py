@@ -1,6 +1,7 @@
 """The training command: ``torchrun ... -m titan_attent.train --job.config_file X.toml [--section.key value ...]``.
 
-It is implemented in titan/launch.py. What needs no torch is checked before (first_checks.py).
+With ``--check N`` it checks a run of N processes and prints its plan, without torchrun. It is implemented in
+titan/launch.py. What needs no torch is checked before (first_checks.py).
 """
 
 from titan_attent.first_checks import check_command_line

@@ -5,6 +5,7 @@ creates the systems that the TOML turns on, in the order of system_list.py, and 
 
     before the run           check_values           config errors, also for systems that are off
                              check, check_data      config and data errors; no process group or model exists yet
+                             plan                   what it will do, for --check
                              identity               settings that a checkpoint and the run resuming it must share
     process group is up      __init__(run, config)
                              wrap_schedule          with pipeline parallelism only
@@ -119,6 +120,20 @@ class DataFacts:
     loss: str = ""
 
 
+class Planned(NamedTuple):
+    """What a system adds to a run, for the plan that ``titan_attent.train --check`` prints.
+
+    Attributes:
+        lines: what it will do, one sentence each.
+        bytes_per_rank: memory that it holds on each rank beside the model's.
+        files: files that it writes, relative to the dump folder.
+    """
+
+    lines: tuple[str, ...] = ()
+    bytes_per_rank: int = 0
+    files: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run(DataFacts):
     """The parts of a run that its systems may use.
@@ -148,6 +163,8 @@ class Run(DataFacts):
             is sharded like the learner. It maps inputs, and the column "example_index" if documents are masked, to
             logits. It is called in :meth:`System.wrap_loss`. None on pipeline stages before the last. A checkpoint of
             another model ends the run. A collective.
+        log_text: takes a tag and a function that returns Markdown, and writes it to TensorBoard. It calls the function
+            only on ranks that log. None, on every rank, if the run has no TensorBoard.
         predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
             backward must run inside the context. Not available with pipeline parallelism. A collective.
     """
@@ -169,6 +186,7 @@ class Run(DataFacts):
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
     build_frozen: Callable[..., Callable[..., Tensor] | None]
+    log_text: Callable[[str, Callable[[], str]], None] | None
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
 
@@ -273,6 +291,15 @@ class System:
     def identity(cls, config: Any, settings: RunSettings) -> dict[str, Any]:
         """The settings that a checkpoint and the run resuming it must share: readable name -> JSON value."""
         return {}
+
+    @classmethod
+    def plan(cls, config: Any, facts: DataFacts, *, num_ranks: int) -> Planned:
+        """What the system will do in the run, for ``--check``; called after all checks, in one process.
+
+        Args:
+            num_ranks: size of the ``batch`` mesh.
+        """
+        return Planned()
 
     # -- during the run, on all ranks -----------------------------------------------------------------------------
 

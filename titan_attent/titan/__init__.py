@@ -1,6 +1,7 @@
 """The one package that may import torchtitan 0.2.2.
 
     launch.py          the training command: parses, checks, calls torchtitan
+    run_plan.py        the plan of a run, which --check prints
     checks/            the checks that refuse a run before it starts
     train_spec.py      the TrainSpec of a model
     models/            the differences between text and image models
@@ -19,6 +20,7 @@
     checkpoint_folder.py    which checkpoints a folder holds
     checkpoint_metadata.py  reads a checkpoint's metadata without running its code
     resumed_schedule.py     the optimizer's settings after a resume
+    changed_settings.py     which settings changed since the checkpoint
     user_errors.py     how a user's mistake ends a run
     scoring/           the commands that score
     patches/           patches of torchtitan and torch

@@ -2,12 +2,13 @@
 
 Parses the configuration, sets defaults that depend on the machine, runs every check of preflight.py, registers the
 model's ``_attent`` twin and calls torchtitan's own ``main``. A user's mistake ends all ranks with exit code 2 and one
-message, from rank 0.
+message, from rank 0. With ``--check`` only the checks are made, in one process, and the plan of the run is printed.
 """
 
 import contextlib
 import io
 import os
+import sys
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,8 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import main as torchtitan_main
 
-from titan_attent.first_checks import arguments, option
+from titan_attent.first_checks import arguments, check_option, option
+from titan_attent.systems.system import DataFacts
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
 from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_load
@@ -27,6 +29,7 @@ from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.models.families import add_families, family_of
 from titan_attent.titan.patches import compat, cpu, log_filter
+from titan_attent.titan.run_plan import lines_of, plan_of
 from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
@@ -107,22 +110,54 @@ def parse(argv: list[str]) -> JobConfig:
     return job_config
 
 
+def check(argv: list[str], *, world_size: int) -> int:
+    """Check a run of ``world_size`` processes in this process alone, and print its plan; trains and writes nothing.
+
+    All checks of a training run are made, on all shards, except those that need its processes or its weights. Returns
+    0, or 1 with the message that would end the run.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # started by torchrun: one process is enough
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}  # read by the checks
+    try:
+        job_config, datasets = parse(argv), DataSets()
+        spec = spec_of(job_config, datasets)
+        facts = check_configuration(job_config, spec, datasets, world_size=world_size)
+        preflight.check_files(job_config, datasets)
+        if finished := finished_message(job_config):
+            print(f"titan_attent: {finished}")
+            return 0
+        plan = plan_of(job_config, spec, facts, world_size=world_size)
+    except ValueError as error:
+        print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    print("\n".join(lines_of(plan, job_config, facts)))
+    return 0
+
+
+def check_configuration(job_config: JobConfig, spec: TrainSpec, datasets: DataSets, *, world_size: int) -> DataFacts:
+    """All checks of a training run before its first process group; ValueError."""
+    check_start(job_config)
+    return preflight.check_run(
+        job_config, spec, world_size=world_size, datasets=datasets, check_frozen=partial(check_frozen, job_config)
+    )
+
+
 def train() -> None:
     """Run the training command."""
+    try:
+        argv, planned_size = check_option(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"titan_attent: error: {error}")
+    if planned_size is not None:
+        sys.exit(check(argv, world_size=planned_size))
     argv = arguments("titan_attent.train")
 
     try:
         job_config = parse(argv)
         datasets = DataSets()
         spec = spec_of(job_config, datasets)
-        check_start(job_config)
-        preflight.check_run(
-            job_config,
-            spec,
-            world_size=int(os.environ["WORLD_SIZE"]),
-            datasets=datasets,
-            check_frozen=partial(check_frozen, job_config),
-        )
+        check_configuration(job_config, spec, datasets, world_size=int(os.environ["WORLD_SIZE"]))
     except ValueError as error:
         fail(error)
     if finished := finished_message(job_config):

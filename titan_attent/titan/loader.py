@@ -30,6 +30,7 @@ from titan_attent.data.plan.packed import BEST_FIT, Packer
 from titan_attent.data.plan.sampler import AnyPass, TeachingSampler
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.systems.system_list import renamed
+from titan_attent.titan.changed_settings import SETTINGS, recorded_settings
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
@@ -76,6 +77,7 @@ class TeachingLoader(BaseDataLoader):
         dataset: reads the inputs and labels of examples, by id.
         datasets: all data sets of the run, for its systems.
         geometry: the result of :func:`geometry_of`, saved in the checkpoint and compared on resume.
+        settings: other settings that the checkpoint records (changed_settings.py).
         dp_rank, dp_world_size: rank and size of the ``batch`` mesh; TP, PP and CP peers build identical loaders.
         microbatches: gradient accumulation steps.
         reader: the reader threads, shared with scoring and validation.
@@ -88,13 +90,14 @@ class TeachingLoader(BaseDataLoader):
         *,
         datasets: DataSets,
         geometry: dict[str, Any],
+        settings: dict[str, Any],
         dp_rank: int,
         dp_world_size: int,
         microbatches: int,
         reader: Reader,
         pin_memory: bool,
     ):
-        self.dataset, self.datasets, self.geometry = dataset, datasets, geometry
+        self.dataset, self.datasets, self.geometry, self.settings = dataset, datasets, geometry, settings
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
@@ -160,7 +163,7 @@ class TeachingLoader(BaseDataLoader):
 
     def state_dict(self) -> dict[str, Any]:
         assert self.sampler is not None
-        return {"sampler": self.sampler.state_dict(), "geometry": json.dumps(self.geometry)}
+        return {"sampler": self.sampler.state_dict(), "geometry": json.dumps(self.geometry | {SETTINGS: self.settings})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.sampler is not None
@@ -187,6 +190,7 @@ def build_loader(job_config: JobConfig, datasets: DataSets, *, dp_rank: int, dp_
         dataset,
         datasets=datasets,
         geometry=geometry_of(job_config, dataset, batch_size=batch_size),
+        settings=recorded_settings(job_config),
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         microbatches=batch_size // (job_config.training.local_batch_size * dp_world_size),

@@ -80,6 +80,21 @@ class TeachingMetricsProcessor(MetricsProcessor):
         if self.logged is not None:
             self.logged(step, global_avg_loss, grad_norm)
 
+    def text_logger(self, *, step: Callable[[], int]) -> Callable[[str, Callable[[], str]], None] | None:
+        """The ``log_text`` of a :class:`~titan_attent.systems.system.Run`; ``step`` returns the current step."""
+        if not self.job_config.metrics.enable_tensorboard:
+            return None
+        loggers = getattr(self.logger, "_loggers", [])  # none on ranks that do not log
+        writers = [one for one in loggers if hasattr(one, "log_text")]  # compat.continue_tensorboard
+
+        def log_text(tag: str, text: Callable[[], str]) -> None:
+            if writers:
+                content = text()
+                for writer in writers:
+                    writer.log_text(tag, content, step())
+
+        return log_text
+
     def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
         if self.tokens_per_image is None:
             extra_metrics = (extra_metrics or {}) | {"validation_metrics/perplexity": math.exp(min(loss, MAX_EXPONENT))}

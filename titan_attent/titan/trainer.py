@@ -142,6 +142,7 @@ class TeachingTrainer(Trainer):
             predict=self.predict,
             check_frozen=partial(check_frozen, job_config),
             build_frozen=self.build_frozen,
+            log_text=cast(TeachingMetricsProcessor, self.metrics_processor).text_logger(step=lambda: self.step),
         )
 
     def _write_run_record(self) -> None:

@@ -97,6 +97,7 @@ def test_a_run_starts_its_threads_once_and_reads_the_same_with_any_number(
         dataset,
         datasets=DataSets(),
         geometry={},
+        settings={},
         dp_rank=0,
         dp_world_size=1,
         microbatches=1,

@@ -21,6 +21,7 @@ from torchtitan.components.checkpoint import ModelWrapper
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.titan.changed_settings import SETTINGS, recorded_settings
 from titan_attent.titan.checks import load_sources, preflight
 from titan_attent.titan.checks.resume_checks import finished_message, model_shapes
 from titan_attent.titan.dataset_cache import DataSets
@@ -41,10 +42,11 @@ def run(quickstart: JobConfig, tmp_path: Path) -> JobConfig:
 def save(run: JobConfig, spec: TrainSpec, path: Path, *, step: int, full: bool = True) -> None:
     """Write a checkpoint as a run does, except for the values."""
     dataset = DataSets().dataset(run.data.path, seq_len=run.training.seq_len)
-    geometry = json.dumps(geometry_of(run, dataset, batch_size=run.training.global_batch_size))
+    geometry = geometry_of(run, dataset, batch_size=run.training.global_batch_size)
+    stored = json.dumps(geometry | {SETTINGS: recorded_settings(run)})
     state: dict[str, Any] = {name: torch.zeros(shape) for name, shape in model_shapes(run, spec).items()}
     if full:
-        state |= STATES | {"train_state": {"step": step}, "dataloader": {"geometry": geometry}}
+        state |= STATES | {"train_state": {"step": step}, "dataloader": {"geometry": stored}}
     dcp.save(state, checkpoint_id=path, no_dist=True)
 
 
@@ -251,3 +253,72 @@ def test_names_and_shapes_are_those_of_the_checkpoint(run: JobConfig, model: str
         built.init_weights(buffer_device=torch.device("cpu"))
     there = {name: list(weight.shape) for name, weight in ModelWrapper(built).state_dict().items()}
     assert model_shapes(run, its_spec) == there
+
+
+def warnings_of_changes(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """(level, text up to the checkpoint) of each line about a setting that differs from the checkpoint's."""
+    lines = [
+        (record.levelname, record.message) for record in caplog.records if "which the checkpoint" in record.message
+    ]
+    return [(level, message.partition(", which the checkpoint")[0]) for level, message in lines]
+
+
+def test_each_changed_setting_is_one_line(
+    saved: JobConfig, spec: TrainSpec, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    check(saved, spec, training__steps=20)
+    assert warnings_of_changes(caplog) == [("WARNING", "Resuming with [training] steps = 20 instead of 12")]
+    caplog.clear()
+    check(
+        saved,
+        spec,
+        **{"training__steps": 20, "training__max_norm": 0.5, "debug__seed": 7, "lr_scheduler__decay_ratio": 0.5},
+        **{"teacher__initial_ratio": 0.25, "compile__enable": True, "training__local_batch_size": 8},
+        # Without effect on what is learned, or compared elsewhere.
+        **{"metrics__log_freq": 3, "checkpoint__interval": 3, "data__num_workers": 1, "optimizer__lr": 1e-4},
+    )
+    assert sorted(warnings_of_changes(caplog)) == [
+        ("INFO", "Resuming with [compile] enable = true instead of false"),
+        ("INFO", "Resuming with [training] local_batch_size = 8 instead of 16"),
+        ("WARNING", "Resuming with [debug] seed = 7 instead of 0"),
+        ("WARNING", "Resuming with [lr_scheduler] decay_ratio = 0.5 instead of null"),
+        ("WARNING", "Resuming with [teacher] initial_ratio = 0.25 instead of 0.5"),
+        ("WARNING", "Resuming with [training] max_norm = 0.5 instead of 1.0"),
+        ("WARNING", "Resuming with [training] steps = 20 instead of 12"),
+    ]
+    caplog.clear()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check(saved, spec)
+    assert warnings_of_changes(caplog) == [("INFO", "Resuming with number of processes = 2 instead of 1")]
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")  # one rank is enough
+    check(saved, spec, training__steps=20)
+    assert warnings_of_changes(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"training__global_batch_size": 32}, "training.global_batch_size is 32 in this run but 16"),
+        ({"data__seed": 5}, "data.seed is 5 in this run but 0"),
+        ({"teacher__seed": 5}, "teacher.seed is 5 in this run but 0"),
+        ({"teacher__pool_size": 32}, "teacher.pool_size is 32 in this run but 0"),
+        ({"training__seq_len": 64, "validation__seq_len": 64}, "training.seq_len is 64 in this run but 128"),
+        ({"data__unit": "document"}, "data.unit is 'document' in this run but None"),
+    ],
+)
+def test_settings_that_must_be_equal(saved: JobConfig, spec: TrainSpec, values: dict[str, Any], message: str) -> None:
+    """The rows of docs/reference/runs.md that say "refused"."""
+    with pytest.raises(ValueError, match=message):
+        check(saved, spec, training__steps=20, **values)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_nothing_of_its_settings(
+    run: JobConfig, spec: TrainSpec, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for recorded in (None, [1], {}, {"training.steps": 12, "training.gone": 1}):
+        monkeypatch.setattr("test_resume_checks.recorded_settings", lambda config, recorded=recorded: recorded)
+        save(run, spec, load_sources.folder_of(run) / "step-4", step=4)
+        check(run, spec)
+        assert warnings_of_changes(caplog) == []

@@ -15,6 +15,6 @@
     shards.py      example id -> window of tokens  or, where documents are the unit: spans.py, document_examples.py
 
 boundaries.py finds the documents of a data set of an earlier version by the eos ids (eos_documents.py), and adds them.
-mixing.py counts the documents per example. holdout.py splits a data set in two. tokenizer_check.py checks that two data
-sets were written with the same tokenizer.
+mixing.py counts the documents per example. decoded.py shows examples as text. holdout.py splits a data set in two.
+tokenizer_check.py checks that two data sets were written with the same tokenizer.
 """

@@ -21,6 +21,9 @@ config_checks.py    values out of range, and keys that contradict each other
 rule.py         the recommended rule, strategy = "difference"
 checks.py       checks before the run
 forecast.py     log: which examples the run will train, and how often
+preview.py      the first selection of a run, made before the run
+planned.py      the teacher's part of the plan of a run: phases, repeats, memory, files
+shown.py        some rows of the first selection, as text
 advice.py       warnings: plans that never select, risks of a rule, teaching that does not pay
 panels.py       the teacher's panels in the report
 spans.py        masks the labels of bad spans           pure

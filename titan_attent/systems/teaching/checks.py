@@ -4,15 +4,18 @@ Each check raises a ValueError that says what is wrong, where, and how to fix it
 the section alone.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from titan_attent.data.examples import Examples
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
+from titan_attent.scores.stored import StoredScores
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import DataFacts
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, scorers_read
 from titan_attent.systems.teaching.importance import reads
@@ -22,6 +25,22 @@ MIN_TRUSTED, MAX_TRUSTED = 32, 2**16
 
 WITHOUT_FORWARD = ("ZBVZeroBubble", "DualPipeV")
 """Pipeline schedules that torch cannot run without a backward pass."""
+
+
+class ScoredRun(Protocol):
+    """The part of :class:`~titan_attent.systems.system.DataFacts` that is read here."""
+
+    @property
+    def dataset(self) -> Examples: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def open_scores(self) -> Callable[[str], StoredScores]: ...
+
+    @property
+    def loss(self) -> str: ...
 
 
 def check_run(config: TeacherConfig, settings: RunSettings) -> None:
@@ -68,7 +87,7 @@ def check_cut_examples(config: TeacherConfig) -> None:
     )
 
 
-def check_data(config: TeacherConfig, facts: DataFacts) -> None:
+def check_data(config: TeacherConfig, facts: ScoredRun) -> None:
     """Refuse a data set or a pool of the wrong size, and scores of other data."""
     dataset = facts.dataset
     if isinstance(dataset, DocumentDataset):
@@ -95,7 +114,7 @@ def _check_documents(config: TeacherConfig) -> None:
         )
 
 
-def folders_of_scores(config: TeacherConfig, facts: DataFacts) -> dict[str, str]:
+def folders_of_scores(config: TeacherConfig, facts: ScoredRun) -> dict[str, str]:
     """The folders of scores that a run reads: "expert", "amateur" -> folder. A uniform run reads none.
 
     Raises:
@@ -127,7 +146,7 @@ def needs_trusted(config: TeacherConfig) -> bool:
     return config.ratio_schedule == "calibrated" and config.strategy != "uniform"
 
 
-def trusted_differences(config: TeacherConfig, facts: DataFacts) -> list[float]:
+def trusted_differences(config: TeacherConfig, facts: ScoredRun) -> list[float]:
     """amateur's - expert's loss of the trusted held-out examples, the first ``MAX_TRUSTED`` of them.
 
     Raises:

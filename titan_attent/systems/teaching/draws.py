@@ -12,6 +12,7 @@ as well (candidates.py).
 """
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ class Draws:
             their weights, the draw's number, its size and ratio. Equal for every number of ranks.
         takes_all: whether the scores leave nothing out.
         audit: the ``teacher/*`` scalars of the last draw.
+        watch: called on all ranks at the end of each draw with the candidates, their scores and their weights; it must
+            not change them.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Draws:
         self.takes_all = False
         self.audit: dict[str, float] = {}
         self._fallback_warned = False
+        self.watch: Callable[[Candidates, Scores, Tensor], None] | None = None
 
     def draw(self, pool: Pool, *, step: int, seed: Seed, ratio: float | None) -> tuple[float, Quarantined]:
         """Select from ``pool`` by the losses recorded so far. A collective, with host syncs.
@@ -180,6 +184,8 @@ class Draws:
         }
         if self.quarantine is not None:
             self.audit["teacher/quarantined"] = float(self.quarantine.count)
+        if self.watch is not None:
+            self.watch(candidates, scores, weights)
         return ratio, quarantined
 
     def _fetch(self, candidates: Candidates) -> PoolRecords:

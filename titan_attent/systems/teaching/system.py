@@ -19,6 +19,8 @@ from torch import Tensor
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
+from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
@@ -27,14 +29,26 @@ from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
 from titan_attent.losses.window import LossWindow, neutral_statistics
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import Batch, Columns, DataFacts, ExampleStats, LossFunction, Run, StepLoss, System
+from titan_attent.systems.system import (
+    Batch,
+    Columns,
+    DataFacts,
+    ExampleStats,
+    LossFunction,
+    Planned,
+    Run,
+    StepLoss,
+    System,
+)
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
 from titan_attent.systems.teaching.config import FORMER_KEYS, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, check_config, check_scores_named
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
+from titan_attent.systems.teaching.planned import planned
 from titan_attent.systems.teaching.rule import check_rule, with_rule
+from titan_attent.systems.teaching.shown import show_first_selection
 from titan_attent.systems.teaching.teacher import Record, Teacher
 
 
@@ -86,6 +100,10 @@ class Teaching(System):
         }
         return settings_of_state | ({"records of mixtures kept": True} if settings.mixes_examples else {})
 
+    @classmethod
+    def plan(cls, config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Planned:
+        return planned(config, facts, num_ranks=num_ranks)
+
     config: TeacherConfig
 
     def __init__(self, run: Run, config: TeacherConfig):
@@ -122,6 +140,8 @@ class Teaching(System):
             on_quarantine=self._write_quarantined,
             packer=run.packer,
         )
+        if run.log_text is not None and isinstance(run.dataset, (TokenDataset, DocumentDataset)):
+            show_first_selection(self.teacher.draws, run.dataset, run.log_text)
         self.sampler = TeachingSampler(
             self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
         )

@@ -5,7 +5,7 @@ Cost: a line per step on the first rank, with the ids of a global batch.
 
 from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.sharding import is_first_rank
-from titan_attent.systems.system import System
+from titan_attent.systems.system import DataFacts, Planned, System
 from titan_attent.systems.teaching.config import TeacherConfig
 
 
@@ -17,6 +17,10 @@ class Trace(System):
     @classmethod
     def is_on(cls, config: TeacherConfig) -> bool:
         return config.trace
+
+    @classmethod
+    def plan(cls, config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Planned:
+        return Planned(files=("teacher/trace.jsonl",))
 
     log: JsonLines | None = None
 

@@ -45,8 +45,10 @@ def check_run(
     datasets: DataSets | None = None,
     trains: bool = True,
     check_frozen: Callable[..., Any] = lambda checkpoint, **model: None,
-) -> None:
+) -> DataFacts:
     """Run all checks of a parsed configuration, except those of the shards (:func:`check_files`); opens ``datasets``.
+
+    Returns the facts of the run, for its plan.
 
     Args:
         trains: whether the run trains; scoring does not read the sections of systems.
@@ -94,6 +96,7 @@ def check_run(
     if trains:
         setting = setting_of(job_config, dataset, batch_size=batch_size)
         check_dump_folder(job_config, setting=setting)
+    return facts
 
 
 def check_needs(family: Family, systems: Iterable[type[System]]) -> None:

@@ -19,6 +19,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.systems.system_list import renamed
+from titan_attent.titan.changed_settings import SETTINGS, log_changes, recorded_settings
 from titan_attent.titan.checkpoint_folder import latest
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, safetensors_shapes, shapes_of
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
@@ -65,6 +66,7 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
     if "dataloader" not in excluded:
         stored = _geometry(path, metadata)
         check_geometry(stored, geometry, where=f"the checkpoint {path}")
+        log_changes(stored.get(SETTINGS), recorded_settings(job_config), where=f"the checkpoint {path}")
     if "train_state" not in excluded:
         _check_steps(job_config, source, step=read_value(path, metadata, "train_state.step", int))
 

@@ -82,12 +82,18 @@ def continue_tensorboard(*, resumed: bool) -> None:
             self.writer: SummaryWriter | None = None
             titan_metrics.logger.info(f"TensorBoard logging enabled. Logs will be saved at {self.log_dir}")
 
-        def log(self, metrics: dict[str, Any], step: int) -> None:
+        def _opened(self, step: int) -> SummaryWriter:
             if self.writer is None:
                 # At every start, not only at a resume: some readers ignore the first purge they read.
                 self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
+            return self.writer
+
+        def log(self, metrics: dict[str, Any], step: int) -> None:
             for name, value in metrics.items():
-                self.writer.add_scalar(name if self.tag is None else f"{self.tag}/{name}", value, step)
+                self._opened(step).add_scalar(name if self.tag is None else f"{self.tag}/{name}", value, step)
+
+        def log_text(self, tag: str, text: str, step: int) -> None:
+            self._opened(step).add_text(tag, text, step)
 
         def close(self) -> None:
             if self.writer is not None:

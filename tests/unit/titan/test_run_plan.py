@@ -1,0 +1,81 @@
+"""The plan of runs on many processes, which no test starts: what each holds, by plain arithmetic."""
+
+# ruff: noqa: F811
+
+import copy
+from typing import Any
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import pytest
+from test_value_checks import quickstart, spec  # noqa: F401
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+
+from titan_attent.first_checks import check_option
+from titan_attent.titan.checks import preflight
+from titan_attent.titan.run_plan import RunPlan, plan_of
+
+
+def plan(quickstart: JobConfig, spec: TrainSpec, *, world_size: int = 1, **values: Any) -> RunPlan:
+    config = copy.deepcopy(quickstart)
+    config.training.local_batch_size = 1
+    config.checkpoint.enable = False
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        setattr(getattr(config, section), key, value)
+    facts = preflight.check_run(config, spec, world_size=world_size)
+    return plan_of(config, spec, facts, world_size=world_size)
+
+
+def memory(of: RunPlan) -> dict[str, int]:
+    return {name: size for name, size, _ in of.memory}
+
+
+def test_weights_and_state_are_divided_over_the_processes(quickstart: JobConfig, spec: TrainSpec) -> None:
+    alone = plan(quickstart, spec)
+    num = alone.num_parameters
+    assert memory(alone)["weights"] == memory(alone)["gradients"] == 4 * num and memory(alone)["optimizer"] == 8 * num
+    assert "gathered" not in memory(alone)
+    many = plan(quickstart, spec, world_size=16)
+    assert memory(many)["weights"] == 4 * -(-num // 16) and memory(many)["gathered"] > 0
+    assert memory(many)["teacher"] < memory(alone)["teacher"] / 4
+    replicas = {"parallelism__data_parallel_replicate_degree": 16, "parallelism__data_parallel_shard_degree": 1}
+    assert memory(plan(quickstart, spec, world_size=16, **replicas))["weights"] == 4 * num
+    split = plan(quickstart, spec, world_size=32, parallelism__tensor_parallel_degree=2)
+    assert memory(split)["weights"] == 4 * -(-num // 32)
+    assert memory(split)["activations"] == memory(many)["activations"] // 2
+    assert (many.steps, many.batch_size, many.passes) == (alone.steps, alone.batch_size, alone.passes)
+
+
+def test_activations(quickstart: JobConfig, spec: TrainSpec) -> None:
+    args: Any = spec.model_args["tiny"]
+    values: dict[str, Any] = {"training__mixed_precision_param": "bfloat16", "training__local_batch_size": 2}
+    tokens, logits = 2 * 128, 2 * 128 * args.vocab_size * 10
+    none = memory(plan(quickstart, spec, **values))["activations"]
+    assert none == 34 * args.n_layers * args.dim * tokens + logits
+    full = memory(plan(quickstart, spec, **values, activation_checkpoint__mode="full"))["activations"]
+    assert full == (2 * args.n_layers + 34) * args.dim * tokens + logits
+
+
+def test_checkpoints(quickstart: JobConfig, spec: TrainSpec) -> None:
+    values = {"checkpoint__enable": True, "training__steps": 10, "checkpoint__keep_latest_k": 2}
+    assert plan(quickstart, spec).checkpoints == []
+    saved = plan(quickstart, spec, **values, checkpoint__interval=4)
+    assert (saved.checkpoints, saved.num_kept) == ([4, 8, 10], 2)
+    saved = plan(quickstart, spec, **values, checkpoint__interval=4, checkpoint__enable_first_step_checkpoint=True)
+    assert saved.checkpoints == [1, 4, 8, 10]
+
+
+def test_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    rest = ["--job.config_file", "x.toml", "--checkpoint.enable"]
+    assert check_option(rest) == (rest, None)
+    assert check_option(["--check", *rest]) == (rest, 1)
+    assert check_option([*rest, "--check", "64"]) == (rest, 64)
+    assert check_option([*rest[:2], "--check=8", *rest[2:]]) == (rest, 8)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # started by torchrun
+    assert check_option([*rest, "--check"]) == (rest, 4)
+    for bad in ("x.toml", "0", "1.5"):
+        with pytest.raises(ValueError, match=f"--check {bad}: give the number of processes"):
+            check_option(["--check", bad])
