@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, version
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ def test_the_listed_commands_exist(name: str) -> None:
     assert spec is not None
     if spec.submodule_search_locations is not None:
         assert importlib.util.find_spec(f"{module}.__main__") is not None
-    if subcommand:
+    if subcommand.startswith("--"):
+        from titan_attent.first_checks import CHECK
+
+        assert (module, subcommand.split()[0]) == ("titan_attent.train", CHECK)
+    elif subcommand:
         from titan_attent.titan.scoring.command import SUBCOMMANDS
 
         assert subcommand in SUBCOMMANDS
@@ -94,8 +99,11 @@ def test_every_imported_package_is_a_dependency() -> None:
     imported -= {*sys.stdlib_module_names, "titan_attent", "tomllib"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w-]", line)[0].lower() for line in project["dependencies"]}
+    extra = {re.split(r"[^\w-]", line)[0] for line in chain(*project["optional-dependencies"].values())}
     distributions = packages_distributions()
     for name in imported:
         brought_by = {THROUGH[name]} if name in THROUGH else {one.lower() for one in distributions.get(name, [name])}
-        assert brought_by & declared, f"{name} is imported, and no dependency in pyproject.toml brings it"
+        assert brought_by & (declared | (extra if name in ("lightning", "transformers") else set())), (
+            f"{name} is imported, and no dependency in pyproject.toml brings it"
+        )
     assert len(imported) > 10
