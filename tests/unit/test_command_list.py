@@ -88,6 +88,10 @@ THROUGH = {"cycler": "matplotlib", "google": "tensorboard"}
 """Imported module -> the dependency that brings it."""
 
 
+OPTIONAL = {"lightning", "transformers"}
+"""Imported by adapters/ alone."""
+
+
 def test_every_imported_package_is_a_dependency() -> None:
     imported: set[str] = set()
     for path in (ROOT / "titan_attent").rglob("*.py"):
@@ -103,7 +107,6 @@ def test_every_imported_package_is_a_dependency() -> None:
     distributions = packages_distributions()
     for name in imported:
         brought_by = {THROUGH[name]} if name in THROUGH else {one.lower() for one in distributions.get(name, [name])}
-        assert brought_by & (declared | (extra if name in ("lightning", "transformers") else set())), (
-            f"{name} is imported, and no dependency in pyproject.toml brings it"
-        )
+        allowed = declared | (extra if name in OPTIONAL else set())
+        assert brought_by & allowed, f"{name} is imported, and no dependency in pyproject.toml brings it"
     assert len(imported) > 10
