@@ -43,7 +43,8 @@ class TeacherConfig:
     - "span": which tokens count in the loss. All examples are trained, in the uniform order; the labels of bad spans
       are masked. A span is the tokens of one document in a window, or 64 tokens in data without an eos id inside its
       windows. It needs ``strategy = "difference"``, ``data.unit = "window"`` and the scores of bigrams. Of the other
-      keys it reads ``scores``, ``dry_run``, ``trace`` and ``seed``. It saves no compute.
+      keys it reads ``scores``, ``dry_run``, ``trace`` and ``seed``. It saves no compute, and ended behind uniform
+      training where it was measured.
     """
 
     importance: str = "attainment"

@@ -105,7 +105,7 @@ class SpanMasks(System):
     def _log_decision(self) -> None:
         decision = self.decision
         if decision.cut is not None:
-            logger.info(describe(decision, self.masked_share, self.shares, dry_run=self.config.dry_run))
+            logger.warning(describe(decision, self.masked_share, self.shares, dry_run=self.config.dry_run))
         elif decision.is_foreign:
             logger.warning(
                 "The run masks nothing and trains on all tokens, like a uniform run: the trusted text is of another "
@@ -226,4 +226,6 @@ def describe(decision: Decision, masked_share: float, shares: dict[str, float], 
             if decision.requested < MIN_KEPT
             else ""
         )
+        + ". Masked labels are lost, and no compute is saved: in docs/results/long_windows.md such runs end behind "
+        "uniform training"
     )
