@@ -10,6 +10,8 @@
     reading.py        positioned reads and lasting threads against memory maps and nodes made anew
     documents.py      packed windows of documents against torchtitan's loader, streaming and plain reads
     documents_streaming.py   the streaming process of documents.py
+    report.py         reading the events of many runs against TensorBoard's own reader
+    start.py          --help, typos and refusals against the commit db29f37
     packing.py        packing documents into windows against reading them, and the padding that is left
 
 Each prints a table and writes a JSON with its command, machine, load and versions (common/measure.py).

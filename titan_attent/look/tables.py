@@ -98,10 +98,10 @@ class Cut(NamedTuple):
     """A cut: what would be kept with it.
 
     Attributes:
-        share: of all examples.
+        share: of all tokens; of all examples where these are equally long.
         score: the lowest score that is kept.
         trusted: share of the trusted examples that score at least as high; None without them.
-        by_source: the share of each source.
+        by_source: the share of each source, in the same measure.
         visits: how often a run of this size trains each kept example; None if its steps are not known.
         is_chosen: whether it is the cut of the decision.
     """
@@ -114,16 +114,22 @@ class Cut(NamedTuple):
     is_chosen: bool
 
 
-def cuts(decision: Decision, source_of: np.ndarray, num_sources: int, *, size: RunSize, rows: int) -> list[Cut]:
-    """The shares of :data:`CUTS`, everything, and the share of the decision, ascending.
+def cuts(
+    decision: Decision, source_of: np.ndarray, num_sources: int, *, lengths: np.ndarray, size: RunSize, rows: int
+) -> list[Cut]:
+    """The shares of :data:`CUTS`, everything, and the share of the decision, ascending. Shares are of tokens.
 
     Args:
+        lengths: [N], tokens of each example, or any equal numbers.
         rows: rows that the data fill, to count how often an example is trained.
     """
     assert decision.kept is not None
     order = np.argsort(-decision.scores, kind="stable")
-    num, totals = len(order), np.maximum(1, np.bincount(source_of, minlength=num_sources))
-    sizes = {max(1, round(share * num)): False for share in (*CUTS, 1.0)}
+    until = lengths[order].cumsum()
+    total, num = int(until[-1]), len(order)
+    totals = np.maximum(1, np.bincount(source_of, weights=lengths, minlength=num_sources))
+    # As the teacher: an example is taken while the tokens before it are fewer than the share.
+    sizes = {min(num, int(np.searchsorted(until, round(share * total))) + 1): False for share in (*CUTS, 1.0)}
     sizes[int(decision.kept.sum())] = True
     result = []
     for k in sorted(sizes):
@@ -132,8 +138,9 @@ def cuts(decision: Decision, source_of: np.ndarray, num_sources: int, *, size: R
         trusted = None
         if len(decision.trusted):
             trusted = float((decision.trusted >= lowest).mean())
-        by_source = np.bincount(source_of[chosen], minlength=num_sources) / totals
-        visits = size.steps * size.batch / (rows * k / num) if size.steps else None
+        by_source = np.bincount(source_of[chosen], weights=lengths[chosen], minlength=num_sources) / totals
+        share = float(lengths[chosen].sum() / total)
+        visits = size.steps * size.batch / (rows * share) if size.steps else None
         visits = decision.visits if sizes[k] else visits
-        result.append(Cut(k / num, lowest, trusted, tuple(by_source.tolist()), visits, sizes[k]))
+        result.append(Cut(share, lowest, trusted, tuple(by_source.tolist()), visits, sizes[k]))
     return result

@@ -95,15 +95,22 @@ def test_the_cut_is_that_of_the_rule(data: Path, pair: Path, size: RunSize) -> N
     difference, trusted = AMATEUR - EXPERT, np.sort(TRUSTED["amateur"] - TRUSTED["expert"])
     assert np.array_equal(decision.scores, difference) and np.array_equal(decision.trusted, trusted)
     gains = [(difference < cut).mean() - 2 * (trusted < cut).mean() for cut in trusted]
-    requested = 1 - (difference < trusted[int(np.argmax(gains))]).mean()
+    lengths = dataset.lengths(np.arange(NUM))
+    total, cut = int(lengths.sum()), trusted[int(np.argmax(gains))]
+    requested = 1 - lengths[difference < cut].sum() / total
     assert 0.2 < requested < 0.8
-    batch = max(1, round(NUM * size.batch / dataset.num_rows))
-    bound = -(-size.steps // (size.max_repeats or 1)) * batch / NUM
-    k = max(batch, round(max(requested, bound) * NUM) // batch * batch)
-    assert decision.kept is not None and np.array_equal(decision.kept, difference >= np.sort(difference)[-k])
+    batch = total * size.batch // dataset.num_rows  # all in tokens
+    bound = -(-size.steps // (size.max_repeats or 1)) * batch / total
+    budget = max(batch, round(max(requested, bound) * total) // batch * batch)
+    kept, before = np.zeros(NUM, dtype=bool), 0
+    for i in np.argsort(-difference, kind="stable").tolist():
+        kept[i] = before < budget
+        before += int(lengths[i])
+    assert decision.kept is not None and np.array_equal(decision.kept, kept)
+    k = lengths[kept].sum() / batch  # batches in a pass over the selection
     if size.steps:
-        assert decision.visits == pytest.approx(size.steps * batch / k)
-        assert f"each trained {size.steps * batch / k:.1f} times in this run" in decision.forecast
+        assert decision.visits == pytest.approx(size.steps / k)
+        assert f"each trained {size.steps / k:.1f} times in this run" in decision.forecast
     else:
         assert decision.visits is None and "times" not in decision.forecast
     assert bool(decision.warnings) == (bound > 1.01 * requested) == (size.steps == 60)
