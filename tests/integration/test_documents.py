@@ -204,7 +204,7 @@ def test_trained_scorers_score_whole_documents(config: list[str], data: dict[str
     run(
         *("pair", "--flavor", "scorer_xs", "--steps", "3", "--batch_size", "8", "--trusted", str(data["train"])),
         *("--output", str(scorers), *config, "--training.seq_len", str(seq_len)),
-        num_processes=2,
+        num_processes=1,
         module="titan_attent.score",
         launcher="torchrun",  # forked workers start no stages
     )
@@ -265,21 +265,21 @@ def test_mistakes_end_in_one_message(config: list[str], tmp_path: Path, argument
 
 def test_a_checkpoint_scores_whole_documents(config: list[str], data: dict[str, Path], tmp_path: Path) -> None:
     """In short rows on two ranks, and packed with a mask on one: the losses of the bare model, span by span."""
-    saved = ("--checkpoint.enable", "--model.flavor", "tiny", "--training.steps", "1")
+    saved = ("--checkpoint.enable", "--model.flavor", "bench", "--training.steps", "1")
     train(config, tmp_path / "run", *UNIFORM, *saved)
     span = 32
     options = [
         *("--training.seq_len", str(span), "--validation.local_batch_size", "4"),
         *("--checkpoint.initial_load_path", str(tmp_path / "run" / "checkpoint" / "step-1")),
     ]
-    for name, flavor, num_processes in (("short", "tiny", 2), ("packed", "tiny_flex", 1)):
+    for name, flavor, num_processes in (("short", "bench", 2), ("packed", "bench_flex", 1)):
         mask = ("--data.document_mask",) if name == "packed" else ()
         run(
             *("checkpoint", "--output", str(tmp_path / name), *config, *options, "--model.flavor", flavor, *mask),
             num_processes=num_processes,
             module="titan_attent.score",
         )
-    args = TransformerModelArgs(dim=192, n_layers=4, n_heads=6, vocab_size=4096, multiple_of=64, rope_theta=10000)
+    args = TransformerModelArgs(dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000)
     args.max_seq_len = SEQ_LEN
     model = Transformer(args).eval()
     state = read_checkpoint(tmp_path / "run", step=1)

@@ -53,8 +53,8 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(writing) == 3 and [words[0] for words in launched] == ["titan_attent.score", "titan_attent.train"]
     assert all(write_text(arguments) == 0 for arguments in writing)
     (score, *scoring), (train, *training) = launched
-    run(*scoring, *SMALL, module=score, launcher="torchrun")
-    log = run(*training, *SMALL, "--training.steps", "3", module=train, launcher="torchrun")
+    run(*scoring, *SMALL, module=score)
+    log = run(*training, *SMALL, "--training.steps", "3", module=train)
 
     num_ids = json.loads((tmp_path / "data" / "corpus" / "index.json").read_text())["tokenizer"]["vocab_size"]
     assert re.search(rf"10M has [\d,]+ token ids: the data ./data/corpus has {num_ids:,}", log)
@@ -62,6 +62,6 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(read_scalars(folder, "validation_metrics/loss")) == [1, 2]
     assert {path.name for path in (folder / "checkpoint").glob("step-*")} == {"step-2", "step-3"}
 
-    resumed = run(*training, *SMALL, "--training.steps", "5", module=train, launcher="torchrun")
+    resumed = run(*training, *SMALL, "--training.steps", "5", module=train)
     assert "Loading the checkpoint from ./outputs/own_data/checkpoint/step-3" in resumed
     assert list(read_scalars(folder, "loss_metrics/global_avg_loss")) == [1, 2, 3, 4, 5]
