@@ -125,7 +125,7 @@ def dictionary(folder: Path) -> Iterator[Pair]:
 
 def definitions(text: str) -> Iterator[Pair]:
     """The first definition of each entry, without synonyms and examples. Entries begin in the first column."""
-    first_sense = r"^(\S.*)\n    (n|v|adj|adv)(?: 1)?: (.*(?:\n {6,}(?!\d+: ).*)*)"
+    first_sense = r"^(\S.*)\n    (n|v|adj|adv) 1: (.*(?:\n {6,}(?!\d+: ).*)*)"
     for word, part, definition in re.findall(first_sense, text, flags=re.MULTILINE):
         meaning, *_ = re.split(r"\[|; \"", re.sub(r"\s+", " ", definition))
         yield Pair(f"{word} ({part}): ", meaning.strip(" ;"))

@@ -1,7 +1,7 @@
 """The page of the instruction experiment: goals, then rules by data, from the results of finished runs. Pure."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from benchmarks.common.first_passage import first_passage
@@ -64,7 +64,7 @@ def verdict(values: Sequence[float]) -> str:
     return "likely" if mean(values) <= 0 else "missed"
 
 
-def make_goals(results: Sequence[Result]) -> str:
+def make_goals(results: Sequence[Result], *, planned: int) -> str:
     """Markdown: each rule in the goal's share of the steps against uniform in all of them."""
     lines = [["data", "rule", "steps", "compute, charged", "loss - full uniform's", "seeds", "verdict"], ["---"] * 7]
     for column in COLUMNS:
@@ -74,29 +74,30 @@ def make_goals(results: Sequence[Result]) -> str:
                 continue
             own = [result for result in results if (result["rule"], result["corpus"]) == (name, column)]
             cost = f"{mean(compute(result) for result in own):.3f}"
-            lines.append([column, name, f"{rule.share}", cost, interval(values), str(len(values)), verdict(values)])
+            seeds = f"{len(values)} of {planned}"
+            lines.append([column, name, f"{rule.share}", cost, interval(values), seeds, verdict(values)])
     return markdown(lines)
 
 
-def make_equal_steps(results: Sequence[Result], value: Callable[[Result], float]) -> str:
+def make_equal_steps(results: Sequence[Result], value: Callable[[Result], float], *, planned: int) -> str:
     """Markdown: teachers by data, each against uniform in equally many steps."""
 
     def cell(name: str, column: str) -> str:
         share = suffix(column)
         values = differences(results, f"{name}_{share}", column, f"uniform_{share}", value)
-        return interval(values) if values else ""
+        return interval(values) + count(values, planned) if values else ""
 
     return by_rule([name for name in TEACHERS if name != "uniform"], present(results), cell)
 
 
-def make_losses(results: Sequence[Result], value: Callable[[Result], float], digits: int) -> str:
+def make_losses(results: Sequence[Result], value: Callable[[Result], float], digits: int, *, planned: int) -> str:
     """Markdown: the mean of full uniform and of every rule."""
     cells = by_cell(results, value)
 
     def cell(name: str, column: str) -> str:
         key = name if name == "full uniform" else f"{name}_{suffix(column)}"
         own = cells.get(("uniform" if key == "full uniform" else key, column), {})
-        return f"{mean(own.values()):.{digits}f}" if own else ""
+        return f"{mean(own.values()):.{digits}f}" + count(own, planned) if own else ""
 
     return by_rule(["full uniform", *TEACHERS], present(results), cell)
 
@@ -111,6 +112,17 @@ def make_shuffled(results: Sequence[Result]) -> str:
         return f"{mean(own.values()):.1%}" if own else ""
 
     return by_rule(TEACHERS, present(found), cell)
+
+
+def make_shares(results: Sequence[Result]) -> str:
+    """Markdown: the share of the pairs that the last round selected."""
+    cells = by_cell(results, lambda result: result["last"].get("teacher/ratio"))
+
+    def cell(name: str, column: str) -> str:
+        own = cells.get((f"{name}_{suffix(column)}", column), {}).values()
+        return ", ".join(f"{share:.0%}" for share in own) if own and None not in own else ""
+
+    return by_rule(TEACHERS, present(results), cell)
 
 
 def make_times(results: Sequence[Result]) -> str:
@@ -131,6 +143,11 @@ def make_times(results: Sequence[Result]) -> str:
     return by_rule([name for name in TEACHERS if name != "uniform"], present(results), cell)
 
 
+def count(seeds: Sized, planned: int) -> str:
+    """How many seeds a cell has, where they are not all."""
+    return f" [{len(seeds)} of {planned} seeds]" if len(seeds) < planned else ""
+
+
 def suffix(column: str) -> str:
     """The percentage in the names of a column's rules."""
     return f"{100 * GOALS[column.rpartition(', ')[2]]:.0f}"
@@ -143,8 +160,9 @@ def present(results: Sequence[Result]) -> list[str]:
 
 def page(results: Sequence[Result], *, command: str, planned: int) -> str:
     """The page; ``planned`` is the number of seeds that were asked for."""
-    seeds = {column: {r["seed"] for r in results if r["corpus"] == column} for column in present(results)}
-    finished = "; ".join(f"{column}: {len(own)} of {planned} seeds" for column, own in seeds.items())
+    per_seed = len(TEACHERS) + 1
+    runs = {column: sum(result["corpus"] == column for result in results) for column in COLUMNS}
+    finished = "; ".join(f"{column}: {number} of {per_seed * planned}" for column, number in runs.items())
     machines = sorted({result["machine"] for result in results})
     commits = sorted({result["versions"]["commit"] for result in results})
     sections = {
@@ -152,18 +170,19 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
             "A rule in 0.87 of uniform's steps (clean pairs; the paper saves 13% of the time) or in 0.75 (shuffled "
             "completions) ends at most where uniform ends with all of its steps. Met: the whole paired 95% interval "
             "over the seeds is at or below 0; likely: the mean is. `compute` has scoring and scorers in it.",
-            make_goals(results),
+            make_goals(results, planned=planned),
         ),
         "Loss at equal steps": (
             "Validation loss of a rule minus that of uniform in as many steps, nats per token of the completions.",
-            make_equal_steps(results, loss),
+            make_equal_steps(results, loss, planned=planned),
         ),
         "Token accuracy at equal steps": (
             "The same for the percentage of the completions' tokens that are predicted (teacher forcing).",
-            make_equal_steps(results, accuracy),
+            make_equal_steps(results, accuracy, planned=planned),
         ),
-        "Losses": ("Means over the seeds.", make_losses(results, loss, 3)),
-        "Token accuracies": ("Per cent, means over the seeds.", make_losses(results, accuracy, 1)),
+        "Losses": ("Means over the seeds.", make_losses(results, loss, 3, planned=planned)),
+        "Token accuracies": ("Per cent, means over the seeds.", make_losses(results, accuracy, 1, planned=planned)),
+        "Share selected": ("The share of the pairs that the last round trains on, by seed.", make_shares(results)),
         "Wrong completions trained": (
             f"Their share among the pairs of the last third of the steps; {SHUFFLED:.0%} of the data.",
             make_shuffled(results),
@@ -179,7 +198,7 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
         "A model of 0.9 M parameters, pretrained on plain text, is fine-tuned on 800 pairs for three epochs, with the "
         "loss on completions only. [What the pairs are and how runs are "
         "compared](../../benchmarks/README.md#instructions-does-teaching-save-steps-in-fine-tuning).",
-        f"Finished: {finished}." if finished else "Nothing has finished.",
+        f"Finished runs: {finished}.",
     ]
     for title, (text, table) in sections.items():
         if table:
