@@ -107,17 +107,20 @@ def test_no_prompt_or_completion_occurs_twice_and_none_is_too_long_or_short() ->
     assert pairs.distinct([kept[0], *others, kept[1]]) == kept
 
 
-@pytest.mark.parametrize("number", [2, 5, 40])
-def test_shuffling_gives_every_chosen_prompt_the_completion_of_another(number: int) -> None:
+@pytest.mark.parametrize("number, share, chosen", [(2, 1.0, 2), (5, 0.6, 3), (40, 0.2, 8)])
+def test_shuffling_gives_every_chosen_prompt_the_completion_of_another(number: int, share: float, chosen: int) -> None:
     before = [Pair(f"prompt {i}", f"completion {i}") for i in range(number)]
-    after, wrong = pairs.shuffled(before, 0.4 if number > 2 else 1.0, seed=3)
+    after, wrong = pairs.shuffled(before, share, seed=3)
     assert [pair.prompt for pair in after] == [pair.prompt for pair in before]
     assert sorted(pair.completion for pair in after) == sorted(pair.completion for pair in before)
     assert [i for i in range(number) if after[i] != before[i]] == wrong
-    assert len(wrong) == (round(0.4 * number) if number > 2 else 2)
-    assert pairs.shuffled(before, 0.4, seed=3) == pairs.shuffled(before, 0.4, seed=3)
-    if number == 40:
-        assert pairs.shuffled(before, 0.4, seed=3) != pairs.shuffled(before, 0.4, seed=4)
+    assert len(wrong) == chosen
+    assert pairs.shuffled(before, share, seed=3) == (after, wrong)
+
+
+def test_another_seed_shuffles_other_pairs() -> None:
+    before = [Pair(f"prompt {i}", f"completion {i}") for i in range(40)]
+    assert pairs.shuffled(before, 0.2, seed=3) != pairs.shuffled(before, 0.2, seed=4)
 
 
 def test_parts_are_disjoint_and_fit_a_row_of_validation(monkeypatch: pytest.MonkeyPatch) -> None:
