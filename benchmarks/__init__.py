@@ -6,6 +6,7 @@
     single_pass     what teaching saves in a single pass over text, all costs charged
     long_windows    windows or documents, where windows hold several documents
     convergence     every rule of the teacher on small text, in many passes
+    instructions    what teaching saves in fine-tuning on instruction pairs
     vision          what teaching saves on images, in many passes
     cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         the step time of a pipeline with highway backpropagation against the stock schedules

@@ -1,7 +1,7 @@
 """The runner: runs tasks in parallel; each has a result.json once it has finished.
 
-A starter starts the tasks: as a command of torchrun (torchrun.py), or as a fork of a process that has imported torch
-(vision/runs.py).
+A starter starts the tasks: as a command of torchrun (torchrun.py), or as a fork of a process that has imported the
+product (forks.py).
 """
 
 import json

@@ -48,8 +48,13 @@ CHARACTERS_PER_FILE = 32_768
 LICENCES = Path("/usr/share/doc")
 
 
-def fetch(folder: Path) -> None:
-    """Download and unpack missing packages; RuntimeError with a tool's output if it fails."""
+def fetch(folder: Path, debs: Sequence[str] = DEBS) -> None:
+    """Download and unpack missing packages; RuntimeError with a tool's output if it fails.
+
+    Args:
+        folder: the folder that gets ``wheels/`` and ``packages/``.
+        debs: names of Debian packages.
+    """
     wheels, packages = folder / "wheels", folder / "packages"
     wheels.mkdir(parents=True, exist_ok=True)
     packages.mkdir(exist_ok=True)
@@ -57,7 +62,7 @@ def fetch(folder: Path) -> None:
         _run(
             [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels.resolve()), *WHEELS], cwd=folder
         )
-    for name in DEBS:
+    for name in debs:
         if not (packages / name).is_dir():
             if not list(folder.glob(f"{name}_*.deb")):
                 _run(["apt-get", "download", name], cwd=folder)
@@ -69,7 +74,7 @@ def _run(command: list[str], *, cwd: Path) -> None:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise RuntimeError(f"{command[0]} is missing: the single-pass corpora need Debian's tools") from error
+        raise RuntimeError(f"{command[0]} is missing: these corpora need Debian's tools") from error
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
 

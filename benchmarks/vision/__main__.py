@@ -26,12 +26,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.forks import Forks, hide_gpus
 from benchmarks.common.runner import about_here, load_result, run_tasks
 from benchmarks.common.tasks import Task, in_words_of_today
 from benchmarks.vision.data import num_rows, prepare
 from benchmarks.vision.pictures import draw_accuracy
 from benchmarks.vision.rules import CONDITIONS, RULES, SETS
-from benchmarks.vision.runs import Forks, hide_gpus
+from benchmarks.vision.runs import do
 from benchmarks.vision.table import report
 from benchmarks.vision.tasks import data_task, rule_run, scorer_runs
 from titan_attent.data.io.atomic import write_atomically
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[str] = []
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
-    starter = Forks(about_here())
+    starter = Forks(about_here(), do)
     try:
         known = read_known(args.known, args.lr)
         gather(args.output, known=known, lr=args.lr)  # before the first run: refuses runs with other settings

@@ -1,17 +1,7 @@
-"""The runs of the vision experiment: the product's own commands, in processes forked from one that has imported them.
-
-Importing torch and torchtitan takes ten seconds of a core, a run on digits five. So one process imports them, and each
-run is a fork of it: a world of one rank, with one thread on the CPU. Its output is in its ``log.txt``.
-"""
+"""The runs of the vision experiment: the product's own commands (common/forks.py), and their numbers."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import sys
-import time
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common.measure import ROOT
-from benchmarks.common.runner import RESULT_FILE, write_result
+from benchmarks.common.forks import command
+from benchmarks.common.runner import RESULT_FILE
 from benchmarks.common.tasks import FORWARD_COST, Task
 from benchmarks.vision.data import write_condition
 from benchmarks.vision.rules import BATCH_SIZE
@@ -29,89 +19,13 @@ from titan_attent.models.vision.config import VisionConfig
 from titan_attent.report import read_run
 from titan_attent.report.runs import ACCURACY, VALIDATION
 
-PRELOADED = [
-    "benchmarks.vision.runs",
-    "titan_attent.titan.patches.compat",
-    "torch.distributed.checkpoint",
-    "torchtitan.train",
-    "titan_attent.titan.launch",
-    "titan_attent.titan.scoring.checkpoint",
-]
 
-
-def hide_gpus() -> None:
-    """Make this process and its children run on one CPU thread. Call it before anything initializes a GPU."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
-@dataclass
-class Forked:
-    """A process with the methods of a ``subprocess.Popen``."""
-
-    process: BaseProcess
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def terminate(self) -> None:
-        self.process.kill()
-
-    def wait(self) -> None:
-        self.process.join()
-
-
-class Forks:
-    """Starts a task as a fork, which writes its own result. ``about`` is part of every result."""
-
-    def __init__(self, about: dict[str, Any]):
-        self.about = about
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
-
-    def start(self, output: Path, task: Task) -> Forked:
-        process = self._context.Process(target=work, args=(output, task, self.about), daemon=True)
-        process.start()
-        return Forked(process)
-
-    def finish(self, output: Path, task: Task, *, seconds: float) -> None:
-        raise ValueError("ended without a result")
-
-
-# -- in a process of its own ------------------------------------------------------------------------------------------
-
-
-def work(output: Path, run: Task, about: dict[str, Any]) -> None:
-    """Do one task and write its result.json."""
-    begin = time.monotonic()
-    log = os.open(output / run.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor in (1, 2):
-        os.dup2(log, descriptor)
-    os.chdir(output)
-    torch.set_num_threads(1)
+def do(run: Task) -> dict[str, Any]:
+    """Do one task: write images, score or train. Returns its numbers."""
     if run.module == "data":
-        result = write_condition(Path(), run.folder, run.config["data"])
-    else:
-        command(run)
-        result = measure(run) if run.module == "titan_attent.train" else {}
-    write_result(Path(), run, result, seconds=time.monotonic() - begin, about=about)
-
-
-def command(run: Task) -> None:
-    """Run the product's command, as torchrun would start it."""
-    import torchtitan.train
-
-    from titan_attent.titan.launch import train
-    from titan_attent.titan.scoring.command import score
-
-    # torchtitan ends with two seconds of sleep "for other ranks to complete", of which there are none.
-    torchtitan.train.time = SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
-    sys.argv = [run.module, *run.arguments, "--job.config_file", f"{run.folder}/config.toml"]
-    {"titan_attent.train": train, "titan_attent.score": score}[run.module]()
+        return write_condition(Path(), run.folder, run.config["data"])
+    command(run)
+    return measure(run) if run.module == "titan_attent.train" else {}
 
 
 def measure(run: Task) -> dict[str, Any]:

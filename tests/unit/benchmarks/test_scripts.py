@@ -8,7 +8,16 @@ from pathlib import Path
 from benchmarks.common.measure import module_name
 
 ROOT = Path(__file__).parents[3]
-EXPERIMENTS = {"cheaper_steps", "convergence", "highway", "long_windows", "single_pass", "vision", "weights"}
+EXPERIMENTS = {
+    "cheaper_steps",
+    "convergence",
+    "highway",
+    "instructions",
+    "long_windows",
+    "single_pass",
+    "vision",
+    "weights",
+}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
