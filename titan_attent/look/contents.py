@@ -109,9 +109,7 @@ def look_at(subject: Subject, decision: Decision | None, size: RunSize, *, rows:
         bins=bins,
         cuts=[]
         if decision is None or decision.kept is None
-        else cuts(
-            decision, source_of, len(names), lengths=subject.lengths, size=size, rows=subject.dataset.num_rows
-        ),
+        else cuts(decision, source_of, len(names), lengths=subject.lengths, size=size, rows=subject.dataset.num_rows),
         groups=[(group, _rows(subject, decision, group.ids)) for group in groups],
     )
 
