@@ -258,10 +258,12 @@ def test_a_small_source_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.Mon
         sizes = [sum(len(text) for text in texts if text.startswith(name)) for name in ("large", "second", "small")]
         assert 1.5 < sizes[0] / sizes[1] < 2.5 and sum(text.startswith("small") for text in texts) == 10
         assert sum(sizes) <= 20_000
+        if number not in (0, 5):  # opposite orders
+            continue
         options = {"validation_fraction": None, "max_training_bytes": 20_000}
         write(list(order), tmp_path / f"out{number}", "train:400", **options)
         tokenizers.append((tmp_path / f"out{number}" / "tokenizer.tiktoken").read_bytes())
-    assert len(set(tokenizers)) == 1
+    assert len(tokenizers) == 2 and tokenizers[0] == tokenizers[1]
 
 
 def test_training_a_tokenizer_and_the_files_are_reported(tmp_path: Path) -> None:
