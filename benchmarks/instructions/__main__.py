@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     hide_gpus()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    command = shlex.join(["python", "-m", "benchmarks.instructions", *(sys.argv[1:] if argv is None else argv)])
+    # Without --jobs: the page of a call that only writes it names the command that makes its runs.
+    command = shlex.join(
+        ["python", "-m", "benchmarks.instructions", "--output", str(args.output), "--seeds", *map(str, args.seeds)]
+    )
     failed: list[str] = []
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)

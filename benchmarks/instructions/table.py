@@ -169,7 +169,8 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
         "Goals": (
             "A rule in 0.87 of uniform's steps (clean pairs; the paper saves 13% of the time) or in 0.75 (shuffled "
             "completions) ends at most where uniform ends with all of its steps. Met: the whole paired 95% interval "
-            "over the seeds is at or below 0; likely: the mean is. `compute` has scoring and scorers in it.",
+            "over the seeds is at or below 0; likely: the mean is. One seed has no interval and shows "
+            "little. `compute` has scoring and scorers in it.",
             make_goals(results, planned=planned),
         ),
         "Loss at equal steps": (
@@ -180,7 +181,11 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
             "The same for the percentage of the completions' tokens that are predicted (teacher forcing).",
             make_equal_steps(results, accuracy, planned=planned),
         ),
-        "Losses": ("Means over the seeds.", make_losses(results, loss, 3, planned=planned)),
+        "Losses": (
+            "Means over the seeds. What wrong completions cost is the difference of full uniform between shuffled and "
+            "clean: no rule can win back more.",
+            make_losses(results, loss, 3, planned=planned),
+        ),
         "Token accuracies": ("Per cent, means over the seeds.", make_losses(results, accuracy, 1, planned=planned)),
         "Share selected": ("The share of the pairs that the last round trains on, by seed.", make_shares(results)),
         "Wrong completions trained": (
