@@ -85,6 +85,17 @@ def read(folder: Path, kind: str, *, wiki: Path | None = None) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
+def at_most(documents: Iterable[str], characters: int) -> list[str]:
+    """The first documents, up to so many characters; ValueError if there are fewer."""
+    taken = []
+    for text in documents:
+        if characters <= 0:
+            return taken
+        taken.append(text)
+        characters -= len(text)
+    raise ValueError(f"the texts have {characters:,} characters too few")
+
+
 def _files(folder: Path, packages: Sequence[str], pattern: str) -> Iterator[Path]:
     for package in packages:
         root = folder / "packages" / package

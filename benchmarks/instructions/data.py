@@ -62,12 +62,12 @@ def write_seed(folder: Path, every: dict[str, list[Pair]], pages: dict[str, list
     inside: dict[str, list[Pair]] = {}
     base: list[str] = []
     for kind, text in pages.items():
-        base += at_most(rng.sample(text, len(text)), CHARACTERS[kind])
+        base += texts.at_most(rng.sample(text, len(text)), CHARACTERS[kind])
     for kind, found in every.items():
         order = rng.sample(found, len(found))
         held_back = round(SPARE * sum(SIZES.values()))
         inside[kind] = order[:held_back]
-        base += at_most([text.strip() for pair in order[held_back:] for text in pair], CHARACTERS[kind])
+        base += texts.at_most([text.strip() for pair in order[held_back:] for text in pair], CHARACTERS[kind])
     rng.shuffle(base)
     write(folder / "base", ({"text": text} for text in base), tokenizer="train:1024")
     ranks = folder / "base" / RANKS_FILE
@@ -113,14 +113,3 @@ def write_lines(file: Path, records: Iterable[dict[str, Any]]) -> set[str]:
             keys |= record.keys()
             lines.write(json.dumps(record) + "\n")
     return keys
-
-
-def at_most(documents: Iterable[str], characters: int) -> list[str]:
-    """The first documents of so many characters in all; ValueError if there are fewer."""
-    taken = []
-    for text in documents:
-        if characters <= 0:
-            return taken
-        taken.append(text)
-        characters -= len(text)
-    raise ValueError(f"the texts have {characters:,} characters too few")

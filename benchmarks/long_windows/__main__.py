@@ -14,8 +14,7 @@ process on the CPU. All rules take equal steps of equal tokens, 0.8 M in all, de
     uniform_rows        everything, in rows of 96 tokens, validated on such rows
     rows                strategy = "difference" on such rows, compared with uniform_rows
 
-All others are validated on windows of the same text. The scorers' seconds are printed beside
-those of a run.
+All others are validated on windows of the same text. The scorers' seconds are printed beside those of a run.
 Cost: 3 minutes of a core per run, 75 runs of three seeds, and 80 MB of downloads. The same command resumes, also from
 published results (--known).
 """

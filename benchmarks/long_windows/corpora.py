@@ -54,13 +54,13 @@ def corpus(name: str, folder: Path, seed: int) -> Corpus:
     kind = "manual" if name == "manual" else "code"
     parts = divided(texts.read(folder, kind), rng)
     budget = CHARACTERS["train"]
-    trusted = at_most(cut(parts["trusted"], rng), CHARACTERS["trusted"])
-    validation = at_most(cut(parts["validation"], rng), CHARACTERS["validation"])
+    trusted = texts.at_most(cut(parts["trusted"], rng), CHARACTERS["trusted"])
+    validation = texts.at_most(cut(parts["validation"], rng), CHARACTERS["validation"])
     if name == "manual":
-        wanted = at_most(cut(parts["train"], rng), budget // 3)
-        others = [at_most(cut(mixed(texts.read(folder, of), rng), rng), budget // 3) for of in ("code", "german")]
+        wanted = texts.at_most(cut(parts["train"], rng), budget // 3)
+        others = [texts.at_most(cut(mixed(texts.read(folder, of), rng), rng), budget // 3) for of in ("code", "german")]
         return shuffled(wanted, others[0] + others[1], trusted, validation, rng)
-    documents = at_most(cut(parts["train"], rng), budget)
+    documents = texts.at_most(cut(parts["train"], rng), budget)
     count = round(JUNK * len(documents))
     junk = [(shuffled_words if i % 2 else random_characters)(text, rng) for i, text in enumerate(documents[:count])]
     return shuffled(documents[count:], junk, trusted, validation, rng)
@@ -94,17 +94,6 @@ def cut(whole: Sequence[str], rng: random.Random) -> list[str]:
             parts.append(text[:size])
             text = text[size:]
     return parts
-
-
-def at_most(documents: Sequence[str], characters: int) -> list[str]:
-    """The first documents, up to so many characters; ValueError if there are fewer."""
-    taken = []
-    for text in documents:
-        if characters <= 0:
-            return taken
-        taken.append(text)
-        characters -= len(text)
-    raise ValueError(f"the texts have {characters:,} characters too few")
 
 
 def shuffled(

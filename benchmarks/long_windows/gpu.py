@@ -44,7 +44,6 @@ from benchmarks.corpora import texts
 from benchmarks.long_windows.__main__ import CONFIG, LAUNCH, run
 from benchmarks.long_windows.corpora import (
     Corpus,
-    at_most,
     cut,
     divided,
     random_characters,
@@ -143,11 +142,11 @@ def corpus(size: Size, folder: Path) -> Corpus:
     pieces = {name: cut(parts[name], rng) for name in parts}
     rng.shuffle(pieces["train"])
     available = sum(map(len, pieces["train"]))
-    documents = at_most(pieces["train"], min(size.characters, available - 1))
+    documents = texts.at_most(pieces["train"], min(size.characters, available - 1))
     half = len(documents) // 2
     junk = [(shuffled_words if i % 2 else random_characters)(text, rng) for i, text in enumerate(documents[:half])]
     trusted, validation = (
-        at_most(pieces[name], min(characters, sum(map(len, pieces[name])) - 1))
+        texts.at_most(pieces[name], min(characters, sum(map(len, pieces[name])) - 1))
         for name, characters in (("trusted", size.trusted), ("validation", size.trusted // 6))
     )
     return shuffled(documents[half:], junk, trusted, validation, rng)

@@ -63,8 +63,8 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str, progress:
     """Learn at most ``num_ranks`` (256 or more) tokens from ``texts``, split by ``pattern``.
 
     The single bytes come first, byte ``b`` with rank ``b``, then the merges in the order they were learned. A pair that
-    occurs once is not merged, so that little text gives fewer tokens.
-    The same texts give the same ranks. ``progress`` shows the trainer's bars on a terminal.
+    occurs once is not merged, so that little text gives fewer tokens. The same texts give the same ranks. ``progress``
+    shows the trainer's bars on a terminal.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
