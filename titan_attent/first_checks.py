@@ -29,6 +29,7 @@ else:
     import tomli as tomllib
 
 CUSTOM_CONFIG = "titan_attent.job_config"
+"""The default of ``job.custom_config_module``: the module with this package's sections."""
 FORMER_SECTIONS = ("modules", "backward")
 """Sections of earlier versions, for which the complete checks have a message."""
 

@@ -18,7 +18,7 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import main as torchtitan_main
 
-from titan_attent.first_checks import arguments, check_option, option
+from titan_attent.first_checks import CUSTOM_CONFIG, arguments, check_option, option
 from titan_attent.systems.system import DataFacts
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
@@ -30,7 +30,6 @@ from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.models.families import add_families, family_of
 from titan_attent.titan.patches import compat, cpu, log_filter
 from titan_attent.titan.run_plan import lines_of, plan_of
-from titan_attent.titan.settings import CUSTOM_CONFIG
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 from titan_attent.titan.user_errors import end_without_error, fail, wait_for_first_rank

@@ -18,6 +18,7 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
+from titan_attent.first_checks import CUSTOM_CONFIG
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
@@ -29,9 +30,6 @@ RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "
 
 WITHOUT_EFFECT = {"data.path", "data.validation_path", "data.num_workers", "data.verify_checksums", "teacher.trace"}
 """Keys in which two runs of one result may differ; of data the fingerprints are compared."""
-
-CUSTOM_CONFIG = "titan_attent.job_config"
-"""The default of ``job.custom_config_module``: the module with this package's sections."""
 
 
 def degrees_of(parallelism: Any, *, world_size: int | None = None) -> Degrees:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torchtitan.config import ConfigManager, JobConfig
 
-from titan_attent.first_checks import check_keys, read_toml
+from titan_attent.first_checks import CUSTOM_CONFIG, check_keys, read_toml
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED
-from titan_attent.titan.settings import CUSTOM_CONFIG, systems_from
+from titan_attent.titan.settings import systems_from
 
 
 def sections_of(module: str) -> type:
