@@ -185,6 +185,14 @@ def test_few_trusted_examples_are_foreign_only_if_that_is_significant(
     assert likeness(below, num_examples=len(data)).is_low == is_foreign
 
 
+def test_few_trusted_examples_near_the_limit_still_select() -> None:
+    trusted = np.random.default_rng(1).normal(3, 1, 40)
+    half = np.where(np.arange(NUM_EXAMPLES) % 2, CLEAN, CLEAN - 9).astype(np.float32)
+    assert likeness(below_of(half, trusted), num_examples=NUM_EXAMPLES).probability < MIN_LIKENESS
+    visits, (decision, *_) = train(half, steps=20, trusted=trusted.tolist())
+    assert decision["teacher/ratio"] == 0.4 and all(i % 2 for i in visits)
+
+
 @pytest.mark.parametrize(
     "steps, max_repeats, level, said",
     [
