@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from titan_attent.first_checks import FORMER_SECTIONS
 from titan_attent.systems.system_list import RENAMED
+from titan_attent.titan.first_checks import FORMER_SECTIONS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANK_ZERO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 WITHOUT_TORCH = """
 import runpy, sys
 
 class Door:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "numpy") or name in ("titan_attent.titan", "torchtitan.components"):
+        closed = ("titan_attent.titan.launch", "torchtitan.components")
+        if name.partition(".")[0] in ("torch", "numpy") or name in closed:
             raise ImportError(f"{name} behind the door")
 
 sys.meta_path.insert(0, Door())
@@ -25,7 +26,7 @@ runpy.run_module("titan_attent.train", run_name="__main__", alter_sys=True)
 """
 CHECK_ALONE = """
 import sys
-from titan_attent.first_checks import check_command_line
+from titan_attent.titan.first_checks import check_command_line
 
 check_command_line("titan_attent.train")
 left = sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "torchtitan", "numpy"))

@@ -21,6 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from titan_attent.foundations.checks import check_number, check_one_of, closest
 from titan_attent.job_config import JobConfig as OurSections
+from titan_attent.systems.freezing.config import FORMER_NAME as FORMERLY_FREEZING
+from titan_attent.systems.highway.config import FORMER_NAME as FORMERLY_HIGHWAY
 from titan_attent.systems.teaching.config import FORMER_KEYS
 
 if sys.version_info >= (3, 11):
@@ -30,7 +32,7 @@ else:
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 """The default of ``job.custom_config_module``: the module with this package's sections."""
-FORMER_SECTIONS = ("modules", "backward")
+FORMER_SECTIONS = (FORMERLY_FREEZING, FORMERLY_HIGHWAY)
 """Sections of earlier versions, for which the complete checks have a message."""
 
 RANGES: dict[str, dict[str, Any]] = {
