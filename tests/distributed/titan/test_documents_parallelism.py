@@ -45,7 +45,7 @@ BY_LOSS: Settings = {"teacher.weighting": "loss", "teacher.temperature": 0.3}
 """Weights from the losses of two steps before, as :func:`train_all` lets every step end a window of losses."""
 COMPILED_LOSS: Settings = {
     **{"compile.enable": True, "compile.components": ["loss"]},
-    "compile.backend": "aot_eager",  # one cell takes inductor, whose C++ compiler takes ten times as long
+    "compile.backend": "aot_eager",  # one cell takes inductor, which also compiles C++
 }
 
 

@@ -105,7 +105,7 @@ def two_ranks(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     runs |= {"branch, CP": batch(8) | CP | BRANCH, "branch, compiled": batch(4) | COMPILED | BRANCH}
     runs |= {"accumulated, k = 1": batch(2) | highway(1), "saved": batch(4) | SAVED | {"steps": 3}}
     folder = tmp_path_factory.mktemp("two_ranks")
-    return run_on_ranks(train_all, 2, runs, data, str(folder))[0] | {"folder": str(folder)}
+    return run_on_ranks(train_all, 2, runs, data, str(folder), timeout=400.0)[0] | {"folder": str(folder)}
 
 
 @pytest.fixture(scope="module")
