@@ -201,9 +201,9 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
     sections = {
         "Goals": (
             "A rule in 0.87 of uniform's steps (clean pairs; the paper saves 13% of the time) or in 0.75 (shuffled "
-            "completions; the goal is 25%) ends at most where uniform ends with all of its steps. Met: the whole paired "
-            "95% interval over the seeds is at or below 0; likely: the mean is. One seed has no interval and shows "
-            "little. `compute` has scoring and scorers in it.",
+            "completions; the goal is 25%) ends at most where uniform ends with all of its steps. Met: the whole "
+            "paired 95% interval over the seeds is at or below 0; likely: the mean is. One seed has no interval and "
+            "shows little. `compute` has scoring and scorers in it.",
             make_goals(results, planned=planned),
         ),
         "Loss at equal steps": (
