@@ -6,6 +6,6 @@ set -euo pipefail
 FOLDER=${1:-outputs/quickstart} FILE=${2:-docs/pictures/tensorboard.png} PORT=${PORT:-6123}
 tensorboard --logdir "$FOLDER" --port "$PORT" --load_fast=false --reload_interval 5 &
 trap "kill $!" EXIT
-until curl -sf "http://localhost:$PORT/data/runs" | grep -q tb; do sleep 1; done
-"${CHROMIUM:-chromium}" --headless=new --no-sandbox --hide-scrollbars --window-size=1500,1500 --virtual-time-budget=60000 \
+until curl -sf "http://localhost:$PORT/data/plugin/custom_scalars/layout" | grep -q category; do sleep 1; done
+"${CHROMIUM:-chromium}" --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1500,1500 --virtual-time-budget=60000 \
     --screenshot="$FILE" "http://localhost:$PORT/#custom_scalars"

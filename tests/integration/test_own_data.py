@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from documented import GUIDE, ROOT, arguments_of, commands_of, module_of
-from launch import read_scalars, run
+from launch import read_scalars, read_tags, run
 
 from titan_attent.data.text.__main__ import main as write_text
 from titan_attent.look.command import main as look
@@ -73,6 +73,9 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     assert re.search(rf"10M has [\d,]+ token ids: the data ./data/corpus has {num_ids:,}", log)
     folder = tmp_path / "outputs" / "own_data"
     assert list(read_scalars(folder, "validation_metrics/loss")) == [1, 2]
+    (written,) = (path.parent for path in (folder / "tb").rglob("events.*"))
+    assert {"custom_scalars__config__", "configuration/text_summary"} <= set(read_tags(written)["tensors"])
+    assert "loss_metrics/by_source/web" in read_tags(written)["scalars"]
     assert {path.name for path in (folder / "checkpoint").glob("step-*")} == {"step-2", "step-3"}
 
     resumed = run(*training, *SMALL, "--training.steps", "5", module=train)

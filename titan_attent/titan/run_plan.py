@@ -195,8 +195,9 @@ def lines_of(plan: RunPlan, job_config: JobConfig, facts: DataFacts) -> Iterator
     yield f"model       {job_config.model.name} {job_config.model.flavor}: {plan.num_parameters:,} parameters"
     yield f"start       {plan.start}"
     per_step = plan.batch_size * plan.tokens_per_row
-    is_packed = isinstance(dataset, DocumentDataset)  # its last row is not full
-    num_tokens = dataset.num_pairs if is_packed else dataset.num_rows * plan.tokens_per_row
+    num_tokens = dataset.num_rows * plan.tokens_per_row
+    if isinstance(dataset, DocumentDataset):
+        num_tokens = dataset.num_pairs  # their last row is not full
     yield f"data        {job_config.data.path}: {len(dataset):,} examples, {num_tokens:,} tokens"
     yield (
         f"steps       {plan.steps:,} of {plan.batch_size:,} x {plan.tokens_per_row:,} = {per_step:,} tokens: "
