@@ -4,7 +4,8 @@
                                       pieces of files, fp32 sum      verified, renamed to --output
 
     __main__.py       python -m titan_attent.edit
-    command.py        the command line
+    command.py        its command line
+    options.py        options that it shares with the search
     expression.py     a base and task vectors, from the words of the command line
     averages.py       weights of means, and the decay that a mean replaces
     layers.py         factors by layer
@@ -13,6 +14,7 @@
     stored_tensor.py  where the bytes of a tensor are in a torch.save archive
     pieces.py         a box of a tensor from the shards of several ranks
     checkpoint.py     the weights of a checkpoint
+    hugging_face.py   the weights of a folder of *.safetensors
     compare.py        refuses checkpoints that do not fit together
     transforms.py     pruning, low rank, and the random control
     combine.py        one box of the result
@@ -21,6 +23,8 @@
     provenance.py     what a result was made of
     run.py            one edit from its operands to its checkpoint
     search.py         coefficients tried on a target and a control data set
+    search_result.py  the points that it tried
+    search_report.py  their table and heat maps
 
-torchtitan's names of Hugging Face weights are in titan/hugging_face.py, and its forward pass in titan/scoring.
+torchtitan's adapters are in titan/hugging_face.py, its forward pass is in titan/scoring.
 """

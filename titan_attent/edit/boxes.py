@@ -21,16 +21,14 @@ def boxes(shape: Sequence[int], limit: int = 0) -> Iterator[Box]:
     In each box all dimensions before one have length 1, and all after it are complete.
     """
     limit = limit or ELEMENTS
-    if not shape:
-        yield ()
+    if not shape or 0 in shape:
+        yield tuple((0, size) for size in shape)
         return
     row = math.prod(shape[1:])
     if row <= limit:
-        whole, step = tuple((0, size) for size in shape[1:]), max(limit // max(row, 1), 1)
+        whole, step = tuple((0, size) for size in shape[1:]), max(limit // row, 1)
         for start in range(0, shape[0], step):
             yield ((start, min(start + step, shape[0])), *whole)
-        if shape[0] == 0:
-            yield ((0, 0), *whole)
         return
     for index in range(shape[0]):
         for rest in boxes(shape[1:], limit):

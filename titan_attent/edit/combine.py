@@ -67,7 +67,8 @@ class Combination:
         """The result in ``box``; ValueError if a number of it is not finite."""
         weight, blocks = self.weights[name], _Blocks(self.operands, name, box)
         if not weight.dtype.is_floating_point:
-            return blocks.stored(self._source)
+            stored = blocks.stored(self._source)
+            return stored if self.base else torch.zeros_like(stored)
         counted = [
             (term, coefficient)
             for number, term in enumerate(self.terms, 1)

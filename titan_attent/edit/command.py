@@ -5,21 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from titan_attent.edit.averages import DECAYS, decay_weights, replaced_decay
-from titan_attent.edit.checkpoint import Checkpoint, DcpCheckpoint
-from titan_attent.edit.combine import Combination, Term
-from titan_attent.edit.compare import DTYPES, check_same, without_tokenizer
+from titan_attent.edit.compare import DTYPES
 from titan_attent.edit.expression import Expression, Vector, parse
-from titan_attent.edit.layers import check_factors, parse_factor
+from titan_attent.edit.options import Parser, add_vector_options, combination_of, split_words, warn_of_tokenizers
 from titan_attent.edit.output import check_output
 from titan_attent.edit.run import total_bytes, write
-from titan_attent.edit.storage import is_remote
-from titan_attent.edit.transforms import LowRank, Pruned, Transform, Unchanged
-from titan_attent.titan.checkpoint_folder import is_safetensors, read_branch, steps_in
+from titan_attent.titan.checkpoint_folder import read_branch, steps_in
 
 MEAN, SEARCH = "mean", "search"
 _STEP = "step-"
@@ -56,39 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
-
-
-def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of the expression, which are before the first option, and the options."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("--") or word == "-h"), len(argv))
-    return list(argv[:first]), list(argv[first:])
-
-
-def add_vector_options(parser: argparse.ArgumentParser) -> None:
-    """The options that change vectors, and those of Hugging Face folders."""
-    vectors = parser.add_argument_group("what becomes of every vector before it is added")
-    one = vectors.add_mutually_exclusive_group()
-    one.add_argument("--rank", type=int, metavar="K", help="keep K singular values of every matrix")
-    one.add_argument("--energy", type=float, metavar="E", help="keep the fewest singular values with this share")
-    one.add_argument("--keep", type=float, metavar="F", help="keep the largest entries, this share of every tensor")
-    vectors.add_argument(
-        "--scale",
-        action="append",
-        default=[],
-        metavar="[N:]LAYERS=FACTOR",
-        help="multiply the coefficient (of the N-th vector) in these layers, such as attention=0.5 or layers.0-7=0; "
-        "the last one that fits counts",
-    )
-    hf = parser.add_argument_group("folders of *.safetensors")
-    hf.add_argument("--family", default="", metavar="NAME", help="family of the model, such as llama3")
-    hf.add_argument("--flavor", default="", metavar="NAME", help="its flavor, such as 8B")
-
-
 def _parser(is_mean: bool) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m titan_attent.edit",
         usage="%(prog)s EXPRESSION --output DIR [options]",
         description=DESCRIPTION,
@@ -126,6 +90,7 @@ def _edit(argv: list[str]) -> None:
         expression, note = expression
     combination = combination_of(expression, options, dtype=options.dtype)
     check_output(options.output, num_bytes=total_bytes(combination))
+    warn_of_tokenizers(combination)
     print(f"{options.output} = {expression}", note, sep="\n" if note else "")
     with tqdm(total=total_bytes(combination), unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         result = write(
@@ -147,56 +112,6 @@ def _vectors(words: list[str], options: argparse.Namespace) -> Expression:
         if getattr(options, name) is not None:
             raise ValueError(f"--{name}: it is for means; begin with mean, or leave it out")
     return parse(words)
-
-
-def combination_of(expression: Expression, options: argparse.Namespace, *, dtype: str = "") -> Combination:
-    """The checked combination that an expression and the options of :func:`add_vector_options` describe; ValueError."""
-    factors = [parse_factor(text, num_vectors=len(expression.vectors)) for text in options.scale]
-    transform = transform_of(options)
-    if not expression.vectors and (transform != Unchanged() or factors):
-        raise ValueError("--rank, --energy, --keep and --scale change vectors, and the expression has none")
-    operands = open_all(expression.paths, family=options.family, flavor=options.flavor)
-    check_same(list(operands.values()), converts=bool(dtype))
-    check_factors(factors, list(operands[expression.base].weights))
-    if unknown := without_tokenizer(list(operands.values()))[:3]:
-        print(f"tokenizers are not compared: {', '.join(unknown)} recorded none", file=sys.stderr)
-    terms = [Term(one.coefficient, one.checkpoint, one.origin, transform) for one in expression.vectors]
-    return Combination(operands, expression.base, terms, factors, DTYPES.get(dtype))
-
-
-def transform_of(options: argparse.Namespace) -> Transform:
-    """The transform that ``--rank``, ``--energy`` or ``--keep`` asks for; ValueError for a value out of range."""
-    if options.rank is not None:
-        if options.rank < 1:
-            raise ValueError(f"--rank {options.rank}: it must be at least 1")
-        return LowRank(rank=options.rank)
-    for name in ("energy", "keep"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"--{name} {value:g}: it must be above 0 and at most 1")
-    if options.energy is not None:
-        return LowRank(energy=options.energy)
-    return Unchanged() if options.keep is None else Pruned(options.keep)
-
-
-def open_all(paths: Sequence[str], *, family: str, flavor: str) -> dict[str, Checkpoint]:
-    """The checkpoints by path; ValueError as they raise."""
-    in_safetensors = [path for path in paths if _is_safetensors(path)]
-    if (family or flavor) and not in_safetensors:
-        raise ValueError("--family and --flavor are for folders of *.safetensors, and there is none")
-    opened: dict[str, Checkpoint] = {}
-    for path in paths:
-        if path in in_safetensors:
-            from titan_attent.titan.hugging_face import HuggingFaceCheckpoint  # imports torchtitan
-
-            opened[path] = HuggingFaceCheckpoint(path, family=family, flavor=flavor)
-        else:
-            opened[path] = DcpCheckpoint(path)
-    return opened
-
-
-def _is_safetensors(path: str) -> bool:
-    return not is_remote(path) and not (Path(path) / ".metadata").is_file() and is_safetensors(Path(path))
 
 
 def _mean(words: list[str], options: argparse.Namespace) -> tuple[Expression, str]:

@@ -62,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_metadata(path: str | Path) -> Metadata:
-    """The metadata of the checkpoint in the folder ``path``; ValueError as :func:`parse_metadata`, or if it is missing."""
+    """The metadata of the checkpoint in the folder ``path``; ValueError as :func:`parse_metadata`."""
     try:
         content = (Path(path) / METADATA_FILE).read_bytes()
     except OSError as error:
