@@ -1,4 +1,4 @@
-"""Edits of checkpoints that torchtitan wrote: it loads the results, they are scored, searched, and read from safetensors."""
+"""Edits of checkpoints that torchtitan wrote: it trains from the results, they are scored, and searched."""
 
 import json
 import re
@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from launch import launch, read_weights, run, write_config
-from safetensors.torch import save_file
-from test_hugging_face import to_hugging_face
 from unit.edit.made import load
 
 from titan_attent.edit.command import main
@@ -61,23 +59,6 @@ def test_the_mean_of_the_last_of_a_run(folder: Path) -> None:
     steps = [read_weights(folder / "base", step=number) for number in (1, 2, 3)]
     for name, weight in result.items():
         torch.testing.assert_close(weight, sum(one[name] for one in steps) / 3)
-
-
-def test_hugging_face_weights_are_operands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Queries and keys have other rows in that format, and every weight another name."""
-    weights = read_weights(folder / "tuned", step=2)
-    (folder / "hf").mkdir()
-    save_file(to_hugging_face(weights), folder / "hf" / "model.safetensors")
-    base, model = step(folder, "base", 3), ["--family", "llama3", "--flavor", "bench"]
-    assert main([base, "+", str(folder / "hf"), "--output", str(folder / "none")]) == 2
-    assert "name its model, such as --family llama3 --flavor 8B" in capsys.readouterr().err
-    for key, value, message in (
-        ("--family", "lama3", 'did you mean "llama3"'),
-        ("--flavor", "9B", "is none of llama3"),
-    ):
-        wrong = [value if model[i - 1] == key else word for i, word in enumerate(model)]
-        assert main([base, "+", str(folder / "hf"), "--output", str(folder / "none"), *wrong]) == 2
-        assert message in capsys.readouterr().err
 
 
 def test_a_search_tries_both_arms_on_both_data_sets(folder: Path, token_data: dict[str, Path]) -> None:
