@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchtitan.components.checkpoint import MODEL
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import register_train_spec
@@ -52,6 +53,9 @@ class Trials(ForwardScorer):
 
         A collective, on all ranks; the same number on all.
         """
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the last layers stay gathered after a forward pass, with the weights of before
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for (inputs, labels), valid in self._batches(name):
             result = self._losses(self.model, inputs, labels)
