@@ -9,8 +9,9 @@ each run the files that it reads are dropped from the page cache. Variants take 
 - ``edit`` reads two operands and writes one; its rate counts these bytes, without those that it reads back to verify.
 - mergekit's task_arithmetic, in fp32, from safetensors. It neither fsyncs nor verifies.
 
-Memory is the largest sum of the resident sets of a command's processes, without pages of mapped files, which the system
-can drop (``RssAnon`` and ``RssShmem`` of /proc), looked at every 20 ms.
+Memory is the largest sum over a command's processes of what is resident, looked at every 20 ms: a page that processes
+share counts once, and pages of mapped files, which the system can drop, do not (``Pss_Anon`` and ``Pss_Shmem`` of
+/proc).
 """
 
 import argparse
@@ -119,13 +120,12 @@ def _family(root: int) -> list[int]:
 
 
 def _resident(process: int) -> float:
-    """Bytes of a process that are neither shared with a file nor swapped out."""
+    """Bytes of a process that are not of a file; of pages shared by n processes, the n-th part."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    values = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon", "RssShmem")))
-    return sum(1024.0 * int(value.split()[0]) for value in values.values())
+    return sum(1024.0 * int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
 
 
 def main() -> None:
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--mergekit", default="", help="the command mergekit-yaml of an environment with mergekit")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    header = measure.header()
     args.folder.mkdir(parents=True)
     num_layers = make_data(args.folder, gb=args.gb)
     size = sum(4 * torch.Size(shape).numel() for shape in shapes(num_layers).values())
@@ -165,7 +166,7 @@ def main() -> None:
         name: {key: statistics.median(one[key] for one in results) for key in results[0]}
         for name, results in found.items()
     }
-    result = measure.header() | {
+    result = header | {
         "operand_gb": size / 1e9,
         "rounds": args.rounds,
         "load": os.getloadavg(),

@@ -7,16 +7,16 @@
  "layers": [{"vector": 0, "pattern": "attention", "factor": 0.5}],
  "note": "the mean replaces a linear decay ..",          of means; else empty
  "tokenizer": "512 ids, 1a2b3c4d", "dtype": "float32",
- "files": {"__0_0.distcp": "<sha256>", ".metadata": ".."},
+ "xxh3_128": {"__0_0.distcp": "..", ".metadata": ".."},
  "torch": "2.13.0", "titan_attent": ".."}
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+import xxhash
 
 from titan_attent import __version__
 from titan_attent.edit.combine import Combination
@@ -49,7 +49,7 @@ def record_of(
         "note": note,
         "tokenizer": next((one.tokenizer for one in operands if one.tokenizer), ""),
         "dtype": str(combination.dtype or "").removeprefix("torch.") or "as the base",
-        "files": {file.name: file.sha256 for file in files} | {METADATA_FILE: hashlib.sha256(metadata).hexdigest()},
+        "xxh3_128": {file.name: file.xxh3 for file in files} | {METADATA_FILE: xxhash.xxh3_128(metadata).hexdigest()},
         "torch": torch.__version__,
         "titan_attent": __version__,
     }

@@ -183,7 +183,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
     assert record["operands"][0]["sha256"] == DcpCheckpoint("a").sha256
     assert record["vectors"][0]["transform"] == "Pruned(keep=0.5)"
     assert record["layers"] == [{"vector": 0, "pattern": "norm", "factor": 0.0}]
-    assert set(record["files"]) == {*files_of(tmp_path / "step-7")} - {"edit.json"}
+    assert set(record["xxh3_128"]) == {*files_of(tmp_path / "step-7")} - {"edit.json"}
     assert steps_in(tmp_path) == {7: True}
     assert edit(f"{tmp_path}/step-7 - b --output {tmp_path / 'again'}") == 0
 
