@@ -18,6 +18,7 @@ The packages, in the order of the data flow; the docstring of each lists its mod
     adapters/      the teacher in the Hugging Face Trainer and in Lightning
     report/        a table and curves of runs, and what one run saved against another in steps, compute and time
     look/          data, and what a teacher would keep of it, before a run
+    edit/          arithmetic on checkpoints: task vectors, averages
     foundations/   shared code: keyed random numbers, sharding, agreement, checks of values, the ledger
 
     __main__.py          lists the commands

@@ -23,6 +23,7 @@ COMMANDS = {
     "titan_attent.look": ("python -m", "shows what a data set holds, and what a run would keep of it"),
     "titan_attent.train --check N": ("python -m", "checks the configuration of a run on N GPUs, and prints its plan"),
     "titan_attent.train": (LAUNCHED, "trains; the same command resumes"),
+    "titan_attent.edit": ("python -m", "adds, subtracts and averages checkpoints"),
     "titan_attent.report": ("python -m", "compares runs: a table and curves"),
 }
 """Module and subcommand -> (how it is started, what it does), in the order in which one uses them."""

@@ -28,7 +28,7 @@ class Door:
 sys.meta_path.insert(0, Door())
 import titan_attent
 names = [module.name for module in pkgutil.walk_packages(titan_attent.__path__, "titan_attent.")]
-inside = ("titan", "train", "score", "scorers")
+inside = ("titan", "train", "score", "scorers", "edit")
 outside = [name for name in names if name.split(".")[1] not in inside and "__main__" not in name]
 for name in outside:
     importlib.import_module(name)

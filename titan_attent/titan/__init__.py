@@ -21,6 +21,7 @@
     owner.py           allows one run per folder
     checkpoint_folder.py    which checkpoints a folder holds
     checkpoint_metadata.py  reads a checkpoint's metadata without running its code
+    hugging_face.py         torchtitan's conversion of Hugging Face's weights
     resumed_schedule.py     the optimizer's settings after a resume
     changed_settings.py     which settings changed since the checkpoint
     user_errors.py     how a user's mistake ends a run

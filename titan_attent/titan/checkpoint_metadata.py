@@ -14,7 +14,7 @@ import pickle
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict"}),
     "builtins": frozenset({"set"}),
 }
+METADATA_FILE = ".metadata"
 _PLAIN = (torch.dtype, torch.layout, torch.memory_format)
 _MAX_VALUE_BYTES = 2**24
 """Upper bound on the size of one value; the values that are read have a few hundred bytes."""
@@ -61,17 +62,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_metadata(path: str | Path) -> Metadata:
-    """The metadata of the checkpoint in the folder ``path``.
-
-    Raises:
-        ValueError: the metadata is missing or damaged, was written by a later torch that this one cannot read, or
-            contains a class outside :data:`ALLOWED`.
-    """
-    file = Path(path) / ".metadata"
+    """The metadata of the checkpoint in the folder ``path``; ValueError as :func:`parse_metadata`."""
     try:
-        metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()
+        content = (Path(path) / METADATA_FILE).read_bytes()
     except OSError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from None
+    return parse_metadata(content, path)
+
+
+def parse_metadata(content: bytes, path: str | Path) -> Metadata:
+    """The metadata in ``content``, the bytes of the file ``.metadata`` of the checkpoint ``path``.
+
+    Raises:
+        ValueError: the metadata is damaged, was written by a later torch that this one cannot read, or contains a class
+            outside :data:`ALLOWED`.
+    """
+    file = f"{path}/{METADATA_FILE}"
+    try:
+        metadata = _Unpickler(io.BytesIO(content)).load()
     except _Refused as refused:
         raise ValueError(
             f"{file} contains {refused}, which does not belong in a checkpoint's metadata: it was tampered with, or "
@@ -132,12 +140,37 @@ def shapes_of(metadata: Metadata, *, modules: Iterable[str]) -> dict[str, list[i
 def safetensors_shapes(path: str | Path) -> dict[str, list[int]]:
     """name -> shape of the weights in the ``*.safetensors`` files of the folder ``path``, from their headers.
 
+    Raises:
+        ValueError: a file is damaged.
+    """
+    return {name: list(entry.shape) for name, entry in safetensors_entries(path).items()}
+
+
+class SafetensorsEntry(NamedTuple):
+    """Where a tensor lies in a safetensors file, in row-major order.
+
+    Attributes:
+        file: the file's name in its folder.
+        dtype: as the format names it, such as "BF16".
+        start, stop: the bytes in the file.
+    """
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def safetensors_entries(path: str | Path) -> dict[str, SafetensorsEntry]:
+    """name -> entry of the weights in the ``*.safetensors`` files of the folder ``path``, from their headers.
+
     A header is 8 bytes of length and JSON: {name: {"dtype": .., "shape": [..], "data_offsets": [..]}, ..}.
 
     Raises:
         ValueError: a file is damaged.
     """
-    shapes: dict[str, list[int]] = {}
+    entries: dict[str, SafetensorsEntry] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         try:
             with file.open("rb") as stream:
@@ -147,10 +180,12 @@ def safetensors_shapes(path: str | Path) -> dict[str, list[int]]:
                 header = json.loads(stream.read(length))
             for name, entry in header.items():
                 if name != "__metadata__":
-                    shapes[name] = [int(size) for size in entry["shape"]]
+                    start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
+                    shape = tuple(int(size) for size in entry["shape"])
+                    entries[name] = SafetensorsEntry(file.name, str(entry["dtype"]), shape, start, stop)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
             raise ValueError(f"{file} is damaged: its header cannot be read ({error}). Download it again") from None
-    return shapes
+    return entries
 
 
 def read_value(path: str | Path, metadata: Metadata, name: str, value_type: type[Value]) -> Value:

@@ -51,28 +51,53 @@ from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_ran
 from titan_attent.titan.user_errors import fail
 
 
-class CheckpointScorer(Trainer):
-    """Builds the model as torchtitan does and writes its losses instead of training.
+class ForwardScorer(Trainer):
+    """Builds the model as torchtitan does, for forward passes that give the loss of every example.
 
     ``job_config`` comes from :func:`scoring_config`. It is not a TeachingTrainer, whose teacher would need the losses
-    that this command is about to write.
+    that scoring is about to write.
     """
 
-    def __init__(self, job_config: JobConfig, options: Options):
+    def __init__(self, job_config: JobConfig):
         super().__init__(job_config)
         loader = cast(TeachingLoader, self.dataloader)
         self.dataset: Any = loader.dataset
         self.reader, self.pin_memory = loader.reader, loader.pin_memory
         self.sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
         self.batch_size = job_config.validation.local_batch_size
-        self.checkpoint_path = job_config.checkpoint.initial_load_path
         compiled = job_config.compile
         self.example_loss = family_of(job_config).modality.example_loss(job_config)(
             compile_loss=compiled.enable and "loss" in compiled.components, backend=compiled.backend
         )
         self.neutral_statistics = neutral_statistics(self.device)
-        self.writer = writer_of(job_config, self.dataset, options)
         self.forward_rows = forward_rows_of(self, self.dataset)
+
+    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
+        """Mean nats per token of each example, or the loss of the model's modality, and the numbers of tokens."""
+        input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
+        index = input_dict.get(EXAMPLE_INDEX)
+        if self.job_config.data.document_mask:
+            prepared: Any = document_batch(model, input_dict, labels.to(self.device))
+        else:
+            prepared = self.post_dataloading_process(input_dict, labels.to(self.device))
+        inputs, labels, extra_inputs, extra_kwargs = prepared
+        num, packing = len(labels), {}
+        if index is not None and self.forward_rows is not None:  # packed
+            num = len(labels) * self.forward_rows.max_examples
+            packing = {"example_index": index_in_batch(index, examples_per_row=self.forward_rows.max_examples)}
+        with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
+            pred = model(inputs, **extra_inputs, **extra_kwargs)
+            ones = torch.ones(num, device=self.device)
+            return self.example_loss(pred, labels, ones, self.neutral_statistics, **packing)
+
+
+class CheckpointScorer(ForwardScorer):
+    """Writes the losses of a checkpoint's model instead of training."""
+
+    def __init__(self, job_config: JobConfig, options: Options):
+        super().__init__(job_config)
+        self.checkpoint_path = job_config.checkpoint.initial_load_path
+        self.writer = writer_of(job_config, self.dataset, options)
 
     @record
     def train(self) -> None:
@@ -102,24 +127,6 @@ class CheckpointScorer(Trainer):
                 )
                 write_document_losses(self.writer, losses, forward_rows=self.forward_rows, **common)
             logger.info(f"{self.writer.path}: scores of {self.writer.scoring.num_examples:,} examples")
-
-    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
-        """Mean nats per token of each example, or the loss of the model's modality, and the numbers of tokens."""
-        input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
-        index = input_dict.get(EXAMPLE_INDEX)
-        if self.job_config.data.document_mask:
-            prepared: Any = document_batch(model, input_dict, labels.to(self.device))
-        else:
-            prepared = self.post_dataloading_process(input_dict, labels.to(self.device))
-        inputs, labels, extra_inputs, extra_kwargs = prepared
-        num, packing = len(labels), {}
-        if index is not None and self.forward_rows is not None:  # packed
-            num = len(labels) * self.forward_rows.max_examples
-            packing = {"example_index": index_in_batch(index, examples_per_row=self.forward_rows.max_examples)}
-        with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
-            pred = model(inputs, **extra_inputs, **extra_kwargs)
-            ones = torch.ones(num, device=self.device)
-            return self.example_loss(pred, labels, ones, self.neutral_statistics, **packing)
 
 
 def main(argv: list[str]) -> None:

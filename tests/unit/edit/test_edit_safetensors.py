@@ -1,0 +1,132 @@
+"""Folders of safetensors are operands under torchtitan's names, converted by its adapter, box by box."""
+
+import re
+from pathlib import Path
+
+import titan_attent.titan.patches.compat  # noqa: F401
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torchtitan.models.llama3 import Transformer
+from unit.edit.made import load, save
+
+from titan_attent.edit.boxes import boxes
+from titan_attent.edit.command import main
+from titan_attent.edit.hugging_face import HuggingFaceCheckpoint
+from titan_attent.titan.models.flavors import EXTRA_FLAVORS
+from titan_attent.titan.train_spec import attent_spec
+
+HEADS = 4
+OF_LLAMA = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+MODEL = "--family llama3 --flavor bench"
+
+
+def to_hugging_face(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A llama under Hugging Face's names: it rotates the halves of a head, where torchtitan rotates neighbours."""
+    converted = {}
+    for name, weight in weights.items():
+        block = re.fullmatch(r"layers\.(\d+)\.(.*)\.weight", name)
+        stem = block[2] if block else name.removesuffix(".weight")
+        if stem in ("attention.wq", "attention.wk"):
+            heads = weight.view(HEADS, -1, weight.shape[1])
+            weight = torch.cat([torch.cat([head[0::2], head[1::2]]) for head in heads])
+        prefix = f"model.layers.{block[1]}." if block else ""
+        converted[f"{prefix}{OF_LLAMA[stem]}.weight"] = weight.contiguous()
+    return converted
+
+
+def llama(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = Transformer(EXTRA_FLAVORS["llama3"]["bench"])
+    return {name: torch.randn(weight.shape) for name, weight in model.state_dict().items()}
+
+
+def write(folder: Path, weights: dict[str, Tensor]) -> Path:
+    """In two files, as large models are."""
+    folder.mkdir()
+    names = list(weights)
+    for number, part in enumerate((names[:5], names[5:])):
+        save_file({name: weights[name] for name in part}, folder / f"model-{number}.safetensors")
+    return folder
+
+
+def test_a_llama_is_added_to_a_dcp_checkpoint(tmp_path: Path) -> None:
+    base, tuned = llama(1), llama(2)
+    save(tmp_path / "base", base)
+    write(tmp_path / "hf", to_hugging_face(tuned))
+    words = [str(tmp_path / "base"), "+", "0.5", str(tmp_path / "hf"), "--output", str(tmp_path / "out")]
+    assert main([*words, *MODEL.split()]) == 0
+    result = load(tmp_path / "out")
+    for name, weight in base.items():
+        torch.testing.assert_close(result[name], weight + 0.5 * (tuned[name] - weight), msg=name)
+
+
+def tiny_qwen(num_experts: int = 0) -> dict[str, Tensor]:
+    """The weights of a layer with names of its own: the adapter does not look at sizes."""
+    of_layer = {"attention.wq.weight": (8, 4), "attention.q_norm.weight": (2,), "ffn_norm.weight": (4,)}
+    if num_experts:
+        of_layer |= {"moe.experts.w1": (num_experts, 6, 4), "moe.router.gate.weight": (num_experts, 4)}
+    weights = {f"layers.{i}.{name}": torch.randn(shape) for i in range(2) for name, shape in of_layer.items()}
+    return weights | {"tok_embeddings.weight": torch.randn(9, 4), "norm.weight": torch.randn(4)}
+
+
+@pytest.mark.parametrize("flavor", ["0.6B", "debugmodel_moe"])
+def test_tied_embeddings_and_experts(flavor: str, tmp_path: Path) -> None:
+    """An output that is not in the files is the embeddings; experts are one weight in torchtitan, many in the files."""
+    spec = attent_spec("qwen3_attent")
+    args = spec.model_args[flavor]
+    is_moe = "moe" in flavor
+    weights = tiny_qwen(args.moe_args.num_experts if is_moe else 0)  # type: ignore[attr-defined]
+    weights["output.weight"] = weights["tok_embeddings.weight"] if not is_moe else torch.randn(9, 4)
+    assert spec.state_dict_adapter is not None
+    stored = spec.state_dict_adapter(args, None).to_hf(dict(weights))
+    write(tmp_path / "hf", {name: weight.contiguous() for name, weight in stored.items()})
+    checkpoint = HuggingFaceCheckpoint(str(tmp_path / "hf"), family="qwen3", flavor=flavor)
+    assert set(checkpoint.weights) == set(weights)
+    for name, weight in weights.items():
+        parts = [checkpoint.read(name, box).flatten() for box in boxes(weight.shape, 20)]
+        assert torch.equal(torch.cat(parts), weight.flatten()), name
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", "name its model, such as --family llama3 --flavor 8B"),
+        ("--family lama3 --flavor 8B", 'did you mean "llama3"'),
+        ("--family llama3 --flavor 9B", "--flavor 9B is none of llama3"),
+        ("--family vit --flavor tiny", "vit has no Hugging Face format in torchtitan"),
+        ("--family deepseek_v3 --flavor 16B", "does not hold the weights of deepseek_v3 16B"),
+    ],
+)
+def test_mistakes_are_one_error(model: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "hf", {"model.layers.0.self_attn.q_norm.weight": torch.ones(4)})
+    assert main([str(tmp_path / "hf"), "--output", str(tmp_path / "out"), *model.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quantized_and_damaged_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = to_hugging_face(llama(1))
+    write(tmp_path / "fp8", weights | {"lm_head.weight": weights["lm_head.weight"].to(torch.float8_e4m3fn)})
+    assert main([str(tmp_path / "fp8"), "--output", str(tmp_path / "out"), *MODEL.split()]) == 2
+    assert "lm_head.weight is F8_E4M3: quantized weights cannot be combined" in capsys.readouterr().err
+    write(tmp_path / "cut", weights)
+    file = tmp_path / "cut" / "model-1.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert main([str(tmp_path / "cut"), "--output", str(tmp_path / "out"), *MODEL.split()]) == 2
+    assert "model-1.safetensors does not hold all of" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""The arithmetic: one box of the result from the boxes of all operands, accumulated in fp32 and rounded once.
+
+    result = base + sum of coefficient x factor of the layer x transform(checkpoint - origin)
+
+Weights of fp64 are accumulated in fp64; those that are no floats (counters) are the base's. Where no vector counts, the
+base's bits are kept.
+
+Cost: reads of each operand's box; memory of about five boxes in fp32.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from titan_attent.edit.boxes import Box, sizes
+from titan_attent.edit.checkpoint import Checkpoint, Weight
+from titan_attent.edit.layers import LayerFactor, factor_of
+from titan_attent.edit.transforms import Transform
+
+
+@dataclass
+class Term:
+    """A vector of the sum: ``coefficient`` times the transformed difference of two operands, given by their paths."""
+
+    coefficient: float
+    checkpoint: str
+    origin: str
+    transform: Transform
+
+
+@dataclass
+class Combination:
+    """The weights of the result, computed box by box. Picklable.
+
+    Attributes:
+        operands: the checkpoints by path.
+        base: the path of the base; empty for none, so that the sum of the vectors alone is the result.
+        terms: the vectors, numbered from 1 in ``factors``.
+        factors: by layer.
+        dtype: of the result's floats; None for the base's.
+    """
+
+    operands: Mapping[str, Checkpoint]
+    base: str
+    terms: Sequence[Term]
+    factors: Sequence[LayerFactor] = ()
+    dtype: torch.dtype | None = None
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        """name -> shape and dtype of the result."""
+        source = self.operands[self._source].weights
+        return {
+            name: Weight(one.shape, self.dtype if self.dtype and one.dtype.is_floating_point else one.dtype)
+            for name, one in source.items()
+        }
+
+    @property
+    def _source(self) -> str:
+        """The path of the operand whose dtypes and other weights the result has."""
+        return self.base or self.terms[0].origin
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """The result in ``box``; ValueError if a number of it is not finite."""
+        weight, blocks = self.weights[name], _Blocks(self.operands, name, box)
+        if not weight.dtype.is_floating_point:
+            stored = blocks.stored(self._source)
+            return stored if self.base else torch.zeros_like(stored)
+        counted = [
+            (term, coefficient)
+            for number, term in enumerate(self.terms, 1)
+            if (coefficient := term.coefficient * factor_of(self.factors, number, name))
+        ]
+        if not counted and self.base:
+            return _rounded(blocks.stored(self.base), weight.dtype, name)
+        total = blocks.wide(self.base) if self.base else torch.zeros(sizes(box))
+        for number, (term, coefficient) in enumerate(counted):
+            difference = term.transform(name, weight.shape, box, partial(blocks.difference, term))
+            # The first sum takes the place of its vector: the base's box may be needed for the others.
+            room = total if number else difference.to(total.dtype)
+            total = torch.add(total, difference, alpha=coefficient, out=room)
+        return _rounded(total, weight.dtype, name)
+
+
+class _Blocks:
+    """The operands' boxes of one tensor; those of the box that is computed are read once each."""
+
+    def __init__(self, operands: Mapping[str, Checkpoint], name: str, box: Box):
+        self._operands, self._name, self._box = operands, name, box
+        self._kept: dict[str, Tensor] = {}
+
+    def stored(self, path: str) -> Tensor:
+        return self._operands[path].read(self._name, self._box)
+
+    def wide(self, path: str, box: Box | None = None) -> Tensor:
+        """The box of an operand in fp32, not to be changed."""
+        if box is not None and box != self._box:
+            return _wide(self._operands[path].read(self._name, box))
+        if path not in self._kept:
+            self._kept[path] = _wide(self.stored(path))
+        return self._kept[path]
+
+    def difference(self, term: Term, box: Box) -> Tensor:
+        """checkpoint - origin in ``box``, a new tensor."""
+        return self.wide(term.checkpoint, box) - self.wide(term.origin, box)
+
+
+def _wide(block: Tensor) -> Tensor:
+    return block if block.dtype in (torch.float32, torch.float64) else block.float()
+
+
+def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    rounded = total.to(dtype)
+    if rounded.numel():
+        smallest, largest = rounded.aminmax() if dtype in (torch.float32, torch.float64) else total.aminmax()
+        limit = torch.finfo(dtype).max
+        if not (smallest >= -limit and largest <= limit):  # also false for NaN
+            raise ValueError(
+                f"{name} has numbers that are not finite in {str(dtype).removeprefix('torch.')}: an operand is broken, "
+                "or the coefficients are too large"
+            )
+    return rounded

@@ -1,0 +1,221 @@
+"""Writes the result as a DCP checkpoint: files of archives, and ``.metadata``, as torch.distributed.checkpoint does.
+
+The cut into files depends on the weights alone, and each file is written by one process, in order. So the bytes of all
+files, ``.metadata`` included, are the same from any number of processes. Each file is fsynced, dropped from the page
+cache, read back and compared by its hash, XXH3: a SHA-256 would take as long as all of the rest.
+
+torch's own writer is not used: it keeps every tensor of a file in memory until the file is complete.
+
+Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB per process beside the boxes.
+"""
+
+import contextlib
+import io
+import math
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import xxhash
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, DEFAULT_SUFFIX, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from titan_attent.data.io.files import HASH_BLOCK
+from titan_attent.edit.boxes import Box, boxes, offsets, sizes
+from titan_attent.edit.checkpoint import Weight
+from titan_attent.edit.combine import Combination
+from titan_attent.edit.storage import Folder, sync
+
+MIN_FILE_BYTES = 2**27
+"""Bytes of a file, at least, before the next tensor begins another one."""
+MAX_FILES = 128
+"""Approximate number of files of a large checkpoint, and so of processes that can share it."""
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of the result.
+
+    Attributes:
+        places: of every box in it: the name, the box, the archive's first byte and its length.
+        num_bytes: of the file.
+        xxh3: the XXH3-128 of the file.
+    """
+
+    name: str
+    places: tuple[tuple[str, Box, int, int], ...]
+    num_bytes: int
+    xxh3: str
+
+
+def files_of(weights: Mapping[str, Weight]) -> list[tuple[str, list[str]]]:
+    """The files of a checkpoint, each with the names of its weights in order."""
+    file_bytes = max(MIN_FILE_BYTES, sum(map(num_bytes, weights.values())) // MAX_FILES)
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, weight in weights.items():
+        if filled >= file_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += num_bytes(weight)
+    return [(f"__{number}_0{DEFAULT_SUFFIX}", names) for number, names in enumerate(groups)]
+
+
+def num_bytes(weight: Weight) -> int:
+    """The bytes of a weight."""
+    return math.prod(weight.shape) * weight.dtype.itemsize
+
+
+def write_files(
+    combination: Combination, folder: Folder, *, processes: int, progress: Callable[[int], None]
+) -> list[WrittenFile]:
+    """Compute and write all files of the result but ``.metadata``, in order.
+
+    Args:
+        processes: number of processes; 1 for this one.
+        progress: called with the number of bytes of each finished file.
+
+    Raises:
+        ValueError: an operand is damaged, a number is not finite, a file differs when it is read back, or a process
+            was killed.
+    """
+    files = files_of(combination.weights)
+    if min(processes, len(files)) == 1:
+        return [_reported(_write_file(combination, folder, *file), progress) for file in files]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(min(processes, len(files)), context, initializer=_start, initargs=(combination, folder))
+    with pool:
+        pending = [pool.submit(_write_in_process, *file) for file in files]
+        try:
+            for done in as_completed(pending):
+                progress(done.result().num_bytes)
+        except BrokenProcessPool:
+            raise ValueError("a process that wrote was killed; is there too little memory? Start it again") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [one.result() for one in pending]
+
+
+def _reported(file: WrittenFile, progress: Callable[[int], None]) -> WrittenFile:
+    progress(file.num_bytes)
+    return file
+
+
+_work: tuple[Combination, Folder] | None = None
+
+
+def _start(combination: Combination, folder: Folder) -> None:
+    global _work
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _work = combination, folder
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _write_in_process(name: str, weights: Sequence[str]) -> WrittenFile:
+    assert _work is not None
+    return _write_file(*_work, name, weights)
+
+
+def _write_file(combination: Combination, folder: Folder, file: str, weights: Sequence[str]) -> WrittenFile:
+    places = []
+    with folder.open(file, "wb") as raw:
+        stream = _Hashing(raw)
+        for name in weights:
+            for box in boxes(combination.weights[name].shape):
+                start = stream.tell()
+                torch.save(combination.read(name, box), cast(Any, stream))
+                places.append((name, box, start, stream.tell() - start))
+        sync(raw)
+    written = WrittenFile(file, tuple(places), stream.tell(), stream.digest.hexdigest())
+    if _hash(folder, file) != written.xxh3:
+        raise ValueError(f"{folder.join(file)} is not what was written when it is read back: check the disk")
+    return written
+
+
+class _Hashing(io.RawIOBase):
+    """Writes to a stream, and hashes what is written."""
+
+    def __init__(self, stream: io.IOBase):
+        self._stream, self._at, self.digest = stream, 0, xxhash.xxh3_128()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        self._stream.write(data)  # type: ignore[attr-defined]
+        self._at += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _hash(folder: Folder, file: str) -> str:
+    """The XXH3-128 of a file, read from the disk where the system lets us drop it from its cache."""
+    digest = xxhash.xxh3_128()
+    with folder.open(file) as stream:
+        _drop_cache(stream)
+        while block := stream.read(HASH_BLOCK):  # type: ignore[attr-defined]
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _drop_cache(stream: io.IOBase) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # a remote file, or a system without it
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def metadata_of(weights: Mapping[str, Weight], files: Sequence[WrittenFile]) -> bytes:
+    """The content of ``.metadata``; the id of the save is a hash of the files, so that equal results are equal."""
+    chunks: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in weights}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    own = {name: name for name in weights}  # pickle writes one object once: names must not be copies of processes
+    for file, name, box, start, length in _places(files):
+        name = own[name]
+        index = MetadataIndex(name, offsets(box), len(chunks[name]))
+        chunks[name].append(ChunkStorageMetadata(torch.Size(offsets(box)), torch.Size(sizes(box))))
+        storage[index] = _StorageInfo(file, start, length)
+    entries: dict[str, Any] = {
+        name: TensorStorageMetadata(TensorProperties(dtype=weight.dtype), torch.Size(weight.shape), chunks[name])
+        for name, weight in weights.items()
+    }
+    identity = xxhash.xxh3_128("".join(file.xxh3 for file in files).encode()).hexdigest()
+    metadata = Metadata(
+        state_dict_metadata=entries,
+        planner_data={name: (name,) for name in weights},
+        storage_data=storage,
+        storage_meta=StorageMeta(save_id=identity),
+        version=CURRENT_DCP_VERSION,
+    )
+    return pickle.dumps(metadata)
+
+
+def _places(files: Sequence[WrittenFile]) -> Iterator[tuple[str, str, Box, int, int]]:
+    for file in files:
+        for name, box, start, length in file.places:
+            yield file.name, name, box, start, length
