@@ -2,10 +2,10 @@
 
     p2 p0 p3 p1 , n3 n1 n0 n2 ... = c0 c0 c1 c1
 
-The seed is a random order of the nodes: one priority for each of n0, n1, ... Then come the edges of the cycle, two nodes
-each, in random order and direction. The answer is a colour for each of n0, n1, ...: in the order of falling priority,
-each node takes the smallest colour that no neighbour has. Three are always enough on a cycle. Without the seed, equal
-neighbourhoods could not be told apart by an algorithm that sees neighbourhoods alone.
+The seed is a random order of the nodes: one priority for each of n0, n1, ... Then come the edges of the cycle, two
+nodes each, in random order and direction. The answer is a colour for each of n0, n1, ...: in the order of falling
+priority, each node takes the smallest colour that no neighbour has. Three are always enough on a cycle. Without the
+seed, equal neighbourhoods could not be told apart by an algorithm that sees neighbourhoods alone.
 
 Source: "Learning randomized algorithms with transformers" (arXiv 2408.10818). There any proper colouring is right; here
 a row has one answer, the greedy one of its seed.

@@ -73,7 +73,8 @@ class Sraven(Task):
         draws, n, size = self.draws(split), len(numbers), self.features
         tasks = self.tasks[split]
         rules = tasks[draws.integers(numbers, 1, len(tasks), what="task")[:, 0]]
-        a, b = draws.integers(numbers, 2 * size * GRID, VALUES, what="values").astype(np.int8).reshape(2, n, size, GRID)
+        drawn = draws.integers(numbers, 2 * size * GRID, VALUES, what="values").astype(np.int8)
+        a, b = drawn.reshape(n, 2, size, GRID).swapaxes(0, 1)
         values = np.empty((GRID, n, size, GRID), dtype=np.int8)  # by column, row, feature and row of the grid
         values[0] = a
         for column in (1, 2):
