@@ -15,6 +15,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],
         "learning rate": ["Multiline", ["lr$"]],
     },

@@ -31,8 +31,9 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Key, Pool
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.losses.exact_match import ExactMatch
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.document_mask import document_batch
+from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
 from titan_attent.titan.forward_rows import build_forward_rows, static_shapes
 from titan_attent.titan.loader import global_batch_size
 from titan_attent.titan.models.families import family_of
@@ -59,6 +60,7 @@ class ShardValidator(Validator):
         pp_schedule: _PipelineSchedule | None,
         pp_has_first_stage: bool | None,
         pp_has_last_stage: bool | None,
+        exact_match: ExactMatch | None = None,
     ):
         # super().__init__ is not called, as it builds the text loader.
         self.job_config = job_config
@@ -72,6 +74,7 @@ class ShardValidator(Validator):
         self.metrics_processor = metrics_processor
         self.pp_schedule = pp_schedule
         self.pp_has_first_stage, self.pp_has_last_stage = pp_has_first_stage, pp_has_last_stage
+        self.exact_match = exact_match
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
@@ -97,31 +100,35 @@ class ShardValidator(Validator):
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Log ``validation_metrics/loss``, the mean over the validation set, and the modality's other metrics as shares
-        of its valid tokens. A collective, on all ranks."""
+        """Log ``validation_metrics/loss``, the mean over the validation set, the modality's other metrics as shares of
+        its valid tokens, and with ``[data] exact_match`` its shares. A collective, on all ranks."""
         for part in model_parts:
             part.eval()
         device = torch.device(utils.device_type)
+        num_metrics, exact_match = len(self.modality.metrics), self.exact_match
+        num_counts = num_metrics + (exact_match.num_counts if exact_match else 0)
         # float64, so that the order of thousands of batch sums does not change the result.
-        totals = torch.zeros(2 + len(self.modality.metrics), dtype=torch.float64, device=device)
+        totals = torch.zeros(2 + num_counts, dtype=torch.float64, device=device)
         with compat.expert_counts_kept(model_parts):
             for input_dict, labels in self.loader:
                 self.metrics_processor.ntokens_since_last_log += self.loader.num_tokens(labels)
                 input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
-                del input_dict["example_id"]
+                ids, example_index = input_dict.pop("example_id"), input_dict.get(EXAMPLE_INDEX)
                 inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
                     input_dict, labels.to(device), model_parts
                 )
                 counted = []
                 with static_shapes(self.loader.forward_rows), self.validation_context():
                     if self.pp_schedule is not None:
-                        loss_sum = self._pipeline_loss(inputs, labels, extra_inputs, extra_kwargs)
+                        loss_sum, pred = self._pipeline_loss(inputs, labels, extra_inputs, extra_kwargs)
                     else:
                         with self.maybe_enable_amp:
                             pred = model_parts[0](inputs, **extra_inputs, **extra_kwargs)
                             loss_sum = self.loss_fn(pred, labels)
                         if self.modality.metrics:
                             counted.append(self.modality.count_correct(pred, labels))
+                    if exact_match is not None and pred is not None:
+                        counted.append(exact_match.count(pred, labels, ids, example_index))
                 if loss_sum is None:
                     continue  # an earlier pipeline stage
                 if isinstance(loss_sum, DTensor):
@@ -135,7 +142,10 @@ class ShardValidator(Validator):
             if mesh is not None:
                 torch.distributed.all_reduce(totals, group=mesh.get_group())
         loss_sum, num_valid, *counts = totals.tolist()
-        shares = {name: count / num_valid for name, count in zip(self.modality.metrics, counts, strict=True)}
+        of_modality = zip(self.modality.metrics, counts[:num_metrics], strict=True)
+        shares = {name: count / num_valid for name, count in of_modality}
+        if exact_match is not None:
+            shares |= exact_match.shares(counts[num_metrics:], num_labels=num_valid)
         if shares:
             logger.info(
                 f"validate step: {step:2}  " + "  ".join(f"{name}: {share:.2%}" for name, share in shares.items())
@@ -150,20 +160,20 @@ class ShardValidator(Validator):
 
     def _pipeline_loss(
         self, inputs: Tensor, labels: Tensor, extra_inputs: dict[str, Tensor], extra_kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """The loss sum of a batch on the last stage; None on other stages."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The loss sum of a batch on the last stage, and its logits if they are asked for; None on other stages."""
         assert self.pp_schedule is not None
         losses: list[Tensor] = []
         first = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
-        self.pp_schedule.eval(
+        pred = self.pp_schedule.eval(
             *first[0],
             **first[1],
             **extra_kwargs,
             target=labels if self.pp_has_last_stage else None,
             losses=losses if self.pp_has_last_stage else None,
-            return_outputs=False,
+            return_outputs=self.exact_match is not None,
         )
-        return torch.stack(losses).sum() if self.pp_has_last_stage else None
+        return torch.stack(losses).sum() if self.pp_has_last_stage else None, pred
 
 
 def sample(dataset: Examples, *, num_examples: int) -> Pool:
@@ -197,6 +207,8 @@ def build_validator(
         num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
     pool = sample(dataset, num_examples=num_examples)
     loss_name = family_of(job_config).modality.validated(job_config)
+    device = torch.device(utils.device_type)
+    cp_mesh = parallel_dims.get_optional_mesh("cp")
     logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, the same each time; the loss is {loss_name}")
     return ShardValidator(
         job_config,
@@ -212,7 +224,7 @@ def build_validator(
                 dataset,
                 flavors[job_config.model.flavor],
                 dims=parallel_dims,
-                device=torch.device(utils.device_type),
+                device=device,
             ),
         ),
         tokenizer=tokenizer,
@@ -224,4 +236,5 @@ def build_validator(
         pp_schedule=pp_schedule,
         pp_has_first_stage=pp_has_first_stage,
         pp_has_last_stage=pp_has_last_stage,
+        exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
     )
