@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -37,10 +36,16 @@ def most_likely(logits: Tensor) -> Tensor:
     values, columns = logits.to_local().max(dim=-1)
     # Shard splits as torch.chunk does: ceil(V / ranks) columns per rank, fewer on the last.
     columns = columns + mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())
-    gathered = (collectives.all_gather_tensor(x[None].contiguous(), 0, mesh.get_group()) for x in (values, columns))
-    values_R, columns_R = map(collectives.wait_tensor, gathered)
+    values_R, columns_R = (_gathered(x.contiguous(), mesh) for x in (values, columns))
     # argmax takes the first of equals: the rank with the smallest ids.
     return columns_R.gather(0, values_R.argmax(dim=0, keepdim=True))[0]
+
+
+def _gathered(x: Tensor, mesh: DeviceMesh) -> Tensor:
+    """[...] of each rank of a mesh of one dimension -> [ranks, ...]."""
+    of_ranks = [torch.empty_like(x) for _ in range(mesh.size())]
+    torch.distributed.all_gather(of_ranks, x, group=mesh.get_group())
+    return torch.stack(of_ranks)
 
 
 class ExactMatch:

@@ -33,6 +33,7 @@ from titan_attent.titan.validator import sample
 
 ROWS, VALIDATED = 6, 8
 """Rows of a global batch; the number of batches whose examples are validated."""
+LENGTHS: Settings = {"training.seq_len": 64, "validation.seq_len": 64}
 SHORT: Settings = {"model.flavor": "cell of 2"}
 PACKED: Settings = {"model.flavor": "flex of 2", "data.document_mask": True}
 TP, PP, CP = ({f"parallelism.{name}_parallel_degree": 2} for name in ("tensor", "pipeline", "context"))
@@ -67,7 +68,7 @@ def write_documents(folder: Path, tokenizer: Path) -> Path:
 def write_answers(folder: Path, documents: Path) -> Path:
     """The first 30 of these documents, all of whose tokens count, and 30 prompts with one to three tokens that the
     model says next. One of these is changed in every other; in every tenth none counts."""
-    shards, model, rng = TokenShards(documents), plain_model(SHORT), np.random.default_rng(4)
+    shards, model, rng = TokenShards(documents), plain_model(SHORT | LENGTHS), np.random.default_rng(4)
     eos_id = shards.tokenizer_info["eos_id"]
     target = folder / "answers"
     target.mkdir()
@@ -99,7 +100,7 @@ def write_answers(folder: Path, documents: Path) -> Path:
 
 def matches_by_hand(answers: Path) -> dict[str, float]:
     """The metrics of exact match over the examples that a run validates, one at a time."""
-    model, dataset = plain_model(SHORT), DocumentDataset(answers, seq_len=64)
+    model, dataset = plain_model(SHORT | LENGTHS), DocumentDataset(answers, seq_len=64)
     (_, second) = (first for _, first in dataset.sources)
     found: dict[str, list[bool]] = {"text": [], "answers": []}
     tokens: list[bool] = []
@@ -168,7 +169,7 @@ def measure_cells(mesh: Any, size: int, data: str, answers: str, folder: str) ->
             **{"data.exact_match": True, "data.validation_path": answers},
             **{"training.global_batch_size": ROWS, "training.local_batch_size": rows},
             **{"validation.local_batch_size": rows},
-        } | own
+        } | LENGTHS | own
         spec_of(config_of(settings, data=data, folder="").model.name)
         results[name] = [measure(settings, data=data, folder=f"{folder}/{size} {name}")]
         with (
