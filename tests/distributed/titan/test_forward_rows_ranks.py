@@ -160,16 +160,11 @@ def measure_cells(mesh: Any, size: int, data: str, answers: str, folder: str) ->
         rows = ROWS * peers // size
         settings: Settings = {
             **{"data.unit": "document", "teacher.scoring": "forward", "teacher.warmup_passes": 0},
-            **{
-                "training.seq_len": 64,
-                "validation.seq_len": 64,
-                "validation.enable": True,
-                "validation.steps": VALIDATED,
-            },
+            **{"validation.enable": True, "validation.steps": VALIDATED, "validation.local_batch_size": rows},
             **{"data.exact_match": True, "data.validation_path": answers},
             **{"training.global_batch_size": ROWS, "training.local_batch_size": rows},
-            **{"validation.local_batch_size": rows},
-        } | LENGTHS | own
+            **LENGTHS,
+        } | own
         spec_of(config_of(settings, data=data, folder="").model.name)
         results[name] = [measure(settings, data=data, folder=f"{folder}/{size} {name}")]
         with (
