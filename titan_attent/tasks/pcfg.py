@@ -10,7 +10,7 @@ et al. (arXiv 2410.05464) use them for distillation, and count the ends of const
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ _TEXTS = {
 }
 Grammar = dict[int, tuple[tuple[int, ...], ...]]
 """A symbol -> the right sides of its rules."""
-NUM_SYMBOLS, TERMINALS, MAX_WIDTH = 23, 3, 3
+NUM_SYMBOLS, TERMINALS, MAX_WIDTH, CHOICES = 23, 3, 3, 12
 SENTENCE_BITS = 10
 """A sentence has fewer than 2^10 symbols at every height: at most 3^6 terminals."""
 
@@ -93,35 +93,58 @@ class Pcfg(Task):
     def words(self) -> tuple[str, ...]:
         return tuple(str(i) for i in range(TERMINALS + 1))  # word 0, which no sentence has, saves a shift
 
-    @cached_property
-    def _tables(self) -> tuple[np.ndarray, ...]:
-        """By symbol: its first rule and its number of rules, int64; by rule: its symbols, int8, and how many."""
-        rules = [(symbol, rule) for symbol, rules in sorted(GRAMMARS[self.grammar].items()) for rule in rules]
-        num = np.bincount([symbol for symbol, _ in rules], minlength=NUM_SYMBOLS)
-        children = np.array([[*rule, *[0] * (MAX_WIDTH - len(rule))] for _, rule in rules], dtype=np.int8)
-        return np.cumsum(num) - num, num, children, (children > 0).sum(axis=1)
-
     def rows(self, split: str, numbers: np.ndarray) -> Rows:
-        first, num, children, widths = self._tables
-        draws, n = self.draws(split), len(numbers)
+        draws, n, height = self.draws(split), len(numbers), height_of(self.root)
         symbols, row, sizes = np.full(n, self.root, dtype=np.int8), np.arange(n), np.ones(n, dtype=np.int64)
         counts = np.zeros(n, dtype=bool)
-        for height in range(height_of(self.root), 0, -1):
+        while height > 0:
             if height == self.height:
                 counts[:] = True
+            levels = 2 - height % 2
+            table = expansions(self.grammar, levels)
             position = np.arange(len(symbols)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            # A number below 12, which 2, 3 and 4 divide: the rules of a symbol are equally likely.
             ids = (numbers[row] << SENTENCE_BITS) + position
-            drawn = draws.integers(ids, 1, 12, what=f"rules at height {height}")[:, 0]
-            rule = first[symbols] + drawn * num[symbols] // 12
-            width = widths[rule]
-            ends = np.cumsum(width)
-            symbols = children[rule]
-            symbols = symbols[symbols > 0]
+            drawn = draws.integers(ids, 1, table.shape[1], what=f"rules at height {height}")[:, 0]
+            block = table[symbols, drawn]
+            is_symbol = block > 0
+            width = is_symbol.sum(axis=1)
+            height -= levels
+            symbols = block[is_symbol]
             inherited = np.zeros(len(symbols), dtype=bool)
-            inherited[ends - 1] = counts
+            if levels == 2 and self.height == height + 1:  # the ends of the constituents between
+                inherited = ends_of_parts(block)[is_symbol]
+            else:
+                inherited[np.cumsum(width) - 1] = counts
             row, counts = np.repeat(row, width), inherited
             sizes = np.bincount(row, minlength=n)
         if self.height == 0:
             counts[:] = True
         return Rows(symbols, np.cumsum(sizes), counts)
+
+
+@cache
+def expansions(grammar: str, levels: int) -> np.ndarray:
+    """What a symbol derives one or two levels below, for each number that is drawn.
+
+    A rule is chosen by a number below 12, which 2, 3 and 4 divide: so the rules of a symbol are equally likely. Two
+    levels take four such numbers, for the symbol and for its up to three parts.
+
+    Returns:
+        int8 [symbols, 12, 3] or [symbols, 12^4, 9], 0 where there is no symbol. 4 MB.
+    """
+    one = np.zeros((NUM_SYMBOLS, CHOICES, MAX_WIDTH), dtype=np.int8)
+    for symbol, rules in GRAMMARS[grammar].items():
+        for drawn in range(CHOICES):
+            rule = rules[drawn * len(rules) // CHOICES]
+            one[symbol, drawn, : len(rule)] = rule
+    if levels == 1:
+        return one
+    digits = np.unravel_index(np.arange(CHOICES ** (1 + MAX_WIDTH)), (CHOICES,) * (1 + MAX_WIDTH))
+    parts = one[:, digits[0]]
+    return np.concatenate([one[parts[:, :, i], digits[1 + i]] for i in range(MAX_WIDTH)], axis=2)
+
+
+def ends_of_parts(block: np.ndarray) -> np.ndarray:
+    """int8 [n, 9] of :func:`expansions` -> bool [n, 9]: which symbols end one of the three parts."""
+    parts = np.pad(block.reshape(len(block), MAX_WIDTH, MAX_WIDTH) > 0, ((0, 0), (0, 0), (0, 1)))
+    return (parts[:, :, :-1] & ~parts[:, :, 1:]).reshape(block.shape)
