@@ -26,6 +26,7 @@ from titan_attent.tasks.recall import Recall
 from titan_attent.tasks.sparse_parity import SparseParity
 from titan_attent.tasks.sraven import Sraven
 from titan_attent.tasks.task import TRAIN, Task
+from titan_attent.tasks.writer import ROWS_AT_ONCE
 
 PythonRow = tuple[list[int], list[bool]]
 RNG = random.Random(0)
@@ -166,7 +167,9 @@ def cpu_seconds(variants: dict[str, Callable[[], None]], *, rounds: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description="The generators of tasks against plain Python loops.")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of each variant")
-    parser.add_argument("--rows", type=int, default=4096, help="rows per call of a generator; a loop makes an eighth")
+    parser.add_argument(
+        "--rows", type=int, default=ROWS_AT_ONCE, help="rows per call of a generator; a loop makes an eighth"
+    )
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)

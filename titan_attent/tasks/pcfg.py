@@ -95,42 +95,43 @@ class Pcfg(Task):
 
     def rows(self, split: str, numbers: np.ndarray) -> Rows:
         draws, n, height = self.draws(split), len(numbers), height_of(self.root)
-        symbols, row, sizes = np.full(n, self.root, dtype=np.int8), np.arange(n), np.ones(n, dtype=np.int64)
+        symbols, sizes = np.full(n, self.root, dtype=np.int8), np.ones(n, dtype=np.int64)
         counts = np.zeros(n, dtype=bool)
         while height > 0:
             if height == self.height:
                 counts[:] = True
             levels = 2 - height % 2
-            table = expansions(self.grammar, levels)
-            position = np.arange(len(symbols)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            ids = (numbers[row] << SENTENCE_BITS) + position
-            drawn = draws.integers(ids, 1, table.shape[1], what=f"rules at height {height}")[:, 0]
-            block = table[symbols, drawn]
+            table, widths = expansions(self.grammar, levels)
+            starts = np.cumsum(sizes) - sizes
+            # The number of a symbol in its sentence, after the number of the row.
+            ids = np.repeat((numbers << SENTENCE_BITS) - starts, sizes)
+            ids += np.arange(len(ids))
+            drawn = draws.integers(ids, 1, CHOICES ** (1 if levels == 1 else 1 + MAX_WIDTH), what=f"height {height}")
+            drawn = drawn[:, 0] + symbols.astype(np.int64) * (len(table) // NUM_SYMBOLS)
+            block, width = table[drawn], widths[drawn]
             is_symbol = block > 0
-            width = is_symbol.sum(axis=1)
             height -= levels
             symbols = block[is_symbol]
             inherited = np.zeros(len(symbols), dtype=bool)
             if levels == 2 and self.height == height + 1:  # the ends of the constituents between
                 inherited = ends_of_parts(block)[is_symbol]
             else:
-                inherited[np.cumsum(width) - 1] = counts
-            row, counts = np.repeat(row, width), inherited
-            sizes = np.bincount(row, minlength=n)
+                inherited[np.cumsum(width, dtype=np.int64)[counts] - 1] = True
+            counts, sizes = inherited, np.add.reduceat(width, starts, dtype=np.int64)
         if self.height == 0:
             counts[:] = True
         return Rows(symbols, np.cumsum(sizes), counts)
 
 
 @cache
-def expansions(grammar: str, levels: int) -> np.ndarray:
+def expansions(grammar: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
     """What a symbol derives one or two levels below, for each number that is drawn.
 
     A rule is chosen by a number below 12, which 2, 3 and 4 divide: so the rules of a symbol are equally likely. Two
     levels take four such numbers, for the symbol and for its up to three parts.
 
     Returns:
-        int8 [symbols, 12, 3] or [symbols, 12^4, 9], 0 where there is no symbol. 4 MB.
+        (int8 [symbols x 12, 3] or [symbols x 12^4, 9], 0 where there is no symbol; int8, how many there are). 5 MB.
     """
     one = np.zeros((NUM_SYMBOLS, CHOICES, MAX_WIDTH), dtype=np.int8)
     for symbol, rules in GRAMMARS[grammar].items():
@@ -138,10 +139,15 @@ def expansions(grammar: str, levels: int) -> np.ndarray:
             rule = rules[drawn * len(rules) // CHOICES]
             one[symbol, drawn, : len(rule)] = rule
     if levels == 1:
-        return one
+        return _with_widths(one)
     digits = np.unravel_index(np.arange(CHOICES ** (1 + MAX_WIDTH)), (CHOICES,) * (1 + MAX_WIDTH))
     parts = one[:, digits[0]]
-    return np.concatenate([one[parts[:, :, i], digits[1 + i]] for i in range(MAX_WIDTH)], axis=2)
+    return _with_widths(np.concatenate([one[parts[:, :, i], digits[1 + i]] for i in range(MAX_WIDTH)], axis=2))
+
+
+def _with_widths(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    table = table.reshape(-1, table.shape[2])
+    return table, (table > 0).sum(axis=1, dtype=np.int8)
 
 
 def ends_of_parts(block: np.ndarray) -> np.ndarray:
