@@ -176,7 +176,7 @@ def warn_of_foreign_text(*, requested: float, likeness: float) -> None:
 
 
 MIXED_WINDOW_DOCUMENTS = 1.5
-"""Documents per window from which selecting among windows gains less or does harm."""
+"""Documents per window from which selecting among windows may gain less than selecting documents."""
 
 
 def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
@@ -188,7 +188,7 @@ def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
         return
     logger.warning(
         f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents, and its score is their mean. Windows "
-        "differ less than documents do, so selecting among them gains less or does harm (docs/guide/choosing.md). Set "
+        "differ less than documents do, so selecting among them may gain less (docs/guide/choosing.md). Set "
         'data.unit = "document" and score the data again, set training.seq_len to about '
         f'{_round(dataset.seq_len / documents)}, or use strategy = "uniform"'
     )
