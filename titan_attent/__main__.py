@@ -18,6 +18,7 @@ COMMANDS = {
     "titan_attent.data.text": ("python -m", "documents -> a data set of tokens"),
     "titan_attent.data.text.boundaries": ("python -m", "finds the documents of a data set of an earlier version"),
     "titan_attent.data.images": ("python -m", "image files -> a data set of images"),
+    "titan_attent.tasks": ("python -m", "a learning task -> data sets of its rows"),
     "titan_attent.score pair": (LAUNCHED, "two small models score every example of a data set"),
     "titan_attent.score checkpoint": (LAUNCHED, "a trained model scores them"),
     "titan_attent.look": ("python -m", "shows what a data set holds, and what a run would keep of it"),

@@ -7,6 +7,7 @@ chunked.py          the same without a second copy of the logits
 vocab_parallel.py   the same where tensor parallelism shards the vocabulary, or context parallelism the sequence
 patches.py          the same interface for predicted patches of images: squared error
 mixed.py            the same interface for images mixed from two: cross-entropy against two labels
+exact_match.py      the share of examples whose every label is the most likely token
 records.py          the statistics of an example
 buffer.py           the statistics of all examples, sharded over the ranks, exchanged every few steps
 mixtures.py         the statistics of examples that are trained as shares of mixtures

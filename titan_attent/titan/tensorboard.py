@@ -16,6 +16,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]],
         "training loss of each source": ["Multiline", ["loss_metrics/by_source/.*"]],
         "validation loss of each source": ["Multiline", ["validation_metrics/by_source/.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],

@@ -178,6 +178,8 @@ class Images:
                 '[teacher] weighting = "loss" with [vision] mixup or cutmix: a mixed image has no loss of a single '
                 'image. Set weighting = "inverse_probability", or both alphas to 0'
             )
+        if job_config.data.exact_match:
+            raise ValueError(f"[data] exact_match = true: {name} has no answers of tokens. Set it to false")
         if (chunks := job_config.teacher.loss_chunks) > 1:
             raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to split. Set it to 1")
 
