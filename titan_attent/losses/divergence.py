@@ -134,7 +134,8 @@ def _local(logits: Tensor) -> tuple[Tensor, _Vocabulary]:
     mesh = logits.device_mesh
     if mesh.ndim != 1 or logits.placements[0] not in (Shard(-1), Shard(logits.ndim - 1)):
         raise ValueError(
-            f"distillation needs whole logits, or logits placed Shard(-1) on one mesh dimension, not {logits.placements}"
+            f"distillation needs whole logits, or logits placed Shard(-1) on one mesh dimension, not "
+            f"{logits.placements}"
         )
     # Shard splits as torch.chunk does: ceil(V / ranks) columns per rank, fewer on the last.
     first = mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())

@@ -86,12 +86,12 @@ def test_a_sharded_vocabulary_changes_nothing(num_ranks: int, alone: dict[str, A
                 torch.from_numpy(expected_loss),
                 rtol=1e-5,
                 atol=1e-5,
-                msg=lambda m: f"{key}: {m}",
+                msg=lambda m, key=key: f"{key}: {m}",
             )
             torch.testing.assert_close(
                 torch.from_numpy(gradient),
                 torch.from_numpy(expected_gradient),
                 rtol=rounding,
                 atol=1e-6,
-                msg=lambda m: f"{key}: {m}",
+                msg=lambda m, key=key: f"{key}: {m}",
             )
