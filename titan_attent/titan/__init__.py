@@ -14,6 +14,7 @@
     frozen_model.py    a second, frozen model beside the learner
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same examples each time
+    source_losses.py   the loss of each data source
     metrics.py         torchtitan's metrics and those of the systems
     tensorboard.py     the configuration and the order of the charts in TensorBoard
     health.py          ends a run whose weights are not finite

@@ -43,6 +43,7 @@ from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, replica_sources_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
+from titan_attent.titan.source_losses import StepSources
 from titan_attent.titan.user_errors import fail
 
 
@@ -76,6 +77,7 @@ class TeachingTrainer(Trainer):
             packing=job_config.data.packing,
         )
         self.forward_rows = forward_rows_of(self, self.loader.dataset)
+        self.sources = StepSources(self)
         try:
             self.systems = JoinedSystems(active, self._run(), self._stock_loss)
         except ValueError as error:
@@ -106,7 +108,7 @@ class TeachingTrainer(Trainer):
                 "validate", self.systems.during_pause(self.validator.validate)
             )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
-            system_metrics=lambda: self.ledger.metrics() | self.systems.metrics(),
+            run_metrics=lambda: self.ledger.metrics() | self.systems.metrics() | self.sources.metrics(),
             logged=self.health.logged,
             validated=self.health.validated,
             tokens_per_image=self.tokens_per_example if family_of(job_config).modality.is_of_images else None,
@@ -149,12 +151,9 @@ class TeachingTrainer(Trainer):
 
     def _write_run_record(self) -> None:
         """Write data.json, which the report reads."""
+        systems = [type(system) for system in self.systems]
         record = describe(
-            self.job_config,
-            self.loader.dataset,
-            batch_size=self.batch_size,
-            device=self.device,
-            systems=[type(system) for system in self.systems],
+            self.job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device, systems=systems
         )
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
@@ -217,7 +216,7 @@ class TeachingTrainer(Trainer):
         loss_sum = loss(pred, batch.labels, *mixing(batch.columns))
         if isinstance(loss_sum, DTensor):  # tensor parallelism shards the vocabulary; the sum is equal on its ranks
             loss_sum = loss_sum.full_tensor()
-        return StepLoss(loss_sum, loss_sum.detach(), {})
+        return StepLoss(loss_sum, loss_sum.detach(), self.sources.measure(pred, batch))
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
         """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
@@ -239,7 +238,7 @@ class TeachingTrainer(Trainer):
             with systems.around_backward():
                 batch, loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
-        elif systems.loss == self._stock_loss and not mixing(columns):
+        elif systems.loss == self._stock_loss and not mixing(columns) and not self.sources.in_this_step:
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             batch = Batch(*self.processed, columns)
@@ -257,6 +256,7 @@ class TeachingTrainer(Trainer):
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
         systems.after_microbatch(batch, seen)
+        self.sources.add(batch, seen)
         self.health.saw(logged)
         return logged
 

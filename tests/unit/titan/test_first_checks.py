@@ -1,5 +1,6 @@
 """The checks before torch is imported: the same messages as the complete ones, and nothing left behind."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -58,11 +59,37 @@ def config(folder: Path, text: str) -> str:
         ("[training]\nseq_len = -1", [], "[training] seq_len = -1: it must be a whole number at least 1"),
         ("[training]\nsteps = 'many'", [], "[training] steps = 'many': it must be a whole number"),
         ("", ["--training.seq_len", "0"], "[training] seq_len = 0"),
+        (
+            "[teacher]\ninitial_ratio = 1.5",
+            [],
+            "[teacher] initial_ratio = 1.5: it must be a number above 0 and at most 1",
+        ),
+        ("[data]\npath = 'missing'", [], "[data] path: missing: not a data set, no such folder; correct the path"),
+        (
+            "[data]\nvalidation_path = 'missing'\n[validation]\nenable = true",
+            [],
+            "[data] validation_path: missing: not a data set, no such folder",
+        ),
+        (
+            "[teacher]\nstrategy = 'difference'\nscores = 'missing'",
+            [],
+            "[teacher] scores: missing: no such folder; correct the path, or write scores with",
+        ),
     ],
 )
 def test_a_mistake_is_told_without_torch(tmp_path: Path, toml: str, args: list[str], words: str) -> None:
     done = start(WITHOUT_TORCH, "--job.config_file", config(tmp_path, toml), *args)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_in_use_is_told_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text("process 1 on a host\n")
+    with (tmp_path / "run.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = start(WITHOUT_TORCH, "--job.dump_folder", str(tmp_path))
+    assert done.returncode == 2 and "another run is using this folder (process 1 on a host)" in done.stderr
+    done = start(CHECK_ALONE, "--job.dump_folder", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_needs_no_torch() -> None:
@@ -79,6 +106,8 @@ def test_help_needs_no_torch() -> None:
         (["--modules.enable"], {}),
         (["--teacher.anneal_fraction", "0.1"], {}),
         (["--job.custom_config_module", "mine"], {}),
+        (["--data.validation_path", "missing"], {}),
+        (["--teacher.scores", "missing"], {}),
     ],
 )
 def test_what_is_not_decided_here_is_left_to_the_complete_checks(args: list[str], environment: dict[str, str]) -> None:

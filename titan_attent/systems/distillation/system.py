@@ -34,7 +34,7 @@ from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.divergence import build_kernels, kl_divergence, largest_id, target_cross_entropy
-from titan_attent.losses.folding import fold
+from titan_attent.losses.folding import fold, index_in_batch
 from titan_attent.scores.targets import TOP_K, StoredTargets
 from titan_attent.systems.distillation import sources
 from titan_attent.systems.distillation.checks import check_targets, check_tokenizer
@@ -256,9 +256,8 @@ class Distillation(System):
         valid = batch.labels != IGNORE_INDEX
         tokens = self._token_divergences(pred, source, batch, valid)
         num, index = batch.examples.numel(), batch.columns.get("example_index")
-        if index is not None:  # packed: the examples of all rows, one after the other
-            first = torch.arange(len(index), device=index.device)[:, None] * batch.examples.shape[1]
-            index = index + first
+        if index is not None:  # packed
+            index = index_in_batch(index, examples_per_row=batch.examples.shape[1])
         sums_N = fold(tokens, index, num_examples=num)
         counts_N = fold(valid, index, num_examples=num)
         return sums_N, {DIVERGENCE: sums_N.detach(), COUNT: counts_N}

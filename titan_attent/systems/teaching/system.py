@@ -25,6 +25,7 @@ from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.folding import index_in_batch
 from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
 from titan_attent.losses.window import LossWindow, capped_linear_weights, neutral_statistics
@@ -211,9 +212,9 @@ class Teaching(System):
         index = batch.columns.get("example_index")
         if index is None:
             result = self.weighted_loss(pred, batch.labels, weights, *more)
-        else:  # packed: the examples of all rows, one after the other
-            first = torch.arange(len(index), device=index.device)[:, None] * weights.shape[1]
-            result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index + first)
+        else:  # packed
+            index = index_in_batch(index, examples_per_row=weights.shape[1])
+            result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index)
         stats = {"loss": result.losses, "valid": result.counts, "weight": self._applied(weights, result.losses, *more)}
         if result.gradients is not None:
             stats["gradient"] = result.gradients

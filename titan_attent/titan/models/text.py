@@ -77,7 +77,7 @@ class Text:
                 f"of {model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
             )
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
         return build_example_loss
 
     def loss(self, job_config: JobConfig) -> str:

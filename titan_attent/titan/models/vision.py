@@ -208,9 +208,11 @@ class Images:
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
         """Refuse nothing: the model's sizes are taken from the data."""
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
-        build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
-        build = partial(build, label_smoothing=job_config.vision.label_smoothing)
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
+        build: Callable[..., WeightedLoss] = build_weighted_loss
+        if not validation:
+            build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
+            build = partial(build, label_smoothing=job_config.vision.label_smoothing)
         return lambda vocab_parallel=False, num_chunks=1, **options: build(**options)
 
     def loss(self, job_config: JobConfig) -> str:
@@ -246,7 +248,7 @@ class Patches(Images):
         images = self._images(datasets, job_config, size=args.image_size, validation=validation)
         return PatchExamples(images, args, seed=job_config.data.seed, normalize=normalize)
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
         return lambda vocab_parallel=False, num_chunks=1, **options: build_patch_loss(**options)
 
     def loss(self, job_config: JobConfig) -> str:
