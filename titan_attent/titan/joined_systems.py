@@ -58,6 +58,16 @@ class JoinedSystems:
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
 
+    @property
+    def for_loader(self) -> dict[str, Any]:
+        """What the loader calls in its reader threads, and whether its batches have the column "weight"."""
+        return {
+            "reads": self.reads,
+            "step_reads": self.step_reads,
+            "marks": self.marks,
+            "with_weights": "weight" in self.column_names,
+        }
+
     def _one_sampler(self) -> TeachingSampler | None:
         samplers = {system.name: system.sampler for system in self.systems if system.sampler is not None}
         if len(samplers) > 1:

@@ -89,11 +89,8 @@ class TeachingTrainer(Trainer):
         self.loader.follow(
             self.systems.sampler or self._sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
-            reads=self.systems.reads,
-            step_reads=self.systems.step_reads,
             step=lambda: self.step,
-            marks=self.systems.marks,
-            with_weights="weight" in self.systems.column_names,
+            **self.systems.for_loader,
         )
         if self.parallel_dims.pp_enabled:
             self.pp_schedule: Any = self.systems.wrap_schedule(self.pp_schedule)
