@@ -25,6 +25,7 @@ Shapes: T tokens, C tokens of a chunk, V vocabulary, v this rank's shard of it, 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +108,13 @@ def build_kernels(*, compiled: bool, backend: str = "inductor") -> Kernels:
     """The kernels, each compiled into one graph with ``compiled``."""
     if not compiled:
         return EAGER
-    return Kernels(*(torch.compile(kernel, backend=backend, fullgraph=True) for kernel in EAGER))
+    compile_ = partial(torch.compile, backend=backend, fullgraph=True)
+    return Kernels(
+        compile_(_sums_of_both),
+        compile_(_sums_of_student),
+        compile_(_gradient_of_both_),
+        compile_(_gradient_of_student_),
+    )
 
 
 class _Vocabulary(NamedTuple):
