@@ -21,6 +21,7 @@ COMMANDS = {
     "titan_attent.tasks": ("python -m", "a learning task -> data sets of its rows"),
     "titan_attent.score pair": (LAUNCHED, "two small models score every example of a data set"),
     "titan_attent.score checkpoint": (LAUNCHED, "a trained model scores them"),
+    "titan_attent.score targets": (LAUNCHED, "a source's target ids of every token, for distillation"),
     "titan_attent.look": ("python -m", "shows what a data set holds, and what a run would keep of it"),
     "titan_attent.train --check N": ("python -m", "checks the configuration of a run on N GPUs, and prints its plan"),
     "titan_attent.train": (LAUNCHED, "trains; the same command resumes"),

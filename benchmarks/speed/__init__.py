@@ -4,6 +4,7 @@
     vision_step.py    images per second: the product's steps against a plain loop
     gpu_steps.py      steps with [freezing] and [highway] against backpropagation through everything
     loss.py           torchtitan's cross-entropy against the per-example loss
+    distillation.py   KL with a source's logits, and with ids, against two compiled cross-entropies
     folding.py        the loss folded by document against torchtitan's cross-entropy
     exchange.py       one packed flush of losses every 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores

@@ -89,9 +89,8 @@ class TeachingTrainer(Trainer):
         self.loader.follow(
             self.systems.sampler or self._sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
-            reads=self.systems.reads,
-            marks=self.systems.marks,
-            with_weights="weight" in self.systems.column_names,
+            step=lambda: self.step,
+            **self.systems.for_loader,
         )
         if self.parallel_dims.pp_enabled:
             self.pp_schedule: Any = self.systems.wrap_schedule(self.pp_schedule)
@@ -219,7 +218,8 @@ class TeachingTrainer(Trainer):
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
         """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
         names = (*self.systems.column_names, *self.loader.dataset.columns)
-        return take_columns(input_dict, names, self.job_config, cp_mesh=self.parallel_dims.get_optional_mesh("cp"))
+        cp_mesh, per_token = self.parallel_dims.get_optional_mesh("cp"), self.systems.token_columns
+        return take_columns(input_dict, names, self.job_config, cp_mesh=cp_mesh, per_token=per_token)
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
