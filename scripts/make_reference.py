@@ -80,6 +80,8 @@ REFUSALS = {
     "a parallelism, a data set or reference losses that the teacher cannot work with": "systems/teaching/checks.py",
     "a value of `[freezing]`": "systems/freezing/config.py",
     "a parallelism or a model whose modules cannot be probed or frozen": "systems/freezing/system.py",
+    "a value of `[distillation]`": "systems/distillation/config.py",
+    "a source of another tokenizer, or with too few checkpoints": "systems/distillation/checks.py",
     "a value of `[highway]`": "systems/highway/config.py",
     "a parallelism or a model that Highway backpropagation cannot work with": "systems/highway/checks.py",
     "a scoring of the wrong checkpoint, or into a folder of another scoring": "titan/scoring/checkpoint_checks.py",

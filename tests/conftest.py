@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parsing import skip_missing_sources
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -16,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     By default pytest-xdist runs files with few tests last. Some of those take a minute, in which a core may be idle.
     """
     config.option.loadscopereorder = False
+    skip_missing_sources()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,6 @@ The packages, in the order of the data flow; the docstring of each lists its mod
 
     __main__.py          lists the commands
     train.py, score.py   the commands; scorers.py is a former name, which only names its successor
-    first_checks.py      what a command line needs no torch for: --help, keys, types, ranges
     job_config.py        the TOML sections; the dataclass of each is in the package that reads it
 
 Only ``titan/`` imports torchtitan; the other packages work in any PyTorch loop.

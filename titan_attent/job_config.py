@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
 from titan_attent.models.vision.config import VisionConfig
+from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.highway.config import HighwayConfig
 from titan_attent.systems.teaching.config import TeacherConfig
@@ -22,4 +23,5 @@ class JobConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     freezing: FreezingConfig = field(default_factory=FreezingConfig)
     highway: HighwayConfig = field(default_factory=HighwayConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)

@@ -3,6 +3,7 @@
     DIR/pairs/KIND.jsonl                                all pairs of a kind (pairs.py), equal for all seeds
     DIR/data/seed-N/base/                               the text of the pretrained model; its tokenizer is everybody's
     DIR/data/seed-N/KIND/{clean,shuffled}/              the pairs that a run is fine-tuned on
+    DIR/data/seed-N/KIND/right/                         those of ``shuffled`` that have their own completions
     DIR/data/seed-N/KIND/{trusted,validation}/          other pairs, clean, for the scorers and for validation
     DIR/data/seed-N/KIND/shuffled.json                  numbers of the pairs of ``shuffled`` with a wrong completion
 
@@ -75,7 +76,10 @@ def write_seed(folder: Path, every: dict[str, list[Pair]], pages: dict[str, list
     for kind, held_back_pairs in inside.items():
         parts = divided(held_back_pairs, tokenizer)
         wrong, numbers = pairs.shuffled(parts["train"], SHUFFLED, seed=seed)
-        sets = {"clean": parts["train"], "shuffled": wrong} | {part: parts[part] for part in ("trusted", "validation")}
+        right = [pair for number, pair in enumerate(wrong) if number not in set(numbers)]
+        sets = {"clean": parts["train"], "shuffled": wrong, "right": right} | {
+            part: parts[part] for part in ("trusted", "validation")
+        }
         for name, own in sets.items():
             write(folder / kind / name, (pair._asdict() for pair in own), tokenizer=str(ranks))
         (folder / kind / "shuffled.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")

@@ -74,7 +74,7 @@ def evaluate(weights: Path, data: str, *, flavor: str, seq_len: int) -> tuple[fl
     from torch.distributed.checkpoint import load
     from torchtitan.models.llama3.model.model import Transformer
 
-    from titan_attent.titan.train_spec import EXTRA_FLAVORS
+    from titan_attent.titan.models.flavors import EXTRA_FLAVORS
 
     args: Any = EXTRA_FLAVORS["llama3"][flavor]
     model = Transformer(replace(args, max_seq_len=seq_len)).eval()

@@ -53,8 +53,8 @@ TEACHERS = {
     "soft": ("a weighted draw of 70% by loss per pass, after a first full pass", SOFT),
     "threshold": ("half of the pairs below the mean loss left out per pass (InfoBatch)", THRESHOLD),
     "attainment": (
-        "the largest attainments by the losses seen in training, as many as their effective sample size says but at "
-        "least half, after a first full pass",
+        'importance = "attainment" with scoring = "train", the losses seen in training: the largest, as many as their '
+        "effective sample size says but at least half; all of them from 70% on; after a first full pass",
         ATTAINMENT,
     ),
     "scorers": ("strategy = difference: two tables of bigrams, an amateur and an expert of trusted pairs", SCORERS),
@@ -66,6 +66,14 @@ RULES = {"uniform": Rule(about="all pairs in every pass: the control", teacher=U
     for condition, share in GOALS.items()
     for name, (about, teacher) in TEACHERS.items()
 }
+ORACLE = "oracle"
+RULES[f"{ORACLE}_{100 * GOALS['shuffled']:.0f}"] = Rule(
+    about=f"uniform on the pairs with their own completions; in {GOALS['shuffled']} of the steps",
+    teacher=UNIFORM,
+    share=GOALS["shuffled"],
+    data="right",
+    only_on=("shuffled",),
+)
 
 
 def corpus(kind: str, condition: str) -> str:
@@ -140,7 +148,7 @@ def rule_task(kind: str, condition: str, name: str, seed: int, *, lr: float = LE
         config=config_of(
             folder,
             kind,
-            condition,
+            rule.data or condition,
             teacher=rule.teacher_with({PAIR: f"{scorers_folder(kind, condition, seed)}/pair"}),
             seed=seed,
             steps=round(rule.share * STEPS),

@@ -7,10 +7,11 @@ from typing import Any
 from benchmarks.common.first_passage import first_passage
 from benchmarks.common.intervals import half_width, interval
 from benchmarks.common.tables import by_cell, by_rule, markdown, mean
-from benchmarks.instructions.rules import CONDITIONS, GOALS, KINDS, RULES, SHUFFLED, STEPS, TEACHERS, corpus
+from benchmarks.instructions.rules import CONDITIONS, GOALS, KINDS, ORACLE, RULES, SHUFFLED, STEPS, TEACHERS, corpus
 
 Result = dict[str, Any]
 """A ``result.json``; ``scorer_steps``, which :func:`charge` adds, is the cost of its scorers in steps."""
+NAMES = [*TEACHERS, ORACLE]
 COLUMNS = [corpus(kind, condition) for kind in KINDS for condition in CONDITIONS]
 
 
@@ -87,7 +88,7 @@ def make_equal_steps(results: Sequence[Result], value: Callable[[Result], float]
         values = differences(results, f"{name}_{share}", column, f"uniform_{share}", value)
         return interval(values) + count(values, planned) if values else ""
 
-    return by_rule([name for name in TEACHERS if name != "uniform"], present(results), cell)
+    return by_rule([name for name in NAMES if name != "uniform"], present(results), cell)
 
 
 def make_losses(results: Sequence[Result], value: Callable[[Result], float], digits: int, *, planned: int) -> str:
@@ -99,7 +100,7 @@ def make_losses(results: Sequence[Result], value: Callable[[Result], float], dig
         own = cells.get(("uniform" if key == "full uniform" else key, column), {})
         return f"{mean(own.values()):.{digits}f}" + count(own, planned) if own else ""
 
-    return by_rule(["full uniform", *TEACHERS], present(results), cell)
+    return by_rule(["full uniform", *NAMES], present(results), cell)
 
 
 def make_shuffled(results: Sequence[Result]) -> str:
@@ -140,7 +141,39 @@ def make_times(results: Sequence[Result]) -> str:
             return ""
         return f"{mean(steps):.0f}" if all(map(math.isfinite, steps)) else "-"
 
-    return by_rule([name for name in TEACHERS if name != "uniform"], present(results), cell)
+    return by_rule([name for name in NAMES if name != "uniform"], present(results), cell)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """In words: how many rules meet the goals, and what wrong completions and leaving them out cost."""
+    verdicts: dict[str, list[str]] = {}
+    lines = []
+    for column in present(results):
+        condition = column.rpartition(", ")[2]
+        for name, rule in RULES.items():
+            teaches = name.rpartition("_")[0] not in ("", "uniform", "random", ORACLE)
+            values = differences(results, name, column, "uniform", loss)
+            if values and teaches and rule.is_for(condition):
+                verdicts.setdefault(column, []).append(f"{name.rpartition('_')[0]} {verdict(values)}")
+        if column in verdicts:
+            control = differences(results, f"uniform_{suffix(column)}", column, "uniform", loss)
+            lines.append(
+                f"- {column}, {GOALS[condition]} of the steps: {', '.join(verdicts[column])}"
+                + (f"; uniform itself {interval(control)}." if control else ".")
+            )
+    for kind in KINDS:
+        right, wrong = (by_cell(results, loss).get(("uniform", corpus(kind, each)), {}) for each in CONDITIONS)
+        cost = [wrong[seed] - right[seed] for seed in sorted(right.keys() & wrong.keys())]
+        column = corpus(kind, "shuffled")
+        share = suffix(column)
+        gain = differences(results, f"{ORACLE}_{share}", column, f"uniform_{share}", loss)
+        if cost and gain:
+            lines.append(
+                f"- {kind}: wrong completions cost full uniform {interval(cost)} nats. Training on the right ones "
+                "alone, what a perfect selection could do, changes the loss at equal steps by "
+                f"{interval(gain)}; below 0 it would be a gain."
+            )
+    return "\n".join(lines)
 
 
 def count(seeds: Sized, planned: int) -> str:
@@ -160,17 +193,17 @@ def present(results: Sequence[Result]) -> list[str]:
 
 def page(results: Sequence[Result], *, command: str, planned: int) -> str:
     """The page; ``planned`` is the number of seeds that were asked for."""
-    per_seed = len(TEACHERS) + 1
+    per_seed = {column: sum(rule.is_for(column.rpartition(", ")[2]) for rule in RULES.values()) for column in COLUMNS}
     runs = {column: sum(result["corpus"] == column for result in results) for column in COLUMNS}
-    finished = "; ".join(f"{column}: {number} of {per_seed * planned}" for column, number in runs.items())
+    finished = "; ".join(f"{column}: {number} of {per_seed[column] * planned}" for column, number in runs.items())
     machines = sorted({result["machine"] for result in results})
     commits = sorted({result["versions"]["commit"] for result in results})
     sections = {
         "Goals": (
             "A rule in 0.87 of uniform's steps (clean pairs; the paper saves 13% of the time) or in 0.75 (shuffled "
-            "completions) ends at most where uniform ends with all of its steps. Met: the whole paired 95% interval "
-            "over the seeds is at or below 0; likely: the mean is. One seed has no interval and shows "
-            "little. `compute` has scoring and scorers in it.",
+            "completions; the goal is 25%) ends at most where uniform ends with all of its steps. Met: the whole "
+            "paired 95% interval over the seeds is at or below 0; likely: the mean is. One seed has no interval and "
+            "shows little. `compute` has scoring and scorers in it.",
             make_goals(results, planned=planned),
         ),
         "Loss at equal steps": (
@@ -183,7 +216,7 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
         ),
         "Losses": (
             "Means over the seeds. What wrong completions cost is the difference of full uniform between shuffled and "
-            "clean: no rule can win back more.",
+            "clean. What leaving all of them out gains or costs is the difference between the oracle and uniform.",
             make_losses(results, loss, 3, planned=planned),
         ),
         "Token accuracies": ("Per cent, means over the seeds.", make_losses(results, accuracy, 1, planned=planned)),
@@ -204,10 +237,12 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
         "loss on completions only. [What the pairs are and how runs are "
         "compared](../../benchmarks/README.md#instructions-does-teaching-save-steps-in-fine-tuning).",
         f"Finished runs: {finished}.",
+        summary(results),
     ]
     for title, (text, table) in sections.items():
         if table:
             parts += [f"## {title}", text, table]
     rules = "\n".join(f"- {name}: {about}" for name, (about, _) in TEACHERS.items())
+    rules += f"\n- {ORACLE}: uniform on the pairs with their own completions alone, where some are wrong"
     made = "\n".join([f"- {len(results)} runs", *(f"- machine: {name}" for name in machines)])
     return "\n\n".join([*parts, "## Rules", rules, f"{made}\n- commits: {', '.join(commits)}"]) + "\n"

@@ -4,6 +4,7 @@
     vision_step.py    images per second: the product's steps against a plain loop
     gpu_steps.py      steps with [freezing] and [highway] against backpropagation through everything
     loss.py           torchtitan's cross-entropy against the per-example loss
+    distillation.py   KL with a source's logits, and with ids, against two compiled cross-entropies
     folding.py        the loss folded by document against torchtitan's cross-entropy
     exchange.py       one packed flush of losses every 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores
@@ -12,6 +13,7 @@
     documents_streaming.py   the streaming process of documents.py
     report.py         reading the events of many runs against TensorBoard's own reader
     start.py          --help, typos and refusals against the commit db29f37
+    tasks.py          the generators of learning tasks against plain Python loops
     packing.py        packing documents into windows against reading them, and the padding that is left
 
 Each prints a table and writes a JSON with its command, machine, load and versions (common/measure.py).

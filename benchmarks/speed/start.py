@@ -1,4 +1,4 @@
-"""How soon ``titan_attent.train`` ends for --help, a typo in a key and a refused value, against an earlier commit.
+"""How soon ``titan_attent.train`` ends for --help, typos and refusals, against an earlier commit.
 
     git worktree add ../old COMMIT
     python -m benchmarks.speed.start --old ../old [--output docs/results/cpu/start.json]
@@ -45,13 +45,18 @@ def main() -> None:
     header["versions"]["old"] = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory() as temporary:
         typo, refused = Path(temporary) / "typo.toml", Path(temporary) / "refused.toml"
+        missing, ratio = Path(temporary) / "missing.toml", Path(temporary) / "ratio.toml"
         typo.write_text("[training]\nstepz = 3\n")
+        missing.write_text(f'[model]\nname = "llama3_attent"\n[data]\npath = "{temporary}/none"\n')
+        ratio.write_text('[model]\nname = "llama3_attent"\n[teacher]\nstrategy = "hard"\ninitial_ratio = 1.5\n')
         refused.write_text("[training]\nseq_len = -1\n")
         cases: dict[str, tuple[list[str], int]] = {
             "--help": ([*train, "--help"], 0),
             "a typo in the TOML": ([*train, "--job.config_file", str(typo)], 2),
             "a typo in an option": ([*train, "--training.stepz", "3"], 2),
             "a value out of range": ([*train, "--job.config_file", str(refused)], 2),
+            "a ratio of the teacher out of range": ([*train, "--job.config_file", str(ratio)], 2),
+            "a data folder that does not exist": ([*train, "--job.config_file", str(missing)], 2),
         }
         times: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for i in range(args.rounds):

@@ -6,6 +6,7 @@ for everything that the package cuts over ranks.
 """
 
 import copy
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from titan_attent.data.plan.order import Pool
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.data.text.shards import TokenDataset
+from titan_attent.data.text.writer import write_dataset
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.chunked import chunked_weighted_cross_entropy
@@ -111,6 +113,18 @@ def config_of(settings: Settings, *, data: str, folder: str) -> JobConfig:
         assert hasattr(getattr(config, section), name), key
         setattr(getattr(config, section), name, value)
     return config
+
+
+def write_data(folder: Path, tokenizer: str) -> Path:
+    """A data set of 21 windows, two batches of 8 and a remainder of 5, of two sources in three spans."""
+    text = (Path(json.__file__).parent / "scanner.py").read_text()
+    inputs = []
+    for name, part in (("code", text[:900]), ("other", text[900:1600]), ("code", text[1600:])):
+        path = folder / f"{len(inputs)}.py"
+        path.write_text(part)
+        inputs.append(f"{name}={path}")
+    write_dataset(inputs, output=folder / "data", tokenizer=tokenizer)
+    return folder / "data"
 
 
 class Float32GptOss(gpt_oss.GptOssModel):
@@ -199,6 +213,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         if config.validation.enable:
             trainer.validator.validate(trainer.model_parts, trainer.step)
             result["validation"] = logged[-1]["validation_metrics/loss"]
+            result["validation by source"] = by_source(logged[-1], "validation_metrics")
         if config.teacher.scoring != "train":
             assert teaching is not None
             teaching.score_examples(trainer.step, Pool.whole(len(trainer.dataloader.dataset)))
@@ -216,6 +231,11 @@ def teaching_of(trainer: TeachingTrainer) -> Teaching | None:
 def expert_counts(trainer: TeachingTrainer) -> list[list[float]]:
     buffers = (buffer for part in trainer.model_parts for buffer in part.named_buffers())
     return [tensor.tolist() for name, tensor in buffers if name.endswith("tokens_per_expert")]
+
+
+def by_source(metrics: dict[str, float], group: str) -> dict[str, float]:
+    prefix = f"{group}/by_source/"
+    return {tag.removeprefix(prefix): loss for tag, loss in metrics.items() if tag.startswith(prefix)}
 
 
 def plain_name(name: str) -> str:
@@ -303,11 +323,23 @@ def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict
         teacher.step_done()
     buffer.sync()
     with torch.no_grad():
-        validation = losses_of(everything)[0].mean().item()
+        validation = full(losses_of(everything)[0])
+    source_of = np.array([name for name, _ in dataset.sources])[
+        np.searchsorted([first for _, first in dataset.sources], everything.numpy(), side="right") - 1
+    ]
+
+    def means(ids: np.ndarray, losses: np.ndarray) -> dict[str, float]:
+        if len(set(source_of)) < 2:
+            return {}
+        return {str(name): losses[source_of[ids] == name].mean() for name in set(source_of[ids])}
+
+    for step in steps.values():
+        step["by source"] = means(step["ids"], step["losses"])
     uniform = config.teacher.strategy == "uniform"
     return {
         "steps": steps,
         "buffer": {} if uniform else {name: full(tensor) for name, tensor in buffer.state_dict().items()},
         "experts": {name: full(tensor) for name, tensor in model.named_buffers() if name.endswith("expert_bias")},
-        "validation": validation,
+        "validation": validation.mean(),
+        "validation by source": means(everything.numpy(), validation),
     }

@@ -62,7 +62,9 @@ def run_on_ranks(
 def _wait(ranks: list[Any], folder: Path, *, deadline: float) -> None:
     while any(process.is_alive() for process in ranks):
         if any(process.exitcode for process in ranks):
-            time.sleep(_GRACE_SECONDS)  # who failed first may still be writing its traceback
+            deadline = time.monotonic() + _GRACE_SECONDS  # who failed first may still be writing its traceback
+            while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+                time.sleep(0.01)
             break
         if time.monotonic() > deadline:
             alive = [rank for rank, process in enumerate(ranks) if process.is_alive()]

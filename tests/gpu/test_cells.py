@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from devices import DEVICE, num_ranks
-from distributed.parallel_world import Settings, train_cells, train_plainly
+from distributed.parallel_world import Settings, train_cells, train_plainly, write_data
 from distributed.titan.test_parallelism import (
     CELLS,
     CHUNKED,
@@ -82,10 +82,8 @@ def work(mesh: DeviceMesh, cells: dict[str, Settings], data: str, folder: str, d
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("cells")
     write_dataset([Path(json.__file__).parent], output=folder / "all", tokenizer="train:512")
-    # 21 windows: two batches of 8, and a rest.
-    source, ranks = Path(json.__file__).parent / "scanner.py", str(folder / "all" / "tokenizer.tiktoken")
-    write_dataset([source], output=folder / "data", tokenizer=ranks)
-    arguments = (cells_of(NUM_RANKS), str(folder / "data"), str(folder / "cells"), DEVICE)
+    data = write_data(folder, str(folder / "all" / "tokenizer.tiktoken"))
+    arguments = (cells_of(NUM_RANKS), str(data), str(folder / "cells"), DEVICE)
     return measure.run_ranks(work, *arguments, num_ranks=NUM_RANKS, device=DEVICE)
 
 

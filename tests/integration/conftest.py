@@ -14,7 +14,8 @@ from titan_attent.data.text.writer import write_dataset
 def pytest_collection_finish(session: pytest.Session) -> None:
     """All processes that the tests fork come from one server, and the last list before it starts counts."""
     # The server leaves out what it cannot import.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     multiprocessing.get_context("forkserver").set_forkserver_preload(["preloaded"])
 
 

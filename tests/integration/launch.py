@@ -189,3 +189,8 @@ def read_scalars(dump: Path, tag: str) -> dict[int, float]:
         if tag in accumulator.Tags()["scalars"]:
             scalars |= {event.step: event.value for event in accumulator.Scalars(tag)}
     return scalars
+
+
+def read_tags(folder: Path) -> dict[str, list[str]]:
+    """Kind ("scalars", "tensors") -> tags of the event files in ``folder``."""
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload().Tags()

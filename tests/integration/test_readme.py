@@ -29,7 +29,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", LOOP.read_text(encoding="utf-8"), flags=re.S)
-    for printed, here in (("data/quickstart/train", str(token_data["train"])), ("1000", "40"), ("1001", "41")):
+    replaced = {"data/quickstart/train": str(token_data["train"]), "4096": "512", "1000": "40", "1001": "41"}
+    for printed, here in replaced.items():  # the data with its vocabulary, and the steps
         assert printed in snippet
         snippet = re.sub(rf"\b{re.escape(printed)}\b", here, snippet)
     # Watch what the loop does through the one call it makes in every step.

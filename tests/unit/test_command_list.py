@@ -54,7 +54,7 @@ def test_the_listed_commands_exist(name: str) -> None:
     if spec.submodule_search_locations is not None:
         assert importlib.util.find_spec(f"{module}.__main__") is not None
     if subcommand.startswith("--"):
-        from titan_attent.first_checks import CHECK
+        from titan_attent.titan.first_checks import CHECK
 
         assert (module, subcommand.split()[0]) == ("titan_attent.train", CHECK)
     elif subcommand:

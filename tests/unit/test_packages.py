@@ -88,6 +88,18 @@ def test_only_titan_knows_the_trainers_configuration() -> None:
     assert [path for path in outside if names_in(path) & {"job_config", "JobConfig"}] == []
 
 
+def test_no_package_but_titan_loads_torchtitan_by_its_name() -> None:
+    """importlib and sys.modules are not seen by the contracts; the list of commands prints its version."""
+    by_name = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"torchtitan(\.[\w.]*)?", str(node.value))
+    }
+    assert {name for name in by_name if not name.startswith("titan/")} == {"__main__.py"}
+    assert "titan/first_checks.py" in by_name
+
+
 def code_lines(source: str) -> set[int]:
     """The numbers, from 1, of lines with a token that is neither a comment nor a string standing alone."""
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

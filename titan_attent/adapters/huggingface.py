@@ -72,10 +72,10 @@ class TeachingTrainer(Trainer):
         self.add_callback(_StepDone(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(resume_from_checkpoint, bool):
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
-        if resume_from_checkpoint is not None:
-            folder = Path(resume_from_checkpoint) / FOLDER
+        if resume_from_checkpoint is True:  # without a checkpoint it stays True, which the Trainer refuses
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        if resume_from_checkpoint not in (None, False, True):
+            folder = Path(str(resume_from_checkpoint)) / FOLDER
             if not folder.is_dir():
                 raise ValueError(f"{folder} is missing: this checkpoint was written without a teacher")
             state = self.teaching.state_dict()

@@ -54,6 +54,13 @@ class DataConfig:
     its row: no input of a packed row is an eos id, at which torchtitan's masks separate documents.
     """
 
+    exact_match: bool = False
+    """
+    Log ``validation_metrics/exact_match``, the share of validation examples all of whose counted labels are the most
+    likely token, also per data source, and ``token_accuracy``, the share of these labels. For data with a mask, such as
+    those of ``python -m titan_attent.tasks``. Needs ``validation.enable`` and documents as the unit of validation.
+    """
+
     verify_checksums: bool = False
     """
     Re-hash every shard before training; the ranks share the shards (about 1 GB/s per rank). Missing files

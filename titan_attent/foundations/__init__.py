@@ -5,6 +5,8 @@ sharding.py        which rank owns which example, and the few collectives of the
 agreement.py       checks that all ranks follow the same decision
 flops.py           floating point operations of a layer, as every system counts them
 ledger.py          seconds per activity of a run; examples trained and skipped
+event_files.py     the records of TensorBoard files
+file_lock.py       whether another process holds a lock file
 json_lines.py      append-only logs that a resumed run continues
 versioned_json.py  JSON files that name their format and version
 typed.py           JSON values checked against the types that a dataclass declares

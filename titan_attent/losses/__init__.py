@@ -5,8 +5,11 @@ folding.py          sums token losses per example, and weights them: the last st
 cross_entropy.py    token losses in one pass over the logits
 chunked.py          the same without a second copy of the logits
 vocab_parallel.py   the same where tensor parallelism shards the vocabulary, or context parallelism the sequence
+divergence.py       token losses of distillation: KL with a source's logits, cross-entropy with its ids
+target_draws.py     a few target ids per token in place of a source's distribution
 patches.py          the same interface for predicted patches of images: squared error
 mixed.py            the same interface for images mixed from two: cross-entropy against two labels
+exact_match.py      the share of examples whose every label is the most likely token
 records.py          the statistics of an example
 buffer.py           the statistics of all examples, sharded over the ranks, exchanged every few steps
 mixtures.py         the statistics of examples that are trained as shares of mixtures

@@ -110,6 +110,19 @@ def check_fold(tokens: Tensor, example_index: Tensor | None, *, num_examples: in
     return num_examples
 
 
+def index_in_batch(example_index: Tensor, *, examples_per_row: int) -> Tensor:
+    """The index of packed rows for a loss over the whole batch: the examples of all rows, one after the other.
+
+    Args:
+        example_index: int64 [B, L], in [0, M): the example of each token among those of its row.
+        examples_per_row: M.
+
+    Returns:
+        int64 [B, L], in [0, B M).
+    """
+    return example_index + torch.arange(len(example_index), device=example_index.device)[:, None] * examples_per_row
+
+
 def refuse_index(example_index: Tensor | None, *, loss: str) -> None:
     """Raise a ValueError if an index is given to a loss of images."""
     if example_index is not None:

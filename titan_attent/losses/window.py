@@ -73,7 +73,8 @@ class LossWindow:
     def write(self, losses: Tensor, *, step: int) -> None:
         """Append losses fp32 [n] in global order; their last step is ``step``, all in one window. No host sync.
 
-        A loss that is not finite counts nowhere: NaN stands for a slot without an example.
+        A loss that is not finite counts nowhere: NaN stands for a slot without an example. Nor does a loss of 0, which
+        an example without a label has.
         """
         number = self._number(step)
         slot = number % _WINDOWS
@@ -97,7 +98,8 @@ class LossWindow:
         return self._cached[1]
 
     def _measure(self, losses: Tensor) -> Tensor:
-        counted = torch.isfinite(losses)  # unwritten elements and empty slots are NaN
+        # Unwritten elements and empty slots are NaN; an example whose labels are all ignored has a loss of 0.
+        counted = torch.isfinite(losses) & (losses != 0)
         low = torch.where(counted, losses, float("inf")).min()
         high = torch.where(counted, losses, float("-inf")).max()
         one = torch.ones_like(low)

@@ -3,7 +3,7 @@
     python -m titan_attent.report outputs/soft                                    # writes outputs/soft/curves.png
     python -m titan_attent.report outputs/uniform outputs/soft --output both.png  # what soft saved against uniform
 
-    reading.py    the files of a run's folder ->    event_files.py: the records of TensorBoard
+    reading.py    the files of a run's folder ->
     runs.py       scalars, tokens, seconds of a run
     curves.py     a validation curve: its noise, its final level, the step at which it crossed a level
     costs.py      the cost of a run up to a step, in tokens and FLOPs, with scoring charged

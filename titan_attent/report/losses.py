@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from titan_attent.report.comparing import Comparison, compare
-from titan_attent.report.runs import TOP5, TRAIN, VALIDATION, Axis, RunScalars
-from titan_attent.report.saving import LOSS, TOP1, measures_of
+from titan_attent.report.runs import TOKEN_ACCURACY, TOP5, TRAIN, VALIDATION, Axis, RunScalars
+from titan_attent.report.saving import LOSS, MATCH, MEASURES, TOP1, measures_of
 from titan_attent.report.sentence import short
 from titan_attent.report.style import mark_resumes, not_logged, smoothed, title, x_axis
 from titan_attent.report.summary import AXES
@@ -29,6 +29,8 @@ SINGLE_RUN_STYLES = {
     VALIDATION: ("C1", "validation"),
     TOP1.tag: ("C1", "top-1"),
     TOP5: ("C2", "top-5"),
+    MATCH.tag: ("C1", "exact match"),
+    TOKEN_ACCURACY: ("C2", "of the tokens"),
 }
 
 
@@ -36,7 +38,8 @@ def rows_of(runs: Sequence[RunScalars]) -> list[tuple[str, ...]]:
     """The tags in each row of three axes."""
     measures = measures_of(runs)
     if len(runs) == 1:
-        return [(TRAIN, VALIDATION), *((TOP1.tag, TOP5) for measure in measures if measure is TOP1)]
+        beside = {TOP1: TOP5, MATCH: TOKEN_ACCURACY}
+        return [(TRAIN, VALIDATION), *((measure.tag, beside[measure]) for measure in measures if measure in beside)]
     return [*((measure.tag,) for measure in measures), (TRAIN,)]
 
 
@@ -46,7 +49,7 @@ def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> N
     images = all(run.is_of_images for run in runs)
     labels = {"step": "step", "tokens": f"tokens trained{' (patches)' * images}", "seconds": "seconds"}
     for tags, row in zip(rows_of(runs), grid, strict=True):
-        measure = next((m for m in (LOSS, TOP1) if tags == (m.tag,)), None)  # None for rows without a comparison
+        measure = next((m for m in MEASURES if tags == (m.tag,)), None)  # None for rows without a comparison
         comparisons = [] if measure is None else [compare(runs[0], run, measure) for run in runs]
         target = comparisons[0].target if comparisons else None
         for axis, axes in zip(AXES, row, strict=True):
@@ -62,7 +65,7 @@ def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> N
                 entries += _saving(axes, comparisons, axis, scale)
             title(axes, _title(tags, runs), entries)
             x_axis(axes, label)
-            if TOP1.tag in tags and any(drawn):
+            if {TOP1.tag, MATCH.tag} & {*tags} and any(drawn):
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             ends = [max(run.along(axis, tag)[0][-1:], default=0.0) for run in runs for tag in (TRAIN, VALIDATION)]
             if last := max(ends) / scale:
@@ -71,8 +74,9 @@ def draw_losses(grid: Sequence[Sequence[Axes]], runs: Sequence[RunScalars]) -> N
 
 
 def _title(tags: tuple[str, ...], runs: Sequence[RunScalars]) -> str:
-    if TOP1.tag in tags:
-        return TOP1.name
+    for measure in (TOP1, MATCH):
+        if measure.tag in tags:
+            return measure.name
     units = {run.loss_unit for run in runs} - {None}
     unit = f", {units.pop()}" if len(units) == 1 else ""
     if len(tags) > 1:

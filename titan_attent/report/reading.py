@@ -5,7 +5,7 @@ A file that ends within an event was cut short by a kill, or is still being writ
 unreadable content is left out and named in the run's ``notes``: a damaged file from its first damaged event on, and
 JSON lines that the teacher did not write.
 
-Cost: one pass over the events; 100 bytes per scalar. One block of a file is in memory at a time (event_files.py).
+Cost: one pass over the events; 100 bytes per scalar. One block of a file is in memory at a time.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from titan_attent.data.run_record import read_run_record
-from titan_attent.report.event_files import events
+from titan_attent.foundations.event_files import events
 from titan_attent.report.runs import RunScalars, Scalars
 
 Parsed = TypeVar("Parsed")

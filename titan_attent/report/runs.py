@@ -27,6 +27,8 @@ from titan_attent.systems.system_list import renamed
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
 # For runs on images; the first two only where images are classified.
 ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
+# For data with answers ([data] exact_match); a tag per data source begins with the first and a slash.
+EXACT, TOKEN_ACCURACY = "validation_metrics/exact_match", "validation_metrics/token_accuracy"
 SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
 SCORED = "ledger/examples_scored"

@@ -14,7 +14,7 @@ import numpy as np
 
 from titan_attent.report import curves
 from titan_attent.report.costs import Costs
-from titan_attent.report.runs import ACCURACY, VALIDATION, RunScalars
+from titan_attent.report.runs import ACCURACY, EXACT, VALIDATION, RunScalars
 
 Charge = Literal["step", "tokens", "FLOPs", "seconds"]
 
@@ -31,6 +31,8 @@ class Measure:
 
 LOSS = Measure(VALIDATION, "validation loss", "{:.4f}")
 TOP1 = Measure(ACCURACY, "validation accuracy", "{:.2%}", rises=True)
+MATCH = Measure(EXACT, "exact match", "{:.2%}", rises=True)
+MEASURES = (LOSS, TOP1, MATCH)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Reached:
 
 
 def measures_of(runs: Sequence[RunScalars]) -> list[Measure]:
-    """The values by which the runs can be compared: the loss, and the accuracy where one of them has it."""
-    return [LOSS, TOP1] if any(TOP1.tag in run.scalars for run in runs) else [LOSS]
+    """The values by which the runs can be compared: the loss, and the accuracies that one of them has."""
+    return [LOSS, *(one for one in MEASURES[1:] if any(one.tag in run.scalars for run in runs))]
 
 
 def final(run: RunScalars, measure: Measure) -> float | None:

@@ -6,8 +6,8 @@ import numpy as np
 
 from titan_attent.report.comparing import compare, cost_of
 from titan_attent.report.costs import Costs
-from titan_attent.report.runs import IMAGE_SPEED, SPEED, TOP5, TRAIN, WALL, Axis, RunScalars
-from titan_attent.report.saving import LOSS, TOP1, Charge, Measure, measures_of
+from titan_attent.report.runs import EXACT, IMAGE_SPEED, SPEED, TOKEN_ACCURACY, TOP5, TRAIN, WALL, Axis, RunScalars
+from titan_attent.report.saving import LOSS, MATCH, TOP1, Charge, Measure, measures_of
 from titan_attent.report.sentence import conclusion, short
 from titan_attent.report.settings import differing_settings
 from titan_attent.report.systems import families, prefixes, units
@@ -76,6 +76,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         return f"{np.median(speeds):,.0f}" if len(speeds) else "-"
 
     resumes = len(run.session_starts) - 1
+    of_sources = sorted(tag for tag in run.scalars if tag.startswith(f"{EXACT}/"))
     minutes, seconds = divmod(round(run.wall_seconds), 60)
     logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(prefixes(compared))}
     many = families(compared, maps=False) + families(compared, maps=True)
@@ -93,6 +94,9 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         f"best {LOSS.name}": best(LOSS),
         **({TOP1.name: last(TOP1.tag, TOP1.form), f"best {TOP1.name}": best(TOP1)} if TOP1.tag in run.scalars else {}),
         **({"top-5 accuracy": last(TOP5, TOP1.form)} if TOP5 in run.scalars else {}),
+        **({MATCH.name: last(EXACT, MATCH.form), f"best {MATCH.name}": best(MATCH)} if EXACT in run.scalars else {}),
+        **{f"{MATCH.name}, {tag.rsplit('/')[-1]}": last(tag, MATCH.form) for tag in of_sources},
+        **({"token accuracy": last(TOKEN_ACCURACY, MATCH.form)} if TOKEN_ACCURACY in run.scalars else {}),
         "tokens/s/device": median(SPEED),
         **({"images/s/device": median(IMAGE_SPEED)} if run.is_of_images else {}),
         "wall time": f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s",
@@ -121,8 +125,9 @@ def with_unit(tag: str, value: float, *, unit: str = "") -> str:
 def _saving(run: RunScalars, runs: Sequence[RunScalars]) -> dict[str, str]:
     """The lines on reaching the level at which the first run ended; see saving.py."""
     facts = _saving_in(run, runs[0], LOSS)
-    if TOP1 in measures_of(runs):
-        facts |= _saving_in(run, runs[0], TOP1, prefix="accuracy ")
+    for measure, prefix in ((TOP1, "accuracy "), (MATCH, "exact match ")):
+        if measure in measures_of(runs):
+            facts |= _saving_in(run, runs[0], measure, prefix=prefix)
     return facts
 
 

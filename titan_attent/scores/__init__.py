@@ -6,4 +6,5 @@ find.py        which scorers' losses a folder holds
 provenance.py  checks that a run reads each scorer's losses in their right role
 bigram.py      the smallest scorer: counts of pairs of tokens
 table.py       its counts on disk
+targets.py     target ids of every token from a source, for distillation
 """

@@ -13,6 +13,7 @@ creates the systems that the TOML turns on, in the order of system_list.py, and 
     before the first step    set_initial_weights    not on a resume
                              before_first_step
     each batch read          read_columns           extra columns of the batch; in reader threads
+                             read_columns_of_step   the same, where they depend on the step
                              mark_labels            labels whose loss is masked; in reader threads
     each microbatch          wrap_loss              the loss to differentiate, and statistics of each example
                              around_backward
@@ -35,7 +36,7 @@ Shapes: B examples per microbatch, L tokens per example.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ class Batch:
 
 
 ExampleStats = dict[str, Tensor]
-"""Name -> one statistic of each example of a microbatch, computed by the loss: [B], detached."""
+"""Name -> one statistic of each example of a microbatch, computed by the loss: [B], detached. A loss that weights
+examples adds "weight", so that what other systems add to the loss of an example can have the same weight."""
 
 
 class StepLoss(NamedTuple):
@@ -96,6 +98,23 @@ class StepLoss(NamedTuple):
 
 LossFunction = Callable[[Tensor, Batch], StepLoss]
 """The loss from logits (sharded as the parallelism leaves them) and their microbatch."""
+
+
+class Frozen(Protocol):
+    """A frozen second model, sharded like the learner.
+
+    Attributes:
+        model: the model itself.
+    """
+
+    model: nn.Module
+
+    def __call__(self, inputs: Tensor, example_index: Tensor | None = None) -> Tensor:
+        """The logits of ``inputs``, int64 [B, L], in eval mode, without a graph. ``example_index``: the column of that
+        name, if there is one. A collective of the ranks that hold the model."""
+
+    def load(self, checkpoint: str) -> None:
+        """Replace the weights, in place, by those of another checkpoint of the same model. Each rank reads its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +179,8 @@ class Run(DataFacts):
         model_parts: this rank's model parts as they are trained: parallelised, and compiled if the run compiles.
         build_example_loss: builds a loss that measures every example, by the names of losses/build.py.
         build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a frozen second model that
-            is sharded like the learner. It maps inputs, and the column "example_index" if documents are masked, to
-            logits. It is called in :meth:`System.wrap_loss`. None on pipeline stages before the last. A checkpoint of
-            another model ends the run. A collective.
+            is sharded like the learner (:class:`Frozen`). It is called in :meth:`System.wrap_loss`. None on pipeline
+            stages before the last. A checkpoint of another model ends the run. A collective.
         log_text: takes a tag and a function that returns Markdown, and writes it to TensorBoard. It calls the function
             only on ranks that log. None, on every rank, if the run has no TensorBoard.
         predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
@@ -185,7 +203,7 @@ class Run(DataFacts):
     forward: Callable[[Iterable[ReadBatch], LossFunction], Iterator[tuple[Batch, ExampleStats | None]]]
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
-    build_frozen: Callable[..., Callable[..., Tensor] | None]
+    build_frozen: Callable[..., Frozen | None]
     log_text: Callable[[str, Callable[[], str]], None] | None
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 
@@ -229,6 +247,8 @@ class System:
             package only.
         former_keys: key of the section in earlier versions -> the message that names its successor.
         columns: names of the batch columns that the loader or :meth:`read_columns` adds for the system.
+        token_columns: those of ``columns`` that have a row per token, [B, L, ...]. With context parallelism, they are
+            cut like the labels; the others are whole on every rank.
         needs: capabilities that the learner's family must have, such as "tokens"; a run without them is refused.
         off: the key and value that turn the system off, for the message of that refusal.
         keeps_state: whether the system has state in the checkpoint. A checkpoint without it is then refused.
@@ -250,6 +270,7 @@ class System:
     former_name: ClassVar[str] = ""
     former_keys: ClassVar[Mapping[str, str]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
+    token_columns: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     off: ClassVar[str] = ""
     keeps_state: ClassVar[bool] = False
@@ -325,6 +346,10 @@ class System:
 
     def read_columns(self, example_ids: Tensor) -> Columns:
         """The system's columns for examples int64 [B]. Called in reader threads, ahead of the step."""
+        return {}
+
+    def read_columns_of_step(self, example_ids: Tensor, step: int) -> Columns:
+        """:meth:`read_columns` for columns that depend on the step that will train the examples."""
         return {}
 
     def mark_labels(self, example_ids: Tensor, inputs: Columns, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ To add one: a folder with a :class:`System`, its section in job_config.py, a lin
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from titan_attent.systems.distillation.system import Distillation
 from titan_attent.systems.freezing.system import Freezing
 from titan_attent.systems.highway.stages import HighwayStages
 from titan_attent.systems.highway.system import Highway
@@ -18,6 +19,7 @@ SYSTEMS: tuple[type[System], ...] = (
     Teaching,  # [teacher]: which examples are trained on, and with which weights
     SpanMasks,  # [teacher] level = "span": which labels of an example have a loss
     Trace,  # [teacher] trace: the example ids of every step
+    Distillation,  # [distillation]: which targets the loss has beside the labels; after those that weight examples
     Freezing,  # [freezing]: which modules of the model a step updates
     HighwayStages,  # [highway] cut = "stage": how the gradient reaches the pipeline stages
     Highway,  # [highway]: how the gradient reaches the blocks; must be last, see its docstring

@@ -1,5 +1,6 @@
 """The one package that may import torchtitan 0.2.2.
 
+    first_checks.py    what a command line needs no torch for: --help, keys, types, ranges
     launch.py          the training command: parses, checks, calls torchtitan
     run_plan.py        the plan of a run, which --check prints
     checks/            the checks that refuse a run before it starts
@@ -13,6 +14,7 @@
     frozen_model.py    a second, frozen model beside the learner
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same examples each time
+    source_losses.py   the loss of each data source
     metrics.py         torchtitan's metrics and those of the systems
     tensorboard.py     the configuration and the order of the charts in TensorBoard
     health.py          ends a run whose weights are not finite
@@ -26,10 +28,10 @@
     scoring/           the commands that score
     patches/           patches of torchtitan and torch
 
-Importing this package applies the patches (patches/registry.py). They must precede the first import of torchtitan,
-whose modules copy the device type at import.
+Importing this package imports neither torch nor torchtitan. The patches are applied when torchtitan is imported
+(patches/at_import.py), so it must not be imported before this package.
 """
 
-from titan_attent.titan.patches.registry import apply_patches
+from titan_attent.titan.patches.at_import import patch_at_import
 
-apply_patches()
+patch_at_import()

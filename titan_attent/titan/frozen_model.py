@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.context_parallel import cp_shard
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools import utils
 
@@ -43,7 +44,8 @@ class FrozenModel:
         tokenizer: the tokenizer for the masks of flex attention, or None.
         precision: returns the autocast context of a forward pass.
         document_mask: whether examples of a row do not see each other (document_mask.py).
-        tp_mesh: the mesh of tensor parallelism, if it is used.
+        tp_mesh, cp_mesh: the meshes of tensor and context parallelism, if they are used.
+        load_balancer: ``parallelism.context_parallel_load_balancer``.
     """
 
     def __init__(
@@ -54,9 +56,12 @@ class FrozenModel:
         precision: Callable[[], AbstractContextManager[Any]],
         document_mask: bool = False,
         tp_mesh: DeviceMesh | None = None,
+        cp_mesh: DeviceMesh | None = None,
+        load_balancer: str | None = None,
     ):
         self.model, self.tokenizer, self.precision = model, tokenizer, precision
         self.document_mask, self.tp_mesh = document_mask, tp_mesh
+        self.cp_mesh, self.load_balancer = cp_mesh, load_balancer
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, example_index: Tensor | None = None) -> Tensor:
@@ -66,16 +71,35 @@ class FrozenModel:
             example_index: int64 [B, L], read if documents are masked; without it, each row is one example.
         """
         model: Any = self.model
-        masks = {}
+        masks = self._positions(inputs)
         if self.document_mask:
             example_index = torch.zeros_like(inputs) if example_index is None else example_index
-            masks = document_kwargs(model, example_index, tp_mesh=self.tp_mesh)
+            masks |= document_kwargs(model, example_index, tp_mesh=self.tp_mesh)
         elif getattr(model.model_args, "attn_type", "sdpa") in ("flex", "varlen"):
             masks["attention_masks"] = model.get_attention_masks(
                 input_batch=inputs, tokenizer=self.tokenizer, extra_inputs={}
             )
         with self.precision():
             return model(inputs, **masks)
+
+    def _positions(self, inputs: Tensor) -> dict[str, Any]:
+        """With context parallelism, the positions of this rank's tokens in the whole sequences, as torchtitan's own
+        prepare_context_parallel_input; without, none are needed."""
+        if self.cp_mesh is None:
+            return {}
+        seq_len = inputs.shape[1] * self.cp_mesh.size()
+        whole = torch.arange(seq_len, dtype=torch.int32, device=inputs.device).expand(len(inputs), seq_len)
+        (positions,), _ = cp_shard(self.cp_mesh, (whole,), None, self.load_balancer)
+        return {"positions": positions}
+
+    def load(self, checkpoint: str) -> None:
+        """Replace the weights, in place, by those of ``checkpoint``. Each rank reads its own shards."""
+        weights = get_model_state_dict(self.model)
+        with warnings.catch_warnings():
+            # Under a pipeline the other stages do not take part.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+        set_model_state_dict(self.model, weights)
 
 
 def check_frozen(
@@ -135,19 +159,17 @@ def build_frozen(
         model.to_empty(device=device)
         with torch.no_grad():
             cast(Any, model).init_weights(buffer_device=None)  # checkpoints do not contain its buffers
-    weights = get_model_state_dict(model)
-    with warnings.catch_warnings():
-        # Each rank reads its own shards: under a pipeline the other stages do not take part.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
-    set_model_state_dict(model, weights)
-    return FrozenModel(
+    frozen = FrozenModel(
         model.eval(),
         tokenizer=tokenizer,
         precision=precision,
         document_mask=job_config.data.document_mask,
         tp_mesh=dims.get_optional_mesh("tp"),
+        cp_mesh=dims.get_optional_mesh("cp"),
+        load_balancer=job_config.parallelism.context_parallel_load_balancer,
     )
+    frozen.load(checkpoint)
+    return frozen
 
 
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:

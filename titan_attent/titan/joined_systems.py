@@ -26,7 +26,9 @@ class JoinedSystems:
         column_names: names of the columns that are read beside the tokens.
         loss: the loss of all systems: each wraps or replaces the loss of the systems before it.
         sampler: the sampler of the one system that selects examples; None if no system does.
+        token_columns: those of ``column_names`` with a row per token.
         reads: functions that compute columns in reader threads.
+        step_reads: those that need the number of the step, too.
         marks: functions that mask labels in reader threads.
         states: name -> a system with a state in the checkpoint.
 
@@ -45,10 +47,26 @@ class JoinedSystems:
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
+        self.step_reads: Sequence[Callable[[Tensor, int], Columns]] = [
+            system.read_columns_of_step
+            for system in self.systems
+            if type(system).read_columns_of_step is not System.read_columns_of_step
+        ]
+        self.token_columns = tuple(name for system in self.systems for name in system.token_columns)
         self.marks: Sequence[Callable[[Tensor, Columns, Tensor], Tensor]] = [
             system.mark_labels for system in self.systems if type(system).mark_labels is not System.mark_labels
         ]
         self.states = {system.name: system for system in self.systems if system.keeps_state}
+
+    @property
+    def for_loader(self) -> dict[str, Any]:
+        """What the loader calls in its reader threads, and whether its batches have the column "weight"."""
+        return {
+            "reads": self.reads,
+            "step_reads": self.step_reads,
+            "marks": self.marks,
+            "with_weights": "weight" in self.column_names,
+        }
 
     def _one_sampler(self) -> TeachingSampler | None:
         samplers = {system.name: system.sampler for system in self.systems if system.sampler is not None}

@@ -18,7 +18,6 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import main as torchtitan_main
 
-from titan_attent.first_checks import CUSTOM_CONFIG, arguments, check_option, option
 from titan_attent.systems.system import DataFacts
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED, check_given
 from titan_attent.titan.checks import preflight, toml_checks
@@ -26,6 +25,7 @@ from titan_attent.titan.checks.load_sources import check_start, checkpoint_to_lo
 from titan_attent.titan.checks.resume_checks import finished_message
 from titan_attent.titan.checks.unread_paths import check_unread_paths
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.first_checks import CUSTOM_CONFIG, arguments, check_option, option
 from titan_attent.titan.frozen_model import check_frozen
 from titan_attent.titan.models.families import add_families, family_of
 from titan_attent.titan.patches import compat, cpu, log_filter

@@ -105,6 +105,8 @@ class TeachingLoader(BaseDataLoader):
         """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
+        self._step_reads: Sequence[Callable[[Tensor, int], dict[str, Tensor]]] = ()
+        self._step: Callable[[], int] = lambda: 0
         self._marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = ()
         self._with_weights = True
 
@@ -114,6 +116,8 @@ class TeachingLoader(BaseDataLoader):
         *,
         before_decision: Callable[[], None] = lambda: None,
         reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
+        step_reads: Sequence[Callable[[Tensor, int], dict[str, Tensor]]] = (),
+        step: Callable[[], int] = lambda: 0,
         marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = (),
         with_weights: bool = True,
     ) -> None:
@@ -122,14 +126,20 @@ class TeachingLoader(BaseDataLoader):
         Args:
             before_decision: called before the sampler may change its state, to wait for checkpoint staging.
             reads: functions from example ids int64 [B] to further columns of the batch; called in reader threads.
+            step_reads: the same from ids and the number of the step that trains them.
+            step: the number of the step in which it is called; read when a pass begins.
             marks: functions from example ids, inputs and labels to the labels to train on, see
                 :meth:`~titan_attent.systems.system.System.mark_labels`; called in reader threads.
             with_weights: whether the batch has the column "weight".
         """
         self.sampler, self._before_decision, self._reads = sampler, before_decision, reads
+        self._step_reads, self._step = step_reads, step
         self._marks, self._with_weights = marks, with_weights
 
-    def _read(self, sampler: TeachingSampler, current: AnyPass, batch_and_microbatch: tuple[int, int]) -> ReadBatch:
+    def _read(
+        self, sampler: TeachingSampler, current: AnyPass, step_of_first: int, batch_and_microbatch: tuple[int, int]
+    ) -> ReadBatch:
+        """Read a microbatch of the pass ``current``; ``step_of_first``: the step of its batch 0, before a resume."""
         ids = sampler.local_ids(current, *batch_and_microbatch)
         skipped = sampler.local_skipped(current, *batch_and_microbatch)
         # Only documents have rows with cut examples.
@@ -138,6 +148,8 @@ class TeachingLoader(BaseDataLoader):
         for mark in self._marks:
             labels = mark(ids, inputs, labels)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
+        for read_of_step in self._step_reads:
+            columns |= read_of_step(ids, step_of_first + batch_and_microbatch[0])
         return {**inputs, "example_id": ids, **columns}, labels
 
     def __iter__(self) -> Iterator[ReadBatch]:
@@ -148,7 +160,7 @@ class TeachingLoader(BaseDataLoader):
             current = sampler.current_pass()
             start = sampler.consumed
             batches = self.reader.read(
-                partial(self._read, sampler, current),
+                partial(self._read, sampler, current, self._step() - start),
                 sampler.local_microbatches(current, start=start),
                 pin_memory=self.pin_memory,
             )

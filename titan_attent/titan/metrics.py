@@ -1,4 +1,4 @@
-"""Logs the metrics of the systems together with torchtitan's metrics.
+"""Logs the metrics of the package and of the systems together with torchtitan's metrics.
 
 Under a pipeline, ranks without the last stage have no loss, and torchtitan prints -1 or -2 instead. Here, at every
 logged step, the rank with the last stage sends its loss to the other ranks. So every rank prints the loss, and all
@@ -27,12 +27,9 @@ MAX_EXPONENT = 700.0
 
 
 class TeachingMetricsProcessor(MetricsProcessor):
-    """Logs ``system_metrics()`` with every training step that torchtitan logs; see :meth:`follow`.
+    """Logs ``run_metrics()`` with every training step that torchtitan logs; see :meth:`follow`."""
 
-    The systems keep these numbers as host values, so logging them adds no collective and no device sync.
-    """
-
-    system_metrics: Callable[[], dict[str, float]] | None = None
+    run_metrics: Callable[[], dict[str, float]] | None = None
     tokens_per_image: int | None = None
     """Tokens per image, to log images per second; None for text."""
 
@@ -46,15 +43,15 @@ class TeachingMetricsProcessor(MetricsProcessor):
     def follow(
         self,
         *,
-        system_metrics: Callable[[], dict[str, float]],
+        run_metrics: Callable[[], dict[str, float]],
         logged: Callable[[int, float, float], None],
         validated: Callable[[int, float], None],
         tokens_per_image: int | None,
         is_last_stage: bool,
         device: torch.device,
     ) -> None:
-        """Log ``system_metrics`` with torchtitan's; pass the logged numbers to ``logged`` and ``validated``."""
-        self.system_metrics, self.logged, self.validated = system_metrics, logged, validated
+        """Log ``run_metrics`` with torchtitan's; pass the logged numbers to ``logged`` and ``validated``."""
+        self.run_metrics, self.logged, self.validated = run_metrics, logged, validated
         self.tokens_per_image = tokens_per_image
         mesh = self.parallel_dims.get_optional_mesh("pp")
         if mesh is not None:
@@ -72,7 +69,7 @@ class TeachingMetricsProcessor(MetricsProcessor):
             global_avg_loss, global_max_loss = self.from_last_stage((global_avg_loss, global_max_loss))
         # torchtitan divides the loss of one context parallel shard by the number of tokens of all shards (#3111).
         global_max_loss *= self.parallel_dims.cp
-        metrics = self.system_metrics() if self.system_metrics is not None else {}
+        metrics = self.run_metrics() if self.run_metrics is not None else {}
         if self.tokens_per_image is not None:
             images = self.ntokens_since_last_log / self.tokens_per_image
             metrics = metrics | {"throughput(ips)": images / (time.perf_counter() - self.time_last_log)}

@@ -12,7 +12,6 @@ supports none, there is a warning, and the user must not start a second run.
 Cost: one small file; one broadcast at the start.
 """
 
-import errno
 import fcntl
 import os
 import socket
@@ -23,10 +22,8 @@ from pathlib import Path
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
+from titan_attent.foundations.file_lock import HELD_ELSEWHERE, LOCK_FILE, in_use, read_holder
 from titan_attent.titan.user_errors import fail, on_first_rank
-
-LOCK_FILE = "run.lock"
-_HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 _held: dict[tuple[int, int], int] = {}
 """(device, inode) of each lock file that this process holds -> its descriptor; taking a lock twice is allowed."""
@@ -90,13 +87,10 @@ def own(path: Path, key: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
+        holder = read_holder(handle)
         os.close(handle)
-        if error.errno in _HELD_ELSEWHERE:
-            raise ValueError(
-                f"{key} = {path.parent}: another run is using this folder ({holder or 'its process is unknown'}), and "
-                "the two would overwrite each other's checkpoints and logs. Wait until it ends, or name another folder"
-            ) from None
+        if error.errno in HELD_ELSEWHERE:
+            raise in_use(path, key, holder=holder) from None
         logger.warning(
             f"{key} = {path.parent}: its file system supports no locks ({error}), so a second run in this folder "
             "would not be refused. Do not start one"

@@ -18,6 +18,7 @@ from torch import nn
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.systems.system import DataFacts, Planned
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value
 from titan_attent.titan.checks.load_sources import folder_of, source_of
@@ -195,6 +196,8 @@ def lines_of(plan: RunPlan, job_config: JobConfig, facts: DataFacts) -> Iterator
     yield f"start       {plan.start}"
     per_step = plan.batch_size * plan.tokens_per_row
     num_tokens = dataset.num_rows * plan.tokens_per_row
+    if isinstance(dataset, DocumentDataset):
+        num_tokens = dataset.num_pairs  # their last row is not full
     yield f"data        {job_config.data.path}: {len(dataset):,} examples, {num_tokens:,} tokens"
     yield (
         f"steps       {plan.steps:,} of {plan.batch_size:,} x {plan.tokens_per_row:,} = {per_step:,} tokens: "

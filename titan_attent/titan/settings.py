@@ -18,11 +18,11 @@ from titan_attent.data.examples import Examples
 from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
-from titan_attent.first_checks import CUSTOM_CONFIG
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
 from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_values, systems_on
+from titan_attent.titan.first_checks import CUSTOM_CONFIG
 from titan_attent.titan.models.families import family_of
 
 RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision"}

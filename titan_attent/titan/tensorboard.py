@@ -6,7 +6,8 @@ has them in the order in which they are looked at: loss and validation, the teac
 
 from typing import Any
 
-from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torchtitan.components.metrics import BaseLogger, LoggerContainer
 from torchtitan.config import JobConfig
 
 from titan_attent.foundations.toml import to_toml
@@ -15,6 +16,9 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]],
+        "training loss of each source": ["Multiline", ["loss_metrics/by_source/.*"]],
+        "validation loss of each source": ["Multiline", ["validation_metrics/by_source/.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],
         "learning rate": ["Multiline", ["lr$"]],
     },
@@ -34,10 +38,15 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 
 
 def write_start(logger: BaseLogger, job_config: JobConfig) -> None:
-    """Write the layout and the configuration, as text, where ``logger`` writes to TensorBoard on this rank."""
+    """Let ``logger`` write the layout and the configuration, as text, when it opens TensorBoard's file on this rank."""
+    sections = {name: keys for name, keys in job_config.to_dict().items() if isinstance(keys, dict)}
+
+    def write(writer: SummaryWriter, step: int) -> None:
+        writer.add_custom_scalars(LAYOUT)
+        # Markdown shows indented lines as they are.
+        text = "\n".join(f"    {line}" for line in to_toml(sections).splitlines())
+        writer.add_text("configuration", text, step)
+
     for one in logger._loggers if isinstance(logger, LoggerContainer) else [logger]:
-        if isinstance(one, TensorBoardLogger):
-            one.writer.add_custom_scalars(LAYOUT)
-            sections = {name: keys for name, keys in job_config.to_dict().items() if isinstance(keys, dict)}
-            # Markdown shows indented lines as they are.
-            one.writer.add_text("configuration", "\n".join(f"    {line}" for line in to_toml(sections).splitlines()))
+        if hasattr(one, "on_open"):  # compat.continue_tensorboard
+            one.on_open = write

@@ -43,6 +43,7 @@ from titan_attent.titan.patches import compat
 from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, replica_sources_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
+from titan_attent.titan.source_losses import StepSources
 from titan_attent.titan.user_errors import fail
 
 
@@ -76,6 +77,7 @@ class TeachingTrainer(Trainer):
             packing=job_config.data.packing,
         )
         self.forward_rows = forward_rows_of(self, self.loader.dataset)
+        self.sources = StepSources(self)
         try:
             self.systems = JoinedSystems(active, self._run(), self._stock_loss)
         except ValueError as error:
@@ -87,9 +89,8 @@ class TeachingTrainer(Trainer):
         self.loader.follow(
             self.systems.sampler or self._sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
-            reads=self.systems.reads,
-            marks=self.systems.marks,
-            with_weights="weight" in self.systems.column_names,
+            step=lambda: self.step,
+            **self.systems.for_loader,
         )
         if self.parallel_dims.pp_enabled:
             self.pp_schedule: Any = self.systems.wrap_schedule(self.pp_schedule)
@@ -104,7 +105,7 @@ class TeachingTrainer(Trainer):
                 "validate", self.systems.during_pause(self.validator.validate)
             )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
-            system_metrics=lambda: self.ledger.metrics() | self.systems.metrics(),
+            run_metrics=lambda: self.ledger.metrics() | self.systems.metrics() | self.sources.metrics(),
             logged=self.health.logged,
             validated=self.health.validated,
             tokens_per_image=self.tokens_per_example if family_of(job_config).modality.is_of_images else None,
@@ -147,12 +148,9 @@ class TeachingTrainer(Trainer):
 
     def _write_run_record(self) -> None:
         """Write data.json, which the report reads."""
+        systems = [type(system) for system in self.systems]
         record = describe(
-            self.job_config,
-            self.loader.dataset,
-            batch_size=self.batch_size,
-            device=self.device,
-            systems=[type(system) for system in self.systems],
+            self.job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device, systems=systems
         )
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
@@ -215,12 +213,13 @@ class TeachingTrainer(Trainer):
         loss_sum = loss(pred, batch.labels, *mixing(batch.columns))
         if isinstance(loss_sum, DTensor):  # tensor parallelism shards the vocabulary; the sum is equal on its ranks
             loss_sum = loss_sum.full_tensor()
-        return StepLoss(loss_sum, loss_sum.detach(), {})
+        return StepLoss(loss_sum, loss_sum.detach(), self.sources.measure(pred, batch))
 
     def _take_columns(self, input_dict: dict[str, Tensor]) -> Columns:
         """Remove the columns from ``input_dict``, which is passed to the model's forward, and return them."""
         names = (*self.systems.column_names, *self.loader.dataset.columns)
-        return take_columns(input_dict, names, self.job_config, cp_mesh=self.parallel_dims.get_optional_mesh("cp"))
+        cp_mesh, per_token = self.parallel_dims.get_optional_mesh("cp"), self.systems.token_columns
+        return take_columns(input_dict, names, self.job_config, cp_mesh=cp_mesh, per_token=per_token)
 
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
@@ -236,7 +235,7 @@ class TeachingTrainer(Trainer):
             with systems.around_backward():
                 batch, loss_sum, seen = self._pipeline_step(input_dict, labels, columns, systems.loss, divisor=divisor)
             logged = self.no_loss if loss_sum is None else loss_sum / divisor
-        elif systems.loss == self._stock_loss and not mixing(columns):
+        elif systems.loss == self._stock_loss and not mixing(columns) and not self.sources.in_this_step:
             with systems.around_backward():
                 loss = super().forward_backward_step(input_dict=input_dict, labels=labels, global_valid_tokens=divisor)
             batch = Batch(*self.processed, columns)
@@ -254,6 +253,7 @@ class TeachingTrainer(Trainer):
                     (to_differentiate / divisor).backward()
             logged = loss_sum / global_valid_tokens
         systems.after_microbatch(batch, seen)
+        self.sources.add(batch, seen)
         self.health.saw(logged)
         return logged
 

@@ -155,7 +155,7 @@ def test_refusals(change: dict[str, Any], data: Any, message: str, tmp_path: Pat
         TeachingTrainer(HARD, model=model(), args=args, train_dataset=data(examples()))
 
 
-def test_checkpoint_of_a_plain_trainer(tmp_path: Path) -> None:
+def test_checkpoints_that_it_cannot_resume_from(tmp_path: Path) -> None:
     from titan_attent.adapters.huggingface import TeachingTrainer
 
     trainer = TeachingTrainer(
@@ -163,3 +163,5 @@ def test_checkpoint_of_a_plain_trainer(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="was written without a teacher"):
         trainer.train(resume_from_checkpoint=str(tmp_path))
+    with pytest.raises(ValueError, match="No valid checkpoint"):  # as the Trainer itself, which does not start anew
+        trainer.train(resume_from_checkpoint=True)

@@ -169,6 +169,7 @@ BASE: Settings = {
     "training.global_batch_size": ROWS,
     "validation.enable": True,
     "validation.local_batch_size": ROWS,
+    "validation.steps": 1,
 }
 HALVES: Settings = {"training.local_batch_size": ROWS // 2, "validation.local_batch_size": ROWS // 2}
 TP, PP, EP = ({f"parallelism.{name}_parallel_degree": 2} for name in ("tensor", "pipeline", "expert"))

@@ -43,6 +43,10 @@ DOCUMENTS: Settings = {"data.unit": "document", "teacher.warmup_passes": 0, "mod
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
 BY_LOSS: Settings = {"teacher.weighting": "loss", "teacher.temperature": 0.3}
 """Weights from the losses of two steps before, as :func:`train_all` lets every step end a window of losses."""
+COMPILED_LOSS: Settings = {
+    **{"compile.enable": True, "compile.components": ["loss"]},
+    "compile.backend": "aot_eager",  # one cell takes inductor, which also compiles C++
+}
 
 
 def batch(size: int, **degrees: int) -> Settings:
@@ -54,7 +58,7 @@ CELLS: dict[int, dict[str, Settings]] = {
     2: {
         "FSDP": batch(4) | {"validation.enable": True},
         "FSDP, accumulated": batch(2),
-        "FSDP, compiled loss": batch(4) | {"compile.enable": True, "compile.components": ["loss"]},
+        "FSDP, compiled loss": batch(4) | COMPILED_LOSS,
         "FSDP, loss in chunks": batch(4) | {"teacher.loss_chunks": 3},
         "FSDP, uniform": batch(4) | UNIFORM,
         "DDP": batch(4, data_parallel_replicate=2, data_parallel_shard=1),
@@ -68,13 +72,14 @@ CELLS: dict[int, dict[str, Settings]] = {
         "weights by loss": batch(4) | BY_LOSS,
         "weights by loss, accumulated, loss in chunks": batch(2) | BY_LOSS | {"teacher.loss_chunks": 3},
         "weights by loss, TP, compiled loss": batch(8, tensor_parallel=2)
-        | {"compile.enable": True, "compile.components": ["loss"]}
+        | COMPILED_LOSS
+        | {"compile.backend": "inductor"}
         | BY_LOSS,
         "weights by loss, PP": batch(8, pipeline_parallel=2) | BY_LOSS,
         "CP": batch(8, context_parallel=2) | {"validation.enable": True, "teacher.scoring": "forward_once"},
         "CP, accumulated, not balanced, loss in chunks": batch(4, context_parallel=2)
         | {"parallelism.context_parallel_load_balancer": None, "teacher.loss_chunks": 3},
-        "CP, compiled loss": batch(8, context_parallel=2) | {"compile.enable": True, "compile.components": ["loss"]},
+        "CP, compiled loss": batch(8, context_parallel=2) | COMPILED_LOSS,
         "CP, uniform": batch(8, context_parallel=2) | UNIFORM,
     },
     4: {

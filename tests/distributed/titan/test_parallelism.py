@@ -4,16 +4,13 @@ A cell runs the trainer for a few steps in a world of 2 or 4 processes; the refe
 is started once.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from distributed.parallel_world import STEPS, Settings, train_cells, train_plainly
+from distributed.parallel_world import STEPS, Settings, by_source, train_cells, train_plainly, write_data
 from distributed.spawn import run_on_ranks
-
-from titan_attent.data.text.writer import write_dataset
 
 
 def degrees(**degrees: int) -> Settings:
@@ -135,10 +132,7 @@ class Measured:
     """The worlds' results and the references, each computed at its first use."""
 
     def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.data = folder, folder / "data"
-        # 21 windows: two batches of 8, and a remainder of 5.
-        source = Path(json.__file__).parent / "scanner.py"
-        write_dataset([source], output=self.data, tokenizer=str(tokenizer))
+        self.folder, self.data = folder, write_data(folder, str(tokenizer))
         self.worlds: dict[int, list[dict]] = {}
         self.references: dict[str, dict] = {}
 
@@ -190,6 +184,8 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
             assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(
                 reference_step["losses"].mean(), rel=1e-5
             ), step
+            found = by_source(metrics, "loss_metrics")
+            assert found == pytest.approx(reference_step["by source"], rel=1e-5)
             _, dp, cp = rank["place"]
             if settings["training.local_batch_size"] * dp == 8:  # not accumulated, whose ranks mix rows
                 largest = largest_loss(reference_step["losses"], dp=dp, cp=cp, balanced=balanced)
@@ -205,6 +201,7 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
             np.testing.assert_allclose(value, expected["experts"][key], atol=1e-7, err_msg=key)
         if "validation" in rank:
             assert rank["validation"] == pytest.approx(expected["validation"], rel=1e-5)
+            assert rank["validation by source"] == pytest.approx(expected["validation by source"], rel=1e-5)
     for step in ranks[0]["steps"]:
         reference_step = expected["steps"][step]
         for key, exact in (("ids", True), ("weights", False)):

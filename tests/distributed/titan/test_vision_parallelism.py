@@ -1,6 +1,7 @@
 """Image models under every parallelism that they support, against a single process: same examples, pixels, losses,
 gradients and decisions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def world(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     num_ranks = request.param
     folder = str(tmp_path_factory.mktemp("runs"))
-    return CELLS[num_ranks], run_on_ranks(train_cells, num_ranks, CELLS[num_ranks], data, folder)
+    return CELLS[num_ranks], run_on_ranks(train_cells, num_ranks, CELLS[num_ranks], data, folder, timeout=400.0)
 
 
 @pytest.mark.parametrize("world", [2], indirect=True)
@@ -74,14 +75,29 @@ def test_teaching_waits_for_nothing(world: Any) -> None:
                 assert rank[name]["syncs"] == rank[stock]["syncs"], name
 
 
-def test_a_cell_is_what_a_plain_process_trains(world: Any, data: str) -> None:
+@pytest.fixture(scope="module")
+def plain(data: str) -> Callable[[Settings], dict[str, Any]]:
+    """The plain process of a cell, once for all cells that differ only in where and how they compute."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(settings: Settings) -> dict[str, Any]:
+        own = {key: value for key, value in settings.items() if key.startswith(("teacher.", "model.", "vision."))}
+        key = repr(sorted(own.items()))
+        if key not in found:
+            found[key] = train_plainly(own, data=data)
+        return found[key]
+
+    return of
+
+
+def test_a_cell_is_what_a_plain_process_trains(world: Any, plain: Callable[[Settings], dict[str, Any]]) -> None:
     cells, ranks = world
     for name, settings in cells.items():
-        plain = train_plainly(settings, data=data)
+        expected_run = plain(settings)
         results = sorted((rank[name] for rank in ranks), key=lambda result: result["place"])
         where = f"cell {name}"
         for step in range(1, STEPS + 1):
-            expected, here = plain["steps"][step], [result["steps"][step] for result in results]
+            expected, here = expected_run["steps"][step], [result["steps"][step] for result in results]
             ids = np.concatenate([one["ids"] for one in here])
             np.testing.assert_array_equal(ids, expected["ids"], err_msg=f"{where}, step {step}")
             weights = np.concatenate([one["weights"] for one in here])
@@ -100,9 +116,9 @@ def test_a_cell_is_what_a_plain_process_trains(world: Any, data: str) -> None:
         for result in results:
             if settings.get("teacher.strategy") != "uniform":
                 for key, here in result["buffer"].items():
-                    expected = plain["buffer"][key]
+                    expected = expected_run["buffer"][key]
                     np.testing.assert_allclose(here, expected, rtol=1e-3, err_msg=f"{where}: {key}")
         for result in results:
-            for key, expected in plain["validation"].items():
+            for key, expected in expected_run["validation"].items():
                 found = result["validation"][f"validation_metrics/{key}"]
                 np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{where}: {key}")

@@ -154,8 +154,10 @@ def test_a_seed_has_every_task_that_its_runs_need_before_them() -> None:
     for task in tasks:
         assert before >= set(task.needs)
         before.add(task.folder)
-    # Full uniform and seven teachers for each kind and condition.
-    assert sum(task.folder.startswith("runs/") for task in tasks) == 3 * 2 * 8
+    # Full uniform and seven teachers for each kind and condition, and the oracle where completions are wrong.
+    assert sum(task.folder.startswith("runs/") for task in tasks) == 3 * (8 + 9)
+    oracle = next(task for task in tasks if "/shuffled/oracle_75/" in task.folder)
+    assert oracle.config["data"]["path"].endswith("/right") and oracle.config["teacher"]["strategy"] == "uniform"
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -198,9 +200,14 @@ def test_scorers_are_charged_the_larger_of_operations_and_seconds() -> None:
 
 def test_the_page_says_how_much_has_finished() -> None:
     results = [result(rule, seed, 3.0 + seed) for rule in ("uniform", "uniform_87", "hard_87") for seed in (0, 1)]
-    results += [result(rule, 0, 3.0, condition="shuffled") for rule in ("uniform", "uniform_75")]
+    shuffled = {"uniform": 3.2, "uniform_75": 3.3, "hard_75": 3.1, "oracle_75": 3.25}
+    results += [result(rule, 0, loss, condition="shuffled") for rule, loss in shuffled.items()]
     text = table.page(results, command="a command", planned=5)
-    assert "Finished runs: messages, clean: 6 of 40; messages, shuffled: 2 of 40; docstrings, clean: 0 of 40;" in text
+    assert "Finished runs: messages, clean: 6 of 40; messages, shuffled: 4 of 45; docstrings, clean: 0 of 40;" in text
     assert "| messages, clean | hard_87 | 0.87 | 0.870 | +0.000 ± 0.000 | 2 of 5 | met |" in text
-    assert "| hard | +0.000 ± 0.000 [2 of 5 seeds] | - |" in text
-    assert "| hard | 70%, 70% | - |" in text
+    assert "| hard | +0.000 ± 0.000 [2 of 5 seeds] | -0.200 [1 of 5 seeds] |" in text
+    assert "| hard | 70%, 70% | 70% |" in text
+    assert "- messages, clean, 0.87 of the steps: hard met; uniform itself +0.000 ± 0.000.\n" in text
+    assert "- messages, shuffled, 0.75 of the steps: hard likely; uniform itself +0.100.\n" in text
+    assert "- messages: wrong completions cost full uniform +0.200 nats. Training on the right ones alone" in text
+    assert "at equal steps by -0.050; below 0" in text

@@ -183,9 +183,12 @@ def read_documents(folder: Path) -> list[Written]:
     return found
 
 
-def split(tmp_path: Path, shards: TokenShards, *, num_held_out: int, max_train_tokens: int) -> list[list[Written]]:
+def split(
+    tmp_path: Path, shards: TokenShards, *, num_held_out: int, max_train_tokens: int, min_held_out: int = 1
+) -> list[list[Written]]:
     folders = {"train": tmp_path / "train", "held_out": tmp_path / "held_out"}
-    hold_out_documents(shards, **folders, num_held_out=num_held_out, max_train_tokens=max_train_tokens)
+    sizes = {"num_held_out": num_held_out, "min_held_out": min_held_out, "max_train_tokens": max_train_tokens}
+    hold_out_documents(shards, **folders, **sizes)
     return [read_documents(folder) for folder in folders.values()]
 
 
@@ -261,10 +264,20 @@ def test_data_sets_of_documents_that_are_there_stay(tmp_path: Path, tokenizer: T
     assert split(tmp_path, shards, num_held_out=10, max_train_tokens=200) == first
 
 
+def test_too_few_documents_are_refused_before_anything_is_written(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards, _ = write_documents(tmp_path / "data", [[5] * 127], tokenizer=tokenizer)
+    limits = {"num_held_out": 2048, "min_held_out": 32, "max_train_tokens": 10**6}
+    with pytest.raises(ValueError, match="127 documents, of which 31 can be held out, fewer than the 32 .* least 128"):
+        split(tmp_path, shards, **limits)
+    assert not (tmp_path / "train").exists()
+    shards, _ = write_documents(tmp_path / "more", [[5] * 128], tokenizer=tokenizer)
+    assert len(split(tmp_path, shards, **limits)[1]) == 32
+
+
 def test_documents_that_cannot_be_held_out_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for name, lengths in (("few", [5, 5, 5]), ("long", [50, 50, 50])):
         shards, _ = write_documents(tmp_path / name, [lengths], tokenizer=tokenizer)
-        with pytest.raises(ValueError, match=f"{tmp_path / name}: has 3 documents, none of which can be held out"):
+        with pytest.raises(ValueError, match=f"{tmp_path / name}: has 3 documents, of which 0 can be held out"):
             split(tmp_path, shards, num_held_out=1, max_train_tokens=100)
     plain = numbered(tmp_path / "plain", 400, tokenizer=tokenizer).shards
     with pytest.raises(ValueError, match="without its documents.*boundaries"):

@@ -85,6 +85,16 @@ def test_non_finite_losses_and_a_window_of_equal_losses():
     assert torch.equal(window.statistics(9), neutral_statistics())
 
 
+def test_an_example_without_a_label_counts_nowhere() -> None:
+    """Its loss is 0, which would be the low end of the range."""
+    alone, beside = (LossWindow(flush_every=FLUSH, batch_size=BATCH, temperature=TEMPERATURE) for _ in range(2))
+    losses = losses_of(1)
+    alone.write(losses[:4], step=FLUSH)
+    beside.write(torch.cat((losses[:2], torch.zeros(2), losses[2:4])), step=FLUSH)
+    statistics = beside.statistics(2 * FLUSH + 1)
+    assert torch.equal(alone.statistics(2 * FLUSH + 1), statistics) and statistics[0] == losses[:4].min()
+
+
 def test_a_state_of_another_batch_is_refused():
     other = LossWindow(flush_every=FLUSH, batch_size=BATCH + 1, temperature=1.0)
     with pytest.raises(ValueError, match=r"holds \(3, 28\), this run needs \(3, 24\): resume with the global batch"):

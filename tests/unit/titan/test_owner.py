@@ -14,8 +14,9 @@ import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 
+from titan_attent.foundations.file_lock import LOCK_FILE
 from titan_attent.titan import owner
-from titan_attent.titan.owner import LOCK_FILE, _lock_files, own
+from titan_attent.titan.owner import _lock_files, own
 
 # It takes only the lock, as importing the package takes seconds.
 HOLDER = """

@@ -1,16 +1,16 @@
 """titan/patches/registry.py: every patch is for the installed versions, and is applied once."""
 
 import importlib
+import subprocess
+import sys
 from collections import Counter
 from importlib.metadata import version
-
-import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
 from titan_attent.titan.models.families import FAMILIES
-from titan_attent.titan.patches import registry
+from titan_attent.titan.patches import compat, registry
 from titan_attent.titan.patches.registry import PATCHES, WITH_EXPERTS, Patch, apply_patches
 
 
@@ -51,3 +51,34 @@ def test_names_are_their_own_and_families_exist() -> None:
     shards = {name: importlib.import_module(f"torchtitan.models.{name}.infra.parallelize") for name in text}
     assert set(WITH_EXPERTS) == {name for name, module in shards.items() if hasattr(module, "apply_moe_ep_tp")}
     assert {family for patch in PATCHES for family in patch.families} <= FAMILIES.keys()
+
+
+IMPORTS = """
+import sys
+import titan_attent.titan
+from titan_attent.titan.first_checks import check_ranges
+
+assert not {"torch", "torchtitan"} & sys.modules.keys()
+import torchtitan  # by any module, also by one of the user's
+import torch
+import torchtitan.tools.utils as utils
+from titan_attent.titan.patches import compat, registry
+
+assert utils.device_type == ("cpu" if compat.IS_CPU else torch.accelerator.current_accelerator().type)
+assert {patch.name for patch in registry.PATCHES if patch.at_import and (compat.IS_CPU or not patch.on_cpu)
+        and patch.is_for_installed} == registry._applied != set()
+assert torchtitan.components is sys.modules["torchtitan.components"]
+assert type(torchtitan.__spec__.loader).__name__ == "SourceFileLoader" == type(torchtitan.__loader__).__name__
+"""
+
+
+def test_patches_are_applied_when_torchtitan_is_imported_and_not_before() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_on_cpu_torchtitan_must_not_be_imported_first() -> None:
+    code = "import torchtitan, titan_attent.titan"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode == 0) != compat.IS_CPU
+    assert "import titan_attent.titan first" in done.stderr or not compat.IS_CPU

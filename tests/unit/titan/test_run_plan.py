@@ -12,8 +12,8 @@ from test_value_checks import quickstart, spec  # noqa: F401
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.first_checks import check_option
 from titan_attent.titan.checks import preflight
+from titan_attent.titan.first_checks import check_option
 from titan_attent.titan.run_plan import RunPlan, plan_of
 
 

@@ -2,18 +2,26 @@
 
 from pathlib import Path
 
+import titan_attent.titan.patches.compat  # noqa: F401, I001
+
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from torchtitan.components import metrics
 
 from titan_attent.foundations.toml import to_toml
-from titan_attent.titan.tensorboard import BaseLogger, JobConfig, LoggerContainer, TensorBoardLogger, write_start
+from titan_attent.titan.patches import compat
+from titan_attent.titan.tensorboard import BaseLogger, JobConfig, LoggerContainer, write_start
 
 
-def test_configuration_and_layout(tmp_path: Path) -> None:
+def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, container = JobConfig(), LoggerContainer()
     config.optimizer.lr = 0.0123
-    container.add_logger(TensorBoardLogger(str(tmp_path)))
+    monkeypatch.setattr(metrics, "TensorBoardLogger", metrics.TensorBoardLogger)  # which a run replaces
+    compat.continue_tensorboard(resumed=False)
+    container.add_logger(metrics.TensorBoardLogger(str(tmp_path)))
     write_start(container, config)
+    container.log({"loss": 1.0}, 1)
     container.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     (text,) = events.Tensors("configuration/text_summary")

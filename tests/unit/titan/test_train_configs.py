@@ -27,6 +27,7 @@ GRANTED: list[tuple[str, int, dict[str, Any]]] = [
     *(("quickstart.toml", world, {"training.local_batch_size": 4 // world}) for world in (1, 2, 4)),
     *(("own_data.toml", world, {}) for world in (1, 2, 4, 8)),
     *(("own_data.toml", 1, {"model.flavor": flavor}) for flavor in ("10M", "350M", "8B", "125M_flex")),
+    *(("recall.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {"training.local_batch_size": 64 // world}) for world in (1, 2, 4, 8, 16)),
 ]

@@ -141,9 +141,14 @@ class ShardWriter:
         self.max_token_id = max(self.max_token_id, largest)
 
     def append_document(self, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
-        """Append the ids [T] of one document, which end with the eos id.
+        """Append the ids [T] of one document; see :meth:`append_documents`."""
+        self.append_documents(tokens, np.array([len(tokens)]), counts)
+
+    def append_documents(self, tokens: np.ndarray, ends: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Append the ids [T] of documents, one after the other, each of which ends with the eos id.
 
         Args:
+            ends: integers [n], where each document ends in ``tokens``, exclusive, rising to T.
             counts: bool [T], for a shard with a mask: whether each token counts as a label; None for all.
 
         Raises:
@@ -156,9 +161,10 @@ class ShardWriter:
             )
         if self._documents is None:
             self._documents = HashedFile(self.path.with_name(documents_file(self.path.name)))
+        start = self.num_tokens
         self.append(tokens)
-        self.num_documents += 1
-        self._documents.write(np.array([self.num_tokens], dtype=END_DTYPE).data)
+        self.num_documents += len(ends)
+        self._documents.write((ends + start).astype(END_DTYPE).data)
         if self._mask is not None:
             self._mask.append(np.ones(len(tokens), dtype=bool) if counts is None else counts)
 

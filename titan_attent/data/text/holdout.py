@@ -92,7 +92,7 @@ def _write(dataset: TokenDataset, folder: Path, blocks: np.ndarray) -> None:
 
 
 def hold_out_documents(
-    shards: TokenShards, *, train: Path, held_out: Path, num_held_out: int, max_train_tokens: int
+    shards: TokenShards, *, train: Path, held_out: Path, num_held_out: int, min_held_out: int, max_train_tokens: int
 ) -> None:
     """Write whole documents to ``held_out``, and other documents to ``train``, as data sets of format version 3.
 
@@ -101,12 +101,12 @@ def hold_out_documents(
     mask of the data set. A folder that already has a data set is kept.
 
     Args:
-        num_held_out: number of held-out documents. No more than a quarter of all documents, and of all tokens, is held
-            out: a document that would exceed it is not.
+        num_held_out, min_held_out: number of held-out documents, and the fewest that are of use. No more than a quarter
+            of all documents, and of all tokens, is held out: a document that would exceed it is not.
         max_train_tokens: maximum number of tokens of ``train``, which gets at least one document.
 
     Raises:
-        ValueError: ``shards`` has no documents, or too few to hold out one.
+        ValueError: ``shards`` has no documents, or too few to hold out ``min_held_out``; nothing is written.
         OSError: a folder cannot be written.
     """
     starts, lengths = _documents(shards)
@@ -120,10 +120,11 @@ def hold_out_documents(
         if num_tokens + lengths[number] <= max_tokens:
             chosen.append(number)
             num_tokens += int(lengths[number])
-    if not chosen:
+    if len(chosen) < min_held_out:
         raise ValueError(
-            f"{shards.path}: has {len(lengths)} documents, none of which can be held out: at most a quarter of the "
-            "documents and tokens is; give a data set of more documents"
+            f"{shards.path}: has {len(lengths)} documents, of which {len(chosen)} can be held out, fewer than the "
+            f"{min_held_out} needed: at most a quarter of the documents and tokens is; give a data set of at least "
+            f"{round(min_held_out / MAX_HELD_OUT)} documents"
         )
     remaining = order[~np.isin(order, chosen)]
     fits = np.cumsum(lengths[remaining]) <= max_train_tokens

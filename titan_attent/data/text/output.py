@@ -7,7 +7,7 @@ Cost: a few stats; the shards of an overwritten data set are deleted one by one.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,20 +19,32 @@ from titan_attent.data.text.held_out import TRAIN, VALIDATION
 from titan_attent.data.text.tokenizer import RANKS_FILE
 from titan_attent.foundations.versioned_json import read_json_object
 
+TASK_FILE = "task.json"
+"""What titan_attent.tasks records of the data sets that it writes."""
+PARTS = (TRAIN, VALIDATION)
+"""The folders of the data sets in an output with several of them."""
 _OWN_FILES = re.compile(
-    rf"({'|'.join(map(re.escape, (INDEX_FILE, PROGRESS_FILE, RANKS_FILE, LENGTHS_FILE, SKIPPED_FILE)))}"
+    rf"({'|'.join(map(re.escape, (INDEX_FILE, PROGRESS_FILE, RANKS_FILE, LENGTHS_FILE, SKIPPED_FILE, TASK_FILE)))}"
     r"|shard-\d+\.(bin|documents|mask))(\.tmp)?"
 )
 FIX = "choose another --output, or delete it with --overwrite"
 
 
-def check_output(folder: Path, *, paths: Iterable[Path], split: bool = False, overwrite: bool = False) -> None:
+def check_output(
+    folder: Path,
+    *,
+    paths: Iterable[Path],
+    split: bool = False,
+    overwrite: bool = False,
+    parts: Sequence[str] = PARTS,
+) -> None:
     """ValueError if ``folder`` cannot hold a new or an interrupted data set.
 
     Args:
         paths: the inputs.
         split: whether training and validation data are written, to two folders in it.
         overwrite: accept a data set of text in it, which is to be deleted.
+        parts: the folders in it that may be data sets.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose a folder for --output")
@@ -40,10 +52,10 @@ def check_output(folder: Path, *, paths: Iterable[Path], split: bool = False, ov
         if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{folder}: is inside the input {path}; choose an --output outside of it")
     if overwrite:
-        _check_overwritten(folder, paths=paths)
+        _check_overwritten(folder, paths=paths, parts=parts)
         return
     interrupted = (folder / PROGRESS_FILE).exists()
-    for part in _parts(folder):
+    for part in _parts(folder, parts):
         # The index of the training data is written last.
         if (part / INDEX_FILE).exists() and not (interrupted and split and part.name == VALIDATION):
             raise ValueError(f"{part}: holds a finished data set; {FIX}")
@@ -51,9 +63,9 @@ def check_output(folder: Path, *, paths: Iterable[Path], split: bool = False, ov
             raise ValueError(f"{part}: holds {stray[0].name} but no {INDEX_FILE}; {FIX}")
 
 
-def _check_overwritten(folder: Path, *, paths: Iterable[Path]) -> None:
+def _check_overwritten(folder: Path, *, paths: Iterable[Path], parts: Sequence[str]) -> None:
     """ValueError if a folder to overwrite holds something other than a data set of text, or an input."""
-    for part in _parts(folder):
+    for part in _parts(folder, parts):
         if (part / INDEX_FILE).is_file():
             try:
                 found = read_json_object(part / INDEX_FILE).get("format")
@@ -64,33 +76,33 @@ def _check_overwritten(folder: Path, *, paths: Iterable[Path]) -> None:
                     f"{part}: its {INDEX_FILE} is not that of a data set of text; choose another --output, or delete "
                     "the folder first"
                 )
-    own = {path.resolve() for path in _own_files(folder)}
+    own = {path.resolve() for path in _own_files(folder, parts)}
     for path in paths:
         if path.resolve() in own:
             raise ValueError(f"{path}: is an input, and --overwrite would delete it; choose another --output")
 
 
-def delete_data_set(folder: Path) -> None:
-    """Delete the files of the data set of text in ``folder``, finished or not, and those of its two parts."""
-    for path in sorted(_own_files(folder), key=lambda path: path.name != INDEX_FILE):
+def delete_data_set(folder: Path, *, parts: Sequence[str] = PARTS) -> None:
+    """Delete the files of the data set of text in ``folder``, finished or not, and those of its parts."""
+    for path in sorted(_own_files(folder, parts), key=lambda path: path.name != INDEX_FILE):
         path.unlink(missing_ok=True)
-    for part in _parts(folder)[1:]:
+    for part in _parts(folder, parts)[1:]:
         if part.is_dir() and not any(part.iterdir()):
             part.rmdir()
 
 
-def _parts(folder: Path) -> list[Path]:
-    return [folder, folder / TRAIN, folder / VALIDATION]
+def _parts(folder: Path, parts: Sequence[str]) -> list[Path]:
+    return [folder, *(folder / part for part in parts)]
 
 
-def _own_files(folder: Path) -> Iterator[Path]:
-    for part in _parts(folder):
+def _own_files(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    for part in _parts(folder, parts):
         if part.is_dir():
             yield from (path for path in list(part.iterdir()) if _OWN_FILES.fullmatch(path.name) and path.is_file())
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[set[Path]]:
+def opened(folder: Path, *, parts: Sequence[str] = PARTS) -> Iterator[set[Path]]:
     """Create and lock ``folder``. After a ValueError, delete what was made in it and the created folders.
 
     Nothing is deleted once a shard is finished. Yields the files of an earlier run, which are kept.
@@ -101,16 +113,16 @@ def opened(folder: Path) -> Iterator[set[Path]]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        kept = set(_own_files(folder))
+        kept = set(_own_files(folder, parts))
         try:
             yield kept
         except ValueError:
-            found = set(_own_files(folder))
+            found = set(_own_files(folder, parts))
             if not any(path.suffix == ".bin" for path in found):
                 for path in found - kept:
                     if path.name != SKIPPED_FILE:
                         path.unlink(missing_ok=True)
-                for path in (*_parts(folder)[1:], *missing):
+                for path in (*_parts(folder, parts)[1:], *missing):
                     if path.is_dir() and not any(path.iterdir()):
                         path.rmdir()
             raise

@@ -222,7 +222,8 @@ def _train(
     excluded = None if validation_fraction is None else lambda text: is_held_out(text, validation_fraction)
     texts = sample_texts(files, num_bytes=num_bytes, excluded=excluded, **reading)
     started = time.perf_counter()
-    with _bar(num_bytes, shown=progress, name="text for the tokenizer") as bar:
+    size = min(num_bytes, sum(file.num_bytes for file in files))  # compressed files have more: the bar goes on without
+    with _bar(size, shown=progress, name="text for the tokenizer") as bar:
         encoder = make_tokenizer(spec, texts=texts, max_training_bytes=num_bytes, bar=bar.update if progress else None)
         sampled = bar.n
     if progress:

@@ -11,6 +11,9 @@ from titan_attent.foundations.checks import check_number, check_one_of
 POLICIES = ("off", "all", "mat", "prefix", "truncated", "gradient_norm", "random")
 PROBES = ("ntk", "loss")
 
+FORMER_NAME = "modules"
+"""The name of the section in earlier versions."""
+
 
 @dataclass
 class FreezingConfig:

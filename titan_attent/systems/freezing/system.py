@@ -16,7 +16,7 @@ from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
 from titan_attent.systems.freezing.account import FreezingAccount
-from titan_attent.systems.freezing.config import FreezingConfig
+from titan_attent.systems.freezing.config import FORMER_NAME, FreezingConfig
 from titan_attent.systems.freezing.freezing import Freezer
 from titan_attent.systems.freezing.policy import History, decide, relative
 from titan_attent.systems.freezing.probe import Prober
@@ -31,7 +31,7 @@ class Freezing(System):
     """The system of the section ``[freezing]``."""
 
     name = "freezing"
-    former_name = "modules"
+    former_name = FORMER_NAME
     needs = ("tokens",)
     off = 'policy = "off"'
     keeps_state = True

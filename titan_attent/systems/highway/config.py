@@ -6,6 +6,9 @@ from titan_attent.foundations.checks import check_number, check_one_of
 
 CUTS = ("branch", "block", "stage")
 
+FORMER_NAME = "backward"
+"""The name of the section in earlier versions."""
+
 
 @dataclass
 class HighwayConfig:

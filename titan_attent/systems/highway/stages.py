@@ -9,7 +9,7 @@ Cost: that of the schedule; it adds nothing else to a step.
 from typing import Any
 
 from titan_attent.systems.highway import checks
-from titan_attent.systems.highway.config import HighwayConfig
+from titan_attent.systems.highway.config import FORMER_NAME, HighwayConfig
 from titan_attent.systems.highway.stagewise import HighwaySchedule, highway_schedule
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import Run, System
@@ -19,7 +19,7 @@ class HighwayStages(System):
     """The system of ``[highway] cut = "stage"``. It needs no state, as the configuration determines every step."""
 
     name = "highway"
-    former_name = "backward"
+    former_name = FORMER_NAME
     needs = ("tokens", "residual blocks")
     off = 'method = "exact"'
 

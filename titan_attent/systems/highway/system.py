@@ -29,7 +29,7 @@ from torch import Tensor
 from titan_attent.systems.highway import checks
 from titan_attent.systems.highway.account import HighwayAccount
 from titan_attent.systems.highway.branches import BranchCuts
-from titan_attent.systems.highway.config import HighwayConfig
+from titan_attent.systems.highway.config import FORMER_NAME, HighwayConfig
 from titan_attent.systems.highway.links import Cuts, tied_embeddings
 from titan_attent.systems.highway.panels import PANELS
 from titan_attent.systems.highway.sums import Measurements, Sums, enough_rounds, fitted_gains, read
@@ -67,7 +67,7 @@ class Highway(System):
     """
 
     name = "highway"
-    former_name = "backward"
+    former_name = FORMER_NAME
     needs = ("tokens", "residual blocks")
     off = 'method = "exact"'
     keeps_state = True

@@ -9,6 +9,7 @@ from titan_attent.data.text.mixing import documents_per_example
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.systems.teaching.rule import name_of
 from titan_attent.systems.teaching.schedule import Plan, RepeatBound
 from titan_attent.systems.teaching.strategies import READ_THE_RATIO
 
@@ -19,9 +20,10 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
     """Log on the first rank the plan of a run of ``total_steps``, and warn if it never selects or does harm."""
     if not is_first_rank():
         return
+    strategy, num_last = name_of(config), total_steps - plan.tail_start
+    full = f". The first {plan.warmup_steps} and the last {num_last} of {total_steps} steps train on the full data"
     logger.info(
-        f'Teacher: strategy = "{config.strategy}" on {num_examples:,} examples. The first {plan.warmup_steps} and the '
-        f"last {total_steps - plan.tail_start} of {total_steps} steps train on the full data"
+        f'Teacher: strategy = "{strategy}" on {num_examples:,} examples{full * (plan.warmup_steps + num_last > 0)}'
         f"{_visits(config, plan, num_examples, batch_size)}"
     )
     if plan.warmup_steps >= plan.tail_start:
@@ -54,7 +56,7 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
             f"The last {plan.tail:.1%} of the steps train on the full data, including examples that the scores leave "
             "out. If these are dirt, set teacher.full_data_tail = 0"
         )
-    if config.strategy == "hard" and config.weighting == "inverse_probability":
+    if strategy == "hard" and config.weighting == "inverse_probability":
         logger.info(
             'All selected examples have equal weights: strategy = "hard" drops the others with certainty, and no '
             "weight corrects for that"
@@ -174,7 +176,7 @@ def warn_of_foreign_text(*, requested: float, likeness: float) -> None:
 
 
 MIXED_WINDOW_DOCUMENTS = 1.5
-"""Documents per window from which selecting among windows gains less or does harm."""
+"""Documents per window from which selecting among windows may gain less than selecting documents."""
 
 
 def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
@@ -186,7 +188,7 @@ def warn_of_mixed_windows(config: TeacherConfig, dataset: Examples) -> None:
         return
     logger.warning(
         f"A window of {dataset.seq_len:,} tokens holds {documents:.1f} documents, and its score is their mean. Windows "
-        "differ less than documents do, so selecting among them gains less or does harm (docs/guide/choosing.md). Set "
+        "differ less than documents do, so selecting among them may gain less (docs/guide/choosing.md). Set "
         'data.unit = "document" and score the data again, set training.seq_len to about '
         f'{_round(dataset.seq_len / documents)}, or use strategy = "uniform"'
     )

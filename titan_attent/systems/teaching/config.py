@@ -5,6 +5,7 @@ replaces sections instead of merging them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 DECIDED_BY_SCORES = ("adaptive", "calibrated")
 RATIO_SCHEDULES = ("constant", "incremental", "cosine", *DECIDED_BY_SCORES)
@@ -21,6 +22,24 @@ FORMER_KEYS = {
     "shadow": "the key is dry_run now",
 }
 """Key of an earlier version -> the error message for it."""
+
+RANGES: dict[str, dict[str, Any]] = {
+    "initial_ratio": {"above": 0, "at_most": 1},
+    "final_ratio": {"above": 0, "at_most": 1},
+    "temperature": {"above": 0},
+    "min_inclusion_probability": {"at_least": 0, "below": 1},
+    "max_weight": {"at_least": 1},
+    "warmup_passes": {"at_least": -1, "whole": True},
+    "initial_interval": {"at_least": 1, "whole": True},
+    "scoring_batch_size": {"at_least": 0, "whole": True},
+    "pool_size": {"at_least": 0, "whole": True},
+    "loss_chunks": {"at_least": 1, "whole": True},
+    "quarantine_after": {"at_least": 0, "whole": True},
+    "min_effective_sample_size": {"at_least": 0, "below": 1},
+    "max_repeats": {"at_least": 0},
+    "seed": {"whole": True},
+}
+"""Arguments of :func:`titan_attent.foundations.checks.check_number`."""
 
 
 @dataclass

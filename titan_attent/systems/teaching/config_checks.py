@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from titan_attent.foundations.checks import check_number, check_one_of
-from titan_attent.systems.teaching.config import RATIO_SCHEDULES, TeacherConfig
+from titan_attent.systems.teaching.config import RANGES, RATIO_SCHEDULES, TeacherConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES, reads
 from titan_attent.systems.teaching.rule import DIFFERENCE, KEYS, check_rule, with_rule
 from titan_attent.systems.teaching.strategies import STRATEGIES
@@ -28,30 +28,18 @@ def check_config(config: TeacherConfig) -> None:
     check_one_of("interval_schedule", config.interval_schedule, ("fixed", "incremental"))
     check_one_of("normalization", config.normalization, ("softmax", "sigmoid"))
     check_one_of("weighting", config.weighting, ("none", "inverse_probability", "loss"))
-    check_number("initial_ratio", config.initial_ratio, above=0, at_most=1)
-    check_number("final_ratio", config.final_ratio, above=0, at_most=1)
-    check_number("temperature", config.temperature, above=0)
-    check_number("min_inclusion_probability", config.min_inclusion_probability, at_least=0, below=1)
-    check_number("max_weight", config.max_weight, at_least=1)
+    for key, bounds in RANGES.items():
+        check_number(key, getattr(config, key), **bounds)
     if config.full_data_tail != -1:
         check_number("full_data_tail", config.full_data_tail, at_least=0, at_most=1)
-    check_number("warmup_passes", config.warmup_passes, at_least=-1, whole=True)
-    check_number("initial_interval", config.initial_interval, at_least=1, whole=True)
     incremental = config.interval_schedule == "incremental"  # the fixed one does not read max_interval
     min_interval = config.initial_interval if incremental else 1
     check_number("max_interval", config.max_interval, at_least=min_interval, whole=True)
-    check_number("scoring_batch_size", config.scoring_batch_size, at_least=0, whole=True)
-    check_number("pool_size", config.pool_size, at_least=0, whole=True)
-    check_number("loss_chunks", config.loss_chunks, at_least=1, whole=True)
-    check_number("quarantine_after", config.quarantine_after, at_least=0, whole=True)
-    check_number("min_effective_sample_size", config.min_effective_sample_size, at_least=0, below=1)
-    check_number("max_repeats", config.max_repeats, at_least=0)
     if 0 < config.max_repeats < 1:
         raise ValueError(
             f"[teacher] max_repeats = {config.max_repeats}: a selected example is trained at least once; set it to 1 "
             "or more, or to 0 for the default"
         )
-    check_number("seed", config.seed, whole=True)
     _check_combinations(config)
 
 

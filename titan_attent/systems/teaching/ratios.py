@@ -88,5 +88,5 @@ class RatioFromScores:
         likeness = schedule.likeness(below.examples, num_examples=below.num_examples)
         if schedule.holds_trusted_kind(requested=requested, likeness=likeness, min_ratio=self.bound.min_ratio):
             return False
-        warn_of_foreign_text(requested=requested, likeness=likeness)
+        warn_of_foreign_text(requested=requested, likeness=likeness.probability)
         return True

@@ -26,6 +26,11 @@ def with_rule(config: TeacherConfig) -> TeacherConfig:
     return replace(config, **KEYS) if config.strategy == DIFFERENCE else config  # type: ignore[arg-type]
 
 
+def name_of(config: TeacherConfig) -> str:
+    """The strategy as a message names it: that of the rule for a ``config`` with the rule's keys."""
+    return DIFFERENCE if all(getattr(config, key) == value for key, value in KEYS.items()) else config.strategy
+
+
 def check_rule(config: TeacherConfig, *, given: Collection[str] = ()) -> None:
     """Raise a ValueError if a key that the rule sets is given another value.
 

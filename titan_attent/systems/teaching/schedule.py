@@ -94,24 +94,52 @@ def calibrated_share(below: Below) -> float:
 
 
 MIN_LIKENESS = 0.1
-"""If :func:`likeness` of the kept data is below this, nothing is left out."""
+"""If :func:`likeness` of the kept data is significantly below this, nothing is left out."""
 MIN_REQUESTED = 1 / 30
 """If the scores request less than this fraction of the share that ``max_repeats`` requires, nothing is left out."""
 
 
-def likeness(below: Sequence[int], *, num_examples: int) -> float:
-    """How much the data that :func:`calibrated_ratio` would keep is like trusted text: 1/2 if it is of the same kind.
+class Likeness(NamedTuple):
+    """How much the data that :func:`calibrated_ratio` would keep is like trusted text.
 
-    It is the probability that a kept example scores at least as high as a trusted one (Mann and Whitney 1947). If no
-    data is of the trusted text's kind, trusted text scores higher than nearly all of it, and the kept examples are
-    outliers.
+    Attributes:
+        probability: that a kept example scores at least as high as a trusted one: 1/2 if they are of the same kind.
+        standard_error: of this estimate from a sample of trusted text and of the kept data.
+    """
+
+    probability: float
+    standard_error: float
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the probability is below ``MIN_LIKENESS`` by more than its error, at 97.5% confidence."""
+        return self.probability + 1.96 * self.standard_error < MIN_LIKENESS
+
+
+def likeness(below: Sequence[int], *, num_examples: int, cluster_size: float = 1.0) -> Likeness:
+    """How much the data that :func:`calibrated_ratio` would keep is like trusted text.
+
+    If no data is of the trusted text's kind, trusted text scores higher than nearly all of it, and the kept examples
+    are outliers. But with a hundred trusted documents, or scorers that know the trusted text better than the rest of
+    its kind, the estimate is also low for the same kind; therefore its error.
+
+    Sources: Mann and Whitney 1947; DeLong et al. 1988 (the standard error).
 
     Args:
         below: see :func:`calibrated_ratio`.
+        cluster_size: mean number of examples that share one score, because they are of one span.
     """
-    kept = round(calibrated_ratio(below, num_examples=num_examples) * num_examples)
-    above = sum(min(kept, num_examples - count) for count in below)
-    return above / (kept * len(below)) if kept else 0.0
+    kept, num_trusted = round(calibrated_ratio(below, num_examples=num_examples) * num_examples), len(below)
+    if not kept:
+        return Likeness(0.0, 0.0)
+    # Of each trusted score: the share of the kept examples that reach it.
+    above = [min(kept, num_examples - count) / kept for count in below]
+    probability = math.fsum(above) / num_trusted
+    of_trusted = math.fsum((share - probability) ** 2 for share in above) / max(1, num_trusted - 1)
+    # Of the kept examples between two trusted scores: the share of the trusted scores that they reach.
+    steps = zip([1.0, *above], [*above, 0.0], strict=True)
+    of_kept = math.fsum((more - less) * (j / num_trusted - probability) ** 2 for j, (more, less) in enumerate(steps))
+    return Likeness(probability, math.sqrt(cluster_size * (of_trusted / num_trusted + of_kept / kept)))
 
 
 MAX_REPEATS = 4.0
@@ -189,7 +217,7 @@ def decided_ratio(
     return DecidedRatio(1.0 if is_foreign else max(requested, min_ratio), requested)
 
 
-def holds_trusted_kind(*, requested: float, likeness: float, min_ratio: float) -> bool:
+def holds_trusted_kind(*, requested: float, likeness: Likeness, min_ratio: float) -> bool:
     """Whether the data hold enough text of the trusted text's kind to select by it.
 
     If not, the examples closest to the trusted text are of no kind that the user wants, and training on them does harm
@@ -200,7 +228,7 @@ def holds_trusted_kind(*, requested: float, likeness: float, min_ratio: float) -
         likeness: :func:`likeness` of all data.
         min_ratio: from :func:`repeat_bound`, the share that the run has to train.
     """
-    return requested == 1.0 or (likeness >= MIN_LIKENESS and requested >= MIN_REQUESTED * min_ratio)
+    return requested == 1.0 or (not likeness.is_low and requested >= MIN_REQUESTED * min_ratio)
 
 
 def interval_at(progress: float, *, schedule: str, initial: int, maximum: int) -> int:

@@ -94,7 +94,7 @@ class Decision(NamedTuple):
     Attributes:
         cut: in nats; None if nothing is to be masked.
         requested: the share of the labels that the calibrated schedule keeps; 1 for all.
-        likeness: how much these labels are like trusted text, see :func:`schedule.likeness`.
+        likeness: how much these labels are like trusted text: the probability of :class:`schedule.Likeness`.
     """
 
     cut: float | None
@@ -127,9 +127,10 @@ def decide_cut(data: Tensor, trusted: Tensor, *, min_kept: float = MIN_KEPT) -> 
     trusted = trusted[torch.arange(num_cuts) * len(trusted) // num_cuts]
     below: Sequence[int] = torch.searchsorted(data, trusted).tolist()
     requested = schedule.calibrated_ratio(below, num_examples=len(data))
-    likeness = schedule.likeness(below, num_examples=len(data))
+    # All labels of a span have one value.
+    likeness = schedule.likeness(below, num_examples=len(data), cluster_size=num_cuts / len(trusted.unique()))
     index = schedule.calibrated_cut(below, num_examples=len(data))
     if index is None or not schedule.holds_trusted_kind(requested=requested, likeness=likeness, min_ratio=1.0):
-        return Decision(None, requested, likeness)
+        return Decision(None, requested, likeness.probability)
     highest = data[min(int((1.0 - min_kept) * len(data)), len(data) - 1)]
-    return Decision(min(float(trusted[index]), float(highest)), requested, likeness)
+    return Decision(min(float(trusted[index]), float(highest)), requested, likeness.probability)

@@ -25,9 +25,10 @@ from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
+from titan_attent.losses.folding import index_in_batch
 from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
-from titan_attent.losses.window import LossWindow, neutral_statistics
+from titan_attent.losses.window import LossWindow, capped_linear_weights, neutral_statistics
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import (
     Batch,
@@ -211,13 +212,19 @@ class Teaching(System):
         index = batch.columns.get("example_index")
         if index is None:
             result = self.weighted_loss(pred, batch.labels, weights, *more)
-        else:  # packed: the examples of all rows, one after the other
-            first = torch.arange(len(index), device=index.device)[:, None] * weights.shape[1]
-            result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index + first)
-        stats = {"loss": result.losses, "valid": result.counts}
+        else:  # packed
+            index = index_in_batch(index, examples_per_row=weights.shape[1])
+            result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index)
+        stats = {"loss": result.losses, "valid": result.counts, "weight": self._applied(weights, result.losses, *more)}
         if result.gradients is not None:
             stats["gradient"] = result.gradients
         return StepLoss(result.weighted_sum, result.loss_sum, stats)
+
+    def _applied(self, weights: Tensor, losses_N: Tensor, *more: Tensor) -> Tensor:
+        """The weights that the loss has applied, fp32 [N]: the teacher's, times those computed from the loss."""
+        if self.config.weighting != "loss":
+            return weights.flatten()
+        return weights.flatten() * capped_linear_weights(losses_N, more[0], temperature=self.config.temperature)
 
     def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self._record(batch.columns, seen, step=self.run.step(), trained=True)

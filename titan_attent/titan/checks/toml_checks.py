@@ -9,9 +9,9 @@ from typing import Any
 
 from torchtitan.config import ConfigManager, JobConfig
 
-from titan_attent.first_checks import CUSTOM_CONFIG, check_keys, read_toml
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.system_list import FORMER_KEYS, RENAMED
+from titan_attent.titan.first_checks import CUSTOM_CONFIG, check_keys, read_toml
 from titan_attent.titan.settings import systems_from
 
 

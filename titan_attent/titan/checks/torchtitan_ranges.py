@@ -12,8 +12,8 @@ from typing import Any
 
 from torchtitan.config import JobConfig
 
-from titan_attent.first_checks import check_ranges
 from titan_attent.foundations.checks import check_one_of
+from titan_attent.titan.first_checks import check_ranges
 
 RANGES: dict[str, dict[str, Any]] = {
     "training.gc_freq": {"at_least": 1, "whole": True},  # torchtitan.tools.utils.GarbageCollection

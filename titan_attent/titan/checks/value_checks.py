@@ -19,9 +19,9 @@ from torchtitan.protocols import BaseModelArgs
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
 from torchtitan.protocols.train_spec import TrainSpec
 
-from titan_attent.first_checks import RANGES, check_ranges, check_types
 from titan_attent.foundations.checks import check_one_of, closest
 from titan_attent.titan.checks.load_sources import check_sources
+from titan_attent.titan.first_checks import RANGES, check_ranges, check_types
 from titan_attent.titan.patches import compat
 
 RANGES_WHERE_ENABLED: dict[str, dict[str, Any]] = {

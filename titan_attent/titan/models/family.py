@@ -41,8 +41,9 @@ class Modality(Protocol):
     def check_fit(self, examples: Examples, model_args: BaseModelArgs, *, model: str, key: str) -> None:
         """Refuse examples that the model cannot process; ``model`` and ``key`` are names for the message."""
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
-        """A function that builds the loss of every example from the arguments of losses/build.py."""
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
+        """A function that builds the loss of every example, or the loss that validation averages of it, from the
+        arguments of losses/build.py."""
 
     def loss(self, job_config: JobConfig) -> str:
         """The name of that loss with every setting that changes its value; losses of one name are comparable."""

@@ -56,6 +56,14 @@ class Text:
                 'window is one example: remove it, or set unit = "document"'
             )
 
+        if data.exact_match and not job_config.validation.enable:
+            raise ValueError("[data] exact_match = true: it is a metric of validation. Set validation.enable = true")
+        if data.exact_match and (data.validation_unit or data.unit) != DOCUMENT:
+            raise ValueError(
+                "[data] exact_match = true: a window is no example with an answer, as it may cut documents. Set "
+                'validation_unit = "document", or exact_match = false'
+            )
+
     def open(self, datasets: DataSets, job_config: JobConfig, *, validation: bool = False) -> Examples:
         path, section = (
             (job_config.data.validation_path, job_config.validation)
@@ -77,7 +85,7 @@ class Text:
                 f"of {model}: choose a flavor with a larger vocabulary, or write the data with a smaller tokenizer"
             )
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
         return build_example_loss
 
     def loss(self, job_config: JobConfig) -> str:

@@ -178,6 +178,8 @@ class Images:
                 '[teacher] weighting = "loss" with [vision] mixup or cutmix: a mixed image has no loss of a single '
                 'image. Set weighting = "inverse_probability", or both alphas to 0'
             )
+        if job_config.data.exact_match:
+            raise ValueError(f"[data] exact_match = true: {name} has no answers of tokens. Set it to false")
         if (chunks := job_config.teacher.loss_chunks) > 1:
             raise ValueError(f"[teacher] loss_chunks = {chunks}: {name} has no vocabulary to split. Set it to 1")
 
@@ -208,9 +210,11 @@ class Images:
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:
         """Refuse nothing: the model's sizes are taken from the data."""
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
-        build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
-        build = partial(build, label_smoothing=job_config.vision.label_smoothing)
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
+        build: Callable[..., WeightedLoss] = build_weighted_loss
+        if not validation:
+            build = build_mixed_loss if job_config.vision.mixes else build_weighted_loss
+            build = partial(build, label_smoothing=job_config.vision.label_smoothing)
         return lambda vocab_parallel=False, num_chunks=1, **options: build(**options)
 
     def loss(self, job_config: JobConfig) -> str:
@@ -246,7 +250,7 @@ class Patches(Images):
         images = self._images(datasets, job_config, size=args.image_size, validation=validation)
         return PatchExamples(images, args, seed=job_config.data.seed, normalize=normalize)
 
-    def example_loss(self, job_config: JobConfig) -> Callable[..., WeightedLoss]:
+    def example_loss(self, job_config: JobConfig, *, validation: bool = False) -> Callable[..., WeightedLoss]:
         return lambda vocab_parallel=False, num_chunks=1, **options: build_patch_loss(**options)
 
     def loss(self, job_config: JobConfig) -> str:

@@ -80,12 +80,15 @@ def continue_tensorboard(*, resumed: bool) -> None:
             self.log_dir = resumed_log_dir(log_dir) if resumed else log_dir
             self.tag = tag
             self.writer: SummaryWriter | None = None
+            self.on_open: Callable[[SummaryWriter, int], None] | None = None
             titan_metrics.logger.info(f"TensorBoard logging enabled. Logs will be saved at {self.log_dir}")
 
         def _opened(self, step: int) -> SummaryWriter:
             if self.writer is None:
                 # At every start, not only at a resume: some readers ignore the first purge they read.
                 self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
+                if self.on_open is not None:
+                    self.on_open(self.writer, step)
             return self.writer
 
         def log(self, metrics: dict[str, Any], step: int) -> None:

@@ -1,7 +1,7 @@
 """Patches that let torchtitan 0.2.2 train on CPU with gloo: for tests and small runs, not for speed.
 
-registry.py calls :func:`apply` if there is no accelerator, before torchtitan is imported: several of its modules copy
-the device type by name at import.
+If there is no accelerator, torchtitan is imported within :func:`device_type`, as several of its modules copy the device
+type by name, and registry.py then calls :func:`apply`.
 
 1. torchtitan assumes "cuda" and fails in ``set_device``. Here its device type is "cpu", and its device module is
    :class:`CpuDeviceModule`. Remove when torchtitan supports CPU.
@@ -25,8 +25,8 @@ import logging
 import math
 import os
 import platform
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -157,17 +157,22 @@ class CpuDeviceModule:
         """Do nothing: there is no cache."""
 
 
-def apply() -> None:
-    """Apply all patches of this module."""
-    # torchtitan queries torch's device type once, while its modules import each other.
-    if "torchtitan" in sys.modules:
-        raise ImportError("torchtitan was imported before titan_attent.titan: import titan_attent.titan first")
+@contextmanager
+def device_type() -> Iterator[None]:
+    """While torchtitan is imported, it takes the CPU for its device."""
     with (
         patch("torch._utils._get_available_device_type", lambda: "cpu"),
         patch("torch._utils._get_device_module", lambda device_type: CpuDeviceModule),
     ):
-        import torchtitan.tools.utils
+        yield
 
+
+def apply() -> None:
+    """Apply all patches of this module, after torchtitan was imported within :func:`device_type`."""
+    import torchtitan.tools.utils
+
+    if torchtitan.tools.utils.device_type != "cpu":
+        raise ImportError("torchtitan was imported before titan_attent.titan: import titan_attent.titan first")
     torchtitan.tools.utils.get_peak_flops = lambda device_name: math.inf  # the utilisation is then 0%
 
     DTensor.normal_ = filled_whole(Tensor.normal_)  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.experimental import _attention
 from torch.distributed.tensor.experimental._attention import _ContextParallel
-from torch.nn.attention.flex_attention import BlockMask, create_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 
 def on_local_heads(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -71,8 +71,11 @@ def dense_attention(
     assert score_mod is None, "torchtitan 0.2.2 passes no score_mod"
     if enable_gqa:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    batch, heads, length, width = q.shape
-    mask = create_mask(block_mask.mask_mod, batch, heads, length, k.shape[2], device=q.device)
+    # A mask function compares and indexes tensors, so it takes the positions of all dimensions at once. torch's
+    # create_mask maps it over one after the other, which takes longer than the attention of a small model.
+    sizes, width = (*q.shape[:3], k.shape[2]), q.shape[-1]
+    positions = (torch.arange(size, device=q.device) for size in sizes)
+    mask = block_mask.mask_mod(*(at.view(-1, *[1] * (3 - dim)) for dim, at in enumerate(positions)))
     scores = q @ k.transpose(-2, -1) * (width**-0.5 if scale is None else scale)
     scores = scores.masked_fill(~mask, float("-inf"))
     out = scores.softmax(dim=-1) @ v

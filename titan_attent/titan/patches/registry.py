@@ -1,13 +1,14 @@
 """Lists every patch of torchtitan and torch with the versions it is for, and applies them.
 
-``apply_patches()`` is called twice: when titan_attent.titan is imported, before torchtitan is; and, with a family, when
-the model's TrainSpec is built. A patch is applied once per process. If an installed version is one that a patch was not
+``apply_patches()`` is called twice: when torchtitan is imported (at_import.py); and, with a family, when the model's
+TrainSpec is built. A patch is applied once per process. If an installed version is one that a patch was not
 written for, tests/unit/titan/test_patch_registry.py fails and names the patch.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -24,7 +25,7 @@ class Patch:
         name: its name for people.
         apply: applies the patch.
         torchtitan, torch: the versions it was written for and tested with; it is not applied under others.
-        at_import: whether it is applied before torchtitan is imported, instead of when a TrainSpec is built.
+        at_import: whether it is applied when torchtitan is imported, instead of when a TrainSpec is built.
         on_cpu: whether it is applied only if there is no accelerator.
         families: the families of models that it is for; empty for all.
     """
@@ -42,6 +43,12 @@ class Patch:
         """Whether the patch is for the installed versions."""
         is_for_torch = SpecifierSet(self.torch).contains(version("torch").partition("+")[0], prereleases=True)
         return is_for_torch and SpecifierSet(self.torchtitan).contains(version("torchtitan"), prereleases=True)
+
+    def is_due(self, family: str | None) -> bool:
+        """Whether :func:`apply_patches` with this argument applies it."""
+        if self.name in _applied or self.at_import != (family is None) or (self.on_cpu and not compat.IS_CPU):
+            return False
+        return (not self.families or family in self.families) and self.is_for_installed
 
 
 def _replace_checkpoint_manager() -> None:
@@ -84,18 +91,24 @@ def _warn_of_other_versions() -> None:
         )
 
 
+@contextmanager
+def patched_import() -> Iterator[None]:
+    """Surrounds the import of torchtitan: its modules see the patched device type, and the patches follow."""
+    is_due = any(patch.apply is cpu.apply and patch.is_due(None) for patch in PATCHES)
+    with cpu.device_type() if is_due else nullcontext():
+        yield
+    apply_patches()
+
+
 def apply_patches(*, family: str | None = None) -> None:
-    """Apply the patches that are due and not applied yet.
+    """Apply the patches that are due and not applied yet; ImportError on CPU if torchtitan was imported before.
 
     Args:
-        family: the family whose TrainSpec is built now; None while titan_attent.titan is imported.
+        family: the family whose TrainSpec is built now; None when torchtitan is imported.
     """
     if family is None:
         _warn_of_other_versions()
     for patch in PATCHES:
-        if patch.name in _applied or patch.at_import != (family is None) or (patch.on_cpu and not compat.IS_CPU):
-            continue
-        if (patch.families and family not in patch.families) or not patch.is_for_installed:
-            continue
-        patch.apply()
-        _applied.add(patch.name)
+        if patch.is_due(family):
+            patch.apply()
+            _applied.add(patch.name)

@@ -30,7 +30,7 @@ from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 
 from titan_attent.foundations.sharding import ExampleSharding
-from titan_attent.losses.folding import ExampleLosses
+from titan_attent.losses.folding import ExampleLosses, index_in_batch
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
@@ -82,10 +82,9 @@ class ForwardScorer(Trainer):
             prepared = self.post_dataloading_process(input_dict, labels.to(self.device))
         inputs, labels, extra_inputs, extra_kwargs = prepared
         num, packing = len(labels), {}
-        if index is not None and self.forward_rows is not None:  # packed: the examples of all rows, one after the other
+        if index is not None and self.forward_rows is not None:  # packed
             num = len(labels) * self.forward_rows.max_examples
-            first = torch.arange(len(labels), device=self.device)[:, None] * self.forward_rows.max_examples
-            packing = {"example_index": index + first}
+            packing = {"example_index": index_in_batch(index, examples_per_row=self.forward_rows.max_examples)}
         with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
             pred = model(inputs, **extra_inputs, **extra_kwargs)
             ones = torch.ones(num, device=self.device)

@@ -16,6 +16,7 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.checks import closest
 from titan_attent.scores.stored import ROLES, Scoring
 from titan_attent.scores.writer import ScoresWriter
+from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks import preflight
@@ -38,6 +39,7 @@ class Options:
 def scoring_config(job_config: JobConfig) -> JobConfig:
     """Return the same object, with the training settings reset: teacher, batch, checkpoints and logs."""
     job_config.teacher = TeacherConfig()  # its scores may be those that this command writes
+    job_config.distillation = DistillationConfig()  # its targets, too
     job_config.training.local_batch_size, job_config.training.global_batch_size = 1, -1
     job_config.validation.enable = False
     # The checkpoint manager would load the run's latest checkpoint instead of the one that is named here.
@@ -58,10 +60,15 @@ def check_scoring(
     datasets: DataSets | None = None,
 ) -> None:
     """All checks of a configuration from :func:`scoring_config` against its files; ValueError as in preflight.py."""
+    dataset = check_scored_run(job_config, spec, world_size=world_size, datasets=datasets or DataSets())
+    writer_of(job_config, dataset, options)
+
+
+def check_scored_run(job_config: JobConfig, spec: TrainSpec, *, world_size: int, datasets: DataSets) -> Examples:
+    """The checks of :func:`check_scoring` without those of the folder that is written. Returns the examples."""
     check_checkpoint_path(job_config.checkpoint.initial_load_path)
     read_metadata(path := str(job_config.checkpoint.initial_load_path))
     warn_of_pickles(path)
-    datasets = datasets or DataSets()
     preflight.check_run(job_config, spec, world_size=world_size, datasets=datasets, trains=False)
     if preflight.check_parallelism(job_config, world_size=world_size) != world_size:
         raise ValueError(
@@ -70,8 +77,7 @@ def check_scoring(
         )
     if (batch_size := job_config.validation.local_batch_size) < 1:
         raise ValueError(f"[validation] local_batch_size = {batch_size}: it must be at least 1")
-    dataset = family_of(job_config).modality.open(datasets, job_config)
-    writer_of(job_config, dataset, options)
+    return family_of(job_config).modality.open(datasets, job_config)
 
 
 def check_weights(weights: dict[str, Tensor], path: str) -> None:

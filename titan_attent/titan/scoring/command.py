@@ -9,6 +9,7 @@ from titan_attent.titan.user_errors import fail
 
 SUBCOMMANDS = {
     "pair": "train an amateur and an expert, two small models, and score the data of a run with both",
+    "targets": "write a few target ids per token of a source, for [distillation] targets",
     "checkpoint": "score the data of a run with the weights of one checkpoint",
 }
 """Name of a subcommand and of its module in this package -> its description."""

@@ -43,6 +43,7 @@ from titan_attent.scores.bigram import check_vocabulary
 from titan_attent.scores.provenance import TRUSTED
 from titan_attent.scores.stored import COST_FILE, ROLES, SCORES_FILE
 from titan_attent.scores.table import has_table
+from titan_attent.systems.teaching.checks import MIN_TRUSTED
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.forward_rows import EAGER_LENGTHS
 from titan_attent.titan.launch import parse
@@ -135,7 +136,12 @@ class PairBuild:
                 steps = self.options.steps + 1  # one more than is trained, as packing fills no window to the last token
                 max_tokens = steps * self.options.batch_size * self.run.training.seq_len
             hold_out_documents(
-                shards, train=train, held_out=held_out, num_held_out=HELD_OUT, max_train_tokens=max_tokens
+                shards,
+                train=train,
+                held_out=held_out,
+                num_held_out=HELD_OUT,
+                min_held_out=MIN_TRUSTED,
+                max_train_tokens=max_tokens,
             )
             return
         num_train = MAX_TOKENS // self.trusted.seq_len

@@ -74,7 +74,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "prefix": batch(2) | PREFIX | {"activation_checkpoint.mode": "full"},
         "random": batch(4) | DRAWN,
         "norms": batch(4) | NORMS | {"activation_checkpoint.mode": "selective"},
-        "TP": batch(8) | TP | PREFIX,
+        "TP": batch(8) | TWO_LAYERS | TP | PREFIX,
         "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"freezing.probe": "loss"},
         "experts": batch(4) | EXPERTS | MAT,
         "bfloat16": batch(4) | TWO_LAYERS | DRAWN | {"training.mixed_precision_param": "bfloat16"},

@@ -46,7 +46,7 @@ OF_TWO: Settings = model("llama3", "cell of 2")
 CASES: dict[str, Settings] = {
     "FSDP": batch(4),
     "FSDP, accumulated": batch(2) | OF_TWO,
-    "compiled": batch(4) | COMPILED,
+    "compiled": batch(4) | OF_TWO | COMPILED,
     "TP": batch(8) | OF_TWO | TP,
     "CP": batch(8) | OF_TWO | CP,
     "qwen3 tied": batch(4) | model("qwen3", "tied of 2"),
@@ -105,7 +105,7 @@ def two_ranks(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     runs |= {"branch, CP": batch(8) | CP | BRANCH, "branch, compiled": batch(4) | COMPILED | BRANCH}
     runs |= {"accumulated, k = 1": batch(2) | highway(1), "saved": batch(4) | SAVED | {"steps": 3}}
     folder = tmp_path_factory.mktemp("two_ranks")
-    return run_on_ranks(train_all, 2, runs, data, str(folder))[0] | {"folder": str(folder)}
+    return run_on_ranks(train_all, 2, runs, data, str(folder), timeout=400.0)[0] | {"folder": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def step(trainer: TeachingTrainer, batches: Any) -> None:
 def test_compiled_once(settings: Settings, one_process: None, data: str, tmp_path: Path) -> None:
     counters.clear()
     torch.compiler.reset()
-    long: Settings = {"training.steps": 20, "metrics.log_freq": 5}
+    long: Settings = {"training.steps": 12, "metrics.log_freq": 3}
     trainer = trainer_of(settings | COMPILED | long, data=data, folder=tmp_path)
     try:
         batches = trainer.batch_generator(trainer.dataloader)
@@ -213,7 +213,7 @@ def test_compiled_once(settings: Settings, one_process: None, data: str, tmp_pat
         assert functorch.donated_buffer == may_overwrite
         assert compiler.cache_key_tag == ("" if may_overwrite else "titan_attent.systems.highway")
         with torch.compiler.set_stance("fail_on_recompile"):
-            while trainer.step < 20:
+            while trainer.step < 12:
                 step(trainer, batches)
         assert not counters["graph_break"]
     finally:

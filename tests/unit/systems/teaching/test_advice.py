@@ -11,6 +11,7 @@ from titan_attent import TeacherConfig
 from titan_attent.systems.teaching import advice
 from titan_attent.systems.teaching.advice import MIXED_WINDOW_DOCUMENTS, log_plan, risk_of, warn_of_mixed_windows
 from titan_attent.systems.teaching.config_checks import check_config
+from titan_attent.systems.teaching.rule import with_rule
 from titan_attent.systems.teaching.schedule import Plan
 from titan_attent.systems.teaching.system import Teaching
 
@@ -54,6 +55,16 @@ def test_what_a_rule_risks(
     logged = [(record.levelno, bool(re.search(said, record.getMessage()))) for record in caplog.records]
     assert level is None or (level, True) in logged
     assert level is not None or all(level == logging.INFO for level, _ in logged)
+
+
+def test_the_log_names_the_rule_that_was_set(caplog: pytest.LogCaptureFixture) -> None:
+    config = with_rule(TeacherConfig(strategy="difference", scores="both"))
+    caplog.set_level(logging.INFO)
+    plan = Plan(config, steps_of_full_pass=10, total_steps=100, scorers={"amateur", "expert"})
+    log_plan(config, plan, num_examples=320, batch_size=32, total_steps=100)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged[0] == 'Teacher: strategy = "difference" on 320 examples'
+    assert not any('"hard"' in line for line in logged)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from titan_attent import LossBuffer, Teacher, TeacherConfig, TeachingSampler
 from titan_attent.systems.teaching.advice import log_plan
 from titan_attent.systems.teaching.schedule import (
     MIN_LIKENESS,
+    Likeness,
     Plan,
     calibrated_ratio,
     likeness,
@@ -138,18 +139,58 @@ def test_a_handful_of_the_kind_is_not_repeated() -> None:
     assert decision["teacher/ratio"] == 1.0 and len(visits) == 400
 
 
+def below_of(data: np.ndarray, trusted: np.ndarray) -> list[int]:
+    return [int((data < t).sum()) for t in np.sort(trusted)]
+
+
 def test_likeness_against_all_pairs() -> None:
     trusted = np.sort(np.float32(TRUSTED))
     for data in (CLEAN, DIRTY, CLEAN - 1, CLEAN - 4, np.zeros(NUM_EXAMPLES, dtype=np.float32)):
-        below = [int((data < t).sum()) for t in trusted]
+        below = below_of(data, trusted)
         kept = np.sort(data)[::-1][: round(calibrated_ratio(below, num_examples=NUM_EXAMPLES) * NUM_EXAMPLES)]
-        expected = (kept[:, None] >= trusted[None, :]).mean()
-        assert likeness(below, num_examples=NUM_EXAMPLES) == pytest.approx(expected)
-    same, other = (
-        likeness([int((data < t).sum()) for t in trusted], num_examples=NUM_EXAMPLES) for data in (DIRTY, CLEAN - 4)
-    )
-    assert 0.4 < same < 0.6 and other < MIN_LIKENESS < same
-    assert likeness([10] * 40, num_examples=10) == 0.0 and likeness([0] * 40, num_examples=10) == 1.0
+        wins = kept[:, None] >= trusted[None, :]
+        variance = wins.mean(axis=0).var(ddof=1) / len(trusted) + wins.mean(axis=1).var() / len(kept)
+        expected = Likeness(pytest.approx(wins.mean()), pytest.approx(variance**0.5))
+        assert likeness(below, num_examples=NUM_EXAMPLES) == expected
+        in_clusters = likeness(below, num_examples=NUM_EXAMPLES, cluster_size=9.0)
+        assert in_clusters.standard_error == pytest.approx(3 * variance**0.5)
+    same, other = (likeness(below_of(data, trusted), num_examples=NUM_EXAMPLES) for data in (DIRTY, CLEAN - 4))
+    assert 0.4 < same.probability < 0.6 and other.probability < MIN_LIKENESS and other.is_low and not same.is_low
+    assert likeness([10] * 40, num_examples=10) == (0.0, 0.0) and likeness([0] * 40, num_examples=10) == (1.0, 0.0)
+
+
+def test_the_standard_error_is_the_spread_of_the_estimate() -> None:
+    """Over samples of 60 trusted examples and 300 of the data, all of which are kept."""
+    rng = np.random.default_rng(0)
+    samples = [below_of(rng.normal(0, 1, 300), rng.normal(-0.5, 1, 60)) for _ in range(400)]
+    found = [likeness(below, num_examples=300) for below in samples]
+    assert all(calibrated_ratio(below, num_examples=300) == 1.0 for below in samples)
+    spread = np.std([each.probability for each in found])
+    assert np.mean([each.standard_error for each in found]) == pytest.approx(spread, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "shift, num_trusted, is_foreign", [(3.0, 40, False), (3.0, 200, False), (9.0, 40, True), (6.0, 200, True)]
+)
+def test_few_trusted_examples_are_foreign_only_if_that_is_significant(
+    seed: int, shift: float, num_trusted: int, is_foreign: bool
+) -> None:
+    """Where trusted text scores 3 standard deviations above the kept data, the likeness is near the limit, and a third
+    of the samples are below it.
+    """
+    rng = np.random.default_rng(seed)
+    data = np.concatenate((rng.normal(0, 1, 1000), rng.normal(-9, 1, 1000)))
+    below = below_of(data, rng.normal(shift, 1, num_trusted))
+    assert likeness(below, num_examples=len(data)).is_low == is_foreign
+
+
+def test_few_trusted_examples_near_the_limit_still_select() -> None:
+    trusted = np.random.default_rng(1).normal(3, 1, 40)
+    half = np.where(np.arange(NUM_EXAMPLES) % 2, CLEAN, CLEAN - 9).astype(np.float32)
+    assert likeness(below_of(half, trusted), num_examples=NUM_EXAMPLES).probability < MIN_LIKENESS
+    visits, (decision, *_) = train(half, steps=20, trusted=trusted.tolist())
+    assert decision["teacher/ratio"] == 0.4 and all(i % 2 for i in visits)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a command line needs no torch for: ``--help``, the keys and types of the configuration, ranges of its values.
+"""What a command line needs no torch for: ``--help``, keys, types and ranges of the configuration, missing folders.
 
 Importing torch and torchtitan takes seconds. So ``titan_attent.train`` makes these checks before, on rank 0, with
 torchtitan's own configuration classes: two modules of the installed package, which are loaded without the imports of
@@ -20,8 +20,12 @@ from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from titan_attent.foundations.checks import check_number, check_one_of, closest
+from titan_attent.foundations.file_lock import LOCK_FILE, check_free
 from titan_attent.job_config import JobConfig as OurSections
+from titan_attent.systems.freezing.config import FORMER_NAME as FORMERLY_FREEZING
+from titan_attent.systems.highway.config import FORMER_NAME as FORMERLY_HIGHWAY
 from titan_attent.systems.teaching.config import FORMER_KEYS
+from titan_attent.systems.teaching.config import RANGES as TEACHER_RANGES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +34,7 @@ else:
 
 CUSTOM_CONFIG = "titan_attent.job_config"
 """The default of ``job.custom_config_module``: the module with this package's sections."""
-FORMER_SECTIONS = ("modules", "backward")
+FORMER_SECTIONS = (FORMERLY_FREEZING, FORMERLY_HIGHWAY)
 """Sections of earlier versions, for which the complete checks have a message."""
 
 RANGES: dict[str, dict[str, Any]] = {
@@ -86,13 +90,14 @@ def check_command_line(module: str) -> None:
     if os.environ.get("RANK", "0") != "0" or {"torch", "torchtitan"} & sys.modules.keys():
         return
     try:
-        _check(argv)
+        _check(argv, starts=planned_size is None)
     except ValueError as error:
         print(f"titan_attent: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if planned_size is None else 1)
 
 
-def _check(argv: list[str]) -> None:
+def _check(argv: list[str], *, starts: bool) -> None:
+    """ValueError for a mistake; ``starts``: whether the command also trains."""
     for arg in argv:
         name = arg.partition("=")[0].removeprefix("--").replace("-", "_")
         if name.partition(".")[0] in FORMER_SECTIONS or name in {f"teacher.{key}" for key in FORMER_KEYS}:
@@ -119,6 +124,10 @@ def _check(argv: list[str]) -> None:
         for section in fields(config):
             check_types(getattr(config, section.name), where=section.name)
         check_ranges(config, RANGES)
+        check_ranges(config, {f"teacher.{key}": bounds for key, bounds in TEACHER_RANGES.items()})
+        check_folders(config)
+        if starts:
+            check_free(Path(config.job.dump_folder) / LOCK_FILE, "[job] dump_folder")
 
 
 @contextmanager
@@ -215,6 +224,24 @@ def check_ranges(config: Any, ranges: Mapping[str, dict[str, Any]]) -> None:
         value = getattr(getattr(config, name), key)
         if value is not None:
             check_number(key, value, section=name, **bounds)
+
+
+def check_folders(config: Any) -> None:
+    """Refuse folders that a run would read and that do not exist; ValueError."""
+    data, teacher = config.data, config.teacher
+    read = {"path": data.path, "validation_path": data.validation_path if config.validation.enable else ""}
+    for key, path in read.items():
+        if path and not Path(path).is_dir():
+            kind = "images" if config.model.name.startswith(("vit_", "mae_")) else "text"
+            raise ValueError(
+                f"[data] {key}: {path}: not a data set, no such folder; correct the path, or make one with "
+                f"`python -m titan_attent.data.{kind}`"
+            )
+    if teacher.strategy != "uniform" and teacher.scores and not Path(teacher.scores).is_dir():
+        raise ValueError(
+            f"[teacher] scores: {teacher.scores}: no such folder; correct the path, or write scores with "
+            "`torchrun -m titan_attent.score pair`"
+        )
 
 
 def check_types(section: Any, *, where: str) -> None:

@@ -9,8 +9,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from titan_attent.report import event_files
-from titan_attent.report.event_files import events, masked_crcs
+from titan_attent.foundations import event_files
+from titan_attent.foundations.event_files import events, masked_crcs
 
 
 def written(path: Path, num: int = 120) -> bytes:

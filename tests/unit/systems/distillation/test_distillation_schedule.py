@@ -1,0 +1,247 @@
+"""systems/distillation: the schedule of sources and of the labels' weight, the values of the section, the logs."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.tensorboard import SummaryWriter
+
+from titan_attent.systems.distillation.config import DistillationConfig
+from titan_attent.systems.distillation.schedule import (
+    Phase,
+    label_weight,
+    next_change,
+    phases_of,
+    source_at,
+    steepest,
+)
+from titan_attent.systems.distillation.sources import (
+    checkpoint_of,
+    finished_steps,
+    identity_of,
+    losses_of,
+    phases_on_disk,
+    read_ahead,
+)
+
+
+def config(**keys: object) -> DistillationConfig:
+    return DistillationConfig(source="source", **({"schedule": "even"} | keys))  # type: ignore[arg-type]
+
+
+def phases(keys: DistillationConfig, checkpoints: list[int], *, steps: int = 100) -> tuple[Phase, ...]:
+    return phases_of(keys, steps=steps, checkpoints=checkpoints, losses={})
+
+
+def test_even_gives_every_checkpoint_as_many_steps() -> None:
+    assert phases(config(), [10, 20, 30, 40]) == ((1, 10), (26, 20), (51, 30), (76, 40))
+    assert phases(config(num_checkpoints=2), [10, 20, 30, 40]) == ((1, 20), (51, 40))
+    assert phases(config(num_checkpoints=1), [10, 20, 30, 40]) == phases(config(schedule="final"), [10, 20, 30, 40])
+
+
+@settings(deadline=None)
+@given(num=st.integers(1, 12), count=st.integers(0, 12), steps=st.integers(12, 300))
+def test_even_ends_with_the_last_checkpoint_and_rises(num: int, count: int, steps: int) -> None:
+    checkpoints = [7 * (i + 1) for i in range(num)]
+    if count > num:
+        with pytest.raises(ValueError, match="fewer than num_checkpoints"):
+            phases(config(num_checkpoints=count), checkpoints, steps=steps)
+        return
+    found = phases(config(num_checkpoints=count), checkpoints, steps=steps)
+    by_step = [source_at(found, step) for step in range(1, steps + 1)]
+    assert by_step == sorted(by_step) and by_step[-1] == checkpoints[-1] and len(set(by_step)) == (count or num)
+    lengths = [by_step.count(checkpoint) for checkpoint in set(by_step)]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_pairs_are_taken_as_they_are() -> None:
+    found = phases(config(schedule="at", at="1:30, 5:10 80:40"), [10, 20, 30, 40])
+    assert found == ((1, 30), (5, 10), (80, 40))
+    assert [source_at(found, step) for step in (1, 4, 5, 79, 80, 100)] == [30, 30, 10, 10, 40, 40]
+    assert next_change(found, 4) == (5, 10) and next_change(found, 5) == (80, 40) and next_change(found, 80) is None
+
+
+def test_a_phase_with_the_same_checkpoint_is_no_change() -> None:
+    assert next_change((Phase(1, 10), Phase(5, 10), Phase(9, 20)), 1) == (9, 20)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("2:10", "rise from 1"),
+        ("1:10 1:20", "rise from 1"),
+        ("1:10 101:20", "not exceed training.steps = 100"),
+        ("1:10 50", "is not a list"),
+        ("1:x", "is not a list"),
+        ("1:10 50:25", "names step-25, which is not there"),  # skipped in silence in the method's reference code
+    ],
+)
+def test_pairs_without_a_source_for_every_step_are_refused(at: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        phases(config(schedule="at", at=at), [10, 20])
+
+
+def test_no_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds no finished checkpoint"):
+        phases(config(), [])
+
+
+def cliff(step: int) -> float:
+    """A plateau, a fall between 40 and 60, another plateau."""
+    return 1.0 if step <= 40 else 0.1 if step > 60 else 1.0 - 0.045 * (step - 40)
+
+
+def test_two_shot_takes_a_checkpoint_inside_the_steepest_fall_and_the_last() -> None:
+    losses, checkpoints = {step: cliff(step) for step in range(1, 101)}, [10, 25, 50, 75, 100]
+    assert steepest(losses, checkpoints) == 50
+    found = phases_of(config(schedule="two_shot", switch=0.3), steps=100, checkpoints=checkpoints, losses=losses)
+    assert found == ((1, 50), (31, 100))
+
+
+def test_the_fall_is_per_step_of_the_source() -> None:
+    """Ten times the distance between checkpoints with three times the fall is less steep."""
+    losses = {step: 10 - 1.0 * min(step, 20) / 10 - 3.0 * max(0, step - 20) / 180 for step in range(1, 201)}
+    assert steepest(losses, [10, 20, 110, 200]) == 10
+
+
+def test_two_shot_without_logs_or_with_one_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match="finds no loss of the source in the logs"):
+        steepest({}, [10, 20])
+    with pytest.raises(ValueError, match="needs two checkpoints"):
+        steepest({1: 0.0}, [10])
+
+
+# -- the weight of the labels ---------------------------------------------------------------------------------------
+
+
+def weights(**keys: object) -> list[float]:
+    return [label_weight(config(**keys), step=step, steps=10) for step in range(1, 11)]
+
+
+def test_the_labels_weight_follows_its_schedule() -> None:
+    assert weights(label_weight=0.3) == [0.3] * 10
+    linear = weights(label_weight=0.1, label_weight_schedule="linear", final_label_weight=1.0)
+    assert linear == pytest.approx([0.1 * i for i in range(1, 11)])
+    stable = weights(label_weight=0.2, label_weight_schedule="wsd", warmup=0.4, decay=0.2)
+    assert stable == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.2, 0.2, 0.6, 1.0])
+
+
+@settings(deadline=None)
+@given(
+    a=st.floats(0, 1), last=st.floats(0, 1), warmup=st.floats(0, 0.5), decay=st.floats(0, 0.5), step=st.integers(1, 50)
+)
+def test_the_labels_weight_stays_a_share(a: float, last: float, warmup: float, decay: float, step: int) -> None:
+    for schedule in ("constant", "linear", "wsd"):
+        keys = config(
+            label_weight=a, final_label_weight=last, label_weight_schedule=schedule, warmup=warmup, decay=decay
+        )
+        assert 0.0 <= label_weight(keys, step=step, steps=50) <= 1.0
+
+
+# -- values of the section ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"schedule": "evne"}, 'did you mean "even"'),
+        ({"label_weight": 1.5}, "label_weight = 1.5: it must be a number at least 0 and at most 1"),
+        ({"switch": 1.0}, "switch = 1.0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": 0.0, "softened": "both"}, "the limit has no gradient"),
+        ({"warmup": 0.7, "decay": 0.6}, "more than all steps together"),
+        ({"students": 0}, "students = 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**keys).validate()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"source": ""}, "without source"),
+        ({"schedule": "at"}, "without at"),
+        ({"at": "1:10"}, 'only "at" reads it'),
+        ({"schedule": "final", "num_checkpoints": 3}, 'only "even" reads it'),
+        ({"schedule": "two_shot", "source": "", "targets": "targets"}, "it reads the logs"),
+    ],
+)
+def test_keys_that_lack_or_are_not_read_are_refused(keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationConfig(**({"schedule": "even", "source": "source"} | keys)).check_used()
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def make_checkpoint(folder: Path, step: int, *, finished: bool = True) -> Path:
+    path = folder / f"step-{step}"
+    path.mkdir(parents=True)
+    (path / "__0_0.distcp").write_bytes(b"x" * 1000)
+    if finished:
+        (path / ".metadata").write_bytes(f"metadata of {step}".encode())
+    return path
+
+
+def test_finished_checkpoints_of_the_folder_count(tmp_path: Path) -> None:
+    for step in (100, 20, 3):
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 200, finished=False)
+    make_checkpoint(tmp_path / "other", 300)
+    (tmp_path / "step-4-good").mkdir()
+    assert finished_steps(tmp_path) == [3, 20, 100]
+    with pytest.raises(ValueError, match="no such folder"):
+        finished_steps(tmp_path / "missing")
+
+
+def test_the_identity_is_of_the_checkpoints_not_of_their_folder(tmp_path: Path) -> None:
+    for folder in ("first", "moved", "replaced"):
+        for step in (10, 20):
+            make_checkpoint(tmp_path / folder, step)
+    (tmp_path / "replaced" / "step-20" / ".metadata").write_bytes(b"of another save")
+    found = {
+        folder: identity_of(DistillationConfig(schedule="even", source=str(tmp_path / folder)), steps=8)
+        for folder in ("first", "moved", "replaced")
+    }
+    assert found["first"] == found["moved"] and list(found["first"]) == ["step-10", "step-20"]
+    assert found["replaced"]["step-10"] == found["first"]["step-10"]
+    assert found["replaced"]["step-20"] != found["first"]["step-20"]
+
+
+def test_the_sources_losses_are_read_from_its_logs(tmp_path: Path) -> None:
+    """A resumed session replaces the steps that it repeats; other tags and the later of two ranks are not read."""
+    for folder, value, steps in (
+        ("20250101-0000/rank_0", 1.0, (1, 2, 3)),
+        ("20250102-0000/rank_0", 2.0, (3, 4)),
+        ("20250102-0000/rank_1", 9.0, (4,)),
+    ):
+        with SummaryWriter(str(tmp_path / "tb" / folder)) as writer:
+            for step in steps:
+                writer.add_scalar("loss_metrics/global_avg_loss", value + step, step)
+                writer.add_scalar("grad_norm", 7.0, step)
+    assert losses_of(tmp_path) == {1: 2.0, 2: 3.0, 3: 5.0, 4: 6.0}
+    assert losses_of(tmp_path / "missing") == {}
+
+
+def test_two_shot_reads_the_logs_beside_the_checkpoints(tmp_path: Path) -> None:
+    for step in (20, 50, 100):
+        make_checkpoint(tmp_path / "checkpoint", step)
+    with SummaryWriter(str(tmp_path / "tb" / "20250101-0000")) as writer:
+        for step in range(1, 101):
+            writer.add_scalar("loss_metrics/global_avg_loss", cliff(step), step)
+    keys = DistillationConfig(schedule="two_shot", source=str(tmp_path / "checkpoint"))
+    assert phases_on_disk(keys, steps=10) == ((1, 50), (6, 100))
+
+
+def test_reading_ahead_reads_the_files_and_survives_missing_ones(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 10)
+    read_ahead(path).join(timeout=10)
+    assert checkpoint_of(DistillationConfig(source=str(tmp_path)), 10) == path
+    (path / "__1_0.distcp").mkdir()  # cannot be read: left to the load itself
+    thread = read_ahead(path)
+    thread.join(timeout=10)
+    assert not thread.is_alive()

@@ -1,0 +1,106 @@
+"""The source's checkpoints on disk, the losses of its own training, and reading a checkpoint's files ahead.
+
+Cost: the listing of a folder and one small file per checkpoint that is used; with "two_shot" one pass over the source's
+TensorBoard files. Reading ahead takes no memory of the process: the pages stay in the system's cache.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from pathlib import Path
+
+from titan_attent.scores.targets import FACTS_FILE, StoredTargets
+from titan_attent.systems.distillation.config import DistillationConfig
+from titan_attent.systems.distillation.schedule import Phase, phases_of
+
+LOSS = "loss_metrics/global_avg_loss"
+"""The tag of the source's loss, as torchtitan writes it."""
+_STEP = re.compile(r"step-(0|[1-9][0-9]*)")
+_BLOCK = 2**24
+"""Bytes per read of a file that is read ahead."""
+
+
+def checkpoint_of(config: DistillationConfig, step: int) -> Path:
+    """The folder of the source's checkpoint of ``step``."""
+    return Path(config.source) / f"step-{step}"
+
+
+def targets_of(config: DistillationConfig, step: int) -> StoredTargets:
+    """The targets on disk of the source's checkpoint of ``step``; ValueError."""
+    return StoredTargets(Path(config.targets) / f"step-{step}")
+
+
+def finished_steps(folder: Path, *, file: str = ".metadata") -> list[int]:
+    """The steps of the folders step-N in ``folder`` that hold ``file``, ascending; ValueError if it is no folder."""
+    if not folder.is_dir():
+        raise ValueError("there is no such folder: check the path")
+    matches = [(entry, _STEP.fullmatch(entry.name)) for entry in folder.iterdir()]
+    return sorted(int(match[1]) for entry, match in matches if match and (entry / file).is_file())
+
+
+def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ...]:
+    """The phases of a run of ``steps`` steps with the checkpoints or targets, and logs, that are there; ValueError."""
+    key, file = ("targets", FACTS_FILE) if config.targets else ("source", ".metadata")
+    folder = Path(getattr(config, key))
+    try:
+        losses = losses_of(Path(config.source).parent) if config.schedule == "two_shot" else {}
+        return phases_of(config, steps=steps, checkpoints=finished_steps(folder, file=file), losses=losses)
+    except ValueError as error:
+        raise ValueError(f"[distillation] {key} = {folder}: {error}") from None
+
+
+def metadata_hash(checkpoint: Path) -> str:
+    """sha256 (hex) of ``.metadata``, which differs between any two saves."""
+    return hashlib.sha256((checkpoint / ".metadata").read_bytes()).hexdigest()
+
+
+def identity_of(config: DistillationConfig, *, steps: int) -> dict[str, str]:
+    """Name -> what the checkpoint or the targets of every source are, whatever folder they are in."""
+    identity = {}
+    for step in sorted({phase.checkpoint for phase in phases_on_disk(config, steps=steps)}):
+        if config.targets:
+            facts = targets_of(config, step).facts
+            found = f"{facts.checkpoint_sha256[:16]} {facts.kind} {facts.num} {facts.seed}"
+        else:
+            found = metadata_hash(checkpoint_of(config, step))[:16]
+        identity[f"step-{step}"] = found
+    return identity
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    """Step -> loss of the training of the run in the folder ``run``; empty without TensorBoard files.
+
+    A later session of the run replaces the steps that it repeats; of several ranks the lowest counts.
+    """
+    from titan_attent.foundations.event_files import events  # imports TensorBoard, which other schedules do not need
+
+    tb, lowest, losses = run / "tb", dict[str, Path](), dict[int, float]()
+    for file in sorted(tb.rglob("events.out.tfevents.*")):
+        if lowest.setdefault(file.relative_to(tb).parts[0], file.parent) != file.parent:
+            continue
+        for event in events(file, []):
+            losses.update((event.step, value.simple_value) for value in event.summary.value if value.tag == LOSS)
+    return losses
+
+
+def read_ahead(checkpoint: Path) -> threading.Thread:
+    """Read this process's share of a checkpoint's files, so that they are in this node's page cache when they are
+    loaded. The processes of a node share the work by file. Errors are left to the load itself.
+    """
+    thread = threading.Thread(target=_read, args=(checkpoint,), name="titan_attent-read-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read(checkpoint: Path) -> None:
+    rank, num_ranks = (
+        int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    try:
+        for path in sorted(checkpoint.glob("*.distcp"))[rank::num_ranks]:
+            with open(path, "rb", buffering=0) as file:
+                while file.read(_BLOCK):
+                    pass
+    except OSError:
+        return
