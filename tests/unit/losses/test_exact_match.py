@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,6 +54,7 @@ def batch(generator: torch.Generator, *, packed: bool, ids: list[int]) -> tuple[
     return logits, labels, some, index
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.booleans())
 def test_counts_are_those_of_a_loop(seed: int, packed: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
