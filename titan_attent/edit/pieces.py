@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice, takewhile
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class OpenFiles:
 
     def read_into(self, target: Tensor, file: str, start: int) -> None:
         """Fill ``target``, a contiguous tensor, with the bytes of ``file`` from ``start``; ValueError if it ends."""
-        view = memoryview(target.flatten().view(torch.uint8).numpy())
+        view = memoryview(cast(Any, target.flatten().view(torch.uint8).numpy()))
         stream = self.stream(file)
         stream.seek(start)
         while view:

@@ -40,7 +40,7 @@ def write(
     expression: str,
     note: str = "",
     processes: int = 1,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Result:
     """Write the result of ``combination`` as the checkpoint ``output``.
 

@@ -41,12 +41,12 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The bytes of the file ``name``."""
         with self.open(name) as stream:
-            return stream.read()  # type: ignore[attr-defined]
+            return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
         """Write the file ``name``, and wait until it is on the disk."""
         with self.open(name, "wb") as stream:
-            stream.write(content)  # type: ignore[attr-defined]
+            stream.write(content)
             sync(stream)
 
     def has(self, name: str) -> bool:

@@ -113,7 +113,7 @@ def find(archive: io.IOBase) -> StoredTensor:
         if member.compress_type != zipfile.ZIP_STORED:
             raise ValueError("it is compressed")
         archive.seek(member.header_offset)
-        header = archive.read(_HEADER)  # type: ignore[attr-defined]
+        header = archive.read(_HEADER)
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     except ValueError:
         raise

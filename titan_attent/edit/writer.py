@@ -82,7 +82,7 @@ def num_bytes(weight: Weight) -> int:
 
 
 def write_files(
-    combination: Combination, folder: Folder, *, processes: int, progress: Callable[[int], None]
+    combination: Combination, folder: Folder, *, processes: int, progress: Callable[[int], object]
 ) -> list[WrittenFile]:
     """Compute and write all files of the result but ``.metadata``, in order.
 
@@ -113,7 +113,7 @@ def write_files(
     return [one.result() for one in pending]
 
 
-def _reported(file: WrittenFile, progress: Callable[[int], None]) -> WrittenFile:
+def _reported(file: WrittenFile, progress: Callable[[int], object]) -> WrittenFile:
     progress(file.num_bytes)
     return file
 
@@ -167,7 +167,7 @@ class _Hashing(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         self.digest.update(data)
-        self._stream.write(data)  # type: ignore[attr-defined]
+        self._stream.write(data)
         self._at += len(data)
         return len(data)
 
@@ -180,7 +180,7 @@ def _hash(folder: Folder, file: str) -> str:
     digest = xxhash.xxh3_128()
     with folder.open(file) as stream:
         _drop_cache(stream)
-        while block := stream.read(HASH_BLOCK):  # type: ignore[attr-defined]
+        while block := stream.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
