@@ -113,19 +113,19 @@ def test_targets_on_disk(small_run: list[str], source: Path, tmp_path: Path) -> 
         assert found.keys() == expected.keys()
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, err_msg=tag)
     warm = launch(*arguments(small_run, tmp_path / "warm", *distilling(source), *targets), num_processes=1)
-    assert warm.returncode == 2 and "was written with temperature 0 (argmax)" in warm.stderr
+    assert warm.returncode == 1 and "was written with temperature 0 (argmax)" in warm.stderr
     other = ["--training.seq_len", "32"]
     short = launch(
         *arguments(small_run, tmp_path / "short", *distilling(source), *coldest, *targets, *other), num_processes=1
     )
-    assert short.returncode == 2 and "holds the targets of other examples: seq_len is 32" in short.stderr
+    assert short.returncode == 1 and "holds the targets of other examples: seq_len is 32" in short.stderr
     facts = tmp_path / "targets" / "step-2" / "targets.json"
     content = json.loads(facts.read_text())
     facts.write_text(json.dumps(content | {"checkpoint_sha256": "0" * 64}))
     swapped = launch(
         *arguments(small_run, tmp_path / "swapped", *distilling(source), *coldest, *targets), num_processes=1
     )
-    assert swapped.returncode == 2 and "was written from another checkpoint" in swapped.stderr
+    assert swapped.returncode == 1 and "was written from another checkpoint" in swapped.stderr
 
 
 REFUSED = {
@@ -144,7 +144,7 @@ def test_a_wrong_source_is_refused_before_the_start(
 ) -> None:
     extra, message = REFUSED[name]
     result = launch(*arguments(small_run, tmp_path, *distilling(source), *extra), num_processes=1)
-    assert result.returncode == 2 and message in result.stderr
+    assert result.returncode == 1 and message in result.stderr
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_source_of_another_tokenizer_is_refused(small_run: list[str], source: 
     content["measured"]["tokenizer"] = f"{name}, {num}, 01234567"
     record.write_text(json.dumps(content))
     result = launch(*arguments(small_run, tmp_path / "run", *distilling(other)), num_processes=1)
-    assert result.returncode == 2 and "was trained with another tokenizer" in result.stderr
+    assert result.returncode == 1 and "was trained with another tokenizer" in result.stderr
 
 
 def test_a_resume_with_another_checkpoint_under_the_name_is_refused(
@@ -172,7 +172,7 @@ def test_a_resume_with_another_checkpoint_under_the_name_is_refused(
     (dump / "checkpoint").mkdir(parents=True)
     shutil.copytree(whole / "checkpoint" / "step-2", dump / "checkpoint" / "step-2")
     result = launch(*arguments(small_run, dump, *distilling(other)), num_processes=1)
-    assert result.returncode == 2 and "distillation.source is" in result.stderr
+    assert result.returncode == 1 and "distillation.source is" in result.stderr
 
 
 def test_two_shot_finds_its_checkpoint_in_the_logs(small_run: list[str], source: Path, tmp_path: Path) -> None:
