@@ -241,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for the data, the runs and results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     parser.add_argument("--known", type=Path, help="published results (.json), which are not measured again")
     parser.add_argument("--jobs", type=int, default=1, help="(case, seed) pairs at a time; 0: the page alone")
     parser.add_argument("--publish", type=Path, help="write the table and the results to this path with .md and .json")
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lock:
             result = results.setdefault(f"{name}/{seed}", {})
         for rule in case.rules:
-            if rule in result:
+            if rule in result or rule not in args.rules:
                 continue
             with lock:
                 write_data(data, case.corpus, output / "texts", seed)

@@ -110,19 +110,37 @@ def permute(positions: Tensor, size: int, key: int) -> Tensor:
         int64 of the same shape, in [0, size), distinct for distinct positions.
     """
     if size < _MIN_NETWORK_SIZE:
-        return hash_ids(torch.arange(size, dtype=torch.int64, device=positions.device), key).argsort()[positions]
+        return _small_order(size, key, device=positions.device)[positions]
+    walk = _walk_on_host if positions.device.type == "cpu" else _walk_on_device
+    return walk(positions.flatten(), size, *_network_keys(size, key)).view(positions.shape)
+
+
+def unpermute(images: Tensor, size: int, key: int) -> Tensor:
+    """The positions whose images under :func:`permute` these are; the same arguments and shapes, on the CPU."""
+    if size < _MIN_NETWORK_SIZE:
+        return _small_order(size, key, device=images.device).argsort()[images]
+    half, round_keys = _network_keys(size, key)
+    return _walk_on_host(images.flatten(), size, half, round_keys, inverse=True).view(images.shape)
+
+
+def _small_order(size: int, key: int, *, device: torch.device) -> Tensor:
+    """The whole permutation of a few elements, int64 [size]."""
+    return hash_ids(torch.arange(size, dtype=torch.int64, device=device), key).argsort()
+
+
+def _network_keys(size: int, key: int) -> tuple[int, list[int]]:
+    """The bits of half an element, and the key of every round."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     assert half <= 31, "a permutation holds at most 2^62 elements"
-    round_keys = [derive_key(key, i) for i in range(_FEISTEL_ROUNDS)]
-    walk = _walk_on_host if positions.device.type == "cpu" else _walk_on_device
-    return walk(positions.flatten(), size, half, round_keys).view(positions.shape)
+    return half, [derive_key(key, i) for i in range(_FEISTEL_ROUNDS)]
 
 
 # The network permutes [0, 4^half). An image at or above size is passed through the network again until it is below
-# size. This stays a bijection: every cycle of the network that contains a number below size returns to one.
+# size. This stays a bijection: every cycle of the network that contains a number below size returns to one. The inverse
+# walks the same cycles backwards.
 
 
-def _walk_on_host(positions: Tensor, size: int, half: int, round_keys: list[int]) -> Tensor:
+def _walk_on_host(positions: Tensor, size: int, half: int, round_keys: list[int], *, inverse: bool = False) -> Tensor:
     """Uses numpy's uint64, which shifts without a mask: a call on a few ids takes a fifth of torch's time."""
     low, end = np.uint64((1 << half) - 1), np.uint64(size)
     keys = [(np.uint64(key), np.uint64(_mix_int(key ^ _GOLDEN))) for key in round_keys]
@@ -135,10 +153,19 @@ def _walk_on_host(positions: Tensor, size: int, half: int, round_keys: list[int]
             left, right = right, left ^ (_mix_array(hashes) & low)
         return (left << np.uint64(half)) | right
 
-    result = network(positions.numpy().view(np.uint64))
+    def inverse_network(x: np.ndarray) -> np.ndarray:
+        left, right = x >> np.uint64(half), x & low
+        for key, second in reversed(keys):
+            hashes = _mix_array(left + key)
+            hashes ^= second
+            left, right = right ^ (_mix_array(hashes) & low), left
+        return (left << np.uint64(half)) | right
+
+    step = inverse_network if inverse else network
+    result = step(positions.numpy().view(np.uint64))
     walking = np.flatnonzero(result >= end)
     while len(walking):
-        result[walking] = images = network(result[walking])
+        result[walking] = images = step(result[walking])
         walking = walking[images >= end]
     return torch.from_numpy(result.view(np.int64))
 

@@ -6,11 +6,14 @@ c counts the data that the model was built from: N labels w, each with the token
 number of pseudo-occurrences of every h, for pairs that were never seen. If V^2 is more than ``NUM_BUCKETS``, pairs are
 hashed, and pairs in one bucket share its count.
 
+The loss of a row that was counted leaves the row itself out: its own occurrences are subtracted from all counts, N too.
+Otherwise a model finds the rows that it counted easier than others like them; the fewer it counts, the more so.
+
 Counts are integers, summed over all ranks, and the loss of a row depends only on the row and the counts. So it is the
 same for every number of ranks.
 
 Cost: 64 MiB for the pairs and 8 bytes per id; one addition in memory per counted token, three reads and one logarithm
-per scored token.
+per scored token. A row that is left out is sorted three times besides.
 
 Source: MacKay and Peto 1995 (smoothing by a Dirichlet prior); Moore and Lewis, ACL 2010 (data selection by the
 difference of two n-gram models); DSIR, NeurIPS 2023 (hashed n-grams, for pretraining data).
@@ -78,9 +81,15 @@ class BigramModel:
         for counts in (self.pairs, self.inputs, self.labels):
             sharding.sum(counts)
 
-    def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """int64 [B, L] each -> fp32 [B], mean nats per label; NaN for a row with only ignored labels."""
+    def losses(self, inputs: Tensor, labels: Tensor, *, is_counted: Tensor | None = None) -> Tensor:
+        """int64 [B, L] each -> fp32 [B], mean nats per label; NaN for a row with only ignored labels.
+
+        Args:
+            is_counted: bool [B], rows that :meth:`add` has counted, which are left out of their own losses.
+        """
         nats = self.token_losses(inputs, labels)
+        if is_counted is not None and is_counted.any():
+            nats[is_counted] = self._left_out_losses(inputs[is_counted], labels[is_counted])
         return (nats.sum(dim=1) / (labels != IGNORE_INDEX).sum(dim=1)).float()
 
     def token_losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -89,6 +98,23 @@ class BigramModel:
         valid = labels != IGNORE_INDEX
         labels = labels.where(valid, 0)
         nats = log_seen[inputs] - self.pairs[self._pair_index(inputs, labels)].double().add_(prior[labels]).log_()
+        return nats.where(valid, 0.0)
+
+    def _left_out_losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The same fp64 [B, L] by the counts without those of the row itself."""
+        valid = labels != IGNORE_INDEX
+        index = self._pair_index(inputs, labels.where(valid, 0))
+        pairs, before, alone = (
+            counts[ids].double() - _own_counts(ids, valid)
+            for counts, ids in (
+                (self.pairs, index),
+                (self.inputs, inputs),
+                (self.labels, labels.where(valid, 0)),
+            )
+        )
+        others = float(self.labels.sum()) - valid.sum(dim=1, keepdim=True)
+        unigram = (alone + 0.5) / (others + 0.5 * self.vocab_size)
+        nats = torch.log(before + SMOOTHING) - torch.log(pairs + SMOOTHING * unigram)
         return nats.where(valid, 0.0)
 
     @cached_property
@@ -101,3 +127,10 @@ class BigramModel:
         """The index of the count of each pair."""
         pairs = inputs * self.vocab_size + labels
         return pairs if self.is_exact else hash_ids(pairs, 0).bitwise_and_(NUM_BUCKETS - 1)
+
+
+def _own_counts(ids: Tensor, valid: Tensor) -> Tensor:
+    """int64 [B, L] ids below 2^24 -> int64 [B, L], how often each occurs among the valid places of its row."""
+    rows = torch.arange(len(ids))[:, None] << 24
+    _, inverse, counts = torch.unique((rows + ids)[valid], return_inverse=True, return_counts=True)
+    return torch.zeros_like(ids).masked_scatter_(valid, counts[inverse])

@@ -59,6 +59,20 @@ def counted(data: TokenDataset, num: int) -> list[np.ndarray]:
     return [pairs.ravel(), inputs, labels]
 
 
+def losses_without(counts: list[np.ndarray], data: TokenDataset, num: int) -> np.ndarray:
+    """Losses of the counted data, of each of its counted examples by the counts of the others, fp64 [N]."""
+    losses = losses_by(counts, data)
+    sample = permute(torch.arange(num), len(data), derive_key(stream("order"), SEED, 0, 0)).tolist()
+    for number in sample:
+        pairs, inputs, labels = (each.copy() for each in counts)
+        row = windows(data)[number]
+        np.subtract.at(pairs.reshape(len(inputs), -1), (row[:-1], row[1:]), 1)
+        np.subtract.at(inputs, row[:-1], 1)
+        np.subtract.at(labels, row[1:], 1)
+        losses[number] = losses_by([pairs, inputs, labels], data)[number]
+    return losses
+
+
 def losses_by(counts: list[np.ndarray], data: TokenDataset) -> np.ndarray:
     """From the formula, fp64 [N]."""
     pairs, inputs, labels = counts
@@ -97,6 +111,20 @@ def test_counts_and_losses_are_those_of_one_pass_on_any_number_of_ranks(
         found.verify_checksum()
         np.testing.assert_allclose(found.read(0, NUM_OTHERS).numpy(), losses_by(expected, others), rtol=1e-6)
         files.append([(folder / name).read_bytes() for name in ("losses.bin", "reference.json")])
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("num", [2, 203])
+def test_an_example_is_left_out_of_its_own_loss_on_any_number_of_ranks(
+    data: list[TokenDataset], tmp_path: Path, num: int
+) -> None:
+    own, files = data[0], []
+    expected = losses_without(counted(own, num), own, num)
+    for ranks in RANKS:
+        folder = tmp_path / str(ranks)
+        run_on_ranks(make, ranks, str(own.shards.path), str(own.shards.path), str(folder), num)
+        np.testing.assert_allclose(StoredScores(folder).read(0, NUM_DATA).numpy(), expected, rtol=1e-6)
+        files.append((folder / "losses.bin").read_bytes())
     assert files[0] == files[1] == files[2]
 
 

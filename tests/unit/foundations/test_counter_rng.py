@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from references import chi_square, chi_square_critical
 
 from titan_attent.foundations import counter_rng
-from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, permute, stream, uniform
+from titan_attent.foundations.counter_rng import derive_key, gumbel, hash_ids, permute, stream, uniform, unpermute
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -119,7 +119,9 @@ def test_keys_of_different_fields_differ():
 
 def test_permutation_is_a_bijection_for_every_small_size():
     for size in range(1, 300):  # into the networks of 16, 64, 256 and 1024 elements
-        assert sorted(permute(torch.arange(size), size, derive_key(7, size)).tolist()) == list(range(size)), size
+        images = permute(torch.arange(size), size, derive_key(7, size))
+        assert sorted(images.tolist()) == list(range(size)), size
+        assert torch.equal(unpermute(images, size, derive_key(7, size)), torch.arange(size)), size
 
 
 @pytest.mark.parametrize("power", range(9, 14))
@@ -136,6 +138,7 @@ def test_permutation_is_the_plain_integer_permutation_and_inverts(size, key, dat
     images = permute(tensor(positions), size, key).tolist()
     assert images == [plain_permute(p, size, key) for p in positions]
     assert [plain_unpermute(image, size, key) for image in images] == positions
+    assert unpermute(tensor(images), size, key).tolist() == positions
 
 
 @pytest.mark.parametrize("size", [2**24 + 1, 2**32 + 5, 10**10, 2**40 + 3, 2**53 + 1, 2**61, 2**62])

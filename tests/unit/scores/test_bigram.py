@@ -51,6 +51,27 @@ def test_losses_are_those_of_the_formula(ignored: bool) -> None:
     np.testing.assert_allclose(losses.numpy(), by_hand(counted, *scored), rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_buckets", [2**24, 16])
+def test_a_counted_row_is_left_out_of_its_own_loss(num_buckets: int) -> None:
+    """As if the others alone were counted; hashed pairs too."""
+    inputs, labels = rows(0)
+    labels[3:20, 2:5], labels[7] = IGNORE_INDEX, IGNORE_INDEX
+    with mock.patch.object(bigram, "NUM_BUCKETS", num_buckets):
+        model = BigramModel(VOCAB_SIZE)
+        model.add(inputs, labels)
+        is_counted = torch.arange(len(inputs)) % 3 != 0
+        losses = model.losses(inputs, labels, is_counted=is_counted)
+        for row in range(len(inputs)):
+            others = BigramModel(VOCAB_SIZE)
+            keep = (torch.arange(len(inputs)) != row) | ~is_counted
+            others.add(inputs[keep], labels[keep])
+            expected = others.losses(inputs[row : row + 1], labels[row : row + 1])
+            torch.testing.assert_close(losses[row : row + 1], expected, rtol=1e-6, atol=0, equal_nan=True)
+        with_itself = model.losses(inputs, labels)
+    assert torch.equal(losses[::3].nan_to_num(), with_itself[::3].nan_to_num())
+    assert (losses > with_itself)[is_counted & (labels != IGNORE_INDEX).any(dim=1)].all()
+
+
 def test_probabilities_of_all_labels_add_up_to_one() -> None:
     model = BigramModel(VOCAB_SIZE)
     model.add(*rows(0))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titan_attent.foundations.counter_rng import derive_key, permute, stream
+from titan_attent.foundations.counter_rng import derive_key, permute, stream, unpermute
 
 Key = tuple[int, int, int]
 """The key of an order: (seed, round, pass). The orders of all examples have round 0 and consecutive pass numbers."""
@@ -99,6 +99,13 @@ class Pool:
         if self.order is None:
             return slots
         return permute(slots + self.start, self.num_examples, derive_key(stream("order"), *self.order))
+
+    def contains(self, ids: Tensor) -> Tensor:
+        """Example ids, int64 [n] -> bool [n], whether they are in the pool."""
+        slots = ids
+        if self.order is not None:
+            slots = unpermute(ids, self.num_examples, derive_key(stream("order"), *self.order))
+        return (slots >= self.start) & (slots < self.start + self.size)
 
 
 @dataclass

@@ -9,12 +9,15 @@ resumes scoring where it stopped.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from titan_attent.data.io.reader import Reader
-from titan_attent.data.plan.order import OrderCursor
+from titan_attent.data.io.reader import ReadBatch, Reader
+from titan_attent.data.plan.order import OrderCursor, Pool
 from titan_attent.data.text.document_examples import WholeDocuments
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.sharding import ExampleSharding
@@ -33,6 +36,25 @@ BATCH_SIZE = 64
 
 ScoredExamples = TokenDataset | WholeDocuments
 """Windows of tokens, or whole documents."""
+
+
+IS_COUNTED = "is_counted"
+
+
+@dataclass(frozen=True)
+class _MarkedRows:
+    """Rows of a data set with a bool column ``IS_COUNTED`` [B]: whether they are in ``counted``; None: none are."""
+
+    dataset: ScoredExamples
+    counted: Pool | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, ids: Tensor) -> ReadBatch:
+        input_dict, labels = self.dataset.read(ids)
+        is_counted = torch.zeros(len(ids), dtype=torch.bool) if self.counted is None else self.counted.contains(ids)
+        return input_dict | {IS_COUNTED: is_counted}, labels
 
 
 def num_counted(*, num_trusted: int, num_examples: int, tokens_per_example: int) -> int:
@@ -68,13 +90,17 @@ class Bigrams:
     def count(self) -> None:
         """Count the sample."""
         sharding = ExampleSharding(self.num, mesh=self.mesh)
-        sample = OrderCursor(len(self.dataset), self.seed)
-        sample.take(self.num)
-        pool, slots = sample.pool(), sharding.local_ids()
+        pool, slots = self._sample(), sharding.local_ids()
         batches = (slots[i : i + BATCH_SIZE] for i in range(0, len(slots), BATCH_SIZE))
         for input_dict, labels in self.reader.read(lambda batch: self.dataset.read(pool.ids(batch)), batches):
             self.model.add(input_dict["input"], labels)
         self.model.share(sharding)
+
+    def _sample(self) -> Pool:
+        """The examples that are counted."""
+        cursor = OrderCursor(len(self.dataset), self.seed)
+        cursor.take(self.num)
+        return cursor.pool()
 
     def count_into(self, folder: Path) -> None:
         """Count the sample, and write the table to ``folder``."""
@@ -85,13 +111,16 @@ class Bigrams:
         """Write the losses of the examples of ``dataset`` to ``folder``; resumes where a killed command stopped."""
         with fail_on_mistake():
             writer = ScoresWriter(folder, scoring=self._scoring(dataset))
+        rows = _MarkedRows(dataset, self._sample() if dataset.scored == self.dataset.scored else None)
         with open_on_rank_zero(writer) as start:
             write_losses(
                 writer,
                 # A document that is its eos alone has no label, and no example: its score is read by nobody.
-                lambda input_dict, labels: self.model.losses(input_dict["input"], labels).nan_to_num(0.0),
+                lambda input_dict, labels: self.model.losses(
+                    input_dict["input"], labels, is_counted=input_dict[IS_COUNTED]
+                ).nan_to_num(0.0),
                 start=start,
-                dataset=dataset,
+                dataset=rows,
                 reader=self.reader,
                 sharding=ExampleSharding(len(dataset), mesh=self.mesh),
                 batch_size=BATCH_SIZE,
@@ -99,8 +128,8 @@ class Bigrams:
 
     @property
     def identity(self) -> str:
-        """sha256 of everything that determines the counts."""
-        fields = f"{self.dataset.stored.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS}"
+        """sha256 of everything that determines the counts, and how they score."""
+        fields = f"{self.dataset.stored.fingerprint} {self.num} {self.seed} {SMOOTHING} {NUM_BUCKETS} left out"
         return hashlib.sha256(fields.encode()).hexdigest()
 
     def _scoring(self, dataset: ScoredExamples) -> Scoring:
