@@ -12,6 +12,7 @@
     documents.py      packed windows of documents against torchtitan's loader, streaming and plain reads
     documents_streaming.py   the streaming process of documents.py
     report.py         reading the events of many runs against TensorBoard's own reader
+    editing.py        edits of checkpoints against copying them, and against mergekit
     start.py          --help, typos and refusals against the commit db29f37
     tasks.py          the generators of learning tasks against plain Python loops
     packing.py        packing documents into windows against reading them, and the padding that is left

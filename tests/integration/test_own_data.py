@@ -52,7 +52,7 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copytree(ROOT / "train_configs", tmp_path / "train_configs")
     for folder, package in INPUTS.items():
         (tmp_path / "my" / folder).mkdir(parents=True)
-        for path in sorted((STDLIB / package).glob("*.py")):
+        for path in sorted((STDLIB / package).glob("*.py"))[:8]:
             for number, text in enumerate(path.read_text(encoding="utf-8").split("\n\n")):
                 (tmp_path / "my" / folder / f"{path.stem}-{number}.txt").write_text(text, encoding="utf-8")
     writing, launched = [], []
