@@ -246,8 +246,8 @@ def test_a_second_writer_deletes_nothing_of_the_first(inputs: list[str], ranks: 
 def test_a_small_source_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sources give text by their size, whatever the order; a source that is small gives all that it has."""
     monkeypatch.setattr(sample, "SPAN_BYTES", 500)
-    put(tmp_path / "large.jsonl", lines([f"large {i}" for i in range(20_000)]))
-    put(tmp_path / "second.jsonl", lines([f"second {i}" for i in range(10_000)]))
+    put(tmp_path / "large.jsonl", lines([f"large {i}" for i in range(4_000)]))
+    put(tmp_path / "second.jsonl", lines([f"second {i}" for i in range(2_000)]))
     put(tmp_path / "small.jsonl", lines([f"small {i}" for i in range(10)]))
     inputs = [f"{name}={tmp_path / name}.jsonl" for name in ("large", "second", "small")]
     tokenizers = []
