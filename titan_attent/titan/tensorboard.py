@@ -16,9 +16,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
-        "answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]],
-        "training loss of each source": ["Multiline", ["loss_metrics/by_source/.*"]],
-        "validation loss of each source": ["Multiline", ["validation_metrics/by_source/.*"]],
+        "loss of each source": ["Multiline", ["(loss|validation)_metrics/by_source/.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],
         "learning rate": ["Multiline", ["lr$"]],
     },
@@ -35,14 +33,17 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "ledger": {"cost of teaching": ["Multiline", ["ledger/.*"]]},
 }
 """Category -> chart -> its tags, as regular expressions (torch's ``SummaryWriter.add_custom_scalars``)."""
+EXACT_MATCH: dict[str, list[Any]] = {"answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]]}
+"""In front of them with ``[data] exact_match``."""
 
 
 def write_start(logger: BaseLogger, job_config: JobConfig) -> None:
     """Let ``logger`` write the layout and the configuration, as text, when it opens TensorBoard's file on this rank."""
+    layout = {"answers": EXACT_MATCH} | LAYOUT if job_config.data.exact_match else LAYOUT
     sections = {name: keys for name, keys in job_config.to_dict().items() if isinstance(keys, dict)}
 
     def write(writer: SummaryWriter, step: int) -> None:
-        writer.add_custom_scalars(LAYOUT)
+        writer.add_custom_scalars(layout)
         # Markdown shows indented lines as they are.
         text = "\n".join(f"    {line}" for line in to_toml(sections).splitlines())
         writer.add_text("configuration", text, step)

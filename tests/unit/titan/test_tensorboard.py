@@ -1,6 +1,7 @@
 """The configuration and the order of the charts, read back by TensorBoard's own reader."""
 
 from pathlib import Path
+from typing import Any
 
 import titan_attent.titan.patches.compat  # noqa: F401, I001
 
@@ -8,14 +9,22 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torchtitan.components import metrics
+from torchtitan.config import ConfigManager
 
 from titan_attent.foundations.toml import to_toml
+from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.titan.patches import compat
 from titan_attent.titan.tensorboard import BaseLogger, JobConfig, LoggerContainer, write_start
 
 
-def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, container = JobConfig(), LoggerContainer()
+def merged() -> Any:
+    return ConfigManager._merge_configs(JobConfig, OurSections)()
+
+
+@pytest.mark.parametrize("exact_match", [False, True])
+def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_match: bool) -> None:
+    config, container = merged(), LoggerContainer()
+    config.data.exact_match = exact_match
     config.optimizer.lr = 0.0123
     monkeypatch.setattr(metrics, "TensorBoardLogger", metrics.TensorBoardLogger)  # which a run replaces
     compat.continue_tensorboard(resumed=False)
@@ -30,11 +39,12 @@ def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [line.removeprefix("    ") for line in shown.splitlines()] == to_toml(config.to_dict()).splitlines()
     (layout,) = events.Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
-    assert [category.title for category in read.category] == ["loss", "teacher", "speed", "ledger"]
-    first = read.category[0].chart[0]
+    titles = [category.title for category in read.category]
+    assert titles == [*["answers"][:exact_match], "loss", "teacher", "speed", "ledger"]
+    first = read.category[titles.index("loss")].chart[0]
     assert list(first.multiline.tag) == ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]
 
 
 def test_nothing_without_tensorboard() -> None:
-    write_start(BaseLogger(), JobConfig())
-    write_start(LoggerContainer(), JobConfig())
+    write_start(BaseLogger(), merged())
+    write_start(LoggerContainer(), merged())
