@@ -197,12 +197,14 @@ class _Divergence(torch.autograd.Function):
         student_Tv, source_Tv, valid_T, student_shift_T, source_shift_T = ctx.saved_tensors
         scale_T = torch.where(valid_T, grad_T * ctx.temperatures[0], 0.0)
         # detach() shares the version counter: a second backward, which needs the logits, raises autograd's error.
-        out_Tv = source_Tv.detach() if ctx.overwrite else torch.empty_like(student_Tv)
+        source_Tv = source_Tv.detach()
+        out_Tv = source_Tv if ctx.overwrite else torch.empty_like(student_Tv)
         for rows in _chunks(student_Tv):
+            source_CV = source_Tv[rows]
             ctx.kernels.gradient_of_both_(
-                out_Tv[rows],
+                source_CV if ctx.overwrite else out_Tv[rows],  # one tensor: compiled kernels refuse two views of it
                 student_Tv[rows],
-                source_Tv[rows],
+                source_CV,
                 student_shift_T[rows],
                 source_shift_T[rows],
                 scale_T[rows],

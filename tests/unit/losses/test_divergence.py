@@ -218,6 +218,16 @@ def test_compiled_kernels_are_whole_graphs_with_the_same_results() -> None:
         torch.testing.assert_close(gradient(found, student), gradient(expected, student))
 
 
+def test_compiled_kernels_overwrite_the_source() -> None:
+    torch._dynamo.reset()  # a graph that was compiled for two tensors would be used for one
+    kernels = build_kernels(compiled=True, backend="aot_eager")
+    student, source = logits(0).requires_grad_(), logits(1)
+    expected = gradient(kl_divergence(student, source, valid()), student)
+    found = kl_divergence(student, source, valid(), overwrite=True, kernels=kernels)
+    torch.testing.assert_close(gradient(found, student), expected)
+    torch.testing.assert_close(source, expected)
+
+
 def test_draws_count_one_nth_each() -> None:
     student, ids = logits(0), targets()[0]
     expected = plain_targets(student, ids, torch.full(ids.shape, 0.2), temperature=1.0)
