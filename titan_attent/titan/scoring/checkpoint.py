@@ -17,6 +17,7 @@ Cost: a forward pass over the data, and the cost of writing its losses (write_lo
 """
 
 import os
+from collections.abc import Callable
 from itertools import count
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.checkpoint import MODEL
 from torchtitan.config import JobConfig
-from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.train import Trainer
 
@@ -129,6 +130,17 @@ class CheckpointScorer(ForwardScorer):
             logger.info(f"{self.writer.path}: scores of {self.writer.scoring.num_examples:,} examples")
 
 
+def run_command(job_config: JobConfig, spec: TrainSpec, datasets: DataSets, build: Callable[[], Trainer]) -> None:
+    """Build a trainer that writes something instead of training, after all checks, and run it."""
+    register_train_spec(job_config.model.name, spec)
+    init_logger()
+    log_vocabulary(job_config, spec, datasets)
+    command = build()
+    command.train()
+    command.close()
+    torch.distributed.destroy_process_group()
+
+
 def main(argv: list[str]) -> None:
     """Run the command."""
     try:
@@ -139,10 +151,4 @@ def main(argv: list[str]) -> None:
         check_scoring(job_config, spec, options, world_size=int(os.environ["WORLD_SIZE"]), datasets=datasets)
     except ValueError as error:
         fail(error)
-    register_train_spec(job_config.model.name, spec)
-    init_logger()
-    log_vocabulary(job_config, spec, datasets)
-    scorer = CheckpointScorer(job_config, options)
-    scorer.train()
-    scorer.close()
-    torch.distributed.destroy_process_group()
+    run_command(job_config, spec, datasets, lambda: CheckpointScorer(job_config, options))

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.checkpoint import MODEL
 from torchtitan.config import JobConfig
-from torchtitan.protocols.train_spec import register_train_spec
-from torchtitan.tools.logging import init_logger, logger
+from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_attent.data.io.reader import ReadBatch
@@ -34,9 +33,10 @@ from titan_attent.losses.divergence import largest_id
 from titan_attent.losses.target_draws import draw_targets, top_targets
 from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, tokenizer_facts
 from titan_attent.titan.dataset_cache import DataSets
-from titan_attent.titan.launch import log_vocabulary, parse, spec_of
+from titan_attent.titan.launch import parse, spec_of
 from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
+from titan_attent.titan.scoring.checkpoint import run_command
 from titan_attent.titan.scoring.checkpoint_checks import check_scored_run, check_weights, scoring_config
 from titan_attent.titan.scoring.write_losses import ScoringChunks, fail_on_mistake, progress_bar
 from titan_attent.titan.user_errors import fail, on_all_ranks, on_first_rank
@@ -213,10 +213,4 @@ def main(argv: list[str]) -> None:
         writer_of(job_config, dataset, options)
     except ValueError as error:
         fail(error)
-    register_train_spec(job_config.model.name, spec)
-    init_logger()
-    log_vocabulary(job_config, spec, datasets)
-    command = TargetsCommand(job_config, options)
-    command.train()
-    command.close()
-    torch.distributed.destroy_process_group()
+    run_command(job_config, spec, datasets, lambda: TargetsCommand(job_config, options))
