@@ -210,6 +210,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def time_and_memory(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The columns of a table: ``names`` of the row, then its time and peak memory and their ratios."""
+    return {name: row[name] for name in names} | {
+        "ms": 1e3 * row["seconds"],
+        "time": f"{row['time_ratio']:.3f}",
+        "spread": f"{row['spread']:.0%}",
+        "MiB": row["peak_bytes"] // 2**20,
+        "memory": f"{row['memory_ratio']:.2f}",
+    }
+
+
 def publish(output: Path | None, result: Mapping[str, Any], *rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the header and the tables; write the whole result as JSON to ``output`` if there is one."""
     for key in ("command", "machine", "versions"):

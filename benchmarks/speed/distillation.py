@@ -116,17 +116,7 @@ def main() -> None:
         row["time_ratio"] = row["seconds"] / rows[0]["seconds"]
         row["memory_ratio"] = row["peak_bytes"] / rows[1]["peak_bytes"]
     settings = {key: value for key, value in vars(args).items() if key != "output"}
-    shown = [
-        {
-            "variant": row["variant"],
-            "ms": 1e3 * row["seconds"],
-            "time": f"{row['time_ratio']:.3f}",
-            "spread": f"{row['spread']:.0%}",
-            "MiB": row["peak_bytes"] // 2**20,
-            "memory": f"{row['memory_ratio']:.2f}",
-        }
-        for row in rows
-    ]
+    shown = [measure.time_and_memory(row, "variant") for row in rows]
     measure.publish(args.output, header | {"settings": settings, "rows": rows}, shown)
 
 

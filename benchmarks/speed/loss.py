@@ -140,18 +140,7 @@ def main() -> None:
     labels, weights = labels.to(args.device), torch.tensor([0.5, 1.0, 1.5, 2.0], device=args.device)
     rows = part_logits(args, labels, weights) + part_head(args, labels, weights)
     settings = {key: value for key, value in vars(args).items() if key != "output"}
-    shown = [
-        {
-            "part": row["part"],
-            "variant": row["variant"],
-            "ms": 1e3 * row["seconds"],
-            "time": f"{row['time_ratio']:.3f}",
-            "spread": f"{row['spread']:.0%}",
-            "MiB": row["peak_bytes"] // 2**20,
-            "memory": f"{row['memory_ratio']:.2f}",
-        }
-        for row in rows
-    ]
+    shown = [measure.time_and_memory(row, "part", "variant") for row in rows]
     measure.publish(args.output, header | {"settings": settings, "rows": rows}, shown)
 
 
