@@ -4,7 +4,8 @@ It must not use ``from __future__ import annotations``: with string annotations 
 sections instead of merging them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -14,6 +15,13 @@ class DataConfig:
 
     validation_path: str = ""
     """Folder of the validation data set; read when ``validation.enable`` is set."""
+
+    validation_sets: dict[str, Any] = field(default_factory=dict)
+    """
+    Several validation data sets instead of one, by name: ``NAME = { path = "FOLDER", weight = 1.0 }`` in the section
+    ``[data.validation_sets]``. Each has a loss, a perplexity and bits per byte of its own; ``validation_metrics/loss``
+    is their mean by the weights (docs/reference/validation.md).
+    """
 
     unit: str = "window"
     """
