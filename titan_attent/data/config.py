@@ -23,6 +23,25 @@ class DataConfig:
     is their mean by the weights (docs/reference/validation.md).
     """
 
+    sources: dict[str, Any] = field(default_factory=dict)
+    """
+    The mixture of the data's sources, in the section ``[data.sources]``, one word per source
+    (docs/reference/mixtures.md).
+    - ``NAME = { proportion = 0.5 }``: its share of the tokens of every step; ``[[STEP, SHARE], ...]`` for one that
+      changes, linear between the steps.
+    - ``NAME = { repeat = 2.0 }``: passes over it per epoch of the mixture.
+    - ``NAME = { choose = 5_000_000 }``: its tokens per epoch of the mixture.
+    Without the section all examples are trained in one shuffled order.
+    """
+
+    proportions_of: str = "trained"
+    """
+    What the proportions of ``[data.sources]`` are of, where a teacher selects.
+    - "trained": of the tokens that are trained. The teacher selects within each source.
+    - "candidates": of the tokens that the teacher selects from, among all sources: a source of which it leaves out more
+      is trained less.
+    """
+
     unit: str = "window"
     """
     What one example is, which the teacher selects, weights and scores.

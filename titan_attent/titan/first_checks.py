@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from titan_attent.data.plan.proportions import parse_sources
 from titan_attent.data.validation_sets import validation_sets
 from titan_attent.foundations.checks import check_number, check_one_of, closest
 from titan_attent.foundations.file_lock import LOCK_FILE, check_free
@@ -126,6 +127,7 @@ def _check(argv: list[str], *, starts: bool) -> None:
             check_types(getattr(config, section.name), where=section.name)
         check_ranges(config, RANGES)
         check_ranges(config, {f"teacher.{key}": bounds for key, bounds in TEACHER_RANGES.items()})
+        parse_sources(config.data.sources)
         check_folders(config)
         if starts:
             check_free(Path(config.job.dump_folder) / LOCK_FILE, "[job] dump_folder")

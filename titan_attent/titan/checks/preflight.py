@@ -32,6 +32,7 @@ from titan_attent.titan.checks.value_checks import check_fit, check_flavor, chec
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
+from titan_attent.titan.mixtures import check_mixture
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
 from titan_attent.titan.settings import check_sections, setting_of, settings_of, systems_of, with_validation_set
@@ -81,6 +82,7 @@ def check_run(
     batch_size = check_batch_size(job_config, dp_degree=dp_degree)
     dataset = open_examples(job_config, datasets, model_args)
     check_one_batch(job_config, dataset, batch_size=batch_size)
+    check_mixture(job_config, dataset)
     facts = DataFacts(
         dataset=dataset,
         batch_size=batch_size,
