@@ -129,6 +129,8 @@ class DataFacts:
         settings: the settings of the run.
         check_frozen: takes a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` would refuse
             them.
+        proportions: source -> its mean share of the tokens of the run, where a mixture lets a teacher select within
+            each source; None otherwise.
         loss: the name of the learner's loss, with the settings that change its value (scores/stored.py).
     """
 
@@ -137,6 +139,7 @@ class DataFacts:
     open_scores: Callable[[str], StoredScores]
     settings: RunSettings
     check_frozen: Callable[..., Any]
+    proportions: Mapping[str, float] | None = None
     loss: str = ""
 
 

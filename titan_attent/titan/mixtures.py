@@ -13,7 +13,7 @@ from torchtitan.config import JobConfig
 from titan_attent.data.examples import Examples
 from titan_attent.data.plan.mixture import Mixture, Source
 from titan_attent.data.plan.packed import Packer
-from titan_attent.data.plan.proportions import UNITS, Proportions, check_of, parse_sources, proportions_of
+from titan_attent.data.plan.proportions import TRAINED, UNITS, Proportions, check_of, parse_sources, proportions_of
 from titan_attent.data.plan.source import spans_by_name
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.source_tokens import examples_by_source, tokens_by_source
@@ -40,6 +40,14 @@ def check_mixture(job_config: JobConfig, dataset: Examples) -> None:
 
 def _proportions(job_config: JobConfig, tokens: Mapping[str, int]) -> Proportions:
     return proportions_of(parse_sources(job_config.data.sources), tokens, where=job_config.data.path)
+
+
+def proportions_within(job_config: JobConfig, dataset: Examples) -> dict[str, float] | None:
+    """Source -> its mean proportion in the run, where a teacher selects within each source; None otherwise."""
+    if not is_mixed(job_config) or job_config.data.proportions_of != TRAINED:
+        return None
+    proportions, steps = _proportions(job_config, tokens_by_source(dataset)), max(1, job_config.training.steps)
+    return {name: float(sum_ / steps) for name, sum_ in zip(proportions.names, proportions.sums(steps), strict=True)}
 
 
 def build_mixture(

@@ -37,7 +37,7 @@ from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader, build_packer
 from titan_attent.titan.metrics import TeachingMetricsProcessor
-from titan_attent.titan.mixtures import build_mixture, is_mixed
+from titan_attent.titan.mixtures import build_mixture, is_mixed, proportions_within
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
@@ -142,6 +142,7 @@ class TeachingTrainer(Trainer):
             ledger=self.ledger,
             packer=self.packer,
             mixture=self.mixture,
+            proportions=proportions_within(job_config, self.loader.dataset),
             forward_rows=self.forward_rows,
             reader=self.loader.reader,
             step=lambda: self.step,

@@ -213,10 +213,10 @@ def proportions_of(words: Mapping[str, Word], tokens: Mapping[str, int], *, wher
             raise ValueError(f"[{SECTION}] leaves nothing to train: all sources are chosen 0 times")
         found = Proportions(tuple(tokens), tuple((Point(0, float(amount / total)),) for amount in amounts))
     for step in found.breakpoints:
-        total = sum(_interpolated(points, step) for points in found.points) / UNITS
-        if abs(total - 1) > TOLERANCE:
+        at_step = sum(_interpolated(points, step) for points in found.points) / UNITS
+        if abs(at_step - 1) > TOLERANCE:
             at = f" at step {step}" if len(found.breakpoints) > 1 else ""
-            raise ValueError(f"[{SECTION}]: the proportions have the sum {total:.6g}{at}: make it 1")
+            raise ValueError(f"[{SECTION}]: the proportions have the sum {at_step:.6g}{at}: make it 1")
     for name, is_used in zip(found.names, found.used, strict=True):
         if is_used and not tokens[name]:
             raise ValueError(

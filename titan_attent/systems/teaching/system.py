@@ -140,6 +140,7 @@ class Teaching(System):
             on_decision=self._write_decision,
             on_quarantine=self._write_quarantined,
             packer=run.packer,
+            within=run.proportions,
         )
         if run.log_text is not None and isinstance(run.dataset, (TokenDataset, DocumentDataset)):
             show_first_selection(self.teacher.draws, run.dataset, run.log_text)

@@ -32,7 +32,7 @@ from titan_attent.titan.checks.value_checks import check_fit, check_flavor, chec
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
-from titan_attent.titan.mixtures import check_mixture
+from titan_attent.titan.mixtures import check_mixture, proportions_within
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
 from titan_attent.titan.settings import check_sections, setting_of, settings_of, systems_of, with_validation_set
@@ -89,6 +89,7 @@ def check_run(
         open_scores=datasets.scores,
         settings=settings,
         check_frozen=check_frozen,
+        proportions=proportions_within(job_config, dataset),
         loss=family.modality.loss(job_config),
     )
     check_systems_data(systems, facts)
