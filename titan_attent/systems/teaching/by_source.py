@@ -10,6 +10,7 @@ the scores of one source at a time.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -90,6 +91,13 @@ class Chosen:
     num_fallbacks: int
 
 
+def _scores_of(
+    all_scores: Callable[[], Scores], slots: slice | Tensor, sharding: SourceSharding, tokens: Tokens | None
+) -> Scores:
+    """The scores of one source."""
+    return Scores(all_scores().values[slots], sharding=sharding, tokens=tokens)
+
+
 class WithinSources:
     """Selects within each source.
 
@@ -140,9 +148,7 @@ class WithinSources:
                 size=counted,
                 bound=bound(counted, proportions[name]),
                 trusted=trusted,
-                all_scores=lambda slots=slots, sharding=sharding, own=own: Scores(
-                    all_scores().values[slots], sharding=sharding, tokens=own
-                ),
+                all_scores=partial(_scores_of, all_scores, slots, sharding, own),
                 noun=("examples" if tokens is None else "tokens") + f" of {name}",
             )
             self.pools.append(SourceDraws(slots, sharding, own, ratios))

@@ -54,7 +54,7 @@ def build(mesh: Any, name: str, *, within: bool = True) -> tuple[Teacher, Teachi
         more = {
             "expert": torch.zeros_like(local),
             "amateur": local * 2 + noise,
-            "trusted": [2.0 + i / 50 for i in range(40)],
+            "trusted": [2.0 + i / 400 for i in range(40)],
         }
     shares = dict(zip(NAMES, SHARES, strict=True)) if within else None
     teacher = Teacher(
