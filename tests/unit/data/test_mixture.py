@@ -194,6 +194,10 @@ def test_the_proportions_hold_after_choosing_and_a_source_goes_on_where_it_was()
     web = ids[:80][SOURCE_OF[ids[:80]] == 0]
     counts = np.bincount(web, minlength=NUM)[first & (SOURCE_OF == 0)]
     assert len(web) > len(counts) and (counts.min(), counts.max()) == (1, 2)
+    for source in range(4):  # of the other selection, each example once before one comes again
+        own = ids[80:][SOURCE_OF[ids[80:]] == source]
+        counts = np.bincount(own, minlength=NUM)[other & (SOURCE_OF == source)]
+        assert counts.max() - counts.min() <= 1
 
 
 def test_what_is_left_out_of_a_source_lowers_its_share_where_the_proportions_are_of_the_candidates() -> None:
