@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "highway",
     "instructions",
     "long_windows",
+    "parity",
     "single_pass",
     "vision",
     "weights",
