@@ -7,6 +7,7 @@
 
     examples.py    the interface of a data set, of text or images
     config.py      the section [data]
+    validation_sets.py  the validation data sets that it names
     run_record.py  the facts that a run records for the report
 
 The loader for torchtitan is titan/loader.py.

@@ -22,6 +22,7 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.systems.system import DataFacts, Planned
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value
 from titan_attent.titan.checks.load_sources import folder_of, source_of
+from titan_attent.titan.mixtures import lines_of_mixture
 from titan_attent.titan.settings import systems_of
 
 BYTES_PER_LAYER = 17
@@ -205,7 +206,9 @@ def lines_of(plan: RunPlan, job_config: JobConfig, facts: DataFacts) -> Iterator
     )
     if plan.first_step:
         yield f"            {remaining:,} steps remain, {remaining * per_step:,} tokens"
-    if not any(each.lines for each in plan.systems.values()):
+    mixed = list(lines_of_mixture(job_config, dataset, batch_size=plan.batch_size, steps=plan.steps))
+    yield from (f"{'mixture' if i == 0 else '':11} {line}" for i, line in enumerate(mixed))
+    if not mixed and not any(each.lines for each in plan.systems.values()):
         yield f"            each example is trained {plan.passes:.2f} times"
     for name, each in plan.systems.items():
         yield from (f"{name if i == 0 else '':11} {line}" for i, line in enumerate(each.lines))

@@ -16,6 +16,8 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "bits per byte": ["Multiline", ["validation_metrics/bits_per_byte.*"]],
+        "loss of each validation set": ["Multiline", ["validation_metrics/loss/.*"]],
         "loss of each source": ["Multiline", ["(loss|validation)_metrics/by_source/.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],
         "learning rate": ["Multiline", ["lr$"]],

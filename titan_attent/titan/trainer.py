@@ -37,6 +37,7 @@ from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
 from titan_attent.titan.loader import TeachingLoader, build_packer
 from titan_attent.titan.metrics import TeachingMetricsProcessor
+from titan_attent.titan.mixtures import build_mixture, is_mixed, proportions_within
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
 from titan_attent.titan.patches import compat
@@ -75,6 +76,15 @@ class TeachingTrainer(Trainer):
             batch_size=self.batch_size,
             max_examples=job_config.data.max_examples_per_window,
             packing=job_config.data.packing,
+            mixed=is_mixed(job_config),
+        )
+        self.mixture = build_mixture(
+            self.loader,
+            self.packer,
+            job_config,
+            mesh=self.parallel_dims.get_optional_mesh("batch"),
+            device=self.device,
+            batch_size=self.batch_size,
         )
         self.forward_rows = forward_rows_of(self, self.loader.dataset)
         self.sources = StepSources(self)
@@ -105,7 +115,7 @@ class TeachingTrainer(Trainer):
                 "validate", self.systems.during_pause(self.validator.validate)
             )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
-            run_metrics=lambda: self.ledger.metrics() | self.systems.metrics() | self.sources.metrics(),
+            run_metrics=self._run_metrics,
             logged=self.health.logged,
             validated=self.health.validated,
             tokens_per_image=self.tokens_per_example if family_of(job_config).modality.is_of_images else None,
@@ -131,6 +141,8 @@ class TeachingTrainer(Trainer):
             replica_sources=replica_sources_of(dims, self.pp_schedule if dims.pp_enabled else None),
             ledger=self.ledger,
             packer=self.packer,
+            mixture=self.mixture,
+            proportions=proportions_within(job_config, self.loader.dataset),
             forward_rows=self.forward_rows,
             reader=self.loader.reader,
             step=lambda: self.step,
@@ -154,6 +166,10 @@ class TeachingTrainer(Trainer):
         )
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
 
+    def _run_metrics(self) -> dict[str, float]:
+        mixed = {} if self.mixture is None else self.mixture.metrics()
+        return self.ledger.metrics() | mixed | self.systems.metrics() | self.sources.metrics()
+
     def _sampler_of_all(self) -> TeachingSampler:
         """A sampler of all examples, used if no system selects them."""
         plan = Shuffled(
@@ -161,11 +177,15 @@ class TeachingTrainer(Trainer):
             batch_size=self.batch_size,
             seed=self.job_config.data.seed,
             ledger=self.ledger,
-            packer=self.packer,
+            packer=self.packer if self.mixture is None else None,  # a mixture packs each source itself
         )
         loader = self.loader
         return TeachingSampler(
-            plan, rank=loader.dp_rank, num_ranks=loader.dp_world_size, microbatches=loader.microbatches
+            plan,
+            rank=loader.dp_rank,
+            num_ranks=loader.dp_world_size,
+            microbatches=loader.microbatches,
+            mixture=self.mixture,
         )
 
     def init_distributed(self) -> ParallelDims:

@@ -35,7 +35,7 @@ def planned(config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Plann
         f"selections, {steps - phases.tail_start:,} steps on the full data at the end"
     ]
     if is_decided_before(config):
-        lines.append(preview(config, facts, total_steps=max(1, steps)).forecast.text)
+        lines.append(preview(config, facts, total_steps=max(1, steps), within=facts.proportions).forecast.text)
     elif config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES and steps > warmup:
         visits = phases.visits(None, num_examples=len(dataset), batch_size=batch_examples)
         lines.append(f"an example that is always selected is trained {visits:.1f} times")
