@@ -1,0 +1,215 @@
+"""Trains a source and its students, in a plain loop with the package's schedule and losses.
+
+A student's loss is the divergence from the source alone (``label_weight = 0``), as in the reference code. Sources see
+other rows than students. Students of one seed have the same first weights, the same rows in the same order, and one
+constant learning rate.
+
+The logits of a checkpoint on the student's rows are computed once and kept in memory for all arms of a seed; every arm
+is charged for the passes that it uses.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.distillation.arms import LAST, MIDDLE, Arm, named_checkpoints, phases
+from benchmarks.distillation.problems import Problem
+from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.losses.divergence import kl_divergence, largest_id, target_cross_entropy
+from titan_attent.systems.distillation.schedule import source_at
+
+BLOCK = 64
+"""Steps whose rows are generated at once."""
+WARMUP = 20
+"""Steps over which the learning rate rises."""
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+"""(logits, labels, 0-based step) -> scalar."""
+
+
+def of_labels(logits: Tensor, labels: Tensor, step: int) -> Tensor:
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def evaluate(model: nn.Module, rows: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """(accuracy, mean loss) on the labels of rows."""
+    with torch.no_grad():
+        logits, counts = model(rows[0]), rows[1] != IGNORE_INDEX
+    right = (logits.argmax(-1) == rows[1])[counts].double().mean().item()
+    return right, cross_entropy(logits[counts], rows[1][counts]).item()
+
+
+def batches(problem: Problem, seed: int, *, steps: int, source: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(0, steps, BLOCK):
+        inputs, labels = problem.training_rows(seed, step=step, steps=min(BLOCK, steps - step), source=source)
+        yield from zip(inputs.split(problem.batch), labels.split(problem.batch), strict=True)
+
+
+def train(
+    problem: Problem,
+    model: nn.Module,
+    loss: Loss,
+    *,
+    seed: int,
+    steps: int,
+    source: bool = False,
+    target: float = math.inf,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[int, tuple[float, float]]:
+    """Step -> (accuracy, loss) on the held-out rows. Ends early where the accuracy is ``target``.
+
+    Args:
+        after_step: called with every step, from 1, and its training loss.
+    """
+    optimizer, held_out, curve = problem.optimizer(model), problem.held_out(seed), {}
+    for step, (inputs, labels) in enumerate(batches(problem, seed, steps=steps, source=source)):
+        for group in optimizer.param_groups:
+            group["lr"] = problem.learning_rate * min(1.0, (step + 1) / WARMUP)
+        optimizer.zero_grad()
+        value = loss(model(inputs), labels, step)
+        value.backward()
+        optimizer.step()
+        after_step(step + 1, value.item())
+        if (step + 1) % problem.every == 0:
+            curve[step + 1] = evaluate(model, held_out)
+            if curve[step + 1][0] >= target:
+                break
+    return curve
+
+
+class Source:
+    """A trained source: its checkpoints, the losses of its training, and its logits on the students' rows.
+
+    Args:
+        file: where its weights are kept, or will be.
+    """
+
+    def __init__(self, problem: Problem, seed: int, file: Path):
+        self.problem, self.seed = problem, seed
+        self._logits: dict[int, Tensor] = {}
+        if not file.is_file():
+            self._train(file)
+        stored = torch.load(file, weights_only=True)
+        if stored["identity"] != problem.identity():
+            raise ValueError(f"{file} is the source of other sizes: name another --output, or remove {file}")
+        self.losses: dict[int, float] = stored["losses"]
+        self.curve: dict[int, tuple[float, float]] = stored["curve"]
+        self.weights: dict[int, dict[str, Tensor]] = stored["weights"]
+        self.seconds: float = stored["seconds"]
+        self.named = named_checkpoints(self.losses, self.checkpoints)
+        self.model = problem.model(source=True, seed=seed)
+        self.forward_flops = problem.batch * problem.forward_flops(self.model)
+
+    def _train(self, file: Path) -> None:
+        problem, begin = self.problem, time.process_time()
+        model = problem.model(source=True, seed=self.seed)
+        losses: dict[int, float] = {}
+        weights: dict[int, dict[str, Tensor]] = {}
+
+        def after_step(step: int, loss: float) -> None:
+            losses[step] = loss
+            if step % problem.save_every == 0:
+                weights[step] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+        curve = train(
+            problem, model, of_labels, seed=self.seed, steps=problem.source_steps, source=True, after_step=after_step
+        )
+        stored = {
+            "losses": losses,
+            "curve": curve,
+            "weights": weights,
+            "identity": problem.identity(),
+            "seconds": time.process_time() - begin,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        torch.save(stored, partial)
+        partial.rename(file)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        return sorted(self.weights)
+
+    @property
+    def training_flops(self) -> float:
+        return 3 * self.forward_flops * self.problem.source_steps
+
+    @property
+    def target(self) -> float:
+        """The accuracy that a student has to reach."""
+        return self.problem.target * self.curve[max(self.curve)][0]
+
+    def logits(self, checkpoint: int) -> Tensor:
+        """[steps, B, L, V] on the rows of all steps of a student."""
+        if checkpoint not in self._logits:
+            self.model.load_state_dict(self.weights[checkpoint])
+            rows = batches(self.problem, self.seed, steps=self.problem.steps, source=False)
+            with torch.no_grad():
+                self._logits[checkpoint] = torch.stack([self.model(inputs) for inputs, _ in rows])
+        return self._logits[checkpoint]
+
+    def entropy(self, checkpoint: int, temperature: float) -> float:
+        """Mean entropy on the students' first rows, in nats."""
+        log_p = (self.logits(checkpoint)[:BLOCK].double() / temperature).log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1).mean().item()
+
+    def softening(self) -> float:
+        """The temperature at which the last checkpoint has the entropy of the one inside the fall; by bisection."""
+        wanted, low, high = self.entropy(self.named[MIDDLE], 1.0), 1e-3, 1e6
+        while high / low > 1.001:
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if self.entropy(self.named[LAST], middle) > wanted else (middle, high)
+        return low
+
+
+def distilled(source: Source, arm: Arm) -> Loss:
+    """The divergence of a student from the source of each step."""
+    steps = source.problem.steps
+    schedule = phases(arm, steps=steps, losses=source.losses, checkpoints=source.checkpoints)
+    softening = source.softening() if arm.softened else arm.temperature
+    first_of_last = schedule[-1].first_step
+
+    def loss(logits: Tensor, labels: Tensor, step: int) -> Tensor:
+        of_source, valid = source.logits(source_at(schedule, step + 1))[step], labels != IGNORE_INDEX
+        temperature = softening if step + 1 < first_of_last else arm.temperature
+        if temperature == 0:
+            divergences = target_cross_entropy(logits, largest_id(of_source), None, valid)
+        else:
+            divergences = kl_divergence(logits, of_source, valid, source_temperature=temperature)
+        return divergences.sum() / valid.sum()
+
+    return loss
+
+
+def run(source: Source, arm: Arm) -> dict[str, Any]:
+    """Train the student of an arm; the numbers of its result."""
+    problem, begin = source.problem, time.process_time()
+    student = problem.model(source=False, seed=source.seed)
+    step_flops = 3 * problem.batch * problem.forward_flops(student)
+    steps = problem.steps
+    if arm.equal_flops:
+        steps = int((steps * (step_flops + source.forward_flops) + source.training_flops) / step_flops)
+    loss = distilled(source, arm) if arm.first else of_labels
+    target = source.target if arm.equal_flops else math.inf
+    curve = train(problem, student, loss, seed=source.seed, steps=steps, target=target)
+    accuracies = {step: accuracy for step, (accuracy, _) in curve.items()}
+    return {
+        "steps": steps,
+        "accuracy": accuracies,
+        "loss": {step: value for step, (_, value) in curve.items()},
+        "target": source.target,
+        "step_flops": step_flops,
+        "source_step_flops": source.forward_flops if arm.first else 0.0,
+        "source_training_flops": source.training_flops if arm.first else 0.0,
+        "checkpoints": source.named,
+        "softening": source.softening() if arm.softened else None,
+        "source_accuracy": {step: accuracy for step, (accuracy, _) in source.curve.items()},
+        "source_seconds": source.seconds,
+        "seconds": time.process_time() - begin,
+    }
