@@ -19,8 +19,9 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from benchmarks.distillation.arms import ARMS
 from benchmarks.distillation.picture import draw
 from benchmarks.distillation.problems import PROBLEMS
 from benchmarks.distillation.results import Key, Result, gather, read_known, save
-from benchmarks.distillation.runs import Source, run
+from benchmarks.distillation.runs import Source, run, run_together
 from benchmarks.distillation.table import page
 from titan_attent.data.io.atomic import write_atomically
 
@@ -73,6 +74,15 @@ class Pages:
         return text
 
 
+def results_of(source: Source, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Run what ``keys`` name."""
+    together = [key for key in keys if source.problem.together and not ARMS[key[1]].equal_flops]
+    if together:
+        numbers = run_together(source, {key[1]: ARMS[key[1]] for key in together})
+        yield from ((key, numbers[key[1]]) for key in together)
+    yield from ((key, run(source, ARMS[key[1]])) for key in keys if key not in together)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     command = shlex.join(
@@ -92,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not missing:
                     continue
                 source = Source(PROBLEMS[problem], seed, args.output / "sources" / problem / f"seed-{seed}.pt")
-                for key in missing:
-                    numbers = run(source, ARMS[key[1]])
+                for key, numbers in results_of(source, missing):
                     save(args.output, key, numbers, about)
                     print(f"{problem}, {key[1]}, seed {seed}: {numbers['seconds']:.1f} s", flush=True)
                 text = pages.write()

@@ -8,8 +8,9 @@ pcfg     sentences of cfg3f from the symbol 13 (8 to 27 words), labels at the en
 Rows are inputs [B, ...] and labels int64 [B, L], ``IGNORE_INDEX`` where none counts; a model gives logits [B, L, V].
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
@@ -40,6 +41,9 @@ class Problem:
         every: steps between two evaluations, on ``evaluated`` rows.
     """
 
+    together: ClassVar[bool] = False
+    """Whether the students of a seed are trained in one batched model, where that is quicker."""
+
     name: str
     target: float
     source_steps: int
@@ -62,7 +66,7 @@ class Problem:
     def model(self, *, source: bool, seed: int) -> nn.Module:
         raise NotImplementedError
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         raise NotImplementedError
 
     def forward_flops(self, model: nn.Module) -> float:
@@ -94,6 +98,7 @@ class OneHiddenLayer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Problem):
+    together: ClassVar[bool] = True
     name: str = "parity"
     target: float = 0.95
     source_steps: int = 4000
@@ -120,8 +125,8 @@ class Parity(Problem):
         torch.manual_seed(2 * seed + source)
         return OneHiddenLayer(self.bits, self.source_width if source else self.student_width)
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=self.learning_rate)
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=self.learning_rate)
 
     def forward_flops(self, model: nn.Module) -> float:
         return sum(matrix_flops(layer, None, seq_len=1) for layer in model.modules())
@@ -178,10 +183,8 @@ class Grammar(Problem):
             model.init_weights()
         return model
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            model.parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def forward_flops(self, model: nn.Module) -> float:
         args: Any = model.model_args

@@ -11,12 +11,13 @@ is charged for the passes that it uses.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 from benchmarks.distillation.arms import LAST, MIDDLE, Arm, named_checkpoints, phases
@@ -37,12 +38,21 @@ def of_labels(logits: Tensor, labels: Tensor, step: int) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
+def measured(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(accuracy, mean loss) of logits [n, V] on labels [n]."""
+    return (logits.argmax(-1) == labels).double().mean().item(), cross_entropy(logits, labels).item()
+
+
 def evaluate(model: nn.Module, rows: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """(accuracy, mean loss) on the labels of rows."""
+    counts = rows[1] != IGNORE_INDEX
     with torch.no_grad():
-        logits, counts = model(rows[0]), rows[1] != IGNORE_INDEX
-    right = (logits.argmax(-1) == rows[1])[counts].double().mean().item()
-    return right, cross_entropy(logits[counts], rows[1][counts]).item()
+        return measured(model(rows[0])[counts], rows[1][counts])
+
+
+def warm_up(problem: Problem, optimizer: torch.optim.Optimizer, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = problem.learning_rate * min(1.0, (step + 1) / WARMUP)
 
 
 def batches(problem: Problem, seed: int, *, steps: int, source: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,10 +77,9 @@ def train(
     Args:
         after_step: called with every step, from 1, and its training loss.
     """
-    optimizer, held_out, curve = problem.optimizer(model), problem.held_out(seed), {}
+    optimizer, held_out, curve = problem.optimizer(model.parameters()), problem.held_out(seed), {}
     for step, (inputs, labels) in enumerate(batches(problem, seed, steps=steps, source=source)):
-        for group in optimizer.param_groups:
-            group["lr"] = problem.learning_rate * min(1.0, (step + 1) / WARMUP)
+        warm_up(problem, optimizer, step)
         optimizer.zero_grad()
         value = loss(model(inputs), labels, step)
         value.backward()
@@ -175,8 +184,8 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (logits.double() / temperature).softmax(-1).float()
 
 
-def distilled(source: Source, arm: Arm) -> Loss:
-    """The divergence of a student from the source of each step, up to the source's entropy."""
+def targets_of(source: Source, arm: Arm) -> Tensor:
+    """The probabilities that an arm with a source learns in each step, [steps, B, L, V]."""
     steps = source.problem.steps
     schedule = phases(arm, steps=steps, losses=source.losses, checkpoints=source.checkpoints)
     first_of_last = schedule[-1].first_step
@@ -184,7 +193,12 @@ def distilled(source: Source, arm: Arm) -> Loss:
     for step, end in ((1, first_of_last), (first_of_last, steps + 1)):
         temperature = source.softening() if arm.softened and end == first_of_last else arm.temperature
         parts.append(probabilities(source.logits(source_at(schedule, step))[step - 1 : end - 1], temperature))
-    targets = torch.cat(parts)
+    return torch.cat(parts)
+
+
+def distilled(source: Source, arm: Arm) -> Loss:
+    """The divergence of a student from the source of each step, up to the source's entropy."""
+    targets = targets_of(source, arm)
 
     def loss(logits: Tensor, labels: Tensor, step: int) -> Tensor:
         counts = labels != IGNORE_INDEX
@@ -193,29 +207,87 @@ def distilled(source: Source, arm: Arm) -> Loss:
     return loss
 
 
-def run(source: Source, arm: Arm) -> dict[str, Any]:
-    """Train the student of an arm; the numbers of its result."""
+class Together(nn.Module):
+    """Several models of one kind as one: logits [A x B, L, V]. Their gradients do not mix, and SGD and AdamW work
+    number by number, so each model is trained as it would be alone."""
+
+    def __init__(self, models: Sequence[nn.Module]):
+        super().__init__()
+        parameters, self._buffers_of_all = stack_module_state(list(models))
+        self._names = list(parameters)
+        self.stacked = nn.ParameterList(parameters.values())
+        self._call = vmap(lambda own, buffers, rows: functional_call(models[0], (own, buffers), (rows,)), (0, 0, None))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._call(dict(zip(self._names, self.stacked, strict=True)), self._buffers_of_all, rows)
+
+
+def run_together(source: Source, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    """As :func:`run` for several arms at once."""
     problem, begin = source.problem, time.process_time()
-    student = problem.model(source=False, seed=source.seed)
-    step_flops = 3 * problem.batch * problem.forward_flops(student)
-    steps = problem.steps
-    if arm.equal_flops:
-        steps = int((steps * (step_flops + source.forward_flops) + source.training_flops) / step_flops)
-    loss = distilled(source, arm) if arm.first else of_labels
-    target = source.target if arm.equal_flops else math.inf
-    curve = train(problem, student, loss, seed=source.seed, steps=steps, target=target)
-    accuracies = {step: accuracy for step, (accuracy, _) in curve.items()}
+    model = Together([problem.model(source=False, seed=source.seed) for _ in arms])
+    labels_of_all = torch.cat(
+        [labels for _, labels in batches(problem, source.seed, steps=problem.steps, source=False)]
+    )
+    width = source.logits(source.named[LAST]).shape[-1]
+    of_labels_alone = torch.nn.functional.one_hot(labels_of_all.clamp(min=0), width).float()
+    of_labels_alone = of_labels_alone.view(problem.steps, problem.batch, -1, width)
+    targets = torch.stack([targets_of(source, arm) if arm.first else of_labels_alone for arm in arms.values()])
+    held_out, counts_of_held_out = problem.held_out(source.seed), problem.held_out(source.seed)[1] != IGNORE_INDEX
+    curves: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in arms}
+    optimizer = problem.optimizer(model.parameters())
+    for step, (inputs, labels) in enumerate(batches(problem, source.seed, steps=problem.steps, source=False)):
+        warm_up(problem, optimizer, step)
+        counts = (labels != IGNORE_INDEX).expand(len(arms), *labels.shape)
+        optimizer.zero_grad()
+        # The mean over all arms, times their number: the sum of the arms' own losses.
+        (len(arms) * cross_entropy(model(inputs)[counts], targets[:, step][counts])).backward()
+        optimizer.step()
+        if (step + 1) % problem.every == 0:
+            with torch.no_grad():
+                logits = model(held_out[0])
+            for name, own in zip(arms, logits, strict=True):
+                curves[name][step + 1] = measured(own[counts_of_held_out], held_out[1][counts_of_held_out])
+    seconds = (time.process_time() - begin) / len(arms)
+    return {
+        name: numbers(source, arm, curves[name], steps=problem.steps, seconds=seconds) for name, arm in arms.items()
+    }
+
+
+def costs(source: Source) -> float:
+    """FLOPs of a step of a student alone."""
+    student = source.problem.model(source=False, seed=source.seed)
+    return 3 * source.problem.batch * source.problem.forward_flops(student)
+
+
+def numbers(
+    source: Source, arm: Arm, curve: dict[int, tuple[float, float]], *, steps: int, seconds: float
+) -> dict[str, Any]:
     return {
         "steps": steps,
-        "accuracy": accuracies,
+        "accuracy": {step: accuracy for step, (accuracy, _) in curve.items()},
         "loss": {step: value for step, (_, value) in curve.items()},
         "target": source.target,
-        "step_flops": step_flops,
+        "step_flops": costs(source),
         "source_step_flops": source.forward_flops if arm.first else 0.0,
         "source_training_flops": source.training_flops if arm.first else 0.0,
         "checkpoints": source.named,
         "softening": source.softening() if arm.softened else None,
         "source_accuracy": {step: accuracy for step, (accuracy, _) in source.curve.items()},
         "source_seconds": source.seconds,
-        "seconds": time.process_time() - begin,
+        "seconds": seconds,
     }
+
+
+def run(source: Source, arm: Arm) -> dict[str, Any]:
+    """Train the student of an arm; the numbers of its result."""
+    problem, begin = source.problem, time.process_time()
+    steps, target = problem.steps, math.inf
+    if arm.equal_flops:
+        step_flops = costs(source)
+        steps = int((steps * (step_flops + source.forward_flops) + source.training_flops) / step_flops)
+        target = source.target
+    loss = distilled(source, arm) if arm.first else of_labels
+    student = problem.model(source=False, seed=source.seed)
+    curve = train(problem, student, loss, seed=source.seed, steps=steps, target=target)
+    return numbers(source, arm, curve, steps=steps, seconds=time.process_time() - begin)
