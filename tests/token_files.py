@@ -1,4 +1,4 @@
-"""Writers of the token formats that data/adopt reads, each from the description of its bytes, with struct and numpy alone.
+"""Writers of the token formats that data/adopt reads, each from the description of its bytes, by struct and numpy.
 
 They share no code with the package. ``benchmarks/speed/adopt_writers.py`` compares the same files, written by the real
 writers, with these formats' own readers.
@@ -32,7 +32,13 @@ def write_ranks(path: Path, *, num_ranks: int) -> Path:
 
 
 def make_documents(
-    *, count: int = 40, vocab_size: int = 1000, max_length: int = 60, seed: int = 0, first: int | None = None, last: int | None = None
+    *,
+    count: int = 40,
+    vocab_size: int = 1000,
+    max_length: int = 60,
+    seed: int = 0,
+    first: int | None = None,
+    last: int | None = None,
 ) -> list[np.ndarray]:
     """Documents of random ids below ``vocab_size``, with ``first`` before and ``last`` behind each, if given."""
     generator = np.random.default_rng(seed)
@@ -125,10 +131,16 @@ def mds(
         samples = []
         for place, document in enumerate(documents):
             values = [
-                mds_value(document, one) if name == "tokens" else struct.pack("<q", place) if one == "int" else b"t" * (place % 7)
+                mds_value(document, one)
+                if name == "tokens"
+                else struct.pack("<q", place)
+                if one == "int"
+                else b"t" * (place % 7)
                 for name, one in columns.items()
             ]
-            head = b"".join(struct.pack("<I", len(value)) for value, size in zip(values, sizes, strict=True) if not size)
+            head = b"".join(
+                struct.pack("<I", len(value)) for value, size in zip(values, sizes, strict=True) if not size
+            )
             samples.append(head + b"".join(values))
         name = f"shard.{number:05d}.mds"
         entry: dict[str, Any] = {
@@ -153,7 +165,9 @@ def mds(
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
 
 
-def litdata(folder: Path, chunks: Sequence[Documents], *, data_format: str = "no_header_tensor:16", dtype: str = "<i4") -> None:
+def litdata(
+    folder: Path, chunks: Sequence[Documents], *, data_format: str = "no_header_tensor:16", dtype: str = "<i4"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, documents in enumerate(chunks):

@@ -21,21 +21,20 @@ from tqdm import tqdm
 
 from titan_attent.data.adopt.boundaries import Rule, rule_of
 from titan_attent.data.adopt.find import Found, find_files
-from titan_attent.data.adopt.options import Options, Places, places
+from titan_attent.data.adopt.options import RECORD_FILE, STEM, Options, Places, places
 from titan_attent.data.adopt.pieces import Piece, cut
-from titan_attent.data.adopt.record import RECORD_FILE, Known, Record
+from titan_attent.data.adopt.record import Known, Record
 from titan_attent.data.adopt.scan import pack_mask, scan
 from titan_attent.data.formats.token_file import NONE
 from titan_attent.data.io.folder import INDEX_FILE, locked
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
+from titan_attent.data.text.document_files import LENGTHS_FILE
 from titan_attent.data.text.file_view import FileView
 from titan_attent.data.text.format import FORMAT, Index, ShardEntry, read_index, write_index
-from titan_attent.data.text.tokenizer import load_tokenizer
+from titan_attent.data.text.tokenizer import RANKS_FILE, load_tokenizer
 from titan_attent.foundations.versioned_json import read_json_object
 
-_STEM = "adopted-"
-"""Names of shards begin with it."""
 _WAITING = 4
 """Shards per thread that wait to be scanned."""
 
@@ -109,7 +108,7 @@ def adopt(
     own_tokenizer = load_tokenizer(tokenizer)
     info = own_tokenizer.info()
     left_out = LeftOut()
-    found = find_files(sources, options, root=where.root, left_out=left_out)
+    found = find_files(sources, options, where=where, left_out=left_out)
     rules = [rule_of(one.file, options, tokenizer=info) for one in found]
     if NONE in (kinds := {rule.kind for rule in rules}) and len(kinds) > 1:
         raise ValueError("only some files have documents; use the same --boundaries for all")
@@ -162,6 +161,12 @@ def _check_folder(where: Places) -> None:
         raise ValueError(f"{existing}: is no folder that can be written; give --output DIR for the index, and --root")
     path = where.folder / INDEX_FILE
     if not path.is_file():
+        names = [one.name for one in where.folder.iterdir()] if where.folder.is_dir() else []
+        taken = sorted(name for name in names if name in (LENGTHS_FILE, RANKS_FILE))
+        if taken and not any(name.startswith((STEM, RECORD_FILE)) for name in names):
+            raise ValueError(
+                f"{where.folder / taken[0]}: has a name that adopting writes, and stays as it is; give another --output"
+            )
         return
     try:
         fields = read_json_object(path)
@@ -195,12 +200,12 @@ def _opened(folder: Path) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        kept = set(folder.glob(f"{_STEM}*"))
+        kept = set(folder.glob(f"{STEM}*"))
         try:
             yield
         except ValueError:
             if not Record.has_shards(folder):
-                for path in [*(set(folder.glob(f"{_STEM}*")) - kept), folder / RECORD_FILE]:
+                for path in [*(set(folder.glob(f"{STEM}*")) - kept), folder / RECORD_FILE]:
                     path.unlink(missing_ok=True)
                 for path in missing:
                     if not any(path.iterdir()):
@@ -220,7 +225,7 @@ def _jobs(found: Sequence[Found], rules: Sequence[Rule], where: Places, options:
             rule,
             folder=where.folder,
             shard_tokens=options.shard_tokens,
-            name=lambda: f"{_STEM}{next(numbers):05d}.bin",
+            name=lambda: f"{STEM}{next(numbers):05d}.bin",
         ):
             view = FileView(
                 path,

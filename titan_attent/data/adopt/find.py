@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from titan_attent.data.adopt.options import Options
+from titan_attent.data.adopt.options import OWN_FILES, Options, Places
 from titan_attent.data.formats import raw
 from titan_attent.data.formats.table import FORMATS, Format
 from titan_attent.data.formats.token_file import TOKEN_DTYPES, Hints, TokenFile, bad, file_size
@@ -31,11 +31,14 @@ class Found(NamedTuple):
     file: TokenFile
 
 
-def find_files(inputs: Sequence[tuple[str, Path]], options: Options, *, root: Path, left_out: LeftOut) -> list[Found]:
+def find_files(
+    inputs: Sequence[tuple[str, Path]], options: Options, *, where: Places, left_out: LeftOut
+) -> list[Found]:
     """The token files of all inputs, in their order; those of a folder by path.
 
     Args:
         inputs: (source, file or folder).
+        where: the places of the data set.
         left_out: what is not read is counted here.
 
     Raises:
@@ -45,13 +48,13 @@ def find_files(inputs: Sequence[tuple[str, Path]], options: Options, *, root: Pa
         dtype=TOKEN_DTYPES[options.dtype] if options.dtype else None,
         column=options.column,
         decompressed=Path(options.decompress) if options.decompress else None,
-        root=root,
+        root=where.root,
     )
-    if hints.decompressed is not None and not _is_below(hints.decompressed, root):
-        raise ValueError(f"--decompress {options.decompress}: is not below {root}, the root of the data set")
+    if hints.decompressed is not None and not _is_below(hints.decompressed, where.root):
+        raise ValueError(f"--decompress {options.decompress}: is not below {where.root}, the root of the data set")
     found: list[Found] = []
     for source, path in inputs:
-        paths = _paths(path, options, left_out, skipped=hints.decompressed)
+        paths = [one for one in _paths(path, options, left_out) if not _is_own(one, where, hints)]
         entries = _entries(paths, options, left_out)
         if not entries:
             known = ", ".join(f"{one.TITLE} ({name})" for name, one in FORMATS.items())
@@ -63,9 +66,9 @@ def find_files(inputs: Sequence[tuple[str, Path]], options: Options, *, root: Pa
         found += files
     dtypes = {one.file.dtype: one.file.path for one in found}
     if len(dtypes) > 1:
-        (first, where), (second, there) = list(dtypes.items())[:2]
+        (first, one_file), (second, other_file) = list(dtypes.items())[:2]
         raise ValueError(
-            f"{there}: its tokens are {second}, those of {where} {first}; a data set has one dtype: adopt them as two"
+            f"{other_file}: its tokens are {second}, those of {one_file} {first}; a data set has one dtype: adopt two"
         )
     repeated = Counter(os.path.abspath(one.file.path) for one in found).most_common(1)
     if repeated and repeated[0][1] > 1:
@@ -77,7 +80,15 @@ def _is_below(path: Path, root: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
 
 
-def _paths(path: Path, options: Options, left_out: LeftOut, *, skipped: Path | None) -> list[Path]:
+def _is_own(path: Path, where: Places, hints: Hints) -> bool:
+    """Whether an earlier adoption wrote this file: beside the index, or as a decompressed copy."""
+    if hints.decompressed is not None and _is_below(path, hints.decompressed):
+        return True
+    is_beside = os.path.abspath(path.parent) == os.path.abspath(where.folder)
+    return is_beside and path.name.startswith(OWN_FILES)
+
+
+def _paths(path: Path, options: Options, left_out: LeftOut) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -86,8 +97,6 @@ def _paths(path: Path, options: Options, left_out: LeftOut, *, skipped: Path | N
     walk.drop_copies(lambda name: True)
     left_out.update(walk.left_out)
     paths = [Path(name) for name in walk.files()]
-    if skipped is not None:  # copies that an earlier command decompressed
-        paths = [one for one in paths if not _is_below(one, skipped)]
     if options.include:
         return [one for one in paths if fnmatch.fnmatch(str(one.relative_to(path)), options.include)]
     return paths

@@ -7,6 +7,15 @@ from typing import Any
 
 from titan_attent.data.formats.table import FORMATS
 from titan_attent.data.formats.token_file import BOUNDARIES, TOKEN_DTYPES
+from titan_attent.data.text.document_files import LENGTHS_FILE
+from titan_attent.data.text.tokenizer import RANKS_FILE
+
+STEM = "adopted-"
+"""The names of shards begin with it, and so do those of the files beside the index."""
+RECORD_FILE = "adopting.jsonl"
+"""The finished shards of an interrupted command."""
+OWN_FILES = (STEM, RECORD_FILE, LENGTHS_FILE, RANKS_FILE)
+"""What the names of the files that adopting writes begin with, beside index.json."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from titan_attent.data.adopt.options import RECORD_FILE
 from titan_attent.data.text.format import ShardEntry
 from titan_attent.foundations.typed import typed
 
-RECORD_FILE = "adopting.jsonl"
 _SYNC_SECONDS = 5.0
 
 

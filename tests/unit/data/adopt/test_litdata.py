@@ -11,12 +11,15 @@ from token_files import adopted, check, litdata, make_documents
 
 @pytest.mark.parametrize(
     ("data_format", "dtype"),
-    [("no_header_tensor:16", "<i4"), ("no_header_tensor:18", "<i8"), ("no_header_tensor:20", "<u2"), ("no_header_numpy:5", "<u2")],
+    [
+        ("no_header_tensor:16", "<i4"),
+        ("no_header_tensor:18", "<i8"),
+        ("no_header_tensor:20", "<u2"),
+        ("no_header_numpy:5", "<u2"),
+    ],
 )
 @pytest.mark.parametrize("shard_tokens", [2**27, 250])
-def test_every_token_and_item(
-    tokenizer: Path, tmp_path: Path, data_format: str, dtype: str, shard_tokens: int
-) -> None:
+def test_every_token_and_item(tokenizer: Path, tmp_path: Path, data_format: str, dtype: str, shard_tokens: int) -> None:
     documents = make_documents()
     chunks = [documents[:15], documents[15:16], documents[16:]]
     litdata(tmp_path / "data", chunks, data_format=data_format, dtype=dtype)
@@ -64,7 +67,12 @@ def test_a_damaged_index_is_one_clear_error(
 
 @pytest.mark.parametrize(
     ("slot", "value", "words"),
-    [(1, 5, "begins at byte 5"), (2, 2**32 - 1, "do not rise"), (2, 4 * 42 + 1, "do not rise"), (41, 4 * 42, "do not rise|end at")],
+    [
+        (1, 5, "begins at byte 5"),
+        (2, 2**32 - 1, "do not rise"),
+        (2, 4 * 42 + 1, "do not rise"),
+        (41, 4 * 42, "do not rise|end at"),
+    ],
 )
 def test_damaged_offsets_are_one_clear_error(
     tokenizer: Path, tmp_path: Path, slot: int, value: int, words: str

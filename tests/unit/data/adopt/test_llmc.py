@@ -71,6 +71,8 @@ def test_damage_is_one_clear_error(tokenizer: Path, tmp_path: Path, slot: int, v
 
 def test_a_small_vocabulary_is_refused(tokenizer: Path, tmp_path: Path) -> None:
     llmc(tmp_path / "a.bin", make_documents(first=BOS))
-    with pytest.raises(ValueError, match=r"token 0 has the id 50256, but the tokenizer has 1001 ids; give the tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"token 0 has the id 50256, but the tokenizer has 1001 ids; give the tokenizer"
+    ):
         adopted(tmp_path, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]

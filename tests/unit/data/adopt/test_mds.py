@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from token_files import adopted, check, make_documents, mds
 
 from titan_attent.data.text.document_examples import DocumentDataset
@@ -56,27 +57,23 @@ def test_examples_cross_samples_and_shards(tokenizer: Path, tmp_path: Path) -> N
     adopted(tmp_path / "data", tokenizer, output=tmp_path / "index", boundaries="eos")
     shards, stream = TokenShards(tmp_path / "index"), np.concatenate(documents)
     generator = np.random.default_rng(0)
-    for start, length in zip(generator.integers(0, 700, 50).tolist(), generator.integers(0, 400, 50).tolist(), strict=True):
+    for start, length in zip(
+        generator.integers(0, 700, 50).tolist(), generator.integers(0, 400, 50).tolist(), strict=True
+    ):
         np.testing.assert_array_equal(shards.read(start, start + length), stream[start : start + length])
     examples = DocumentDataset(shards, seq_len=16)
     for i in range(len(examples)):
         place = examples.location(i)
         start = sum(map(len, documents[: place["document"]]))
-        inputs, labels = examples.read(np_ids(i))
+        inputs, labels = examples.read(torch.tensor([i]))
         document = documents[place["document"]]
-        first = place["first_token"] - (start - offset_of_shard(shards, place["shard"]))
+        first = place["first_token"] - (start - start_of_file(shards, place["shard"]))
         length = place["num_tokens"] - 1
         np.testing.assert_array_equal(inputs["input"][0, :length].numpy(), document[first : first + length])
         np.testing.assert_array_equal(labels[0, :length].numpy(), document[first + 1 : first + length + 1])
 
 
-def np_ids(i: int):
-    import torch
-
-    return torch.tensor([i])
-
-
-def offset_of_shard(shards: TokenShards, name: str) -> int:
+def start_of_file(shards: TokenShards, name: str) -> int:
     starts = 0
     for shard in shards.index.shards:
         if shard.location == name:
@@ -121,7 +118,10 @@ def test_a_compressed_shard_that_is_damaged(tokenizer: Path, tmp_path: Path) -> 
     path = tmp_path / "data" / "shard.00000.mds.zstd"
     content, index = path.read_bytes(), tmp_path / "data" / "index.json"
     where = {"output": tmp_path / "index", "root": tmp_path, "decompress": str(tmp_path / "plain")}
-    for damaged, words in ((content[:-9], "fewer than|cannot be decompressed"), (b"no zstd" * 9, "cannot be decompressed")):
+    for damaged, words in (
+        (content[:-9], "fewer than|cannot be decompressed"),
+        (b"no zstd" * 9, "cannot be decompressed"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=words):
             adopted(tmp_path / "data", tokenizer, **where)

@@ -31,9 +31,7 @@ def test_dolma(tokenizer: Path, tmp_path: Path, dtype: str, shard_tokens: int) -
     for name, part in (("a", mask[: sum(map(len, documents[:9]))]), ("b", mask[sum(map(len, documents[:9])) :])):
         part.tofile(tmp_path / "masks" / f"{name}.bool")
     masks = str(tmp_path / "masks")
-    summary = adopted(
-        tmp_path, tokenizer, dtype=dtype, include="part*", label_masks=masks, shard_tokens=shard_tokens
-    )
+    summary = adopted(tmp_path, tokenizer, dtype=dtype, include="part*", label_masks=masks, shard_tokens=shard_tokens)
     shards = check(tmp_path, documents, mask=mask)
     assert summary.boundaries == {"index": 2} and shards.has_mask
 
@@ -54,7 +52,9 @@ def test_masks_that_do_not_fit(tokenizer: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard_tokens", [2**27, 1, 77])
-def test_an_eos_without_a_bos_behind_it_is_inside_a_document(tokenizer: Path, tmp_path: Path, shard_tokens: int) -> None:
+def test_an_eos_without_a_bos_behind_it_is_inside_a_document(
+    tokenizer: Path, tmp_path: Path, shard_tokens: int
+) -> None:
     documents = make_documents(vocab_size=900, first=950, last=EOS)
     for document in documents[::3]:
         document[len(document) // 2 : len(document) // 2 + 1] = EOS  # no bos behind it
@@ -110,12 +110,14 @@ def test_without_documents_there_are_windows(tokenizer: Path, tmp_path: Path) ->
         ({"format": "megatron"}, "no token files found"),
     ],
 )
-def test_a_wrong_option_is_one_clear_error(tokenizer: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:
+def test_a_wrong_option_is_one_clear_error(
+    tokenizer: Path, tmp_path: Path, options: dict[str, str], words: str
+) -> None:
     raw(tmp_path / "a.bin", [*make_documents(last=EOS, seed=2), np.array([7])])
     if sum(path.stat().st_size for path in tmp_path.iterdir()) % 8 == 0:
         raw(tmp_path / "a.bin", [*make_documents(last=EOS, seed=2), np.array([7, 8, 9])])
     if options.get("dtype") == "uint32":
-        raw(tmp_path / "a.bin", [*make_documents(last=EOS, seed=2), np.array([7] * 100)][: -1])
+        raw(tmp_path / "a.bin", [*make_documents(last=EOS, seed=2), np.array([7] * 100)][:-1])
         content = (tmp_path / "a.bin").read_bytes()
         (tmp_path / "a.bin").write_bytes(content[: len(content) // 4 * 4])
     with pytest.raises(ValueError, match=words):
