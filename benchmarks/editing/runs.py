@@ -17,8 +17,8 @@ LANGUAGE_STEPS, LANGUAGE_TUNING = 150, 100
 BASE_STEPS, TUNING_STEPS = 400, 100
 ASCENT_STEPS, ASCENT_EVERY = 40, 4
 """Steps of gradient ascent, and between its checkpoints."""
-MEAN_STEPS, MEAN_EVERY, LAST = 600, 25, (4, 8, 16)
-"""Steps of the runs whose checkpoints are averaged, between these, and how many of the last ones."""
+MEAN_STEPS, MEAN_EVERY, MEAN_BATCH, LAST = 600, 25, 8, (4, 8, 16)
+"""Steps of the runs whose checkpoints are averaged, between these, rows of a step, and how many of the last ones."""
 
 
 def text_config(folder: str, data: str, *, seed: int, steps: int, lr: float, load: str = "") -> Config:
@@ -83,6 +83,7 @@ def mean_runs(seed: int) -> dict[str, Task]:
     def config(name: str, **schedule: Any) -> Config:
         made = text_config(f"{root}/{name}", data, seed=seed, steps=MEAN_STEPS, lr=PEAK)
         made["lr_scheduler"] |= schedule
+        made["training"] |= {"local_batch_size": MEAN_BATCH}
         return made
 
     constant = config("constant", min_lr_factor=1.0)

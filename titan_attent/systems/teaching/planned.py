@@ -52,6 +52,8 @@ def _bytes_per_rank(config: TeacherConfig, facts: DataFacts, num_scorers: int, n
     per_example = BYTES_PER_RECORD + 4 * with_gradient + 4 + 4 * num_scorers + 8 * config.keeps_streaks
     if isinstance(facts.dataset, DocumentDataset):
         per_example += 4  # its tokens
+    if facts.proportions is not None:
+        per_example += 12  # where a source has several spans: its slots and their tokens
     if "share" in facts.dataset.columns:
         per_example += BYTES_PER_SHARE + 12 * with_gradient
     pool = config.pool_size or num
