@@ -10,6 +10,8 @@
     vision          what teaching saves on images, in many passes
     cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         the step time of a pipeline with highway backpropagation against the stock schedules
+    distillation    whether students learn sooner from intermediate checkpoints of their source
+    distillation_text   what distillation saves on text, in two domains
     weights         the bias that remains with the weights of a soft draw
 
     speed           the time and memory of steps and of their parts
