@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import Phase, phases_of, steepest
 
-BEFORE, MIDDLE, AFTER, LAST = "before", "middle", "after", "last"
+BEFORE, MIDDLE, AFTER, LAST, EVERY = "before", "middle", "after", "last", "every"
 SWITCH = 0.25
 """Share of the steps after which the last checkpoint is the source."""
 
@@ -22,7 +22,8 @@ class Arm:
 
     Attributes:
         about: its description.
-        first: the checkpoint that the first quarter learns from; "" for the labels alone.
+        first: the checkpoint that the first quarter learns from; ``EVERY``: all in turn, equally many steps
+            each; "" for the labels alone.
         temperature: of the source; 0 for its largest logit.
         softened: the first quarter's temperature is the one at which the last checkpoint has the mean entropy of
             ``MIDDLE``.
@@ -38,6 +39,7 @@ class Arm:
 
 
 LABELS, LABELS_LONG, ONE_SHOT, TWO_SHOT = "labels", "labels, equal FLOPs", "one-shot", "two-shot"
+PROGRESSIVE = "progressive"
 WRONG_PHASE = "before the fall"
 TEMPERATURES = {"argmax": 0.0, "T = 0.5": 0.5, "T = 2": 2.0}
 
@@ -56,10 +58,12 @@ ARMS: dict[str, Arm] = {
         first=LAST,
         softened=True,
     ),
+    PROGRESSIVE: Arm(about="all checkpoints in turn", first=EVERY),
     **{
         f"{name}, {text}": Arm(about=f"{name}; {of_source}", first=first, temperature=temperature)
-        for name, first in ((ONE_SHOT, LAST), (TWO_SHOT, MIDDLE))
+        for name, first in ((ONE_SHOT, LAST), (TWO_SHOT, MIDDLE), (PROGRESSIVE, EVERY))
         for text, temperature in TEMPERATURES.items()
+        if temperature == 0.0 or first != EVERY
         for of_source in [f"temperature {temperature:g} on the source" if temperature else "its largest logit alone"]
     },
 }
@@ -78,7 +82,9 @@ def named_checkpoints(losses: Mapping[int, float], checkpoints: Sequence[int]) -
 def phases(arm: Arm, *, steps: int, losses: Mapping[int, float], checkpoints: Sequence[int]) -> tuple[Phase, ...]:
     """The schedule of an arm with a source, by the package's own function."""
     names = named_checkpoints(losses, checkpoints)
-    if arm.first == MIDDLE:
+    if arm.first == EVERY:
+        config = DistillationConfig(schedule="even", source="source")
+    elif arm.first == MIDDLE:
         config = DistillationConfig(schedule="two_shot", source="source", switch=SWITCH)
     else:
         at = f"1:{names[arm.first]} {1 + math.ceil(SWITCH * steps)}:{names[LAST]}"

@@ -9,12 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.distillation.arms import LABELS, LABELS_LONG, ONE_SHOT, TWO_SHOT, WRONG_PHASE
+from benchmarks.distillation.arms import LABELS, LABELS_LONG, ONE_SHOT, PROGRESSIVE, TWO_SHOT, WRONG_PHASE
 from benchmarks.distillation.problems import PROBLEMS
 from benchmarks.distillation.table import STUDENTS, Result, curve, flops, of
 from titan_attent.report.style import COLORS, settings, x_axis
 
-SHOWN = (LABELS, ONE_SHOT, TWO_SHOT, f"{TWO_SHOT}, argmax", WRONG_PHASE, "after the fall", "softened last")
+SHOWN = (
+    *(LABELS, ONE_SHOT, TWO_SHOT, f"{TWO_SHOT}, argmax", PROGRESSIVE),
+    *(WRONG_PHASE, "after the fall", "softened last"),
+)
 WIDTH, HEIGHT, DPI = 14.0, 4.6, 100
 
 

@@ -23,7 +23,6 @@ from torch.nn.functional import cross_entropy
 from benchmarks.distillation.arms import LAST, MIDDLE, Arm, named_checkpoints, phases
 from benchmarks.distillation.problems import Problem
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.systems.distillation.schedule import source_at
 
 BLOCK = 64
 """Steps whose rows are generated at once."""
@@ -55,8 +54,11 @@ def warm_up(problem: Problem, optimizer: torch.optim.Optimizer, step: int) -> No
         group["lr"] = problem.learning_rate * min(1.0, (step + 1) / WARMUP)
 
 
-def batches(problem: Problem, seed: int, *, steps: int, source: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    for step in range(0, steps, BLOCK):
+def batches(
+    problem: Problem, seed: int, *, steps: int, source: bool, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of the 0-based steps ``first`` to ``steps`` - 1."""
+    for step in range(first, steps, BLOCK):
         inputs, labels = problem.training_rows(seed, step=step, steps=min(BLOCK, steps - step), source=source)
         yield from zip(inputs.split(problem.batch), labels.split(problem.batch), strict=True)
 
@@ -101,7 +103,7 @@ class Source:
 
     def __init__(self, problem: Problem, seed: int, file: Path):
         self.problem, self.seed = problem, seed
-        self._logits: dict[int, Tensor] = {}
+        self._logits: dict[tuple[int, int, int], Tensor] = {}
         if not file.is_file():
             self._train(file)
         stored = torch.load(file, weights_only=True)
@@ -154,18 +156,19 @@ class Source:
         """The accuracy that a student has to reach."""
         return self.problem.target * self.curve[max(self.curve)][0]
 
-    def logits(self, checkpoint: int) -> Tensor:
-        """[steps, B, L, V] on the rows of all steps of a student."""
-        if checkpoint not in self._logits:
+    def logits(self, checkpoint: int, first: int, stop: int) -> Tensor:
+        """[steps, B, L, V] on the rows of a student's 0-based steps ``first`` to ``stop`` - 1."""
+        key = checkpoint, first, stop
+        if key not in self._logits:
             self.model.load_state_dict(self.weights[checkpoint])
-            rows = batches(self.problem, self.seed, steps=self.problem.steps, source=False)
+            rows = batches(self.problem, self.seed, steps=stop, source=False, first=first)
             with torch.no_grad():
-                self._logits[checkpoint] = torch.stack([self.model(inputs) for inputs, _ in rows])
-        return self._logits[checkpoint]
+                self._logits[key] = torch.stack([self.model(inputs) for inputs, _ in rows])
+        return self._logits[key]
 
     def entropy(self, checkpoint: int, temperature: float) -> float:
         """Mean entropy on the students' first rows, in nats."""
-        log_p = (self.logits(checkpoint)[:BLOCK].double() / temperature).log_softmax(-1)
+        log_p = (self.logits(checkpoint, 0, BLOCK).double() / temperature).log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).mean().item()
 
     def softening(self) -> float:
@@ -188,11 +191,12 @@ def targets_of(source: Source, arm: Arm) -> Tensor:
     """The probabilities that an arm with a source learns in each step, [steps, B, L, V]."""
     steps = source.problem.steps
     schedule = phases(arm, steps=steps, losses=source.losses, checkpoints=source.checkpoints)
-    first_of_last = schedule[-1].first_step
+    ends = [phase.first_step for phase in schedule[1:]] + [steps + 1]
     parts = []
-    for step, end in ((1, first_of_last), (first_of_last, steps + 1)):
-        temperature = source.softening() if arm.softened and end == first_of_last else arm.temperature
-        parts.append(probabilities(source.logits(source_at(schedule, step))[step - 1 : end - 1], temperature))
+    for phase, end in zip(schedule, ends, strict=True):
+        is_softened = arm.softened and phase is not schedule[-1]
+        temperature = source.softening() if is_softened else arm.temperature
+        parts.append(probabilities(source.logits(phase.checkpoint, phase.first_step - 1, end - 1), temperature))
     return torch.cat(parts)
 
 
@@ -229,7 +233,7 @@ def run_together(source: Source, arms: Mapping[str, Arm]) -> dict[str, dict[str,
     labels_of_all = torch.cat(
         [labels for _, labels in batches(problem, source.seed, steps=problem.steps, source=False)]
     )
-    width = source.logits(source.named[LAST]).shape[-1]
+    width = source.logits(source.named[LAST], 0, BLOCK).shape[-1]
     of_labels_alone = torch.nn.functional.one_hot(labels_of_all.clamp(min=0), width).float()
     of_labels_alone = of_labels_alone.view(problem.steps, problem.batch, -1, width)
     targets = torch.stack([targets_of(source, arm) if arm.first else of_labels_alone for arm in arms.values()])
