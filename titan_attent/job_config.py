@@ -8,6 +8,7 @@ ConfigManager replaces sections instead of merging them.
 from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
+from titan_attent.models.hyla.config import HylaConfig
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.freezing.config import FreezingConfig
@@ -25,3 +26,4 @@ class JobConfig:
     highway: HighwayConfig = field(default_factory=HighwayConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    hyla: HylaConfig = field(default_factory=HylaConfig)

@@ -2,11 +2,13 @@
 
 The cut into files depends on the weights alone, and each file is written by one process, in order. So the bytes of all
 files, ``.metadata`` included, are the same from any number of processes. Each file is fsynced, dropped from the page
-cache, read back and compared by its hash, XXH3: a SHA-256 would take as long as all of the rest.
+cache, read back and compared by its hash, XXH3: a SHA-256 would take as long as all of the rest. The next box is
+computed while one is written, and the next file while one is read back, each in a thread.
 
 torch's own writer is not used: it keeps every tensor of a file in memory until the file is complete.
 
-Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB per process beside the boxes.
+Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB per process beside the boxes, of which
+one more is held than is computed.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, cast
@@ -96,7 +98,7 @@ def write_files(
     """
     files = files_of(combination.weights)
     if min(processes, len(files)) == 1:
-        return [_reported(_write_file(combination, folder, *file), progress) for file in files]
+        return _write_here(combination, folder, files, progress)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(min(processes, len(files)), context, initializer=_start, initargs=(combination, folder))
@@ -113,9 +115,25 @@ def write_files(
     return [one.result() for one in pending]
 
 
-def _reported(file: WrittenFile, progress: Callable[[int], object]) -> WrittenFile:
-    progress(file.num_bytes)
-    return file
+def _write_here(
+    combination: Combination,
+    folder: Folder,
+    files: Sequence[tuple[str, list[str]]],
+    progress: Callable[[int], object],
+) -> list[WrittenFile]:
+    written: list[WrittenFile] = []
+    with ThreadPoolExecutor(1) as verifier:
+        verified: Future[None] | None = None
+        for file in files:
+            written.append(_write_file(combination, folder, *file))
+            if verified is not None:
+                verified.result()
+                progress(written[-2].num_bytes)
+            verified = verifier.submit(_verify, folder, written[-1])
+        if verified is not None:
+            verified.result()
+            progress(written[-1].num_bytes)
+    return written
 
 
 _work: tuple[Combination, Folder] | None = None
@@ -137,23 +155,40 @@ def _end_with_parent() -> None:
 
 def _write_in_process(name: str, weights: Sequence[str]) -> WrittenFile:
     assert _work is not None
-    return _write_file(*_work, name, weights)
+    written = _write_file(*_work, name, weights)
+    _verify(_work[1], written)
+    return written
 
 
 def _write_file(combination: Combination, folder: Folder, file: str, weights: Sequence[str]) -> WrittenFile:
     places = []
     with folder.open(file, "wb") as raw:
         stream = _Hashing(raw)
+        for name, box, values in _computed(combination, weights):
+            start = stream.tell()
+            torch.save(values, cast(Any, stream))
+            places.append((name, box, start, stream.tell() - start))
+    return WrittenFile(file, tuple(places), stream.tell(), stream.digest.hexdigest())
+
+
+def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tuple[str, Box, torch.Tensor]]:
+    """The boxes of some weights in order, each computed while the one before it is used."""
+    with ThreadPoolExecutor(1) as computer:
+        before: tuple[str, Box, Future[torch.Tensor]] | None = None
         for name in weights:
             for box in boxes(combination.weights[name].shape):
-                start = stream.tell()
-                torch.save(combination.read(name, box), cast(Any, stream))
-                places.append((name, box, start, stream.tell() - start))
-        sync(raw)
-    written = WrittenFile(file, tuple(places), stream.tell(), stream.digest.hexdigest())
-    if _hash(folder, file) != written.xxh3:
-        raise ValueError(f"{folder.join(file)} is not what was written when it is read back: check the disk")
-    return written
+                following = name, box, computer.submit(combination.read, name, box)
+                if before is not None:
+                    yield *before[:2], before[2].result()
+                before = following
+        if before is not None:
+            yield *before[:2], before[2].result()
+
+
+def _verify(folder: Folder, written: WrittenFile) -> None:
+    """Wait until a file is on the disk, and read it back; ValueError if it is not what was written."""
+    if _hash(folder, written.name) != written.xxh3:
+        raise ValueError(f"{folder.join(written.name)} is not what was written when it is read back: check the disk")
 
 
 class _Hashing(io.RawIOBase):
@@ -179,6 +214,7 @@ def _hash(folder: Folder, file: str) -> str:
     """The XXH3-128 of a file, read from the disk where the system lets us drop it from its cache."""
     digest = xxhash.xxh3_128()
     with folder.open(file) as stream:
+        sync(stream)
         _drop_cache(stream)
         while block := stream.read(HASH_BLOCK):
             digest.update(block)

@@ -1,4 +1,5 @@
-"""Models that torchtitan does not have, one folder per modality: modules, sizes and examples.
+"""Models that torchtitan does not have, one folder per kind: modules, sizes and examples.
 
 vision/    image classifiers and masked autoencoders
+hyla/      attention as a hypernetwork
 """

@@ -143,18 +143,30 @@ class DataFacts:
     loss: str = ""
 
 
+class PlannedFrozen(NamedTuple):
+    """A frozen second model that a run will hold; the arguments of :attr:`Run.build_frozen`."""
+
+    checkpoint: str
+    family: str
+    flavor: str
+
+
 class Planned(NamedTuple):
     """What a system adds to a run, for the plan that ``titan_attent.train --check`` prints.
 
     Attributes:
         lines: what it will do, one sentence each.
-        bytes_per_rank: memory that it holds on each rank beside the model's.
+        bytes_per_rank: memory that it holds on each rank beside the model's; a checkpoint saves it.
         files: files that it writes, relative to the dump folder.
+        memory: (part, bytes, how it was computed) of memory on each rank that no checkpoint saves.
+        frozen: the frozen second model that it runs; the plan adds its memory.
     """
 
     lines: tuple[str, ...] = ()
     bytes_per_rank: int = 0
     files: tuple[str, ...] = ()
+    memory: tuple[tuple[str, int, str], ...] = ()
+    frozen: PlannedFrozen | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.io.reader import batches_ahead
 from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
@@ -79,6 +80,7 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         mixes_examples=job_config.vision.mixes,
         cuts_examples=job_config.data.unit == DOCUMENT and job_config.data.packing == CONCATENATE,
+        batches_read_ahead=batches_ahead(job_config.data.num_workers),
     )
 
 

@@ -1,7 +1,9 @@
 """The instruction experiment: its pairs, the exchange of completions, its rules, and its page on synthetic results."""
 
+import json
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,7 +151,7 @@ def test_a_rule_is_valid_in_its_share_of_the_steps(name: str) -> None:
 
 
 def test_a_seed_has_every_task_that_its_runs_need_before_them() -> None:
-    tasks = instructions.tasks_of(instructions.parse_args(["--output", "DIR"]), 2)
+    tasks = instructions.tasks_of(instructions.parse_args(["--output", "DIR"]), 2, ())
     before: set[str] = set()
     for task in tasks:
         assert before >= set(task.needs)
@@ -158,6 +160,23 @@ def test_a_seed_has_every_task_that_its_runs_need_before_them() -> None:
     assert sum(task.folder.startswith("runs/") for task in tasks) == 3 * (8 + 9)
     oracle = next(task for task in tasks if "/shuffled/oracle_75/" in task.folder)
     assert oracle.config["data"]["path"].endswith("/right") and oracle.config["teacher"]["strategy"] == "uniform"
+
+
+def test_published_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
+    published = [result(rule, 2, 3.0) for rule in ("uniform", "hard_87")]
+    (tmp_path / "known.json").write_text(json.dumps({"command": "a command", "results": published}))
+    known = instructions.load_known(tmp_path / "known.json")
+    args = instructions.parse_args(["--output", "DIR", "--kinds", "messages", "--rules", "uniform", "hard_87"])
+    needed = [[task.folder for task in instructions.tasks_of(args, seed, known)] for seed in (1, 2)]
+    assert [folder for folder in needed[0] if "/clean/" in folder] == [
+        "runs/messages/clean/uniform/seed-1",
+        "runs/messages/clean/hard_87/seed-1",
+    ]
+    assert [folder for folder in needed[1] if folder.startswith("runs/")] == ["runs/messages/shuffled/uniform/seed-2"]
+    assert instructions.gather(tmp_path, known) == sorted(published, key=lambda made: made["rule"])
+    (tmp_path / "known.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"--known .*known\.json: not a \.json that --publish wrote"):
+        instructions.load_known(tmp_path / "known.json")
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {
     "cheaper_steps",
     "convergence",
+    "editing",
     "highway",
     "instructions",
     "long_windows",
+    "parity",
     "single_pass",
     "vision",
     "weights",

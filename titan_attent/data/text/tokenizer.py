@@ -157,7 +157,9 @@ class Tokenizer:
             mergeable_ranks=parse_ranks(content, path=path),
             special_tokens=info["special_tokens"],
         )
-        return cls(encoding)
+        tokenizer = cls(encoding)
+        tokenizer.eos_id = info["eos_id"]  # adopted files may end their documents with another id
+        return tokenizer
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

@@ -4,6 +4,7 @@ family.py           the interface of a family and of a modality
 families.py         the families, one object each
 flavors.py          the flavors of text models, and the size of their vocabulary
 text.py             text models
+hyla.py             text models with attention as a hypernetwork
 vision.py           image models
 initial_weights.py  starts from a checkpoint's trunk with a new head
 """
