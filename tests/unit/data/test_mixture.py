@@ -196,7 +196,7 @@ def test_the_proportions_hold_after_choosing_and_a_source_goes_on_where_it_was()
     assert len(web) > len(counts) and (counts.min(), counts.max()) == (1, 2)
     for source in range(4):  # of the other selection, each example once before one comes again
         own = ids[80:][SOURCE_OF[ids[80:]] == source]
-        counts = np.bincount(own, minlength=NUM)[other & (SOURCE_OF == source)]
+        counts = np.bincount(own, minlength=NUM)[other & (source == SOURCE_OF)]
         assert counts.max() - counts.min() <= 1
 
 
