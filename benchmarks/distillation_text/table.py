@@ -122,7 +122,7 @@ def page(results: Sequence[Result], *, command: str, scale: Scale, planned: int)
         "# Distillation on text",
         f"    {command}",
         about,
-        f"Missing: {', '.join(missing)}." if missing else "All runs have finished.",
+        f"Missing: {'; '.join(missing)}." if missing else "All runs have finished.",
         markdown(lines) if len(lines) > 2 else "No run has finished.",
         legend,
         "\n".join(f"- {name}: {arm.about}" for name, arm in ARMS.items()),
