@@ -106,32 +106,46 @@ def chosen(result: Result, arm: str) -> tuple[str, Mapping[str, float]]:
     return amount, allowed[amount]
 
 
+def rises(result: Result, losses: Mapping[str, float]) -> list[float]:
+    """The rise of each validation loss, in percent of the base's, in the order of the table."""
+    return [100 * (losses[key] / result["base"][key] - 1) for key in (f"{name}/validation" for name in SHOWN)]
+
+
+SHOWN = ("target", "aligned", "irrelevant", "rest")
+UNITS = {"vector": "coefficient", "random": "coefficient", "ascent": "steps"}
+
+
 def unlearning_page(results: Sequence[Result]) -> list[str]:
-    names = ("target", "aligned", "irrelevant", "rest")
-    lines = [["arm", "amounts", *(f"{name}, change of the loss" for name in names)], ["---"] * 6]
-    for arm, unit in (("vector", "coefficient"), ("random", "coefficient"), ("ascent", "steps")):
+    lines = [["arm", "amount, by seed", *SHOWN, "target / rest"], ["---"] * 7]
+    curves = [["arm", "amount", *SHOWN], ["---"] * 6]
+    for arm, unit in UNITS.items():
         found = [chosen(result, arm) for result in results]
+        rows = [rises(result, losses) for (_, losses), result in zip(found, results, strict=True)]
         cells = []
-        for name in names:
-            key = f"{name}/validation"
-            shares = [
-                100 * (losses[key] / result["base"][key] - 1)
-                for (_, losses), result in zip(found, results, strict=True)
-            ]
-            width = f" ± {half_width(shares):.1f}" if len(shares) > 1 else ""
-            cells.append(f"{mean(shares):+.1f}{width}%")
-        lines.append([arm, f"{', '.join(amount for amount, _ in found)} ({unit})", *cells])
+        for values in zip(*rows, strict=True):
+            width = f" ± {half_width(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):+.1f}{width}%")
+        means = [mean(values) for values in zip(*rows, strict=True)]
+        ratio = f"{means[0] / means[3]:.1f}" if means[3] else ""
+        lines.append([arm, f"{', '.join(amount for amount, _ in found)} ({unit})", *cells, ratio])
+        for amount in results[0]["arms"][arm]:
+            every = [rises(result, result["arms"][arm][amount]) for result in results]
+            curves.append([arm, amount, *(f"{mean(values):+.1f}%" for values in zip(*every, strict=True))])
     return [
         "## Unlearning one package",
         "",
         "A small model of the standard library forgets tkinter, by the negative of a tuning on it, by a random vector",
-        "of equal norm per tensor, or by gradient ascent. The amount is the one that raises the target's loss most",
-        f"while that of the other packages rises by at most {BUDGET:.0%}, on text that is not in the tables. Aligned:",
-        "idlelib, which is written with tkinter. Irrelevant: email.",
+        "of equal norm per tensor, or by gradient ascent. The rise of each loss on held-out text. The amount is the",
+        "one that raises the target's loss most while that of the other packages rises by at most "
+        f"{BUDGET:.0%}, on a control",
+        "set. Amounts are coarse, so no arm uses all of that: the last column compares what each gets for what it",
+        "costs. Aligned: idlelib, which is written with tkinter. Irrelevant: email.",
         "",
         markdown(lines),
         "",
-        f"{len(results)} seeds.",
+        f"All amounts, means over {len(results)} seeds:",
+        "",
+        markdown(curves),
         "",
     ]
 

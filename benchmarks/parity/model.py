@@ -1,4 +1,4 @@
-"""The one-layer transformer of Kim and Suzuki (arXiv 2410.08633) for k-parity, and its four ways of training.
+"""The one-layer transformer of Kim and Suzuki (arXiv 2410.08633) for k-parity, and its ways of training.
 
 Positions 0 to d - 1 hold the bits, each -1 or +1. The k - 1 positions behind them hold the nodes of a binary tree over
 the k hidden bits, level by level; the last one is the answer. Attention sees positions alone, by weights W
@@ -20,7 +20,7 @@ import torch
 FOUND = 0.4
 """Self-consistency: a node has found its inputs where its largest attention is above this."""
 ANSWER_SHARE = 0.1
-"""Self-consistency: weight of the answer's loss through all levels, in the unit of the mean over the nodes."""
+"""Self-consistency: weight of the answer's loss, which has the unit of the mean over the nodes."""
 RATES = {8: 15.0, 16: 50.0, 32: 100.0}
 """The paper's learning rates by k; a direct run has a hundredth of them."""
 
@@ -120,31 +120,36 @@ def teacher_forcing_loss(weights: torch.Tensor, tree: Tree, bits: torch.Tensor, 
 
 
 def chain_loss(
-    weights: torch.Tensor, tree: Tree, bits: torch.Tensor, right: torch.Tensor, *, consistent: bool = False
+    weights: torch.Tensor,
+    tree: Tree,
+    bits: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    detached: bool = False,
+    consistent: bool = False,
 ) -> torch.Tensor:
-    """The loss of all nodes, each computed from the level below as the model computes it.
-
-    The nodes of the level below are inputs: no gradient goes through them, but for the answer's loss below.
+    """The loss of all nodes, each computed from the level below as the model computes it, with gradients through it.
 
     Args:
+        detached: no gradient goes through the level below.
         consistent: self-consistency: a level is 0, and learns nothing, while the level below has not found its inputs;
-            and ANSWER_SHARE of the answer's loss goes through all levels, where none is 0.
+            and ANSWER_SHARE of the answer's loss is added.
     """
-    seen, values, through, losses = range(tree.bits), bits, bits, []
-    found = True
+    seen, values, losses, found = range(tree.bits), bits, [], True
     for level in tree.levels:
         own = right[level.start - tree.bits : level.stop - tree.bits]
-        if found:
-            nodes = attend(weights, tree, level, seen, values.detach())
-            if consistent:
-                through = attend(weights, tree, level, seen, through)
-                found = has_found(weights.detach(), tree, level, seen)
-        else:
-            nodes = through = torch.zeros_like(own)
+        nodes = attend(weights, tree, level, seen, values) if found else torch.zeros_like(own)
+        if consistent and found:
+            found = has_found(weights.detach(), tree, level, seen)
         losses.append((nodes - own).square().sum() / 2)
-        seen, values = level, nodes
+        seen, values = level, nodes.detach() if detached else nodes
     loss = torch.stack(losses).sum() / right.numel()
-    return loss + ANSWER_SHARE * half_square(through[-1], right[-1]) / tree.nodes if consistent else loss
+    return loss + ANSWER_SHARE * half_square(values[-1], right[-1]) / tree.nodes if consistent else loss
+
+
+def detached_loss(weights: torch.Tensor, tree: Tree, bits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """:func:`chain_loss` without gradients through the steps."""
+    return chain_loss(weights, tree, bits, right, detached=True)
 
 
 def consistent_loss(weights: torch.Tensor, tree: Tree, bits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -163,9 +168,12 @@ class Method:
     """Times RATES."""
 
 
+DETACHED = "chain of thought, detached"
+"""Not in the paper: each step learns by itself."""
 METHODS = {
     "direct": Method(direct_loss, by_level=False, rate=0.01),
     "chain of thought": Method(chain_loss, by_level=True),
+    DETACHED: Method(detached_loss, by_level=True),
     "teacher forcing": Method(teacher_forcing_loss, by_level=False),
     "self-consistency": Method(consistent_loss, by_level=True),
 }

@@ -139,8 +139,9 @@ def test_the_amount_is_chosen_on_the_control_set_within_its_budget() -> None:
     result = {"base": losses(2.0, 2.0), "arms": arms}
     assert [page.chosen(result, arm)[0] for arm in arms] == ["1", "0", "4"]
     text = "\n".join(page.unlearning_page([result]))
-    assert "| vector | 1 (coefficient) | +50.0% | +0.0% | +0.0% | +1.5% |" in text
-    assert "| random | 0 (coefficient) | +0.0% |" in text
+    assert "| vector | 1 (coefficient) | +50.0% | +0.0% | +0.0% | +1.5% | 33.3 |" in text
+    assert "| random | 0 (coefficient) | +0.0% | +0.0% | +0.0% | +0.0% |  |" in text
+    assert "| ascent | 8 | -5.0% | +0.0% | +0.0% | +0.0% |" in text
 
 
 def test_means_are_compared_with_decays_of_the_same_steps() -> None:

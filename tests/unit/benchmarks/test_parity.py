@@ -14,6 +14,7 @@ from benchmarks.parity.model import (
     RATES,
     Tree,
     answer,
+    attend,
     chain_loss,
     consistent_loss,
     draw,
@@ -100,6 +101,19 @@ def test_a_closed_level_learns_nothing_and_is_zero() -> None:
     nodes = torch.cat([low, torch.zeros(1, 40)])
     assert loss.item() == pytest.approx(float((nodes - right).square().mean()) / 2 + ANSWER_SHARE / 2 / 3, rel=1e-5)
     assert gradient[2].abs().max() == 0 and gradient[:2].abs().max() > 0
+
+
+def test_a_detached_step_has_the_same_loss_and_no_gradient_from_the_step_above() -> None:
+    _, bits = draw(6, 4, 40, 5)
+    weights = torch.randn(3, 9, generator=torch.Generator().manual_seed(6)).requires_grad_()
+    right = TREE.right(bits)
+    through, alone = (chain_loss(weights, TREE, bits, right, detached=detached) for detached in (False, True))
+    assert torch.equal(through, alone)
+    gradients = [torch.autograd.grad(loss, weights)[0] for loss in (through, alone)]
+    assert torch.equal(gradients[0][2], gradients[1][2])
+    own = (attend(weights, TREE, range(6, 8), range(6), bits) - right[:2]).square().sum() / 2 / right.numel()
+    assert torch.allclose(gradients[1][:2], torch.autograd.grad(own, weights)[0][:2], atol=1e-7)
+    assert not torch.allclose(gradients[0][:2], gradients[1][:2], atol=1e-3)
 
 
 def last(name: str, k: int, bits: int, rows: int, epochs: int) -> float:
