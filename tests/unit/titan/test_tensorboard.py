@@ -45,8 +45,8 @@ def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shown = text.tensor_proto.string_val[0].decode()
     assert "    lr = 0.0123\n" in shown and "    [optimizer]\n" in shown
     assert [line.removeprefix("    ") for line in shown.splitlines()] == to_toml(config.to_dict()).splitlines()
-    read_back = tomllib.loads("\n".join(line.removeprefix("    ") for line in shown.splitlines()))
-    assert read_back["data"]["sources"] == config.data.sources
+    (sources,) = (line for line in shown.splitlines() if line.startswith("    sources = "))
+    assert tomllib.loads(sources)["sources"] == config.data.sources
     (layout,) = events.Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
     titles = [category.title for category in read.category]
