@@ -2,9 +2,9 @@
 
     PYTHON adopt_writers.py FOLDER
 
-PYTHON is an interpreter with mosaicml-streaming, litdata and datatrove. For each format it writes the same documents with
-the package's own writer, reads them with its own reader, and saves what the reader gave, as FOLDER/NAME.npz: all tokens
-and the ends of the documents. This file imports nothing of the project.
+PYTHON is an interpreter with mosaicml-streaming, litdata and datatrove. For each format it writes the same documents
+with the package's own writer, reads them with its own reader, and saves what the reader gave, as FOLDER/NAME.npz: all
+tokens and the ends of the documents. This file imports nothing of the project.
 """
 
 import argparse
@@ -70,7 +70,11 @@ def litdata(folder: Path, documents: list[np.ndarray]) -> None:
     from litdata.streaming import Cache, TokensLoader  # type: ignore[import-not-found]
     from litdata.streaming.writer import BinaryWriter  # type: ignore[import-not-found]
 
-    for name, dtype in (("litdata_int32", torch.int32), ("litdata_int64", torch.int64), ("litdata_uint16", torch.uint16)):
+    for name, dtype in (
+        ("litdata_int32", torch.int32),
+        ("litdata_int64", torch.int64),
+        ("litdata_uint16", torch.uint16),
+    ):
         out = folder / name
         writer = BinaryWriter(str(out), chunk_bytes=2**15, item_loader=TokensLoader(block_size=ROW))
         for number, document in enumerate(documents):
