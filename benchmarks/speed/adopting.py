@@ -1,6 +1,7 @@
 """Adopting token files and reading them: against sha256sum, our own shards, and mosaicml-streaming.
 
-    python -m benchmarks.speed.adopting [--streaming-python PYTHON] [--output docs/results/cpu/adopting.json]
+    python -m benchmarks.speed.adopting --parts adopt read [--output docs/results/cpu/adopting.json]
+    python -m benchmarks.speed.adopting --parts streaming --streaming-python PYTHON [--output ...]
 
 Part "adopt": files of random ids in documents of mean length 1,000, adopted by one thread, the index and the files of
 documents written, too. In turn with ``sha256sum`` of the same files and with hashlib (OpenSSL) on blocks of 8 MiB.
@@ -40,6 +41,7 @@ from titan_attent.data.text.shards import TokenDataset, TokenShards
 NUM_RANKS = 50_256
 """The eos is the next id."""
 MEAN_LENGTH = 1000
+PARTS = ("adopt", "read", "streaming")
 
 
 def write_ranks(path: Path) -> Path:
@@ -171,11 +173,12 @@ def measure_reading(folders: dict[str, Path], *, rounds: int) -> list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Adopting token files, and reading them.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["adopt", "read"])
     parser.add_argument("--million-tokens", type=int, default=64, help="tokens of each format")
     parser.add_argument("--rounds", type=int, default=5, help="of adopting, and processes per variant of streaming")
     parser.add_argument("--batches", type=int, default=301, help="batches per format")
     parser.add_argument("--core", type=int, default=0, help="the core of the processes of streaming")
-    parser.add_argument("--streaming-python", help="an interpreter with mosaicml-streaming; without it, no such part")
+    parser.add_argument("--streaming-python", help="an interpreter with mosaicml-streaming, for part streaming")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -187,7 +190,7 @@ def main() -> None:
         documents = make_documents(args.million_tokens * 10**6)
         folders = {"our own shards": folder / "own" / "tokens"}
         write_documents(folders["our own shards"], iter(documents), vocab_size=NUM_RANKS + 1, eos_id=NUM_RANKS)
-        for name, write in formats(documents).items():
+        for name, write in formats(documents).items() if args.parts != ["streaming"] else ():
             options = write(folder / name)
             num_bytes = sum(path.stat().st_size for path in (folder / name).iterdir() if path.is_file())
             times = measure_adopting(folder / name, tokenizer, options, rounds=args.rounds)
@@ -203,8 +206,8 @@ def main() -> None:
             )
             folders[name] = folder / f"{name} index"
             print(name, medians, file=sys.stderr, flush=True)
-        reading = measure_reading(folders, rounds=args.batches)
-        if args.streaming_python:
+        reading = measure_reading(folders, rounds=args.batches) if "read" in args.parts else []
+        if "streaming" in args.parts:
             streaming = measure_streaming(folder, tokenizer, args)
     shown = [{key: value for key, value in row.items() if key != "seconds"} for row in adopting]
     shown_reading = [
@@ -222,7 +225,7 @@ def main() -> None:
     ]
     settings = {key: value for key, value in vars(args).items() if key not in ("output", "streaming_python")}
     result = header | {"settings": settings, "adopt": adopting, "read": reading, "streaming": streaming}
-    measure.publish(args.output, result, shown, shown_reading, *([shown_streaming] if shown_streaming else []))
+    measure.publish(args.output, result, *(rows for rows in (shown, shown_reading, shown_streaming) if rows))
 
 
 def measure_streaming(folder: Path, tokenizer: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
