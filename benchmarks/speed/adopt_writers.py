@@ -2,9 +2,9 @@
 
     PYTHON adopt_writers.py FOLDER
 
-PYTHON is an interpreter with mosaicml-streaming, litdata and datatrove. For each format it writes the same documents with
-the package's own writer, reads them with its own reader, and saves what the reader gave, as FOLDER/NAME.npz: all tokens
-and the ends of the documents. This file imports nothing of the project.
+PYTHON is an interpreter with mosaicml-streaming, litdata and datatrove. For each format it writes the same documents
+with the package's own writer, reads them with its own reader, and saves what the reader gave, as FOLDER/NAME.npz: all
+tokens and the ends of the documents. This file imports nothing of the project.
 """
 
 import argparse

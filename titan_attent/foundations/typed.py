@@ -10,7 +10,8 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -69,8 +70,7 @@ def _typed(cls: Any, value: Any, where: str) -> Any:
 def _typed_fields(cls: Any, value: object, where: str) -> Any:
     _require(isinstance(value, Mapping), value, where, "an object")
     assert isinstance(value, Mapping)
-    hints = typing.get_type_hints(cls)
-    declared = {field.name: field for field in fields(cls) if field.init}
+    hints, declared = _declared(cls)
     inside = f"{where}: " if where else ""
     if unknown := sorted(map(str, value.keys() - declared.keys())):
         raise ValueError(f"{inside}has the unknown field {unknown[0][:80]!r}")
@@ -83,6 +83,12 @@ def _typed_fields(cls: Any, value: object, where: str) -> Any:
         raise ValueError(f"{inside}has no field {missing[0]!r}")
     prefix = f"{where}." if where else ""
     return cls(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+@cache
+def _declared(cls: Any) -> tuple[dict[str, Any], dict[str, Field]]:
+    """The types and the fields of a dataclass by name; an index may hold a million of one class."""
+    return typing.get_type_hints(cls), {field.name: field for field in fields(cls) if field.init}
 
 
 def _require(holds: bool, value: object, where: str, expected: str) -> None:

@@ -100,7 +100,7 @@ class SegmentTables:
 
     def __init__(self, files: OpenFiles, *, itemsize: int):
         self.files, self.itemsize = files, itemsize
-        self._tables: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._tables: OrderedDict[str, tuple[memoryview, memoryview]] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
 
@@ -122,12 +122,12 @@ class SegmentTables:
         starts, offsets = self._table(file, view, num_tokens)
         number = bisect_right(starts, start) - 1
         while start < stop:
-            first = int(starts[number])
-            end = int(starts[number + 1]) if number + 1 < len(starts) else num_tokens
-            yield int(offsets[number]) + (start - first) * self.itemsize, min(stop, end) - start
+            end = starts[number + 1] if number + 1 < len(starts) else num_tokens
+            yield offsets[number] + (start - starts[number]) * self.itemsize, min(stop, end) - start
             start, number = min(stop, end), number + 1
 
-    def _table(self, file: str, view: FileView, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _table(self, file: str, view: FileView, num_tokens: int) -> tuple[memoryview, memoryview]:
+        """(first tokens, bytes) of the segments; views of memory, whose items are Python integers."""
         with self._lock:
             if file in self._tables:
                 self._tables.move_to_end(file)
@@ -135,7 +135,7 @@ class SegmentTables:
         table = np.empty((view.num_segments, 2), dtype=SEGMENT_DTYPE)
         name = segments_file(file)
         self.files.read_into(table.reshape(-1).view(np.uint8).data, name=name, offset=0)
-        starts, offsets = np.ascontiguousarray(table.T)
+        starts, offsets = np.ascontiguousarray(table.T, dtype=np.uint64)
         lengths = np.diff(starts, append=np.uint64(num_tokens))
         rises = starts[0] == 0 and np.all(starts[1:] > starts[:-1]) and starts[-1] < num_tokens
         last = view.file_bytes - lengths * np.uint64(self.itemsize) if rises else lengths
@@ -143,12 +143,12 @@ class SegmentTables:
             raise ValueError(f"{self.files.folder / name}: its segments do not lie in {view.path}: damaged; {FIX}")
         with self._lock:
             if file not in self._tables:
-                self._tables[file] = starts, offsets
+                self._tables[file] = starts.data, offsets.data
                 self._num_bytes += table.nbytes
             while self._num_bytes > MAX_TABLE_BYTES and len(self._tables) > 1:
                 _, (dropped, _) = self._tables.popitem(last=False)
                 self._num_bytes -= 2 * dropped.nbytes
-        return starts, offsets
+        return starts.data, offsets.data
 
 
 def _new_tables(files: OpenFiles, itemsize: int) -> SegmentTables:

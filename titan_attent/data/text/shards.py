@@ -180,6 +180,9 @@ class TokenShards:
         windows = np.empty((len(starts), length), dtype=self.dtype)
         # Viewed as bytes by numpy: memoryview cannot cast an empty array.
         buffer = windows.reshape(-1).view(np.uint8).data
+        if self._segments is not None:
+            self._read_segments(windows, starts)
+            return windows.astype(np.int64)
         for row, start in enumerate(starts):
             first, last = row * width, (row + 1) * width
             shard = bisect_right(self._starts, start) - 1
@@ -187,21 +190,23 @@ class TokenShards:
             while first < last:
                 remaining = (self._starts[shard + 1] - self._starts[shard]) * itemsize - offset
                 stop = min(last, first + remaining)
-                if self._segments is None:
-                    at = self._offsets[shard] + offset
-                    self._token_files.read_into(buffer[first:stop], name=self._locations[shard], offset=at)
-                else:
-                    self._read_segments(buffer[first:stop], shard, offset // itemsize)
+                at = self._offsets[shard] + offset
+                self._token_files.read_into(buffer[first:stop], name=self._locations[shard], offset=at)
                 first, shard, offset = stop, shard + 1, 0
         return windows.astype(np.int64)
 
-    def _read_segments(self, buffer: memoryview, shard: int, start: int) -> None:
-        """Fill ``buffer`` with the tokens of a shard from ``start`` on."""
-        itemsize, done = self.dtype.itemsize, 0
-        for offset, num_tokens in self._parts(shard, start, start + len(buffer) // itemsize):
-            part = buffer[done : done + num_tokens * itemsize]
-            self._token_files.read_into(part, name=self._locations[shard], offset=offset)
-            done += len(part)
+    def _read_segments(self, windows: np.ndarray, starts: Sequence[int]) -> None:
+        """Fill ``windows`` [B, T] with the tokens from each of ``starts`` on, where tokens are in segments."""
+        parts, slot, length = list[tuple[str, int, int, int]](), 0, windows.shape[1]
+        for start in starts:
+            stop, shard = start + length, bisect_right(self._starts, start) - 1
+            while start < stop:
+                first, end = self._starts[shard], min(stop, self._starts[shard + 1])
+                for offset, num_tokens in self._parts(shard, start - first, end - first):
+                    parts.append((self._locations[shard], offset, slot, slot + num_tokens))
+                    slot += num_tokens
+                start, shard = end, shard + 1
+        self._token_files.read_parts(windows.reshape(-1).view(f"<u{self.dtype.itemsize}"), parts)
 
     def _parts(self, shard: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """(byte in the file, number of tokens) of each part of the tokens [start, stop) of a shard with segments."""
