@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {
     "cheaper_steps",
     "convergence",
+    "distillation",
+    "distillation_text",
     "highway",
     "instructions",
     "long_windows",
