@@ -2,6 +2,7 @@
 
 parity   sparse_parity of 3 of 50 bits. Networks with one hidden layer, SGD, as in the reference code of the paper, at a
          smaller size.
+         parity_100 is the same with a checkpoint every 100 steps, of which several are inside the fall.
 pcfg     sentences of cfg3f from the symbol 13 (8 to 27 words), labels at the ends of constituents of height 1.
          torchtitan's llama3.
 
@@ -192,4 +193,6 @@ class Grammar(Problem):
         return products + sum(matrix_flops(layer, args, seq_len=self.longest) for layer in model.modules())
 
 
-PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (Parity(), Grammar())}
+PROBLEMS: dict[str, Problem] = {
+    problem.name: problem for problem in (Parity(), Parity(name="parity_100", save_every=100), Grammar())
+}

@@ -129,18 +129,28 @@ def against_labels(results: Sequence[Result], problem: str) -> str:
     )
 
 
+def accuracy_at_middle(result: Result) -> float:
+    """The source's accuracy at the last evaluation up to the checkpoint inside the fall."""
+    accuracies = curve(result, "source_accuracy")
+    step = max((step for step in accuracies if step <= result["checkpoints"]["middle"]), default=min(accuracies))
+    return accuracies[step]
+
+
 def about_problem(name: str, results: Sequence[Result]) -> str:
     problem = PROBLEMS[name]
     runs = [result for result in results if result["problem"] == name]
     named = of(results, name, TWO_SHOT)
-    places = "; ".join(f"{seed}: {result['checkpoints']['middle']:,}" for seed, result in sorted(named.items()))
+    places = "; ".join(
+        f"{seed}: {result['checkpoints']['middle']:,} ({accuracy_at_middle(result):.0%})"
+        for seed, result in sorted(named.items())
+    )
     source = statistics.mean(list(curve(result, "source_accuracy").values())[-1] for result in named.values())
     ratio = statistics.mean(result["source_step_flops"] * 3 / result["step_flops"] for result in named.values())
     return (
         f"A source has {ratio:.0f} times the FLOPs of a student, {problem.source_steps:,} steps and a checkpoint every "
         f"{problem.save_every}; its last accuracy is {source:.1%}. A student has {problem.steps:,} steps of "
         f"{problem.batch} rows. Target: {problem.target:.0%} of the source's last accuracy. The checkpoint inside the "
-        f"fall, by seed: {places}. {len(runs)} runs."
+        f"fall, by seed, and the source's accuracy there: {places}. {len(runs)} runs."
     )
 
 
@@ -179,7 +189,11 @@ def page(results: Sequence[Result], *, command: str, planned: int) -> str:
     ]
     if not results:
         return "\n\n".join([*parts, "No run has finished."]) + "\n"
-    titles = {"parity": "Sparse parity", "pcfg": "PCFG"}
+    titles = {
+        "parity": "Sparse parity",
+        "parity_100": "Sparse parity, with a checkpoint every 100 steps",
+        "pcfg": "PCFG",
+    }
     for name in PROBLEMS:
         if of(results, name, TWO_SHOT):
             parts += [f"## {titles[name]}", *filter(None, section(name, results, planned=planned))]
