@@ -12,6 +12,9 @@
     reading.py        positioned reads and lasting threads against memory maps and nodes made anew
     documents.py      packed windows of documents against torchtitan's loader, streaming and plain reads
     documents_streaming.py   the streaming process of documents.py
+    adopting.py       adopting token files against sha256sum; reading them against our own shards and streaming
+    adopt_real.py     adopted files of the real writers against what the writers' own readers give
+    adopt_writers.py  the process of adopt_real.py with the writers' packages
     report.py         reading the events of many runs against TensorBoard's own reader
     editing.py        edits of checkpoints against copying them, and against mergekit
     start.py          --help, typos and refusals against the commit db29f37
