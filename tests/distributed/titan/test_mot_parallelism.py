@@ -1,7 +1,9 @@
 """The mixture of transformers under the real trainer, in stages, against one plain process; resumed on one rank."""
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from distributed.syncs import CountSyncs, from_forward_to_optimizer
 from references import exact_norm
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn import functional as F
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.train import Trainer
 
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.models.mot.gate import route_keys
 from titan_attent.titan.checks import preflight
+from titan_attent.titan.models.mot import train_spec
 
 STEPS, SAVED, PREFIX, EXPERTS, LAYERS = 5, 3, 5, 3, 2
 COMMON: Settings = {
@@ -45,6 +51,14 @@ TRAINED = ("both", "feed_forward", "attention", "attention", "feed_forward")
 FULL: Settings = {"activation_checkpoint.mode": "full", "training.local_batch_size": 2}
 COMPILED: Settings = {"compile.enable": True, "compile.components": ["model"], "compile.backend": "aot_eager"}
 LLAMA: Settings = {"model.name": "llama3_attent", "training.local_batch_size": 4}
+UNIFORM: Settings = {
+    "training.local_batch_size": 4,
+    "freezing.policy": "off",
+    "freezing.stages": [],
+    "mot.balance": 0.0,
+    "mot.noise_steps": 0,
+}
+"""Without a balance loss, which torchtitan's loss does not have; the noise of every step comes with the batch."""
 NO_ROUTES = torch.zeros(LAYERS, 1, dtype=torch.int64)
 CELLS: dict[str, Settings] = {
     "FSDP": {"training.local_batch_size": 4},
@@ -96,11 +110,61 @@ def train(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         trainer.close()
 
 
+class Given(BaseDataLoader):
+    """A loader of batches that were made beforehand."""
+
+    def __init__(self, batches: list[tuple[dict[str, torch.Tensor], torch.Tensor]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        return iter(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise AssertionError("nothing is resumed")
+
+
+def train_stock(order: list[torch.Tensor], settings: Settings, *, data: str, folder: str) -> dict[str, np.ndarray]:
+    """The weights after torchtitan's own Trainer has trained the same model on this rank's examples of each step."""
+    dataset = TokenDataset(data, seq_len=32)
+    batches = []
+    for step, ids in enumerate(order, start=1):
+        inputs, labels = dataset.batch(ids)
+        labels[:, : PREFIX - 1] = -100
+        batches.append(({"input": inputs, "route_keys": route_keys(ids, seed=0, step=step)}, labels))
+    spec = replace(
+        train_spec(),
+        model_args=spec_of("mot_attent").model_args,
+        build_dataloader_fn=lambda **kwargs: Given(batches),
+        build_tokenizer_fn=None,
+    )
+    register_train_spec("mot_stock", spec)
+    own = {"model.name": "mot_stock", "checkpoint.enable": False}
+    trainer = Trainer(config_of(COMMON | settings | own, data=data, folder=folder))
+    try:
+        (model,) = trainer.model_parts
+        weights = {name: value.clone() for name, value in plain_model(COMMON | settings).state_dict().items()}
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        iterator = trainer.batch_generator(trainer.dataloader)
+        for _ in order:
+            trainer.step += 1
+            trainer.train_step(iterator)
+        return {plain_name(name): full(parameter) for name, parameter in model.named_parameters()}
+    finally:
+        trainer.close()
+
+
 def train_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
     os.environ["WORLD_SIZE"] = str(size)
-    return {name: train(settings, data=data, folder=str(Path(folder) / name)) for name, settings in cells.items()}
+    results = {name: train(settings, data=data, folder=str(Path(folder) / name)) for name, settings in cells.items()}
+    if "uniform" in cells:
+        order = [torch.from_numpy(step["ids"]) for step in results["uniform"]["steps"].values()]
+        results["stock"] = train_stock(order, UNIFORM, data=data, folder=str(Path(folder) / "stock"))
+    return results
 
 
 def train_plainly(data: str, order: list[list[int]]) -> dict[int, dict[str, Any]]:
@@ -141,7 +205,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, dict[str, Any]]]]:
     folder = str(tmp_path_factory.mktemp("runs"))
-    return folder, run_on_ranks(train_cells, 2, CELLS | {"llama3": LLAMA}, data, folder, timeout=400.0)
+    return folder, run_on_ranks(
+        train_cells, 2, CELLS | {"llama3": LLAMA, "uniform": UNIFORM}, data, folder, timeout=400.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +266,16 @@ def test_the_step_waits_for_nothing(runs: Any) -> None:
         assert rank["FSDP"]["syncs"] == rank["llama3"]["syncs"]
 
 
-def test_resumed_on_one_rank(
-    runs: Any, plain: dict[int, dict[str, Any]], data: str
-) -> None:
+def test_uniform_is_stock_torchtitan_bit_for_bit(runs: Any) -> None:
+    for rank in runs[1]:
+        ours = rank["uniform"]["steps"][STEPS]["weights"]
+        assert ours.keys() == rank["stock"].keys()
+        assert all(np.array_equal(ours[name], rank["stock"][name]) for name in ours)
+
+
+def test_resumed_on_one_rank(runs: Any, plain: dict[int, dict[str, Any]], data: str) -> None:
     """From step 3, in the middle of a stage, with another number of ranks and microbatches."""
     cell = {"FSDP": {"training.local_batch_size": 8, "checkpoint.load_step": SAVED}}
-    ranks = run_on_ranks(train_cells, 1, cell, data, runs[0], timeout=300.0)
+    ranks = run_on_ranks(train_cells, 1, cell, data, runs[0], timeout=300.0, apart=True)
     assert sorted(ranks[0]["FSDP"]["steps"]) == [SAVED + 1, SAVED + 2]
     compare(ranks, "FSDP", plain, range(SAVED + 1, STEPS + 1))

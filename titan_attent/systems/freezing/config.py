@@ -36,9 +36,7 @@ def parse_stages(stages: list[str]) -> list[Stage]:
     for i, text in enumerate(stages):
         part, colon, steps = str(text).partition(":")
         if part not in PARTS:
-            raise ValueError(
-                f"[freezing] stages: \"{text}\" begins with none of {', '.join(PARTS)}: write \"part:steps\""
-            )
+            raise ValueError(f'[freezing] stages: "{text}" begins with none of {", ".join(PARTS)}: write "part:steps"')
         is_last = i == len(stages) - 1
         if is_last and colon:
             raise ValueError(

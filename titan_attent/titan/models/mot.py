@@ -36,8 +36,7 @@ NAME = "mot"
 
 @dataclass
 class MotArgs(TransformerModelArgs):
-    """The sizes of ``mot_attent``: those of llama3 for one expert, and the values of ``[mot]`` (models/mot/config.py).
-    """
+    """The sizes of ``mot_attent``: those of llama3 for one expert, and values of ``[mot]`` (models/mot/config.py)."""
 
     num_experts: int = MotConfig.num_experts
     prefix: int = MotConfig.prefix
@@ -204,5 +203,3 @@ def lacks() -> dict[str, str]:
         "1",
         "residual blocks": "a block of mot_attent is multiplied by its gate's probability, which depends on its input",
     }
-
-

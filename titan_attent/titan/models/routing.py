@@ -9,6 +9,7 @@ Cost: per step one all-reduce of 16 bytes per layer and expert on the ``batch`` 
 logged step.
 """
 
+import json
 from functools import partial
 from typing import Any, cast
 
@@ -111,8 +112,9 @@ class Routing(System):
         return self.scalars
 
     def state_dict(self) -> dict[str, Any]:
-        return {"shares": self.shares, "since_log": self.since_log}
+        return {"shares": self.shares, "since_log": self.since_log, "scalars": json.dumps(self.scalars)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shares.copy_(cast(Tensor, state["shares"]))
         self.since_log.copy_(cast(Tensor, state["since_log"]))
+        self.scalars = json.loads(state["scalars"])

@@ -62,7 +62,8 @@ def test_flops_are_those_of_one_expert() -> None:
     """A unit of four experts costs what llama3's costs, and has four times its parameters beside the norm."""
     llama, mot = Transformer(TransformerModelArgs(**SIZES)), MixtureOfTransformers(MotArgs(**SIZES, num_experts=4))
     for one, other in zip(find_units(llama, seq_len=8), find_units(mot, seq_len=8), strict=True):
-        assert (one.name, one.forward, one.weight, one.inputs) == (other.name, other.forward, other.weight, other.inputs)
+        costs = [(unit.name, unit.forward, unit.weight, unit.inputs) for unit in (one, other)]
+        assert costs[0] == costs[1]
         if one.name.startswith("layers."):
             assert other.numel - 16 == 4 * (one.numel - 16)
     linear = nn.Linear(4, 3)
