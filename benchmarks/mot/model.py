@@ -2,10 +2,10 @@
 
 **Data** (inferred from the paper's reviews and from Chen et al. 2022, arXiv 2208.02813; the paper's formulas are not
 public). 2 N orthonormal vectors in R^d: of each class n a center c_n and a signal v_n. A sequence of class n with the
-answer y = +-1 has L tokens in random order: c_n, y v_n, a distractor e v_m with another class m and a random sign e, and
-Gaussian noise of norm about ``noise`` each. The answer is the sign of the signal of the own class: whoever does not know
-the class cannot tell it from the distractor. ``plain`` data have one signal for all classes and noise in place of the
-distractor: one expert suffices.
+answer y = +-1 has L tokens in random order: c_n, y v_n, a distractor e v_m with another class m and a random sign e,
+and Gaussian noise of norm about ``noise`` each. The answer is the sign of the signal of the own class: whoever does not
+know the class cannot tell it from the distractor. ``plain`` data have one signal for all classes and noise in place of
+the distractor: one expert suffices.
 
 **Model** (its parts are told of by the reviews: one layer, merged key-query matrices, one neuron per expert; that the
 neuron is linear, the sum over the queries and the squared loss are inferred):

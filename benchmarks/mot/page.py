@@ -104,7 +104,7 @@ def page(results: Sequence[Result]) -> str:
             "",
             "    python -m benchmarks.mot --output outputs/mot --publish docs/results/mot",
             "",
-            "The claim of [arXiv 2510.27004](https://arxiv.org/abs/2510.27004): with experts that are whole transformer",
+            "The claim of [arXiv 2510.27004](https://arxiv.org/abs/2510.27004): with experts that are transformer",
             "blocks, a trained gate and three stages of training, the loss falls faster than that of one transformer.",
             "Formulas, sizes and rates are not public; the data and the one-layer model are inferred from reviews",
             "([model.py](../../benchmarks/mot/model.py)), so this is no replication of their experiments.",

@@ -19,7 +19,7 @@ DASHES = ("-", "--", ":")
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw one panel per data; a line is the mean of an arm over its seeds, on a log axis."""
-    with matplotlib.rc_context(settings()):
+    with matplotlib.rc_context(settings(len(COLORS))):
         figure = Figure(figsize=(15, 6), layout="constrained")
         for axes, data in zip(figure.subplots(1, len(DATA)), DATA, strict=True):
             for i, arm in enumerate(ARMS):

@@ -69,10 +69,10 @@ class RoutedLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """[B, L, inputs], sorted by expert -> [B, L, outputs], in the same order."""
-        weight, dtype, device = self.weight, x.dtype, x.device.type
+        dtype, device = x.dtype, x.device.type
         if self.num_experts == 1:
-            return F.linear(x, weight)
-        weight = weight.view(self.num_experts, -1, weight.shape[1])
+            return F.linear(x, self.weight)
+        weight = self.weight.view(self.num_experts, -1, x.shape[-1])
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         if dtype != torch.bfloat16:

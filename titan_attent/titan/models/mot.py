@@ -6,6 +6,7 @@ own functions for llama3. The gates stand beside the blocks, in FSDP2's root gro
 recomputed regions, and are no part of what ``[freezing]`` freezes.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -77,9 +78,11 @@ class MixtureOfTransformers(Transformer):
     probabilities: Tensor
 
     def __init__(self, model_args: MotArgs):
-        super().__init__(replace(model_args, n_layers=0))
-        self.model_args, self.n_layers = model_args, model_args.n_layers
-        args = model_args
+        without_layers: Any = copy.copy(model_args)
+        without_layers.n_layers = 0
+        super().__init__(without_layers)
+        args: Any = model_args
+        self.model_args, self.n_layers = args, args.n_layers
         self.gates = nn.ModuleDict()
         for layer in range(args.n_layers):
             depth = layer + 1 if args.depth_init else args.n_layers
@@ -101,7 +104,7 @@ class MixtureOfTransformers(Transformer):
         for gate in self.gates.values():
             nn.init.trunc_normal_(cast(nn.Linear, gate).weight, std=0.02)
 
-    def forward(self, tokens: Tensor, route_keys: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor, route_keys: Tensor | None = None) -> Tensor:
         """The logits; ``route_keys`` (models/mot/gate.py), int64 [B], add exploration noise in training mode."""
         args = cast(MotArgs, self.model_args)
         h, routings = cast(nn.Module, self.tok_embeddings)(tokens), []
