@@ -59,6 +59,8 @@ UNIFORM: Settings = {
     "mot.noise_steps": 0,
 }
 """Without a balance loss, which torchtitan's loss does not have; the noise of every step comes with the batch."""
+DDP: Settings = {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1}
+OTHERS: dict[str, Settings] = {"llama3": LLAMA, "uniform": UNIFORM, "DDP": UNIFORM | DDP}
 NO_ROUTES = torch.zeros(LAYERS, 1, dtype=torch.int64)
 CELLS: dict[str, Settings] = {
     "FSDP": {"training.local_batch_size": 4},
@@ -205,9 +207,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, dict[str, Any]]]]:
     folder = str(tmp_path_factory.mktemp("runs"))
-    return folder, run_on_ranks(
-        train_cells, 2, CELLS | {"llama3": LLAMA, "uniform": UNIFORM}, data, folder, timeout=400.0
-    )
+    return folder, run_on_ranks(train_cells, 2, CELLS | OTHERS, data, folder, timeout=400.0)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +271,13 @@ def test_uniform_is_stock_torchtitan_bit_for_bit(runs: Any) -> None:
         ours = rank["uniform"]["steps"][STEPS]["weights"]
         assert ours.keys() == rank["stock"].keys()
         assert all(np.array_equal(ours[name], rank["stock"][name]) for name in ours)
+
+
+def test_ddp_trains_the_same(runs: Any) -> None:
+    for rank in runs[1]:
+        fsdp, ddp = (rank[cell]["steps"][STEPS]["weights"] for cell in ("uniform", "DDP"))
+        for name, weight in fsdp.items():
+            np.testing.assert_allclose(ddp[name], weight, rtol=1e-3, atol=2e-5, err_msg=name)
 
 
 def test_resumed_on_one_rank(runs: Any, plain: dict[int, dict[str, Any]], data: str) -> None:

@@ -37,7 +37,7 @@ class Routing(System):
     keeps_state = True
     panels = (
         Panel("sequences per expert", family=SEQUENCES, map=True),
-        Panel("largest share of an expert", ("mot/largest_sequence_share", "mot/balance"), shares=False),
+        Panel("collapse of experts", ("mot/largest_sequence_share", "mot/balance"), right="mot/balance"),
     )
 
     @classmethod
