@@ -8,9 +8,12 @@
     convergence     every rule of the teacher on small text, in many passes
     instructions    what teaching saves in fine-tuning on instruction pairs
     vision          what teaching saves on images, in many passes
+    editing         what task vectors and means of checkpoints do
     parity          what intermediate steps change in k-parity: twelve cells of one paper
     cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         the step time of a pipeline with highway backpropagation against the stock schedules
+    distillation    whether students learn sooner from intermediate checkpoints of their source
+    distillation_text   what distillation saves on text, in two domains
     weights         the bias that remains with the weights of a soft draw
 
     speed           the time and memory of steps and of their parts

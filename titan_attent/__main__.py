@@ -16,6 +16,7 @@ LAUNCHED = "torchrun --nproc_per_node=N -m"
 
 COMMANDS = {
     "titan_attent.data.text": ("python -m", "documents -> a data set of tokens"),
+    "titan_attent.data.adopt": ("python -m", "token files of other tools -> a data set of tokens, without a copy"),
     "titan_attent.data.text.boundaries": ("python -m", "finds the documents of a data set of an earlier version"),
     "titan_attent.data.images": ("python -m", "image files -> a data set of images"),
     "titan_attent.tasks": ("python -m", "a learning task -> data sets of its rows"),

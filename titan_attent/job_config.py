@@ -8,6 +8,7 @@ ConfigManager replaces sections instead of merging them.
 from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
+from titan_attent.models.hyla.config import HylaConfig
 from titan_attent.models.mot.config import MotConfig
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.systems.distillation.config import DistillationConfig
@@ -27,3 +28,4 @@ class JobConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     mot: MotConfig = field(default_factory=MotConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    hyla: HylaConfig = field(default_factory=HylaConfig)

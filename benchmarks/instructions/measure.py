@@ -8,21 +8,13 @@ loss must be the one that the run has logged.
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
-
+from benchmarks.common.evaluate import evaluate, load_weights
 from benchmarks.common.forks import command
 from benchmarks.common.tasks import FORWARD_COST, Task
-from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.report import VALIDATION, read_run
-
-ROWS = 50
-"""Rows of a forward pass."""
 
 
 def do(task: Task) -> dict[str, Any]:
@@ -45,7 +37,7 @@ def measure(task: Task) -> dict[str, Any]:
     config = task.config
     weights = Path(task.folder, "checkpoint")
     accuracy, loss = evaluate(
-        weights / f"step-{task.steps}",
+        load_weights(weights / f"step-{task.steps}"),
         config["data"]["validation_path"],
         flavor=config["model"]["flavor"],
         seq_len=config["validation"]["seq_len"],
@@ -67,29 +59,6 @@ def measure(task: Task) -> dict[str, Any]:
         "shuffled_trained": shuffled_trained(task),
         "last": last,
     }
-
-
-def evaluate(weights: Path, data: str, *, flavor: str, seq_len: int) -> tuple[float, float]:
-    """(token accuracy, mean loss) of a llama3 of the saved ``weights`` on the labels of ``data``."""
-    from torch.distributed.checkpoint import load
-    from torchtitan.models.llama3.model.model import Transformer
-
-    from titan_attent.titan.models.flavors import EXTRA_FLAVORS
-
-    args: Any = EXTRA_FLAVORS["llama3"][flavor]
-    model = Transformer(replace(args, max_seq_len=seq_len)).eval()
-    load(model.state_dict(), checkpoint_id=str(weights))
-    dataset = DocumentDataset(data, seq_len=seq_len)
-    right, total, nats = 0, 0, 0.0
-    with torch.no_grad():
-        for ids in torch.arange(len(dataset)).split(ROWS):
-            columns, labels = dataset.read(ids)
-            counts = labels != IGNORE_INDEX
-            logits, labels = model(columns["input"])[counts], labels[counts]
-            right += int((logits.argmax(-1) == labels).sum())
-            total += len(labels)
-            nats += float(cross_entropy(logits, labels, reduction="sum"))
-    return right / total, nats / total
 
 
 def shuffled_trained(task: Task) -> float | None:

@@ -5,6 +5,7 @@
     gpu_steps.py      steps with [freezing] and [highway] against backpropagation through everything
     loss.py           torchtitan's cross-entropy against the per-example loss
     distillation.py   KL with a source's logits, and with ids, against two compiled cross-entropies
+    distilled_step.py a whole step with targets on disk against one without distillation
     folding.py        the loss folded by document against torchtitan's cross-entropy
     exchange.py       one packed flush of losses every 16 steps against a gather in every step
     selection.py      a whole draw against gathering the scores

@@ -37,6 +37,7 @@ from titan_attent.losses.chunked import chunked_weighted_cross_entropy
 from titan_attent.systems.teaching.system import Teaching
 from titan_attent.systems.teaching.teacher import Teacher
 from titan_attent.titan.checks import preflight
+from titan_attent.titan.models.hyla import HylaModelArgs
 from titan_attent.titan.models.mot import MotArgs
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
@@ -93,6 +94,10 @@ FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
         )
     },
     "mot": {"cell": MotArgs(**SMALL, n_kv_heads=2, multiple_of=16, rope_theta=10000)},
+    "hyla": {
+        "cell": HylaModelArgs(**SMALL, n_kv_heads=2, multiple_of=16, rope_theta=10000),
+        "reference": HylaModelArgs(**SMALL, is_reference=True, head_dim=2, hidden_dim=64),
+    },
     "gpt_oss": {
         "cell": gpt_oss.GptOssModelArgs(
             **SMALL,
@@ -101,6 +106,8 @@ FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     },
 }
 for _family, _flavors in FLAVORS.items():
+    if _family == "hyla":
+        continue  # its attention takes every mask
     _irope = {"every_n_layers_nope": 2, "fixed_attn_block_size": 8} if _family == "llama4" else {}
     _flavors["flex"] = replace(_flavors["cell"], attn_type="flex", **_irope)  # type: ignore[call-arg]
 

@@ -1,6 +1,8 @@
 """Run the real command as a user would, and read what it leaves behind."""
 
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +79,26 @@ def environment(**extra: str) -> dict[str, str]:
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | extra
+
+
+def forked_stages(run_stage: Callable[..., None] | None = None) -> Callable[[], None]:
+    """A ``prepare``: the stages of ``titan_attent.score pair`` are forked from the server of the workers.
+
+    By default each worker starts a server of its own for them, which imports for five seconds. ``run_stage`` replaces
+    what runs a stage (titan/scoring/subcommands.py).
+    """
+    multiprocessing.forkserver.ensure_running()
+    state = vars(multiprocessing.forkserver._forkserver)
+    server = {name: state[name] for name in ("_forkserver_address", "_forkserver_authkey") if name in state}
+    return partial(_fork_stages, server, run_stage)
+
+
+def _fork_stages(server: dict[str, Any], run_stage: Callable[..., None] | None) -> None:
+    from titan_attent.titan.scoring import subcommands  # a test process imports torchtitan in an order of its own
+
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    vars(multiprocessing.forkserver._forkserver).update(server, ensure_running=lambda: None)
+    subcommands._run = run_stage or subcommands._run
 
 
 def start(

@@ -1,15 +1,14 @@
 """``titan_attent.train --check``: its plan is what the run does, it writes nothing, and it refuses as a run does."""
 
 import logging
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
-from launch import environment, launch, read_scalars, read_trace, run
+from launch import launch, read_scalars, read_trace, run
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from titan_attent.data.text.shards import TokenDataset
@@ -35,6 +34,12 @@ def planned(
     return printed.err if code else printed.out
 
 
+def without_torchrun() -> None:
+    """Prepare a worker: the environment of a shell."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+
+
 def size(text: str) -> float:
     """Bytes of "1.25 MiB"."""
     number, unit = text.split()
@@ -50,8 +55,7 @@ def test_the_plan_is_what_the_run_does(
         *("--checkpoint.enable", "--checkpoint.interval", "4", "--checkpoint.keep_latest_k", "2"),
         *("--teacher.full_data_tail", "0", "--teacher.warmup_passes", "0", "--teacher.scoring", "forward"),
     ]
-    command = [sys.executable, "-m", "titan_attent.train", "--check", "2", *arguments]
-    alone = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240)
+    alone = launch("--check", "2", *arguments, num_processes=1, prepare=without_torchrun)
     assert alone.returncode == 0, alone.stderr
     plan = alone.stdout
     assert not dump.exists()

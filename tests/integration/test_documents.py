@@ -9,7 +9,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from launch import launch, read_checkpoint, read_scalars, read_trace, run, run_until_killed, write_config
+from launch import forked_stages, launch, read_checkpoint, read_scalars, read_trace, run, run_until_killed, write_config
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent.data.plan.packed import Packer
@@ -206,7 +206,7 @@ def test_trained_scorers_score_whole_documents(config: list[str], data: dict[str
         *("--output", str(scorers), *config, "--training.seq_len", str(seq_len)),
         num_processes=1,
         module="titan_attent.score",
-        launcher="torchrun",  # forked workers start no stages
+        prepare=forked_stages(),
     )
     dataset = DocumentDataset(data["train"], seq_len=seq_len)
     spans = torch.arange(len(dataset))

@@ -22,7 +22,7 @@ CHECKPOINT = "outputs/own_data/checkpoint/step-5"
 INPUTS = {"web": "asyncio", "code": "json", "trusted": "email", "validation": "wsgiref"}
 """Folder in my/ -> the package whose paragraphs are its texts."""
 SMALL = [
-    *("--model.flavor", "10M", "--training.seq_len", "64", "--validation.seq_len", "64"),
+    *("--model.flavor", "bench", "--training.seq_len", "64", "--validation.seq_len", "64"),
     *("--training.global_batch_size", "4", "--training.local_batch_size", "2", "--validation.local_batch_size", "4"),
     *("--validation.freq", "2", "--validation.steps", "2", "--checkpoint.interval", "2", "--metrics.log_freq", "1"),
     *("--lr_scheduler.warmup_steps", "1"),
@@ -70,7 +70,9 @@ def test_the_readmes_way_for_own_data(tmp_path: Path, monkeypatch: pytest.Monkey
     log = run(*training, *SMALL, "--training.steps", "3", module=train)
 
     num_ids = json.loads((tmp_path / "data" / "corpus" / "index.json").read_text())["tokenizer"]["vocab_size"]
-    assert re.search(rf"10M has [\d,]+ token ids: the data ./data/corpus has {num_ids:,}", log)
+    assert re.search(
+        rf"bench has [\d,]+ token ids, and not the 1,024 of the flavor: the data ./data/corpus has {num_ids:,}", log
+    )
     folder = tmp_path / "outputs" / "own_data"
     assert list(read_scalars(folder, "validation_metrics/loss")) == [1, 2]
     (written,) = (path.parent for path in (folder / "tb").rglob("events.*"))

@@ -1,4 +1,4 @@
-"""A planted corpus: half its rows are copies of 64 rows. A teacher that sees losses leaves most copies out."""
+"""A planted corpus: half its rows are copies of 32 rows. A teacher that sees losses leaves most copies out."""
 
 import sysconfig
 from pathlib import Path
@@ -13,13 +13,14 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 
 from titan_attent import LossBuffer, Teacher, TeachingSampler, per_example_cross_entropy
 
-NUM_ROWS, NUM_ORIGINALS, SEQ_LEN, BATCH = 2048, 64, 32, 32
+NUM_ROWS, NUM_ORIGINALS, SEQ_LEN, BATCH = 1024, 32, 32, 32
+STEPS = 120
 WARMUP_PASSES = 2
 
 
 @pytest.fixture(scope="module")
 def corpus() -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows int64 [2048, 33] of source text, bytes as tokens; is_copy bool [2048]), in random places."""
+    """(rows int64 [NUM_ROWS, 33] of source text, bytes as tokens; is_copy bool [NUM_ROWS]), in random places."""
     text = np.frombuffer((Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_bytes(), dtype=np.uint8)
     needed = NUM_ROWS // 2 + NUM_ORIGINALS
     windows = torch.from_numpy(text[: needed * (SEQ_LEN + 1)].astype(np.int64)).view(needed, SEQ_LEN + 1)
@@ -34,15 +35,15 @@ def copies_selected(strategy: str, corpus: tuple[torch.Tensor, torch.Tensor]) ->
     """Train a llama by the plain loop: the copies and the examples trained in selected passes."""
     rows, is_copy = corpus
     torch.manual_seed(0)
-    model = Transformer(TransformerModelArgs(dim=64, n_layers=2, n_heads=4, vocab_size=256, max_seq_len=SEQ_LEN))
+    model = Transformer(TransformerModelArgs(dim=64, n_layers=1, n_heads=2, vocab_size=256, max_seq_len=SEQ_LEN))
     with torch.no_grad():
         model.init_weights()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     buffer = LossBuffer(NUM_ROWS)
     config = paper_config(strategy=strategy, warmup_passes=WARMUP_PASSES, initial_ratio=0.4, full_data_tail=0.0)
-    teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=240)
+    teacher = Teacher(buffer, config, batch_size=BATCH, total_steps=STEPS)
     num_copies = num_selected = 0
-    for step, (ids, weights) in zip(range(1, 241), TeachingSampler(teacher), strict=False):
+    for step, (ids, weights) in zip(range(1, STEPS + 1), TeachingSampler(teacher), strict=False):
         if teacher.rounds.selecting:
             num_copies, num_selected = num_copies + int(is_copy[ids].sum()), num_selected + len(ids)
         sums, counts = per_example_cross_entropy(model(rows[ids, :-1]), rows[ids, 1:])

@@ -5,11 +5,8 @@ data with itself.
 """
 
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ import titan_attent.titan.patches.compat  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from launch import TIMEOUT, kill_when, launch, read_trace, run, start, write_config
+from launch import TIMEOUT, forked_stages, kill_when, launch, read_trace, run, start, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchtitan.components.checkpoint import CheckpointManager
 
@@ -196,26 +193,14 @@ def stand_still(module: str, argv: list[str], environment: dict[str, str]) -> No
     RUN_STAGE(module, argv, environment)
 
 
-def fork_stages(server: dict[str, Any], *, run_stage: Callable[..., None] | None = None) -> None:
-    """Prepare a worker: its stages are forked from the server that forked it. A new server would import for five
-    seconds."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    vars(multiprocessing.forkserver._forkserver).update(server, ensure_running=lambda: None)
-    stages._run = run_stage or stages._run
-
-
 def test_a_killed_training_is_resumed(folder: Path, token_data: dict[str, Path]) -> None:
     options = ("--flavor", "scorer_xs", "--steps", str(STEPS), "--batch_size", "4")
     argv, output = command(folder, token_data["train"], "trained", *options), folder / "trained"
-    multiprocessing.forkserver.ensure_running()
-    state = vars(multiprocessing.forkserver._forkserver)
-    server = {name: state[name] for name in ("_forkserver_address", "_forkserver_authkey") if name in state}
     reached = output / "models" / "expert" / "checkpoint" / f"step-{KILLED_AT}" / ".metadata"
-    prepare = partial(fork_stages, server, run_stage=stand_still)
-    kill_when(reached.is_file, start(*argv, module=MODULE, prepare=prepare))
+    kill_when(reached.is_file, start(*argv, module=MODULE, prepare=forked_stages(stand_still)))
     assert not any((output / part).exists() for part in PARTS)
 
-    text = run(*argv, num_processes=1, module=MODULE, prepare=partial(fork_stages, server))
+    text = run(*argv, num_processes=1, module=MODULE, prepare=forked_stages())
     assert "Scorers: train amateur" not in text and "Scorers: train expert" in text
     files = sorted((output / "models" / "expert" / "tb").rglob("events.*"), key=lambda path: path.stat().st_mtime)
     resumed = EventAccumulator(str(files[-1]))

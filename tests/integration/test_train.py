@@ -1,11 +1,14 @@
 """The real command under the settings that users change: ranks, accumulation, HSDP, compile, another model."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from launch import read_scalars, read_trace, run, write_config
 
+from titan_attent.data.text.shards import TokenShards
+from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.foundations.ledger import RUN_ACCOUNTS, TEACHING_ACCOUNTS
 
 LOSS = "loss_metrics/global_avg_loss"
@@ -57,6 +60,21 @@ def test_every_phase_is_logged_with_the_tags_of_the_design(baseline: Path) -> No
         assert step in read_scalars(baseline / "run", tag), tag
     assert read_scalars(baseline / "run", "ledger/examples_trained")[24] == 24 * 8
     assert sorted(read_scalars(baseline / "run", "validation_metrics/loss")) == [1, 12, 24]
+
+
+def test_bits_per_byte_of_a_run_by_hand(baseline: Path, token_data: dict[str, Path]) -> None:
+    """From the run's nats per token, and the text of the labels that it validated, decoded."""
+    path = token_data["validation"]
+    shards = TokenShards(path)
+    num_labels = (shards.num_tokens - 1) // 256 * 256
+    labels = shards.read(1, 1 + num_labels)
+    tokenizer = Tokenizer.from_info(shards.tokenizer_info, path)
+    text = labels[labels != tokenizer.eos_id]
+    num_bytes = len(tokenizer._encoding.decode_bytes(text.tolist())) + num_labels - len(text)
+    losses, bits = (read_scalars(baseline / "run", f"validation_metrics/{tag}") for tag in ("loss", "bits_per_byte"))
+    assert sorted(bits) == [1, 12, 24]
+    for step, value in bits.items():
+        assert value == pytest.approx(losses[step] * num_labels / math.log(2) / num_bytes, rel=1e-6)
 
 
 def test_the_accounts_of_the_ledger_are_the_wall_time(baseline: Path) -> None:

@@ -115,8 +115,8 @@ def test_a_rank_opens_the_index_once_and_accesses_no_shard(folder: Path, access:
     validator: Any = spec.build_validator_fn(job_config=config, dp_world_size=2, dp_rank=1, tokenizer=None, **parts)
     assert access.opened == {str(folder): 1} and access.stats.total() == 0
     # Later queries on the data set do not access a shard, either.
-    assert loader.dataset.shards is validator.loader.dataset.shards
+    assert loader.dataset.shards is validator.sets[0].loader.dataset.shards
     assert loader.dataset.sources[0] == ("code", 0) and len(loader.dataset.sources) == 2
     last = len(loader.dataset) - 1
     assert loader.dataset.location(last)["shard"] == f"shard-{NUM_SHARDS - 1:05d}.bin"
-    assert int(validator.loader.pool.ids(torch.tensor([0]))) <= last and access.stats.total() == 0
+    assert int(validator.sets[0].loader.pool.ids(torch.tensor([0]))) <= last and access.stats.total() == 0

@@ -18,7 +18,7 @@ BATCH, STEPS = 512, 3
 
 
 def trained(num_examples: int) -> tuple[int, Counted, int]:
-    """Run steps as one rank of 512: bytes of memory held, counted calls, and the number of leaves of a checkpoint."""
+    """Run steps as one rank of 512: the most bytes of memory held, counted calls, and leaves of a checkpoint."""
     ledger = Ledger(batch_size=BATCH, tokens_per_example=1024, accounts=())
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -28,7 +28,7 @@ def trained(num_examples: int) -> tuple[int, Counted, int]:
         for _ in islice(sampler, STEPS):
             pass
         state = dict(leaves({"dataloader": sampler.state_dict(), "ledger": ledger.state_dict()}))
-    held = tracemalloc.get_traced_memory()[0] - before
+    held = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert all(isinstance(value, (int, float)) for value in state.values())
     return held, seen, len(state)
@@ -36,7 +36,7 @@ def trained(num_examples: int) -> tuple[int, Counted, int]:
 
 @pytest.fixture(scope="module")
 def runs() -> dict[int, tuple[int, Counted, int]]:
-    trained(10**4)  # allocations of the first call that stay
+    trained(10**4)  # imports and allocations of the first call
     return {num: trained(num) for num in (10**4, 10**7, 10**10)}
 
 

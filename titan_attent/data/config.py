@@ -4,7 +4,8 @@ It must not use ``from __future__ import annotations``: with string annotations 
 sections instead of merging them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -14,6 +15,32 @@ class DataConfig:
 
     validation_path: str = ""
     """Folder of the validation data set; read when ``validation.enable`` is set."""
+
+    validation_sets: dict[str, Any] = field(default_factory=dict)
+    """
+    Several validation data sets instead of one, by name: ``NAME = { path = "FOLDER", weight = 1.0 }`` in the section
+    ``[data.validation_sets]``. Each has a loss, a perplexity and bits per byte of its own; ``validation_metrics/loss``
+    is their mean by the weights (docs/reference/validation.md).
+    """
+
+    sources: dict[str, Any] = field(default_factory=dict)
+    """
+    The mixture of the data's sources, in the section ``[data.sources]``, one word per source
+    (docs/reference/mixtures.md).
+    - ``NAME = { proportion = 0.5 }``: its share of the tokens of every step; ``[[STEP, SHARE], ...]`` for one that
+      changes, linear between the steps.
+    - ``NAME = { repeat = 2.0 }``: passes over it per epoch of the mixture.
+    - ``NAME = { choose = 5_000_000 }``: its tokens per epoch of the mixture.
+    Without the section all examples are trained in one shuffled order.
+    """
+
+    proportions_of: str = "trained"
+    """
+    What the proportions of ``[data.sources]`` are of, where a teacher selects.
+    - "trained": of the tokens that are trained. The teacher selects within each source.
+    - "candidates": of the tokens that the teacher selects from, among all sources: a source of which it leaves out more
+      is trained less.
+    """
 
     unit: str = "window"
     """

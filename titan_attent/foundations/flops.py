@@ -55,7 +55,10 @@ def product_flops(args: Any, *, seq_len: int) -> float:
 
 
 def _head_widths(args: Any) -> int:
-    """q + v of one head: deepseek_v3 names both, qwen3 and gpt_oss one for both, the others divide ``dim``."""
+    """q + v of one head: deepseek_v3 names both, qwen3 and gpt_oss one for both, the others divide ``dim``; hyla has
+    another product, and tells the sum."""
+    if hasattr(args, "head_widths"):
+        return args.head_widths
     if hasattr(args, "v_head_dim"):
         return args.qk_nope_head_dim + args.qk_rope_head_dim + args.v_head_dim
     return 2 * getattr(args, "head_dim", args.dim // args.n_heads)

@@ -45,7 +45,14 @@ def _largest(logits_CV: Tensor) -> Tensor:
 
 def _softened(logits_CV: Tensor, temperature: float) -> Tensor:
     """A copy of the logits in fp32, divided by the temperature."""
-    return logits_CV.to(torch.float32, copy=True).div_(temperature)
+    copy_CV = logits_CV.to(torch.float32, copy=True)
+    return copy_CV if temperature == 1.0 else copy_CV.div_(temperature)
+
+
+def _widened(logits_CV: Tensor, temperature: float) -> Tensor:
+    """As :func:`_softened`, but the logits themselves where nothing has to be computed: to be read only."""
+    wide_CV = logits_CV.float()
+    return wide_CV if temperature == 1.0 else wide_CV / temperature
 
 
 def _sums_of_both(
@@ -64,9 +71,9 @@ def _sums_of_both(
 
 def _sums_of_student(student_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Largest b, fp32 [C]; sum e^b, fp32 [C], b less its largest."""
-    b_CV = _softened(student_CV, temperature)
+    b_CV = _widened(student_CV, temperature)
     largest_C = _largest(b_CV)
-    return largest_C, b_CV.sub_(largest_C[:, None]).exp_().sum(dim=-1)
+    return largest_C, (b_CV - largest_C[:, None]).exp_().sum(dim=-1)
 
 
 def _gradient_of_both_(
@@ -89,7 +96,7 @@ def _gradient_of_student_(
     out_CV: Tensor, student_CV: Tensor, shift_C: Tensor, scale_C: Tensor, temperature: float
 ) -> None:
     """out = scale exp(b - shift)."""
-    out_CV.copy_(_softened(student_CV, temperature).sub_(shift_C[:, None]).exp_().mul_(scale_C[:, None]))
+    out_CV.copy_((_widened(student_CV, temperature) - shift_C[:, None]).exp_().mul_(scale_C[:, None]))
 
 
 class Kernels(NamedTuple):
@@ -254,6 +261,9 @@ class _TargetCrossEntropy(torch.autograd.Function):
             student_Cv, out_Cv, columns_CN, scale_C = student_Tv[rows], out_Tv[rows], column_TN[rows], scale_T[rows]
             of_softmax_C = scale_C * weight_T[rows]
             ctx.kernels.gradient_of_student_(out_Cv, student_Cv, shift_T[rows], of_softmax_C, ctx.temperature)
+            if out_Cv.dtype == torch.float32:
+                out_Cv.scatter_add_(1, columns_CN, weights_TN[rows] * -scale_C[:, None])
+                continue
             # The gradient at the ids is computed in fp32 and written once: adding draw after draw to a bf16 number
             # would round each time. Repeated ids, and column 0 where an id is on another rank, get the same number.
             same_CNN = columns_CN[:, :, None] == columns_CN[:, None, :]

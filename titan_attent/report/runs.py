@@ -29,6 +29,8 @@ TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/l
 ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
 # For data with answers ([data] exact_match); a tag per data source begins with the first and a slash.
 EXACT, TOKEN_ACCURACY = "validation_metrics/exact_match", "validation_metrics/token_accuracy"
+# Of text; with several validation sets, the tags of each begin with this, or with VALIDATION, and a slash.
+BITS = "validation_metrics/bits_per_byte"
 SPEEDS = (SPEED, IMAGE_SPEED)
 TOKENS, TRAINED, COVERED = "n_tokens_seen", "ledger/examples_trained", "ledger/examples_covered"
 SCORED = "ledger/examples_scored"

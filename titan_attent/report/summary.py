@@ -6,7 +6,19 @@ import numpy as np
 
 from titan_attent.report.comparing import compare, cost_of
 from titan_attent.report.costs import Costs
-from titan_attent.report.runs import EXACT, IMAGE_SPEED, SPEED, TOKEN_ACCURACY, TOP5, TRAIN, WALL, Axis, RunScalars
+from titan_attent.report.runs import (
+    BITS,
+    EXACT,
+    IMAGE_SPEED,
+    SPEED,
+    TOKEN_ACCURACY,
+    TOP5,
+    TRAIN,
+    VALIDATION,
+    WALL,
+    Axis,
+    RunScalars,
+)
 from titan_attent.report.saving import LOSS, MATCH, TOP1, Charge, Measure, measures_of
 from titan_attent.report.sentence import conclusion, short
 from titan_attent.report.settings import differing_settings
@@ -77,6 +89,7 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
 
     resumes = len(run.session_starts) - 1
     of_sources = sorted(tag for tag in run.scalars if tag.startswith(f"{EXACT}/"))
+    sets = sorted(tag.removeprefix(f"{VALIDATION}/") for tag in run.scalars if tag.startswith(f"{VALIDATION}/"))
     minutes, seconds = divmod(round(run.wall_seconds), 60)
     logged = {tag for tag in run.scalars.keys() | run.decided.keys() if tag.startswith(prefixes(compared))}
     many = families(compared, maps=False) + families(compared, maps=True)
@@ -92,6 +105,9 @@ def summarize(run: RunScalars, runs: Sequence[RunScalars] = ()) -> dict[str, str
         "train loss": last(TRAIN, LOSS.form),
         LOSS.name: last(LOSS.tag, LOSS.form),
         f"best {LOSS.name}": best(LOSS),
+        **{f"{LOSS.name}, {name}": last(f"{VALIDATION}/{name}", LOSS.form) for name in sets},
+        **({"bits per byte": last(BITS, LOSS.form)} if BITS in run.scalars else {}),
+        **{f"bits per byte, {name}": last(f"{BITS}/{name}", LOSS.form) for name in sets},
         **({TOP1.name: last(TOP1.tag, TOP1.form), f"best {TOP1.name}": best(TOP1)} if TOP1.tag in run.scalars else {}),
         **({"top-5 accuracy": last(TOP5, TOP1.form)} if TOP5 in run.scalars else {}),
         **({MATCH.name: last(EXACT, MATCH.form), f"best {MATCH.name}": best(MATCH)} if EXACT in run.scalars else {}),

@@ -1,7 +1,7 @@
 """The scalars that the systems of runs log: the prefixes of their tags, their units, and the panels that show them.
 
-The systems of this package declare them in their classes. An external system declares them in its run's data.json, so
-that the report does not need its code.
+The systems of this package declare them in their classes; the mixture of sources, which is no system, has them here. An
+external system declares them in its run's data.json, so that the report does not need its code.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,9 @@ class Logged(NamedTuple):
     panels: tuple[Panel, ...]
 
 
-OWN = tuple(Logged(system.name, dict(system.tag_units), system.panels) for system in SYSTEMS)
+MIXTURE = Logged("mixture", {}, (Panel("proportion of each source", family="mixture/proportion/", shares=True),))
+"""The scalars of the plan of the data (data/plan/mixture.py)."""
+OWN = (*(Logged(system.name, dict(system.tag_units), system.panels) for system in SYSTEMS), MIXTURE)
 
 
 def logged_by(runs: Iterable[RunScalars]) -> list[Logged]:

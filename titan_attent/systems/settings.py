@@ -57,6 +57,7 @@ class RunSettings:
         reduce_dtype: dtype in which FSDP2 reduces gradients.
         mixes_examples: whether a training example is a mixture of two (mixup, CutMix).
         cuts_examples: whether an example may be cut at the end of a window (``data.packing = "concatenate"``).
+        batches_read_ahead: microbatches in memory that the reader threads have read ahead of the step.
     """
 
     family: str
@@ -77,3 +78,4 @@ class RunSettings:
     reduce_dtype: torch.dtype = torch.float32
     mixes_examples: bool = False
     cuts_examples: bool = False
+    batches_read_ahead: int = 0

@@ -45,6 +45,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
 from titan_attent.data.plan.forward_rows import ForwardRows
+from titan_attent.data.plan.mixture import Mixture
 from titan_attent.data.plan.packed import Packer
 from titan_attent.data.plan.sampler import TeachingSampler
 from titan_attent.foundations.ledger import Ledger, LedgerAccount
@@ -128,6 +129,8 @@ class DataFacts:
         settings: the settings of the run.
         check_frozen: takes a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` would refuse
             them.
+        proportions: source -> its mean share of the tokens of the run, where a mixture lets a teacher select within
+            each source; None otherwise.
         loss: the name of the learner's loss, with the settings that change its value (scores/stored.py).
     """
 
@@ -136,7 +139,16 @@ class DataFacts:
     open_scores: Callable[[str], StoredScores]
     settings: RunSettings
     check_frozen: Callable[..., Any]
+    proportions: Mapping[str, float] | None = None
     loss: str = ""
+
+
+class PlannedFrozen(NamedTuple):
+    """A frozen second model that a run will hold; the arguments of :attr:`Run.build_frozen`."""
+
+    checkpoint: str
+    family: str
+    flavor: str
 
 
 class Planned(NamedTuple):
@@ -144,13 +156,17 @@ class Planned(NamedTuple):
 
     Attributes:
         lines: what it will do, one sentence each.
-        bytes_per_rank: memory that it holds on each rank beside the model's.
+        bytes_per_rank: memory that it holds on each rank beside the model's; a checkpoint saves it.
         files: files that it writes, relative to the dump folder.
+        memory: (part, bytes, how it was computed) of memory on each rank that no checkpoint saves.
+        frozen: the frozen second model that it runs; the plan adds its memory.
     """
 
     lines: tuple[str, ...] = ()
     bytes_per_rank: int = 0
     files: tuple[str, ...] = ()
+    memory: tuple[tuple[str, int, str], ...] = ()
+    frozen: PlannedFrozen | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +183,8 @@ class Run(DataFacts):
             the same examples; the statistics of that local rank count. In a pipeline it is the rank of the last stage.
         packer: packs several examples into each row of a batch, whose ids are [B, M] then; None where a row is one
             example.
+        mixture: decides which of the selected examples a batch trains, for the system's sampler; None without
+            ``[data.sources]``.
         forward_rows: lays out documents in the rows of forward passes; None where a row is one example.
         ledger: accounts for the time of the training thread.
         reader: the reader threads.
@@ -194,6 +212,7 @@ class Run(DataFacts):
     microbatches: int
     replica_sources: Sequence[tuple[DeviceMesh, int]]
     packer: Packer | None
+    mixture: Mixture | None
     forward_rows: ForwardRows | None
     ledger: Ledger
     reader: Reader

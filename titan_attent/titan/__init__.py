@@ -7,6 +7,8 @@
     train_spec.py      the TrainSpec of a model
     models/            the differences between text and image models
     loader.py          torchtitan's data loader over shards
+    mixtures.py        the mixture of sources: checks, parts
+    data_plan.py       the plan of the data, for the trainer
     forward_rows.py    the rows of documents in forward passes
     dataset_cache.py   the data sets of a run, each opened once
     trainer.py         torchtitan's Trainer with the run's systems in its step

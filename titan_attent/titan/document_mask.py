@@ -119,7 +119,10 @@ def document_kwargs(model: nn.Module, example_index: Tensor, *, tp_mesh: DeviceM
         only, so its logits differ by rounding.
     """
     args: Any = model.model_args
-    masks = varlen_metadata(example_index) if args.attn_type == "varlen" else flex_masks(args, example_index)
+    if args.attn_type == "hyla":
+        masks: Any = example_index.int()
+    else:
+        masks = varlen_metadata(example_index) if args.attn_type == "varlen" else flex_masks(args, example_index)
     kwargs: dict[str, Any] = {"attention_masks": masks}
     if "positions" in inspect.signature(type(model).forward).parameters:
         positions = positions_of(example_index)

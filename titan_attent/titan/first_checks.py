@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from titan_attent.data.plan.proportions import parse_sources
+from titan_attent.data.validation_sets import validation_sets
 from titan_attent.foundations.checks import check_number, check_one_of, closest
 from titan_attent.foundations.file_lock import LOCK_FILE, check_free
 from titan_attent.job_config import JobConfig as OurSections
@@ -125,6 +127,7 @@ def _check(argv: list[str], *, starts: bool) -> None:
             check_types(getattr(config, section.name), where=section.name)
         check_ranges(config, RANGES)
         check_ranges(config, {f"teacher.{key}": bounds for key, bounds in TEACHER_RANGES.items()})
+        parse_sources(config.data.sources)
         check_folders(config)
         if starts:
             check_free(Path(config.job.dump_folder) / LOCK_FILE, "[job] dump_folder")
@@ -229,7 +232,8 @@ def check_ranges(config: Any, ranges: Mapping[str, dict[str, Any]]) -> None:
 def check_folders(config: Any) -> None:
     """Refuse folders that a run would read and that do not exist; ValueError."""
     data, teacher = config.data, config.teacher
-    read = {"path": data.path, "validation_path": data.validation_path if config.validation.enable else ""}
+    sets = validation_sets(data)
+    read = {"path": data.path} | ({one.key: one.path for one in sets} if config.validation.enable else {})
     for key, path in read.items():
         if path and not Path(path).is_dir():
             kind = "images" if config.model.name.startswith(("vit_", "mae_")) else "text"

@@ -8,10 +8,12 @@ Cost: that of data/plan/forward_rows.py; the lengths come from the data set's hi
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
@@ -35,6 +37,7 @@ def build_forward_rows(
     *,
     dims: ParallelDims,
     device: torch.device,
+    together: Sequence[DocumentDataset] = (),
 ) -> ForwardRows | None:
     """Build the layout of ``dataset`` in forward passes, which score or validate; None for one example per row.
 
@@ -45,6 +48,8 @@ def build_forward_rows(
         model_args: the arguments of the model that reads the rows.
         dims: the parallelism of the run.
         device: the device of its collectives.
+        together: all data sets that are read in turn, ``dataset`` among them; they get the same lengths of rows, so
+            that a compiled model is compiled for no more lengths than for one of them.
     """
     if not isinstance(dataset, DocumentDataset):
         return None
@@ -58,7 +63,7 @@ def build_forward_rows(
     else:
         compiles = job_config.compile.enable or getattr(model_args, "attn_type", "sdpa") != "sdpa"
         lengths = row_lengths(
-            *dataset.length_counts(),
+            *_length_counts(together or (dataset,)),
             seq_len=dataset.seq_len,
             num=COMPILED_LENGTHS if compiles else EAGER_LENGTHS,
             multiple_of=math.lcm(8, dims.tp),
@@ -72,6 +77,12 @@ def build_forward_rows(
         num_ranks=1 if mesh is None else mesh.size(),
         add_up=partial(sum_over, mesh, device),
     )
+
+
+def _length_counts(datasets: Sequence[DocumentDataset]) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths of the examples of all data sets, and their numbers; int64 [n] each."""
+    lengths, counts = zip(*(dataset.length_counts() for dataset in datasets), strict=True)
+    return np.concatenate(lengths), np.concatenate(counts)
 
 
 def forward_rows_of(trainer: Trainer, dataset: Examples) -> ForwardRows | None:

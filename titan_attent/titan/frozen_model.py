@@ -183,4 +183,4 @@ def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobCon
 
 
 def _uses_attention_masks(config: JobConfig, spec: TrainSpec) -> bool:
-    return getattr(spec.model_args[config.model.flavor], "attn_type", "sdpa") != "sdpa"
+    return getattr(spec.model_args[config.model.flavor], "attn_type", "sdpa") in ("flex", "varlen")

@@ -26,9 +26,10 @@ from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch, Reader
-from titan_attent.data.plan.packed import BEST_FIT, Packer
-from titan_attent.data.plan.sampler import AnyPass, TeachingSampler
+from titan_attent.data.plan.packed import BEST_FIT, Packer, default_limit
+from titan_attent.data.plan.sampler import MIXTURE, ServedPass, TeachingSampler
 from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.source_tokens import examples_by_source
 from titan_attent.systems.system_list import renamed
 from titan_attent.titan.changed_settings import SETTINGS, recorded_settings
 from titan_attent.titan.dataset_cache import DataSets
@@ -101,7 +102,7 @@ class TeachingLoader(BaseDataLoader):
         self.dp_rank, self.dp_world_size, self.microbatches = dp_rank, dp_world_size, microbatches
         self.reader, self.pin_memory = reader, pin_memory
         self.sampler: TeachingSampler | None = None
-        self.served: tuple[AnyPass, int] | None = None
+        self.served: tuple[ServedPass, int] | None = None
         """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
@@ -137,14 +138,14 @@ class TeachingLoader(BaseDataLoader):
         self._marks, self._with_weights = marks, with_weights
 
     def _read(
-        self, sampler: TeachingSampler, current: AnyPass, step_of_first: int, batch_and_microbatch: tuple[int, int]
+        self, sampler: TeachingSampler, current: ServedPass, step_of_first: int, batch_and_microbatch: tuple[int, int]
     ) -> ReadBatch:
         """Read a microbatch of the pass ``current``; ``step_of_first``: the step of its batch 0, before a resume."""
         ids = sampler.local_ids(current, *batch_and_microbatch)
         skipped = sampler.local_skipped(current, *batch_and_microbatch)
         # Only documents have rows with cut examples.
         cut = {} if skipped is None else {"skipped": skipped}
-        inputs, labels = self.dataset.read(ids, current.visit_key, **cut)
+        inputs, labels = self.dataset.read(ids, current.visit_key_of(batch_and_microbatch[0]), **cut)
         for mark in self._marks:
             labels = mark(ids, inputs, labels)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
@@ -175,12 +176,17 @@ class TeachingLoader(BaseDataLoader):
 
     def state_dict(self) -> dict[str, Any]:
         assert self.sampler is not None
-        return {"sampler": self.sampler.state_dict(), "geometry": json.dumps(self.geometry | {SETTINGS: self.settings})}
+        state, recorded = self.sampler.state_dict(), self.geometry | {SETTINGS: self.settings}
+        if MIXTURE in state:  # DCP requires equal keys, and a run may resume with or without a mixture
+            recorded[MIXTURE] = state.pop(MIXTURE)
+        return {"sampler": state, "geometry": json.dumps(recorded)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.sampler is not None
-        check_geometry(json.loads(state_dict["geometry"]), self.geometry, where="the checkpoint")
-        self.sampler.load_state_dict(state_dict["sampler"])
+        recorded = json.loads(state_dict["geometry"])
+        check_geometry(recorded, self.geometry, where="the checkpoint")
+        mixture = {MIXTURE: recorded[MIXTURE]} if MIXTURE in recorded else {}
+        self.sampler.load_state_dict(state_dict["sampler"] | mixture)
 
     def close(self) -> None:
         """End the reader threads."""
@@ -219,6 +225,7 @@ def build_packer(
     batch_size: int,
     max_examples: int,
     packing: str = BEST_FIT,
+    mixed: bool = False,
 ) -> Packer | None:
     """Build the packer of a run; None if each row is one example. A collective on ``mesh``.
 
@@ -227,6 +234,7 @@ def build_packer(
         device: the device of its collectives.
         batch_size: windows per global batch.
         max_examples, packing: as in :class:`Packer`.
+        mixed: whether a row holds the documents of one source (mixtures.py).
     """
     dataset = loader.dataset
     if not isinstance(dataset, DocumentDataset):
@@ -234,6 +242,9 @@ def build_packer(
     add_up = partial(sum_over, mesh, device)
     ranks: dict[str, Any] = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
     dataset.share_table(add_up, **ranks)
+    if mixed and not max_examples:
+        # Rows of a source whose documents are short hold more of them than rows of all data.
+        max_examples = max(default_limit(own, packing=packing) for own in examples_by_source(dataset).values())
     limits: dict[str, Any] = {"max_examples": max_examples, "packing": packing}
     return Packer(dataset, batch_size=batch_size, add_up=add_up, **limits, **ranks)
 

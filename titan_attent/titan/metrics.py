@@ -26,6 +26,11 @@ MAX_EXPONENT = 700.0
 """exp of more is no finite float64."""
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats per token, finite."""
+    return math.exp(min(loss, MAX_EXPONENT))
+
+
 class TeachingMetricsProcessor(MetricsProcessor):
     """Logs ``run_metrics()`` with every training step that torchtitan logs; see :meth:`follow`."""
 
@@ -94,7 +99,7 @@ class TeachingMetricsProcessor(MetricsProcessor):
 
     def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
         if self.tokens_per_image is None:
-            extra_metrics = (extra_metrics or {}) | {"validation_metrics/perplexity": math.exp(min(loss, MAX_EXPONENT))}
+            extra_metrics = (extra_metrics or {}) | {"validation_metrics/perplexity": perplexity(loss)}
         super().log_validation(loss, step, extra_metrics)
         if self.validated is not None:
             self.validated(step, loss)

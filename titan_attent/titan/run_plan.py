@@ -19,9 +19,11 @@ from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.systems.system import DataFacts, Planned
+from titan_attent.systems.system import DataFacts, Planned, PlannedFrozen
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value
 from titan_attent.titan.checks.load_sources import folder_of, source_of
+from titan_attent.titan.frozen_model import check_frozen
+from titan_attent.titan.mixtures import lines_of_mixture
 from titan_attent.titan.settings import systems_of
 
 BYTES_PER_LAYER = 17
@@ -75,10 +77,18 @@ def plan_of(job_config: JobConfig, spec: TrainSpec, facts: DataFacts, *, world_s
     for system, config in systems_of(job_config):
         planned, known = system.plan(config, facts, num_ranks=num_ranks), systems.get(system.name, Planned())
         systems[system.name] = Planned(
-            known.lines + planned.lines, known.bytes_per_rank + planned.bytes_per_rank, known.files + planned.files
+            known.lines + planned.lines,
+            known.bytes_per_rank + planned.bytes_per_rank,
+            known.files + planned.files,
+            known.memory + planned.memory,
+            planned.frozen or known.frozen,
         )
     memory = list(_memory(job_config, facts, model, args, num_parameters))
     memory += [(name, each.bytes_per_rank, "state") for name, each in systems.items() if each.bytes_per_rank]
+    for each in systems.values():
+        memory += each.memory
+        if each.frozen is not None:
+            memory += _frozen_memory(job_config, facts, each.frozen)
     first_step, start = _start(job_config)
     checkpoints = _checkpoints(job_config, first_step)
     keep = job_config.checkpoint.keep_latest_k
@@ -125,11 +135,48 @@ def _memory(
     yield "optimizer", 2 * local * size, f"two moments, {sharded}"
     computed = _size_of(training.mixed_precision_param)
     if degrees.shard * degrees.context > 1:
-        blocks = [sum(p.numel() for p in block.parameters()) for block in _blocks(model)]
-        rest = sum(p.numel() for p in model.parameters()) - sum(blocks)
-        largest = max([rest, *blocks]) // degrees.tensor
+        largest = _largest_block(model) // degrees.tensor
         yield "gathered", 3 * largest * computed, "two blocks' weights and one's gradients, at most"
     yield "activations", activation_bytes(job_config, facts, args), f"estimate, in {training.mixed_precision_param}"
+
+
+def _frozen_memory(job_config: JobConfig, facts: DataFacts, frozen: PlannedFrozen) -> Iterator[tuple[str, int, str]]:
+    """(part, bytes per process, how) of a frozen second model (frozen_model.py); under a pipeline, of the last stage.
+
+    Its forward pass keeps nothing but the logits, which live until the loss has its gradient; one layer at a time has
+    as many activations as a layer of the learner, which keeps them.
+    """
+    config, spec = check_frozen(job_config, frozen.checkpoint, family=frozen.family, flavor=frozen.flavor)
+    model, args = _model(config, spec)
+    degrees, training = facts.settings.degrees, config.training
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    shards = degrees.shard * degrees.context * degrees.tensor
+    sharded = f"{training.dtype}, sharded over {shards}" if shards > 1 else training.dtype
+    where = f"{sharded}; on the last stage" if degrees.pipeline > 1 else sharded
+    yield "source", -(-num_parameters // shards) * _size_of(training.dtype), f"weights, {where}"
+    computed = _size_of(training.mixed_precision_param)
+    if degrees.shard * degrees.context > 1:
+        yield (
+            "its blocks",
+            2 * _largest_block(model) // degrees.tensor * computed,
+            "two blocks' weights, gathered, at most",
+        )
+    rows = training.local_batch_size
+    if degrees.pipeline > 1:
+        rows = min(rows, config.parallelism.pipeline_parallel_microbatch_size)
+    tokens = rows * facts.dataset.tokens_per_example // degrees.context
+    numbers = tokens * (BYTES_PER_LAYER * int(getattr(args, "dim", 0)) + int(getattr(args, "vocab_size", 0)))
+    yield (
+        "its pass",
+        numbers * computed // degrees.tensor,
+        f"logits of a microbatch and one layer, estimate, in {training.mixed_precision_param}",
+    )
+
+
+def _largest_block(model: nn.Module) -> int:
+    """Parameters of the largest group that FSDP2 gathers at once."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in _blocks(model)]
+    return max([sum(p.numel() for p in model.parameters()) - sum(blocks), *blocks])
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -205,7 +252,9 @@ def lines_of(plan: RunPlan, job_config: JobConfig, facts: DataFacts) -> Iterator
     )
     if plan.first_step:
         yield f"            {remaining:,} steps remain, {remaining * per_step:,} tokens"
-    if not any(each.lines for each in plan.systems.values()):
+    mixed = list(lines_of_mixture(job_config, dataset, batch_size=plan.batch_size, steps=plan.steps))
+    yield from (f"{'mixture' if i == 0 else '':11} {line}" for i, line in enumerate(mixed))
+    if not mixed and not any(each.lines for each in plan.systems.values()):
         yield f"            each example is trained {plan.passes:.2f} times"
     for name, each in plan.systems.items():
         yield from (f"{name if i == 0 else '':11} {line}" for i, line in enumerate(each.lines))

@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.io.reader import batches_ahead
 from titan_attent.data.plan.packed import CONCATENATE
 from titan_attent.data.run_record import RunRecord, fingerprint_of
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
+from titan_attent.data.validation_sets import validation_sets
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.systems.settings import Degrees, RunSettings
 from titan_attent.systems.system import System
@@ -28,7 +30,10 @@ from titan_attent.titan.models.families import family_of
 RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision", "mot"}
 """Names of the other states of a checkpoint, which no system of another module may have."""
 
-WITHOUT_EFFECT = {"data.path", "data.validation_path", "data.num_workers", "data.verify_checksums", "teacher.trace"}
+WITHOUT_EFFECT = {
+    *("data.path", "data.validation_path", "data.validation_sets", "data.num_workers", "data.verify_checksums"),
+    "teacher.trace",
+}
 """Keys in which two runs of one result may differ; of data the fingerprints are compared."""
 
 
@@ -75,7 +80,15 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         mixes_examples=job_config.vision.mixes,
         cuts_examples=job_config.data.unit == DOCUMENT and job_config.data.packing == CONCATENATE,
+        batches_read_ahead=batches_ahead(job_config.data.num_workers),
     )
+
+
+def with_validation_set(job_config: JobConfig, path: str) -> JobConfig:
+    """The configuration of a run that validates on the one set in the folder ``path``."""
+    data: Any = job_config.data
+    changed: Any = {"data": replace(data, validation_path=path, validation_sets={})}
+    return replace(job_config, **changed)
 
 
 def document_settings(job_config: JobConfig) -> dict[str, Any]:
@@ -137,7 +150,7 @@ def describe(
     """The run record that the report reads (data/run_record.py), for a run with these systems."""
     modality, steps, data = family_of(job_config).modality, job_config.validation.steps, job_config.data
     measured = {
-        "validation data": fingerprint_of(data.validation_path),
+        "validation data": _validation_data(data),
         "validated examples": steps * batch_size if steps > 0 else "all",
         "learner": modality.learner,
         **modality.measured(job_config, dataset),
@@ -154,6 +167,14 @@ def describe(
         devices=_devices(device),
         systems=tuple(_for_report(system) for system in systems if system not in SYSTEMS),
     )
+
+
+def _validation_data(data: Any) -> Any:
+    """The fingerprint of the validation data, with several sets of each, with their names and weights."""
+    sets = validation_sets(data)
+    if not any(one.name for one in sets):
+        return fingerprint_of(data.validation_path)
+    return "; ".join(f"{one.name} {fingerprint_of(one.path)} x {one.weight:g}" for one in sets)
 
 
 def setting_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:

@@ -16,6 +16,8 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "loss": {
         "training and validation": ["Multiline", ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]],
         "validation perplexity": ["Multiline", ["validation_metrics/perplexity$"]],
+        "bits per byte": ["Multiline", ["validation_metrics/bits_per_byte.*"]],
+        "loss of each validation set": ["Multiline", ["validation_metrics/loss/.*"]],
         "loss of each source": ["Multiline", ["(loss|validation)_metrics/by_source/.*"]],
         "gradient norm": ["Multiline", ["grad_norm$"]],
         "learning rate": ["Multiline", ["lr$"]],
@@ -35,11 +37,19 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 """Category -> chart -> its tags, as regular expressions (torch's ``SummaryWriter.add_custom_scalars``)."""
 EXACT_MATCH: dict[str, list[Any]] = {"answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]]}
 """In front of them with ``[data] exact_match``."""
+MIXTURE: dict[str, list[Any]] = {
+    "epochs of each source": ["Multiline", ["mixture/epochs/.*"]],
+    "proportion of each source": ["Multiline", ["mixture/proportion/.*"]],
+    "share of each source so far": ["Multiline", ["mixture/share/.*"]],
+}
+"""Behind them with ``[data.sources]``."""
 
 
 def write_start(logger: BaseLogger, job_config: JobConfig) -> None:
     """Let ``logger`` write the layout and the configuration, as text, when it opens TensorBoard's file on this rank."""
     layout = {"answers": EXACT_MATCH} | LAYOUT if job_config.data.exact_match else LAYOUT
+    if job_config.data.sources:
+        layout = layout | {"mixture": MIXTURE}
     sections = {name: keys for name, keys in job_config.to_dict().items() if isinstance(keys, dict)}
 
     def write(writer: SummaryWriter, step: int) -> None:

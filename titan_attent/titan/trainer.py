@@ -21,8 +21,6 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.train import Trainer
 
 from titan_attent.data.io.reader import ReadBatch
-from titan_attent.data.plan.sampler import TeachingSampler
-from titan_attent.data.plan.shuffled import Shuffled
 from titan_attent.data.run_record import write_run_record
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
@@ -30,12 +28,13 @@ from titan_attent.losses.mixed import mixing
 from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, StepLoss
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.columns import take_columns
+from titan_attent.titan.data_plan import DataPlan
 from titan_attent.titan.document_mask import document_batch
 from titan_attent.titan.forward_rows import forward_rows_of, static_shapes
 from titan_attent.titan.frozen_model import FrozenModel, build_frozen, check_frozen
 from titan_attent.titan.health import Health
 from titan_attent.titan.joined_systems import JoinedSystems
-from titan_attent.titan.loader import TeachingLoader, build_packer
+from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.owner import own_folders, release_folders
@@ -68,14 +67,8 @@ class TeachingTrainer(Trainer):
             tokens_per_example=self.tokens_per_example,
             accounts=[account for system, _ in active for account in system.accounts],
         )
-        self.packer = build_packer(
-            self.loader,
-            mesh=self.parallel_dims.get_optional_mesh("batch"),
-            device=self.device,
-            batch_size=self.batch_size,
-            max_examples=job_config.data.max_examples_per_window,
-            packing=job_config.data.packing,
-        )
+        self.plan = DataPlan(self, batch_size=self.batch_size)
+        self.packer = self.plan.packer
         self.forward_rows = forward_rows_of(self, self.loader.dataset)
         self.sources = StepSources(self)
         try:
@@ -87,7 +80,7 @@ class TeachingTrainer(Trainer):
         if "teacher" not in self.systems.states:  # a teacher saves the ledger in its own state
             self.checkpointer.states[LEDGER] = self.ledger
         self.loader.follow(
-            self.systems.sampler or self._sampler_of_all(),
+            self.systems.sampler or self.plan.sampler_of_all(),
             before_decision=self.checkpointer.maybe_wait_for_staging,
             step=lambda: self.step,
             **self.systems.for_loader,
@@ -105,7 +98,9 @@ class TeachingTrainer(Trainer):
                 "validate", self.systems.during_pause(self.validator.validate)
             )
         cast(TeachingMetricsProcessor, self.metrics_processor).follow(
-            run_metrics=lambda: self.ledger.metrics() | self.systems.metrics() | self.sources.metrics(),
+            run_metrics=lambda: (
+                self.ledger.metrics() | self.plan.metrics() | self.systems.metrics() | self.sources.metrics()
+            ),
             logged=self.health.logged,
             validated=self.health.validated,
             tokens_per_image=self.tokens_per_example if family_of(job_config).modality.is_of_images else None,
@@ -131,6 +126,8 @@ class TeachingTrainer(Trainer):
             replica_sources=replica_sources_of(dims, self.pp_schedule if dims.pp_enabled else None),
             ledger=self.ledger,
             packer=self.packer,
+            mixture=self.plan.mixture,
+            proportions=self.plan.proportions,
             forward_rows=self.forward_rows,
             reader=self.loader.reader,
             step=lambda: self.step,
@@ -153,20 +150,6 @@ class TeachingTrainer(Trainer):
             self.job_config, self.loader.dataset, batch_size=self.batch_size, device=self.device, systems=systems
         )
         write_run_record(Path(self.job_config.job.dump_folder) / "teacher", record, losses=self.systems.folders_read())
-
-    def _sampler_of_all(self) -> TeachingSampler:
-        """A sampler of all examples, used if no system selects them."""
-        plan = Shuffled(
-            len(self.loader.dataset),
-            batch_size=self.batch_size,
-            seed=self.job_config.data.seed,
-            ledger=self.ledger,
-            packer=self.packer,
-        )
-        loader = self.loader
-        return TeachingSampler(
-            plan, rank=loader.dp_rank, num_ranks=loader.dp_world_size, microbatches=loader.microbatches
-        )
 
     def init_distributed(self) -> ParallelDims:
         parallel_dims = super().init_distributed()

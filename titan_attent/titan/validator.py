@@ -9,11 +9,19 @@ mixing.
 
 Where the validation data have several sources, the loss of every example is measured, and the mean of each source is
 logged, too (source_losses.py). With ``[data] exact_match`` so is the share of examples that are answered right
-(losses/exact_match.py).
+(losses/exact_match.py). Bits per byte are the sum of the losses over the bytes of the tokens that they are of
+(data/text/token_bytes.py): they compare between tokenizers.
+
+With ``[data.validation_sets]`` there are several sets. Each is measured as a single one is, and ``TAG/NAME`` is its
+value; ``validation_metrics/loss`` is the mean by the sets' weights.
+
+Cost beside the forward passes: of bits per byte, a look-up per label, and the table of a rank, 8 bytes per token id.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -34,31 +42,63 @@ from torchtitan.tools.logging import logger
 from titan_attent.data.examples import Examples
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Key, Pool
+from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.data.text.shards import TokenShards
+from titan_attent.data.text.token_bytes import token_bytes_of
+from titan_attent.data.validation_sets import ValidationSet, common, mean_of_sets, validation_sets
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
+from titan_attent.losses.exact_match import NAME as EXACT_MATCH
+from titan_attent.losses.exact_match import TOKENS as TOKEN_ACCURACY
 from titan_attent.losses.exact_match import ExactMatch
 from titan_attent.systems.system import Batch, ExampleStats, StepLoss
+from titan_attent.systems.system import LossFunction as SystemLoss
 from titan_attent.titan.columns import take_columns
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
 from titan_attent.titan.forward_rows import build_forward_rows, static_shapes
 from titan_attent.titan.loader import global_batch_size
+from titan_attent.titan.metrics import perplexity
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 from titan_attent.titan.pipeline import PipelineLoss
+from titan_attent.titan.settings import with_validation_set
 from titan_attent.titan.source_losses import SourceLosses, build_measure, build_source_losses
 
 SAMPLE_ORDER: Key = (0, 0, 0)
 """The key of the random order whose first examples are the sample; independent of data.seed, so that runs compare."""
 
 
+@dataclass(frozen=True)
+class MeasuredSet:
+    """A validation set as it is read and measured.
+
+    Attributes:
+        info: its name and its weight.
+        loader: its examples.
+        sources: sums by source; None for data of one source.
+        exact_match: counts right answers; None without ``[data] exact_match``.
+        token_bytes: int64 [V], the bytes of each token id, on the device; None where they are not known.
+    """
+
+    info: ValidationSet
+    loader: FixedLoader
+    sources: SourceLosses | None = None
+    exact_match: ExactMatch | None = None
+    token_bytes: Tensor | None = None
+
+
 class ShardValidator(Validator):
-    """torchtitan's Validator over a :class:`FixedLoader`, with every parallelism that the trainer supports."""
+    """torchtitan's Validator over :class:`FixedLoader`, with every parallelism that the trainer supports.
+
+    Args:
+        sets: the validation sets, at least one.
+    """
 
     def __init__(
         self,
         job_config: JobConfig,
         *,
-        loader: FixedLoader,
+        sets: Sequence[MeasuredSet],
         tokenizer: BaseTokenizer | None,
         parallel_dims: ParallelDims,
         loss_fn: LossFunction,
@@ -68,13 +108,11 @@ class ShardValidator(Validator):
         pp_schedule: _PipelineSchedule | None,
         pp_has_first_stage: bool | None,
         pp_has_last_stage: bool | None,
-        sources: SourceLosses | None = None,
-        exact_match: ExactMatch | None = None,
     ):
         # super().__init__ is not called, as it builds the text loader.
         self.job_config = job_config
         self.modality = family_of(job_config).modality
-        self.loader = loader
+        self.sets = sets
         self.tokenizer = tokenizer
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
@@ -83,8 +121,10 @@ class ShardValidator(Validator):
         self.metrics_processor = metrics_processor
         self.pp_schedule = pp_schedule
         self.pp_has_first_stage, self.pp_has_last_stage = pp_has_first_stage, pp_has_last_stage
-        self.sources, self.exact_match = sources, exact_match
-        self.loss = self._stock_loss if sources is None else build_measure(job_config, validation=True)
+
+    def _loss_of(self, measured: MeasuredSet) -> SystemLoss:
+        """The loss of a batch; of every example where the data have several sources."""
+        return self._stock_loss if measured.sources is None else build_measure(self.job_config, validation=True)
 
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         loss = self.loss_fn.stock if isinstance(self.loss_fn, PipelineLoss) else self.loss_fn
@@ -117,84 +157,118 @@ class ShardValidator(Validator):
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Log ``validation_metrics/loss``, the mean over the validation set, that of each of its sources if there are
-        several, the modality's other metrics as shares of its valid tokens, and with ``[data] exact_match`` its shares.
-        A collective, on all ranks."""
+        """Log the metrics of every set (:meth:`_measure`) and their means. A collective, on all ranks."""
         for part in model_parts:
             part.eval()
-        device = torch.device(utils.device_type)
-        # float64, so that the order of thousands of batch sums does not change the result.
-        num_metrics, exact_match = len(self.modality.metrics), self.exact_match
-        num_counts = num_metrics + (exact_match.num_counts if exact_match else 0)
-        totals = torch.zeros(2 + num_counts, dtype=torch.float64, device=device)
-        cp_mesh = self.parallel_dims.get_optional_mesh("cp")
         with compat.expert_counts_kept(model_parts):
-            for input_dict, labels in self.loader:
-                self.metrics_processor.ntokens_since_last_log += self.loader.num_tokens(labels)
-                input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
-                columns = take_columns(input_dict, ("example_id", EXAMPLE_INDEX), self.job_config, cp_mesh=cp_mesh)
-                inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
-                    input_dict, labels.to(device), model_parts
-                )
-                counted, batch = [], Batch(inputs, labels, columns)
-                with static_shapes(self.loader.forward_rows), self.validation_context():
-                    if self.pp_schedule is not None:
-                        loss_sum, seen, pred = self._pipeline_loss(batch, extra_inputs, extra_kwargs)
-                    else:
-                        with self.maybe_enable_amp:
-                            pred = model_parts[0](inputs, **extra_inputs, **extra_kwargs)
-                            _, loss_sum, seen = self.loss(pred, batch)
-                        if self.modality.metrics:
-                            counted.append(self.modality.count_correct(pred, labels))
-                    if exact_match is not None and pred is not None:
-                        ids, example_index = columns["example_id"], columns.get(EXAMPLE_INDEX)
-                        counted.append(exact_match.count(pred, labels, ids, example_index))
-                if loss_sum is None:
-                    continue  # an earlier pipeline stage
-                if self.sources is not None:
-                    self.sources.add(batch.examples, seen)
-                sums = torch.stack((loss_sum.double(), (labels != IGNORE_INDEX).sum().double()))
-                totals += torch.cat((sums, *counted))
+            found = {measured.info.name: self._measure(measured, model_parts) for measured in self.sets}
+        sets = [measured.info for measured in self.sets]
+        means: dict[str, float] = {}
+        for metric in common([list(one) for one in found.values()]):
+            mean = mean_of_sets(sets, {name: one[metric] for name, one in found.items()})
+            if mean is not None and (len(sets) == 1 or "/" not in metric):
+                means[metric] = mean
+        loss = means.pop("loss")
+        logged = {f"validation_metrics/{metric}": value for metric, value in means.items()}
+        for info in sets if sets[0].name else ():
+            of_set = found[info.name]
+            if not self.modality.is_of_images:
+                of_set["perplexity"] = perplexity(of_set["loss"])
+            for metric, value in of_set.items():
+                first, *rest = metric.split("/", 1)
+                logged["/".join(("validation_metrics", first, info.name, *rest))] = value
+        shares = {metric: share for metric, share in means.items() if self._is_share(metric)}
+        if shares:
+            logger.info(
+                f"validate step: {step:2}  " + "  ".join(f"{name}: {share:.2%}" for name, share in shares.items())
+            )
+        if sets[0].name:
+            losses = "  ".join(f"{name}: {of_set['loss']:7.4f}" for name, of_set in found.items())
+            logger.info(f"validate step: {step:2}  loss of {losses}")
+        self.metrics_processor.log_validation(loss=loss, step=step, extra_metrics=logged)
+        for part in model_parts:
+            part.train()
+
+    def _is_share(self, metric: str) -> bool:
+        return metric in self.modality.metrics or metric.partition("/")[0] in (EXACT_MATCH, TOKEN_ACCURACY)
+
+    def _measure(self, measured: MeasuredSet, model_parts: list[nn.Module]) -> dict[str, float]:
+        """The metrics of a set by name: ``loss``, the mean over its valid tokens, of each of its sources if there are
+        several (``by_source/SOURCE``), ``bits_per_byte`` where the bytes of tokens are known, the modality's metrics as
+        shares of the valid tokens, and with ``[data] exact_match`` its shares. A collective."""
+        device, loader, loss = torch.device(utils.device_type), measured.loader, self._loss_of(measured)
+        # float64, so that the order of thousands of batch sums does not change the result.
+        num_metrics, exact_match = len(self.modality.metrics), measured.exact_match
+        num_counts = num_metrics + (exact_match.num_counts if exact_match else 0)
+        totals = torch.zeros(3 + num_counts, dtype=torch.float64, device=device)
+        cp_mesh = self.parallel_dims.get_optional_mesh("cp")
+        for input_dict, labels in loader:
+            self.metrics_processor.ntokens_since_last_log += loader.num_tokens(labels)
+            input_dict = {name: tensor.to(device) for name, tensor in input_dict.items()}
+            columns = take_columns(input_dict, ("example_id", EXAMPLE_INDEX), self.job_config, cp_mesh=cp_mesh)
+            inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
+                input_dict, labels.to(device), model_parts
+            )
+            counted, batch = [], Batch(inputs, labels, columns)
+            with static_shapes(loader.forward_rows), self.validation_context():
+                if self.pp_schedule is not None:
+                    keep = exact_match is not None
+                    loss_sum, seen, pred = self._pipeline_loss(loss, batch, extra_inputs, extra_kwargs, keep=keep)
+                else:
+                    with self.maybe_enable_amp:
+                        pred = model_parts[0](inputs, **extra_inputs, **extra_kwargs)
+                        _, loss_sum, seen = loss(pred, batch)
+                    if self.modality.metrics:
+                        counted.append(self.modality.count_correct(pred, labels))
+                if exact_match is not None and pred is not None:
+                    ids, example_index = columns["example_id"], columns.get(EXAMPLE_INDEX)
+                    counted.append(exact_match.count(pred, labels, ids, example_index))
+            if loss_sum is None:
+                continue  # an earlier pipeline stage
+            if measured.sources is not None:
+                measured.sources.add(batch.examples, seen)
+            is_valid = labels != IGNORE_INDEX
+            num_bytes = bytes_of_labels(labels, measured.token_bytes)
+            sums = torch.stack((loss_sum.double(), is_valid.sum().double(), num_bytes))
+            totals += torch.cat((sums, *counted))
         # Sum over the context parallel shards of the sequence, whose number torchtitan's validator multiplies by
         # (#3257); under a pipeline, send the sums of the last stage to all stages.
         for name in ("loss", "pp"):
             mesh = self.parallel_dims.get_optional_mesh(name)
             if mesh is not None:
                 torch.distributed.all_reduce(totals, group=mesh.get_group())
-        loss_sum, num_valid, *counts = totals.tolist()
+        total_loss, num_valid, total_bytes, *counts = totals.tolist()
+        found = {"loss": total_loss / num_valid}
+        if total_bytes:
+            found["bits_per_byte"] = total_loss / math.log(2) / total_bytes
         of_modality = zip(self.modality.metrics, counts[:num_metrics], strict=True)
-        shares = {name: count / num_valid for name, count in of_modality}
+        found |= {name: count / num_valid for name, count in of_modality}
         if exact_match is not None:
-            shares |= exact_match.shares(counts[num_metrics:], num_labels=num_valid)
-        if shares:
-            logger.info(
-                f"validate step: {step:2}  " + "  ".join(f"{name}: {share:.2%}" for name, share in shares.items())
-            )
-        by_source = {} if self.sources is None else self.sources.take()
-        logged = shares | {f"by_source/{name}": loss for name, loss in by_source.items()}
-        self.metrics_processor.log_validation(
-            loss=loss_sum / num_valid,
-            step=step,
-            extra_metrics={f"validation_metrics/{name}": value for name, value in logged.items()},
-        )
-        for part in model_parts:
-            part.train()
+            found |= exact_match.shares(counts[num_metrics:], num_labels=num_valid)
+        by_source = {} if measured.sources is None else measured.sources.take()
+        return found | {f"by_source/{name}": value for name, value in by_source.items()}
 
     def _pipeline_loss(
-        self, batch: Batch, extra_inputs: dict[str, Tensor], extra_kwargs: dict[str, Any]
+        self,
+        loss: SystemLoss,
+        batch: Batch,
+        extra_inputs: dict[str, Tensor],
+        extra_kwargs: dict[str, Any],
+        *,
+        keep: bool,
     ) -> tuple[Tensor | None, ExampleStats | None, Tensor | None]:
-        """The loss sum, the statistics and, for exact match, the logits of a batch on the last stage; else None."""
+        """The loss sum, the statistics and, with ``keep``, the logits of a batch on the last stage; else None."""
         assert self.pp_schedule is not None
         config, loss_fn = self.job_config, cast(PipelineLoss, self.loss_fn)
         num_microbatches = config.training.local_batch_size // config.parallelism.pipeline_parallel_microbatch_size
         first: Any = ((batch.inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
-        with loss_fn.step(self.loss, batch, num_microbatches=num_microbatches, divisor=1.0) as step:
+        with loss_fn.step(loss, batch, num_microbatches=num_microbatches, divisor=1.0) as step:
             pred = self.pp_schedule.eval(
                 *first[0],
                 **first[1],
                 **extra_kwargs,
                 target=step.target() if self.pp_has_last_stage else None,
-                return_outputs=self.exact_match is not None,
+                return_outputs=keep,
             )
         return (step.loss_sum(), step.seen(), pred) if self.pp_has_last_stage else (None, None, None)
 
@@ -204,6 +278,19 @@ def sample(dataset: Examples, *, num_examples: int) -> Pool:
     if num_examples >= len(dataset):
         return Pool.whole(len(dataset))
     return Pool(len(dataset), order=SAMPLE_ORDER, size=num_examples)
+
+
+def bytes_of_labels(labels: Tensor, token_bytes: Tensor | None) -> Tensor:
+    """fp64 [], the bytes of all labels that count; 0 without a table.
+
+    Args:
+        labels: int64 [B, L], ``IGNORE_INDEX`` where a token does not count.
+        token_bytes: int64 [V].
+    """
+    if token_bytes is None:
+        return torch.zeros((), dtype=torch.float64, device=labels.device)
+    is_valid = labels != IGNORE_INDEX
+    return (token_bytes[labels.masked_fill(~is_valid, 0)] * is_valid).sum().double()
 
 
 def build_validator(
@@ -224,17 +311,21 @@ def build_validator(
 ) -> ShardValidator:
     """Implements torchtitan's ``build_validator_fn``, with the flavors of the model."""
     validation, data = job_config.validation, job_config.data
-    dataset = family_of(job_config).modality.open(datasets, job_config, validation=True)
-    num_examples = len(dataset)
-    if validation.steps > 0:
-        num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
-    pool = sample(dataset, num_examples=num_examples)
-    loss_name = family_of(job_config).modality.validated(job_config)
     device, cp_mesh = torch.device(utils.device_type), parallel_dims.get_optional_mesh("cp")
-    logger.info(f"Validation: {pool.size:,} of {len(dataset):,} examples, the same each time; the loss is {loss_name}")
-    return ShardValidator(
-        job_config,
-        loader=FixedLoader(
+    modality = family_of(job_config).modality
+    infos = validation_sets(data)
+    opened = {
+        info: modality.open(datasets, with_validation_set(job_config, info.path), validation=True) for info in infos
+    }
+    documents = [dataset for dataset in opened.values() if isinstance(dataset, DocumentDataset)]
+    sets, sampled = [], []
+    for info, dataset in opened.items():
+        num_examples = len(dataset)
+        if validation.steps > 0:
+            num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
+        pool = sample(dataset, num_examples=num_examples)
+        sampled.append(f"{pool.size:,} of {len(dataset):,} examples" + (f" of {info.name}" if info.name else ""))
+        loader = FixedLoader(
             dataset,
             pool,
             batch_size=validation.local_batch_size,
@@ -247,8 +338,21 @@ def build_validator(
                 flavors[job_config.model.flavor],
                 dims=parallel_dims,
                 device=device,
+                together=documents,
             ),
-        ),
+        )
+        measured = MeasuredSet(
+            info,
+            loader,
+            sources=build_source_losses(dataset, job_config, dims=parallel_dims, device=device),
+            exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
+            token_bytes=_token_bytes(dataset, device=device),
+        )
+        sets.append(measured)
+    logger.info(f"Validation: {', '.join(sampled)}, the same each time; the loss is {modality.validated(job_config)}")
+    return ShardValidator(
+        job_config,
+        sets=sets,
         tokenizer=tokenizer,
         parallel_dims=parallel_dims,
         loss_fn=loss_fn,
@@ -258,6 +362,11 @@ def build_validator(
         pp_schedule=pp_schedule,
         pp_has_first_stage=pp_has_first_stage,
         pp_has_last_stage=pp_has_last_stage,
-        sources=build_source_losses(dataset, job_config, dims=parallel_dims, device=device),
-        exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
     )
+
+
+def _token_bytes(dataset: Any, *, device: torch.device) -> Tensor | None:
+    """int64 [V] on ``device``, the bytes of each token id; None for images and without a tokenizer file."""
+    shards = getattr(dataset, "shards", None)
+    table = token_bytes_of(shards) if isinstance(shards, TokenShards) else None
+    return None if table is None else torch.from_numpy(table).long().to(device)

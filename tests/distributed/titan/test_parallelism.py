@@ -88,6 +88,16 @@ CELLS: dict[int, dict[str, Settings]] = {
         "deepseek_v3, TP": batch(8) | model("deepseek_v3") | TP,
         "deepseek_v3, PP": batch(8) | model("deepseek_v3") | PP,
         "deepseek_v3, CP": batch(8) | model("deepseek_v3") | CP,
+        "hyla, FSDP, selective AC": batch(4) | model("hyla") | SELECTIVE_AC | SCORED | VALIDATED,
+        "hyla with a softmax and a norm, PP": batch(8)
+        | model("hyla")
+        | PP
+        | {"hyla.normalization": "softmax", "hyla.output_norm": True},
+        "hyla, CP": batch(8) | model("hyla") | CP | VALIDATED,
+        "hyla reference, CP, not balanced": batch(8)
+        | model("hyla", "reference")
+        | CP
+        | {"parallelism.context_parallel_load_balancer": None},
         "gpt_oss, FSDP": batch(4) | model("gpt_oss"),
         "gpt_oss, EP": batch(4) | model("gpt_oss") | EP,
         "qwen3, TP": batch(8) | model("qwen3") | TP,
@@ -105,6 +115,11 @@ CELLS: dict[int, dict[str, Settings]] = {
         "TP + PP, full AC": batch(8) | TP | PP | FULL_AC | SCORED | VALIDATED,
         "TP + CP, selective AC": batch(8) | TP | CP | SELECTIVE_AC | SCORED | VALIDATED,
         "PP + CP, full AC": batch(8) | PP | CP | FULL_AC | SCORED | VALIDATED,
+        "hyla, HSDP + CP, full AC": batch(4)
+        | model("hyla")
+        | CP
+        | FULL_AC
+        | degrees(data_parallel_replicate=2, data_parallel_shard=1),
         "llama4, HSDP + EP": batch(2)
         | model("llama4")
         | EP
@@ -124,7 +139,9 @@ CELLS = {size: {name: of_two_layers(settings) for name, settings in cells.items(
 def result_settings(settings: Settings) -> Settings:
     """The settings of a cell that affect its result; the others only affect where it is computed."""
     return {
-        key: value for key, value in settings.items() if key.startswith(("teacher.", "model.")) and key not in CHUNKED
+        key: value
+        for key, value in settings.items()
+        if key.startswith(("teacher.", "model.", "hyla.")) and key not in CHUNKED
     }
 
 

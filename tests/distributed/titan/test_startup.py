@@ -187,5 +187,5 @@ def test_validation_steps_are_global_batches_whatever_their_cut(
     config.data.validation_path = str(token_data["validation"])
     mocks = (mock.MagicMock() for _ in range(5))
     validator = build_validator(DataSets(), mock.MagicMock(), config, ranks, 0, None, *mocks)
-    dataset, pool = validator.loader.dataset, validator.loader.pool
+    dataset, pool = validator.sets[0].loader.dataset, validator.sets[0].loader.pool
     assert pool == sample(dataset, num_examples=24) and pool.size == 24 < len(dataset)

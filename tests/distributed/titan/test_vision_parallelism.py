@@ -32,7 +32,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         "DDP": DDP,
         "mae, FSDP": MAE | SCORED,
         "mae, FSDP, accumulated, full AC": MAE | ACCUMULATED | {"activation_checkpoint.mode": "full"},
-        "mae, FSDP, compiled": MAE | COMPILED,
+        "mae, FSDP, compiled": MAE | COMPILED | {"compile.backend": "eager"},
         "mae, FSDP, uniform": MAE | UNIFORM,
     },
     4: {

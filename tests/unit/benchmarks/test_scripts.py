@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {
     "cheaper_steps",
     "convergence",
+    "editing",
     "highway",
     "instructions",
     "long_windows",

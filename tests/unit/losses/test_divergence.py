@@ -137,9 +137,14 @@ def test_a_source_of_another_dtype_is_not_overwritten() -> None:
 
 
 def test_the_source_builds_no_graph() -> None:
-    """A source that requires gradients gets none, and its graph is not kept (TRL #6526)."""
+    """A source that requires gradients gets none, and the loss does not hold its graph (TRL #6526)."""
     student, source = logits(0).requires_grad_(), logits(1).requires_grad_()
-    kl_divergence(student, source * 1.0, valid()).sum().backward()
+    losses = kl_divergence(student, source * 1.0, valid())
+    nodes = [losses.grad_fn]
+    for node in nodes:
+        nodes += [after for after, _ in node.next_functions if after is not None]  # type: ignore[union-attr]
+    assert not any("Mul" in node.name() for node in nodes)  # type: ignore[union-attr]
+    losses.sum().backward()
     assert student.grad is not None and source.grad is None
 
 
@@ -163,6 +168,34 @@ def test_the_loss_never_waits_for_the_device() -> None:
         mask = torch.ones(2, 5, dtype=torch.bool)
         kl_divergence(student, source, mask, overwrite=True).sum().backward()
         target_cross_entropy(student, largest_id(source), None, mask).sum().backward()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_the_gradient_of_the_head_is_not_accumulated_in_its_dtype(precision: torch.dtype) -> None:
+    """Over many chunks, and over microbatches as torchtitan accumulates them, into a weight in fp32 (Liger adds up
+    chunks in the weight's dtype: in bf16 a sum of 256 equal numbers no longer grows)."""
+    tokens, dim, microbatches = 64, 4, 32
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, dim, generator=generator).expand(tokens, dim)
+    weight = torch.randn(V, dim, generator=generator).requires_grad_()
+    source, mask = torch.randn(1, V, generator=generator).expand(tokens, V), torch.ones(tokens, dtype=torch.bool)
+    for _ in range(microbatches):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            student = torch.nn.functional.linear(hidden, weight)
+        assert student.dtype == precision
+        kl_divergence(student, source.to(precision), mask).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+    z = (hidden.to(precision).double() @ weight.detach().to(precision).double().T).to(precision).double()
+    of_logits = z.softmax(-1) - source.to(precision).double().softmax(-1)
+    expected = microbatches * of_logits.T @ hidden.double()
+    rounding = 2**-7 if precision == torch.bfloat16 else 1e-5
+    largest = expected.abs().max()
+    assert ((weight.grad.double() - expected).abs().max() / largest).item() < rounding
+    in_bfloat16 = torch.zeros(V, dim, dtype=torch.bfloat16)
+    for _ in range(microbatches * tokens):
+        in_bfloat16 += (of_logits[0][:, None] * hidden[0]).bfloat16()
+    assert ((in_bfloat16.double() - expected).abs().max() / largest).item() > 0.1, "the fault would not be seen"
 
 
 def test_a_larger_vocabulary_of_the_source_is_refused() -> None:

@@ -69,3 +69,18 @@ def test_a_damaged_description_costs_that_system_alone(system: dict[str, Any]) -
 
 def test_no_run_can_change_what_the_own_systems_log() -> None:
     assert logged_by([a_run(OUTSIDE | {"name": "teacher"})]) == list(OWN)
+
+
+def test_validation_sets_and_a_mixture_in_the_table() -> None:
+    """Each set has its loss and its bits per byte, and sources their epochs and proportions."""
+    values = {"loss": 3.0, "loss/web": 2.5, "loss/code": 3.5, "bits_per_byte": 1.25, "bits_per_byte/web": 1.125}
+    scalars = {f"validation_metrics/{tag}": {10: value} for tag, value in values.items()}
+    mixed = {"epochs/web": 0.5, "proportion/web": 0.75, "proportion/code": 0.25}
+    scalars |= {f"mixture/{tag}": {10: value} for tag, value in mixed.items()}
+    facts = summarize(RunScalars(Path("run"), scalars=scalars))
+    assert facts["validation loss"] == "3.0000"
+    assert (facts["validation loss, web"], facts["validation loss, code"]) == ("2.5000", "3.5000")
+    bits = [facts[f"bits per byte{name}"] for name in ("", ", web", ", code")]
+    assert bits == ["1.2500", "1.1250", "-"]
+    assert facts["mixture/epochs/web"] == "0.5"
+    assert (facts["mixture/proportion/web"], facts["mixture/proportion/code"]) == ("75.00%", "25.00%")

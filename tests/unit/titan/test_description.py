@@ -22,6 +22,7 @@ def a_run(folder: Path, name: str = "llama3_attent", *, tokenizer: str = "a", **
         "data": {
             "path": "data",
             "validation_path": str(folder / "validation"),
+            "validation_sets": {},
             "seed": 3,
             "unit": "window",
             "validation_unit": "",
@@ -33,7 +34,9 @@ def a_run(folder: Path, name: str = "llama3_attent", *, tokenizer: str = "a", **
         "debug": {"seed": 7},
     }
     sections = {
-        name: make_dataclass(name, [(key, type(value), field(default=value)) for key, value in keys.items()])
+        name: make_dataclass(
+            name, [(key, type(value), field(default_factory=lambda value=value: value)) for key, value in keys.items()]
+        )
         for name, keys in job.items()
     }
     config = make_dataclass("Config", [(name, one, field(default_factory=one)) for name, one in sections.items()])()

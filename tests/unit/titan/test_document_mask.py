@@ -326,7 +326,7 @@ def test_refused_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'the attention (sdpa) of [model] flavor = "tiny" takes no mask' in message
     assert message.endswith(
         "with flex attention: debugmodel_flex_attn, 8B_flex, 70B_flex, 405B_flex, tiny_flex, bench_flex, "
-        "bench_125m_flex, bench_gpu_flex, 10M_flex, 30M_flex, 60M_flex, 125M_flex, 350M_flex"
+        "bench_source_flex, bench_125m_flex, bench_gpu_flex, 10M_flex, 30M_flex, 60M_flex, 125M_flex, 350M_flex"
     )
     message = refusal({"model.name": "mixer_attent", "model.flavor": "small"})
     assert message.endswith("takes no mask. mixer_attent lacks a flavor with flex attention. Set it to false")

@@ -70,6 +70,14 @@ def config(folder: Path, text: str) -> str:
             [],
             "[data] validation_path: missing: not a data set, no such folder",
         ),
+        ("[data.sources]\nweb = { proportion = 2 }", [], "[data.sources.web] proportion = 2: it must be a number"),
+        ("[data.sources.web]\nproportion = 0.5\nrepeat = 2", [], "web has proportion and repeat: give a source"),
+        ("[data.validation_sets]\nweb = 'data'", [], "[data.validation_sets] web = 'data': write web = { path"),
+        (
+            "[data.validation_sets]\nweb = { path = 'missing' }\n[validation]\nenable = true",
+            [],
+            "[data] validation_sets.web: missing: not a data set, no such folder",
+        ),
         (
             "[teacher]\nstrategy = 'difference'\nscores = 'missing'",
             [],

@@ -3,17 +3,24 @@
 # ruff: noqa: F811
 
 import copy
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from test_value_checks import quickstart, spec  # noqa: F401
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
+from benchmarks.common.measure import peak_bytes
+from titan_attent.scores.targets import TargetFacts, TargetsWriter, tokenizer_facts
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.first_checks import check_option
+from titan_attent.titan.frozen_model import FrozenModel
 from titan_attent.titan.run_plan import RunPlan, plan_of
 
 
@@ -56,6 +63,85 @@ def test_activations(quickstart: JobConfig, spec: TrainSpec) -> None:
     assert none == 34 * args.n_layers * args.dim * tokens + logits
     full = memory(plan(quickstart, spec, **values, activation_checkpoint__mode="full"))["activations"]
     assert full == (2 * args.n_layers + 34) * args.dim * tokens + logits
+
+
+@pytest.fixture
+def source(quickstart: JobConfig, spec: TrainSpec, tmp_path: Path) -> torch.nn.Module:
+    """A model of the learner's flavor, with its checkpoint in ``tmp_path``/step-5."""
+    args: Any = copy.deepcopy(spec.model_args["tiny"])
+    args.update_from_config(quickstart)
+    model = spec.model_cls(args)
+    with torch.no_grad():
+        model.init_weights()
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "step-5", no_dist=True)
+    return model
+
+
+def distilling_from(source: Path) -> dict[str, Any]:
+    keys = {"distillation__schedule": "final", "distillation__source": str(source)}
+    return keys | {"training__mixed_precision_param": "float32"}
+
+
+def test_the_frozen_source_is_counted(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    distilling = distilling_from(tmp_path)
+    num = sum(parameter.numel() for parameter in source.parameters())
+    alone, many = (plan(quickstart, spec, world_size=size, **distilling) for size in (1, 16))
+    assert memory(alone)["source"] == 4 * num and "its blocks" not in memory(alone)
+    assert memory(many)["source"] == 4 * -(-num // 16)
+    block = sum(parameter.numel() for parameter in source.layers["0"].parameters())
+    rest = num - block * len(source.layers)
+    assert memory(many)["its blocks"] == 2 * 4 * max(block, rest)
+    assert many.checkpoint_bytes == plan(quickstart, spec, world_size=16).checkpoint_bytes, "no checkpoint holds it"
+    split = plan(quickstart, spec, world_size=16, **distilling, parallelism__tensor_parallel_degree=2)
+    assert memory(split)["source"] == memory(many)["source"]
+    assert memory(split)["its pass"] == memory(many)["its pass"] // 2
+    replicas = {"parallelism__data_parallel_replicate_degree": 16, "parallelism__data_parallel_shard_degree": 1}
+    assert memory(plan(quickstart, spec, world_size=16, **distilling, **replicas))["source"] == 4 * num
+    pipeline: dict[str, Any] = {"parallelism__pipeline_parallel_degree": 2, "training__local_batch_size": 4}
+    pipeline |= {"parallelism__pipeline_parallel_schedule": "1F1B", "validation__enable": False}
+    staged = plan(quickstart, spec, world_size=2, **distilling, **pipeline)
+    assert memory(staged)["source"] == 4 * num and memory(staged)["its pass"] == memory(alone)["its pass"]
+
+
+def test_a_pass_of_the_source_takes_no_more_than_planned(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    distilling = distilling_from(tmp_path)
+    planned = memory(plan(quickstart, spec, **distilling, training__local_batch_size=4))["its pass"]
+    frozen = FrozenModel(source.requires_grad_(False).eval(), tokenizer=None, precision=nullcontext)
+    inputs = torch.zeros(4, quickstart.training.seq_len, dtype=torch.int64)
+    frozen(inputs)
+    measured = peak_bytes(lambda: frozen(inputs), device="cpu")
+    assert 0.5 * planned < measured <= planned
+
+
+def test_targets_on_disk_are_counted(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    """The microbatches that the reader holds, and the one in training."""
+    dataset = preflight.check_run(quickstart, spec, world_size=1).dataset
+    facts = TargetFacts(
+        **dataset.scored._asdict(),  # type: ignore[attr-defined]
+        tokenizer=tokenizer_facts(dataset.shards.tokenizer_info),  # type: ignore[attr-defined]
+        model="tiny",
+        precision="float32",
+        checkpoint="",
+        checkpoint_sha256="",
+        kind="draws",
+        num=3,
+        temperature=1.0,
+        seed=0,
+    )
+    writer = TargetsWriter(tmp_path / "step-7", facts=facts)
+    with writer.prepared():
+        writer.write(0, torch.zeros(len(dataset), facts.seq_len, 3, dtype=torch.int32), None)
+        writer.durable(len(dataset))
+    values = {"distillation__schedule": "final", "distillation__targets": str(tmp_path), "data__num_workers": 2}
+    held = plan(quickstart, spec, **values, training__local_batch_size=2)
+    assert memory(held)["targets"] == (2 + 2 + 1) * 2 * facts.seq_len * 3 * 4
+    assert "source" not in memory(held)
 
 
 def test_checkpoints(quickstart: JobConfig, spec: TrainSpec) -> None:

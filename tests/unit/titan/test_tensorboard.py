@@ -1,5 +1,6 @@
 """The configuration and the order of the charts, read back by TensorBoard's own reader."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.titan.patches import compat
 from titan_attent.titan.tensorboard import BaseLogger, JobConfig, LoggerContainer, write_start
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 def merged() -> Any:
     return ConfigManager._merge_configs(JobConfig, OurSections)()
@@ -24,6 +30,8 @@ def merged() -> Any:
 @pytest.mark.parametrize("exact_match", [False, True])
 def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_match: bool) -> None:
     config, container = merged(), LoggerContainer()
+    if exact_match:  # what a TOML may hold beside numbers and strings
+        config.data.sources = {"web": {"proportion": [[3, 0.5], [9, 0.25]]}, "a.b": {"proportion": 0.5}}
     config.data.exact_match = exact_match
     config.optimizer.lr = 0.0123
     monkeypatch.setattr(metrics, "TensorBoardLogger", metrics.TensorBoardLogger)  # which a run replaces
@@ -37,10 +45,12 @@ def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shown = text.tensor_proto.string_val[0].decode()
     assert "    lr = 0.0123\n" in shown and "    [optimizer]\n" in shown
     assert [line.removeprefix("    ") for line in shown.splitlines()] == to_toml(config.to_dict()).splitlines()
+    read_back = tomllib.loads("\n".join(line.removeprefix("    ") for line in shown.splitlines()))
+    assert read_back["data"]["sources"] == config.data.sources
     (layout,) = events.Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
     titles = [category.title for category in read.category]
-    assert titles == [*["answers"][:exact_match], "loss", "teacher", "speed", "ledger"]
+    assert titles == [*["answers"][:exact_match], "loss", "teacher", "speed", "ledger", *["mixture"][:exact_match]]
     first = read.category[titles.index("loss")].chart[0]
     assert list(first.multiline.tag) == ["loss_metrics/global_avg_loss$", "validation_metrics/loss$"]
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from titan_attent.data.validation_sets import ValidationSet
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.vision import build_loss
-from titan_attent.titan.validator import ShardValidator
+from titan_attent.titan.validator import MeasuredSet, ShardValidator
 
 CLASSES = 5
 TRAINING = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.4, "mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 1.0}]
@@ -74,7 +75,7 @@ def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None
     job_config = config(**vision)
     validator = ShardValidator(
         job_config,
-        loader=loader,  # type: ignore[arg-type]
+        sets=[MeasuredSet(ValidationSet("", "data"), loader)],  # type: ignore[arg-type]
         tokenizer=None,
         parallel_dims=SimpleNamespace(get_optional_mesh=lambda name: None),  # type: ignore[arg-type]
         loss_fn=build_loss(job_config, parallel_dims=None),

@@ -21,6 +21,11 @@ ReadBatch = tuple[dict[str, Tensor], Tensor]
 Request = TypeVar("Request")
 
 
+def batches_ahead(num_workers: int) -> int:
+    """The batches in memory that a :class:`Reader` has read ahead of the step."""
+    return num_workers + 2 if num_workers else 0
+
+
 class Reader:
     """Reader threads.
 
@@ -53,7 +58,7 @@ class Reader:
         try:
             for request in requests:
                 pending.append(self._executor().submit(call, request))
-                if len(pending) > self.num_workers + 2:
+                if len(pending) > batches_ahead(self.num_workers):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

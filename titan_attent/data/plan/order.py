@@ -59,6 +59,16 @@ class SelectedSlots:
             return np.ones(len(slots), dtype=bool)
         return (self.bitmask[slots >> 3] >> (slots & 7).astype(np.uint8) & 1).astype(bool)
 
+    def num_below(self, slot: int) -> int:
+        """The number of slots of the set that are below ``slot``, 0 to size."""
+        if self.bitmask is None:
+            return slot
+        block, rest = divmod(slot, _BLOCK_BYTES * 8)
+        if not rest:
+            return int(self._before[block])
+        bits = np.unpackbits(self._blocks[block], count=rest, bitorder="little")
+        return int(self._before[block]) + int(bits.sum())
+
     def select(self, indices: np.ndarray) -> np.ndarray:
         """Indices in the sorted set, int64 [n], each in [0, len) -> the slots with these indices, int64 [n]."""
         if self.bitmask is None:
@@ -179,6 +189,10 @@ class Pass:
     def visit_key(self) -> tuple[int, ...]:
         """Integers that identify this pass within the run; an example is visited once per pass."""
         return (self.round, *(self.order or (0, 0, 0)), *(self.pool.order or (0, 0, 0)), self.pool.start)
+
+    def visit_key_of(self, batch: int) -> tuple[int, ...]:
+        """The key of the visits in global batch ``batch``: that of the pass."""
+        return self.visit_key
 
     def slots(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """The pool slots of ``rows`` of each of the global batches [start, stop), int64 [n], in that order."""

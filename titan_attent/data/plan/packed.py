@@ -112,6 +112,7 @@ class PackedPass:
         selected: the selected ids.
         key: key of the order of this pass.
         windows_per_block: int64 [num_blocks].
+        tokens_per_block: int64 [num_blocks], the tokens of the selected examples; None if nothing asks for them.
         num_batches: global batches of the pass; None for as many as its windows fill, at least 1. Windows that do not
             fill a batch are left out. If there are fewer windows than one batch, they repeat to fill it.
         round, weighted, strategy: as in :class:`~.order.Pass`.
@@ -124,6 +125,7 @@ class PackedPass:
         key: Key,
         *,
         windows_per_block: np.ndarray,
+        tokens_per_block: np.ndarray | None = None,
         num_batches: int | None = None,
         round: int = 0,
         weighted: bool = False,
@@ -135,6 +137,7 @@ class PackedPass:
         self._blocks = BlockOrder(packer.num_examples, key)
         self._first_window = np.concatenate(([0], np.cumsum(windows_per_block)))
         self.num_windows = int(self._first_window[-1])
+        self._first_token = None if tokens_per_block is None else np.concatenate(([0], np.cumsum(tokens_per_block)))
         self.num_batches = max(1, self.num_windows // self.batch_size) if num_batches is None else num_batches
         self._packed: OrderedDict[int, _Block] = OrderedDict()
         self._lock = threading.Lock()
@@ -149,6 +152,20 @@ class PackedPass:
         """Integers that identify this pass within the run."""
         return (self.round, *self.order)
 
+    def visit_key_of(self, batch: int) -> tuple[int, ...]:
+        """The key of the visits in global batch ``batch``: that of the pass."""
+        return self.visit_key
+
+    def tokens_before(self, window: int) -> int:
+        """The tokens in the windows before ``window``: exact where a block begins, else in proportion."""
+        assert self._first_token is not None
+        block = int(np.searchsorted(self._first_window, window, side="right")) - 1
+        if block == len(self._first_window) - 1:
+            return int(self._first_token[-1])
+        first, num = int(self._first_window[block]), int(self._first_window[block + 1] - self._first_window[block])
+        tokens = int(self._first_token[block + 1] - self._first_token[block])
+        return int(self._first_token[block]) + (window - first) * tokens // num
+
     def ids(self, start: int, stop: int, rows: slice = slice(None)) -> Tensor:
         """int64 [n, M], the examples of ``rows`` of each of the global batches [start, stop), padded with N."""
         return self._windows(start, stop, rows)[0]
@@ -162,7 +179,10 @@ class PackedPass:
 
     def _windows(self, start: int, stop: int, rows: slice) -> tuple[Tensor, Tensor]:
         windows = torch.arange(start * self.batch_size, stop * self.batch_size).view(-1, self.batch_size)
-        numbers = windows[:, rows].flatten().numpy() % max(1, self.num_windows)
+        return self.windows(windows[:, rows].flatten().numpy() % max(1, self.num_windows))
+
+    def windows(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Numbers of windows, int64 [n] -> (:meth:`ids`, :meth:`skipped`) of these windows."""
         ids = np.full((len(numbers), self.packer.max_examples), self.packer.num_examples, dtype=np.int64)
         skipped = np.zeros(len(numbers), dtype=np.int64)
         blocks = np.searchsorted(self._first_window, numbers, side="right") - 1
@@ -288,19 +308,29 @@ class Packer:
         weighted: bool = False,
         strategy: str = "uniform",
         num_batches: int | None = None,
+        count_tokens: bool = False,
     ) -> PackedPass:
-        """A pass over ``selected`` ids. A collective: the ranks share the counting of windows."""
+        """A pass over ``selected`` ids. A collective: the ranks share the counting of windows.
+
+        Args:
+            count_tokens: count the tokens of each block, too, for :meth:`PackedPass.tokens_before`.
+        """
         blocks = BlockOrder(self.num_examples, key)
-        counts = torch.zeros(blocks.num_blocks, dtype=torch.int64)
+        num_blocks = blocks.num_blocks
+        counts = torch.zeros(num_blocks * (1 + count_tokens), dtype=torch.int64)
         count = num_concatenated if self.cuts_examples else num_windows
-        for block in range(self.rank, blocks.num_blocks, self.num_ranks):
+        for block in range(self.rank, num_blocks, self.num_ranks):
             _, lengths = self.selected_examples(blocks, block, selected)
             counts[block] = count(lengths, capacity=self.capacity, max_examples=self.max_examples)
+            if count_tokens:
+                counts[num_blocks + block] = int(lengths.sum())
+        totals = self.add_up(counts).numpy()
         return PackedPass(
             self,
             selected,
             key,
-            windows_per_block=self.add_up(counts).numpy(),
+            windows_per_block=totals[:num_blocks],
+            tokens_per_block=totals[num_blocks:] if count_tokens else None,
             num_batches=num_batches,
             round=round,
             weighted=weighted,

@@ -23,6 +23,7 @@ from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.command import exit_status
 from titan_attent.data.io.folder import locked
 from titan_attent.data.text.eos_documents import check_last_token, find_documents
+from titan_attent.data.text.file_view import ADOPT
 from titan_attent.data.text.format import UPGRADE, Index, ShardEntry, write_index
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.foundations.typed import typed
@@ -58,6 +59,10 @@ def add_documents(path: str | os.PathLike[str], *, progress: bool = False) -> In
     if shards.has_documents:
         (folder / STATE_FILE).unlink(missing_ok=True)
         return shards.index
+    if shards.index.root is not None:
+        raise ValueError(
+            f"{folder}: was adopted without documents; adopt it anew with `{ADOPT}` and another --boundaries"
+        )
     if not os.access(folder, os.W_OK):
         raise ValueError(
             f"{folder}: this folder is read-only, but the documents are written into it; make it writable, or copy the "

@@ -178,8 +178,8 @@ class DocumentDataset(Dataset):
     def location(self, i: int) -> dict[str, Any]:
         """Where example i is: its shard file, its first token in it, its number of tokens, and its document."""
         (shard,), (start,), (length,), (document,) = (column.tolist() for column in self.table.locate(np.array([i])))
-        file = self.shards.index.shards[shard].file
-        return {"shard": file, "first_token": start, "num_tokens": length + 1, "document": document}
+        file, first = self.shards.location(shard, start)
+        return {"shard": file, "first_token": first, "num_tokens": length + 1, "document": document}
 
     def read(
         self,

@@ -14,8 +14,11 @@ valid if a source is renamed in index.json.
 A shard holds tokens of one source (web, code, ...). Format version 1 had no sources: all of its tokens belong to the
 default source. Version 3 has the files of the documents, for all shards. Versions 1 and 2 do not have them;
 boundaries.py adds them. They are not part of the fingerprint, which stays equal when a data set gets its documents.
+Version 4 is that of adopted data sets: their shards are views of files of other tools, below a root, and may have other
+dtypes (file_view.py).
 
-Cost: about 170 bytes of index per shard, 290 with documents, 370 with a mask; one sha256 over everything written.
+Cost: about 170 bytes of index per shard, 290 with documents, 370 with a mask, 250 more for a view; one sha256 over
+everything written.
 """
 
 import hashlib
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from titan_attent.data.formats.token_file import TOKEN_DTYPES
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.io.folder import DEFAULT_SOURCE, INDEX_FILE, PROGRESS_FILE, check_file_name, is_source_name
 from titan_attent.data.text.document_files import (
@@ -42,6 +46,7 @@ from titan_attent.data.text.document_files import (
     mask_bytes,
     mask_file,
 )
+from titan_attent.data.text.file_view import SEGMENT_DTYPE, FileView, segments_file
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
@@ -49,7 +54,11 @@ FORMAT = "titan_attent.tokens"
 VERSION = 3
 VERSION_WITHOUT_DOCUMENTS = 2
 """The version of an index without documents, which earlier versions of the package can read."""
-READ_VERSIONS = (1, 2, 3)
+VERSION_ADOPTED = 4
+"""The version of an index whose shards are views of files of other tools."""
+READ_VERSIONS = (1, 2, 3, 4)
+DTYPES = TOKEN_DTYPES | {f"{name}, big-endian": dtype.newbyteorder(">") for name, dtype in TOKEN_DTYPES.items()}
+"""The names of dtypes in an index. Shards that this package wrote are uint16 or uint32."""
 MAX_VOCAB_SIZE = 2**31
 """Upper limit of the vocabulary size in an index; the ranks of a tokenizer are below it (bpe.py)."""
 WRITER = "`python -m titan_attent.data.text`"
@@ -67,6 +76,8 @@ class ShardEntry:
     """One shard in the index: its file name, number of tokens, sha256 (hex) of the file, and the tokens' source.
 
     Without documents, ``num_documents`` is 0 and ``documents_sha256`` empty. Without a mask, ``mask_sha256`` is empty.
+    If ``view`` is set, the tokens are in a file of another tool: ``file`` only names the files of documents, mask and
+    segments, and ``sha256`` is that of the bytes of the view.
     """
 
     file: str
@@ -76,13 +87,27 @@ class ShardEntry:
     num_documents: int = 0
     documents_sha256: str = ""
     mask_sha256: str = ""
+    view: FileView | None = None
 
     def __post_init__(self) -> None:
         check_file_name(self.file, of="shard")
 
+    @property
+    def location(self) -> str:
+        """The file of the tokens, relative to the data set's folder or root."""
+        return self.file if self.view is None else self.view.path
+
     def files(self, itemsize: int) -> Iterator[tuple[str, int, str]]:
-        """Yield name, size in bytes and sha256 of every file of the shard; ``itemsize`` is the bytes per token."""
-        yield self.file, self.num_tokens * itemsize, self.sha256
+        """Yield name, size in bytes and sha256 of every file of the shard in the data set's folder.
+
+        Args:
+            itemsize: bytes per token.
+        """
+        if self.view is None:
+            yield self.file, self.num_tokens * itemsize, self.sha256
+        elif self.view.num_segments:
+            size = 2 * SEGMENT_DTYPE.itemsize * self.view.num_segments
+            yield segments_file(self.file), size, self.view.segments_sha256
         if self.documents_sha256:
             yield documents_file(self.file), self.num_documents * END_DTYPE.itemsize, self.documents_sha256
         if self.mask_sha256:
@@ -194,6 +219,15 @@ class Index:
     fingerprint: str
     lengths: LengthsEntry | None = None
     """None if the data set does not know its documents."""
+    root: str | None = None
+    """Of an adopted data set: the folder of its files, absolute or relative to the data set's. It may be edited."""
+    options: str | None = None
+    """Of an adopted data set: the options of the command that decide about its shards."""
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The dtype of the tokens on disk."""
+        return DTYPES[self.dtype]
 
     @property
     def has_documents(self) -> bool:
@@ -208,11 +242,17 @@ def _fingerprint(*, dtype: str, shards: Sequence[ShardEntry], tokenizer: dict[st
     """sha256 (hex) of the definition of the token stream, without the names of its files and sources."""
     stream = {
         "dtype": dtype,
-        "shards": [[shard.num_tokens, shard.sha256] for shard in shards],
+        "shards": [_identity(shard) for shard in shards],
         "tokenizer": tokenizer,
     }
     canonical = json.dumps(stream, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _identity(shard: ShardEntry) -> list[Any]:
+    """What decides about the tokens of a shard."""
+    segments = [shard.view.segments_sha256] if shard.view is not None and shard.view.num_segments else []
+    return [shard.num_tokens, shard.sha256, *segments]
 
 
 def documents_fingerprint(index: Index) -> str:
@@ -231,6 +271,8 @@ def write_index(
     num_documents: int,
     max_token_id: int,
     tokenizer: dict[str, Any],
+    root: str | None = None,
+    options: str | None = None,
 ) -> Index:
     """Write ``folder/index.json``, which completes the data set; the shards must be in the folder already.
 
@@ -239,7 +281,9 @@ def write_index(
     Args:
         num_documents: number of documents of the data set.
         tokenizer: has at least ``name``, ``vocab_size`` and ``eos_id``.
+        root, options: of an adopted data set, all of whose shards are views.
     """
+    dtype_name = next(name for name, known in DTYPES.items() if known == dtype)
     lengths = None
     if shards and all(shard.documents_sha256 for shard in shards):
         sizes = ((shard.file, shard.num_tokens, shard.num_documents) for shard in shards)
@@ -247,23 +291,27 @@ def write_index(
         write_atomically(folder / LENGTHS_FILE, content)
         lengths = LengthsEntry(LENGTHS_FILE, hashlib.sha256(content).hexdigest())
     index = Index(
-        dtype=dtype.name,
+        dtype=dtype_name,
         num_tokens=sum(shard.num_tokens for shard in shards),
         num_documents=num_documents,
         max_token_id=max_token_id,
         tokenizer=tokenizer,
         shards=tuple(shards),
-        fingerprint=_fingerprint(dtype=dtype.name, shards=shards, tokenizer=tokenizer),
+        fingerprint=_fingerprint(dtype=dtype_name, shards=shards, tokenizer=tokenizer),
         lengths=lengths,
+        root=root,
+        options=options,
     )
     fields = asdict(index)
     version = VERSION if index.has_documents else VERSION_WITHOUT_DOCUMENTS
+    version = version if root is None else VERSION_ADOPTED
     for shard in fields["shards"]:
-        for name in ("num_documents", "documents_sha256", "mask_sha256"):
+        for name in ("num_documents", "documents_sha256", "mask_sha256", "view"):
             if not shard[name]:
                 del shard[name]
-    if not index.has_documents:
-        del fields["lengths"]
+    for name in ("lengths", "root", "options"):
+        if fields[name] is None:
+            del fields[name]
     write_atomically(folder / INDEX_FILE, encode_versioned(fields, format=FORMAT, version=version))
     return index
 
@@ -300,13 +348,19 @@ def _why_no_index(folder: Path) -> str:
 
 
 def _check_consistency(index: Index) -> None:
-    if index.dtype not in ("uint16", "uint32"):
+    if index.root is None and index.dtype not in ("uint16", "uint32"):
         raise ValueError(f"dtype {index.dtype!r} is neither uint16 nor uint32")
+    if index.dtype not in DTYPES or (index.root is not None and (not index.root or "\0" in index.root)):
+        raise ValueError(f"dtype {index.dtype!r} or root {str(index.root)[:80]!r} is not known")
     for shard in index.shards:
+        if (shard.view is None) != (index.root is None):
+            raise ValueError(f"shard {shard.file!r} has {'no ' * (shard.view is None)}view, unlike the index's root")
         if shard.num_tokens < 1:
             raise ValueError(f"shard {shard.file!r} has {shard.num_tokens} tokens")
         if not is_source_name(shard.source):
             raise ValueError(f"source {shard.source!r} of shard {shard.file!r}; use letters, digits, '_', '.' and '-'")
+        if shard.view is not None:
+            shard.view.check(shard.num_tokens, index.token_dtype.itemsize)
     if not 0 < index.num_tokens == sum(shard.num_tokens for shard in index.shards):
         raise ValueError(f"num_tokens {index.num_tokens} is not the sum over the shards")
     if index.num_documents < 0:

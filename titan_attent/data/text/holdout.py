@@ -160,17 +160,25 @@ def _write_documents(
     sources = [shards.index.shards[number].source for number in shard_of.tolist()]
     entries: list[ShardEntry] = []
     max_token_id = -1
+    # Adopted shards may have a dtype that this package does not write.
+    dtype = shards.dtype if shards.index.root is None else token_dtype(shards.tokenizer_info["vocab_size"])
     for first, stop in _shard_borders(lengths[numbers].tolist(), sources):
         path = folder / f"shard-{len(entries):05d}.bin"
-        with ShardWriter(path, dtype=shards.dtype, source=sources[first], mask=shards.has_mask) as writer:
+        with ShardWriter(path, dtype=dtype, source=sources[first], mask=shards.has_mask) as writer:
             for document, number in zip(numbers[first:stop].tolist(), shard_of[first:stop].tolist(), strict=True):
                 start = int(starts[document] - first_tokens[number])
                 span = number, start, start + int(lengths[document])
                 writer.append_document(shards.read_span(*span), shards.read_mask(*span))
             entries.append(writer.finish())
         max_token_id = max(max_token_id, writer.max_token_id)
-    counts = {"num_documents": len(numbers), "max_token_id": max_token_id}
-    write_index(folder, dtype=shards.dtype, shards=entries, tokenizer=tokenizer.info(), **counts)
+    write_index(
+        folder,
+        dtype=dtype,
+        shards=entries,
+        num_documents=len(numbers),
+        max_token_id=max_token_id,
+        tokenizer=tokenizer.info(),
+    )
 
 
 def _shard_borders(lengths: Sequence[int], sources: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -68,10 +68,10 @@ def _check_overwritten(folder: Path, *, paths: Iterable[Path], parts: Sequence[s
     for part in _parts(folder, parts):
         if (part / INDEX_FILE).is_file():
             try:
-                found = read_json_object(part / INDEX_FILE).get("format")
+                fields = read_json_object(part / INDEX_FILE)
             except ValueError as error:
                 raise ValueError(f"{part / INDEX_FILE}: {error}; delete the folder yourself to overwrite it") from None
-            if found != FORMAT:
+            if fields.get("format") != FORMAT or "root" in fields:
                 raise ValueError(
                     f"{part}: its {INDEX_FILE} is not that of a data set of text; choose another --output, or delete "
                     "the folder first"

@@ -13,14 +13,15 @@ mask, which says which tokens count as labels (document_files.py).
 
 Cost: opening takes one stat per file of a shard, which the ranks of a run share, and reads no token. Reading an example
 takes one positioned read (files.py), with 2 or 4 bytes per token on disk and 8 in memory. The number of open files is
-limited (files.py). Any number of threads may read at once.
+limited (files.py). Any number of threads may read at once. Shards of an adopted data set are views of files of other
+tools (file_view.py), and are read the same way.
 """
 
 import hashlib
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from titan_attent.data.examples import ScoredData, spans_of_sources
-from titan_attent.data.io.files import HASH_BLOCK, OpenFiles
+from titan_attent.data.io.files import OpenFiles, hash_file
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.data.text.document_files import (
@@ -45,6 +46,7 @@ from titan_attent.data.text.document_files import (
     mask_file,
     max_lengths_bytes,
 )
+from titan_attent.data.text.file_view import SegmentTables
 from titan_attent.data.text.format import (
     UPGRADE,
     WRITER,
@@ -80,10 +82,19 @@ class TokenShards:
         self.max_token_id = self.index.max_token_id
         self.fingerprint = self.index.fingerprint
         self.tokenizer_info = self.index.tokenizer
-        self.dtype = np.dtype(self.index.dtype).newbyteorder("<")
+        self.dtype = self.index.token_dtype
         # Python integers, which cannot overflow.
         self._starts = [0, *accumulate(shard.num_tokens for shard in self.index.shards)]
         self._files = OpenFiles(self.path)
+        # Of an adopted data set, the tokens are elsewhere.
+        self.root = self.path if self.index.root is None else self.path / self.index.root
+        self._token_files = self._files if self.index.root is None else OpenFiles(self.root)
+        views = [shard.view for shard in self.index.shards]
+        self._locations = [shard.location for shard in self.index.shards]
+        self._offsets = [view.offset if view is not None else 0 for view in views]
+        self._segments: SegmentTables | None = None
+        if any(view is not None and view.num_segments for view in views):
+            self._segments = SegmentTables(self._files, itemsize=self.dtype.itemsize)
         if check_sizes:
             self.check_sizes()
 
@@ -126,6 +137,8 @@ class TokenShards:
             ValueError: a file is missing, truncated or replaced; the message names it.
         """
         for number in range(len(self.index.shards)) if shards is None else shards:
+            if (view := self.index.shards[number].view) is not None:
+                view.check_unchanged(self.root)
             for name, num_bytes, _ in self.index.shards[number].files(self.dtype.itemsize):
                 if (actual := self._size(name)) != num_bytes:
                     raise ValueError(
@@ -174,14 +187,37 @@ class TokenShards:
             while first < last:
                 remaining = (self._starts[shard + 1] - self._starts[shard]) * itemsize - offset
                 stop = min(last, first + remaining)
-                self._files.read_into(buffer[first:stop], name=self.index.shards[shard].file, offset=offset)
+                if self._segments is None:
+                    at = self._offsets[shard] + offset
+                    self._token_files.read_into(buffer[first:stop], name=self._locations[shard], offset=at)
+                else:
+                    self._read_segments(buffer[first:stop], shard, offset // itemsize)
                 first, shard, offset = stop, shard + 1, 0
         return windows.astype(np.int64)
+
+    def _read_segments(self, buffer: memoryview, shard: int, start: int) -> None:
+        """Fill ``buffer`` with the tokens of a shard from ``start`` on."""
+        itemsize, done = self.dtype.itemsize, 0
+        for offset, num_tokens in self._parts(shard, start, start + len(buffer) // itemsize):
+            part = buffer[done : done + num_tokens * itemsize]
+            self._token_files.read_into(part, name=self._locations[shard], offset=offset)
+            done += len(part)
+
+    def _parts(self, shard: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(byte in the file, number of tokens) of each part of the tokens [start, stop) of a shard with segments."""
+        entry = self.index.shards[shard]
+        assert entry.view is not None and self._segments is not None
+        return self._segments.parts(entry.file, entry.view, entry.num_tokens, start, stop)
 
     def locate(self, token: int) -> tuple[str, int]:
         """The same as :meth:`shard_of`, without the range check."""
         shard = bisect_right(self._starts, token) - 1
-        return self.index.shards[shard].file, token - self._starts[shard]
+        return self.location(shard, token - self._starts[shard])
+
+    def location(self, shard: int, token: int) -> tuple[str, int]:
+        """The file of a token of a shard, and the token's place in the file, in tokens."""
+        view = self.index.shards[shard].view
+        return self._locations[shard], token + (0 if view is None else view.first_token)
 
     def read_span(self, shard: int, start: int, stop: int) -> np.ndarray:
         """The tokens [start, stop) of a shard, given by its number, int64 [T]: one positioned read.
@@ -190,7 +226,7 @@ class TokenShards:
         """
         entry = self.index.shards[shard]
         self._check_range(entry, "tokens", start, stop, entry.num_tokens)
-        return self._read(entry.file, start, stop, self.dtype).astype(np.int64)
+        return self.read_windows([self._starts[shard] + start], length=stop - start)[0]
 
     def read_spans(
         self, shards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, slots: np.ndarray
@@ -206,10 +242,31 @@ class TokenShards:
             The last token of each span, [n].
         """
         flat = tokens.reshape(-1)
-        columns = shards, starts * self.dtype.itemsize, slots, slots + lengths
-        names = [self.index.shards[number].file for number in columns[0].tolist()]
-        parts = zip(names, *(column.tolist() for column in columns[1:]), strict=True)
-        return np.array(self._files.read_parts(flat.view(f"<u{self.dtype.itemsize}"), parts), dtype=self.dtype)
+        numbers = shards.tolist()
+        columns = starts * self.dtype.itemsize, slots, slots + lengths
+        names = [self._locations[number] for number in numbers]
+        unsigned = f"<u{self.dtype.itemsize}"
+        if self._segments is not None:
+            last = self._read_spans_of_segments(flat.view(unsigned), numbers, starts, lengths, slots)
+            return np.array(last, dtype=unsigned).view(self.dtype)
+        offsets, *places = (column.tolist() for column in columns)
+        if self.index.root is not None:
+            offsets = [offset + self._offsets[number] for offset, number in zip(offsets, numbers, strict=True)]
+        parts = zip(names, offsets, *places, strict=True)
+        return np.array(self._token_files.read_parts(flat.view(unsigned), parts), dtype=unsigned).view(self.dtype)
+
+    def _read_spans_of_segments(
+        self, flat: np.ndarray, shards: list[int], starts: np.ndarray, lengths: np.ndarray, slots: np.ndarray
+    ) -> list[int]:
+        """:meth:`read_spans` where spans may have several parts. Returns the last token of each span."""
+        parts, last = list[tuple[str, int, int, int]](), list[int]()
+        for shard, start, length, slot in zip(shards, starts.tolist(), lengths.tolist(), slots.tolist(), strict=True):
+            for offset, num_tokens in self._parts(shard, start, start + length):
+                parts.append((self._locations[shard], offset, slot, slot + num_tokens))
+                slot += num_tokens
+            last.append(len(parts) - 1)
+        tokens = self._token_files.read_parts(flat, parts)
+        return [tokens[number] for number in last]
 
     def read_mask(self, shard: int, start: int, stop: int) -> np.ndarray:
         """Whether the tokens [start, stop) of a shard count as labels, bool [T]; all do if there is no mask.
@@ -266,7 +323,7 @@ class TokenShards:
 
     def _check_range(self, entry: ShardEntry, unit: str, start: int, stop: int, size: int) -> None:
         if not 0 <= start <= stop <= size:
-            raise IndexError(f"{self.path / entry.file}: {unit} [{start}, {stop}) are outside [0, {size})")
+            raise IndexError(f"{self.root / entry.location}: {unit} [{start}, {stop}) are outside [0, {size})")
 
     def _read(self, name: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
         """The numbers [start, stop) of a file of numbers of ``dtype``."""
@@ -283,18 +340,21 @@ class TokenShards:
             ValueError: a file differs from the index; the message names it.
         """
         numbers = list(range(len(self.index.shards)) if shards is None else shards)
-        files = [file for number in numbers for file in self.index.shards[number].files(self.dtype.itemsize)]
+        entries = [self.index.shards[number] for number in numbers]
+        itemsize = self.dtype.itemsize
+        # Path, first byte, bytes (None: all of the file, also what the index does not know) and sha256.
+        files: list[tuple[Path, int, int | None, str]] = [
+            (self.path / name, 0, None, sha256) for entry in entries for name, _, sha256 in entry.files(itemsize)
+        ]
+        views = [(entry.view, entry.sha256) for entry in entries if entry.view is not None]
+        files += [(self.root / view.path, view.offset, view.num_bytes, sha256) for view, sha256 in views]
+        num_bytes = sum(size for entry in entries for _, size, _ in entry.files(itemsize))
+        num_bytes += sum(view.num_bytes for view, _ in views)
         if 0 in numbers and (lengths := self.index.lengths) is not None:
-            files.append((lengths.file, 0, lengths.sha256))
-        num_bytes = sum(size for _, size, _ in files)
+            files.append((self.path / lengths.file, 0, None, lengths.sha256))
         with tqdm(total=num_bytes, unit="B", unit_scale=True, disable=not progress) as bar:
-            for name, _, expected in files:
-                sha256 = hashlib.sha256()
-                with open(self.path / name, "rb") as file:
-                    while block := file.read(HASH_BLOCK):
-                        sha256.update(block)
-                        bar.update(len(block))
-                _check_sha256(self.path / name, sha256.hexdigest(), expected)
+            for path, offset, size, expected in files:
+                _check_sha256(path, hash_file(path, offset=offset, num_bytes=size, read=bar.update), expected)
 
 
 def _check_sha256(path: Path, actual: str, expected: str) -> None:

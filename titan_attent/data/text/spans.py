@@ -117,6 +117,11 @@ class SpanTable:
         np.cumsum(counts, out=self._firsts[1:])
         self.num_examples = int(self._firsts[-1])
         self._kept: tuple[_Documents, ...] = ()
+        self._num_kept = _KEPT
+
+    def keep_blocks_of(self, num_sources: int) -> None:
+        """Keep the documents of the packed blocks of several sources, which are read in turn (plan/mixture.py)."""
+        self._num_kept = _KEPT * max(1, num_sources)
 
     @property
     def num_bytes(self) -> int:
@@ -130,8 +135,8 @@ class SpanTable:
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the lengths of :meth:`locate`.
 
-        The documents of these runs stay in memory, 16 bytes per document, until ``_KEPT`` more calls. So the examples
-        of a block, whose lengths are needed to pack it, are located without another read.
+        The documents of these runs stay in memory, 16 bytes per document, until ``_KEPT`` more calls per source. So the
+        examples of a block, whose lengths are needed to pack it, are located without another read.
         """
         if not len(ids):
             return np.zeros(0, dtype=np.int64)
@@ -139,7 +144,7 @@ class SpanTable:
         spans, is_found = documents.locate(ids, seq_len=self.seq_len)
         self._check(is_found)
         # A new tuple: other threads may iterate over the old one.
-        self._kept = (*self._kept, documents)[-_KEPT:]
+        self._kept = (*self._kept, documents)[-self._num_kept :]
         return spans.lengths
 
     def locate(self, ids: np.ndarray) -> Spans:

@@ -104,6 +104,13 @@ class Tokenizer:
                 f"below {self.vocab_size}; decode with the tokenizer that encoded the text"
             ) from error
 
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes of a token, of a special token those of its text; None for an id without a token."""
+        try:
+            return self._encoding.decode_single_token_bytes(token_id)
+        except KeyError:
+            return None
+
     def info(self, file: str = RANKS_FILE) -> dict[str, Any]:
         """The definition of the tokenizer for index.json; the ranks are given by the name and hash of ``file``."""
         return {
@@ -150,7 +157,9 @@ class Tokenizer:
             mergeable_ranks=parse_ranks(content, path=path),
             special_tokens=info["special_tokens"],
         )
-        return cls(encoding)
+        tokenizer = cls(encoding)
+        tokenizer.eos_id = info["eos_id"]  # adopted files may end their documents with another id
+        return tokenizer
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

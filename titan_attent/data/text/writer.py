@@ -174,8 +174,14 @@ def write_dataset(
                 )
         # The index of the training data comes last: with it, all is done.
         for part, one in reversed(list(zip(folders, sets, strict=True))):
-            counts = {"num_documents": one.num_documents, "max_token_id": one.max_token_id}
-            index = write_index(part, dtype=dtype, shards=one.shards, tokenizer=state.tokenizer, **counts)
+            index = write_index(
+                part,
+                dtype=dtype,
+                shards=one.shards,
+                num_documents=one.num_documents,
+                max_token_id=one.max_token_id,
+                tokenizer=state.tokenizer,
+            )
         (folder / PROGRESS_FILE).unlink()
     source_tokens = dict.fromkeys((file.source for file in files), 0)
     for shard in index.shards:

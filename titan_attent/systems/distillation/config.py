@@ -88,7 +88,10 @@ class DistillationConfig:
     """Number of students that share the source, for the ledger: its training cost is divided by it."""
 
     source_seconds: float = 0.0
-    """Device-seconds that training the source took, for the ledger; 0 if the source was there anyway."""
+    """
+    Device-seconds that training the source took, for the ledger. 0: those that the ledger of the source's run says, if
+    titan_attent trained it: its wall time up to the last checkpoint that is used, times its devices.
+    """
 
     @property
     def student_temperature(self) -> float:

@@ -1,7 +1,8 @@
 """The source's checkpoints on disk, the losses of its own training, and reading a checkpoint's files ahead.
 
-Cost: the listing of a folder and one small file per checkpoint that is used; with "two_shot" one pass over the source's
-TensorBoard files. Reading ahead takes no memory of the process: the pages stay in the system's cache.
+Cost: the listing of a folder and one small file per checkpoint that is used; one pass over the source's TensorBoard
+files for its training time, with "two_shot" another one for its losses. Reading ahead takes no memory of the process:
+the pages stay in the system's cache.
 """
 
 import hashlib
@@ -10,12 +11,15 @@ import re
 import threading
 from pathlib import Path
 
+from titan_attent.data.run_record import read_run_record
 from titan_attent.scores.targets import FACTS_FILE, StoredTargets
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import Phase, phases_of
 
 LOSS = "loss_metrics/global_avg_loss"
 """The tag of the source's loss, as torchtitan writes it."""
+WALL = "ledger/wall_seconds"
+"""The tag of the wall time of a run, in the ledger of titan_attent."""
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 _BLOCK = 2**24
 """Bytes per read of a file that is read ahead."""
@@ -68,20 +72,41 @@ def identity_of(config: DistillationConfig, *, steps: int) -> dict[str, str]:
     return identity
 
 
-def losses_of(run: Path) -> dict[int, float]:
-    """Step -> loss of the training of the run in the folder ``run``; empty without TensorBoard files.
+def scalars_of(run: Path, tag: str) -> dict[int, float]:
+    """Step -> value of ``tag`` in the TensorBoard files of the run in the folder ``run``; empty without any.
 
     A later session of the run replaces the steps that it repeats; of several ranks the lowest counts.
     """
     from titan_attent.foundations.event_files import events  # imports TensorBoard, which other schedules do not need
 
-    tb, lowest, losses = run / "tb", dict[str, Path](), dict[int, float]()
+    tb, lowest, scalars = run / "tb", dict[str, Path](), dict[int, float]()
     for file in sorted(tb.rglob("events.out.tfevents.*")):
         if lowest.setdefault(file.relative_to(tb).parts[0], file.parent) != file.parent:
             continue
         for event in events(file, []):
-            losses.update((event.step, value.simple_value) for value in event.summary.value if value.tag == LOSS)
-    return losses
+            scalars.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
+    return scalars
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    """Step -> loss of the training of the run in the folder ``run``."""
+    return scalars_of(run, LOSS)
+
+
+def training_seconds(config: DistillationConfig, *, until: int) -> float:
+    """Device-seconds that training the source took up to its checkpoint of step ``until``; 0 where nothing says so.
+
+    ``source_seconds``, or the wall time in the ledger of the source's run times the devices that it recorded. A run of
+    stock torchtitan has neither.
+    """
+    if config.source_seconds or not config.source:
+        return config.source_seconds
+    run = Path(config.source).parent
+    devices = re.match(r"([1-9][0-9]*) x ", read_run_record(run).devices or "")
+    if devices is None:
+        return 0.0
+    wall = [seconds for step, seconds in sorted(scalars_of(run, WALL).items()) if step <= until]
+    return int(devices[1]) * wall[-1] if wall else 0.0
 
 
 def read_ahead(checkpoint: Path) -> threading.Thread:

@@ -22,6 +22,7 @@ source: each rank reads its shards, from the page cache where the read-ahead got
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from titan_attent.scores.targets import TOP_K, StoredTargets
 from titan_attent.systems.distillation import sources
 from titan_attent.systems.distillation.checks import check_targets, check_tokenizer
 from titan_attent.systems.distillation.config import DistillationConfig
-from titan_attent.systems.distillation.schedule import label_weight, next_change, source_at
+from titan_attent.systems.distillation.schedule import Phase, label_weight, next_change, source_at
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import (
     Batch,
@@ -50,6 +51,7 @@ from titan_attent.systems.system import (
     LossFunction,
     Panel,
     Planned,
+    PlannedFrozen,
     Run,
     StepLoss,
     System,
@@ -114,7 +116,11 @@ class Distillation(System):
         phases = sources.phases_on_disk(config, steps=facts.settings.steps)
         shown = ", ".join(f"step-{phase.checkpoint} from step {phase.first_step}" for phase in phases[:8])
         more = f", and {len(phases) - 8} more" if len(phases) > 8 else ""
-        return Planned((f"Distillation: from {config.targets or config.source}, {shown}{more}.",))
+        lines = (f"Distillation: from {config.targets or config.source}, {shown}{more}.",)
+        if config.targets:
+            return Planned(lines, memory=(_memory_of_targets(config, phases, facts),))
+        path = str(sources.checkpoint_of(config, phases[0].checkpoint))
+        return Planned(lines, frozen=PlannedFrozen(path, config.family, config.flavor))
 
     config: DistillationConfig
 
@@ -128,6 +134,7 @@ class Distillation(System):
             self.stored = {phase.checkpoint: sources.targets_of(config, phase.checkpoint) for phase in self.phases}
             has_weights = any(stored.facts.kind == TOP_K for stored in self.stored.values())
             self.columns = self.token_columns = (IDS, WEIGHTS) if has_weights else (IDS,)  # type: ignore[misc]
+        self.training_seconds = sources.training_seconds(config, until=max(phase.checkpoint for phase in self.phases))
         self.frozen: Frozen | None = None
         self.loaded: int | None = None
         self.changes = 0
@@ -290,9 +297,9 @@ class Distillation(System):
         }
         if count and math.isfinite(total):
             scalars["distillation/divergence"] = total / count
-        if config.source_seconds:
-            scalars["distillation/source_training_seconds"] = config.source_seconds
-            scalars["distillation/source_training_seconds_per_student"] = config.source_seconds / config.students
+        if self.training_seconds:
+            scalars["distillation/source_training_seconds"] = self.training_seconds
+            scalars["distillation/source_training_seconds_per_student"] = self.training_seconds / config.students
         return scalars
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
@@ -306,3 +313,15 @@ class Distillation(System):
         loaded = json.loads(state["state"])
         self.changes, self.source_flops = loaded["changes"], loaded["flops"]
         self.run.ledger.seconds |= loaded["seconds"]
+
+
+def _memory_of_targets(config: DistillationConfig, phases: Sequence[Phase], facts: DataFacts) -> tuple[str, int, str]:
+    """(part, bytes, how) of the targets in memory: those of the microbatches read ahead, and of the one in training."""
+    settings = facts.settings
+    stored = [sources.targets_of(config, phase.checkpoint).facts for phase in phases]
+    has_weights = any(each.kind == TOP_K for each in stored)
+    per_token = max(each.num for each in stored) * (8 if has_weights else 4)
+    batches = settings.batches_read_ahead + 1
+    tokens = settings.local_batch_size * settings.seq_len
+    how = f"{per_token} bytes per token of {batches} microbatches"
+    return "targets", batches * tokens * per_token, how

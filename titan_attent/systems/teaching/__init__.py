@@ -11,6 +11,7 @@ guards.py       quarantine of examples that never improve
 schedule.py     progress -> ratio, interval             pure
 ratios.py       the ratio of a schedule that reads the scores, and its bounds
 strategies.py   scores -> weights                       one function per strategy
+by_source.py    the same within each data source, under a mixture
 selection.py    scores of all ranks -> exact top-k      collectives, no gather of N scores
 radix.py        k-th largest keys over all ranks        several at once
 tokens.py       what a share counts: tokens where examples differ in length, else examples

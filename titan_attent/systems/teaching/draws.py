@@ -26,6 +26,7 @@ from titan_attent.losses.records import NEVER
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_of_fallback
 from titan_attent.systems.teaching.audit import Sources, audit_scores, audit_selection
+from titan_attent.systems.teaching.by_source import WithinSources
 from titan_attent.systems.teaching.candidates import Candidates, PoolRecords
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.guards import Quarantine, Quarantined
@@ -53,6 +54,7 @@ class Draws:
         bound: how often the run may train an example if the scores decide the ratio (schedule.py).
         tokens: tokens of the examples that this rank owns, for ratios that are shares of tokens; None if all examples
             are equally long. Not with a ``pool_size``.
+        within: selects within each source (by_source.py); made from this object. None to select among all candidates.
 
     Attributes:
         size: P, candidates of a pool.
@@ -81,8 +83,9 @@ class Draws:
         sources: Sources = (),
         bound: schedule.RepeatBound = schedule.UNBOUNDED,
         tokens: Tokens | None = None,
+        within: Callable[[Callable[[], Scores]], WithinSources] | None = None,
     ):
-        assert tokens is None or not config.pool_size
+        assert (tokens is None and within is None) or not config.pool_size
         self.buffer, self.config, self.batch_size = buffer, config, batch_size
         self.chance_loss, self.sources = chance_loss, sources
         self.on_disk = {"expert": expert, "amateur": amateur}
@@ -99,6 +102,7 @@ class Draws:
             all_scores=self._all_scores,
             noun="examples" if tokens is None else "tokens",
         )
+        self.within = None if within is None else within(self._all_scores)
         self.num_draws = 0
         self.digest = 0
         self.num_ever_chosen = 0
@@ -138,26 +142,14 @@ class Draws:
         scores = Scores(values, sharding=self.sharding, tokens=self.tokens)
         quarantined, excluded = self._update_quarantine(scores, fetched, candidates)
         metrics, audit = scores.metrics, audit_scores(scores)
-        self.takes_all = False
-        if ratio is None:
-            ratio = self.ratios.decide(scores, batch_size=self.batch_size)
-            self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
-        falls_back = config.strategy != "random" and metrics.shifted_share < config.min_effective_sample_size
+        if self.within is None:
+            weights, ratio, falls_back = self._choose(scores, candidates, seed=seed, ratio=ratio, excluded=excluded)
+        else:
+            chosen = self.within.choose(scores, candidates, seed=seed, ratio=ratio, excluded=excluded)
+            weights, self.takes_all, falls_back = chosen.weights, chosen.takes_all, chosen.num_fallbacks > 0
         if falls_back and not self._fallback_warned:
             warn_of_fallback(step, share=metrics.shifted_share, minimum=config.min_effective_sample_size)
             self._fallback_warned = True
-        if falls_back or self.takes_all:
-            weights = torch.ones_like(self.weights)
-        else:
-            weights = choose(
-                scores if excluded is None else scores.without(excluded),
-                k=schedule.selection_size(self.num_counted, ratio=ratio, batch_size=self.batch_size),
-                config=config,
-                seed=seed,
-                candidates=candidates,
-                excluded=excluded,
-                at_least=self.batch_size,
-            )
         selection = audit_selection(
             candidates,
             weights=weights,
@@ -169,6 +161,8 @@ class Draws:
         )
         self.weights = weights
         self.num_selected, self.num_counted_selected = selection.num_chosen, selection.num_counted
+        if ratio is None:  # of each source its scores have decided it
+            ratio = self.num_counted_selected / self.num_counted
         self._store(fetched, candidates)
         self.digest = self._digest(selection.digest, ratio)
         self.num_draws += 1
@@ -187,6 +181,37 @@ class Draws:
         if self.watch is not None:
             self.watch(candidates, scores, weights)
         return ratio, quarantined
+
+    def _choose(
+        self, scores: Scores, candidates: Candidates, *, seed: Seed, ratio: float | None, excluded: Tensor | None
+    ) -> tuple[Tensor, float, bool]:
+        """(weights, ratio, whether a few examples would dominate a selection) of a draw among all candidates."""
+        config = self.config
+        self.takes_all = False
+        if ratio is None:
+            ratio = self.ratios.decide(scores, batch_size=self.batch_size)
+            self.takes_all = ratio == 1.0 and excluded is None and config.strategy in READ_THE_RATIO
+        share = scores.metrics.shifted_share
+        falls_back = config.strategy != "random" and share < config.min_effective_sample_size
+        if falls_back or self.takes_all:
+            return torch.ones_like(self.weights), ratio, falls_back
+        weights = choose(
+            scores if excluded is None else scores.without(excluded),
+            k=schedule.selection_size(self.num_counted, ratio=ratio, batch_size=self.batch_size),
+            config=config,
+            seed=seed,
+            candidates=candidates,
+            excluded=excluded,
+            at_least=self.batch_size,
+        )
+        return weights, ratio, falls_back
+
+    @property
+    def never_selects(self) -> bool:
+        """Whether every draw of the run takes all candidates."""
+        if self.within is None:
+            return self.ratios.never_selects
+        return all(pool.ratios.never_selects for pool in self.within.pools)
 
     def _fetch(self, candidates: Candidates) -> PoolRecords:
         """Bring the owners' data to this rank's slots. A collective."""

@@ -35,7 +35,7 @@ def planned(config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Plann
         f"selections, {steps - phases.tail_start:,} steps on the full data at the end"
     ]
     if is_decided_before(config):
-        lines.append(preview(config, facts, total_steps=max(1, steps)).forecast.text)
+        lines.append(preview(config, facts, total_steps=max(1, steps), within=facts.proportions).forecast.text)
     elif config.strategy in READ_THE_RATIO and config.ratio_schedule not in DECIDED_BY_SCORES and steps > warmup:
         visits = phases.visits(None, num_examples=len(dataset), batch_size=batch_examples)
         lines.append(f"an example that is always selected is trained {visits:.1f} times")
@@ -52,6 +52,8 @@ def _bytes_per_rank(config: TeacherConfig, facts: DataFacts, num_scorers: int, n
     per_example = BYTES_PER_RECORD + 4 * with_gradient + 4 + 4 * num_scorers + 8 * config.keeps_streaks
     if isinstance(facts.dataset, DocumentDataset):
         per_example += 4  # its tokens
+    if facts.proportions is not None:
+        per_example += 12  # where a source has several spans: its slots and their tokens
     if "share" in facts.dataset.columns:
         per_example += BYTES_PER_SHARE + 12 * with_gradient
     pool = config.pool_size or num

@@ -5,6 +5,7 @@ The functions are the teacher's own, in one process, so the selection is that of
 Cost: a read of the scores and one draw (draws.py); 40 bytes per example beside the scores.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,12 +54,20 @@ def is_decided_before(config: TeacherConfig) -> bool:
     )
 
 
-def preview(config: TeacherConfig, run: checks.ScoredRun, *, total_steps: int, knows_steps: bool = True) -> Preview:
+def preview(
+    config: TeacherConfig,
+    run: checks.ScoredRun,
+    *,
+    total_steps: int,
+    knows_steps: bool = True,
+    within: Mapping[str, float] | None = None,
+) -> Preview:
     """Make the first selection of a run.
 
     Args:
         config: a section for which :func:`is_decided_before` holds, and that ``checks.check_data`` has accepted.
         knows_steps: whether the forecast says how often an example is trained.
+        within: as in :class:`Teacher`.
     """
     config, dataset, num = with_rule(config), run.dataset, len(run.dataset)
     folders = checks.folders_of_scores(config, run)
@@ -79,6 +88,7 @@ def preview(config: TeacherConfig, run: checks.ScoredRun, *, total_steps: int, k
         chance_loss=dataset.chance_loss,
         sources=dataset.sources,
         packer=packer,
+        within=within,
     )
     seen: list[np.ndarray] = []
 

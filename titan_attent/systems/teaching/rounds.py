@@ -18,7 +18,7 @@ from titan_attent.foundations.counter_rng import derive_key, signed
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.systems.teaching import schedule
 from titan_attent.systems.teaching.advice import warn_below_break_even
-from titan_attent.systems.teaching.config import TeacherConfig
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.draws import Draws
 from titan_attent.systems.teaching.strategies import REDRAWN, is_weighted
 
@@ -129,7 +129,10 @@ class Rounds:
 
     def _full_batches(self) -> int:
         """Global batches of the current pass, if the tail does not cut it short. A collective if passes are packed."""
-        return self.num_trained() // self.batch_size if self.packer is None else self._pack(self.packer).num_batches
+        if self.packer is not None:
+            return self._pack(self.packer).num_batches
+        # Within its sources a selection may be smaller than a batch, which a mixture fills.
+        return max(self.num_trained() // self.batch_size, int(self.draws.within is not None))
 
     def _pack(self, packer: Packer) -> PackedPass:
         if self._packed is None and self.selecting:
@@ -173,6 +176,8 @@ class Rounds:
         if new_round or config.strategy in REDRAWN:
             seed = (config.seed, self.round, self.pass_index)
             ratio = self.plan.ratio(step) if new_round else self.ratio
+            if self.draws.within is not None and config.ratio_schedule in DECIDED_BY_SCORES:
+                ratio = None  # each source has its own
             self.ratio, quarantined = self.draws.draw(self._pool(), step=step, seed=seed, ratio=ratio)
             for example_id, loss in quarantined:
                 if self.on_quarantine is not None:
@@ -181,7 +186,7 @@ class Rounds:
         self.selecting = not (config.dry_run or self.draws.takes_all)
         if not (self.selecting or config.pool_size):
             self.cursor.take(at_least=self.batch_size)
-        elif self.draws.takes_all and self.draws.ratios.never_selects and not config.dry_run:
+        elif self.draws.takes_all and self.draws.never_selects and not config.dry_run:
             self.cursor.take_remaining()
 
     def _start_round(self, *, interval: int) -> None:

@@ -140,11 +140,12 @@ class Teaching(System):
             on_decision=self._write_decision,
             on_quarantine=self._write_quarantined,
             packer=run.packer,
+            within=run.proportions,
         )
         if run.log_text is not None and isinstance(run.dataset, (TokenDataset, DocumentDataset)):
             show_first_selection(self.teacher.draws, run.dataset, run.log_text)
         self.sampler = TeachingSampler(
-            self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches
+            self.teacher, rank=run.rank, num_ranks=run.num_ranks, microbatches=run.microbatches, mixture=run.mixture
         )
         self.weighted_loss = run.build_example_loss(
             vocab_parallel=settings.vocab_parallel,

@@ -18,7 +18,7 @@ trained example, in blocks of ``flush_every`` steps; scoring passes only if conf
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.window import neutral_statistics
 from titan_attent.systems.teaching.audit import Sources
+from titan_attent.systems.teaching.by_source import WithinSources
 from titan_attent.systems.teaching.checks import check_cut_examples, check_inputs, check_sizes
 from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
@@ -38,6 +39,7 @@ from titan_attent.systems.teaching.forecast import log_forecast
 from titan_attent.systems.teaching.rounds import Record, Rounds
 from titan_attent.systems.teaching.rule import with_rule
 from titan_attent.systems.teaching.schedule import Plan, repeat_bound
+from titan_attent.systems.teaching.statistics import Scores
 from titan_attent.systems.teaching.strategies import READ_THE_RATIO
 from titan_attent.systems.teaching.tokens import Amounts, Tokens
 
@@ -64,6 +66,8 @@ class Teacher:
         on_decision: called on every rank with a JSON-ready record of each pass that starts: its first step, and all
             scalars of :meth:`metrics`.
         on_quarantine: called on every rank with a JSON-ready record of each newly quarantined example.
+        within: source -> its mean share of what the run trains, with a mixture (data/plan/mixture.py): the teacher then
+            selects within each source. None to select among all examples.
         packer: packs the examples into windows; ``batch_size`` is then a number of windows. Each rank reads the lengths
             of its examples here. None if each row of a batch is one example.
     """
@@ -87,6 +91,7 @@ class Teacher:
         on_decision: Callable[[Record], None] | None = None,
         on_quarantine: Callable[[Record], None] | None = None,
         packer: Packer | None = None,
+        within: Mapping[str, float] | None = None,
     ):
         check_config(config)
         config = with_rule(config)
@@ -118,6 +123,26 @@ class Teacher:
             tokens = Tokens(lengths.to(buffer.device), packer.num_tokens)
             self.amounts = Amounts(packer.num_tokens, packer.tokens_per_batch, "tokens")
         scorers = [name for name, losses in (("expert", expert), ("amateur", amateur)) if losses is not None]
+        trusted_scores = None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device)
+
+        def make_within(all_scores: Callable[[], Scores]) -> WithinSources:
+            return WithinSources(
+                config,
+                sources=sources,
+                proportions=within or {},
+                whole=buffer.sharding,
+                tokens=tokens,
+                bound=lambda size, proportion: repeat_bound(
+                    config,
+                    num_examples=size,
+                    batch_size=max(1, min(size, round(proportion * self.amounts.batch))),
+                    total_steps=total_steps,
+                    scorers=scorers,
+                ),
+                trusted=trusted_scores,
+                all_scores=all_scores,
+            )
+
         self.draws = Draws(
             buffer,
             config,
@@ -125,7 +150,7 @@ class Teacher:
             expert=expert,
             amateur=amateur,
             chance_loss=chance_loss,
-            trusted=None if trusted is None else torch.tensor(sorted(trusted)).to(buffer.device),
+            trusted=trusted_scores,
             sources=sources,
             bound=repeat_bound(
                 config,
@@ -135,6 +160,7 @@ class Teacher:
                 scorers=scorers,
             ),
             tokens=tokens,
+            within=None if within is None else make_within,
         )
         self.ledger = ledger or Ledger(batch_size=batch_size, tokens_per_example=tokens_per_example)
         self.plan = Plan(

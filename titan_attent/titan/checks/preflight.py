@@ -19,6 +19,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from titan_attent.data.examples import Examples
+from titan_attent.data.validation_sets import ValidationSet, validation_sets
 from titan_attent.foundations.checks import check_number
 from titan_attent.systems.settings import SUFFIX, RunSettings
 from titan_attent.systems.system import DataFacts, System
@@ -31,9 +32,10 @@ from titan_attent.titan.checks.value_checks import check_fit, check_flavor, chec
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import check_document_mask
 from titan_attent.titan.loader import geometry_of, global_batch_size
+from titan_attent.titan.mixtures import check_mixture, proportions_within
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.models.family import Family
-from titan_attent.titan.settings import check_sections, setting_of, settings_of, systems_of
+from titan_attent.titan.settings import check_sections, setting_of, settings_of, systems_of, with_validation_set
 from titan_attent.titan.user_errors import on_all_ranks
 
 
@@ -62,6 +64,7 @@ def check_run(
     check_number("num_workers", job_config.data.num_workers, section="data", at_least=0, whole=True)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     family.modality.check(job_config)
+    validation_sets(job_config.data)
     if trains:
         check_sections(job_config)
 
@@ -79,17 +82,19 @@ def check_run(
     batch_size = check_batch_size(job_config, dp_degree=dp_degree)
     dataset = open_examples(job_config, datasets, model_args)
     check_one_batch(job_config, dataset, batch_size=batch_size)
+    check_mixture(job_config, dataset)
     facts = DataFacts(
         dataset=dataset,
         batch_size=batch_size,
         open_scores=datasets.scores,
         settings=settings,
         check_frozen=check_frozen,
+        proportions=proportions_within(job_config, dataset),
         loss=family.modality.loss(job_config),
     )
     check_systems_data(systems, facts)
-    if job_config.validation.enable:
-        open_examples(job_config, datasets, model_args, validation=True)
+    for one in validated(job_config):
+        open_examples(job_config, datasets, model_args, validation=one)
     warn_of_unread_keys(job_config)
 
     check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
@@ -132,15 +137,28 @@ def check_batch_size(job_config: JobConfig, *, dp_degree: int) -> int:
     return batch_size
 
 
+def validated(job_config: JobConfig) -> tuple[ValidationSet, ...]:
+    """The validation sets that a run reads; one without a folder where it validates and names none."""
+    if not job_config.validation.enable:
+        return ()
+    return validation_sets(job_config.data) or (ValidationSet("", ""),)
+
+
 def open_examples(
-    job_config: JobConfig, datasets: DataSets, model_args: BaseModelArgs, *, validation: bool = False
+    job_config: JobConfig, datasets: DataSets, model_args: BaseModelArgs, *, validation: ValidationSet | None = None
 ) -> Examples:
-    """Open the examples of a run; ValueError if they are missing or do not fit the model."""
-    modality, key = family_of(job_config).modality, "validation_path" if validation else "path"
-    if not getattr(job_config.data, key):
+    """Open the examples of a run, or of one of its validation sets; ValueError if they are missing or do not fit the
+    model."""
+    modality, key, path = family_of(job_config).modality, "path", job_config.data.path
+    if validation is not None:
+        key, path = validation.key, validation.path
+    if not path:
         raise ValueError(f"[data] {key} is empty: give the folder of a data set, written by {modality.writer}")
     try:
-        examples = modality.open(datasets, job_config, validation=validation)
+        if validation is None:
+            examples = modality.open(datasets, job_config)
+        else:
+            examples = modality.open(datasets, with_validation_set(job_config, path), validation=True)
     except (ValueError, OSError) as error:
         raise ValueError(f"[data] {key}: {error}") from None
     model = f"{job_config.model.name} {job_config.model.flavor}"
@@ -178,8 +196,8 @@ def check_files(job_config: JobConfig, datasets: DataSets) -> None:
     """
     modality = family_of(job_config).modality
     opened = [modality.open(datasets, job_config).stored]
-    if job_config.validation.enable:
-        opened.append(modality.open(datasets, job_config, validation=True).stored)
+    for one in validated(job_config):
+        opened.append(modality.open(datasets, with_validation_set(job_config, one.path), validation=True).stored)
     rank, world_size = 0, 1
     if torch.distributed.is_initialized():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -32,12 +32,14 @@ def check_unread_paths(job_config: JobConfig, given: Collection[str]) -> None:
             f"{unread}: not read, since the tokenizer is the one that wrote [data] path. Leave it out; it is for "
             "checkpoint.initial_load_in_hf and last_save_in_hf"
         )
-    path, validation = job_config.data.validation_path, job_config.validation
-    if path and "data.validation_path" in given and not validation.enable and "validation.enable" not in given:
-        raise ValueError(
-            f"[data] validation_path = {path} would not be read: set enable = true in [validation], or enable = false "
-            "to train without validation"
-        )
+    data, is_decided = job_config.data, job_config.validation.enable or "validation.enable" in given
+    for key in ("validation_path", "validation_sets"):
+        if (value := getattr(data, key)) and f"data.{key}" in given and not is_decided:
+            shown = f"{key} = {value}" if isinstance(value, str) else f"{key}: {', '.join(value)}"
+            raise ValueError(
+                f"[data] {shown} would not be read: set enable = true in [validation], or enable = false "
+                "to train without validation"
+            )
 
 
 def _names(keys: Collection[str], given: Collection[str]) -> str:

@@ -2,8 +2,8 @@
 module beside this one, and an entry here. One from outside is listed in ``FAMILIES`` of the module that
 ``job.custom_config_module`` names, and needs no change here.
 
-Text models are torchtitan's own, each trained by tests/distributed/titan/test_parallelism.py. Image models are this
-package's, trained by tests/distributed/titan/test_vision_parallelism.py.
+Text models are torchtitan's own and ``hyla_attent``, each trained by tests/distributed/titan/test_parallelism.py. Image
+models are this package's, trained by tests/distributed/titan/test_vision_parallelism.py.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from functools import partial
 from torchtitan.config import JobConfig
 
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.titan.models import mot
+from titan_attent.titan.models import hyla, mot
 from titan_attent.titan.models.family import Family
 from titan_attent.titan.models.text import Text
 from titan_attent.titan.models.vision import AUTOENCODER, CLASSIFIER, Images, Patches, train_spec
@@ -46,6 +46,16 @@ FAMILIES: dict[str, Family] = {
             },
         ),
         Family(name=mot.NAME, modality=mot.RoutedText(), train_spec=mot.train_spec, lacks=mot.lacks()),
+        Family(
+            name="hyla",
+            modality=hyla.HylaText(),
+            train_spec=hyla.train_spec,
+            lacks={
+                "tensor_parallel": "hyla_attent normalises scores over all heads, and a head reads the values of all; "
+                "ranks cannot split the heads. Set it to 1, and use data_parallel_shard_degree and "
+                "context_parallel_degree"
+            },
+        ),
         *(
             Family(name=name, modality=modality, train_spec=partial(train_spec, name), lacks=_image_model_lacks(name))
             for name, modality in ((CLASSIFIER, Images()), (AUTOENCODER, Patches()))

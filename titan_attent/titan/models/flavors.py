@@ -46,6 +46,10 @@ EXTRA_FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
         "bench": TransformerModelArgs(
             dim=128, n_layers=3, n_heads=4, vocab_size=1024, multiple_of=64, rope_theta=10000
         ),
+        # About 5.4 M parameters, the source of "bench" for benchmarks/distillation_text.
+        "bench_source": TransformerModelArgs(
+            dim=256, n_layers=6, n_heads=8, vocab_size=1024, multiple_of=64, rope_theta=10000
+        ),
         # About 126 M parameters, for benchmarks/long_windows/gpu.py.
         "bench_125m": TransformerModelArgs(
             dim=768, n_layers=16, n_heads=12, vocab_size=8192, multiple_of=256, rope_theta=10000

@@ -89,7 +89,7 @@ def open_trials(argv: list[str], shapes: Mapping[str, list[int]], *, path: str, 
         os.environ.setdefault(name, value)  # without torchrun: one process
     os.environ.setdefault("MASTER_PORT", "0")
     job_config = scoring_config(parse(argv))
-    job_config.data.unit = "window"
+    job_config.data.unit, job_config.data.validation_sets = "window", {}
     job_config.validation.enable, job_config.validation.seq_len = True, job_config.training.seq_len
     datasets = DataSets()
     spec = spec_of(job_config, datasets)

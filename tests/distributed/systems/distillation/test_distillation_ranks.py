@@ -6,6 +6,7 @@ their layers, and the source changes between steps 2 and 3. Each world is starte
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from distributed.spawn import run_on_ranks
 from references import exact_norm
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.models.llama3 import llama3_args
 
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.writer import write_dataset
+from titan_attent.losses import divergence
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.target_draws import draw_targets
 from titan_attent.scores.targets import StoredTargets, TargetFacts, TargetsWriter, tokenizer_facts
+from titan_attent.systems.distillation import system
 from titan_attent.systems.distillation.sources import metadata_hash
+from titan_attent.titan.frozen_model import FrozenModel
 
 CHANGE = 3
 """The first step that learns from the second source."""
@@ -44,13 +49,41 @@ def masked_batch(self: TokenDataset, ids: Tensor) -> tuple[Tensor, Tensor]:
     return inputs, labels.masked_fill(torch.arange(labels.shape[1]) < first[:, None], IGNORE_INDEX)
 
 
+class CountGathers(TorchDispatchMode):
+    """Counts the all-gathers while it is active."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in ("_allgather_base_", "all_gather_into_tensor")
+        return func(*args, **(kwargs or {}))
+
+
 def distill_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:
-    TokenDataset.batch = masked_batch  # type: ignore[method-assign]
-    llama3_args.update(copy.deepcopy(FLAVORS["llama3"]))
-    try:
-        return train_cells(mesh, cells, data, folder)
-    finally:
-        TokenDataset.batch = whole_batch  # type: ignore[method-assign]
+    """The results of the cells; of each, too, what its passes of the source and its divergences gathered."""
+    calls: list[tuple[str, int, bool]] = []
+
+    def counted(name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counting(*args: Any, **kwargs: Any) -> Tensor:
+            with CountGathers() as gathers:
+                result = call(*args, **kwargs)
+            calls.append((name, gathers.count, result.requires_grad))
+            return result
+
+        return counting
+
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenDataset, "batch", masked_batch)
+        patch.setattr(FrozenModel, "__call__", counted("source", FrozenModel.__call__))
+        patch.setattr(system, "kl_divergence", counted("divergence", system.kl_divergence))
+        patch.setattr(divergence, "CHUNK_NUMBERS", 512 * 5)  # chunks of five tokens
+        patch.setitem(llama3_args, "cell", copy.deepcopy(FLAVORS["llama3"]["cell"]))
+        for name, settings in cells.items():
+            calls.clear()
+            results |= train_cells(mesh, {name: settings}, data, folder)
+            results[name]["calls"] = list(calls)
+    return results
 
 
 def degrees(**degrees: int) -> Settings:
@@ -82,6 +115,7 @@ ALONE: Settings = {"distillation.label_weight": 0.0}
 LINEAR: Settings = {"distillation.label_weight_schedule": "linear", "distillation.final_label_weight": 1.0}
 SAVED: Settings = {"checkpoint.enable": True}
 TARGETS: Settings = {"distillation.targets": "targets"}
+VALIDATED: Settings = {"validation.enable": True, "validation.local_batch_size": 8}
 READ_AHEAD: Settings = {"data.num_workers": 2}
 UNBALANCED: Settings = {"parallelism.context_parallel_load_balancer": None}
 MICROBATCHES_OF_2: Settings = {"parallelism.pipeline_parallel_microbatch_size": 2}
@@ -94,8 +128,9 @@ CELLS: dict[int, dict[str, Settings]] = {
         "TP, both softened": cell(8, TP, BOTH, TAUGHT),
         "TP, accumulated, argmax": cell(4, TP, ARGMAX),
         "TP, whole logits": cell(8, TP, BOTH, {"parallelism.disable_loss_parallel": True}),
-        "PP, microbatches of 1": cell(8, PP, TAUGHT),
+        "PP, microbatches of 1": cell(8, PP, TAUGHT, VALIDATED),
         "PP, accumulated, microbatches of 2": cell(4, PP, BOTH, MICROBATCHES_OF_2),
+        "TP, accumulated, targets on disk": cell(4, TP, TARGETS),
         "CP": cell(8, CP, TAUGHT),
         "CP, accumulated, not balanced": cell(4, CP, UNBALANCED, LINEAR),
         "CP, targets on disk": cell(8, CP, TARGETS),
@@ -187,15 +222,25 @@ def plain_divergence(student: Tensor, source: Tensor, settings: Settings) -> Ten
 
 
 def train_plainly(
-    settings: Settings, served: dict[int, tuple[Tensor, Tensor]], measured: Measured
+    settings: Settings,
+    served: dict[int, tuple[Tensor, Tensor]],
+    measured: Measured,
+    *,
+    num_steps: int = STEPS,
+    source_fault: Callable[[Tensor], Tensor] = lambda logits: logits,
+    sum_fault: Callable[[Tensor, Tensor], Tensor] = lambda divergences, valid: divergences,
 ) -> dict[int, dict[str, Any]]:
-    """One process, whole batches: the loss of every step on the examples and weights that a cell was served."""
+    """One process, whole batches: the loss of every step on the examples and weights that a cell was served.
+
+    Args:
+        source_fault, sum_fault: change the source's logits, or the divergences [B, L], as a faulty implementation does.
+    """
     data = str(measured.data)
     config = config_of(settings, data=data, folder="")
     model = plain_model(settings)
     optimizers = spec_of(config.model.name).build_optimizers_fn([model], config.optimizer, NoMesh())
     dataset, steps = TokenDataset(data, seq_len=config.training.seq_len), {}
-    for step in range(1, STEPS + 1):
+    for step in range(1, num_steps + 1):
         ids, weights = served[step]
         inputs, labels = masked_batch(dataset, ids)
         valid = labels != IGNORE_INDEX
@@ -209,8 +254,8 @@ def train_plainly(
             targets, _ = StoredTargets(measured.targets / f"step-{checkpoint}").read(ids)
             divergences = -logits.log_softmax(-1).gather(-1, targets.long()).mean(-1)
         else:
-            divergences = plain_divergence(logits, source_model(checkpoint)(inputs), settings)
-        divergences = torch.where(valid, divergences, 0.0)
+            divergences = plain_divergence(logits, source_fault(source_model(checkpoint)(inputs)), settings)
+        divergences = sum_fault(torch.where(valid, divergences, 0.0), valid)
         of_examples = (a * label_losses + (1 - a) * divergences).sum(dim=1)
         optimizers.zero_grad()
         ((of_examples * weights).sum() / valid.sum()).backward()
@@ -224,6 +269,11 @@ def train_plainly(
             "gradients": {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()},
         }
         optimizers.step()
+    if num_steps == STEPS:
+        with torch.no_grad():
+            inputs, labels = masked_batch(dataset, torch.arange(len(dataset)))
+            losses = F.cross_entropy(model(inputs).transpose(1, 2), labels, ignore_index=IGNORE_INDEX)
+        steps[STEPS]["validation"] = losses.item()
     return steps
 
 
@@ -258,7 +308,80 @@ def test_parallel_distillation_is_plain_distillation(measured: Measured, size: i
             if "distillation/divergence" in metrics and plain["label_weight"] < 1:  # of the step before
                 assert metrics["distillation/divergence"] == pytest.approx(expected[step - 1]["divergence"], rel=1e-4)
             assert ("distillation/divergence" in metrics) == (step > min(rank["steps"]))
-            for parameter, gradient in seen["gradients"].items():
-                reference = plain["gradients"][parameter]
-                error = np.abs(gradient - reference).max() / np.abs(reference).max()
+            for parameter, error in errors(seen, plain).items():
                 assert error < 1e-4, f"step {step}, {parameter}"
+
+
+def errors(seen: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
+    """Parameter -> the largest error of its gradient, as a share of the largest gradient."""
+    return {
+        name: np.abs(gradient - plain["gradients"][name]).max() / np.abs(plain["gradients"][name]).max()
+        for name, gradient in seen["gradients"].items()
+    }
+
+
+# -- faults of other implementations, each by its name (docs/reference/distillation.md) -------------------------------
+
+
+def check_fault(measured: Measured, name: str, **faults: Any) -> None:
+    """The first step of a cell has the right gradients, and would not have them with the fault."""
+    ranks, settings = measured.cell(2, name), CELLS[2][name]
+    served = served_by(ranks)
+    for is_right, options in ((True, {}), (False, faults)):
+        plain = train_plainly(settings, served, measured, num_steps=1, **options)[1]
+        largest = max(error for rank in ranks for error in errors(rank["steps"][1], plain).values())
+        assert largest < 1e-4 if is_right else largest > 1e-2
+
+
+def test_no_pipeline_microbatch_learns_from_the_targets_of_the_last_one(measured: Measured) -> None:
+    """NeMo Automodel #1500: with microbatch < batch only the last microbatch's logits are captured."""
+    check_fault(measured, "PP, microbatches of 1", source_fault=lambda logits: logits[-1:].expand_as(logits))
+
+
+def test_validation_under_a_pipeline_is_not_skipped_and_is_the_labels_loss(measured: Measured) -> None:
+    """NeMo Automodel #1500 skips it; the paper's code evaluates cross-entropy of a softmax."""
+    name = "PP, microbatches of 1"
+    ranks = measured.cell(2, name)
+    expected = train_plainly(CELLS[2][name], served_by(ranks), measured)[STEPS]["validation"]
+    for rank in ranks:
+        assert rank["validation"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_and_divergence_are_divided_by_the_same_tokens_under_tp(measured: Measured) -> None:
+    """NeMo RL #2745: they were normalised over different groups. Here two microbatches with unequal valid tokens."""
+
+    def by_microbatch(divergences: Tensor, valid: Tensor) -> Tensor:
+        counts = [half.sum() for half in valid.chunk(2)]
+        scales = [valid.sum() / (2 * count) for count in counts]
+        return torch.cat([half * scale for half, scale in zip(divergences.chunk(2), scales, strict=True)])
+
+    check_fault(measured, "TP, accumulated, argmax", sum_fault=by_microbatch)
+
+
+def test_sparse_targets_are_normalised_once_under_tp(measured: Measured) -> None:
+    """axolotl #2700, Fast-LLM #400: by their weights again, or by the ranks that share the vocabulary."""
+    for factor in (0.5, 2.0):
+        check_fault(measured, "TP, accumulated, targets on disk", sum_fault=lambda sums, valid, f=factor: sums * f)
+
+
+def test_the_squared_temperature_is_applied_once_under_tp(measured: Measured) -> None:
+    """NeMo Automodel #1499: KL with a sharded vocabulary, and the factor T^2."""
+    for factor in (0.25, 4.0):
+        check_fault(measured, "TP, both softened", sum_fault=lambda sums, valid, f=factor: sums * f)
+
+
+def test_the_sources_head_is_gathered_once_and_not_per_chunk_of_the_loss(measured: Measured) -> None:
+    """TRL #6530: a pass gathers each block once, embeddings and head, too; the chunks of the loss gather nothing. FSDP2
+    keeps the head gathered until other weights are loaded."""
+    calls = measured.cell(2, "FSDP, loss in chunks")[0]["calls"]
+    layers = FLAVORS["llama3"]["cell"].n_layers  # type: ignore[attr-defined]
+    passes = [count for name, count, _ in calls if name == "source"]
+    assert passes[0] == layers + 2 and set(passes) == {layers + 1, layers + 2}
+    assert {count for name, count, _ in calls if name == "divergence"} == {0}
+
+
+def test_the_sources_pass_builds_no_graph(measured: Measured) -> None:
+    """TRL #6526: its head ran without no_grad. The paper's code sets an attribute of a module that does nothing."""
+    calls = measured.cell(2, "TP, both softened")[0]["calls"]
+    of = {kind: {has_graph for name, _, has_graph in calls if name == kind} for kind in ("source", "divergence")}
+    assert of == {"source": {False}, "divergence": {True}}

@@ -348,7 +348,7 @@ def compiled(mesh: Any, data: str, folder: str) -> dict[str, Any]:
         | {
             "freezing.policy": "mat",
             "compile.enable": True,
-            "compile.backend": "aot_eager",
+            "compile.backend": "eager",
             "validation.enable": True,
             "validation.local_batch_size": 4,
             "validation.steps": 1,

@@ -1,5 +1,6 @@
 """systems/distillation: the schedule of sources and of the labels' weight, the values of the section, the logs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
+from titan_attent.data.run_record import RunRecord, write_run_record
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import (
     Phase,
@@ -23,6 +25,7 @@ from titan_attent.systems.distillation.sources import (
     losses_of,
     phases_on_disk,
     read_ahead,
+    training_seconds,
 )
 
 
@@ -245,3 +248,17 @@ def test_reading_ahead_reads_the_files_and_survives_missing_ones(tmp_path: Path)
     thread = read_ahead(path)
     thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+def test_the_sources_training_time_is_that_of_its_ledger(tmp_path: Path) -> None:
+    """Up to the checkpoint that is used, times its devices; the key, where it is given; 0 of stock torchtitan."""
+    with SummaryWriter(str(tmp_path / "tb" / "20250101-0000")) as writer:
+        for step in (5, 10, 15):
+            writer.add_scalar("ledger/wall_seconds", 2.0 * step, step)
+    keys = DistillationConfig(schedule="final", source=str(tmp_path / "checkpoint"))
+    assert training_seconds(keys, until=10) == 0, "nothing says on how many devices"
+    write_run_record(tmp_path / "teacher", RunRecord(devices="8 x NVIDIA H200"), losses=())
+    assert training_seconds(keys, until=10) == 8 * 20.0
+    assert training_seconds(keys, until=3) == 0
+    assert training_seconds(replace(keys, source_seconds=7.0), until=10) == 7.0
+    assert training_seconds(replace(keys, source="", targets="targets"), until=10) == 0
