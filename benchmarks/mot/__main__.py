@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 last = results[key]["looks"][-1]
                 print(f"{key}: loss {last['loss']:.4f}, purity {last['purity']:.2f}", flush=True)
                 write_atomically(file, (json.dumps({"results": results}, indent=1) + "\n").encode())
-    own = [one for one in results.values() if (one["steps"], one["rate"]) == (args.steps, args.rate)]
+    own = [
+        one
+        for one in results.values()
+        if (one["steps"], one["rate"]) == (args.steps, args.rate) and one["seed"] in args.seeds
+    ]
     text = page(own)
     print(text)
     from benchmarks.mot.picture import draw  # matplotlib takes seconds to import

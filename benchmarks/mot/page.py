@@ -27,6 +27,8 @@ def reached_at(result: Result, level: float) -> int | None:
 
 def mean_and_range(results: Sequence[Result], value: Callable[[Result], float]) -> str:
     values = [value(result) for result in results]
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 

@@ -70,7 +70,11 @@ def litdata(folder: Path, documents: list[np.ndarray]) -> None:
     from litdata.streaming import Cache, TokensLoader  # type: ignore[import-not-found]
     from litdata.streaming.writer import BinaryWriter  # type: ignore[import-not-found]
 
-    for name, dtype in (("litdata_int32", torch.int32), ("litdata_int64", torch.int64), ("litdata_uint16", torch.uint16)):
+    for name, dtype in (
+        ("litdata_int32", torch.int32),
+        ("litdata_int64", torch.int64),
+        ("litdata_uint16", torch.uint16),
+    ):
         out = folder / name
         writer = BinaryWriter(str(out), chunk_bytes=2**15, item_loader=TokensLoader(block_size=ROW))
         for number, document in enumerate(documents):

@@ -32,8 +32,8 @@ def matrix_flops(module: nn.Module, args: Any, *, seq_len: int) -> float:
         seq_len: T.
     """
     if is_routed(module):
-        numel = sum(parameter.numel() for parameter in module.parameters())
-        return 2.0 * numel * seq_len * float(getattr(module, "visited_share"))  # noqa: B009
+        of_experts = sum(parameter.numel() for parameter in module.parameters())
+        return 2.0 * of_experts * seq_len * float(getattr(module, "visited_share"))  # noqa: B009
     if not (isinstance(module, nn.Linear) or is_experts(module)):
         return 0.0
     dims = 3 if is_experts(module) else 2  # parameters with fewer dimensions are biases

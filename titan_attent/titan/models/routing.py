@@ -53,7 +53,7 @@ class Routing(System):
 
     def __init__(self, run: Run, config: MotConfig):
         super().__init__(run, config)
-        self.model: Any = run.model_parts[0]
+        self.model = cast(Any, run.model_parts[0])
         shape = (self.model.model_args.n_layers, config.num_experts)
         kwargs: dict[str, Any] = {"dtype": torch.float64, "device": run.device}
         self.shares = torch.full(shape, 1 / config.num_experts, **kwargs)
