@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from titan_attent.data.config import DataConfig
 from titan_attent.models.hyla.config import HylaConfig
+from titan_attent.models.mot.config import MotConfig
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.freezing.config import FreezingConfig
@@ -25,5 +26,6 @@ class JobConfig:
     freezing: FreezingConfig = field(default_factory=FreezingConfig)
     highway: HighwayConfig = field(default_factory=HighwayConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    mot: MotConfig = field(default_factory=MotConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     hyla: HylaConfig = field(default_factory=HylaConfig)

@@ -38,6 +38,7 @@ from titan_attent.systems.teaching.system import Teaching
 from titan_attent.systems.teaching.teacher import Teacher
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.models.hyla import HylaModelArgs
+from titan_attent.titan.models.mot import MotArgs
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
@@ -92,6 +93,7 @@ FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
             **{"q_lora_rank": 0, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
         )
     },
+    "mot": {"cell": MotArgs(**SMALL, n_kv_heads=2, multiple_of=16, rope_theta=10000)},
     "hyla": {
         "cell": HylaModelArgs(**SMALL, n_kv_heads=2, multiple_of=16, rope_theta=10000),
         "reference": HylaModelArgs(**SMALL, is_reference=True, head_dim=2, hidden_dim=64),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from titan_attent.job_config import DataConfig, FreezingConfig, HighwayConfig, TeacherConfig, VisionConfig
+from titan_attent.job_config import DataConfig, FreezingConfig, HighwayConfig, MotConfig, TeacherConfig, VisionConfig
 from titan_attent.systems.teaching.config_checks import check_config
 
 if sys.version_info >= (3, 11):
@@ -22,6 +22,7 @@ OURS: dict[str, Any] = {
     "teacher": TeacherConfig,
     "freezing": FreezingConfig,
     "highway": HighwayConfig,
+    "mot": MotConfig,
     "vision": VisionConfig,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

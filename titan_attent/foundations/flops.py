@@ -17,6 +17,11 @@ def is_experts(module: nn.Module) -> bool:
     return type(module).__name__.endswith("GroupedExperts")
 
 
+def is_routed(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer of several experts, one of which computes each sequence (models/mot)."""
+    return hasattr(module, "visited_share")
+
+
 def matrix_flops(module: nn.Module, args: Any, *, seq_len: int) -> float:
     """FLOPs of a Linear or of experts: forward, weight gradient and input gradient take this number each. 0 for every
     other module.
@@ -26,6 +31,9 @@ def matrix_flops(module: nn.Module, args: Any, *, seq_len: int) -> float:
         args: torchtitan's arguments of the model; read for experts only.
         seq_len: T.
     """
+    if is_routed(module):
+        of_experts = sum(parameter.numel() for parameter in module.parameters())
+        return 2.0 * of_experts * seq_len * float(getattr(module, "visited_share"))  # noqa: B009
     if not (isinstance(module, nn.Linear) or is_experts(module)):
         return 0.0
     dims = 3 if is_experts(module) else 2  # parameters with fewer dimensions are biases

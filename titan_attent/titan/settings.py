@@ -27,7 +27,7 @@ from titan_attent.systems.system_list import RENAMED, SYSTEMS, SystemOn, check_v
 from titan_attent.titan.first_checks import CUSTOM_CONFIG
 from titan_attent.titan.models.families import family_of
 
-RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision"}
+RESERVED = {"model", "optimizer", "lr_scheduler", "dataloader", "train_state", "ledger", "vision", "mot"}
 """Names of the other states of a checkpoint, which no system of another module may have."""
 
 WITHOUT_EFFECT = {

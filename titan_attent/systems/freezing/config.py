@@ -4,15 +4,48 @@ It must not use ``from __future__ import annotations``: with string annotations 
 sections instead of merging them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from titan_attent.foundations.checks import check_number, check_one_of
 
-POLICIES = ("off", "all", "mat", "prefix", "truncated", "gradient_norm", "random")
+POLICIES = ("off", "all", "mat", "prefix", "truncated", "gradient_norm", "random", "stages")
 PROBES = ("ntk", "loss")
+PARTS = ("attention", "feed_forward", "both")
+"""The parts of the layers that a stage may train."""
 
 FORMER_NAME = "modules"
 """The name of the section in earlier versions."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a schedule.
+
+    Attributes:
+        part: one of ``PARTS``.
+        steps: how many steps it lasts; None for the last stage, which lasts until the end.
+    """
+
+    part: str
+    steps: int | None
+
+
+def parse_stages(stages: list[str]) -> list[Stage]:
+    """The stages of a schedule; ValueError with the fix for a malformed one."""
+    parsed: list[Stage] = []
+    for i, text in enumerate(stages):
+        part, colon, steps = str(text).partition(":")
+        if part not in PARTS:
+            raise ValueError(f'[freezing] stages: "{text}" begins with none of {", ".join(PARTS)}: write "part:steps"')
+        is_last = i == len(stages) - 1
+        if is_last and colon:
+            raise ValueError(
+                f'[freezing] stages: the last stage, "{text}", lasts until the end of the run: write "{part}"'
+            )
+        if not is_last and not (steps.isdecimal() and int(steps) > 0):
+            raise ValueError(f'[freezing] stages: "{text}" needs a number of steps: write "{part}:100"')
+        parsed.append(Stage(part, None if is_last else int(steps)))
+    return parsed
 
 
 @dataclass
@@ -30,6 +63,15 @@ class FreezingConfig:
       it still learns. The control for "prefix", and from the first step for ``[highway] method = "highway"``.
     - "gradient_norm": modules drawn at random in proportion to the norm of the loss gradient (the idea of MISA).
     - "random": modules drawn at random. The control for "mat".
+    - "stages": the parts of the layers that ``stages`` names for the step. Nothing is measured.
+    """
+
+    stages: list[str] = field(default_factory=list)
+    """
+    For policy = "stages": what is trained, one stage after the other, as "part:steps", with the part "attention",
+    "feed_forward" (experts and their router included) or "both". The last stage is a part alone and lasts until the
+    end. Stages follow the warm-up. Embedding, output and the gates of mot_attent are trained in all of them. Three
+    stages of arXiv 2510.27004: ["feed_forward:500", "attention:500", "feed_forward"].
     """
 
     backward_share: float = 0.6
@@ -111,8 +153,14 @@ class FreezingConfig:
         }.items():
             check_number(key, getattr(self, key), at_least=min_value, whole=True, section="freezing")
         check_number("seed", self.seed, whole=True, section="freezing")
+        parse_stages(self.stages)
+        if bool(self.stages) != (self.policy == "stages"):
+            raise ValueError(
+                f'[freezing] policy = "{self.policy}" with stages = {self.stages}: '
+                + ('set policy = "stages", or remove stages' if self.stages else "name the stages")
+            )
 
     @property
     def probes(self) -> bool:
         """Whether modules are probed."""
-        return self.policy not in ("off", "truncated", "random")
+        return self.policy not in ("off", "truncated", "random", "stages")

@@ -13,7 +13,7 @@ Its ``grad`` stays None, so the optimizer skips it, weight decay included. Known
   while a checkpoint is saved or loaded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -74,10 +74,14 @@ class Freezer:
         with self.all_active(), torch.no_grad(), torch.compiler.set_stance("force_eager"), _predict(run, 1):
             pass
 
-    def warm(self, run: Run) -> None:
-        """Compile every pattern that a decision can produce, with one forward and backward pass per pattern."""
+    def warm(self, run: Run, patterns: Iterable[Sequence[bool]] | None = None) -> None:
+        """Compile every pattern that a decision can produce, with one forward and backward pass per pattern.
+
+        Args:
+            patterns: the active modules of each pattern; None for those of the policies that probe.
+        """
         dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
-        for pattern in _patterns(self.units):
+        for pattern in _patterns(self.units) if patterns is None else patterns:
             self.apply(pattern)
             with _predict(run, run.settings.local_batch_size) as (logits, _):
                 (logits.float().mean() * 0).backward()

@@ -15,6 +15,7 @@ This alpha corresponds to the dynamic threshold of MAT, whose formula is not pub
 - ``prefix`` evaluates every cut of the model. It freezes everything below the cut, the embedding included, and single
   modules above it if more must be saved. It takes the cut that loses the least value.
 - ``truncated`` takes the cut whose savings are closest to the target, and freezes nothing above it. It uses no values.
+- ``stages`` is a schedule: which part of every layer is active follows from the step alone, so nothing of it is stored.
 - ``random`` and ``gradient_norm`` use keys with Gumbel noise as values. The active modules are then a sample without
   replacement, in proportion to their weights.
 
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from titan_attent.foundations.counter_rng import derive_key, gumbel, permute
-from titan_attent.systems.freezing.config import FreezingConfig
+from titan_attent.systems.freezing.config import FreezingConfig, Stage
 from titan_attent.systems.freezing.units import Unit, backward_flops, saved_flops
 
 DRAW_STREAM, SHUFFLE_STREAM = 103, 104
@@ -95,6 +96,26 @@ def decide(units: Sequence[Unit], history: History, config: FreezingConfig) -> l
     if config.policy == "prefix":
         return _freeze_prefix(units, values, target)
     return _freeze(units, [True] * len(units), values, target)
+
+
+def stage_of(stages: Sequence[Stage], step: int, *, warmup_steps: int) -> int:
+    """The number of the stage of step ``step``, the first step being 1; -1 in the warm-up."""
+    start = warmup_steps
+    if step <= start:
+        return -1
+    for number, stage in enumerate(stages):
+        if stage.steps is None or step <= start + stage.steps:
+            return number
+        start += stage.steps
+    raise AssertionError("the last stage lasts until the end")
+
+
+def units_of_stage(units: Sequence[Unit], stage: Stage | None) -> list[bool]:
+    """Which units a stage trains; None for the warm-up, which trains all."""
+    part = "both" if stage is None else stage.part
+    trained = {"attention": {"attention"}, "feed_forward": {"feed_forward", "moe"}}.get(part)
+    layers = ("attention", "feed_forward", "moe")
+    return [trained is None or unit.kind not in layers or unit.kind in trained for unit in units]
 
 
 def _values(units: Sequence[Unit], history: History, config: FreezingConfig) -> list[float]:

@@ -16,11 +16,11 @@ from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.systems.freezing import panels
 from titan_attent.systems.freezing.account import FreezingAccount
-from titan_attent.systems.freezing.config import FORMER_NAME, FreezingConfig
+from titan_attent.systems.freezing.config import FORMER_NAME, FreezingConfig, parse_stages
 from titan_attent.systems.freezing.freezing import Freezer
-from titan_attent.systems.freezing.policy import History, decide, relative
+from titan_attent.systems.freezing.policy import History, decide, relative, stage_of, units_of_stage
 from titan_attent.systems.freezing.probe import Prober
-from titan_attent.systems.freezing.units import backward_flops, find_units
+from titan_attent.systems.freezing.units import ALWAYS_TRAINED, backward_flops, find_units
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import DataFacts, Run, System
 
@@ -73,6 +73,12 @@ class Freezing(System):
                 f"[freezing] heads = true with tensor_parallel_degree = {degrees.tensor}: the heads "
                 "are sharded over the ranks. Set heads = false"
             )
+        needed = config.warmup_steps + sum(stage.steps or 1 for stage in parse_stages(config.stages))
+        if config.stages and needed > settings.steps:
+            raise ValueError(
+                f"[freezing] stages need {needed} steps with the warm-up and one of the last stage, but "
+                f"training.steps = {settings.steps}: shorten a stage, or raise training.steps"
+            )
         if config.warmup_steps >= settings.steps:
             raise ValueError(
                 f"[freezing] warmup_steps = {config.warmup_steps} leaves no step of training.steps = {settings.steps} "
@@ -90,7 +96,9 @@ class Freezing(System):
 
     @classmethod
     def identity(cls, config: FreezingConfig, settings: RunSettings) -> dict[str, Any]:
-        keys = ("seed", "probe", "probe_groups", "probe_examples")
+        keys = ["seed", "probe", "probe_groups", "probe_examples"]
+        if config.policy == "stages":
+            keys += ["stages", "warmup_steps"]
         return {f"freezing.{key}": getattr(config, key) for key in keys}
 
     config: FreezingConfig
@@ -99,6 +107,7 @@ class Freezing(System):
         super().__init__(run, config)
         (self.model,) = run.model_parts
         self.units = find_units(self.model, seq_len=run.settings.seq_len)
+        self.stages = parse_stages(config.stages)
         self._check_model()
         sharded = run.mesh("fsdp") is not None
         self.account = FreezingAccount(
@@ -123,6 +132,13 @@ class Freezing(System):
         self.log: JsonLines | None = None
 
     def _check_model(self) -> None:
+        policy = self.config.policy
+        if policy != "stages" and any(name.startswith(ALWAYS_TRAINED) for name, _ in self.model.named_parameters()):
+            raise ValueError(
+                f'[freezing] policy = "{policy}" with {self.run.settings.family}: its gates are trained in every step, '
+                "so the gradient passes all layers, and its experts' layers cannot be probed. Set policy = "
+                '"stages" or "off"'
+            )
         has_experts = any(is_experts(layer) for unit in self.units for layer in unit.layers.values())
         if has_experts and self.config.probes and self.run.mesh("tp") is not None:
             raise ValueError(
@@ -136,11 +152,16 @@ class Freezing(System):
         run, config, step = self.run, self.config, self.run.step()
         if is_first_rank():
             full = backward_flops(self.units) / 1e9
-            logger.info(
-                f"Freezing: policy {config.policy}, {len(self.units)} modules, all active for {config.warmup_steps} "
-                f"steps. Then about {full * config.backward_share:,.3g} of {full:,.3g} GFLOPs per example are kept in "
-                f"the backward pass, with a new decision every {config.interval} steps"
-            )
+            if self.stages:
+                stages = ", then ".join(f"{one.part} for {one.steps or 'the remaining'} steps" for one in self.stages)
+                logger.info(f"Freezing: all modules for {config.warmup_steps} steps, then {stages}")
+            else:
+                logger.info(
+                    f"Freezing: policy {config.policy}, {len(self.units)} modules, all active for "
+                    f"{config.warmup_steps} steps. Then about {full * config.backward_share:,.3g} of {full:,.3g} "
+                    "GFLOPs per example are kept in the backward pass, with a new decision every "
+                    f"{config.interval} steps"
+                )
             path, former = (
                 run.settings.dump_folder / name / "decisions.jsonl" for name in (self.name, self.former_name)
             )
@@ -148,10 +169,13 @@ class Freezing(System):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 former.rename(path)
             self.log = JsonLines(path, step=step)
+        if self.stages:
+            self.history.active = self._active_in(step + 1)
         if step > 0 and not all(self.history.active):
             self.freezer.first_forward(run)
         if run.settings.compiles_model and config.policy != "all":
-            self.freezer.warm(run)
+            of_stages = [units_of_stage(self.units, stage) for stage in (None, *self.stages)]
+            self.freezer.warm(run, of_stages if self.stages else None)
         self.freezer.apply(self.history.active)
         self.train_seconds = run.ledger.seconds["train"]
 
@@ -168,9 +192,22 @@ class Freezing(System):
         if step >= total * (1 - self.config.final_fraction):
             if not all(self.history.active):
                 self._apply([True] * len(self.units))
+        elif self.stages:
+            if (active := self._active_in(step + 1)) != self.history.active:
+                self._apply(active)
         elif step >= self.config.warmup_steps and (step - self.config.warmup_steps) % self.config.interval == 0:
             with self.run.ledger.charge("probe"):
                 self._decide()
+
+    def _stage_in(self, step: int) -> int:
+        return stage_of(self.stages, step, warmup_steps=self.config.warmup_steps)
+
+    def _active_in(self, step: int) -> list[bool]:
+        """Which modules the schedule trains in a step."""
+        settings, number = self.run.settings, self._stage_in(step)
+        if number < 0 or step > settings.steps * (1 - self.config.final_fraction):
+            return [True] * len(self.units)
+        return units_of_stage(self.units, self.stages[number])
 
     def _decide(self) -> None:
         """Probe the modules and apply a new decision. A collective of all ranks."""
@@ -201,6 +238,8 @@ class Freezing(System):
         if history.smooth:
             values = relative(self.units, history.smooth)
             scalars |= {panels.EIGENVALUE + unit.name: value for unit, value in zip(self.units, values, strict=True)}
+        if self.stages:  # 0 in the warm-up
+            scalars["freezing/stage"] = 1.0 + self._stage_in(self.run.step())
         return self.account.metrics() | scalars
 
     def close(self) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from titan_attent.foundations.flops import is_experts, matrix_flops, product_flops
+from titan_attent.foundations.flops import is_experts, is_routed, matrix_flops, product_flops
 
 WRAPPERS = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.")
 LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
+ALWAYS_TRAINED = "gates."
+"""Prefix of the gates of mot_attent, which belong to no unit: they are trained in every step."""
 
 
 @dataclass
@@ -54,6 +56,9 @@ class Unit:
 def is_reorderer(module: nn.Module) -> bool:
     """Whether a module is torchtitan's TokenReorderer, which sorts tokens by expert."""
     return type(module).__name__ == "TokenReorderer"
+
+
+OTHER_LAYERS = (is_experts, is_reorderer, is_routed)
 
 
 def plain_name(name: str) -> str:
@@ -99,11 +104,15 @@ def find_units(model: nn.Module, *, seq_len: int) -> list[Unit]:
         return units.setdefault(key[0], Unit(*key))
 
     for name, parameter in named.items():
+        if name.startswith(ALWAYS_TRAINED):
+            continue
         unit_of(name).parameters.append(parameter)
     args: Any = getattr(model, "model_args", None)
     for name, module in model.named_modules():
         name = plain_name(name)
-        if isinstance(module, nn.Linear | nn.Embedding) or is_experts(module) or is_reorderer(module):
+        if isinstance(module, nn.Linear | nn.Embedding) or any(is_kind(module) for is_kind in OTHER_LAYERS):
+            if name.startswith(ALWAYS_TRAINED):
+                continue
             unit_of(name).layers[name] = module
     _tie(units, named, model)
     for unit in units.values():

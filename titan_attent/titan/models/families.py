@@ -12,7 +12,7 @@ from functools import partial
 from torchtitan.config import JobConfig
 
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.titan.models import hyla
+from titan_attent.titan.models import hyla, mot
 from titan_attent.titan.models.family import Family
 from titan_attent.titan.models.text import Text
 from titan_attent.titan.models.vision import AUTOENCODER, CLASSIFIER, Images, Patches, train_spec
@@ -45,6 +45,7 @@ FAMILIES: dict[str, Family] = {
                 "clip their gradients. Set it to 1, and use data_parallel_shard_degree and expert_parallel_degree",
             },
         ),
+        Family(name=mot.NAME, modality=mot.RoutedText(), train_spec=mot.train_spec, lacks=mot.lacks()),
         Family(
             name="hyla",
             modality=hyla.HylaText(),
