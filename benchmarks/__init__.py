@@ -10,6 +10,7 @@
     vision          what teaching saves on images, in many passes
     cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         the step time of a pipeline with highway backpropagation against the stock schedules
+    hyla            whether attention as a hypernetwork generalises to combinations that were not trained
     weights         the bias that remains with the weights of a soft draw
 
     speed           the time and memory of steps and of their parts

@@ -2,6 +2,7 @@
 
     python -m benchmarks.hyla --output outputs/hyla [--tasks fuzzy_logic sraven] [--seeds 0 1 2] [--publish PREFIX]
 
+__main__.py   the command
 problems.py   the two tasks as the authors pose them: real values and a squared error; all features at once
 models.py     the authors' transformer with one of the attentions
 training.py   one run: the authors' optimizer and schedule, in fewer steps

@@ -43,9 +43,9 @@ def learning_rate(run: Run, step: int) -> float:
     return run.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
 
 
-def measure(model: ReferenceModel, problem: Problem, run: Run, *, batch_size: int = 256) -> dict[str, float]:
+def measure(model: ReferenceModel, problem: Problem, run: Run) -> dict[str, float]:
     """The mean score of ``measured_rows`` rows of each split."""
-    found = {}
+    found, batch_size = {}, min(256, run.measured_rows)
     with torch.no_grad():
         for split in problem.splits:
             batches = (problem.batch(split, i, batch_size) for i in range(-(-run.measured_rows // batch_size)))
@@ -77,7 +77,7 @@ def train(run: Run) -> dict[str, Any]:
         losses.append(loss.detach())
         if (step + 1) % max(1, run.steps // 10) == 0:
             mean, losses = torch.stack(losses).mean().item(), []
-            curve.append({"step": step + 1, "loss": mean} | measure(model, problem, run, batch_size=256))
+            curve.append({"step": step + 1, "loss": mean} | measure(model, problem, run))
     return {
         "run": asdict(run),
         "scores": {split: curve[-1][split] for split in problem.splits},

@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "cheaper_steps",
     "convergence",
     "highway",
+    "hyla",
     "instructions",
     "long_windows",
     "single_pass",
