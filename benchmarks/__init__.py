@@ -14,6 +14,7 @@
     highway         the step time of a pipeline with highway backpropagation against the stock schedules
     distillation    whether students learn sooner from intermediate checkpoints of their source
     distillation_text   what distillation saves on text, in two domains
+    hyla            whether attention as a hypernetwork generalises to combinations that were not trained
     weights         the bias that remains with the weights of a soft draw
 
     speed           the time and memory of steps and of their parts

@@ -18,6 +18,7 @@
     report.py         reading the events of many runs against TensorBoard's own reader
     editing.py        edits of checkpoints against copying them, and against mergekit
     start.py          --help, typos and refusals against the commit db29f37
+    hyla.py           HYLA's tiled attention against its plain form and torch's softmax attention
     tasks.py          the generators of learning tasks against plain Python loops
     packing.py        packing documents into windows against reading them, and the padding that is left
 

@@ -248,7 +248,7 @@ def by_source(metrics: dict[str, float], group: str) -> dict[str, float]:
 
 
 def plain_name(name: str) -> str:
-    return name.replace("_checkpoint_wrapped_module.", "")
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
 def train_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """torchtitan's own Trainer and loss, fed with the batches of a trace: the control of the uniform strategy.
 
 Started by torchrun with torchtitan's arguments. The trace's ids are cut from the shard files with numpy, independently
-of the package's data path; of the package only the CPU mends are used.
+of the package's data path; of the package only the CPU mends are used, and with
+STOCK_FAMILY the model of that family.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 from torchtitan.train import Trainer, main
+
+from titan_attent.titan.models.families import FAMILIES
 
 
 class TraceLoader(BaseDataLoader):
@@ -43,12 +46,15 @@ class TraceLoader(BaseDataLoader):
 
 
 if __name__ == "__main__":
-    stock = get_train_spec("llama3")
-    small = TransformerModelArgs(dim=32, n_layers=1, n_heads=2, vocab_size=512, multiple_of=32, rope_theta=10000)
+    if family := os.environ.get("STOCK_FAMILY"):  # a model of this package in torchtitan's trainer
+        stock = FAMILIES[family].train_spec()
+        flavors = stock.model_args
+    else:
+        stock = get_train_spec("llama3")
+        small = TransformerModelArgs(dim=32, n_layers=1, n_heads=2, vocab_size=512, multiple_of=32, rope_theta=10000)
+        flavors = {"scorer_xs": small}
     register_train_spec(
         "stock",
-        dataclasses.replace(
-            stock, model_args={"scorer_xs": small}, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None
-        ),
+        dataclasses.replace(stock, model_args=flavors, build_dataloader_fn=TraceLoader, build_tokenizer_fn=None),
     )
     main(Trainer)

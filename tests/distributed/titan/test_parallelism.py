@@ -45,6 +45,7 @@ TP, PP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "pip
 NO_LOSS_PARALLEL: Settings = {"parallelism.disable_loss_parallel": True}
 CHUNKED: Settings = {"teacher.loss_chunks": 3}
 FULL_AC: Settings = {"activation_checkpoint.mode": "full"}
+COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
 SELECTIVE_AC: Settings = {"activation_checkpoint.mode": "selective"}
 
 TWO_PER_STAGE = batch(4) | PP | SCORED | VALIDATED
@@ -93,7 +94,7 @@ CELLS: dict[int, dict[str, Settings]] = {
         | model("hyla")
         | PP
         | {"hyla.normalization": "softmax", "hyla.output_norm": True},
-        "hyla, CP": batch(8) | model("hyla") | CP | VALIDATED,
+        "hyla, CP, compiled": batch(8) | model("hyla") | CP | VALIDATED | COMPILED,
         "hyla reference, CP, not balanced": batch(8)
         | model("hyla", "reference")
         | CP

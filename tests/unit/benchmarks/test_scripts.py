@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "distillation_text",
     "editing",
     "highway",
+    "hyla",
     "instructions",
     "long_windows",
     "parity",

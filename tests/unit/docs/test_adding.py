@@ -14,7 +14,7 @@ def test_lines_of_the_examples() -> None:
     )
     rows = re.findall(r"^\| a .*? \| (\d+) in 1 file \| `([\w/.]+)`", page, re.M)
     rows += re.findall(r"\| (\d+) in `([\w/.]+)`, ", page)
-    assert len(rows) == 4
+    assert len(rows) == 5
     for lines, path in rows:
         file = ROOT / path if path.startswith("tests/") else ROOT / "titan_attent" / path
         assert num_code_lines(file.read_text(encoding="utf-8")) == int(lines), path

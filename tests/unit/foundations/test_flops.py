@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
 
 from titan_attent.foundations.flops import product_flops
+from titan_attent.models.hyla.attention import plain_attention
+from titan_attent.models.hyla.layer import HyperAttention
 from titan_attent.systems.freezing.config import FreezingConfig
 from titan_attent.systems.freezing.policy import History, decide
 from titan_attent.systems.freezing.units import backward_flops, find_units, saved_flops
@@ -37,6 +39,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek_v3, narrow values": ("deepseek_v3", "cell", {"qk_nope_head_dim": 16, "v_head_dim": 4}),
     "deepseek_v3, wide values": ("deepseek_v3", "cell", {"qk_rope_head_dim": 4, "v_head_dim": 24}),
     "deepseek_v3, queries of low rank": ("deepseek_v3", "cell", {"q_lora_rank": 12, "v_head_dim": 12}),
+    "hyla": ("hyla", "cell", {}),
+    "hyla, the authors' blocks": ("hyla", "reference", {}),
     "gpt_oss, biases": ("gpt_oss", "cell", {}),
     "gpt_oss, wide": ("gpt_oss", "cell", {"head_dim": 16}),
     "gpt_oss, narrow": ("gpt_oss", "cell", {"head_dim": 6, "n_heads": 2, "n_kv_heads": 1}),
@@ -48,6 +52,7 @@ def countable_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention as matrix products: torch does not count fused attention on CPU, and does not halve for a mask."""
     monkeypatch.setattr(ScaledDotProductAttentionWrapper, "sdpa_backends", [SDPBackend.MATH])
     monkeypatch.setattr(FlexAttentionWrapper, "forward", dense_attention)
+    monkeypatch.setattr(HyperAttention, "forward", lambda self, q, k, v, **masks: plain_attention(q, k, v))
 
 
 def model_of(case: str) -> Any:

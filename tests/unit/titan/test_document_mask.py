@@ -1,4 +1,4 @@
-"""titan/document_mask.py: examples of a packed row do not see each other, in every family with flex attention.
+"""titan/document_mask.py: examples of a packed row do not see each other, in every family that has such masks.
 
 In fp64: nothing leaks between examples, the logits of a packed row are those of each example alone in a row, and the
 gradients of its loss are the sums of theirs. Masks and positions are compared with plain loops.
@@ -118,14 +118,15 @@ def test_varlen_metadata_by_loops() -> None:
 
 
 def flavors() -> dict[str, BaseModelArgs]:
-    """A tiny flavor of each family, with and without experts, that has flex or varlen attention."""
+    """A tiny flavor of each family, with and without experts, that has flex or varlen attention, or hyla's."""
     args: dict[str, Any] = {family: copy.deepcopy(flavors["cell"]) for family, flavors in FLAVORS.items()}
     args["qwen3 with experts"] = copy.deepcopy(FLAVORS["qwen3"]["moe"])
     args["llama3 varlen"] = copy.deepcopy(args["llama3"])
     args["llama4 dense"] = replace(args["llama4"], interleave_moe_layer_step=9)
     args["deepseek_v3 dense"] = replace(args["deepseek_v3"], n_dense_layers=4)
     for name, one in args.items():
-        one.attn_type = "varlen" if name.endswith("varlen") else "flex"
+        if name != "hyla":
+            one.attn_type = "varlen" if name.endswith("varlen") else "flex"
         one.max_seq_len, one.n_layers = SEQ_LEN, 3
         if name.startswith("llama4"):
             one.every_n_layers_nope, one.fixed_attn_block_size = 2, 4
@@ -340,7 +341,7 @@ def test_refused_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_family_names_flavors_that_are_granted(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_mask.compat, "IS_CPU", False)
     args: Any = attent_spec(f"{family}_attent").model_args
-    granted = [name for name, one in args.items() if one.attn_type in ("flex", "varlen")]
+    granted = [name for name, one in args.items() if one.attn_type in ("flex", "varlen", "hyla")]
     assert granted
     for name in granted:
         config = config_of(

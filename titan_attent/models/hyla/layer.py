@@ -65,7 +65,7 @@ class HyperAttention(nn.Module):
     """
 
     spread: Spread | None = None
-    compiled = False
+    backend = ""
 
     def __init__(self, form: Form, *, causal: bool = True, output_norm: bool = False):
         super().__init__()
@@ -120,5 +120,5 @@ class HyperAttention(nn.Module):
             start=start,
             causal=self.causal,
             form=self.form,
-            compiled=self.compiled,
+            backend=self.backend,
         )

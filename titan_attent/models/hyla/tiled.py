@@ -48,8 +48,8 @@ def _even(length: int, longest: int) -> int:
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False, backend=backend)
 
 
 class _Tiling:
@@ -71,7 +71,7 @@ class _Tiling:
         max_values: int,
     ):
         self.q, self.k, self.v, self.bias = q, k, v, bias
-        self.segments = None if query_segments is None else (query_segments, key_segments)
+        self.segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
         self.start, self.causal = start, causal
         self.shape = (len(q), q.shape[1], k.shape[1])
         max_values = max_values or TILE_VALUES.get(q.device.type, TILE_VALUES["cuda"])
@@ -123,8 +123,8 @@ def _zeros(like: Tensor, *shape: int) -> Tensor:
     return like.new_zeros(shape or like.shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def _run(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    return _compiled(function) if compiled else function
+def _run(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return _compiled(function, backend) if backend else function
 
 
 @torch.library.custom_op("titan_attent::hyla_attention", mutates_args=())
@@ -140,14 +140,14 @@ def _attention(
     normalization: str,
     value_network: str,
     max_values: int,
-    compiled: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The output [B, Tq, H, V], and for the softmax the logarithm of its sums, [B, H, Tq]; else [0]."""
     output = _zeros(v, *q.shape[:3], v.shape[3])
     lse = output.new_full((len(q), q.shape[2], q.shape[1]), float("-inf"))
     tiling = _Tiling(q, k, v, bias, query_segments, key_segments, start, causal, max_values)
     is_softmax = normalization == SOFTMAX
-    forward = _run(tiles.forward_tile, compiled)
+    forward = _run(tiles.forward_tile, backend)
     with torch.autocast(q.device.type, enabled=False):
         for rows, queries in tiling.queries():
             of_rows = lse[rows, :, queries]
@@ -185,13 +185,13 @@ def _attention_backward(
     normalization: str,
     value_network: str,
     max_values: int,
-    compiled: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and bias; of no bias [0]."""
     grad_q, grad_k, grad_v = _zeros(q), _zeros(k), _zeros(v)
     grad_bias = grad_q.new_empty(0) if bias is None else _zeros(bias)
     tiling = _Tiling(q, k, v, bias, query_segments, key_segments, start, causal, max_values)
-    backward, weigh = _run(tiles.backward_tile, compiled), _run(tiles.weighted_gradients, compiled)
+    backward, weigh = _run(tiles.backward_tile, backend), _run(tiles.weighted_gradients, backend)
     with torch.autocast(q.device.type, enabled=False):
         for rows, queries in tiling.queries():
             part, of_rows, delta = grad[rows, queries].to(v.dtype), None, None
@@ -249,7 +249,7 @@ def tiled_attention(
     causal: bool = True,
     form: Form = HYLA,
     max_values: int = 0,
-    compiled: bool = False,
+    backend: str = "",
 ) -> Tensor:
     """The attention of attention.py, [B, Tq, H, V] in the dtype of v.
 
@@ -261,8 +261,8 @@ def tiled_attention(
             N is at least ``start`` + Tq.
         segments, start, causal: as in :func:`allowed`; the softmax needs a key that it sees for every query.
         max_values: the number of values of a tile's largest tensor; 0: ``TILE_VALUES`` of the device.
-        compiled: whether the tiles' functions are compiled.
+        backend: of torch.compile, which compiles the functions of tiles.py; "": they run eagerly.
     """
     query_segments, key_segments = (None, None) if segments is None else segments
-    settings = (start, causal, form.normalization, form.value_network, max_values, compiled)
+    settings = (start, causal, form.normalization, form.value_network, max_values, backend)
     return torch.ops.titan_attent.hyla_attention(q, k, v, bias, query_segments, key_segments, *settings)[0]

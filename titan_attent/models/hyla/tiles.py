@@ -71,7 +71,7 @@ def forward_tile(
     weights = weights.to(v.dtype)
     hidden = _by_key(weights, v.shape[2]).transpose(2, 3) @ v
     if value_network == RELU:
-        hidden = hidden.relu()
+        hidden = hidden.relu_()
     return weights.transpose(1, 2) @ hidden.transpose(1, 2)
 
 
@@ -139,10 +139,13 @@ def _gradients(weights: Tensor, v: Tensor, grad: Tensor, value_network: str) -> 
     hidden = by_key.transpose(2, 3) @ v
     grad_hidden = weights.permute(0, 2, 3, 1) @ grad
     if value_network == RELU:
-        grad_hidden = grad_hidden * (hidden > 0).transpose(1, 2)
-        hidden = hidden.relu()
-    second = (grad @ hidden.permute(0, 2, 3, 1)).transpose(1, 2)
-    first = (v @ grad_hidden.permute(0, 2, 3, 1)).permute(0, 2, 3, 1)
+        hidden = hidden.relu_()
+        # The gradient where the result is above 0: on a CPU far faster than a product with a mask.
+        grad_hidden = torch.ops.aten.threshold_backward(grad_hidden, hidden.transpose(1, 2), 0)
+    # The products with the heads as columns, [B, i, j, H] and [B, j, i, G], are the faster ones, too.
+    second = (hidden.transpose(1, 2) @ grad.transpose(2, 3)).permute(0, 3, 1, 2)
+    first = (grad_hidden.transpose(1, 2) @ v.transpose(2, 3)).permute(0, 3, 2, 1)
     if v.shape[2] < weights.shape[1]:
         first = first.repeat_interleave(weights.shape[1] // v.shape[2], dim=1)
-    return (first + second).to(torch.promote_types(v.dtype, torch.float32)), grad_hidden, by_key
+    total = (first + second).to(torch.promote_types(v.dtype, torch.float32))
+    return total.contiguous(), grad_hidden, by_key  # the scores' own layout

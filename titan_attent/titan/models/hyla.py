@@ -89,7 +89,7 @@ class HylaAttention(Attention):
         self,
         x: Tensor,
         freqs_cis: Tensor,
-        attention_masks: Tensor | None,  # type: ignore[override]
+        attention_masks: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim]. ``attention_masks``: int [B, T], the number of each token's document, or None."""
@@ -103,7 +103,7 @@ class HylaTransformer(Transformer):
 
     def __init__(self, model_args: HylaModelArgs):
         super().__init__(dataclasses.replace(model_args, attn_type="sdpa"))
-        self.model_args: HylaModelArgs = model_args  # type: ignore[assignment]
+        self.model_args: HylaModelArgs = model_args
         for name, block in self.layers.items():
             if model_args.is_reference:
                 self.layers[name] = ReferenceBlock(
@@ -135,7 +135,8 @@ def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobCo
     balanced = job_config.parallelism.context_parallel_load_balancer is not None
     for block in cast(Any, model).layers.values():
         # The operator is one node of a compiled block, so its tiles are compiled separately.
-        block.attention.inner_attention.compiled = compiled.enable and "model" in compiled.components
+        is_compiled = compiled.enable and "model" in compiled.components
+        block.attention.inner_attention.backend = compiled.backend if is_compiled else ""
 
     def spread(modules: list[HyperAttention], mesh: DeviceMesh, attention_type: str) -> None:
         for module in modules:
@@ -149,11 +150,11 @@ def parallelize(model: nn.Module, parallel_dims: ParallelDims, job_config: JobCo
 
 def flavors() -> dict[str, TransformerModelArgs]:
     """The flavors: the authors' two, llama3's ladder, and some of its other sizes."""
-    ladder = {
+    ladder: dict[str, dict[str, Any]] = {
         name: {"dim": dim, "n_layers": layers, "n_heads": heads, "multiple_of": 128, "rope_theta": 500000}
         for name, (dim, layers, heads) in LADDER.items()
     }
-    of_data = {"vocab_size": FOLLOWS_DATA}
+    of_data: dict[str, Any] = {"vocab_size": FOLLOWS_DATA}
     return (
         {name: HylaModelArgs(**sizes, **of_data, is_reference=True, causal=False) for name, sizes in REFERENCE.items()}
         | {name: HylaModelArgs(**sizes, **of_data) for name, sizes in ladder.items()}

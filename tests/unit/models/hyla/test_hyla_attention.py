@@ -166,7 +166,7 @@ def test_no_tensor_is_quadratic() -> None:
     from titan_attent.models.hyla import tiled
 
     with Largest() as seen, torch.no_grad():
-        settings = (0, True, "rms_head", "relu", max_values, False)
+        settings = (0, True, "rms_head", "relu", max_values, "")
         output, lse = tiled._attention._init_fn(q, k, v, None, None, None, *settings)
         tiled._attention_backward._init_fn(output, lse, q, k, v, None, None, None, *settings)
     assert seen.largest <= max(inputs, max_values)
@@ -179,7 +179,7 @@ def test_the_operators_fake_results() -> None:
     for form in (Form(), Form("softmax")):
         q, k, v = qkv(5, 5, kv_heads=2)
         table = normal(HEADS, 5, seed=4)
-        arguments = (q, k, v, table, None, None, 0, True, form.normalization, form.value_network, 0, False)
+        arguments = (q, k, v, table, None, None, 0, True, form.normalization, form.value_network, 0, "")
         torch.library.opcheck(
             torch.ops.titan_attent.hyla_attention.default,
             arguments,
