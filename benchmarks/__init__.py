@@ -15,6 +15,7 @@
     distillation    whether students learn sooner from intermediate checkpoints of their source
     distillation_text   what distillation saves on text, in two domains
     hyla            whether attention as a hypernetwork generalises to combinations that were not trained
+    mot             what three stages of a mixture of transformers do, with controls
     weights         the bias that remains with the weights of a soft draw
 
     speed           the time and memory of steps and of their parts

@@ -69,7 +69,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
             "on, each answered from the model's own intermediate steps. The paper: 350 epochs on 100,000 rows.",
             "",
             "Chain of thought computes a level from its own level below; detached, which the paper does not have, it",
-            "gives it no gradient. Self-consistency holds a level at 0 until the one below has found its inputs.",
+            "gives that no gradient. Self-consistency holds a level at 0 until the one below has found its inputs.",
             "",
             *parts,
             f"{len(results)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, beside other programs, on {machines}.",

@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "hyla",
     "instructions",
     "long_windows",
+    "mot",
     "parity",
     "single_pass",
     "vision",
