@@ -20,7 +20,7 @@ DASHES = ("-", "--", ":")
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw one panel per data; a line is the mean of an arm over its seeds, on a log axis."""
     with matplotlib.rc_context(settings(len(COLORS))):
-        figure = Figure(figsize=(15, 6), layout="constrained")
+        figure = Figure(figsize=(15, 8), layout="constrained")
         for axes, data in zip(figure.subplots(1, len(DATA)), DATA, strict=True):
             for i, arm in enumerate(ARMS):
                 own = of(results, data, arm)
@@ -31,7 +31,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             for third in (1, 2):
                 axes.axvline(third * results[0]["steps"] / 3, color="gray", linewidth=0.8)
             axes.set(yscale="log", xlabel="steps", title=f"{data}: mean squared error, mean over seeds")
-            axes.legend(fontsize="small")
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small"
+        )
         stream = io.BytesIO()
         figure.savefig(stream, dpi=80, format="png")
     write_atomically(path, stream.getvalue())
