@@ -106,8 +106,8 @@ FLAVORS: dict[str, dict[str, BaseModelArgs]] = {
     },
 }
 for _family, _flavors in FLAVORS.items():
-    if _family == "hyla":
-        continue  # its attention takes every mask
+    if _family in ("hyla", "mot"):
+        continue  # the attention of one takes every mask, that of the other none
     _irope = {"every_n_layers_nope": 2, "fixed_attn_block_size": 8} if _family == "llama4" else {}
     _flavors["flex"] = replace(_flavors["cell"], attn_type="flex", **_irope)  # type: ignore[call-arg]
 

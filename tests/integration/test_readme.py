@@ -51,11 +51,11 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
 def test_sections() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^ *```toml\n(.*?)```", text, flags=re.S | re.M)
-    assert len(blocks) == 14
+    assert len(blocks) == 18
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
         DataConfig(**sections.pop("data", {}))
-        for name in ("job", "model", "validation", "checkpoint", "parallelism"):
+        for name in ("job", "model", "training", "validation", "checkpoint", "parallelism"):
             sections.pop(name, None)
         for name, config in OURS.items():
             made = config(**sections.pop(name, {}))

@@ -61,7 +61,8 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
     [
         (
             "foreign_sections",
-            "its JobConfig lacks data, distillation, freezing, highway, teacher, vision; derive it from JobConfig of "
+            "its JobConfig lacks data, distillation, freezing, highway, hyla, mot, teacher, vision; derive it from "
+            "JobConfig of "
             "titan_attent.job_config",
         ),
         ("no_sections", "no attribute 'JobConfig'; check the name"),
