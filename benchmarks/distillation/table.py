@@ -93,10 +93,7 @@ def verdict(results: Sequence[Result], problem: str) -> str:
         return "not measured yet"
     places = [result["checkpoints"] for result in of(results, problem, TWO_SHOT).values()]
     if any(place["before"] == place["middle"] for place in places):
-        return (
-            "**no test of it**: the source's loss falls fastest at its first checkpoint, and none is before the fall; "
-            f"two-shot takes {', '.join(f'{ratio:.2f}' for ratio in two.values())} of one-shot's steps"
-        )
+        return "**no test of it**: the source's loss falls fastest at its first checkpoint, and none is before the fall"
     reached = sum(ratio <= GOAL for ratio in two.values())
     control = sum(ratio <= GOAL for ratio in wrong.values())
     word = "met" if reached == len(two) and control == 0 else "missed" if reached <= control else "met in part"
