@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = found + [one for one in known if one["run"] not in [result["run"] for result in found]]
     if not results:
         parser.error(f"{args.output} and --known have no results")
-    command = f"python -m benchmarks.hyla --output {args.output}"
+    changed = [f"--{key.replace('_', '-')} {value}" for key, value in changes.items()]
+    seeds = [f"--seeds {' '.join(map(str, args.seeds))}"] if args.seeds else []
+    command = " ".join(["python -m benchmarks.hyla --output", str(args.output), *changed, *seeds])
     args.output.mkdir(parents=True, exist_ok=True)
     text = write_report(args.output, page(results), results, command=command)
     print(text)
