@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.edit.checkpoint import DcpCheckpoint
+from titan_attent.edit.checkpoint import Checkpoint, DcpCheckpoint
+from titan_attent.edit.combine import Combination
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 
 ROWS = 50
@@ -24,12 +25,16 @@ class Measured(NamedTuple):
     loss: float
 
 
+def whole_weights(source: Checkpoint | Combination) -> dict[str, Tensor]:
+    """name -> the whole weight."""
+    return {
+        name: source.read(name, tuple((0, size) for size in weight.shape)) for name, weight in source.weights.items()
+    }
+
+
 def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """name -> the whole weight of a DCP checkpoint."""
-    stored = DcpCheckpoint(str(checkpoint))
-    return {
-        name: stored.read(name, tuple((0, size) for size in weight.shape)) for name, weight in stored.weights.items()
-    }
+    return whole_weights(DcpCheckpoint(str(checkpoint)))
 
 
 def evaluate(weights: Mapping[str, Tensor], data: str, *, flavor: str, seq_len: int) -> Measured:

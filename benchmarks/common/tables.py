@@ -35,6 +35,18 @@ def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 
 
+def write_page(
+    output: Path, text: str, results: Sequence[dict[str, Any]], *, command: str, publish: Path | None = None
+) -> None:
+    """Write table.md, which is ``text``, and results.json; also to ``publish`` with .md and .json."""
+    content = json.dumps({"command": command, "results": list(results)}, indent=1) + "\n"
+    files = {output / "table.md": text, output / "results.json": content}
+    if publish is not None:
+        files |= {publish.with_suffix(".md"): text, publish.with_suffix(".json"): content}
+    for file, written in files.items():
+        write_atomically(file, written.encode())
+
+
 def write_report(output: Path, lines: Sequence[str], results: Sequence[dict[str, Any]], *, command: str) -> str:
     """Write results.json, and table.md: ``lines``, then the machines and versions of the results. Returns that text."""
     machines = sorted({result["machine"] for result in results})

@@ -26,12 +26,12 @@ from typing import Any
 
 from benchmarks.common.forks import Forks, hide_gpus
 from benchmarks.common.runner import about_here, load_result, run_tasks
+from benchmarks.common.tables import write_page
 from benchmarks.common.tasks import Task
 from benchmarks.distillation_text.data import prepare
 from benchmarks.distillation_text.measure import do
 from benchmarks.distillation_text.rules import ARMS, FULL, REHEARSAL, Scale, tasks_of
 from benchmarks.distillation_text.table import page
-from titan_attent.data.io.atomic import write_atomically
 
 Known = dict[str, dict[str, Any]]
 """Folder of a task -> its result."""
@@ -137,12 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             results = gather(args.output, args.seeds, scale, known)
             text = page(results, command=command, scale=scale, planned=len(args.seeds))
-            content = json.dumps({"command": command, "results": results}, indent=1) + "\n"
-            files = {args.output / "table.md": text, args.output / "results.json": content}
-            if args.publish:
-                files |= {args.publish.with_suffix(".md"): text, args.publish.with_suffix(".json"): content}
-            for file, written in files.items():
-                write_atomically(file, written.encode())
+            write_page(args.output, text, results, command=command, publish=args.publish)
     except (ValueError, RuntimeError) as error:
         print(f"distillation_text: {error}", file=sys.stderr)
         return 2

@@ -22,13 +22,13 @@ from typing import Any
 
 from benchmarks.common.forks import Forks, hide_gpus
 from benchmarks.common.runner import about_here, load_result, run_tasks
+from benchmarks.common.tables import write_page
 from benchmarks.common.tasks import Task
 from benchmarks.editing.edits import do
 from benchmarks.editing.languages import write_languages
 from benchmarks.editing.packages import write_packages
 from benchmarks.editing.page import page
 from benchmarks.editing.runs import MEASURE, PARTS, SEEDS, tasks_of
-from titan_attent.data.io.atomic import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,12 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ordered = [results[key] for key in sorted(results)]
     command = "python -m benchmarks.editing --output outputs/editing --publish docs/results/editing"
     text = page(ordered, command=command) + "\n" if ordered else ""
-    content = json.dumps({"command": command, "results": ordered}, indent=1) + "\n"
-    files = {args.output / "page.md": text, args.output / "results.json": content}
-    if args.publish and ordered:
-        files |= {args.publish.with_suffix(".md"): text, args.publish.with_suffix(".json"): content}
-    for file, written in files.items():
-        write_atomically(file, written.encode())
+    write_page(args.output, text, ordered, command=command, publish=args.publish if ordered else None)
     print(text)
     print(json.dumps({"failed": failed}) if failed else "")
     return 1 if failed else 0

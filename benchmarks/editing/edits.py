@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.common.evaluate import evaluate
+from benchmarks.common.evaluate import evaluate, whole_weights
 from benchmarks.common.forks import command
 from benchmarks.common.tasks import Task
 from benchmarks.editing.languages import FIRST, LONGEST, RELATED
@@ -55,10 +55,7 @@ def combined(expression: Expression, *, random: Sequence[int] = (), seed: int = 
         term = combination.terms[number]
         combination.terms = [*combination.terms]
         combination.terms[number] = replace(term, transform=RandomLike(Unchanged(), seed=seed))
-    return {
-        name: combination.read(name, tuple((0, size) for size in weight.shape))
-        for name, weight in combination.weights.items()
-    }
+    return whole_weights(combination)
 
 
 def words(text: str) -> Expression:

@@ -26,12 +26,12 @@ from typing import Any
 
 from benchmarks.common.forks import Forks, hide_gpus
 from benchmarks.common.runner import about_here, load_result, run_tasks
+from benchmarks.common.tables import write_page
 from benchmarks.common.tasks import Task
 from benchmarks.instructions.data import prepare
 from benchmarks.instructions.measure import do
 from benchmarks.instructions.rules import CONDITIONS, KINDS, RULES, base_task, corpus, rule_task, scorers_task
 from benchmarks.instructions.table import charge, page
-from titan_attent.data.io.atomic import write_atomically
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -119,12 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             results = gather(args.output, known)
             text = page(results, command=command, planned=len(args.seeds))
-            content = json.dumps({"command": command, "results": results}, indent=1) + "\n"
-            files = {args.output / "table.md": text, args.output / "results.json": content}
-            if args.publish:
-                files |= {args.publish.with_suffix(".md"): text, args.publish.with_suffix(".json"): content}
-            for file, written in files.items():
-                write_atomically(file, written.encode())
+            write_page(args.output, text, results, command=command, publish=args.publish)
     except (ValueError, RuntimeError) as error:
         print(f"instructions: {error}", file=sys.stderr)
         return 2
