@@ -15,7 +15,8 @@
     shards.py      example id -> window of tokens  or, where documents are the unit: spans.py, document_examples.py
 
 boundaries.py finds the documents of a data set of an earlier version by the eos ids (eos_documents.py), and adds them.
-mixing.py counts the documents per example. segments.py reads adopted files (file_view.py) of tokens in pieces. decoded.py shows examples as text. holdout.py splits a data set in two.
+mixing.py counts the documents per example. decoded.py shows examples as text. holdout.py splits a data set in two.
 tokenizer_check.py checks that two data sets were written with the same tokenizer. token_bytes.py says how much text a
-token id is. source_tokens.py has the tokens and documents of each data source.
+token id is. source_tokens.py has the tokens and documents of each data source. segments.py reads tokens in pieces of
+adopted files (file_view.py).
 """
