@@ -224,7 +224,9 @@ class _Source:
                 if self.ended or not cut:
                     raise ValueError(error.msg) from None
             else:
-                if end < len(self.text) or self.ended:
+                # Of a number the rest may still be missing: 1 of 1.5.
+                is_whole = self.text[end : end + 16].strip("0123456789.eE+-") or not isinstance(value, (int, float))
+                if (end < len(self.text) and is_whole) or self.ended:
                     if end - self.position > self.max_bytes:
                         raise TooLargeError
                     start, self.position = self.position, end
