@@ -4,8 +4,8 @@ The packages of the file systems (s3fs, gcsfs, ...) are the user's to install. A
 position if its server gives parts of files. A read that fails is tried again from its position, a few times. If the
 file has another size or stamp by then, or if all tries fail, a RemoteError says so.
 
-Cost: one listing per pattern, one request of the size per file if the listing has none, and one block (5 MiB) of a
-file in memory; http(s) is read as one stream.
+Cost: one listing per pattern, one request of the size per file if the listing has none, and one block of a file in
+memory (5 MiB, or what its file system takes); http(s) is read as one stream.
 """
 
 import hashlib
