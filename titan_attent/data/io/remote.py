@@ -4,8 +4,8 @@ The packages of the file systems (s3fs, gcsfs, ...) are the user's to install. A
 position if its server gives parts of files. A read that fails is tried again from its position, a few times. If the
 file has another size or stamp by then, or if all tries fail, a RemoteError says so.
 
-Cost: one listing per pattern, one request of the size per file if the listing has none, and one block of a file in
-memory (5 MiB, or what its file system takes); http(s) is read as one stream.
+Cost: one listing per pattern, one request of the size per file if the listing has none, and one or two blocks of
+4 MiB of a file in memory; a file of http(s) is read as one stream.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
@@ -47,12 +48,14 @@ class RemotePath:
 
     Attributes:
         url: with its protocol; the paths of a folder's files are below it.
+        block: bytes per request of an open file, except of http's streams.
     """
 
     url: str
     _fs: Any = field(compare=False)
     _path: str = field(compare=False)
     _info: dict[str, Any] = field(default_factory=dict, compare=False)
+    block: int = field(default=2**22, compare=False)
 
     def __str__(self) -> str:
         return self.url
@@ -262,27 +265,25 @@ class _Reader(io.RawIOBase):
         return block
 
     def _open_at(self, position: int) -> None:
-        """Open the file at ``position``. A file of http is one stream until another position is asked for."""
-        fs, path = self._of._fs, self._of._path
-        if not self._of.is_http or (self._parts and self._file is not None):
-            self._file = self._file or fs.open(path, "rb")
-            self._file.seek(position)
+        """Open the file at ``position``; a file of http as one stream from there on, unless it is read by parts."""
+        fs, path, size = self._of._fs, self._of._path, self._stat.st_size
+        if self._of.is_http and not self._parts:
+            self._drop()
+            part: dict[str, Any] = {"headers": {"Range": f"bytes={position}-"}} if position else {}
+            self._file = fs.open(path, "rb", block_size=0, size=size, **part)
+            if position and self._file.r.status != HTTPStatus.PARTIAL_CONTENT:
+                while position > 0 and (block := self._file.read(min(BLOCK, position))):
+                    position -= len(block)
             return
-        self._drop()
-        if position or self._parts:
-            self._file = fs.open(path, "rb")
-            try:
-                self._file.seek(max(1, position))  # from 0 on, any server gives a file
-                self._file.read(1)
-                self._file.seek(position)
-                return
-            except ValueError:
-                if self._parts:
+        if self._file is None:
+            self._file = fs.open(path, "rb", block_size=self._of.block)
+            if self._of.is_http:
+                try:
+                    self._file.seek(1)  # the beginning is what any server gives
+                    self._file.read(1)
+                except ValueError:
                     raise RemoteError(f"{self._of.url}: {_NO_PARTS}") from None
-                self._drop()
-        self._file = fs.open(path, "rb", block_size=0)
-        while position > 0 and (block := self._file.read(min(BLOCK, position))):
-            position -= len(block)
+        self._file.seek(position)
 
     def _drop(self) -> None:
         if self._file is not None:
