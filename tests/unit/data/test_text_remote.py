@@ -254,11 +254,10 @@ def test_a_run_resumes_in_the_middle_of_a_file(
 # What goes wrong.
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize(
+    ("name", "parts"), [(name, parts) for name in FILES for parts in (True, False) if parts or name not in NEED_PARTS]
+)
 def test_a_read_that_breaks_off_goes_on_where_it_was(serve: Any, name: str, parts: bool) -> None:
-    if not parts and name in NEED_PARTS:
-        pytest.skip("not read from such a server")
     server = serve(parts=parts)
     documents = read_documents(list_files(parse_any_inputs([f"{server.url}/{name}"])), records=TEXT_RECORDS)
     server.breaks = 2
@@ -289,6 +288,26 @@ def test_a_server_that_stays_away_ends_the_run_also_with_skip(
             documents.append(document.text)
     assert documents == TEXTS[: len(documents)] and len(tries) == remote.ATTEMPTS
     assert bool(documents) == (name in ("all.jsonl", "all.json")), "the others are read in larger blocks"
+
+
+def test_a_server_that_is_away_for_two_tries(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it say at the second whether the file is still the same."""
+    files = list_files(parse_any_inputs([f"{serve(parts=True).url}/all.jsonl"]))
+    read, ask, away = remote._Reader._read, RemotePath._ask, ["ask", "read"]
+
+    def failing_read(reader: Any, size: int) -> bytes:
+        if away[-1:] == ["read"]:
+            raise OSError(away.pop())
+        return read(reader, size)
+
+    def failing_ask(path: RemotePath) -> dict[str, Any]:
+        if away[-1:] == ["ask"]:
+            raise remote.UnreachableError(away.pop())
+        return ask(path)
+
+    monkeypatch.setattr(remote._Reader, "_read", failing_read)
+    monkeypatch.setattr(RemotePath, "_ask", failing_ask)
+    assert [document.text for document in read_documents(files, records=TEXT_RECORDS)] == TEXTS and not away
 
 
 def test_a_file_that_changes_meanwhile_is_not_mixed(serve: Any, folder: Path, tmp_path: Path) -> None:

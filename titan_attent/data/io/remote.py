@@ -35,6 +35,10 @@ class RemoteError(ValueError):
     """A remote file that cannot be found or read; never a property of what it holds."""
 
 
+class UnreachableError(RemoteError):
+    """What may be otherwise at the next try."""
+
+
 class RemoteStat(NamedTuple):
     """As ``os.stat_result``; ``st_mtime_ns`` is a hash of the stamp that the file system has: an ETag, or a time."""
 
@@ -188,8 +192,10 @@ def _file_system(url: str) -> tuple[Any, str]:
             import aiohttp
         except ImportError as error:
             raise RemoteError(f"{url}: this needs the package aiohttp: pip install aiohttp") from error
-        # By default a file may take five minutes in all; one of text is read while it is encoded.
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)}
+        # By default a file may take five minutes in all; one of text is read while it is encoded. Parts of a body that
+        # the server compresses would be parts of something else.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)
+        options["client_kwargs"] = {"timeout": timeout, "headers": {"Accept-Encoding": "identity"}}
     try:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -200,9 +206,9 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise _unreachable(url, error) from error
 
 
-def _unreachable(url: str, error: BaseException) -> RemoteError:
+def _unreachable(url: str, error: BaseException) -> UnreachableError:
     described = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return RemoteError(
+    return UnreachableError(
         f"{url}: cannot be read ({described}); check the URL, the credentials and the network, and start the same "
         "command again"
     )
@@ -234,17 +240,18 @@ class _Reader(io.RawIOBase):
         delay = FIRST_DELAY
         for attempt in range(1, ATTEMPTS + 1):
             try:
+                if attempt > 1:
+                    self._check_unchanged()
                 block = self._read(min(len(buffer), self._stat.st_size - self._position))
                 break
-            except RemoteError:
-                raise
             except Exception as error:
                 self._drop()
+                if isinstance(error, RemoteError) and (attempt == ATTEMPTS or not isinstance(error, UnreachableError)):
+                    raise
                 if attempt == ATTEMPTS:
                     raise _unreachable(self._of.url, error) from error
                 time.sleep(delay)
                 delay *= 2
-                self._check_unchanged()
         buffer[: len(block)] = block
         self._position += len(block)
         self._at = self._position
@@ -257,7 +264,8 @@ class _Reader(io.RawIOBase):
     def _read(self, size: int) -> bytes:
         if size <= 0:
             return b""
-        if self._file is None or self._at != self._position:
+        # Files of http are streams; others, which may be one object for several readers, are told where to read.
+        if self._file is None or self._at != self._position or not self._of.is_http:
             self._open_at(self._position)
         block = bytes(self._file.read(size))
         if not block:
