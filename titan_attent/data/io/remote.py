@@ -4,8 +4,8 @@ The packages of the file systems (s3fs, gcsfs, ...) are the user's to install. A
 position if its server gives parts of files. A read that fails is tried again from its position, a few times. If the
 file has another size or stamp by then, or if all tries fail, a RemoteError says so.
 
-Cost: one listing per pattern, one request of the size per file if the listing has none, and one block of a file in
-memory (5 MiB, or what its file system takes); http(s) is read as one stream.
+Cost: one listing per pattern, one request of the size per file if the listing has none, and one or two blocks of
+4 MiB of a file in memory; a file of http(s) is read as one stream.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
@@ -34,6 +35,10 @@ class RemoteError(ValueError):
     """A remote file that cannot be found or read; never a property of what it holds."""
 
 
+class UnreachableError(RemoteError):
+    """What may be otherwise at the next try."""
+
+
 class RemoteStat(NamedTuple):
     """As ``os.stat_result``; ``st_mtime_ns`` is a hash of the stamp that the file system has: an ETag, or a time."""
 
@@ -47,12 +52,14 @@ class RemotePath:
 
     Attributes:
         url: with its protocol; the paths of a folder's files are below it.
+        block: bytes per request of an open file, except of http's streams.
     """
 
     url: str
     _fs: Any = field(compare=False)
     _path: str = field(compare=False)
     _info: dict[str, Any] = field(default_factory=dict, compare=False)
+    block: int = field(default=2**22, compare=False)
 
     def __str__(self) -> str:
         return self.url
@@ -185,8 +192,10 @@ def _file_system(url: str) -> tuple[Any, str]:
             import aiohttp
         except ImportError as error:
             raise RemoteError(f"{url}: this needs the package aiohttp: pip install aiohttp") from error
-        # By default a file may take five minutes in all; one of text is read while it is encoded.
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)}
+        # By default a file may take five minutes in all; one of text is read while it is encoded. Parts of a body that
+        # the server compresses would be parts of something else.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)
+        options["client_kwargs"] = {"timeout": timeout, "headers": {"Accept-Encoding": "identity"}}
     try:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -197,9 +206,9 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise _unreachable(url, error) from error
 
 
-def _unreachable(url: str, error: BaseException) -> RemoteError:
+def _unreachable(url: str, error: BaseException) -> UnreachableError:
     described = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return RemoteError(
+    return UnreachableError(
         f"{url}: cannot be read ({described}); check the URL, the credentials and the network, and start the same "
         "command again"
     )
@@ -231,17 +240,18 @@ class _Reader(io.RawIOBase):
         delay = FIRST_DELAY
         for attempt in range(1, ATTEMPTS + 1):
             try:
+                if attempt > 1:
+                    self._check_unchanged()
                 block = self._read(min(len(buffer), self._stat.st_size - self._position))
                 break
-            except RemoteError:
-                raise
             except Exception as error:
                 self._drop()
+                if isinstance(error, RemoteError) and (attempt == ATTEMPTS or not isinstance(error, UnreachableError)):
+                    raise
                 if attempt == ATTEMPTS:
                     raise _unreachable(self._of.url, error) from error
                 time.sleep(delay)
                 delay *= 2
-                self._check_unchanged()
         buffer[: len(block)] = block
         self._position += len(block)
         self._at = self._position
@@ -254,7 +264,8 @@ class _Reader(io.RawIOBase):
     def _read(self, size: int) -> bytes:
         if size <= 0:
             return b""
-        if self._file is None or self._at != self._position:
+        # Files of http are streams; others, which may be one object for several readers, are told where to read.
+        if self._file is None or self._at != self._position or not self._of.is_http:
             self._open_at(self._position)
         block = bytes(self._file.read(size))
         if not block:
@@ -262,27 +273,25 @@ class _Reader(io.RawIOBase):
         return block
 
     def _open_at(self, position: int) -> None:
-        """Open the file at ``position``. A file of http is one stream until another position is asked for."""
-        fs, path = self._of._fs, self._of._path
-        if not self._of.is_http or (self._parts and self._file is not None):
-            self._file = self._file or fs.open(path, "rb")
-            self._file.seek(position)
+        """Open the file at ``position``; a file of http as one stream from there on, unless it is read by parts."""
+        fs, path, size = self._of._fs, self._of._path, self._stat.st_size
+        if self._of.is_http and not self._parts:
+            self._drop()
+            part: dict[str, Any] = {"headers": {"Range": f"bytes={position}-"}} if position else {}
+            self._file = fs.open(path, "rb", block_size=0, size=size, **part)
+            if position and self._file.r.status != HTTPStatus.PARTIAL_CONTENT:
+                while position > 0 and (block := self._file.read(min(BLOCK, position))):
+                    position -= len(block)
             return
-        self._drop()
-        if position or self._parts:
-            self._file = fs.open(path, "rb")
-            try:
-                self._file.seek(max(1, position))  # from 0 on, any server gives a file
-                self._file.read(1)
-                self._file.seek(position)
-                return
-            except ValueError:
-                if self._parts:
+        if self._file is None:
+            self._file = fs.open(path, "rb", block_size=self._of.block)
+            if self._of.is_http:
+                try:
+                    self._file.seek(1)  # the beginning is what any server gives
+                    self._file.read(1)
+                except ValueError:
                     raise RemoteError(f"{self._of.url}: {_NO_PARTS}") from None
-                self._drop()
-        self._file = fs.open(path, "rb", block_size=0)
-        while position > 0 and (block := self._file.read(min(BLOCK, position))):
-            position -= len(block)
+        self._file.seek(position)
 
     def _drop(self) -> None:
         if self._file is not None:

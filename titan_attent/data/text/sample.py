@@ -12,7 +12,9 @@ Cost: one read of the sampled text; a text file is read whole; at most ``MAX_SPA
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
@@ -66,7 +68,7 @@ def _sample_source(
     max_bytes: int,
     excluded: Callable[[str], bool] | None,
 ) -> Iterator[str]:
-    files = sorted(files, key=_order)
+    files = [_in_spans(file) for file in sorted(files, key=_order)]
     sizes = [file.num_bytes for file in files]
     packed = any(file.compression or file.kind in ("parquet", "arrow") for file in files)
     starts, total = [0, *accumulate(sizes)], sum(sizes)
@@ -90,6 +92,11 @@ def _sample_source(
                     break
             at += 1
     opened.close()
+
+
+def _in_spans(file: InputFile) -> InputFile:
+    """``file``; a remote one asks for no more than a span at a time."""
+    return file if isinstance(file.path, Path) else file._replace(path=replace(file.path, block=SPAN_BYTES))
 
 
 def _order(file: InputFile) -> tuple[str, int, str]:
