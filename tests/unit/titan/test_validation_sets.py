@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchtitan.config import ConfigManager, JobConfig
 
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenDataset, TokenShards
 from titan_attent.data.text.token_bytes import token_bytes, token_bytes_of
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.data.validation_sets import ValidationSet, validation_sets
 from titan_attent.job_config import JobConfig as OurSections
@@ -122,7 +123,7 @@ def test_a_uniform_model_over_bytes_has_8_bits_per_byte_with_any_tokenizer(data:
     """Its loss is of the text alone, so the value is known; nats per token differ with the tokenizer."""
     per_token = []
     for name in ("small", "large"):
-        tokenizer = Tokenizer.from_info(TokenShards(data / name).tokenizer_info, data / name)
+        tokenizer = open_tokenizer(TokenShards(data / name).tokenizer_info, data / name)
 
         def uniform(pred: Tensor, labels: Tensor, tokenizer: Tokenizer = tokenizer) -> Tensor:
             return torch.tensor(math.log(256) * text_bytes(tokenizer, labels[labels != -100].tolist()))
@@ -154,7 +155,7 @@ def cross_entropy(pred: Tensor, labels: Tensor) -> Tensor:
 
 def by_hand(dataset: Any, model: Bigram, num: int) -> tuple[float, float]:
     """(nats per token, bits per byte) of the first ``num`` examples of the sample, one token at a time."""
-    tokenizer = Tokenizer.from_info(dataset.shards.tokenizer_info, dataset.shards.path)
+    tokenizer = open_tokenizer(dataset.shards.tokenizer_info, dataset.shards.path)
     table, nats, counted = model.table.detach().double().log_softmax(-1).numpy(), 0.0, list[int]()
     for i in sample(dataset, num_examples=num).ids(torch.arange(min(num, len(dataset)))).tolist():
         batch, labels = dataset.read(torch.tensor([i]))
@@ -193,7 +194,7 @@ def test_every_set_is_measured_as_it_is_alone(data: Path, unit: str, steps: int)
 
 
 def test_the_bytes_of_tokens(data: Path) -> None:
-    tokenizer = Tokenizer.from_info(TokenShards(data / "large").tokenizer_info, data / "large")
+    tokenizer = open_tokenizer(TokenShards(data / "large").tokenizer_info, data / "large")
     table = token_bytes(tokenizer)
     assert table[tokenizer.eos_id] == 1 and (table[:256] == 1).all() and len(table) == tokenizer.vocab_size
     for text in TEXTS:

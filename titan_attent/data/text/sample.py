@@ -14,10 +14,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
+from titan_attent.data.text.any_tokenizer import well_formed
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.records import TEXT_RECORDS, Records
-from titan_attent.data.text.tokenizer import well_formed
 
 SPAN_BYTES = 2**18
 """Bytes of text per span, while there are fewer than ``MAX_SPANS`` spans."""
