@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from titan_attent.data.text.json_tokenizer import KIND
 from titan_attent.edit.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +30,7 @@ def check_same(checkpoints: Sequence[Checkpoint], *, converts: bool) -> None:
             fix = "Name the dtype of the result, such as --dtype float32" if only_dtypes else "They are of other models"
             more = f" (and {len(differences) - _SHOWN} more)" if len(differences) > _SHOWN else ""
             raise ValueError(f"{'; '.join(differences[:_SHOWN])}{more}. {fix}")
-        if other.tokenizer and first.tokenizer and _kind(other) == _kind(first) and _hash(other) != _hash(first):
+        if other.tokenizer and first.tokenizer and _kind(other) == _kind(first) and other.tokenizer != first.tokenizer:
             raise ValueError(
                 f"{first.path} was trained with the tokenizer {first.tokenizer}, and {other.path} with "
                 f"{other.tokenizer}: their embeddings are of other words. Combine checkpoints of one tokenizer"
@@ -44,12 +45,7 @@ def without_tokenizer(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def _kind(checkpoint: Checkpoint) -> bool:
     """Hashes of ``tokenizer.json`` and of tiktoken's ranks are not comparable."""
-    return checkpoint.tokenizer.startswith("tokenizer.json")
-
-
-def _hash(checkpoint: Checkpoint) -> str:
-    """What tells tokenizers of one kind apart: of a ``tokenizer.json`` the last word, which a run records as well."""
-    return checkpoint.tokenizer.split()[-1] if _kind(checkpoint) else checkpoint.tokenizer
+    return checkpoint.tokenizer.startswith(KIND)
 
 
 def _agree(first: Checkpoint, other: Checkpoint, name: str, *, converts: bool) -> bool:
