@@ -287,6 +287,22 @@ def test_the_folder_of_a_model_is_left_alone(folders: dict[str, Path], texts: Pa
     assert (output / "tokenizer.json").read_bytes() == (folders["byte_level"] / "tokenizer.json").read_bytes()
 
 
+def test_a_conversation(folders: dict[str, Path], ours: dict[str, Any], tmp_path: Path) -> None:
+    """The marker that the tokenizer has is its token; one that is the eos is refused."""
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|im_start|>"}]}] * 2
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command: Any = {"tokenizer": str(folders["byte_level"]), "messages_key": "messages", "chat_template": "chatml"}
+    write_dataset([tmp_path / "chat.jsonl"], output=tmp_path / "out", **command)
+    shards, tokenizer = TokenShards(tmp_path / "out"), ours["byte_level"]
+    tokens = shards.read(0, shards.num_tokens)
+    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_start|><|im_end|><|endoftext|>"
+    assert tokenizer.decode(tokens) == text * 2
+    assert (tokens == reference(folders["byte_level"]).token_to_id("<|im_start|>")).sum() == 4
+    with pytest.raises(ValueError, match=r"chatml writes <\|im_start\|> within.*with --eos: <\|endoftext\|>"):
+        write_dataset([tmp_path / "chat.jsonl"], output=tmp_path / "two", **command, eos="<|im_start|>")
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_killed_writer_resumes_with_the_same_eos(
     folders: dict[str, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

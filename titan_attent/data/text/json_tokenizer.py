@@ -231,7 +231,7 @@ def _read(content: bytes, where: str) -> tokenizers.Tokenizer:
 
 
 class _Model:
-    """Which texts a model can give as one token, from its fields in the file."""
+    """Which texts a model can give as one token, from its fields in the file; not its token for unknown text."""
 
     def __init__(self, fields: dict[str, Any]):
         vocabulary = fields["vocab"]
@@ -241,7 +241,9 @@ class _Model:
         if is_merged and not fields.get("continuing_subword_prefix"):
             merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in fields["merges"])
             tokens = {"".join(merge) for merge in merges} | {token for token in tokens if len(token) == 1}
-        self._tokens = tokens
+        number = fields.get("unk_id")  # of Unigram
+        unknown = fields.get("unk_token") if number is None else vocabulary[number][0]
+        self._tokens = tokens - {unknown}
 
     def can_give(self, text: str) -> bool:
         return text in self._tokens

@@ -146,6 +146,7 @@ def write_dataset(
             else:
                 shown = {"progress": progress, **held}
                 encoder = _train(tokenizer, files, num_bytes=max_training_bytes, reading=reading, **shown)
+            records.check_eos(encoder.info())
             check_tokenizer_file(folders, encoder, written=folder)
             if overwrite:
                 delete_data_set(folder)
