@@ -60,7 +60,7 @@ def check_format(job_config: JobConfig, spec: TrainSpec) -> None:
 
 def check_names(expected: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
     """Refuse files of gpt_oss with experts in floating point, whose names torchtitan lacks; ValueError."""
-    for name in expected:
+    for name in sorted(expected):
         plain = name.removesuffix(QUANTIZED)
         if plain != name and name not in stored and plain in stored:
             raise ValueError(
