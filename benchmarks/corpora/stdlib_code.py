@@ -34,8 +34,9 @@ from typing import Any
 import numpy as np
 
 from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.holdout import write_tokens
-from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import train_tokenizer
 
 CORPORA = ("clean", "junk", "copies", "mixture")
 SHARES = {"clean": (0.0, 0.0), "junk": (0.4, 0.0), "copies": (0.0, 0.5), "mixture": (0.3, 0.3)}

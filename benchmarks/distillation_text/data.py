@@ -15,7 +15,8 @@ from benchmarks.corpora.stdlib_code import Sizes, build_corpora, make_rows
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.data.text.tokenizer import RANKS_FILE, load_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import RANKS_FILE
+from titan_attent.data.text.tokenizer import load_tokenizer
 
 PYTHON, CPP = "python", "cpp"
 CHARACTERS_PER_FILE = 8_192

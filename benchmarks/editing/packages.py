@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.corpora.stdlib_code import list_sources
 from titan_attent.data.io.folder import INDEX_FILE
-from titan_attent.data.text.tokenizer import RANKS_FILE
+from titan_attent.data.text.tiktoken_tokenizer import RANKS_FILE
 from titan_attent.data.text.writer import write_dataset
 
 PACKAGES = {"target": "tkinter/", "aligned": "idlelib/", "irrelevant": "email/"}

@@ -22,7 +22,9 @@ from benchmarks.corpora import texts
 from benchmarks.instructions import pairs
 from benchmarks.instructions.pairs import Pair
 from benchmarks.instructions.rules import KINDS, SEQ_LEN_OF_PAIR, SHUFFLED
-from titan_attent.data.text.tokenizer import RANKS_FILE, Tokenizer, load_tokenizer
+from titan_attent.data.text.any_tokenizer import Tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import RANKS_FILE
+from titan_attent.data.text.tokenizer import load_tokenizer
 from titan_attent.data.text.writer import write_dataset
 
 SIZES = {"train": 800, "trusted": 400, "validation": 160}

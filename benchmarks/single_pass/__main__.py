@@ -41,7 +41,7 @@ from benchmarks.single_pass.rules import RULES, data_of, kinds_task, rule_task, 
 from benchmarks.single_pass.table import report
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.scores.stored import SCORES_FILE
 
 
@@ -87,7 +87,7 @@ def write_middle(output: Path, corpus: str, seed: int) -> None:
     low, high = np.quantile(losses, [0.25, 0.75])
     keep = (losses >= low) & (losses < high)
     rows = dataset.shards.read(0, len(dataset) * SEQ_LEN).reshape(-1, SEQ_LEN)[keep]
-    tokenizer = Tokenizer.from_info(dataset.shards.tokenizer_info, source)
+    tokenizer = open_tokenizer(dataset.shards.tokenizer_info, source)
     write_rows(folder, rows, tokenizer=tokenizer)
     np.save(folder / KINDS_FILE, np.load(source / KINDS_FILE)[keep])
 

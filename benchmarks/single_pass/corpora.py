@@ -37,7 +37,8 @@ from datasketch import MinHash, MinHashLSH
 from benchmarks.corpora import texts
 from benchmarks.corpora.stdlib_code import CLEAN, COPY, KINDS_FILE, MANIFEST_FILE, RANDOM, SHUFFLED, soil, write_rows
 from titan_attent.data.io.atomic import write_atomically
-from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.text.any_tokenizer import Tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import train_tokenizer
 
 SEQ_LEN = 96
 NUM_ROWS = 32_000

@@ -45,8 +45,9 @@ from benchmarks.common import measure
 from benchmarks.corpora.stdlib_code import list_sources
 from benchmarks.speed.reading import DTYPE, TOKENS, make_data
 from titan_attent.data.plan.packing import best_fit, concatenate, num_windows, window_limit
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import train_tokenizer
 
 NUM = 65_536
 """Documents of a distribution, and examples of a block."""

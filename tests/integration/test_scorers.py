@@ -23,7 +23,7 @@ from torchtitan.components.checkpoint import CheckpointManager
 
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.scores.stored import StoredScores
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.scoring import subcommands as stages
@@ -46,7 +46,7 @@ def write_dirty(clean: TokenDataset, folder: Path) -> None:
     """Half of the rows, at random positions, are random tokens."""
     shards, rng = clean.shards, np.random.default_rng(0)
     tokens = shards.read(0, shards.num_tokens)
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    tokenizer = open_tokenizer(shards.tokenizer_info, shards.path)
     for row in rng.permutation(len(clean))[: len(clean) // 2]:
         tokens[row * SEQ_LEN : (row + 1) * SEQ_LEN] = rng.integers(0, tokenizer.vocab_size, SEQ_LEN)
     write_tokens(folder, [tokens], tokenizer=tokenizer)

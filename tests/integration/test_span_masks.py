@@ -17,7 +17,7 @@ from launch import launch, read_scalars, read_trace, read_weights, run, run_unti
 from titan_attent.data.text.boundaries import add_documents
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.scores.table import StoredTable
 from titan_attent.systems.teaching.spans import SpanMasker
 
@@ -33,7 +33,7 @@ def folder(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     """Configurations of runs on two data sets, in ``clean`` and ``dirty``."""
     folder = tmp_path_factory.mktemp("spans")
     shards, rng = TokenShards(token_data["train"]), np.random.default_rng(0)
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    tokenizer = open_tokenizer(shards.tokenizer_info, shards.path)
     clean = shards.read(0, shards.num_tokens)
     clean = clean[clean != tokenizer.eos_id]
     blocks = []

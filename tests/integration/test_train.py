@@ -8,7 +8,7 @@ import pytest
 from launch import read_scalars, read_trace, run, write_config
 
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.foundations.ledger import RUN_ACCOUNTS, TEACHING_ACCOUNTS
 
 LOSS = "loss_metrics/global_avg_loss"
@@ -68,7 +68,7 @@ def test_bits_per_byte_of_a_run_by_hand(baseline: Path, token_data: dict[str, Pa
     shards = TokenShards(path)
     num_labels = (shards.num_tokens - 1) // 256 * 256
     labels = shards.read(1, 1 + num_labels)
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, path)
+    tokenizer = open_tokenizer(shards.tokenizer_info, path)
     text = labels[labels != tokenizer.eos_id]
     num_bytes = len(tokenizer._encoding.decode_bytes(text.tolist())) + num_labels - len(text)
     losses, bits = (read_scalars(baseline / "run", f"validation_metrics/{tag}") for tag in ("loss", "bits_per_byte"))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from titan_attent.data.run_record import read_run_record
+from titan_attent.data.text.json_tokenizer import KIND
 from titan_attent.edit import stored_tensor
 from titan_attent.edit.boxes import Box
 from titan_attent.edit.pieces import OpenFiles, Piece, covers, read_box
@@ -200,5 +201,6 @@ def _tokenizer_of(folder: Folder) -> str:
     for above in list(Path(folder.path).absolute().parents)[:_LEVELS_ABOVE]:
         recorded = read_run_record(above).measured.get("tokenizer")
         if isinstance(recorded, str):  # "name, 512 ids, 1a2b3c4d": equal ids do not need equal names
-            return ", ".join(recorded.rsplit(", ", 2)[1:])
+            name, *facts = recorded.rsplit(", ", 2)
+            return f"{KIND} {facts[-1]}" if name == KIND and facts else ", ".join(facts)
     return ""

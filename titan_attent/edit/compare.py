@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from titan_attent.data.text.json_tokenizer import KIND
 from titan_attent.edit.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +45,7 @@ def without_tokenizer(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def _kind(checkpoint: Checkpoint) -> bool:
     """Hashes of ``tokenizer.json`` and of tiktoken's ranks are not comparable."""
-    return checkpoint.tokenizer.startswith("tokenizer.json")
+    return checkpoint.tokenizer.startswith(KIND)
 
 
 def _agree(first: Checkpoint, other: Checkpoint, name: str, *, converts: bool) -> bool:

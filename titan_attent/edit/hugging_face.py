@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from titan_attent.data.text.json_tokenizer import JSON_FILE, KIND
 from titan_attent.edit.boxes import Box, boxes, within
 from titan_attent.edit.checkpoint import Checkpoint, Weight
 from titan_attent.edit.pieces import OpenFiles, Piece, read_box
@@ -27,7 +28,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """The format's names of dtypes. Quantized weights (F8 ..) need their scales, which an edit does not apply."""
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -46,10 +46,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._entries = safetensors_entries(path)
         _check_entries(path, self._entries)
         self.sha256 = hashlib.sha256(repr(sorted(self._entries.items())).encode()).hexdigest()
-        tokenizer = Path(path) / TOKENIZER_FILE
+        tokenizer = Path(path) / JSON_FILE
         self.tokenizer = ""
         if tokenizer.is_file():
-            self.tokenizer = f"{TOKENIZER_FILE} {hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:8]}"
+            self.tokenizer = f"{KIND} {hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:8]}"
         self._files = OpenFiles(path, Folder(path).open)
         self._meta = {
             name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")

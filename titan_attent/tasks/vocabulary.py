@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import tiktoken
 
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import TiktokenTokenizer
 
 FIRST_WORD = 256
 """The id of word 0."""
 SPLIT_PATTERN = r" ?[^ ]+| "
 
 
-def tokenizer_of(name: str, words: Sequence[str]) -> Tokenizer:
+def tokenizer_of(name: str, words: Sequence[str]) -> TiktokenTokenizer:
     """The tokenizer of the task ``name``: word i has the id ``FIRST_WORD + i``."""
     ranks = {bytes([byte]): byte for byte in range(FIRST_WORD)}
     ranks |= {f" {word}".encode(): FIRST_WORD + i for i, word in enumerate(words)}
-    return Tokenizer(tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}))
+    return TiktokenTokenizer(tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}))

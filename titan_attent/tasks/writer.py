@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from titan_attent.data.io.atomic import write_atomically
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.format import ShardEntry, ShardWriter, token_dtype, write_index
 from titan_attent.data.text.held_out import VALIDATION
 from titan_attent.data.text.output import TASK_FILE, check_output, delete_data_set, opened
-from titan_attent.data.text.tokenizer import Tokenizer
 from titan_attent.tasks.task import TRAIN, Rows, Task
 from titan_attent.tasks.task_list import TASKS
 from titan_attent.tasks.vocabulary import FIRST_WORD, tokenizer_of

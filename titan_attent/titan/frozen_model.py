@@ -27,9 +27,10 @@ from torchtitan.tools import utils
 
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checkpoint_metadata import read_metadata
+from titan_attent.titan.checks.hugging_face_checks import model_shapes
 from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.parallelism import check_split
-from titan_attent.titan.checks.resume_checks import check_shapes, model_shapes
+from titan_attent.titan.checks.resume_checks import check_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.document_mask import check_document_mask, document_kwargs
 from titan_attent.titan.models.families import family_of

@@ -16,7 +16,7 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.train_spec import LossFunctionBuilder, TrainSpec, get_train_spec
 
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer, open_tokenizer
 from titan_attent.foundations.checks import closest
 from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checks import preflight
@@ -56,7 +56,7 @@ class ShardTokenizer(BaseTokenizer):
 def build_tokenizer(datasets: DataSets, job_config: JobConfig) -> ShardTokenizer:
     """torchtitan's ``build_tokenizer_fn``: the tokenizer of ``data.path``."""
     path = Path(job_config.data.path)
-    return ShardTokenizer(Tokenizer.from_info(datasets.shards(path).tokenizer_info, path))
+    return ShardTokenizer(open_tokenizer(datasets.shards(path).tokenizer_info, path))
 
 
 def build_dataloader(

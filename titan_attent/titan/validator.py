@@ -42,6 +42,7 @@ from torchtitan.tools.logging import logger
 from titan_attent.data.examples import Examples
 from titan_attent.data.plan.fixed import FixedLoader
 from titan_attent.data.plan.order import Key, Pool
+from titan_attent.data.text.any_tokenizer import NoBytesError
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.data.text.token_bytes import token_bytes_of
@@ -366,7 +367,13 @@ def build_validator(
 
 
 def _token_bytes(dataset: Any, *, device: torch.device) -> Tensor | None:
-    """int64 [V] on ``device``, the bytes of each token id; None for images and without a tokenizer file."""
+    """int64 [V] on ``device``, the bytes of each token id; None for images, and where they are not known."""
     shards = getattr(dataset, "shards", None)
-    table = token_bytes_of(shards) if isinstance(shards, TokenShards) else None
+    if not isinstance(shards, TokenShards):
+        return None
+    try:
+        table = token_bytes_of(shards)
+    except NoBytesError as error:
+        logger.warning(f"{shards.path}: no bits per byte are logged: {error}")
+        return None
     return None if table is None else torch.from_numpy(table).long().to(device)

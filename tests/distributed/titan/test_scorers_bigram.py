@@ -16,7 +16,7 @@ from distributed.spawn import run_on_ranks
 from titan_attent.data.io.reader import Reader
 from titan_attent.data.text.holdout import write_tokens
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.foundations.counter_rng import derive_key, permute, stream
 from titan_attent.scores.bigram import SMOOTHING
 from titan_attent.scores.stored import StoredScores
@@ -86,7 +86,7 @@ def losses_by(counts: list[np.ndarray], data: TokenDataset) -> np.ndarray:
 def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[TokenDataset]:
     """Two synthetic data sets, in which a few tokens are frequent."""
     shards = TokenShards(token_data["train"])
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    tokenizer = open_tokenizer(shards.tokenizer_info, shards.path)
     rng, folders = np.random.default_rng(0), [tmp_path_factory.mktemp("bigrams") for _ in range(2)]
     for folder, num in zip(folders, (NUM_DATA, NUM_OTHERS), strict=True):
         tokens = rng.zipf(1.3, num * SEQ_LEN + 1) % tokenizer.vocab_size

@@ -17,7 +17,7 @@ from benchmarks.common.torchrun import Torchrun, trained_kinds
 from benchmarks.convergence import rules, table
 from benchmarks.corpora import stdlib_code as corpora
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.foundations.toml import to_toml
 from titan_attent.job_config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config
@@ -71,7 +71,7 @@ def test_rows_are_the_library(built: Path) -> None:
     files = [path for path in STDLIB.rglob("*.py") if "site-packages" not in path.parts]
     text = "".join(path.read_bytes().decode(errors="ignore")[:32768] for path in files)
     index = json.loads((built / "clean" / "index.json").read_text())
-    tokenizer = Tokenizer.from_info(index["tokenizer"], built / "clean")
+    tokenizer = open_tokenizer(index["tokenizer"], built / "clean")
     for part in ("clean", "validation", "trusted"):
         rows = [row for row in rows_of(built / part)[:40].tolist() if tokenizer.eos_id not in row]
         assert len(rows) > 20

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.instructions import __main__ as instructions
 from benchmarks.instructions import data, pairs, rules, table
 from benchmarks.instructions.pairs import Pair
-from titan_attent.data.text.tokenizer import train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import train_tokenizer
 from titan_attent.foundations.toml import to_toml
 from titan_attent.systems.teaching.config import TeacherConfig
 from titan_attent.systems.teaching.config_checks import check_config

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text import holdout
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.format import ShardWriter, write_index
 from titan_attent.data.text.holdout import (
     BLOCK_EXAMPLES,
@@ -19,7 +20,7 @@ from titan_attent.data.text.holdout import (
     write_tokens,
 )
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 
 SEQ_LEN, BASE = 4, 100
 
@@ -51,7 +52,7 @@ def runs(numbers: list[int]) -> list[tuple[int, int]]:
 @pytest.fixture(scope="module")
 def tokenizer(token_data: dict[str, Path]) -> Tokenizer:
     shards = TokenDataset(token_data["train"], seq_len=SEQ_LEN).shards
-    return Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    return open_tokenizer(shards.tokenizer_info, shards.path)
 
 
 def cut(tmp_path: Path, dataset: TokenDataset, *, num_train: int, num_held_out: int) -> tuple[list[int], list[int]]:

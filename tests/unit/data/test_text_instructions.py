@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_attent.data.text.__main__ import main
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.documents import Document, ReadPosition
 from titan_attent.data.text.encode import encode_documents
 from titan_attent.data.text.records import CHAT_TEMPLATES, TEXT_RECORDS, Records, make_records
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer, train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import TiktokenTokenizer, train_tokenizer
 from titan_attent.data.text.writer import write_dataset
 
 EOS = 256
@@ -155,10 +156,12 @@ def encoded(tokenizer: Tokenizer, records: Records, *values: Any) -> tuple[list[
     return tokens.tolist(), counts.tolist()
 
 
-def merging(special: dict[str, int]) -> Tokenizer:
+def merging(special: dict[str, int]) -> TiktokenTokenizer:
     """A tokenizer of the 256 bytes and "ab", with special tokens."""
     merges = {bytes([i]): i for i in range(256)} | {b"ab": 256}
-    return Tokenizer(tiktoken.Encoding("merging", pat_str=r"[\s\S]+", mergeable_ranks=merges, special_tokens=special))
+    return TiktokenTokenizer(
+        tiktoken.Encoding("merging", pat_str=r"[\s\S]+", mergeable_ranks=merges, special_tokens=special)
+    )
 
 
 @settings(deadline=None)

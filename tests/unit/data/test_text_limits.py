@@ -18,7 +18,7 @@ from titan_attent.data.text.documents import START, Document, read_documents
 from titan_attent.data.text.inputs import list_files
 from titan_attent.data.text.parquet_text import _dictionary_bytes
 from titan_attent.data.text.records import TEXT_RECORDS
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import TiktokenTokenizer
 
 LIMIT = 1000
 
@@ -148,7 +148,7 @@ def test_what_is_queued_is_bounded_by_its_size(monkeypatch):
             max_queued = max(max_queued, queued)
             yield Document("default", "x" * size, START, next(taken))
 
-    class Bytes(Tokenizer):
+    class Bytes(TiktokenTokenizer):
         eos_id = 256
 
         def __init__(self) -> None:

@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_attent.data.text.bpe import parse_ranks, train_ranks
-from titan_attent.data.text.tokenizer import SPLIT_PATTERN, WHITESPACE_BLOCK, Tokenizer, load_tokenizer, train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import (
+    SPLIT_PATTERN,
+    WHITESPACE_BLOCK,
+    TiktokenTokenizer,
+    train_tokenizer,
+)
+from titan_attent.data.text.tokenizer import load_tokenizer, open_tokenizer
 
 HARD_TEXTS = [
     "",
@@ -54,14 +60,14 @@ def corpus() -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(corpus: str) -> Tokenizer:
+def trained(corpus: str) -> TiktokenTokenizer:
     return train_tokenizer(corpus.splitlines(keepends=True), vocab_size=2000)
 
 
 # Training.
 
 
-def test_trained_ids_are_bytes_then_merges_then_eos(trained: Tokenizer) -> None:
+def test_trained_ids_are_bytes_then_merges_then_eos(trained: TiktokenTokenizer) -> None:
     assert (trained.vocab_size, trained.eos_id) == (2000, 1999)
     assert [trained._encoding.decode_single_token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
     for i in range(256, 1999):
@@ -115,7 +121,7 @@ def _spelling() -> dict[int, str]:
 SPELLING = _spelling()
 
 
-def test_training_is_deterministic(trained: Tokenizer, corpus: str, tmp_path: Path) -> None:
+def test_training_is_deterministic(trained: TiktokenTokenizer, corpus: str, tmp_path: Path) -> None:
     again = train_tokenizer(iter(corpus.splitlines(keepends=True)), vocab_size=2000)
     assert again.info() == trained.info()
     # Nor does it depend on the process, its hash seed, or the number of threads.
@@ -157,7 +163,7 @@ def test_vocabulary_without_room(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS, ids=range(len(HARD_TEXTS)))
-def test_hard_text_comes_back(trained: Tokenizer, text: str) -> None:
+def test_hard_text_comes_back(trained: TiktokenTokenizer, text: str) -> None:
     ids = trained.encode(text)
     assert trained.decode(ids) == text
     assert all(0 <= i < trained.eos_id for i in ids)
@@ -165,13 +171,13 @@ def test_hard_text_comes_back(trained: Tokenizer, text: str) -> None:
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_any_text_comes_back(trained: Tokenizer, text: str) -> None:
+def test_any_text_comes_back(trained: TiktokenTokenizer, text: str) -> None:
     assert trained.decode(trained.encode(text)) == text
 
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(codec=None) | st.sampled_from("\ud800\udbff\udc00\udfff")))
-def test_lone_surrogates_become_replacement_characters(trained: Tokenizer, text: str) -> None:
+def test_lone_surrogates_become_replacement_characters(trained: TiktokenTokenizer, text: str) -> None:
     expected, i = "", 0
     while i < len(text):
         pair = text[i : i + 2]
@@ -185,7 +191,7 @@ def test_lone_surrogates_become_replacement_characters(trained: Tokenizer, text:
     assert train_tokenizer([text] * 2, vocab_size=300).info() == train_tokenizer([expected] * 2, vocab_size=300).info()
 
 
-def test_encoding_is_that_of_tiktoken(trained: Tokenizer, corpus: str) -> None:
+def test_encoding_is_that_of_tiktoken(trained: TiktokenTokenizer, corpus: str) -> None:
     encoding = trained._encoding
     for part in [corpus, *HARD_TEXTS, "\ud800", "a\udfffb", "\ud83d\ude00"]:
         assert trained.encode(part) == encoding.encode_ordinary(part)
@@ -193,7 +199,7 @@ def test_encoding_is_that_of_tiktoken(trained: Tokenizer, corpus: str) -> None:
         assert array.dtype == np.uint32 and array.tolist() == encoding.encode_ordinary(part)
 
 
-def test_special_tokens_in_text_are_text(trained: Tokenizer) -> None:
+def test_special_tokens_in_text_are_text(trained: TiktokenTokenizer) -> None:
     text = "a<|endoftext|>b"
     assert trained.eos_id not in trained.encode(text)
     assert trained.decode([*trained.encode("a"), trained.eos_id]) == "a<|endoftext|>"
@@ -207,10 +213,10 @@ def test_tiktoken_that_reads_special_tokens_in_text() -> None:
             return np.array(self.encode(text, allowed_special="all"), dtype=np.uint32)
 
     encoding = Old("old", pat_str=".", mergeable_ranks=BYTES, special_tokens={"<|endoftext|>": 256})
-    refused(lambda: Tokenizer(encoding), tiktoken.__version__, "special tokens as tokens", "tiktoken 0.13")
+    refused(lambda: TiktokenTokenizer(encoding), tiktoken.__version__, "special tokens as tokens", "tiktoken 0.13")
 
 
-def test_batch_is_each_in_order(trained: Tokenizer) -> None:
+def test_batch_is_each_in_order(trained: TiktokenTokenizer) -> None:
     texts = HARD_TEXTS * 5
     for num_threads in (1, 4):
         batch = trained.encode_batch(texts, num_threads=num_threads)
@@ -219,18 +225,18 @@ def test_batch_is_each_in_order(trained: Tokenizer) -> None:
 
 @pytest.mark.parametrize("character", [" ", "\t", "\n", "\u3000"])
 @pytest.mark.parametrize("ends", [("", ""), ("x", "y"), ("x" * (WHITESPACE_BLOCK - 1), "y" * WHITESPACE_BLOCK)])
-def test_endless_whitespace_comes_back(trained: Tokenizer, character: str, ends: tuple[str, str]) -> None:
+def test_endless_whitespace_comes_back(trained: TiktokenTokenizer, character: str, ends: tuple[str, str]) -> None:
     # tiktoken itself panics on it.
     text = ends[0] + character * 1_200_000 + ends[1]
     assert trained.decode(trained.encode(text)) == text
 
 
-def test_whitespace_below_a_block_is_left_to_tiktoken(trained: Tokenizer) -> None:
+def test_whitespace_below_a_block_is_left_to_tiktoken(trained: TiktokenTokenizer) -> None:
     text = ("x" + " " * (WHITESPACE_BLOCK - 2)) * 4 + "x"
     assert trained.encode(text) == trained._encoding.encode_ordinary(text)
 
 
-def test_decode_of_a_cut_character_and_of_unknown_ids(trained: Tokenizer) -> None:
+def test_decode_of_a_cut_character_and_of_unknown_ids(trained: TiktokenTokenizer) -> None:
     assert trained.decode([0xE6, 0xBC, 0xA2]) == "漢" and trained.decode([0xE6, 0xBC]) == "\ufffd"
     assert trained.decode(np.array([], dtype=np.int64)) == ""
     for i in (2000, -1, 2**40):
@@ -261,7 +267,7 @@ def test_rank_file_gets_eos_as_next_id(tmp_path: Path) -> None:
     assert tokenizer.decode([300, 301]) == "ab<|endoftext|>"
 
 
-def test_saved_file_is_read_by_tiktoken(trained: Tokenizer, tmp_path: Path) -> None:
+def test_saved_file_is_read_by_tiktoken(trained: TiktokenTokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.tiktoken"]
     ranks = tiktoken.load.load_tiktoken_bpe(str(tmp_path / "tokenizer.tiktoken"))
@@ -275,10 +281,10 @@ def registered(name: str, special_tokens: dict[str, int]) -> tiktoken.Encoding:
 
 @pytest.mark.parametrize("special_tokens", [{}, {"<|endoftext|>": 256}, {"<|endoftext|>": 400, "<|pad|>": 500}])
 def test_folder_gives_the_same_tokenizer(special_tokens: dict[str, int], tmp_path: Path) -> None:
-    tokenizer = Tokenizer(registered("named", special_tokens))
+    tokenizer = TiktokenTokenizer(registered("named", special_tokens))
     tokenizer.save(tmp_path)
     info = json.loads(json.dumps(tokenizer.info("tokenizer.tiktoken")))
-    again = Tokenizer.from_info(info, tmp_path)
+    again = open_tokenizer(info, tmp_path)
     assert again.info() == tokenizer.info() == info
     assert (again.eos_id, again.vocab_size) == (tokenizer.eos_id, tokenizer.vocab_size)
     assert pickle.loads(pickle.dumps(again)).info() == info
@@ -352,17 +358,17 @@ def test_missing_bytes(tmp_path: Path) -> None:
         parse_ranks(b"", path=path)
 
 
-def test_changed_or_missing_tokenizer_of_a_data_set(trained: Tokenizer, tmp_path: Path) -> None:
+def test_changed_or_missing_tokenizer_of_a_data_set(trained: TiktokenTokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     path, info = tmp_path / "tokenizer.tiktoken", trained.info()
     path.write_bytes(path.read_bytes().replace(b" 300\n", b" 3000\n"))
-    refused(lambda: Tokenizer.from_info(info, tmp_path), str(path), "sha256", "copy it again")
+    refused(lambda: open_tokenizer(info, tmp_path), str(path), "sha256", "copy it again")
     path.unlink()
-    refused(lambda: Tokenizer.from_info(info, tmp_path), str(path), "missing", "copy it again")
+    refused(lambda: open_tokenizer(info, tmp_path), str(path), "missing", "copy it again")
     for elsewhere in (f"../{tmp_path.name}/tokenizer.tiktoken", "/etc/hostname", "..", "", 3):
         refused(
-            lambda name=elsewhere: Tokenizer.from_info({**info, "file": name}, tmp_path),
+            lambda name=elsewhere: open_tokenizer({**info, "file": name}, tmp_path),
             f"{tmp_path}: its tokenizer file {elsewhere!r} is not the name of a file in the folder",
         )
     del info["file"]
-    refused(lambda: Tokenizer.from_info(info, tmp_path), str(tmp_path), "no tokenizer file", "titan_attent.data.text")
+    refused(lambda: open_tokenizer(info, tmp_path), str(tmp_path), "no tokenizer file", "titan_attent.data.text")

@@ -30,7 +30,8 @@ from titan_attent.data.text.documents import START, Document, read_documents
 from titan_attent.data.text.inputs import list_files
 from titan_attent.data.text.records import TEXT_RECORDS
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from titan_attent.data.text.tiktoken_tokenizer import train_tokenizer
+from titan_attent.data.text.tokenizer import load_tokenizer, open_tokenizer
 from titan_attent.data.text.writer import TextSummary, write_dataset
 
 EOS = 256
@@ -119,7 +120,7 @@ def test_every_format_gives_the_stream(source: Path, ranks: str, tmp_path: Path)
     assert (shards.index.num_documents, shards.max_token_id, shards.dtype) == (len(TEXTS), EOS, np.dtype("uint16"))
     assert shards.has_documents and not shards.has_mask
     assert shards.document_ends(0, 0, len(TEXTS)).tolist() == [*accumulate(len(by_hand([text])) for text in TEXTS)]
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, output)
+    tokenizer = open_tokenizer(shards.tokenizer_info, output)
     assert tokenizer.decode(shards.read(0, shards.num_tokens)) == "".join(text + "<|endoftext|>" for text in TEXTS)
 
 

@@ -1,5 +1,7 @@
 """Folders of safetensors are operands under torchtitan's names, converted by its adapter, box by box."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -75,6 +77,27 @@ def test_a_llama_is_added_to_a_dcp_checkpoint(tmp_path: Path) -> None:
     result = load(tmp_path / "out")
     for name, weight in base.items():
         torch.testing.assert_close(result[name], weight + 0.5 * (tuned[name] - weight), msg=name)
+
+
+def test_its_tokenizer_is_compared_with_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the run's data was written with a ``tokenizer.json``; the ranks of tiktoken have another hash."""
+    hf = write(tmp_path / "hf", to_hugging_face(llama(2)))
+    (hf / "tokenizer.json").write_text("{}")
+    own = hashlib.sha256(b"{}").hexdigest()[:8]
+    for number, (recorded, code, message) in enumerate(
+        (
+            (f"tokenizer.json, 512 ids, {own}", 0, ""),
+            ("tokenizer.json, 512 ids, bbbb0000", 2, f"with the tokenizer tokenizer.json bbbb0000, and {hf} with"),
+            ("trained, 512 ids, bbbb0000", 0, f"tokenizers are not compared: {hf} recorded none"),
+        )
+    ):
+        run = tmp_path / f"run{number}"
+        save(run / "checkpoint" / "step-1", llama(1))
+        (run / "teacher").mkdir()
+        (run / "teacher" / "data.json").write_text(json.dumps({"measured": {"tokenizer": recorded}}))
+        words = [str(run / "checkpoint" / "step-1"), "+", str(hf), "--output", str(run / "out"), *MODEL.split()]
+        assert main(words) == code
+        assert message in capsys.readouterr().err
 
 
 def tiny_qwen(num_experts: int = 0) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.losses.buffer import LossBuffer
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
@@ -34,7 +34,7 @@ def read_rows(folder: Path) -> list[Row]:
     """The rows of a data set, decoded by its own tokenizer; the split is the name of the source."""
     shards = TokenShards(folder)
     shards.verify_checksums()
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, folder)
+    tokenizer = open_tokenizer(shards.tokenizer_info, folder)
     rows = []
     for number, entry in enumerate(shards.index.shards):
         start = 0

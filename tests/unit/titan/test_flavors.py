@@ -19,7 +19,8 @@ from torchtitan.models.llama3 import llama3_args
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.titan import launch
 from titan_attent.titan.checks import preflight
-from titan_attent.titan.checks.resume_checks import compare_shapes, model_shapes
+from titan_attent.titan.checks.hugging_face_checks import model_shapes
+from titan_attent.titan.checks.resume_checks import compare_shapes
 from titan_attent.titan.checks.toml_checks import run_custom_import
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.flavors import LADDER, SCORER_FLAVORS, vocabulary

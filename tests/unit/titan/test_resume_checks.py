@@ -23,7 +23,8 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.titan.changed_settings import SETTINGS, recorded_settings
 from titan_attent.titan.checks import load_sources, preflight
-from titan_attent.titan.checks.resume_checks import finished_message, model_shapes
+from titan_attent.titan.checks.hugging_face_checks import model_shapes
+from titan_attent.titan.checks.resume_checks import finished_message
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.loader import check_geometry, geometry_of
 from titan_attent.titan.train_spec import attent_spec

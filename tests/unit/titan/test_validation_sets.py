@@ -10,17 +10,22 @@ from unittest import mock
 
 import titan_attent.titan.patches.compat  # noqa: F401, I001
 
+import json_tokenizers
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchtitan.config import ConfigManager, JobConfig
+from torchtitan.tools.logging import logger
 
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenDataset, TokenShards
+from titan_attent.data.text.tiktoken_tokenizer import TiktokenTokenizer
 from titan_attent.data.text.token_bytes import token_bytes, token_bytes_of
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.data.validation_sets import ValidationSet, validation_sets
 from titan_attent.job_config import JobConfig as OurSections
@@ -36,13 +41,20 @@ TEXTS = ["def f(x):\n    return x + 1\n" * 9, "Überall grüßen Vögel. " * 20,
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One text with two tokenizers, ``small`` and ``large``, and a part of it, ``part``, with masked prompts."""
+    """One text with two tokenizers, ``small`` and ``large``, and a part of it, ``part``, with masked prompts.
+
+    And the text with each kind of ``tokenizer.json``.
+    """
     root = tmp_path_factory.mktemp("sets")
     (root / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     rows = [{"prompt": text[:30], "completion": text[30:]} for text in TEXTS[:2]]
     (root / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, size in (("small", 270), ("large", 400)):
         write_dataset([f"text={root / 'text.jsonl'}"], output=root / name, tokenizer=f"train:{size}")
+    for name, eos in json_tokenizers.EOS.items():
+        trained = json_tokenizers.train(name, TEXTS, vocab_size=330)
+        folder = json_tokenizers.write(root / "tokenizers" / name, trained, eos=eos)
+        write_dataset([f"text={root / 'text.jsonl'}"], output=root / name, tokenizer=str(folder))
     keys = {"prompt_key": "prompt", "completion_key": "completion"}
     tokenizer = str(root / "small" / "tokenizer.tiktoken")
     write_dataset([root / "part.jsonl"], output=root / "part", tokenizer=tokenizer, **keys)
@@ -113,16 +125,29 @@ def logged_by(config: Any, model: nn.Module, loss: Any) -> dict[str, float]:
 
 def text_bytes(tokenizer: Tokenizer, labels: list[int]) -> int:
     """The bytes of labels by decoding them; an eos is one."""
+    if not isinstance(tokenizer, TiktokenTokenizer):
+        return json_bytes(Path(tokenizer._where), labels, eos_id=tokenizer.eos_id)
     text = b"".join(tokenizer._encoding.decode_bytes([label]) for label in labels if label != tokenizer.eos_id)
     return len(text) + labels.count(tokenizer.eos_id)
+
+
+def json_bytes(file: Path, labels: list[int], *, eos_id: int) -> int:
+    """The same by the spelling of the tokens in the file: a character is a byte, or its own bytes."""
+    library = tokenizers.Tokenizer.from_file(str(file))
+    count = len if "ByteLevel" in str(library.decoder) else num_bytes_of_piece
+    return sum(1 if label == eos_id else count(library.id_to_token(label)) for label in labels)
+
+
+def num_bytes_of_piece(piece: str) -> int:
+    return 1 if piece.startswith("<0x") else len(piece.replace("▁", " ").encode())
 
 
 @pytest.mark.parametrize("unit", ["window", "document"])
 def test_a_uniform_model_over_bytes_has_8_bits_per_byte_with_any_tokenizer(data: Path, unit: str) -> None:
     """Its loss is of the text alone, so the value is known; nats per token differ with the tokenizer."""
     per_token = []
-    for name in ("small", "large"):
-        tokenizer = Tokenizer.from_info(TokenShards(data / name).tokenizer_info, data / name)
+    for name in ("small", "large", "byte_level", "unigram"):
+        tokenizer = open_tokenizer(TokenShards(data / name).tokenizer_info, data / name)
 
         def uniform(pred: Tensor, labels: Tensor, tokenizer: Tokenizer = tokenizer) -> Tensor:
             return torch.tensor(math.log(256) * text_bytes(tokenizer, labels[labels != -100].tolist()))
@@ -133,6 +158,15 @@ def test_a_uniform_model_over_bytes_has_8_bits_per_byte_with_any_tokenizer(data:
         assert logged["bits_per_byte/whole"] == logged["bits_per_byte"] == pytest.approx(8.0, rel=1e-6)
         per_token.append(logged["loss"])
     assert per_token[0] < 0.9 * per_token[1]
+    assert len(set(per_token)) == len(per_token)
+
+
+def test_no_bits_per_byte_where_a_token_has_no_bytes_of_its_own(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(data / "word_piece", whole={"path": str(data / "word_piece")})
+    with caplog.at_level("WARNING", logger=logger.name):
+        logged = logged_by(config, Echo(), lambda pred, labels: torch.tensor(1.0))
+    assert "loss" in logged and not any("bits_per_byte" in tag for tag in logged)
+    assert "word_piece: no bits per byte are logged: its tokens are marked as" in caplog.text
 
 
 class Bigram(nn.Module):
@@ -154,7 +188,7 @@ def cross_entropy(pred: Tensor, labels: Tensor) -> Tensor:
 
 def by_hand(dataset: Any, model: Bigram, num: int) -> tuple[float, float]:
     """(nats per token, bits per byte) of the first ``num`` examples of the sample, one token at a time."""
-    tokenizer = Tokenizer.from_info(dataset.shards.tokenizer_info, dataset.shards.path)
+    tokenizer = open_tokenizer(dataset.shards.tokenizer_info, dataset.shards.path)
     table, nats, counted = model.table.detach().double().log_softmax(-1).numpy(), 0.0, list[int]()
     for i in sample(dataset, num_examples=num).ids(torch.arange(min(num, len(dataset)))).tolist():
         batch, labels = dataset.read(torch.tensor([i]))
@@ -193,11 +227,18 @@ def test_every_set_is_measured_as_it_is_alone(data: Path, unit: str, steps: int)
 
 
 def test_the_bytes_of_tokens(data: Path) -> None:
-    tokenizer = Tokenizer.from_info(TokenShards(data / "large").tokenizer_info, data / "large")
+    tokenizer = open_tokenizer(TokenShards(data / "large").tokenizer_info, data / "large")
     table = token_bytes(tokenizer)
     assert table[tokenizer.eos_id] == 1 and (table[:256] == 1).all() and len(table) == tokenizer.vocab_size
     for text in TEXTS:
         assert table[tokenizer.encode_to_array(text)].sum() == len(text.encode())
+    # All labels of the documents, and their eos; a Metaspace puts a space before each.
+    for name, added in (("small", 1), ("byte_level", 1), ("unigram", 2)):
+        shards = TokenShards(data / name)
+        of_ids = token_bytes_of(shards)
+        assert of_ids is not None
+        expected = sum(len(text.encode()) + added for text in TEXTS)
+        assert of_ids[shards.read(0, shards.num_tokens)].sum() == expected
     found = token_bytes_of(TokenShards(data / "large"))
     assert found is not None and np.array_equal(found, table)
 

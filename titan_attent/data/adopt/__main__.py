@@ -1,6 +1,6 @@
 """The command that adopts token files of other tools as a data set.
 
-python -m titan_attent.data.adopt FOLDER --tokenizer NAME|FILE
+python -m titan_attent.data.adopt FOLDER --tokenizer NAME|PATH
 python -m titan_attent.data.adopt web=FOLDER code=FOLDER --tokenizer ... --output DIR --root ROOT
 """
 
@@ -28,7 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs", nargs="+", metavar="FOLDER", help="folder, file or pattern; SOURCE=FOLDER names a data source"
     )
     parser.add_argument(
-        "--tokenizer", required=True, metavar="NAME|FILE", help="tiktoken encoding, or rank file, of the files"
+        "--tokenizer",
+        required=True,
+        metavar="NAME|PATH",
+        help="of the files: tiktoken encoding, rank file, tokenizer.json or a folder with one",
     )
     parser.add_argument("--output", default="", metavar="DIR", help="folder of the index (default: FOLDER itself)")
     parser.add_argument("--root", default="", help="with --output: the folder to which the index names the files")

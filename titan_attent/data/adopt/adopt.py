@@ -29,10 +29,12 @@ from titan_attent.data.formats.token_file import NONE
 from titan_attent.data.io.folder import INDEX_FILE, locked
 from titan_attent.data.io.inputs import parse_inputs
 from titan_attent.data.io.walk import LeftOut
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.document_files import LENGTHS_FILE
 from titan_attent.data.text.file_view import FileView
 from titan_attent.data.text.format import FORMAT, Index, ShardEntry, read_index, write_index
-from titan_attent.data.text.tokenizer import RANKS_FILE, load_tokenizer
+from titan_attent.data.text.json_tokenizer import JsonTokenizer
+from titan_attent.data.text.tokenizer import RANKS_FILE, json_file, load_tokenizer
 from titan_attent.foundations.versioned_json import read_json_object
 
 _WAITING = 4
@@ -91,7 +93,8 @@ def adopt(
 
     Args:
         inputs: folders, files or patterns; a string may begin with the name of the data source, ``NAME=PATH``.
-        tokenizer: that of the files, a tiktoken encoding or the path of a rank file.
+        tokenizer: that of the files, a tiktoken encoding, or the path of a rank file, of a tokenizer.json or of a
+            folder with one. The eos of a tokenizer.json is ``options.eos``, or else named beside it.
         options: by default those of :class:`Options`.
         output: folder of the index; empty to write it into the input folder.
         root: with ``output``, the folder to which the index names its files.
@@ -104,8 +107,9 @@ def adopt(
     options = options or Options()
     sources = parse_inputs(inputs)
     where = places([path for _, path in sources], output=output, root=root)
-    _check_folder(where)
-    own_tokenizer = load_tokenizer(tokenizer)
+    # What --eos says of a tokenizer of tiktoken is about documents' ends alone: it has an eos of its own.
+    own_tokenizer = load_tokenizer(tokenizer, eos=options.eos if json_file(tokenizer) else "")
+    _check_folder(where, own_tokenizer)
     info = own_tokenizer.info()
     left_out = LeftOut()
     found = find_files(sources, options, where=where, left_out=left_out)
@@ -154,8 +158,8 @@ def adopt(
     )
 
 
-def _check_folder(where: Places) -> None:
-    """ValueError if the folder cannot be written, or has an index.json that is no adopted data set's."""
+def _check_folder(where: Places, tokenizer: Tokenizer) -> None:
+    """ValueError if the folder cannot be written, or has files of these names that are no adopted data set's."""
     existing = next(path for path in (where.folder, *where.folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"{existing}: is no folder that can be written; give --output DIR for the index, and --root")
@@ -163,6 +167,9 @@ def _check_folder(where: Places) -> None:
     if not path.is_file():
         names = [one.name for one in where.folder.iterdir()] if where.folder.is_dir() else []
         taken = sorted(name for name in names if name in (LENGTHS_FILE, RANKS_FILE))
+        own = where.folder / tokenizer.FILE
+        if isinstance(tokenizer, JsonTokenizer) and own.is_file() and own.read_bytes() != tokenizer.content:
+            taken.append(own.name)  # the tokenizer of the files may stand beside them
         if taken and not any(name.startswith((STEM, RECORD_FILE)) for name in names):
             raise ValueError(
                 f"{where.folder / taken[0]}: has a name that adopting writes, and stays as it is; give another --output"

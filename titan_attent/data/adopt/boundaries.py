@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from titan_attent.data.adopt.options import Options, special_id
+from titan_attent.data.adopt.options import Options
 from titan_attent.data.formats.token_file import BOS, EOS, EOS_BOS, INDEX, NONE, TokenFile, bad
+from titan_attent.data.text.any_tokenizer import special_id
 
 
 @dataclass(frozen=True)

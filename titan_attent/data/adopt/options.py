@@ -3,18 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from titan_attent.data.formats.table import FORMATS
 from titan_attent.data.formats.token_file import BOUNDARIES, TOKEN_DTYPES
 from titan_attent.data.text.document_files import LENGTHS_FILE
-from titan_attent.data.text.tokenizer import RANKS_FILE
+from titan_attent.data.text.tokenizer import TOKENIZER_FILES
 
 STEM = "adopted-"
 """The names of shards begin with it, and so do those of the files beside the index."""
 RECORD_FILE = "adopting.jsonl"
 """The finished shards of an interrupted command."""
-OWN_FILES = (STEM, RECORD_FILE, LENGTHS_FILE, RANKS_FILE)
+OWN_FILES = (STEM, RECORD_FILE, LENGTHS_FILE, *TOKENIZER_FILES)
 """What the names of the files that adopting writes begin with, beside index.json."""
 
 
@@ -66,30 +65,6 @@ class Options:
         return " ".join(
             f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value != getattr(default, name)
         )
-
-
-def special_id(value: str, *, option: str, tokenizer: dict[str, Any]) -> int:
-    """The id of ``--eos`` or ``--bos``: a number, or the text of a special token.
-
-    Args:
-        tokenizer: its ``info``.
-
-    Raises:
-        ValueError: the tokenizer has no such special token, or the id is outside of its vocabulary.
-    """
-    special = tokenizer.get("special_tokens", {})
-    if value in special:
-        return int(special[value])
-    if not value.isdecimal():
-        raise ValueError(
-            f"{option} {value}: is no id, and the tokenizer {tokenizer['name']!r} has no such special token; it has "
-            f"{', '.join(special) or 'none'}"
-        )
-    if int(value) >= tokenizer["vocab_size"]:
-        raise ValueError(
-            f"{option} {value}: is outside of the {tokenizer['vocab_size']} ids of the tokenizer {tokenizer['name']!r}"
-        )
-    return int(value)
 
 
 @dataclass(frozen=True)

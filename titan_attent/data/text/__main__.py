@@ -1,6 +1,6 @@
 r"""The command that writes documents as a data set of tokens.
 
-python -m titan_attent.data.text INPUT ... --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
+python -m titan_attent.data.text INPUT ... --output DIR --tokenizer NAME|PATH|train:VOCAB_SIZE
 python -m titan_attent.data.text web=INPUT code=INPUT ... --output DIR --tokenizer ...
 python -m titan_attent.data.text web=INPUT code=INPUT ... --template web='{title}\n{text}' --output DIR --tokenizer ...
 python -m titan_attent.data.text INPUT ... --prompt-key KEY --completion-key KEY --output DIR --tokenizer ...
@@ -41,8 +41,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer",
         required=True,
-        metavar="NAME|FILE|train:VOCAB_SIZE",
-        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or vocabulary size of one to train",
+        metavar="NAME|PATH|train:VOCAB_SIZE",
+        help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, tokenizer.json or a folder with "
+        "one, or vocabulary size of one to train",
+    )
+    parser.add_argument(
+        "--eos",
+        default="",
+        metavar="TEXT",
+        help="special token that ends documents (default: <|endoftext|>; of a tokenizer.json the eos_token of the "
+        "tokenizer_config.json beside it)",
     )
     parser.add_argument(
         "--text-key",

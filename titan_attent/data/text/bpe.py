@@ -84,7 +84,7 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str, progress:
         show_progress=progress and sys.stdout.isatty() and sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     ranks = {bytes([byte]): byte for byte in range(256)}
     for merge in json.loads(tokenizer.to_str())["model"]["merges"]:
         # A merge is "left right" in older versions of tokenizers, ["left", "right"] in newer ones.
@@ -94,7 +94,7 @@ def train_ranks(texts: Iterable[str], *, num_ranks: int, pattern: str, progress:
     return ranks
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The printable character for a byte in GPT-2's alphabet -> the byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unprintable = [byte for byte in range(256) if byte not in printable]

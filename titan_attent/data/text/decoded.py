@@ -10,7 +10,7 @@ import numpy as np
 
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer, open_tokenizer
 
 TextDataset = TokenDataset | DocumentDataset
 
@@ -29,7 +29,7 @@ class DecodedExamples:
         self.dataset, self.problem = dataset, ""
         self._tokenizer: Tokenizer | None = None
         try:
-            self._tokenizer = Tokenizer.from_info(dataset.shards.tokenizer_info, dataset.shards.path)
+            self._tokenizer = open_tokenizer(dataset.shards.tokenizer_info, dataset.shards.path)
         except (KeyError, ValueError) as error:
             self.problem = str(error)
 

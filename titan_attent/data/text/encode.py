@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.documents import Document
-from titan_attent.data.text.tokenizer import Tokenizer
 
 CHUNK_CHARACTERS = 2**18
 """Characters per chunk, the unit of work of a thread: about 20 ms to encode, microseconds to queue."""

@@ -1,7 +1,7 @@
 """The data set on disk: its files, and how a crash never leaves a partial data set.
 
     DIR/index.json           dtype, counts, tokenizer, the shards with their sources and hashes, the fingerprint
-    DIR/tokenizer.tiktoken   the tokenizer's ranks (tokenizer.py)
+    DIR/tokenizer.tiktoken   the tokenizer's ranks, or tokenizer.json (tokenizer.py)
     DIR/shard-00000.bin      raw little-endian token ids, uint16 or uint32, no header
     DIR/shard-00000.documents, DIR/shard-00000.mask, DIR/lengths.bin: its documents (document_files.py)
     DIR/shard-00001.bin      ...
@@ -401,7 +401,8 @@ def check_tokenizer_info(info: dict[str, Any]) -> None:
         raise ValueError(f"tokenizer without {', '.join(sorted(missing))}")
     if "file" in info:
         check_file_name(info["file"], of="tokenizer file")
-    for name, expected in (("name", str), ("vocab_size", int), ("eos_id", int), ("sha256", str), ("pattern", str)):
+    types = {"name": str, "vocab_size": int, "eos_id": int, "sha256": str, "pattern": str, "kind": str}
+    for name, expected in types.items():
         if name in info:
             typed(expected, info[name], where=f"tokenizer {name}")
     for text, number in typed(dict[str, int], info.get("special_tokens", {}), where="special_tokens").items():

@@ -21,7 +21,7 @@ import torch
 from titan_attent.data.io.folder import INDEX_FILE
 from titan_attent.data.text.format import Index, ShardEntry, ShardWriter, token_dtype, write_index
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer, open_tokenizer
 from titan_attent.foundations.counter_rng import hash_ids
 
 BLOCK_EXAMPLES = 16
@@ -88,7 +88,7 @@ def _write(dataset: TokenDataset, folder: Path, blocks: np.ndarray) -> None:
             last = i == len(blocks) - 1  # one more token: the label of the last example
             yield shards.read(int(block) * length, int(block + 1) * length + last)
 
-    write_tokens(folder, tokens_of_blocks(), tokenizer=Tokenizer.from_info(shards.tokenizer_info, shards.path))
+    write_tokens(folder, tokens_of_blocks(), tokenizer=open_tokenizer(shards.tokenizer_info, shards.path))
 
 
 def hold_out_documents(
@@ -152,7 +152,7 @@ def _write_documents(
     shards: TokenShards, folder: Path, numbers: np.ndarray, *, starts: np.ndarray, lengths: np.ndarray
 ) -> None:
     """Write the documents of ``numbers``, which rise. Adjacent documents of one source share shards."""
-    tokenizer = Tokenizer.from_info(shards.tokenizer_info, shards.path)
+    tokenizer = open_tokenizer(shards.tokenizer_info, shards.path)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     first_tokens = np.cumsum([0, *(shard.num_tokens for shard in shards.index.shards)])

@@ -13,18 +13,21 @@ from pathlib import Path
 
 from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.folder import INDEX_FILE, PROGRESS_FILE, locked
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.document_files import LENGTHS_FILE
 from titan_attent.data.text.format import FORMAT
 from titan_attent.data.text.held_out import TRAIN, VALIDATION
-from titan_attent.data.text.tokenizer import RANKS_FILE
+from titan_attent.data.text.json_tokenizer import JSON_FILE, JsonTokenizer
+from titan_attent.data.text.tokenizer import TOKENIZER_FILES
 from titan_attent.foundations.versioned_json import read_json_object
 
 TASK_FILE = "task.json"
 """What titan_attent.tasks records of the data sets that it writes."""
 PARTS = (TRAIN, VALIDATION)
 """The folders of the data sets in an output with several of them."""
+_NAMES = (INDEX_FILE, PROGRESS_FILE, LENGTHS_FILE, SKIPPED_FILE, TASK_FILE, *TOKENIZER_FILES)
 _OWN_FILES = re.compile(
-    rf"({'|'.join(map(re.escape, (INDEX_FILE, PROGRESS_FILE, RANKS_FILE, LENGTHS_FILE, SKIPPED_FILE, TASK_FILE)))}"
+    rf"({'|'.join(map(re.escape, _NAMES))}"
     r"|shard-\d+\.(bin|documents|mask))(\.tmp)?"
 )
 FIX = "choose another --output, or delete it with --overwrite"
@@ -82,9 +85,30 @@ def _check_overwritten(folder: Path, *, paths: Iterable[Path], parts: Sequence[s
             raise ValueError(f"{path}: is an input, and --overwrite would delete it; choose another --output")
 
 
+def check_tokenizer_file(parts: Sequence[Path], tokenizer: Tokenizer, *, written: Path) -> None:
+    """ValueError if a folder of ``parts`` holds a tokenizer.json of somebody else, which would be replaced.
+
+    Args:
+        written: the folder that the writer was told to write.
+    """
+    for part in parts:
+        path = part / JSON_FILE
+        if not isinstance(tokenizer, JsonTokenizer) or not path.is_file() or _holds_data_set(written, part):
+            continue
+        if path.read_bytes() != tokenizer.content:
+            raise ValueError(f"{path}: is no file of a data set, and stays as it is; choose another --output")
+
+
+def _holds_data_set(*folders: Path) -> bool:
+    return any((folder / name).is_file() for folder in folders for name in (INDEX_FILE, PROGRESS_FILE))
+
+
 def delete_data_set(folder: Path, *, parts: Sequence[str] = PARTS) -> None:
     """Delete the files of the data set of text in ``folder``, finished or not, and those of its parts."""
-    for path in sorted(_own_files(folder, parts), key=lambda path: path.name != INDEX_FILE):
+    own = list(_own_files(folder, parts))
+    # A tokenizer.json may be of a model, in a folder that was never written to.
+    own = [path for path in own if path.name != JSON_FILE or _holds_data_set(folder, path.parent)]
+    for path in sorted(own, key=lambda path: path.name != INDEX_FILE):
         path.unlink(missing_ok=True)
     for part in _parts(folder, parts)[1:]:
         if part.is_dir() and not any(part.iterdir()):

@@ -28,6 +28,7 @@ from titan_attent.data.text.format import ShardEntry, check_tokenizer_info, toke
 from titan_attent.data.text.held_out import TRAIN, VALIDATION
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.records import Records
+from titan_attent.data.text.tokenizer import json_file
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
 
@@ -191,6 +192,6 @@ def run_arguments(files: Sequence[InputFile], *, tokenizer: str, **other_argumen
         arguments["sources"] = ", ".join(f"{name}: {num_files} files" for name, num_files in spans)
     if num_tables := sum(file.kind == "table" for file in files):  # earlier versions read them as texts
         arguments["csv files read by record"] = num_tables
-    if (path := Path(tokenizer)).is_file():
+    if (path := json_file(tokenizer) or Path(tokenizer)).is_file():
         arguments["tokenizer file"] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()
     return arguments

@@ -126,6 +126,18 @@ class Records:
             arguments[f"template of {source}"] = list(records.text_template.parts)
         return arguments | ({"records_key": self.list_key} if self.list_key else {})
 
+    def check_eos(self, tokenizer: dict[str, Any]) -> None:
+        """ValueError if the template holds the eos of the tokenizer with this ``info``: an eos ends a document."""
+        template = CHAT_TEMPLATES.get(self.template, ())
+        special = tokenizer["special_tokens"].items()
+        for eos in (text for text, number in special if number == tokenizer["eos_id"]):
+            if any(eos in part for part in template):
+                others = ", ".join([text for text, _ in special if not any(text in part for part in template)][:20])
+                raise ValueError(
+                    f"--chat-template {self.template} writes {eos} within a conversation, and it is the eos of the "
+                    f"tokenizer, which only ends documents; name another with --eos: {others or 'an id'}"
+                )
+
     def missing(self, names: Collection[Any], *, where: str, kind: str) -> Bad | None:
         """The first key that is not among ``names``; None if none is missing.
 

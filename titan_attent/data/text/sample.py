@@ -16,11 +16,11 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
+from titan_attent.data.text.any_tokenizer import well_formed
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.parquet_text import ParquetRows
 from titan_attent.data.text.records import TEXT_RECORDS, Records
-from titan_attent.data.text.tokenizer import well_formed
 
 SPAN_BYTES = 2**18
 """Bytes of text per span, while there are fewer than ``MAX_SPANS`` spans."""

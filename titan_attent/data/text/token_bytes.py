@@ -12,7 +12,7 @@ Cost: 4 bytes per id, made once.
 import numpy as np
 
 from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import Tokenizer, open_tokenizer
 
 EOS_BYTES = 1
 
@@ -34,7 +34,8 @@ def token_bytes_of(shards: TokenShards) -> np.ndarray | None:
 
     Raises:
         ValueError: the file is missing or changed.
+        NoBytesError: the text of a token depends on its neighbours (json_token_bytes.py).
     """
     if "file" not in shards.tokenizer_info:
         return None
-    return token_bytes(Tokenizer.from_info(shards.tokenizer_info, shards.path))
+    return token_bytes(open_tokenizer(shards.tokenizer_info, shards.path))

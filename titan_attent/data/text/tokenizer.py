@@ -1,188 +1,115 @@
-"""Tokenizers: tiktoken encodings by name, from a local rank file, or trained here, each with an eos token.
+"""Tokenizers of two kinds behind one interface (any_tokenizer.py), by name, path, or from the folder of a data set.
 
-The folder of a data set keeps its tokenizer, so that the data can be decoded without a network: the ranks are in
-``tokenizer.tiktoken``, the split pattern and the special tokens in index.json.
+    tiktoken_tokenizer.py   an encoding of tiktoken, a rank file, or one that is trained here
+    json_tokenizer.py       a tokenizer.json of Hugging Face
 
-Decoding gives the exact text. Only lone surrogates, which UTF-8 cannot hold, become U+FFFD, as in tiktoken. The text of
-a special token in a document is encoded as ordinary text.
-
-Cost: about 5 million tokens/s per thread, without the interpreter lock, and 4 bytes per token.
-Source: tiktoken (https://github.com/openai/tiktoken); the split pattern is that of Llama 3
-(https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py).
+The folder of a data set keeps its tokenizer, so that the data can be decoded without a network.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tiktoken
 
-from titan_attent.data.io.atomic import write_atomically
-from titan_attent.data.io.folder import check_file_name
-from titan_attent.data.text.bpe import format_ranks, parse_ranks, train_ranks
-from titan_attent.data.text.format import WRITER
-
-EOS = "<|endoftext|>"
-RANKS_FILE = "tokenizer.tiktoken"
-TRAIN = "train:"
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from titan_attent.data.io.folder import INDEX_FILE
+from titan_attent.data.text.any_tokenizer import Tokenizer, described, special_id, well_formed
+from titan_attent.data.text.format import FORMAT
+from titan_attent.data.text.json_tokenizer import JSON_FILE, KIND, JsonTokenizer, load_json
+from titan_attent.data.text.tiktoken_tokenizer import (
+    EOS,
+    RANKS_FILE,
+    TiktokenTokenizer,
+    load_named,
+    load_ranks,
+    train_tokenizer,
 )
-"""Split pattern for rank files and training. It has no possessive quantifiers (cl100k_base has some), because the regex
-engines of tiktoken and of the trainer interpret them differently."""
+from titan_attent.foundations.versioned_json import read_json_object
 
-WHITESPACE_BLOCK = 100_000
-"""Characters per block of :func:`_split_long_whitespace`. tiktoken panics on runs of about 500,000 white spaces, since
-its patterns backtrack."""
+TRAIN = "train:"
+TOKENIZER_FILES = (RANKS_FILE, JSON_FILE)
+"""The names of the files of tokenizers in data sets."""
 
 
-class Tokenizer:
-    """A tiktoken encoding with an eos token. An encoding without ``<|endoftext|>`` gets it as the next id.
+def open_tokenizer(info: dict[str, Any], folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer that wrote the data set in ``folder``; ``info`` is from its index.
 
-    Attributes:
-        vocab_size: the largest id + 1, eos included.
-        eos_id: the id that ends every document.
+    Raises:
+        ValueError: the index names no tokenizer file, the file is missing or changed, or its kind is unknown.
     """
-
-    def __init__(self, encoding: tiktoken.Encoding):
-        if EOS not in encoding._special_tokens:
-            encoding = tiktoken.Encoding(
-                encoding.name,
-                pat_str=encoding._pat_str,
-                mergeable_ranks=encoding._mergeable_ranks,
-                special_tokens={**encoding._special_tokens, EOS: encoding.max_token_value + 1},
-            )
-        self._encoding = encoding
-        self.eos_id: int = encoding.eot_token
-        self.vocab_size: int = encoding.max_token_value + 1
-        # Before 0.11, tiktoken encoded the text of a special token in a document as that token.
-        if self.eos_id in encoding.encode_to_numpy(EOS, disallowed_special=()):
-            raise ValueError(
-                f"tiktoken {tiktoken.__version__} encodes the text of special tokens as tokens; install tiktoken 0.13 "
-                "or later"
-            )
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, without eos."""
-        return self.encode_to_array(text).tolist()
-
-    def encode_to_array(self, text: str) -> np.ndarray:
-        """The ids of ``text``, without eos: uint32 [T]."""
-        # encode_ordinary would build a list of Python integers, which holds the interpreter lock.
-        chunks = [
-            self._encoding.encode_to_numpy(chunk, disallowed_special=())
-            for chunk in _split_long_whitespace(well_formed(text))
-        ]
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-
-    def encode_markup(self, text: str) -> np.ndarray:
-        """As :meth:`encode_to_array`, but the text of a special token other than eos becomes that token."""
-        special = self._encoding._special_tokens.keys() - {EOS}
-        return self._encoding.encode_to_numpy(well_formed(text), allowed_special=special, disallowed_special=())
-
-    def encode_batch(self, texts: Sequence[str], *, num_threads: int) -> list[np.ndarray]:
-        """The ids of every text as from ``encode_to_array``, in order, computed on ``num_threads`` threads."""
-        with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(self.encode_to_array, texts))
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ``ids``; a character cut off at either end becomes U+FFFD.
-
-        Raises:
-            ValueError: the tokenizer has no token for an id.
-        """
-        try:
-            return self._encoding.decode(np.asarray(ids, dtype=np.int64).tolist())
-        except (KeyError, OverflowError) as error:
-            raise ValueError(
-                f"tokenizer {self._encoding.name!r} has no token for an id ({error}); its ids are "
-                f"below {self.vocab_size}; decode with the tokenizer that encoded the text"
-            ) from error
-
-    def bytes_of(self, token_id: int) -> bytes | None:
-        """The bytes of a token, of a special token those of its text; None for an id without a token."""
-        try:
-            return self._encoding.decode_single_token_bytes(token_id)
-        except KeyError:
-            return None
-
-    def info(self, file: str = RANKS_FILE) -> dict[str, Any]:
-        """The definition of the tokenizer for index.json; the ranks are given by the name and hash of ``file``."""
-        return {
-            "name": self._encoding.name,
-            "vocab_size": self.vocab_size,
-            "eos_id": self.eos_id,
-            "file": file,
-            "sha256": hashlib.sha256(format_ranks(self._encoding._mergeable_ranks)).hexdigest(),
-            "pattern": self._encoding._pat_str,
-            "special_tokens": dict(self._encoding._special_tokens),
-        }
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``tokenizer.tiktoken`` into ``folder`` atomically."""
-        ranks = format_ranks(self._encoding._mergeable_ranks)
-        write_atomically(Path(folder) / RANKS_FILE, ranks)
-
-    @classmethod
-    def from_info(cls, info: dict[str, Any], folder: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer that wrote the data set in ``folder``; ``info`` is from its index.
-
-        Raises:
-            ValueError: the index names no rank file, or the file is missing or changed.
-        """
-        if "file" not in info:
-            raise ValueError(
-                f"{folder}: its index names no tokenizer file, so its tokens cannot be decoded; write "
-                f"the data set with {WRITER}, which keeps the tokenizer"
-            )
-        check_file_name(info["file"], of=f"{folder}: its tokenizer file")
-        path = Path(folder) / info["file"]
-        fix = "copy it again from the original data set"
-        if not path.is_file():
-            raise ValueError(f"{path}: this tokenizer file of the data set is missing; {fix}")
-        content = path.read_bytes()
-        if (actual := hashlib.sha256(content).hexdigest()) != info["sha256"]:
-            raise ValueError(
-                f"{path}: its sha256 is {actual} but the index says {info['sha256']}: not the "
-                f"tokenizer that wrote the data set; {fix}"
-            )
-        encoding = tiktoken.Encoding(
-            info["name"],
-            pat_str=info["pattern"],
-            mergeable_ranks=parse_ranks(content, path=path),
-            special_tokens=info["special_tokens"],
-        )
-        tokenizer = cls(encoding)
-        tokenizer.eos_id = info["eos_id"]  # adopted files may end their documents with another id
-        return tokenizer
+    kind = info.get("kind")
+    if kind == KIND:
+        return JsonTokenizer.from_info(info, folder)
+    if kind is not None:
+        raise ValueError(f"{folder}: its tokenizer is of the kind {kind!r}, which this version does not know; update")
+    return TiktokenTokenizer.from_info(info, folder)
 
 
-def load_tokenizer(spec: str) -> Tokenizer:
+def json_file(spec: str) -> Path | None:
+    """The ``tokenizer.json`` that ``spec`` names: itself, or the one in a folder; None if it is another tokenizer."""
+    if spec in tiktoken.list_encoding_names():
+        return None
+    path = Path(spec)
+    if path.is_dir():
+        path = path / JSON_FILE
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return path if file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{") else None  # base64 has no brace
+
+
+def load_tokenizer(spec: str, *, eos: str = "") -> Tokenizer:
     """Load the tokenizer ``spec``.
 
     Args:
-        spec: the name of a tiktoken encoding (``o200k_base``), which tiktoken downloads once, or the path of a rank
-            file (``./tokenizer.model`` of Llama 3), which is used with ``SPLIT_PATTERN``.
+        spec: the name of a tiktoken encoding (``o200k_base``), which tiktoken downloads once; the path of a rank file
+            (``./tokenizer.model`` of Llama 3), which is used with ``SPLIT_PATTERN``; or the path of a
+            ``tokenizer.json``, or of the folder of a model or data set that holds it.
+        eos: the special token, or its id, that ends documents. Empty for ``<|endoftext|>`` of tiktoken, and for what a
+            ``tokenizer_config.json`` or the index of a data set beside a ``tokenizer.json`` says.
 
     Raises:
-        ValueError: there is no such encoding or file, the download failed, or the file is malformed.
+        ValueError: there is no such encoding or file, the download failed, the file is malformed, or no eos is known.
     """
+    if (path := json_file(spec)) is not None:
+        return load_json(path, eos=eos, default_eos=_eos_of_data_set(path))
     names = tiktoken.list_encoding_names()
-    if spec in names:
-        return Tokenizer(_get_encoding(spec))
     path = Path(spec)
-    if not path.is_file():
+    if spec in names:
+        tokenizer = load_named(spec)
+    elif path.is_file():
+        tokenizer = load_ranks(path)
+    else:
         raise ValueError(
             f"tokenizer {spec!r}: neither a tiktoken encoding nor a file; use one of "
-            f"{', '.join(names)}, the path of a tiktoken rank file, or, when writing a data set, "
-            "train:VOCAB_SIZE"
+            f"{', '.join(names)}, the path of a tiktoken rank file, of a {JSON_FILE} or a folder with one, or, when "
+            "writing a data set, train:VOCAB_SIZE"
         )
-    return Tokenizer(_encoding(path.stem, parse_ranks(path.read_bytes(), path=path)))
+    return _with_eos(tokenizer, eos) if eos else tokenizer
+
+
+def _eos_of_data_set(path: Path) -> int | None:
+    """The eos id of the data set whose folder keeps the ``tokenizer.json`` at ``path``; None if there is none."""
+    try:
+        fields = read_json_object(path.with_name(INDEX_FILE))
+    except (ValueError, OSError):
+        return None
+    info = fields.get("tokenizer")
+    is_kept = fields.get("format") == FORMAT and isinstance(info, dict) and info.get("file") == path.name
+    eos_id = info.get("eos_id") if isinstance(info, dict) else None
+    return eos_id if is_kept and isinstance(eos_id, int) else None
+
+
+def _with_eos(tokenizer: TiktokenTokenizer, eos: str) -> TiktokenTokenizer:
+    info = tokenizer.info()
+    eos_id, special = special_id(eos, option="--eos", tokenizer=info), info["special_tokens"]
+    if eos_id not in special.values():
+        raise ValueError(
+            f"--eos {eos}: is an ordinary token of {info['name']!r}, which texts hold; name one of {described(special)}"
+        )
+    tokenizer.eos_id = eos_id
+    return tokenizer
 
 
 def make_tokenizer(
@@ -201,13 +128,19 @@ def make_tokenizer(
     return train_tokenizer(_counted(first, bar) if bar else first, vocab_size=vocab_size, progress=bar is not None)
 
 
-def trained_size(spec: str) -> int | None:
-    """The vocabulary size of ``train:VOCAB_SIZE``; None for another specification. ValueError if it is none."""
+def trained_size(spec: str, *, eos: str = "") -> int | None:
+    """The vocabulary size of ``train:VOCAB_SIZE``; None for another specification.
+
+    Raises:
+        ValueError: it is none, or ``eos`` is not the only special token of a trained tokenizer.
+    """
     if not spec.startswith(TRAIN):
         return None
     vocab_size = spec.removeprefix(TRAIN)
     if not vocab_size.isdecimal():
         raise ValueError(f"tokenizer {spec!r}: {vocab_size!r} is not a vocabulary size; use for example train:32768")
+    if eos not in ("", EOS):
+        raise ValueError(f"--eos {eos}: a tokenizer that is trained has only {EOS}; leave out --eos")
     return int(vocab_size)
 
 
@@ -224,63 +157,3 @@ def _first_bytes(texts: Iterable[str], *, num_bytes: int) -> Iterator[str]:
         num_bytes -= len(content)
         if num_bytes == 0:
             return
-
-
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int, progress: bool = False) -> Tokenizer:
-    """Train a byte-level BPE on ``texts``. Its ids are the bytes 0 to 255, the merges in order, then eos.
-
-    The same texts in the same order give the same tokenizer.
-
-    Args:
-        texts: the training texts, iterated once.
-        vocab_size: the maximum number of ids, eos included; little text gives fewer.
-        progress: show the bars of the trainer, on a terminal.
-
-    Raises:
-        ValueError: ``vocab_size`` is below 257.
-    """
-    if vocab_size < 257:
-        raise ValueError(
-            f"train:{vocab_size}: the 256 single bytes and {EOS} need a vocabulary of 257; give 257 or more"
-        )
-    chunks = (chunk for text in texts for chunk in _split_long_whitespace(well_formed(text)))
-    ranks = train_ranks(chunks, num_ranks=vocab_size - 1, pattern=SPLIT_PATTERN, progress=progress)
-    return Tokenizer(_encoding("trained", ranks))
-
-
-def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-
-
-def _get_encoding(name: str) -> tiktoken.Encoding:
-    try:
-        return tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # errors of requests are OSErrors; a wrong hash is a ValueError
-        raise ValueError(
-            f"tokenizer {name!r}: tiktoken could not download its rank file ({error}); set "
-            "TIKTOKEN_CACHE_DIR to a folder that the same call has filled on a machine with a network, or "
-            "use the path of a local rank file, or train:VOCAB_SIZE"
-        ) from error
-
-
-def well_formed(text: str) -> str:
-    """``text`` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _split_long_whitespace(text: str) -> Iterator[str]:
-    """Yield ``text`` in chunks: cut after every aligned block that is only whitespace, else whole.
-
-    A run of at least two blocks contains an aligned block, so longer runs are always cut. In other text, one or a few
-    characters per block are checked.
-    """
-    start = 0
-    for stop in range(WHITESPACE_BLOCK, len(text), WHITESPACE_BLOCK):
-        if text[stop - WHITESPACE_BLOCK : stop].isspace():
-            yield text[start:stop]
-            start = stop
-    yield text[start:]

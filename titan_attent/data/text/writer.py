@@ -26,6 +26,7 @@ from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
 from titan_attent.data.io.folder import PROGRESS_FILE
 from titan_attent.data.io.inputs import parse_any_inputs
 from titan_attent.data.io.walk import LeftOut
+from titan_attent.data.text.any_tokenizer import Tokenizer
 from titan_attent.data.text.consumed_records import encode_utf8
 from titan_attent.data.text.document_files import MAX_SHARD_TOKENS
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES, Document, read_documents
@@ -33,12 +34,12 @@ from titan_attent.data.text.encode import Encoded, encode_documents
 from titan_attent.data.text.format import ShardWriter, token_dtype, write_index
 from titan_attent.data.text.held_out import TRAIN, VALIDATION, check_fraction, is_held_out
 from titan_attent.data.text.inputs import InputFile, list_files
-from titan_attent.data.text.output import check_output, delete_data_set, opened
+from titan_attent.data.text.output import check_output, check_tokenizer_file, delete_data_set, opened
 from titan_attent.data.text.progress import Progress, SetProgress, part_folders, resume, run_arguments
 from titan_attent.data.text.records import make_records
 from titan_attent.data.text.sample import sample_texts
 from titan_attent.data.text.summary import TextSummary, describe_no_documents
-from titan_attent.data.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, trained_size
+from titan_attent.data.text.tokenizer import load_tokenizer, make_tokenizer, open_tokenizer, trained_size
 
 _JSON_LINES, _HEAD = b'}\n{"', 2**16
 """The end of a JSON line and the beginning of the next; the number of bytes of a document searched for it."""
@@ -49,6 +50,7 @@ def write_dataset(
     *,
     output: str | Path,
     tokenizer: str,
+    eos: str = "",
     text_key: str | Sequence[str] | None = None,
     prompt_key: str | None = None,
     completion_key: str | None = None,
@@ -76,8 +78,10 @@ def write_dataset(
             (:func:`titan_attent.data.io.inputs.parse_any_inputs`); the default name is ``default``. The order of the
             inputs is kept; adjacent inputs with the same name share shards.
         output: the folder to write, created if missing; not inside an input.
-        tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which trains one on
-            ``max_training_bytes`` of text sampled from all inputs (sample.py).
+        tokenizer: a tiktoken encoding, the path of a rank file, of a tokenizer.json or a folder with one, or
+            ``train:VOCAB_SIZE``, which trains one on ``max_training_bytes`` of text sampled from all inputs
+            (sample.py).
+        eos: the special token that ends documents; empty for the tokenizer's own (tokenizer.py).
         text_key: JSON key or column that holds the text; None for "text". The values of several are joined, a line end
             between them. Not allowed with the next four.
         prompt_key, completion_key: keys or columns of a prompt and its completion. Only the completion's tokens and its
@@ -141,19 +145,24 @@ def write_dataset(
     shared = {**records.arguments(), "shard_tokens": shard_tokens, "training_bytes": max_training_bytes}
     if split:
         shared["validation_fraction"] = validation_fraction
+    if eos:
+        shared["eos"] = eos
+    is_trained = trained_size(tokenizer, eos=eos) is not None
     arguments = run_arguments(files, tokenizer=tokenizer, **shared)
     folders = part_folders(folder, arguments)
     with opened(folder) as kept:
         reading: dict[str, Any] = {"records": records, "max_bytes": max_document_bytes}
         state = None if overwrite else resume(folder, arguments=arguments, files=files, **reading)
         if state:
-            encoder = Tokenizer.from_info(state.tokenizer, folders[0])
+            encoder = open_tokenizer(state.tokenizer, folders[0])
         else:
-            if trained_size(tokenizer) is None:
-                encoder = load_tokenizer(tokenizer)
+            if not is_trained:
+                encoder = load_tokenizer(tokenizer, eos=eos)
             else:
                 shown = {"progress": progress, **held}
                 encoder = _train(tokenizer, files, num_bytes=max_training_bytes, reading=reading, **shown)
+            records.check_eos(encoder.info())
+            check_tokenizer_file(folders, encoder, written=folder)
             if overwrite:
                 delete_data_set(folder)
                 kept.clear()

@@ -5,16 +5,12 @@ The checks read metadata and single values through checkpoint_metadata.py, and n
 Cost per rank: the metadata and a few values of one checkpoint, and the model built on torch's meta device.
 """
 
-import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
@@ -22,6 +18,7 @@ from titan_attent.systems.system_list import renamed
 from titan_attent.titan.changed_settings import SETTINGS, log_changes, recorded_settings
 from titan_attent.titan.checkpoint_folder import latest
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value, safetensors_shapes, shapes_of
+from titan_attent.titan.checks.hugging_face_checks import check_format, check_names, hf_shapes, model_shapes
 from titan_attent.titan.checks.load_sources import Source, folder_of, source_of, warn_of_pickles
 from titan_attent.titan.loader import check_geometry
 from titan_attent.titan.settings import systems_of
@@ -34,7 +31,7 @@ EMBEDDINGS = ("tok_embeddings.weight", "output.weight", "embed_tokens.weight", "
 
 def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str, Any]) -> None:
     """Refuse a checkpoint from which this run cannot start; ValueError."""
-    _check_adapter(job_config, spec)
+    check_format(job_config, spec)
     source = source_of(job_config)
     if source is None:
         return
@@ -43,6 +40,7 @@ def check_checkpoint(job_config: JobConfig, spec: TrainSpec, geometry: dict[str,
             raise ValueError(_not_resumable(job_config, source))
         if not (job_config.checkpoint.initial_load_in_hf_quantized or job_config.model.converters):
             expected, stored = hf_shapes(job_config, spec), safetensors_shapes(source.path)
+            check_names(expected, stored, source.path)
             # Files may hold more, such as the frequencies of the positions.
             compare_shapes(expected, {name: stored[name] for name in expected if name in stored}, source.path)
         return
@@ -84,40 +82,12 @@ def _geometry(path: Path, metadata: Metadata) -> dict[str, Any]:
     return stored
 
 
-def _check_adapter(job_config: JobConfig, spec: TrainSpec) -> None:
-    config = job_config.checkpoint
-    for key in ("last_save_in_hf", "initial_load_in_hf"):
-        if config.enable and getattr(config, key) and spec.state_dict_adapter is None:
-            raise ValueError(
-                f"[checkpoint] {key} = true: {job_config.model.name} has no Hugging Face format. Set {key} = false"
-            )
-
-
 def _not_resumable(job_config: JobConfig, source: Source) -> str:
     return (
         f"the checkpoint {source.path} is in safetensors format (checkpoint.last_save_in_hf) and holds the weights "
         "only: a run cannot be resumed from it. Give an earlier checkpoint with checkpoint.load_step, or start in a "
         f"new job.dump_folder with --checkpoint.initial_load_path {source.path} --checkpoint.initial_load_in_hf"
     )
-
-
-def hf_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
-    """name -> shape of the weights of the run's model under the names of Hugging Face's model."""
-    assert spec.state_dict_adapter is not None
-    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
-    model_args.update_from_config(job_config)
-    weights = {name: torch.empty(shape, device="meta") for name, shape in model_shapes(job_config, spec).items()}
-    named = spec.state_dict_adapter(model_args, None).to_hf(weights)
-    return {name: list(weight.shape) for name, weight in named.items()}
-
-
-def model_shapes(job_config: JobConfig, spec: TrainSpec) -> dict[str, list[int]]:
-    """name -> shape of the weights of the run's model, under the names that a checkpoint uses."""
-    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
-    model_args.update_from_config(job_config)
-    with torch.device("meta"):
-        model: nn.Module = spec.model_cls(model_args)
-    return {name: list(cast(Tensor, weight).shape) for name, weight in get_model_state_dict(model).items()}
 
 
 def check_shapes(expected: Mapping[str, Iterable[int]], metadata: Metadata, path: str | Path) -> None:

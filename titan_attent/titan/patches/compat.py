@@ -22,6 +22,9 @@
    norm's weight under tensor parallelism without FSDP. Here the gradient is summed before. Remove with 7.
 9. Under a pipeline torchtitan warns that ranks without the last stage log no loss. Here they do (metrics.py), so the
    warning is dropped. Remove when torchtitan logs the loss there.
+10. llama4 in Hugging Face's format: torchtitan converts the experts to transposed views, which safetensors refuses, so
+   a run with ``last_save_in_hf`` ends without its last weights. Here they are contiguous. Remove when torchtitan makes
+   them so.
 
 Other faults of torchtitan are fixed in modules that replace its code:
 
@@ -125,6 +128,18 @@ def fix_tied_embeddings() -> None:
             stock_apply(model, *args, **kwargs)
 
     qwen3.apply_fsdp = apply_fsdp
+
+
+def fix_llama4_format() -> None:
+    """Make the weights of llama4 contiguous, so that safetensors takes them."""
+    from torchtitan.models.llama4.model.state_dict_adapter import Llama4StateDictAdapter as Adapter
+
+    stock = Adapter.to_hf
+
+    def to_hf(self: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {name: weight.contiguous() for name, weight in stock(self, state_dict).items()}
+
+    Adapter.to_hf = to_hf
 
 
 @contextmanager

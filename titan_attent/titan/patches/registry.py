@@ -66,6 +66,7 @@ PATCHES = (
     Patch(name="the warning that pipeline ranks print no loss", apply=compat.drop_pipeline_warning),
     Patch(name="checkpoints", apply=_replace_checkpoint_manager),
     Patch(name="tied embeddings in one FSDP group", apply=compat.fix_tied_embeddings, families=("qwen3",)),
+    Patch(name="llama4's weights in safetensors", apply=compat.fix_llama4_format, families=("llama4",)),
     Patch(name="masks of llama4's layers", apply=flex_attention.fix_llama4_masks, families=("llama4",)),
     Patch(name="flex attention of qwen3 on local heads", apply=flex_attention.fix_qwen3_heads, families=("qwen3",)),
     *(

@@ -21,7 +21,8 @@ from torchtitan.tools.logging import init_logger
 from titan_attent.data.examples import Examples
 from titan_attent.data.io.reader import ReadBatch
 from titan_attent.titan.checks import preflight
-from titan_attent.titan.checks.resume_checks import compare_shapes, model_shapes
+from titan_attent.titan.checks.hugging_face_checks import model_shapes
+from titan_attent.titan.checks.resume_checks import compare_shapes
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse, spec_of
 from titan_attent.titan.models.families import family_of

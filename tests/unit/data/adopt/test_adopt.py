@@ -20,7 +20,7 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.format import ShardWriter, read_index, token_dtype, write_index
 from titan_attent.data.text.holdout import hold_out_documents
 from titan_attent.data.text.shards import TokenDataset, TokenShards
-from titan_attent.data.text.tokenizer import Tokenizer
+from titan_attent.data.text.tokenizer import open_tokenizer
 from titan_attent.data.text.writer import write_dataset
 
 EOS = 1000
@@ -208,7 +208,7 @@ def test_an_adopted_set_is_pickled_and_its_tokenizer_decodes(tokenizer: Path, tm
     adopted(tmp_path, tokenizer, dtype="uint16", eos="999")
     shards = pickle.loads(pickle.dumps(TokenShards(tmp_path)))
     np.testing.assert_array_equal(shards.read(0, 10), np.concatenate(documents)[:10])
-    loaded = Tokenizer.from_info(shards.tokenizer_info, tmp_path)
+    loaded = open_tokenizer(shards.tokenizer_info, tmp_path)
     assert loaded.eos_id == shards.tokenizer_info["eos_id"] == 999 and loaded.decode([65, 66]) == "AB"
 
 
