@@ -129,7 +129,7 @@ def places_of(rows: list[list[int]], *, skipped: int = 0, width: int = L) -> Pai
 
 
 def write_documents(folder: Path, facts: TargetFacts = DOCUMENTS, *, until: int = len(LENGTHS)) -> torch.Tensor:
-    """Two rows of two examples each, padded, in the order in which packing leaves them. Returns the records by pair."""
+    """Padded rows of one example each, in the order in which packing leaves them. Returns the records by pair."""
     num = facts.num_pairs
     records = torch.arange(num * facts.num, dtype=torch.int32).view(num, facts.num)
     writer = TargetsWriter(folder, facts=facts)
@@ -154,6 +154,19 @@ def test_documents_have_a_record_per_pair_and_find_it_wherever_they_are_packed(t
     assert weights is None and torch.equal(found, expected)
     cut, _ = stored.read_places(places_of([[1, 0]], skipped=2, width=L), shape=(1, L))
     assert torch.equal(cut[0], torch.cat((records[5:8], records[:2]))), "both ends of a row cut an example"
+
+
+def test_rows_with_others_between_them_are_written_apart(tmp_path: Path) -> None:
+    records = write_documents(tmp_path / "whole")
+    writer = TargetsWriter(tmp_path / "apart", facts=DOCUMENTS)
+    with writer.prepared():
+        for rows in ([[0], [2]], [[3], []], [[1]]):
+            places = places_of(rows)
+            ids = torch.zeros(len(rows), L, 3, dtype=torch.int32)
+            ids.flatten(0, 1)[places.slots(L)] = records[places.numbers()]
+            writer.write(places, ids, None)
+        writer.durable(len(LENGTHS), num_records=sum(LENGTHS))
+    assert (tmp_path / "apart" / DATA_FILE).read_bytes() == (tmp_path / "whole" / DATA_FILE).read_bytes()
 
 
 def test_padding_of_rows_has_no_weight(tmp_path: Path) -> None:
