@@ -24,9 +24,12 @@ from torchtitan.models.llama3 import llama3_args
 
 from titan_attent.data.plan import forward_rows
 from titan_attent.data.text.document_examples import DocumentDataset, WholeDocuments
+from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses.target_draws import draw_targets
 from titan_attent.scores.targets import DATA_FILE, FACTS_FILE, TargetsWriter
+from titan_attent.systems.distillation.checks import check_targets
+from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.scoring import write_documents
 from titan_attent.titan.scoring.checkpoint_checks import scoring_config
@@ -191,6 +194,15 @@ def test_resumed_on_another_number_of_ranks_the_files_are_the_same(runs: Any, pl
     whole, killed = (Path(place["folder"]) / name / "step-10" for name in ("draws", "killed"))
     for name in (DATA_FILE, FACTS_FILE):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_targets_of_other_spans_or_of_windows_are_refused(runs: Any, place: dict[str, str]) -> None:
+    config = DistillationConfig(schedule="final", targets=f"{place['folder']}/argmax", temperature=0.0)
+    check_targets(config, DocumentDataset(place["data"], seq_len=SEQ_LEN), checkpoints=[10])
+    with pytest.raises(ValueError, match="seq_len is 16 in this run and 32 in the folder; num_examples is"):
+        check_targets(config, DocumentDataset(place["data"], seq_len=16), checkpoints=[10])
+    with pytest.raises(ValueError, match="unit is 'window' in this run and 'document' in the folder"):
+        check_targets(config, TokenDataset(place["data"], seq_len=SEQ_LEN), checkpoints=[10])
 
 
 def test_a_run_with_targets_is_the_run_with_the_live_source(runs: list[dict[str, Any]]) -> None:
