@@ -171,7 +171,9 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     parser.add_argument(
         "--kind", default="draws", help="draws (unbiased), top_k (the largest probabilities alone: biased) or argmax"
     )
-    parser.add_argument("--num", type=int, default=32, metavar="N", help="ids per token; not read for argmax")
+    parser.add_argument(
+        "--ids", type=int, default=32, metavar="N", dest="num", help="ids per token; not read for argmax"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divides the source's logits")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     try:
@@ -181,7 +183,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     if not parsed.output:
         raise ValueError("--output is missing: name the folder to write the targets to")
     check_one_of("--kind", parsed.kind, KINDS, section="score targets")
-    check_number("--num", parsed.num, at_least=1, whole=True, section="score targets")
+    check_number("--ids", parsed.num, at_least=1, whole=True, section="score targets")
     check_number("--temperature", parsed.temperature, above=0, section="score targets")
     if parsed.kind == ARGMAX:
         parsed.num, parsed.temperature, parsed.seed = 1, 0.0, 0
@@ -202,7 +204,7 @@ def main(argv: list[str]) -> None:
         check_text(job_config, dataset)
         vocab_size = cast(Any, spec.model_args[job_config.model.flavor]).vocab_size
         if options.num > vocab_size:
-            raise ValueError(f"--num {options.num}: the source has {vocab_size} ids; lower it")
+            raise ValueError(f"--ids {options.num}: the source has {vocab_size} ids; lower it")
         writer_of(job_config, dataset, options)
     except ValueError as error:
         fail(error)
