@@ -72,7 +72,7 @@ def test_torchrun_passes_every_option_on() -> None:
     """It refuses an option of a script that begins two of its own: --num, of --numa-binding and --numa_binding."""
     folder = Path(targets.__file__).parent
     sources = (file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
-    options = sorted({option for source in sources for option in re.findall(r'add_argument\("(--\w+)"', source)})
+    options = sorted({option for source in sources for option in re.findall(r'add_argument\(\s*"(--\w+)"', source)})
     assert {"--ids", "--output", "--role", "--lr"} <= set(options)
     for option in options:
         words = ["targets", option, "1"]
