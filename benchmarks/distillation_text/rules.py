@@ -19,9 +19,9 @@ SHARE = 0.7
 LEARNING_RATE, SOURCE_LEARNING_RATE = 1e-2, 3e-3
 DRAWS, HALF, DOUBLE, ARGMAX = "draws", "T0.5", "T2", "argmax"
 TARGETS: dict[str, tuple[str, ...]] = {
-    DRAWS: ("--num", str(NUM_IDS)),
-    HALF: ("--num", str(NUM_IDS), "--temperature", "0.5"),
-    DOUBLE: ("--num", str(NUM_IDS), "--temperature", "2"),
+    DRAWS: ("--ids", str(NUM_IDS)),
+    HALF: ("--ids", str(NUM_IDS), "--temperature", "0.5"),
+    DOUBLE: ("--ids", str(NUM_IDS), "--temperature", "2"),
     ARGMAX: ("--kind", "argmax"),
 }
 """Kind of the targets -> arguments of the command that writes them."""

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from benchmarks.common import measure
 from benchmarks.speed.step_time import FLAVORS, build, prepare, write_data
 from titan_attent.data.text.shards import TokenDataset
-from titan_attent.scores.targets import TargetFacts, TargetsWriter, tokenizer_facts
+from titan_attent.scores.targets import TargetFacts, TargetsWriter, facts_of_data, window_places
 
 WRITTEN_AT_ONCE = 1024
 UNIFORM = ["--teacher.strategy", "uniform"]
@@ -46,10 +46,9 @@ def variants(targets: str) -> dict[str, list[str]]:
 def write_targets(folder: Path, data: str, *, seq_len: int, num: int) -> str:
     """Random target ids of every token of ``data``; returns the folder for ``distillation.targets``."""
     dataset = TokenDataset(data, seq_len=seq_len)
-    info = dataset.shards.tokenizer_info
+    vocab_size = dataset.shards.tokenizer_vocab_size
     facts = TargetFacts(
-        **dataset.scored._asdict(),
-        tokenizer=tokenizer_facts(info),
+        **facts_of_data(dataset),
         model="random",
         precision="float32",
         checkpoint="",
@@ -64,9 +63,10 @@ def write_targets(folder: Path, data: str, *, seq_len: int, num: int) -> str:
         for first in range(0, len(dataset), WRITTEN_AT_ONCE):
             rows = min(WRITTEN_AT_ONCE, len(dataset) - first)
             shape = (rows, seq_len, num)
-            ids = torch.randint(info["vocab_size"], shape, generator=generator, dtype=torch.int32)
-            writer.write(first, ids, None)
-        writer.durable(len(dataset))
+            ids = torch.randint(vocab_size, shape, generator=generator, dtype=torch.int32)
+            places = window_places(torch.arange(first, first + rows), seq_len=seq_len)
+            writer.write(places, ids, None)
+        writer.durable(len(dataset), num_records=facts.num_records)
     return str(folder)
 
 

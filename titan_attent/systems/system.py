@@ -367,8 +367,15 @@ class System:
         """The system's columns for examples int64 [B]. Called in reader threads, ahead of the step."""
         return {}
 
-    def read_columns_of_step(self, example_ids: Tensor, step: int) -> Columns:
-        """:meth:`read_columns` for columns that depend on the step that will train the examples."""
+    def read_columns_of_step(self, example_ids: Tensor, step: int, *, skipped: Tensor | None = None) -> Columns:
+        """:meth:`read_columns` for columns that depend on the step that will train the examples.
+
+        Args:
+            example_ids: int64 [B], or [B, M] of packed rows.
+            step: the number of that step.
+            skipped: int64 [B], where packed rows cut examples: tokens of each row's first example that are in the row
+                before; None where every example is whole.
+        """
         return {}
 
     def mark_labels(self, example_ids: Tensor, inputs: Columns, labels: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class JoinedSystems:
         self.reads: Sequence[Callable[[Tensor], Columns]] = [
             system.read_columns for system in self.systems if type(system).read_columns is not System.read_columns
         ]
-        self.step_reads: Sequence[Callable[[Tensor, int], Columns]] = [
+        self.step_reads: Sequence[Callable[..., Columns]] = [
             system.read_columns_of_step
             for system in self.systems
             if type(system).read_columns_of_step is not System.read_columns_of_step

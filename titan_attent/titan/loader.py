@@ -106,7 +106,7 @@ class TeachingLoader(BaseDataLoader):
         """The pass of the last global batch that was returned, and the number of that batch in the pass."""
         self._before_decision: Callable[[], None] = lambda: None
         self._reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = ()
-        self._step_reads: Sequence[Callable[[Tensor, int], dict[str, Tensor]]] = ()
+        self._step_reads: Sequence[Callable[..., dict[str, Tensor]]] = ()
         self._step: Callable[[], int] = lambda: 0
         self._marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = ()
         self._with_weights = True
@@ -117,7 +117,7 @@ class TeachingLoader(BaseDataLoader):
         *,
         before_decision: Callable[[], None] = lambda: None,
         reads: Sequence[Callable[[Tensor], dict[str, Tensor]]] = (),
-        step_reads: Sequence[Callable[[Tensor, int], dict[str, Tensor]]] = (),
+        step_reads: Sequence[Callable[..., dict[str, Tensor]]] = (),
         step: Callable[[], int] = lambda: 0,
         marks: Sequence[Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]] = (),
         with_weights: bool = True,
@@ -127,7 +127,8 @@ class TeachingLoader(BaseDataLoader):
         Args:
             before_decision: called before the sampler may change its state, to wait for checkpoint staging.
             reads: functions from example ids int64 [B] to further columns of the batch; called in reader threads.
-            step_reads: the same from ids and the number of the step that trains them.
+            step_reads: the same from ids and the number of the step that trains them; also from ``skipped=``, as
+                :meth:`~titan_attent.systems.system.System.read_columns_of_step`.
             step: the number of the step in which it is called; read when a pass begins.
             marks: functions from example ids, inputs and labels to the labels to train on, see
                 :meth:`~titan_attent.systems.system.System.mark_labels`; called in reader threads.
@@ -150,7 +151,7 @@ class TeachingLoader(BaseDataLoader):
             labels = mark(ids, inputs, labels)
         columns = {name: column for read in self._reads for name, column in read(ids).items()}
         for read_of_step in self._step_reads:
-            columns |= read_of_step(ids, step_of_first + batch_and_microbatch[0])
+            columns |= read_of_step(ids, step_of_first + batch_and_microbatch[0], **cut)
         return {**inputs, "example_id": ids, **columns}, labels
 
     def __iter__(self) -> Iterator[ReadBatch]:

@@ -113,6 +113,29 @@ def test_concatenated_rows_have_every_pair_of_the_documents_once(data: Path) -> 
         dataset.read(ids[:1], skipped=torch.tensor([64]))
 
 
+@pytest.mark.parametrize("layout", ["rows", "best_fit", "concatenate"])
+@pytest.mark.parametrize("seq_len", [16, 64])
+def test_pairs_are_numbered_example_after_example(data: Path, seq_len: int, layout: str) -> None:
+    """A file with a record per pair, here the pair itself, has each label's record at the number of its place."""
+    documents, _ = documents_in(data)
+    pairs = [pair for document in documents for pair in zip(document[:-1], document[1:], strict=True)]
+    dataset = DocumentDataset(data, seq_len=seq_len)
+    assert dataset.num_pairs == len(pairs) and dataset.shards.num_shards > 5
+    ids, skipped = torch.from_numpy(np.random.default_rng(2).permutation(len(dataset) + 3)), None
+    if layout != "rows":
+        one = Packer(dataset, batch_size=1, packing=layout).full_pass((0, 0, 0))
+        ids, skipped = one.ids(0, one.num_batches), one.skipped(0, one.num_batches)
+    batch, labels = dataset.read(ids, skipped=skipped)
+    places = dataset.pair_places(ids, skipped=skipped)
+    slots, numbers = places.slots(seq_len), places.numbers()
+    assert sorted(slots.tolist()) == torch.nonzero((labels != IGNORE_INDEX).flatten())[:, 0].tolist()
+    found = zip(batch["input"].flatten()[slots].tolist(), labels.flatten()[slots].tolist(), strict=True)
+    assert list(found) == [pairs[number] for number in numbers.tolist()]
+    assert sorted(numbers.tolist()) == list(range(len(pairs))), "each once in a full pass"
+    examples = dataset.pair_places(torch.arange(len(dataset)))
+    assert (np.diff(examples.firsts) == examples.lengths[:-1]).all() and examples.firsts[0] == 0
+
+
 def test_packed_rows_hold_their_examples_one_after_the_other(data: Path) -> None:
     seq_len = 128
     documents, _ = documents_in(data)

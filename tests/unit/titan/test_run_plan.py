@@ -17,7 +17,7 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from benchmarks.common.measure import peak_bytes
-from titan_attent.scores.targets import TargetFacts, TargetsWriter, tokenizer_facts
+from titan_attent.scores.targets import TargetFacts, TargetsWriter, facts_of_data, window_places
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.first_checks import check_option
 from titan_attent.titan.frozen_model import FrozenModel
@@ -123,8 +123,7 @@ def test_targets_on_disk_are_counted(
     """The microbatches that the reader holds, and the one in training."""
     dataset = preflight.check_run(quickstart, spec, world_size=1).dataset
     facts = TargetFacts(
-        **dataset.scored._asdict(),  # type: ignore[attr-defined]
-        tokenizer=tokenizer_facts(dataset.shards.tokenizer_info),  # type: ignore[attr-defined]
+        **facts_of_data(dataset),  # type: ignore[arg-type]
         model="tiny",
         precision="float32",
         checkpoint="",
@@ -136,8 +135,9 @@ def test_targets_on_disk_are_counted(
     )
     writer = TargetsWriter(tmp_path / "step-7", facts=facts)
     with writer.prepared():
-        writer.write(0, torch.zeros(len(dataset), facts.seq_len, 3, dtype=torch.int32), None)
-        writer.durable(len(dataset))
+        places = window_places(torch.arange(len(dataset)), seq_len=facts.seq_len)
+        writer.write(places, torch.zeros(len(dataset), facts.seq_len, 3, dtype=torch.int32), None)
+        writer.durable(len(dataset), num_records=facts.num_records)
     values = {"distillation__schedule": "final", "distillation__targets": str(tmp_path), "data__num_workers": 2}
     held = plan(quickstart, spec, **values, training__local_batch_size=2)
     assert memory(held)["targets"] == (2 + 2 + 1) * 2 * facts.seq_len * 3 * 4

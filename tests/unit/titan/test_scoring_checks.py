@@ -1,5 +1,6 @@
 """The fields that a scoring records: its loss, and the role of its model."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from titan_attent.data.examples import ScoredData
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.stored import Scoring
+from titan_attent.titan.scoring import targets
 from titan_attent.titan.scoring.checkpoint_checks import Options, parse_options, scoring_of
 
 
@@ -63,3 +66,14 @@ def test_the_options_of_the_command_line(tmp_path: Path) -> None:
             parse_options([*argv, "--output", "o"] if len(argv) > 1 else ["--output", "o", *argv])
     with pytest.raises(ValueError, match="--output is missing: name the folder"):
         parse_options(["--a.b", "c"])
+
+
+def test_torchrun_passes_every_option_on() -> None:
+    """It refuses an option of a script that begins two of its own: --num, of --numa-binding and --numa_binding."""
+    folder = Path(targets.__file__).parent
+    sources = (file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    options = sorted({option for source in sources for option in re.findall(r'add_argument\(\s*"(--\w+)"', source)})
+    assert {"--ids", "--output", "--role", "--lr"} <= set(options)
+    for option in options:
+        words = ["targets", option, "1"]
+        assert get_args_parser().parse_args(["-m", "titan_attent.score", *words]).training_script_args == words

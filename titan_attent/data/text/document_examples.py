@@ -3,6 +3,9 @@
     ids [B]       one example per row, then padding                    validation, scoring (data/plan/forward_rows.py)
     ids [B, M]    up to M examples per row, one after the other        training: packed windows (data/plan/packed.py)
 
+The pairs of an input token and its label are numbered over the data set, example after example. Files with a record per
+pair are addressed by these numbers (:meth:`DocumentDataset.pair_places`).
+
 A row has exactly ``seq_len`` inputs and labels, or fewer where the caller asks for shorter rows. Labels of padding are
 ``IGNORE_INDEX``, and with a mask of the data set those whose loss does not count. ``example_index`` says which example
 of its row each token belongs to; padding counts to the last one.
@@ -15,7 +18,7 @@ import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +60,34 @@ class DocumentShards:
 
     def verify_checksums(self, shards: Any = None, *, progress: bool = False) -> None:
         self.shards.verify_checksums(shards, progress=progress)
+
+
+class PairPlaces(NamedTuple):
+    """Spans of neighbouring (input, label) pairs in the rows of a batch, int64 [n] each.
+
+    Attributes:
+        rows: the row of each span.
+        columns: its first column.
+        firsts: the number of its first pair among all pairs of the data set, example after example.
+        lengths: its number of pairs.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    firsts: np.ndarray
+    lengths: np.ndarray
+
+    def slots(self, width: int) -> np.ndarray:
+        """int64 [sum of lengths], where all pairs are in a flattened batch of rows of ``width``, span after span."""
+        return self._spread(self.rows * width + self.columns)
+
+    def numbers(self) -> np.ndarray:
+        """int64 [sum of lengths], the numbers of all pairs, span after span."""
+        return self._spread(self.firsts)
+
+    def _spread(self, starts: np.ndarray) -> np.ndarray:
+        before = np.cumsum(self.lengths) - self.lengths
+        return np.repeat(starts - before, self.lengths) + np.arange(self.lengths.sum())
 
 
 class DocumentDataset(Dataset):
@@ -205,27 +236,21 @@ class DocumentDataset(Dataset):
             IndexError: an id is negative, or the examples of a row are longer than the row.
         """
         row_length = self.seq_len if row_length is None else row_length
-        rows = ids.view(len(ids), -1).numpy()
-        if rows.size and rows.min() < 0:
-            raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
-        row_of, number = np.nonzero(rows < self.num_examples)
-        spans = self.table.locate(rows[row_of, number])
-        if skipped is not None:
-            spans = _cut(spans, row_of, skipped.numpy(), seq_len=self.seq_len)
+        row_of, number, spans = self._spans_of_rows(ids, skipped)
         firsts = _first_tokens(row_of, spans)
         stops = firsts + spans.lengths
         if len(firsts) and stops.max() > row_length:
             raise IndexError(f"{self.shards.path}: the examples of a row are longer than {row_length} tokens")
         # A row and the last label. The next example overwrites the last label of the one before.
         width = row_length + 1
-        tokens = np.empty((len(rows), width), dtype=self.shards.dtype)
+        tokens = np.empty((len(ids), width), dtype=self.shards.dtype)
         last = self.shards.read_spans(spans.shards, spans.starts, spans.lengths + 1, tokens, row_of * width + firsts)
-        inputs, labels = np.empty((2, len(rows), row_length), dtype=np.int64)
+        inputs, labels = np.empty((2, len(ids), row_length), dtype=np.int64)
         inputs[:], labels[:] = tokens[:, :-1], tokens[:, 1:]
         labels[row_of, stops - 1] = last
         if self.shards.has_mask:
             self._mask(labels, row_of, firsts, spans)
-        ends = np.zeros(len(rows), dtype=np.int64)
+        ends = np.zeros(len(ids), dtype=np.int64)
         ends[row_of] = stops  # of a row's examples, the last assignment stays
         eos_id = self.shards.tokenizer_info["eos_id"]
         for row, end in enumerate(ends.tolist()):
@@ -234,6 +259,29 @@ class DocumentDataset(Dataset):
         if ids.ndim == 2:
             batch["example_index"] = torch.from_numpy(_example_index(row_of, number, spans.lengths, ends, row_length))
         return batch, torch.from_numpy(labels)
+
+    def pair_places(self, ids: Tensor, *, skipped: Tensor | None = None) -> PairPlaces:
+        """Where the pairs of rows of examples are, in their rows and among all pairs; a span per example.
+
+        A document of n tokens has n - 1 pairs, so a pair's number is that of its input token in the token stream less
+        the documents before it. It does not depend on ``seq_len``. No file of tokens is read.
+
+        Args:
+            ids, skipped: as in :meth:`read`, and the same errors.
+        """
+        rows, _, spans = self._spans_of_rows(ids, skipped)
+        return PairPlaces(rows, _first_tokens(rows, spans), self.table.first_pairs(spans), spans.lengths)
+
+    def _spans_of_rows(self, ids: Tensor, skipped: Tensor | None) -> tuple[np.ndarray, np.ndarray, Spans]:
+        """The row of each example, its number in the row, int64 [n] each, and where it is."""
+        rows = ids.view(len(ids), -1).numpy()
+        if rows.size and rows.min() < 0:
+            raise IndexError(f"{self.shards.path}: example id {rows.min()} is negative")
+        row_of, number = np.nonzero(rows < self.num_examples)
+        spans = self.table.locate(rows[row_of, number])
+        if skipped is not None:
+            spans = _cut(spans, row_of, skipped.numpy(), seq_len=self.seq_len)
+        return row_of, number, spans
 
     def _mask(self, labels: np.ndarray, row_of: np.ndarray, firsts: np.ndarray, spans: Spans) -> None:
         """Set the labels that do not count to ``IGNORE_INDEX``."""

@@ -104,6 +104,11 @@ class TokenShards:
         return len(self.index.shards)
 
     @property
+    def first_tokens(self) -> np.ndarray:
+        """int64 [num_shards], the place of each shard's first token in the stream."""
+        return np.array(self._starts[:-1], dtype=np.int64)
+
+    @property
     def has_documents(self) -> bool:
         """Whether the data set knows its documents: format version 3."""
         return self.index.has_documents

@@ -113,6 +113,7 @@ class SpanTable:
         self._first_document = np.concatenate(
             ([0], np.cumsum([shards.num_documents_of(shard) for shard in range(shards.num_shards)]))
         ).astype(np.int64)
+        self._first_tokens = shards.first_tokens
         self._firsts = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=self._firsts[1:])
         self.num_examples = int(self._firsts[-1])
@@ -126,11 +127,16 @@ class SpanTable:
     @property
     def num_bytes(self) -> int:
         """Bytes of the table."""
-        return self._firsts.nbytes + self._first_run.nbytes + self._first_document.nbytes
+        tables = (self._firsts, self._first_run, self._first_document, self._first_tokens)
+        return sum(table.nbytes for table in tables)
 
     def first_example_of_shard(self, shard: int) -> int:
         """The id of the first example whose document is in ``shard`` or a later one."""
         return int(self._firsts[self._first_run[shard]])
+
+    def first_pairs(self, spans: Spans) -> np.ndarray:
+        """int64 [n], the number of each span's first pair among all pairs of the data set, example after example."""
+        return self._first_tokens[spans.shards] + spans.starts - spans.documents
 
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """int64 [n], ids -> int64 [n], the lengths of :meth:`locate`.

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_attent.data.run_record import read_run_record
-from titan_attent.data.text.shards import TokenDataset
-from titan_attent.scores.targets import tokenizer_facts
+from titan_attent.scores.targets import facts_of_data
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.sources import checkpoint_of, metadata_hash, targets_of
 
@@ -32,14 +31,9 @@ def check_tokenizer(config: DistillationConfig, dataset: Any) -> None:
 
 def check_targets(config: DistillationConfig, dataset: Any, *, checkpoints: Iterable[int]) -> None:
     """Refuse targets on disk of other data, another tokenizer, checkpoint or temperature; ValueError."""
-    if not isinstance(dataset, TokenDataset):
-        raise ValueError(
-            '[distillation] targets with [data] unit = "document": targets on disk are kept by windows of tokens. Run '
-            'the source itself (source, without targets), or set unit = "window"'
-        )
     for step in checkpoints:
         stored = targets_of(config, step)
-        stored.check(**dataset.scored._asdict(), tokenizer=tokenizer_facts(dataset.shards.tokenizer_info))
+        stored.check(facts_of_data(dataset))
         if stored.facts.temperature != config.temperature:
             raise ValueError(
                 f"{stored.path}: was written with temperature {stored.facts.temperature:g} ({stored.facts.kind}), and "

@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.foundations.flops import matrix_flops, product_flops
 from titan_attent.foundations.ledger import LedgerAccount
 from titan_attent.foundations.sharding import is_first_rank
@@ -200,11 +201,19 @@ class Distillation(System):
         if self._read_ahead is None and change is not None and change.first_step - step <= READ_AHEAD_STEPS:
             self._read_ahead = sources.read_ahead(self._path(change.checkpoint))
 
-    def read_columns_of_step(self, example_ids: Tensor, step: int) -> Columns:
-        """Targets on disk of the source of that step: the loader reads ahead of a change of the source."""
+    def read_columns_of_step(self, example_ids: Tensor, step: int, *, skipped: Tensor | None = None) -> Columns:
+        """Targets on disk of the source of that step: the loader reads ahead of a change of the source.
+
+        Those of packed documents are where their tokens are; padding, which has no label, has ids of 0.
+        """
         if not self.stored:
             return {}
-        ids, weights = self.stored[source_at(self.phases, step)].read(example_ids)
+        stored, dataset = self.stored[source_at(self.phases, step)], self.run.dataset
+        if isinstance(dataset, DocumentDataset):
+            places = dataset.pair_places(example_ids, skipped=skipped)
+            ids, weights = stored.read_places(places, shape=(len(example_ids), dataset.seq_len))
+        else:
+            ids, weights = stored.read(example_ids)
         if WEIGHTS not in self.columns:
             return {IDS: ids}
         return {IDS: ids, WEIGHTS: torch.full(ids.shape, 1 / ids.shape[-1]) if weights is None else weights}

@@ -64,7 +64,7 @@ class Routing(System):
         """The same of all ranks, since the last copy to the host."""
         self.scalars: dict[str, float] = {}
 
-    def read_columns_of_step(self, example_ids: Tensor, step: int) -> Columns:
+    def read_columns_of_step(self, example_ids: Tensor, step: int, *, skipped: Tensor | None = None) -> Columns:
         config = self.config
         if config.noise == 0 or 0 < config.noise_steps < step:
             return {}

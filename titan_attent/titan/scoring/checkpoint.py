@@ -17,9 +17,10 @@ Cost: a forward pass over the data, and the cost of writing its losses (write_lo
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -52,6 +53,16 @@ from titan_attent.titan.scoring.write_losses import fail_on_mistake, open_on_ran
 from titan_attent.titan.user_errors import fail
 
 
+class Predicted(NamedTuple):
+    """The result of a forward pass: predictions, labels on the device, and which example of its row each token is of,
+    where rows hold several.
+    """
+
+    pred: Tensor
+    labels: Tensor
+    example_index: Tensor | None
+
+
 class ForwardScorer(Trainer):
     """Builds the model as torchtitan does, for forward passes that give the loss of every example.
 
@@ -73,8 +84,9 @@ class ForwardScorer(Trainer):
         self.neutral_statistics = neutral_statistics(self.device)
         self.forward_rows = forward_rows_of(self, self.dataset)
 
-    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
-        """Mean nats per token of each example, or the loss of the model's modality, and the numbers of tokens."""
+    @contextmanager
+    def predicted(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> Iterator[Predicted]:
+        """The context of a forward pass over a batch, with its result."""
         input_dict = {name: tensor.to(self.device) for name, tensor in input_dict.items()}
         index = input_dict.get(EXAMPLE_INDEX)
         if self.job_config.data.document_mask:
@@ -82,12 +94,16 @@ class ForwardScorer(Trainer):
         else:
             prepared = self.post_dataloading_process(input_dict, labels.to(self.device))
         inputs, labels, extra_inputs, extra_kwargs = prepared
-        num, packing = len(labels), {}
-        if index is not None and self.forward_rows is not None:  # packed
-            num = len(labels) * self.forward_rows.max_examples
-            packing = {"example_index": index_in_batch(index, examples_per_row=self.forward_rows.max_examples)}
         with static_shapes(self.forward_rows), self.train_context(), self.maybe_enable_amp:
-            pred = model(inputs, **extra_inputs, **extra_kwargs)
+            yield Predicted(model(inputs, **extra_inputs, **extra_kwargs), labels, index)
+
+    def _losses(self, model: torch.nn.Module, input_dict: dict[str, Tensor], labels: Tensor) -> ExampleLosses:
+        """Mean nats per token of each example, or the loss of the model's modality, and the numbers of tokens."""
+        with self.predicted(model, input_dict, labels) as (pred, labels, index):
+            num, packing = len(labels), {}
+            if index is not None and self.forward_rows is not None:  # packed
+                num = len(labels) * self.forward_rows.max_examples
+                packing = {"example_index": index_in_batch(index, examples_per_row=self.forward_rows.max_examples)}
             ones = torch.ones(num, device=self.device)
             return self.example_loss(pred, labels, ones, self.neutral_statistics, **packing)
 

@@ -4,14 +4,19 @@
 the source. Its targets go to the folder ``--output``/step-N, where ``[distillation] targets`` finds them. A killed
 command resumes when the same one runs again, on any number of ranks.
 
+With ``data.unit = "document"`` the source reads each example of a document by itself: packed with a document mask
+where the flavor has one and ``data.document_mask`` is set, else in a row of its own.
+
 Cost: a forward pass over the data, the draws (losses/target_draws.py), and 4 N bytes per token written in place by the
-rank that computed them; per chunk of 64 batches a collective of 8 bytes and one small file.
+rank that computed them; per chunk (write_targets.py) a collective of 8 bytes and one small file.
 """
 
 import argparse
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -22,23 +27,21 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.checkpoint import MODEL
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
-from torchtitan.train import Trainer
 
-from titan_attent.data.io.reader import ReadBatch
-from titan_attent.data.text.document_examples import DOCUMENT
+from titan_attent.data.text.document_examples import DocumentDataset, PairPlaces
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.checks import check_number, check_one_of
-from titan_attent.foundations.sharding import ExampleSharding, is_first_rank
+from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.divergence import largest_id
 from titan_attent.losses.target_draws import draw_targets, top_targets
-from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, tokenizer_facts
+from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, facts_of_data
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse, spec_of
-from titan_attent.titan.loader import TeachingLoader
 from titan_attent.titan.models.families import family_of
-from titan_attent.titan.scoring.checkpoint import run_command
+from titan_attent.titan.scoring.checkpoint import ForwardScorer, run_command
 from titan_attent.titan.scoring.checkpoint_checks import check_scored_run, check_weights, scoring_config
-from titan_attent.titan.scoring.write_losses import ScoringChunks, fail_on_mistake, progress_bar
+from titan_attent.titan.scoring.write_losses import fail_on_mistake, progress_bar
+from titan_attent.titan.scoring.write_targets import Chunk, Part, document_chunks, window_chunks
 from titan_attent.titan.user_errors import fail, on_all_ranks, on_first_rank
 
 
@@ -53,7 +56,7 @@ class Options:
     seed: int
 
 
-class TargetsCommand(Trainer):
+class TargetsCommand(ForwardScorer):
     """Builds the source as torchtitan does and writes its targets instead of training.
 
     ``job_config`` comes from :func:`scoring_config`.
@@ -61,8 +64,6 @@ class TargetsCommand(Trainer):
 
     def __init__(self, job_config: JobConfig, options: Options):
         super().__init__(job_config)
-        loader = cast(TeachingLoader, self.dataloader)
-        self.dataset, self.reader, self.pin_memory = loader.dataset, loader.reader, loader.pin_memory
         self.options, self.checkpoint_path = options, job_config.checkpoint.initial_load_path
         self.writer = writer_of(job_config, self.dataset, options)
 
@@ -83,54 +84,52 @@ class TargetsCommand(Trainer):
                 prepared.__exit__(None, None, None)
         logger.info(f"{self.writer.path}: targets of {len(self.dataset):,} examples")
 
+    def _chunks(self, start: int) -> Iterator[Chunk]:
+        common: dict[str, Any] = {
+            **{"start": start, "reader": self.reader, "sharding": self.sharding},
+            **{"batch_size": self.batch_size, "pin_memory": self.pin_memory},
+        }
+        if self.forward_rows is None:
+            return window_chunks(self.dataset, **common)
+        self.dataset.share_table(self.forward_rows.add_up, rank=self.sharding.rank, num_ranks=self.sharding.size)
+        return document_chunks(self.dataset, self.forward_rows, **common)
+
     def _write_from(self, start: int) -> None:
-        sharding = ExampleSharding(len(self.dataset), mesh=self.parallel_dims.get_optional_mesh("batch"))
-        chunks = ScoringChunks(
-            start=start,
-            num_examples=len(self.dataset),
-            batch_size=self.job_config.validation.local_batch_size,
-            num_ranks=sharding.size,
-        )
-        numbers, ids = count(1), list(chunks.ids(sharding.rank))
-        batches = zip(ids, self.reader.read(self.dataset.read, ids, pin_memory=self.pin_memory), strict=True)
+        numbers = count(1)
         (model,) = self.model_parts
         model.eval()
         with progress_bar(len(self.dataset), start=start, unit=" examples") as bar:
-            for first, stop in chunks.ranges():
+            for chunk in self._chunks(start):
                 targets = []
-                for at in range(first, stop, chunks.rows):
+                for part in chunk.parts:
                     self.gc_handler.run(next(numbers))
-                    examples, batch = next(batches)
-                    targets.append((at + sharding.rank * chunks.batch_size, self._targets(model, examples, batch)))
-                    bar.update(min(chunks.rows, stop - at))
+                    targets.append((part.places, *self._targets(model, part)))
+                    bar.update(part.num_examples)
                 with fail_on_mistake():
-                    on_all_ranks(lambda targets=targets, stop=stop: self._write(targets, stop))  # type: ignore[misc]
-                    on_first_rank(lambda stop=stop: self.writer.durable(stop))  # type: ignore[misc]
+                    on_all_ranks(partial(self._write, targets))
+                    on_first_rank(partial(self.writer.durable, chunk.stop, num_records=chunk.num_records))
 
-    def _write(self, targets: list[tuple[int, tuple[Tensor, Tensor | None]]], stop: int) -> None:
-        """Write this rank's rows of a chunk, without those that pad its last batch."""
-        for first, (ids, probabilities) in targets:
-            num = max(0, min(len(ids), stop - first))
-            if num:
-                self.writer.write(first, ids[:num], None if probabilities is None else probabilities[:num])
+    def _write(self, targets: list[tuple[PairPlaces, Tensor, Tensor | None]]) -> None:
+        """Write this rank's targets of a chunk."""
+        for places, ids, probabilities in targets:
+            self.writer.write(places, ids, probabilities)
 
-    def _targets(self, model: torch.nn.Module, examples: Tensor, batch: ReadBatch) -> tuple[Tensor, Tensor | None]:
+    def _targets(self, model: torch.nn.Module, part: Part) -> tuple[Tensor, Tensor | None]:
         """Ids [B, L, N], and for top_k probabilities, on the CPU."""
-        input_dict = {name: tensor.to(self.device) for name, tensor in batch[0].items()}
-        prepared: Any = self.post_dataloading_process(input_dict, batch[1].to(self.device))
-        inputs, _, extra_inputs, extra_kwargs = prepared
-        with self.train_context(), self.maybe_enable_amp:
-            logits = model(inputs, **extra_inputs, **extra_kwargs)
-        options, shape = self.options, (*inputs.shape, self.options.num)
+        with self.predicted(model, *part.batch) as predicted:
+            logits = predicted.pred
+        options, shape = self.options, (*logits.shape[:2], self.options.num)
         if options.kind == ARGMAX:
             return largest_id(logits).int().cpu(), None
         flat = logits.flatten(0, 1)
         if options.kind == TOP_K:
             ids, probabilities = top_targets(flat, num=options.num, temperature=options.temperature)
             return ids.view(shape).cpu(), probabilities.view(shape).cpu()
-        places = torch.arange(inputs.shape[1], device=self.device)
-        tokens = examples.to(self.device)[:, None] * inputs.shape[1] + places
-        ids = draw_targets(flat, tokens.flatten(), num=options.num, temperature=options.temperature, seed=options.seed)
+        tokens = torch.zeros(len(flat), dtype=torch.int64)
+        tokens[torch.from_numpy(part.places.slots(shape[1]))] = torch.from_numpy(part.places.numbers())
+        ids = draw_targets(
+            flat, tokens.to(self.device), num=options.num, temperature=options.temperature, seed=options.seed
+        )
         return ids.view(shape).cpu(), None
 
 
@@ -138,8 +137,7 @@ def writer_of(job_config: JobConfig, dataset: Any, options: Options) -> TargetsW
     """The writer of the targets; a ValueError if the folder belongs to others."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     facts = TargetFacts(
-        **dataset.scored._asdict(),
-        tokenizer=tokenizer_facts(dataset.shards.tokenizer_info),
+        **facts_of_data(dataset),
         model=f"{job_config.model.name} {job_config.model.flavor}",
         precision=job_config.training.mixed_precision_param,
         checkpoint=str(path),
@@ -153,13 +151,8 @@ def writer_of(job_config: JobConfig, dataset: Any, options: Options) -> TargetsW
 
 
 def check_text(job_config: JobConfig, dataset: Any) -> None:
-    """Refuse data whose examples are not windows of tokens; ValueError."""
-    if job_config.data.unit == DOCUMENT:
-        raise ValueError(
-            f'[data] unit = "{DOCUMENT}" with targets on disk: they are kept by windows of tokens. Use the source '
-            'itself ([distillation] source), or unit = "window"'
-        )
-    if not isinstance(dataset, TokenDataset):
+    """Refuse data whose examples are not of tokens; ValueError."""
+    if not isinstance(dataset, TokenDataset | DocumentDataset):
         raise ValueError(f"titan_attent.score targets needs tokens, not {family_of(job_config).name}'s examples")
 
 
@@ -178,7 +171,9 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     parser.add_argument(
         "--kind", default="draws", help="draws (unbiased), top_k (the largest probabilities alone: biased) or argmax"
     )
-    parser.add_argument("--num", type=int, default=32, metavar="N", help="ids per token; not read for argmax")
+    parser.add_argument(
+        "--ids", type=int, default=32, metavar="N", dest="num", help="ids per token; not read for argmax"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divides the source's logits")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     try:
@@ -188,7 +183,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
     if not parsed.output:
         raise ValueError("--output is missing: name the folder to write the targets to")
     check_one_of("--kind", parsed.kind, KINDS, section="score targets")
-    check_number("--num", parsed.num, at_least=1, whole=True, section="score targets")
+    check_number("--ids", parsed.num, at_least=1, whole=True, section="score targets")
     check_number("--temperature", parsed.temperature, above=0, section="score targets")
     if parsed.kind == ARGMAX:
         parsed.num, parsed.temperature, parsed.seed = 1, 0.0, 0
@@ -209,7 +204,7 @@ def main(argv: list[str]) -> None:
         check_text(job_config, dataset)
         vocab_size = cast(Any, spec.model_args[job_config.model.flavor]).vocab_size
         if options.num > vocab_size:
-            raise ValueError(f"--num {options.num}: the source has {vocab_size} ids; lower it")
+            raise ValueError(f"--ids {options.num}: the source has {vocab_size} ids; lower it")
         writer_of(job_config, dataset, options)
     except ValueError as error:
         fail(error)

@@ -59,7 +59,8 @@ def write_document_losses(
         return dataset.read(rows.ids, row_length=rows.length)
 
     def chunks() -> Iterator[tuple[int, Tensor, bool]]:
-        for first, stop in ranges(start, num_documents, size=chunk_size(forward_rows, batch_size=batch_size)):
+        size = chunk_size(forward_rows, batch_size=batch_size, block_size=forward_rows.block_size)
+        for first, stop in ranges(start, num_documents, size=size):
             examples = np.arange(dataset.first_example_of(first), dataset.first_example_of(stop))
             documents = dataset.documents_of(examples)
             borders = [last for _, last in ranges(first, stop, size=forward_rows.block_size)]
@@ -80,16 +81,16 @@ def write_document_losses(
     append_all(writer, chunks(), bar)
 
 
-def chunk_size(forward_rows: ForwardRows, *, batch_size: int) -> int:
-    """Documents of a chunk: whole blocks, so that rows do not depend on the number of ranks."""
+def chunk_size(forward_rows: ForwardRows, *, batch_size: int, block_size: int) -> int:
+    """Documents or examples of a chunk: whole blocks, so that rows do not depend on the number of ranks."""
     examples = forward_rows.examples
     tokens_per_batch = batch_size * forward_rows.num_ranks * examples.seq_len
     wanted = CHUNK_BATCHES * tokens_per_batch * len(examples) // examples.num_pairs
-    return forward_rows.block_size * max(1, wanted // forward_rows.block_size)
+    return block_size * max(1, wanted // block_size)
 
 
 def ranges(start: int, stop: int, *, size: int) -> Iterator[tuple[int, int]]:
-    """The documents [first, last) of every chunk from ``start`` on; all others begin at a multiple of ``size``."""
+    """The numbers [first, last) of every chunk from ``start`` on; all others begin at a multiple of ``size``."""
     while start < stop:
         last = min((start // size + 1) * size, stop)
         yield start, last

@@ -29,7 +29,7 @@ from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses import divergence
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.target_draws import draw_targets
-from titan_attent.scores.targets import StoredTargets, TargetFacts, TargetsWriter, tokenizer_facts
+from titan_attent.scores.targets import StoredTargets, TargetFacts, TargetsWriter, facts_of_data, window_places
 from titan_attent.systems.distillation import system
 from titan_attent.systems.distillation.sources import metadata_hash
 from titan_attent.titan.frozen_model import FrozenModel
@@ -179,8 +179,7 @@ class Measured:
         dataset = TokenDataset(self.data, seq_len=32)
         for step in SOURCES:
             facts = TargetFacts(
-                **dataset.scored._asdict(),
-                tokenizer=tokenizer_facts(dataset.shards.tokenizer_info),
+                **facts_of_data(dataset),
                 model="llama3_attent cell",
                 precision="float32",
                 checkpoint="",
@@ -194,8 +193,9 @@ class Measured:
             logits = source_model(step)(whole_batch(dataset, torch.arange(len(dataset)))[0])
             ids = draw_targets(logits.flatten(0, 1), tokens, num=4, temperature=1.0, seed=0)
             with writer.prepared():
-                writer.write(0, ids.view(len(dataset), 32, 4), None)
-                writer.durable(len(dataset))
+                places = window_places(torch.arange(len(dataset)), seq_len=32)
+                writer.write(places, ids.view(len(dataset), 32, 4), None)
+                writer.durable(len(dataset), num_records=facts.num_records)
 
 
 @pytest.fixture(scope="module")
