@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
 _UNIT = 2.0**-36
 
 LossRule = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -11,8 +11,8 @@ equally many valid tokens, L_q is the plain q-norm of the means. The weights ave
 
 L_q is of the whole batch, and known only after the last microbatch's backward. So the loss of a microbatch has the
 weights (l_i / s)^(q - 1), with a number s that all ranks know: L_q of the step before. The gradient is multiplied by
-(s / L_q)^(q - 1) once, before it is clipped. As s is near L_q, no power overflows or vanishes; a weight above ``LARGEST``
-is cut to it, which takes a loss that exceeds s by a factor of 1,000 with q = 11.
+(s / L_q)^(q - 1) once, before it is clipped. As s is near L_q, no power overflows or vanishes; a weight above
+``LARGEST`` is cut to it, which takes a loss that exceeds s by a factor of 1,000 with q = 11.
 
 So the step is exact for any number of ranks and microbatches that do not cut a group.
 

@@ -141,8 +141,8 @@ def test_sums_of_packed_tokens_and_their_gradients_are_those_of_a_loop(batch: Pa
 
 @pytest.mark.parametrize(("num_chunks", "backend"), [(1, "inductor"), (4, "aot_eager")])
 def test_compiled_into_one_graph_it_agrees_and_other_spans_do_not_recompile(num_chunks: int, backend: str) -> None:
-    options: dict[str, Any] = {"with_gradient": True, "rule": CappedLinear(0.7), "num_chunks": num_chunks, "backend": backend}
-    loss = build_example_loss(compile_loss=True, **options)
+    options: dict[str, Any] = {"with_gradient": True, "num_chunks": num_chunks, "backend": backend}
+    loss = build_example_loss(compile_loss=True, rule=CappedLinear(0.7), **options)
     batch = random_packed(0)
     assert_by_hand(run(loss, batch, example_index=batch.index), by_hand(batch, temperature=0.7))
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -103,7 +103,8 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
     pred_BMD, labels_BMD = batch()
     results = {}
     for compile_loss in (False, True):
-        loss = build_patch_loss(compile_loss=compile_loss, with_gradient=True, rule=CappedLinear(0.7), backend="aot_eager")
+        options = {"with_gradient": True, "rule": CappedLinear(0.7), "backend": "aot_eager"}
+        loss = build_patch_loss(compile_loss=compile_loss, **options)
         leaf = pred_BMD.clone().requires_grad_()
         outputs = loss(leaf, labels_BMD, WEIGHTS_B, STATISTICS)
         outputs.weighted_sum.backward()
