@@ -68,6 +68,14 @@ class DataConfig:
     of most data. The batch has a slot for each, so a large number costs memory and exchange.
     """
 
+    group_size: int = 1
+    """
+    Number m of neighbouring examples that are trained in one batch, such as the rows of ``python -m titan_attent.tasks
+    recall --seeds m``, which have one input and m random seeds. Each row of a batch then holds one example. Needs
+    ``unit = "document"``, documents of at most ``training.seq_len`` tokens, and a global batch that is a multiple of m.
+    With ``exact_match`` validation takes a majority vote over each group (docs/reference/tasks.md). 1 for no groups.
+    """
+
     num_workers: int = 2
     """Reader threads per rank, which read batches ahead of the step; 0 reads in the training loop itself."""
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from titan_attent.losses.chunked import build_chunked_loss
 from titan_attent.losses.cross_entropy import WeightedLoss, build_weighted_loss
+from titan_attent.losses.folding import LossRule
 from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss
 
 
@@ -14,7 +15,7 @@ def build_example_loss(
     num_chunks: int = 1,
     compile_loss: bool = False,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
     """Build the function that computes the weighted loss of every example.
@@ -27,7 +28,7 @@ def build_example_loss(
         num_chunks: into which the tokens of a microbatch are split; not read where the vocabulary is sharded.
         compile_loss: compile the loss into one graph.
         with_gradient: also measure the norm of the functional gradient of every example.
-        temperature: the temperature of weights computed from the loss within the step; None for no such weights.
+        rule: computes further weights from the losses within the step; None for no such weights.
         backend: the backend of torch.compile.
     """
     build: Callable[..., WeightedLoss] = build_weighted_loss
@@ -35,4 +36,4 @@ def build_example_loss(
         build = build_vocab_parallel_loss
     elif num_chunks > 1:
         build = partial(build_chunked_loss, num_chunks=num_chunks)
-    return build(compile_loss=compile_loss, with_gradient=with_gradient, temperature=temperature, backend=backend)
+    return build(compile_loss=compile_loss, with_gradient=with_gradient, rule=rule, backend=backend)

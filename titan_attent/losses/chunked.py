@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
-from titan_attent.losses.folding import ExampleLosses, finish
+from titan_attent.losses.folding import ExampleLosses, LossRule, finish
 
 
 def _row_statistics(logits_CV: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -143,7 +143,7 @@ def chunked_weighted_cross_entropy(
     *,
     num_chunks: int,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     overwrite: bool = False,
     kernels: Kernels = EAGER,
     example_index: Tensor | None = None,
@@ -151,7 +151,7 @@ def chunked_weighted_cross_entropy(
     """:func:`titan_attent.losses.cross_entropy.weighted_cross_entropy`, with one chunk of tokens in fp32 at a time.
 
     Args:
-        logits, labels, weights_N, statistics, with_gradient, temperature, example_index: as in that function.
+        logits, labels, weights_N, statistics, with_gradient, rule, example_index: as in that function.
         num_chunks: at least 1; the tokens are split into this number of equal chunks, the last one shorter.
         overwrite: the backward pass writes the gradient over the logits, so they must not be read afterwards. A
             backward that needs them raises autograd's error for modified tensors; plain reads raise no error. Logits
@@ -175,7 +175,7 @@ def chunked_weighted_cross_entropy(
         weights_N,
         statistics,
         squared_norms=squared_T,
-        temperature=temperature,
+        rule=rule,
         example_index=example_index,
     )
 
@@ -185,7 +185,7 @@ def build_chunked_loss(
     num_chunks: int,
     compile_loss: bool,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
     """Build :func:`chunked_weighted_cross_entropy` with fixed options; it overwrites the logits in the backward pass.
@@ -202,7 +202,7 @@ def build_chunked_loss(
         chunked_weighted_cross_entropy,
         num_chunks=num_chunks,
         with_gradient=with_gradient,
-        temperature=temperature,
+        rule=rule,
         overwrite=True,
         kernels=kernels,
     )

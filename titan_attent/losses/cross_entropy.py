@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from titan_attent.foundations.checks import check_number
-from titan_attent.losses.folding import ExampleLosses, check_fold, finish, fold
+from titan_attent.losses.folding import ExampleLosses, LossRule, check_fold, finish, fold
 
 IGNORE_INDEX = -100
 """The label of tokens without a loss; torch and torchtitan use the same value."""
@@ -108,7 +108,7 @@ def weighted_cross_entropy(
     statistics: Tensor | None = None,
     *,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     label_smoothing: float = 0.0,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
@@ -117,9 +117,9 @@ def weighted_cross_entropy(
     Args:
         logits, labels, label_smoothing, example_index: as in :func:`per_example_cross_entropy`.
         weights_N: fp32 [N], importance weights; weights of 1 give torchtitan's loss. N is the number of examples.
-        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read only with ``temperature``.
+        statistics: what ``rule`` reads beside the losses; read only with ``rule``.
         with_gradient: also measure the functional gradient; compiled, in the same two passes over the logits.
-        temperature: multiply the weights by weights computed from the losses (window.py).
+        rule: multiply the weights by weights computed from the losses (window.py, worst_case.py).
 
     Returns:
         Losses in nats; the gradients are in [0, sqrt(2)].
@@ -139,7 +139,7 @@ def weighted_cross_entropy(
         weights_N,
         statistics,
         squared_norms=squared_norms,
-        temperature=temperature,
+        rule=rule,
         example_index=example_index,
     )
 
@@ -148,7 +148,7 @@ def build_weighted_loss(
     *,
     compile_loss: bool,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
     label_smoothing: float = 0.0,
 ) -> WeightedLoss:
@@ -160,7 +160,7 @@ def build_weighted_loss(
     loss = partial(
         weighted_cross_entropy,
         with_gradient=with_gradient,
-        temperature=temperature,
+        rule=rule,
         label_smoothing=label_smoothing,
     )
     return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

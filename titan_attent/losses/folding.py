@@ -13,14 +13,17 @@ depends on values.
 Shapes: B rows, L tokens per row, T tokens, N examples; N = B without an index.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from titan_attent.losses.window import capped_linear_weights
-
 _UNIT = 2.0**-36
+
+LossRule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Weights from the losses within the step: (losses fp32 [N], mean nats per valid token; counts fp32 [N], valid tokens;
+what the rule reads beside them) -> weights fp32 [N], all detached."""
 
 
 class ExampleLosses(NamedTuple):
@@ -138,7 +141,7 @@ def finish(
     statistics: Tensor | None = None,
     *,
     squared_norms: Tensor | None = None,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
     """Sum the losses of tokens per example, and apply the weights.
@@ -147,10 +150,10 @@ def finish(
         token_losses: fp32, with as many elements as ``valid``, differentiable; 0 where a token is not valid.
         valid: bool [B, L], or with ``example_index`` [T] or [B, L]: whether the label of a token counts.
         weights_N: fp32 [N].
-        statistics: fp32 [3] of :class:`titan_attent.losses.window.LossWindow`; read only with ``temperature``.
+        statistics: what ``rule`` reads beside the losses; read only with ``rule``.
         squared_norms: fp32, squared norm of each token's functional gradient, detached; None if not measured. Not read
             where a token is not valid.
-        temperature: multiply the weights by weights computed from the losses (window.py).
+        rule: multiply the weights by weights computed from the losses (window.py, worst_case.py).
         example_index: int64 in the shape of ``valid``, in [0, N): the example of each token; any value for tokens that
             are not valid. None if each row is one example.
     """
@@ -164,7 +167,7 @@ def finish(
         squared_norms = torch.where(valid, squared_norms.view_as(valid), 0.0)
         squares_N = fold(squared_norms, example_index, num_examples=num_examples)
         gradients_N = (squares_N / divisors_N).clamp(min=0.0).sqrt()
-    if temperature is not None:
+    if rule is not None:
         assert statistics is not None
-        weights_N = weights_N * capped_linear_weights(losses_N, statistics, temperature=temperature)
+        weights_N = weights_N * rule(losses_N, counts_N, statistics)
     return ExampleLosses((sums_N * weights_N).sum(), sums_N.detach().sum(), losses_N, gradients_N, counts_N)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from titan_attent.foundations.checks import check_number
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.losses.folding import ExampleLosses, finish, refuse_index
+from titan_attent.losses.folding import ExampleLosses, LossRule, finish, refuse_index
 
 MixedLoss = Callable[..., ExampleLosses]
 """Takes logits, labels, weights and statistics; for mixtures also the labels and shares of the second images."""
@@ -50,7 +50,7 @@ def weighted_mixed_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
     """The scalar to differentiate, the unweighted scalar to log, and the statistics of each example for the buffer.
@@ -61,7 +61,7 @@ def weighted_mixed_cross_entropy(
         other_labels_B: int64, labels of the second images; no effect where the share is 1. None if nothing is mixed.
         shares_B: fp32 in [0, 1], shares of the first label; None for shares of 1.
         label_smoothing: s in [0, 1).
-        weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
+        weights_B, statistics, with_gradient, rule: as in ``weighted_cross_entropy``.
         example_index: must be None, else a ValueError: each image is one row.
     """
     refuse_index(example_index, loss="loss of mixed images")
@@ -82,7 +82,7 @@ def weighted_mixed_cross_entropy(
         weights_B,
         statistics,
         squared_norms=(log_p_BLC.detach().exp() - q_BLC).square().sum(dim=-1) if with_gradient else None,
-        temperature=temperature,
+        rule=rule,
     )
 
 
@@ -105,7 +105,7 @@ def build_mixed_loss(
     label_smoothing: float = 0.0,
     compile_loss: bool,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
 ) -> MixedLoss:
     """Build :func:`weighted_mixed_cross_entropy` with fixed options, compiled into one graph with ``compile_loss``.
@@ -117,6 +117,6 @@ def build_mixed_loss(
         weighted_mixed_cross_entropy,
         label_smoothing=label_smoothing,
         with_gradient=with_gradient,
-        temperature=temperature,
+        rule=rule,
     )
     return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

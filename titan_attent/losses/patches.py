@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
-from titan_attent.losses.folding import ExampleLosses, finish, refuse_index
+from titan_attent.losses.folding import ExampleLosses, LossRule, finish, refuse_index
 
 
 def _squared_errors(pred_BMD: Tensor, labels_BMD: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def weighted_squared_error(
     statistics: Tensor | None = None,
     *,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     example_index: Tensor | None = None,
 ) -> ExampleLosses:
     """The scalar to differentiate, the unweighted scalar to log, and the statistics of each example for the buffer.
@@ -45,7 +45,7 @@ def weighted_squared_error(
     Args:
         pred_BMD: any float dtype; the loss is computed in fp32.
         labels_BMD: fp32 targets, ``IGNORE_INDEX`` where a value does not count, as in all of a padding example.
-        weights_B, statistics, with_gradient, temperature: as in ``weighted_cross_entropy``.
+        weights_B, statistics, with_gradient, rule: as in ``weighted_cross_entropy``.
         example_index: must be None, else a ValueError: each image is one row.
 
     Returns:
@@ -54,7 +54,7 @@ def weighted_squared_error(
     """
     refuse_index(example_index, loss="loss of patches")
     errors_BK, valid_BK = _squared_errors(pred_BMD, labels_BMD)
-    losses = finish(errors_BK, valid_BK, weights_B, statistics, temperature=temperature)
+    losses = finish(errors_BK, valid_BK, weights_B, statistics, rule=rule)
     # The squared norm of the gradient is the squared error itself.
     return losses._replace(gradients=losses.losses.sqrt()) if with_gradient else losses
 
@@ -63,9 +63,9 @@ def build_patch_loss(
     *,
     compile_loss: bool,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
     """Build :func:`weighted_squared_error` with fixed options, compiled into one graph with ``compile_loss``."""
-    loss = partial(weighted_squared_error, with_gradient=with_gradient, temperature=temperature)
+    loss = partial(weighted_squared_error, with_gradient=with_gradient, rule=rule)
     return torch.compile(loss, backend=backend, fullgraph=True) if compile_loss else loss

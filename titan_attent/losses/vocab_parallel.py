@@ -24,7 +24,7 @@ from torch.distributed import _functional_collectives as collectives  # traceabl
 from torch.distributed.tensor import DTensor, Shard
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, WeightedLoss
-from titan_attent.losses.folding import ExampleLosses, finish
+from titan_attent.losses.folding import ExampleLosses, LossRule, finish
 
 
 def _all_reduce(x: Tensor, op: str, group: ProcessGroup) -> Tensor:
@@ -80,7 +80,7 @@ def _weighted_cross_entropy(
     first: int,
     group: ProcessGroup,
     with_gradient: bool,
-    temperature: float | None,
+    rule: LossRule | None,
     example_index: Tensor | None,
 ) -> ExampleLosses:
     losses_T, squared_T = _VocabParallelCrossEntropy.apply(
@@ -92,7 +92,7 @@ def _weighted_cross_entropy(
         weights_N,
         statistics,
         squared_norms=squared_T if with_gradient else None,
-        temperature=temperature,
+        rule=rule,
         example_index=example_index,
     )
 
@@ -101,7 +101,7 @@ def build_vocab_parallel_loss(
     *,
     compile_loss: bool,
     with_gradient: bool = False,
-    temperature: float | None = None,
+    rule: LossRule | None = None,
     backend: str = "inductor",
 ) -> WeightedLoss:
     """:func:`titan_attent.losses.cross_entropy.build_weighted_loss` for logits that are sharded along the vocabulary.
@@ -112,13 +112,13 @@ def build_vocab_parallel_loss(
     local_loss = _weighted_cross_entropy
     if compile_loss:
         local_loss = torch.compile(local_loss, backend=backend, fullgraph=True)
-    return partial(_vocab_parallel_loss, local_loss, with_gradient, temperature)
+    return partial(_vocab_parallel_loss, local_loss, with_gradient, rule)
 
 
 def _vocab_parallel_loss(
     local_loss: Any,
     with_gradient: bool,
-    temperature: float | None,
+    rule: LossRule | None,
     logits: Tensor,
     labels: Tensor,
     weights_N: Tensor,
@@ -138,7 +138,7 @@ def _vocab_parallel_loss(
     # Shard splits as torch.chunk does: ceil(V / ranks) columns per rank, fewer on the last.
     first = mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())
     arguments = (logits.to_local(), labels, weights_N, statistics)
-    return local_loss(*arguments, first, mesh.get_group(), with_gradient, temperature, example_index)
+    return local_loss(*arguments, first, mesh.get_group(), with_gradient, rule, example_index)
 
 
 def whole_example_means(

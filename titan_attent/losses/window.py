@@ -19,6 +19,8 @@ Cost: 12 bytes per trained example of a window, in memory and in the checkpoint;
 examples are packed, 12 bytes per slot.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,16 @@ def capped_linear_weights(losses: Tensor, statistics: Tensor, *, temperature: fl
     """The weights of losses fp32 [B] by the rule above -> [B]; statistics fp32 [3]: low, high, mean before division."""
     low, high, mean = statistics.unbind()
     return torch.exp((2 * (losses - low) / (high - low)).clamp(0.0, 1.0) / temperature) / mean
+
+
+@dataclass(frozen=True)
+class CappedLinear:
+    """The rule of :func:`capped_linear_weights` as a :data:`~titan_attent.losses.folding.LossRule`."""
+
+    temperature: float
+
+    def __call__(self, losses_N: Tensor, counts_N: Tensor, statistics: Tensor) -> Tensor:
+        return capped_linear_weights(losses_N, statistics, temperature=self.temperature)
 
 
 class LossWindow:

@@ -57,6 +57,7 @@ class RunSettings:
         reduce_dtype: dtype in which FSDP2 reduces gradients.
         mixes_examples: whether a training example is a mixture of two (mixup, CutMix).
         cuts_examples: whether an example may be cut at the end of a window (``data.packing = "concatenate"``).
+        group_size: examples with one input that are neighbours in every batch (``data.group_size``).
         batches_read_ahead: microbatches in memory that the reader threads have read ahead of the step.
     """
 
@@ -78,4 +79,5 @@ class RunSettings:
     reduce_dtype: torch.dtype = torch.float32
     mixes_examples: bool = False
     cuts_examples: bool = False
+    group_size: int = 1
     batches_read_ahead: int = 0

@@ -31,6 +31,7 @@ class DataPlan:
         self.loader: TeachingLoader = self.trainer.dataloader
         job_config: Any = trainer.job_config
         self.seed: int = job_config.data.seed
+        self.group_size: int = job_config.data.group_size
         mesh, device = trainer.parallel_dims.get_optional_mesh("batch"), trainer.device
         self.packer = build_packer(
             self.loader,
@@ -40,6 +41,7 @@ class DataPlan:
             max_examples=job_config.data.max_examples_per_window,
             packing=job_config.data.packing,
             mixed=is_mixed(job_config),
+            one_per_row=job_config.data.group_size > 1,
         )
         self.mixture = build_mixture(
             self.loader, self.packer, job_config, mesh=mesh, device=device, batch_size=batch_size
@@ -54,6 +56,7 @@ class DataPlan:
             batch_size=self.trainer.batch_size,
             seed=self.seed,
             ledger=self.trainer.ledger,
+            group_size=self.group_size,
             packer=self.packer if self.mixture is None else None,  # a mixture packs each source itself
         )
         place = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size, "microbatches": loader.microbatches}

@@ -35,7 +35,7 @@ from titan_attent.titan.changed_settings import SETTINGS, recorded_settings
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
-from titan_attent.titan.settings import document_settings, settings_of, systems_of
+from titan_attent.titan.settings import GROUP_SIZE, document_settings, settings_of, systems_of
 
 
 def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def geometry_of(job_config: JobConfig, dataset: Examples, *, batch_size: int) ->
 
 def check_geometry(stored: dict[str, Any], current: dict[str, Any], *, where: str) -> None:
     """Raise a ValueError that names every difference."""
-    stored = {renamed(name, separator="."): value for name, value in stored.items()}
+    stored = {GROUP_SIZE: 1} | {renamed(name, separator="."): value for name, value in stored.items()}
+    current = {GROUP_SIZE: 1} | current
     differing = [
         f"{name} is {current.get(name)!r} in this run but {stored.get(name)!r} in the checkpoint"
         for name in current
@@ -227,6 +228,7 @@ def build_packer(
     max_examples: int,
     packing: str = BEST_FIT,
     mixed: bool = False,
+    one_per_row: bool = False,
 ) -> Packer | None:
     """Build the packer of a run; None if each row is one example. A collective on ``mesh``.
 
@@ -236,6 +238,7 @@ def build_packer(
         batch_size: windows per global batch.
         max_examples, packing: as in :class:`Packer`.
         mixed: whether a row holds the documents of one source (mixtures.py).
+        one_per_row: whether each row holds one document.
     """
     dataset = loader.dataset
     if not isinstance(dataset, DocumentDataset):
@@ -243,6 +246,8 @@ def build_packer(
     add_up = partial(sum_over, mesh, device)
     ranks: dict[str, Any] = {"rank": loader.dp_rank, "num_ranks": loader.dp_world_size}
     dataset.share_table(add_up, **ranks)
+    if one_per_row:
+        return None
     if mixed and not max_examples:
         # Rows of a source whose documents are short hold more of them than rows of all data.
         max_examples = max(default_limit(own, packing=packing) for own in examples_by_source(dataset).values())

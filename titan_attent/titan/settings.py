@@ -80,6 +80,7 @@ def settings_of(job_config: JobConfig, *, world_size: int | None = None) -> RunS
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         mixes_examples=job_config.vision.mixes,
         cuts_examples=job_config.data.unit == DOCUMENT and job_config.data.packing == CONCATENATE,
+        group_size=job_config.data.group_size,
         batches_read_ahead=batches_ahead(job_config.data.num_workers),
     )
 
@@ -91,14 +92,20 @@ def with_validation_set(job_config: JobConfig, path: str) -> JobConfig:
     return replace(job_config, **changed)
 
 
+GROUP_SIZE = "data.group_size"
+"""Recorded where examples have groups: without it they have none."""
+
+
 def document_settings(job_config: JobConfig) -> dict[str, Any]:
     """The settings that decide which documents are trained together, and what each of them sees."""
     data = job_config.data
+    groups = {GROUP_SIZE: data.group_size} if data.group_size > 1 else {}
     return {
         "data.unit": DOCUMENT,
         "data.packing": data.packing,
         "data.max_examples_per_window": data.max_examples_per_window,
         "data.document_mask": data.document_mask,
+        **groups,
     }
 
 

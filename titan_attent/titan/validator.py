@@ -9,8 +9,9 @@ mixing.
 
 Where the validation data have several sources, the loss of every example is measured, and the mean of each source is
 logged, too (source_losses.py). With ``[data] exact_match`` so is the share of examples that are answered right
-(losses/exact_match.py). Bits per byte are the sum of the losses over the bytes of the tokens that they are of
-(data/text/token_bytes.py): they compare between tokenizers.
+(losses/exact_match.py), and with ``group_size`` the majority's vote and the worst inputs (losses/votes.py). Bits per
+byte are the sum of the losses over the bytes of the tokens that they are of (data/text/token_bytes.py): they compare
+between tokenizers.
 
 With ``[data.validation_sets]`` there are several sets. Each is measured as a single one is, and ``TAG/NAME`` is its
 value; ``validation_metrics/loss`` is the mean by the sets' weights.
@@ -21,7 +22,6 @@ Cost beside the forward passes: of bits per byte, a look-up per label, and the t
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -39,53 +39,25 @@ from torchtitan.protocols import BaseModelArgs
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
-from titan_attent.data.examples import Examples
-from titan_attent.data.plan.fixed import FixedLoader
-from titan_attent.data.plan.order import Key, Pool
-from titan_attent.data.text.any_tokenizer import NoBytesError
-from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.token_bytes import token_bytes_of
-from titan_attent.data.validation_sets import ValidationSet, common, mean_of_sets, validation_sets
+from titan_attent.data.validation_sets import common, mean_of_sets
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.exact_match import NAME as EXACT_MATCH
 from titan_attent.losses.exact_match import TOKENS as TOKEN_ACCURACY
-from titan_attent.losses.exact_match import ExactMatch
+from titan_attent.losses.exact_match import most_likely
+from titan_attent.losses.votes import MATCH_P95, MATCH_WORST, VOTE
 from titan_attent.systems.system import Batch, ExampleStats, StepLoss
 from titan_attent.systems.system import LossFunction as SystemLoss
 from titan_attent.titan.columns import take_columns
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
-from titan_attent.titan.forward_rows import build_forward_rows, static_shapes
-from titan_attent.titan.loader import global_batch_size
+from titan_attent.titan.forward_rows import static_shapes
+from titan_attent.titan.measured_sets import MeasuredSet, build_sets
 from titan_attent.titan.metrics import perplexity
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 from titan_attent.titan.pipeline import PipelineLoss
-from titan_attent.titan.settings import with_validation_set
-from titan_attent.titan.source_losses import SourceLosses, build_measure, build_source_losses
-
-SAMPLE_ORDER: Key = (0, 0, 0)
-"""The key of the random order whose first examples are the sample; independent of data.seed, so that runs compare."""
-
-
-@dataclass(frozen=True)
-class MeasuredSet:
-    """A validation set as it is read and measured.
-
-    Attributes:
-        info: its name and its weight.
-        loader: its examples.
-        sources: sums by source; None for data of one source.
-        exact_match: counts right answers; None without ``[data] exact_match``.
-        token_bytes: int64 [V], the bytes of each token id, on the device; None where they are not known.
-    """
-
-    info: ValidationSet
-    loader: FixedLoader
-    sources: SourceLosses | None = None
-    exact_match: ExactMatch | None = None
-    token_bytes: Tensor | None = None
+from titan_attent.titan.source_losses import build_measure
+from titan_attent.titan.user_errors import fail
 
 
 class ShardValidator(Validator):
@@ -124,8 +96,9 @@ class ShardValidator(Validator):
         self.pp_has_first_stage, self.pp_has_last_stage = pp_has_first_stage, pp_has_last_stage
 
     def _loss_of(self, measured: MeasuredSet) -> SystemLoss:
-        """The loss of a batch; of every example where the data have several sources."""
-        return self._stock_loss if measured.sources is None else build_measure(self.job_config, validation=True)
+        """The loss of a batch; of every example where the data have several sources, or inputs with several rows."""
+        of_all = measured.sources is None and measured.votes is None
+        return self._stock_loss if of_all else build_measure(self.job_config, validation=True)
 
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         loss = self.loss_fn.stock if isinstance(self.loss_fn, PipelineLoss) else self.loss_fn
@@ -191,7 +164,13 @@ class ShardValidator(Validator):
             part.train()
 
     def _is_share(self, metric: str) -> bool:
-        return metric in self.modality.metrics or metric.partition("/")[0] in (EXACT_MATCH, TOKEN_ACCURACY)
+        return metric in self.modality.metrics or metric.partition("/")[0] in (
+            EXACT_MATCH,
+            TOKEN_ACCURACY,
+            VOTE,
+            MATCH_P95,
+            MATCH_WORST,
+        )
 
     def _measure(self, measured: MeasuredSet, model_parts: list[nn.Module]) -> dict[str, float]:
         """The metrics of a set by name: ``loss``, the mean over its valid tokens, of each of its sources if there are
@@ -222,8 +201,10 @@ class ShardValidator(Validator):
                     if self.modality.metrics:
                         counted.append(self.modality.count_correct(pred, labels))
                 if exact_match is not None and pred is not None:
-                    ids, example_index = columns["example_id"], columns.get(EXAMPLE_INDEX)
-                    counted.append(exact_match.count(pred, labels, ids, example_index))
+                    ids, example_index, predicted = columns["example_id"], columns.get(EXAMPLE_INDEX), most_likely(pred)
+                    counted.append(exact_match.count(predicted, labels, ids, example_index))
+                    if measured.votes is not None and seen is not None:
+                        measured.votes.add(predicted, labels, seen["loss"], seen["valid"])
             if loss_sum is None:
                 continue  # an earlier pipeline stage
             if measured.sources is not None:
@@ -239,6 +220,13 @@ class ShardValidator(Validator):
             if mesh is not None:
                 torch.distributed.all_reduce(totals, group=mesh.get_group())
         total_loss, num_valid, total_bytes, *counts = totals.tolist()
+        if not num_valid:
+            fail(
+                ValueError(
+                    f"[data] {measured.info.key} = {measured.info.path}: none of the labels that are validated "
+                    "counts: all are masked. Raise validation.steps to read more examples, or name other data"
+                )
+            )
         found = {"loss": total_loss / num_valid}
         if total_bytes:
             found["bits_per_byte"] = total_loss / math.log(2) / total_bytes
@@ -246,6 +234,8 @@ class ShardValidator(Validator):
         found |= {name: count / num_valid for name, count in of_modality}
         if exact_match is not None:
             found |= exact_match.shares(counts[num_metrics:], num_labels=num_valid)
+        if measured.votes is not None:
+            found |= measured.votes.take()
         by_source = {} if measured.sources is None else measured.sources.take()
         return found | {f"by_source/{name}": value for name, value in by_source.items()}
 
@@ -272,13 +262,6 @@ class ShardValidator(Validator):
                 return_outputs=keep,
             )
         return (step.loss_sum(), step.seen(), pred) if self.pp_has_last_stage else (None, None, None)
-
-
-def sample(dataset: Examples, *, num_examples: int) -> Pool:
-    """The first ``num_examples`` of ``dataset`` in a fixed random order; all examples if it has no more."""
-    if num_examples >= len(dataset):
-        return Pool.whole(len(dataset))
-    return Pool(len(dataset), order=SAMPLE_ORDER, size=num_examples)
 
 
 def bytes_of_labels(labels: Tensor, token_bytes: Tensor | None) -> Tensor:
@@ -311,46 +294,9 @@ def build_validator(
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
     """Implements torchtitan's ``build_validator_fn``, with the flavors of the model."""
-    validation, data = job_config.validation, job_config.data
-    device, cp_mesh = torch.device(utils.device_type), parallel_dims.get_optional_mesh("cp")
-    modality = family_of(job_config).modality
-    infos = validation_sets(data)
-    opened = {
-        info: modality.open(datasets, with_validation_set(job_config, info.path), validation=True) for info in infos
-    }
-    documents = [dataset for dataset in opened.values() if isinstance(dataset, DocumentDataset)]
-    sets, sampled = [], []
-    for info, dataset in opened.items():
-        num_examples = len(dataset)
-        if validation.steps > 0:
-            num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
-        pool = sample(dataset, num_examples=num_examples)
-        sampled.append(f"{pool.size:,} of {len(dataset):,} examples" + (f" of {info.name}" if info.name else ""))
-        loader = FixedLoader(
-            dataset,
-            pool,
-            batch_size=validation.local_batch_size,
-            dp_rank=dp_rank,
-            dp_world_size=dp_world_size,
-            reader=datasets.reader(data.num_workers),
-            forward_rows=build_forward_rows(
-                job_config,
-                dataset,
-                flavors[job_config.model.flavor],
-                dims=parallel_dims,
-                device=device,
-                together=documents,
-            ),
-        )
-        measured = MeasuredSet(
-            info,
-            loader,
-            sources=build_source_losses(dataset, job_config, dims=parallel_dims, device=device),
-            exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
-            token_bytes=_token_bytes(dataset, device=device),
-        )
-        sets.append(measured)
-    logger.info(f"Validation: {', '.join(sampled)}, the same each time; the loss is {modality.validated(job_config)}")
+    sets = build_sets(
+        datasets, flavors, job_config, dp_world_size=dp_world_size, dp_rank=dp_rank, parallel_dims=parallel_dims
+    )
     return ShardValidator(
         job_config,
         sets=sets,
@@ -364,16 +310,3 @@ def build_validator(
         pp_has_first_stage=pp_has_first_stage,
         pp_has_last_stage=pp_has_last_stage,
     )
-
-
-def _token_bytes(dataset: Any, *, device: torch.device) -> Tensor | None:
-    """int64 [V] on ``device``, the bytes of each token id; None for images, and where they are not known."""
-    shards = getattr(dataset, "shards", None)
-    if not isinstance(shards, TokenShards):
-        return None
-    try:
-        table = token_bytes_of(shards)
-    except NoBytesError as error:
-        logger.warning(f"{shards.path}: no bits per byte are logged: {error}")
-        return None
-    return None if table is None else torch.from_numpy(table).long().to(device)

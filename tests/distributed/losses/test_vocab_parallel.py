@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, weighted_cross_entropy
 from titan_attent.losses.vocab_parallel import build_vocab_parallel_loss, whole_example_means
+from titan_attent.losses.window import CappedLinear
 
 V, L = 31, 12  # the vocabulary is sharded into 11, 11 and 9 columns
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
@@ -66,8 +67,9 @@ def measure(mesh: Any) -> dict[str, Any]:
     results["sequences"] = cut_sequences(mesh)
     logits_BLV, labels_BL = batch()
     cut, statistics = distribute_tensor(logits_BLV, mesh, [Shard(-1)]), torch.tensor([2.0, 6.0, 1.5])
-    by_loss = build_vocab_parallel_loss(compile_loss=False, temperature=0.5)(cut, labels_BL, WEIGHTS_B, statistics)
-    whole = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, statistics, temperature=0.5)
+    rule = CappedLinear(0.5)
+    by_loss = build_vocab_parallel_loss(compile_loss=False, rule=rule)(cut, labels_BL, WEIGHTS_B, statistics)
+    whole = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B, statistics, rule=rule)
     torch.testing.assert_close(by_loss[:3], whole[:3])
     unfollowed = weighted_cross_entropy(logits_BLV, labels_BL, WEIGHTS_B)
     assert not torch.isclose(whole.weighted_sum, unfollowed.weighted_sum)
@@ -87,7 +89,7 @@ def packed(mesh: Any, compile_loss: bool) -> dict[str, Any]:
     """The batch as one packed row: on 2 ranks with half of the vocabulary or of the tokens each, or on one."""
     logits, labels = (x.flatten(0, 1) for x in batch())
     index, statistics = torch.tensor(SPANS), torch.tensor([2.0, 6.0, 1.5])
-    options: dict[str, Any] = {"with_gradient": True, "temperature": 0.5}
+    options: dict[str, Any] = {"with_gradient": True, "rule": CappedLinear(0.5)}
     if mesh is None:
         z = logits.clone().requires_grad_()
         losses = weighted_cross_entropy(z, labels, PACKED_WEIGHTS, statistics, example_index=index, **options)

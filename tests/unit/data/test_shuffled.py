@@ -33,6 +33,33 @@ def test_a_pass_has_every_example_once_but_for_what_fills_no_batch() -> None:
     assert len(set(first)) == len(set(second)) == 24 and first != second
 
 
+def test_groups_stay_whole_in_a_batch_on_any_number_of_ranks_and_after_a_resume() -> None:
+    num, batch, m = 36, 12, 3
+
+    def grouped(**place: int) -> TeachingSampler:
+        return TeachingSampler(Shuffled(num, batch_size=batch, seed=SEED, group_size=m), **place)
+
+    def groups(ids: list[int]) -> list[list[int]]:
+        return [ids[i : i + m] for i in range(0, len(ids), m)]
+
+    whole = ids(grouped(), 9)
+    for first in range(0, 9, 3):  # the passes: each input once, its rows in their order
+        one_pass = groups(sum(whole[first : first + 3], []))
+        assert sorted(one_pass) == groups(list(range(num))) != one_pass
+    assert whole[:3] != whole[3:6]
+    teacher = Teacher(
+        LossBuffer(num), paper_config(strategy="uniform"), batch_size=batch, total_steps=9, data_seed=SEED, group_size=m
+    )
+    assert ids(TeachingSampler(teacher), 9) == whole
+    first, resumed = grouped(), [grouped(rank=rank, num_ranks=2, microbatches=2) for rank in range(2)]
+    ids(first, 4)
+    for rank in resumed:
+        rank.load_state_dict(first.state_dict())
+    parts = [ids(rank, 10) for rank in resumed]
+    again = [parts[0][i] + parts[0][i + 1] + parts[1][i] + parts[1][i + 1] for i in range(0, 10, 2)]
+    assert again == whole[4:]
+
+
 def test_ranks_share_a_batch() -> None:
     ranks = [ids(sampler(rank=rank, num_ranks=2, microbatches=2), 14) for rank in range(2)]
     whole = ids(sampler(), 7)

@@ -6,6 +6,7 @@ from test_cross_entropy import WEIGHTS_B, batch
 
 from titan_attent.losses.chunked import build_chunked_loss, chunked_weighted_cross_entropy
 from titan_attent.losses.cross_entropy import weighted_cross_entropy
+from titan_attent.losses.window import CappedLinear
 
 # A gradient in bf16 is rounded once in each of the two losses, by half a unit in the last of 8 bits.
 GRADIENT_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -58,7 +59,7 @@ def test_weights_that_follow_the_loss():
     results = []
     for loss, options in ((weighted_cross_entropy, {}), (chunked_weighted_cross_entropy, {"num_chunks": 3})):
         leaf = logits_BLV.clone().requires_grad_()
-        outputs = loss(leaf, labels_BL, WEIGHTS_B, statistics, temperature=0.5, **options)
+        outputs = loss(leaf, labels_BL, WEIGHTS_B, statistics, rule=CappedLinear(0.5), **options)
         outputs.weighted_sum.backward()
         results.append((outputs, leaf.grad))
     assert_same_losses(results[1][0], results[0][0])

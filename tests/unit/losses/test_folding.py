@@ -15,7 +15,7 @@ from titan_attent.losses.cross_entropy import IGNORE_INDEX, per_example_cross_en
 from titan_attent.losses.folding import ExampleLosses, finish, fold
 from titan_attent.losses.mixed import build_mixed_loss
 from titan_attent.losses.patches import build_patch_loss
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.window import CappedLinear, capped_linear_weights
 
 V = 7
 STATISTICS = torch.tensor([0.5, 4.0, 1.3])
@@ -95,6 +95,10 @@ def by_hand(batch: Packed, *, temperature: float | None = None) -> Expected:
     return Expected(losses, gradients.view_as(batch.logits), total)
 
 
+def rule_of(temperature: float | None) -> CappedLinear | None:
+    return None if temperature is None else CappedLinear(temperature)
+
+
 def run(loss: Callable[..., ExampleLosses], batch: Packed, **options: Any) -> tuple[ExampleLosses, Tensor]:
     leaf = batch.logits.clone().requires_grad_()
     losses = loss(leaf * 1, batch.labels, batch.weights, STATISTICS, **options)
@@ -115,7 +119,7 @@ def assert_by_hand(actual: tuple[ExampleLosses, Tensor], expected: Expected) -> 
 @settings(max_examples=60, deadline=None)
 def test_packed_tokens_are_those_of_a_loop(batch: Packed, num_chunks: int, temperature: float | None) -> None:
     expected = by_hand(batch, temperature=temperature)
-    options: dict[str, Any] = {"example_index": batch.index, "with_gradient": True, "temperature": temperature}
+    options: dict[str, Any] = {"example_index": batch.index, "with_gradient": True, "rule": rule_of(temperature)}
     assert_by_hand(run(weighted_cross_entropy, batch, **options), expected)
     for overwrite in (False, True):
         chunks = {"num_chunks": num_chunks, "overwrite": overwrite}
@@ -137,8 +141,8 @@ def test_sums_of_packed_tokens_and_their_gradients_are_those_of_a_loop(batch: Pa
 
 @pytest.mark.parametrize(("num_chunks", "backend"), [(1, "inductor"), (4, "aot_eager")])
 def test_compiled_into_one_graph_it_agrees_and_other_spans_do_not_recompile(num_chunks: int, backend: str) -> None:
-    options: dict[str, Any] = {"with_gradient": True, "temperature": 0.7, "num_chunks": num_chunks, "backend": backend}
-    loss = build_example_loss(compile_loss=True, **options)
+    options: dict[str, Any] = {"with_gradient": True, "num_chunks": num_chunks, "backend": backend}
+    loss = build_example_loss(compile_loss=True, rule=CappedLinear(0.7), **options)
     batch = random_packed(0)
     assert_by_hand(run(loss, batch, example_index=batch.index), by_hand(batch, temperature=0.7))
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -150,7 +154,7 @@ def test_compiled_into_one_graph_it_agrees_and_other_spans_do_not_recompile(num_
 @pytest.mark.parametrize("temperature", [None, 0.7])
 @pytest.mark.parametrize("num_chunks", [1, 3])
 def test_without_an_index_each_row_is_one_example(num_chunks: int, temperature: float | None) -> None:
-    loss = build_example_loss(with_gradient=True, num_chunks=num_chunks, temperature=temperature)
+    loss = build_example_loss(with_gradient=True, num_chunks=num_chunks, rule=rule_of(temperature))
     batch = random_packed(0)
     batch = batch._replace(weights=batch.weights[:3], index=torch.arange(3)[:, None].expand(3, 50))
     batch.labels[1] = IGNORE_INDEX

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, weighted_cross_entropy
 from titan_attent.losses.mixed import build_mixed_loss, mixed_targets, weighted_mixed_cross_entropy
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.window import CappedLinear, capped_linear_weights
 
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0, 0.5])
 LABELS_B1 = torch.tensor([[3], [0], [IGNORE_INDEX], [5], [2]])
 OTHERS_B = torch.tensor([1, 0, 4, IGNORE_INDEX, 6])  # different, the same, of padding, none, different
 SHARES_B = torch.tensor([0.3, 0.6, 0.5, 1.0, 0.0])
 STATISTICS = torch.tensor([0.5, 3.5, 1.3])
+RULE = CappedLinear(0.7)
 
 
 def logits_of(*, dtype: torch.dtype = torch.float32, scale: float = 3.0) -> torch.Tensor:
@@ -127,7 +128,8 @@ def test_weights_that_follow_the_loss() -> None:
     losses = torch.tensor(plain_losses(logits, 0.0))
     factors = capped_linear_weights(losses, STATISTICS, temperature=0.7)
     assert len(set(factors.tolist())) > 2
-    ours = weighted_mixed_cross_entropy(logits, LABELS_B1, WEIGHTS_B, STATISTICS, OTHERS_B, SHARES_B, temperature=0.7)
+    arguments = (logits, LABELS_B1, WEIGHTS_B, STATISTICS, OTHERS_B, SHARES_B)
+    ours = weighted_mixed_cross_entropy(*arguments, rule=RULE)
     torch.testing.assert_close(ours.weighted_sum, (losses * factors * WEIGHTS_B).sum(), rtol=1e-5, atol=0)
 
 
@@ -135,7 +137,7 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
     results = {}
     for compile_loss in (False, True):
         loss = build_mixed_loss(
-            label_smoothing=0.1, compile_loss=compile_loss, with_gradient=True, temperature=0.7, backend="aot_eager"
+            label_smoothing=0.1, compile_loss=compile_loss, with_gradient=True, rule=RULE, backend="aot_eager"
         )
         leaf = logits_of().requires_grad_()
         outputs = loss(leaf, LABELS_B1, WEIGHTS_B, STATISTICS, OTHERS_B, SHARES_B)

@@ -10,7 +10,7 @@ from titan_attent.losses.patches import (
     squared_error_sum,
     weighted_squared_error,
 )
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.window import CappedLinear, capped_linear_weights
 
 WEIGHTS_B = torch.tensor([0.25, 1.0, 3.5, 2.0])
 STATISTICS = torch.tensor([0.5, 6.5, 1.3])
@@ -95,7 +95,7 @@ def test_weights_that_follow_the_loss() -> None:
     factors = capped_linear_weights(means, STATISTICS, temperature=0.7)
     assert len(set(factors.tolist())) > 2
     expected = sum(sum(row) * w * f for row, w, f in zip(rows, WEIGHTS_B.tolist(), factors.tolist(), strict=True))
-    ours = weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B, STATISTICS, temperature=0.7).weighted_sum
+    ours = weighted_squared_error(pred_BMD, labels_BMD, WEIGHTS_B, STATISTICS, rule=CappedLinear(0.7)).weighted_sum
     assert ours.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -103,7 +103,8 @@ def test_compiled_into_one_graph_it_agrees_and_does_not_recompile_for_other_valu
     pred_BMD, labels_BMD = batch()
     results = {}
     for compile_loss in (False, True):
-        loss = build_patch_loss(compile_loss=compile_loss, with_gradient=True, temperature=0.7, backend="aot_eager")
+        options = {"with_gradient": True, "rule": CappedLinear(0.7), "backend": "aot_eager"}
+        loss = build_patch_loss(compile_loss=compile_loss, **options)
         leaf = pred_BMD.clone().requires_grad_()
         outputs = loss(leaf, labels_BMD, WEIGHTS_B, STATISTICS)
         outputs.weighted_sum.backward()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from titan_attent.losses.cross_entropy import build_weighted_loss, per_example_cross_entropy, weighted_cross_entropy
-from titan_attent.losses.window import LossWindow, capped_linear_weights, neutral_statistics
+from titan_attent.losses.window import CappedLinear, LossWindow, capped_linear_weights, neutral_statistics
 
 FLUSH, BATCH, TEMPERATURE = 4, 6, 0.5
 
@@ -112,7 +112,7 @@ def test_the_loss_applies_the_weights(compile_loss):
     factors = capped_linear_weights((sums / counts).detach(), statistics, temperature=TEMPERATURE)
     assert factors.min() != factors.max()
     expected = (sums * weights * factors).sum()
-    loss = build_weighted_loss(compile_loss=compile_loss, temperature=TEMPERATURE, backend="aot_eager")
+    loss = build_weighted_loss(compile_loss=compile_loss, rule=CappedLinear(TEMPERATURE), backend="aot_eager")
     weighted, unweighted, *_ = loss(logits, labels, weights, statistics)
     assert weighted.item() == pytest.approx(expected.item(), rel=1e-5)
     assert unweighted.item() == pytest.approx(sums.sum().item(), rel=1e-5)

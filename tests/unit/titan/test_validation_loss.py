@@ -61,24 +61,21 @@ class Linear(nn.Module):
         return x @ self.weight
 
 
-@pytest.mark.parametrize("vision", TRAINING)
-def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None:
-    """With a model whose weights require gradients, as in a run."""
+def validated(vision: dict[str, float], batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+    """What a validation over ``batches`` logs, with a model whose weights require gradients, as in a run."""
 
     class Loader(list[Any]):
         forward_rows = None
         num_tokens = staticmethod(len)
 
-    batches = [batch(seed) for seed in range(3)]
     loader = Loader(({"input": logits.clone(), "example_id": labels[:, 0]}, labels) for logits, labels in batches)
     logged: dict[str, Any] = {}
-    job_config = config(**vision)
     validator = ShardValidator(
-        job_config,
+        config(**vision),
         sets=[MeasuredSet(ValidationSet("", "data"), loader)],  # type: ignore[arg-type]
         tokenizer=None,
         parallel_dims=SimpleNamespace(get_optional_mesh=lambda name: None),  # type: ignore[arg-type]
-        loss_fn=build_loss(job_config, parallel_dims=None),
+        loss_fn=build_loss(config(**vision), parallel_dims=None),
         validation_context=nullcontext,  # type: ignore[arg-type]
         maybe_enable_amp=nullcontext(),
         metrics_processor=SimpleNamespace(ntokens_since_last_log=0, log_validation=logged.update),  # type: ignore[arg-type]
@@ -87,8 +84,22 @@ def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None
         pp_has_last_stage=None,
     )
     validator.validate([Linear()], step=1)
+    return logged
+
+
+@pytest.mark.parametrize("vision", TRAINING)
+def test_validation_logs_the_loss_of_the_label(vision: dict[str, float]) -> None:
+    batches = [batch(seed) for seed in range(3)]
+    logged = validated(vision, batches)
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert logged["loss"] == pytest.approx(F.cross_entropy(logits[:, 0], labels[:, 0]).item(), rel=1e-6)
+
+
+def test_validation_without_a_label_that_counts_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    logits, labels = batch()
+    with pytest.raises(SystemExit):
+        validated({}, [(logits, torch.full_like(labels, -100))])
+    assert "[data] validation_path = data: none of the labels that are validated counts" in capsys.readouterr().err
 
 
 def test_the_validation_loss_has_a_name() -> None:

@@ -30,10 +30,11 @@ from titan_attent.data.text.writer import write_dataset
 from titan_attent.data.validation_sets import ValidationSet, validation_sets
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.measured_sets import sample
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.models.text import Text
 from titan_attent.titan.settings import with_validation_set
-from titan_attent.titan.validator import build_validator, sample
+from titan_attent.titan.validator import build_validator
 
 SEQ_LEN = 64
 TEXTS = ["def f(x):\n    return x + 1\n" * 9, "Überall grüßen Vögel. " * 20, "data = [1, 2, 3]\n" * 30, "≤ 10 €\n" * 25]
@@ -270,3 +271,11 @@ def test_a_set_of_another_tokenizer_is_refused(data: Path) -> None:
     config = config_of(data / "small", other={"path": str(data / "large")})
     with pytest.raises(ValueError, match="written with another tokenizer"):
         Text().open(DataSets(), with_validation_set(config, str(data / "large")), validation=True)
+
+
+@pytest.mark.parametrize("num", [1, 7, 9, 12, 100])
+def test_a_sample_of_inputs_has_all_their_rows(num: int) -> None:
+    pool = sample(range(12), num_examples=num, group_size=3)
+    ids = pool.ids(torch.arange(pool.size)).view(-1, 3)
+    assert pool.size == min(12, max(3, num // 3 * 3)) and len(set(ids.flatten().tolist())) == pool.size
+    assert (ids == ids[:, :1] // 3 * 3 + torch.arange(3)).all()

@@ -2,6 +2,9 @@
 
     position in the pass --(keyed order of the pass)--> index among the selected --> slot of the pool --> example id
 
+With groups of m examples, the order of all examples is one of whole groups: those with the ids g m to g m + m - 1 stay
+next to each other. So a batch of a multiple of m never cuts a group.
+
 Nothing is shuffled in memory. A pool is a span of the shuffled order of all examples, or all examples in the order of
 their ids. A pass trains the selected slots of a pool, in its own order. Both orders are evaluated when needed, so the
 state of the data is a few integers, and none of them depends on a rank.
@@ -9,6 +12,7 @@ state of the data is a few integers, and none of them depends on a rank.
 Cost: a bitmask of pool/8 bytes and its directory of pool/64 bytes; O(log pool) time per position.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,12 +96,14 @@ class Pool:
         order: key of the shuffled order of all examples; the pool is a span of it. None: slot i has example i.
         start: start of the span in this order; 0 if there is no order.
         size: number of candidates.
+        group_size: m, a divisor of N: examples that stay next to each other in the order.
     """
 
     num_examples: int
     order: Key | None = None
     start: int = 0
     size: int = 0
+    group_size: int = 1
 
     @classmethod
     def whole(cls, num_examples: int) -> "Pool":
@@ -108,14 +114,22 @@ class Pool:
         """Slots, int64 [n], each in [0, size) -> the example ids in them, int64 [n]."""
         if self.order is None:
             return slots
-        return permute(slots + self.start, self.num_examples, derive_key(stream("order"), *self.order))
+        return self._of_groups(permute, slots + self.start)
 
     def contains(self, ids: Tensor) -> Tensor:
         """Example ids, int64 [n] -> bool [n], whether they are in the pool."""
         slots = ids
         if self.order is not None:
-            slots = unpermute(ids, self.num_examples, derive_key(stream("order"), *self.order))
+            slots = self._of_groups(unpermute, ids)
         return (slots >= self.start) & (slots < self.start + self.size)
+
+    def _of_groups(self, order: Callable[[Tensor, int, int], Tensor], positions: Tensor) -> Tensor:
+        """Positions, int64 [n], with their groups moved by ``order``: permute or unpermute."""
+        assert self.order is not None
+        key, m = derive_key(stream("order"), *self.order), self.group_size
+        if m == 1:
+            return order(positions, self.num_examples, key)
+        return order(positions // m, self.num_examples // m, key) * m + positions % m
 
 
 @dataclass
@@ -124,6 +138,7 @@ class OrderCursor:
 
     Attributes:
         num_examples, seed: size and seed of the orders, which are numbered from 0.
+        group_size: as in :class:`Pool`.
         order, start, size: the current span: the one that was taken last.
     """
 
@@ -132,6 +147,7 @@ class OrderCursor:
     order: int = 0
     start: int = 0
     size: int = 0
+    group_size: int = 1
 
     def take(self, size: int | None = None, *, at_least: int = 1) -> None:
         """Take the next ``size`` examples, or all remaining ones (None), as the current span.
@@ -149,7 +165,8 @@ class OrderCursor:
 
     def pool(self) -> Pool:
         """The current span as a pool."""
-        return Pool(self.num_examples, order=(self.seed, 0, self.order), start=self.start, size=self.size)
+        order = (self.seed, 0, self.order)
+        return Pool(self.num_examples, order=order, start=self.start, size=self.size, group_size=self.group_size)
 
     def state_dict(self) -> dict[str, int]:
         return {"order": self.order, "start": self.start, "size": self.size}

@@ -28,6 +28,7 @@ class Shuffled:
         ledger: counts the trained examples.
         packer: packs several examples into each row, a window; G is then a number of windows. None if each row is one
             example.
+        group_size: m, a divisor of N and of G: examples of which a batch has all or none (order.py).
     """
 
     round = 0
@@ -40,13 +41,16 @@ class Shuffled:
         seed: int,
         ledger: Ledger | None = None,
         packer: Packer | None = None,
+        group_size: int = 1,
     ):
         if packer is None and batch_size > num_examples:
             raise ValueError(
                 f"the data set has {num_examples} examples, fewer than one global batch of {batch_size}: "
                 "write more data, or lower training.global_batch_size or training.seq_len"
             )
+        assert num_examples % group_size == batch_size % group_size == 0
         self.num_examples, self.batch_size, self.seed, self.ledger = num_examples, batch_size, seed, ledger
+        self.group_size = group_size
         self.weights_every = BATCHES_AT_ONCE
         self.packer = packer
         self._packed: PackedPass | None = None
@@ -72,7 +76,7 @@ class Shuffled:
             if self._packed is None or self._packed.order != order:
                 self._packed = self.packer.full_pass(order)
             return self._packed
-        pool = Pool(self.num_examples, order=order, size=self.num_examples)
+        pool = Pool(self.num_examples, order=order, size=self.num_examples, group_size=self.group_size)
         num_batches = self.num_examples // self.batch_size
         return Pass(
             pool, SelectedSlots(self.num_examples), order=None, batch_size=self.batch_size, num_batches=num_batches

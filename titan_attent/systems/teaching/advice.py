@@ -20,6 +20,12 @@ def log_plan(config: TeacherConfig, plan: Plan, *, num_examples: int, batch_size
     """Log on the first rank the plan of a run of ``total_steps``, and warn if it never selects or does harm."""
     if not is_first_rank():
         return
+    if config.strategy == "uniform":
+        logger.info(
+            f"Teacher: every pass trains all {num_examples:,} examples. The gradient is that of the q-norm of the "
+            f"losses of a step's inputs, with q = {config.q:g}"
+        )
+        return
     strategy, num_last = name_of(config), total_steps - plan.tail_start
     full = f". The first {plan.warmup_steps} and the last {num_last} of {total_steps} steps train on the full data"
     logger.info(

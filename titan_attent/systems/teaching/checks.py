@@ -16,7 +16,7 @@ from titan_attent.scores.find import find_scorers
 from titan_attent.scores.provenance import TRUSTED, check_scores, check_trusted
 from titan_attent.scores.stored import StoredScores
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, WORST_CASE, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, scorers_read
 from titan_attent.systems.teaching.importance import reads
 
@@ -46,12 +46,14 @@ class ScoredRun(Protocol):
 def check_run(config: TeacherConfig, settings: RunSettings) -> None:
     """Refuse settings of the run that the teacher cannot work with."""
     batch, cp, tp = settings.local_batch_size, settings.degrees.context, settings.degrees.tensor
-    if cp > 1 and config.weighting == "loss":
+    if cp > 1 and config.weighting in ("loss", WORST_CASE):
         raise ValueError(
-            f'[teacher] weighting = "loss" with context_parallel_degree = {cp}: within the step a rank has the loss of '
-            "only its shard of each example. Use weighting = "
-            '"inverse_probability", or context_parallel_degree = 1'
+            f'[teacher] weighting = "{config.weighting}" with context_parallel_degree = {cp}: within the step a rank '
+            'has the loss of only its shard of each example. Use weighting = "inverse_probability", or '
+            "context_parallel_degree = 1"
         )
+    if config.weighting == WORST_CASE:
+        check_worst_case(settings)
     if settings.cuts_examples:
         check_cut_examples(config)
     if settings.vocab_parallel and config.loss_chunks > 1:
@@ -71,6 +73,31 @@ def check_run(config: TeacherConfig, settings: RunSettings) -> None:
         raise ValueError(
             f"[teacher] scoring_batch_size = {config.scoring_batch_size} differs from training.local_batch_size = "
             f"{batch}: pipeline stages exchange tensors of one shape. Make the two sizes equal"
+        )
+
+
+def check_worst_case(settings: RunSettings) -> None:
+    """Refuse what a q-norm over the inputs of a step cannot be computed with."""
+    weighting, m = f'[teacher] weighting = "{WORST_CASE}"', settings.group_size
+    if settings.local_batch_size % m:
+        raise ValueError(
+            f"{weighting} with training.local_batch_size = {settings.local_batch_size} and data.group_size = {m}: the "
+            f"weight of an input is computed from all its rows at once. Make local_batch_size a multiple of {m}"
+        )
+    if settings.degrees.pipeline > 1:
+        raise ValueError(
+            f"{weighting} with pipeline_parallel_degree = {settings.degrees.pipeline}: the last stage alone knows the "
+            "losses that the gradients of all stages are scaled by. Set it to 1"
+        )
+    if settings.steps_in_backward:
+        raise ValueError(
+            f"{weighting} with optimizer.early_step_in_backward = true: the gradient is scaled by the losses of the "
+            "whole batch, after the last backward. Set it to false"
+        )
+    if settings.cuts_examples:
+        raise ValueError(
+            f'{weighting} with data.packing = "concatenate": no window has the loss of a document that it cuts. Set '
+            'data.packing = "best_fit"'
         )
 
 
@@ -193,6 +220,11 @@ def check_inputs(
     window: object,
 ) -> None:
     """Refuse a teacher without an input that its configuration reads; None is a missing input."""
+    if config.weighs_worst_case:
+        raise ValueError(
+            f'weighting = "{WORST_CASE}" with a Teacher, which gives weights before a step knows its losses: set '
+            'weighting = "none", and scale the gradient with WorstCase of titan_attent.losses.worst_case'
+        )
     if config.strategy == "uniform":
         return
     if config.level == SPAN:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 DECIDED_BY_SCORES = ("adaptive", "calibrated")
+WORST_CASE = "worst_case"
+"""The value of ``weighting`` for the worst case over the inputs of a batch."""
 RATIO_SCHEDULES = ("constant", "incremental", "cosine", *DECIDED_BY_SCORES)
 
 
@@ -37,6 +39,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "quarantine_after": {"at_least": 0, "whole": True},
     "min_effective_sample_size": {"at_least": 0, "below": 1},
     "max_repeats": {"at_least": 0},
+    "q": {"at_least": 1},
     "seed": {"whole": True},
 }
 """Arguments of :func:`titan_attent.foundations.checks.check_number`."""
@@ -47,7 +50,7 @@ class TeacherConfig:
     strategy: str = "uniform"
     """
     Which examples a round trains on.
-    - "uniform": all of them, always, with torchtitan's own loss, bit for bit.
+    - "uniform": all of them, always, with torchtitan's own loss, bit for bit, unless ``weighting = "worst_case"``.
     - "difference": the recommended rule, by scores on disk. It stands for "hard" with ``importance =
       "cross_entropy_difference"``, ``ratio_schedule = "calibrated"``, ``interval_schedule = "fixed"`` and
       ``full_data_tail = 0``, and needs ``scores``.
@@ -172,6 +175,15 @@ class TeacherConfig:
     - "loss": by the example's loss in the same step. Small losses weigh less, all losses above the middle weigh the
       same, and a smaller ``temperature`` makes the difference sharper (Sow et al. 2025, losses/window.py). To use these
       weights without a selection, set ``strategy = "random"``, ratios of 1 and ``warmup_passes = 0``.
+    - "worst_case": (l / L)^(q - 1), with the loss l of an input and the q-norm L of the losses of the step's inputs
+      (losses/worst_case.py). An input is a group of ``data.group_size`` examples that differ in their random seed;
+      their mean is taken first. It goes with ``strategy = "uniform"``, where every example is trained.
+    """
+
+    q: float = 8.0
+    """
+    The power of ``weighting = "worst_case"``, at least 1: 1 is the mean loss, torchtitan's own, bit for bit; the
+    larger, the more the worst inputs of a batch count.
     """
 
     max_weight: float = 4.0
@@ -182,7 +194,7 @@ class TeacherConfig:
     Number of chunks into which the loss cuts the tokens of a microbatch, so that only one chunk has fp32 logits at a
     time. The gradient overwrites the logits, and the results are equal (losses/chunked.py). 1 for no chunks. Chunks of
     a thousand tokens cost least. Not allowed if tensor parallelism shards the vocabulary, nor with ``strategy =
-    "uniform"``.
+    "uniform"``, whose loss is torchtitan's own.
     """
 
     full_data_tail: float = -1.0
@@ -212,6 +224,11 @@ class TeacherConfig:
 
     seed: int = 0
     """Seed of the selections."""
+
+    @property
+    def weighs_worst_case(self) -> bool:
+        """Whether the loss is a q-norm over the inputs of a step; with q = 1 it is torchtitan's own."""
+        return self.weighting == WORST_CASE and self.q > 1
 
     @property
     def scores_forward(self) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from titan_attent.foundations.checks import check_number, check_one_of
-from titan_attent.systems.teaching.config import RANGES, RATIO_SCHEDULES, TeacherConfig
+from titan_attent.systems.teaching.config import RANGES, RATIO_SCHEDULES, WORST_CASE, TeacherConfig
 from titan_attent.systems.teaching.importance import IMPORTANCES, reads
 from titan_attent.systems.teaching.rule import DIFFERENCE, KEYS, check_rule, with_rule
 from titan_attent.systems.teaching.strategies import STRATEGIES
@@ -27,7 +27,7 @@ def check_config(config: TeacherConfig) -> None:
     check_one_of("ratio_schedule", config.ratio_schedule, RATIO_SCHEDULES)
     check_one_of("interval_schedule", config.interval_schedule, ("fixed", "incremental"))
     check_one_of("normalization", config.normalization, ("softmax", "sigmoid"))
-    check_one_of("weighting", config.weighting, ("none", "inverse_probability", "loss"))
+    check_one_of("weighting", config.weighting, ("none", "inverse_probability", "loss", WORST_CASE))
     for key, bounds in RANGES.items():
         check_number(key, getattr(config, key), **bounds)
     if config.full_data_tail != -1:
@@ -55,7 +55,17 @@ def _check_combinations(config: TeacherConfig) -> None:
             '[teacher] weighting = "loss" with strategy = "uniform", which is torchtitan\'s own loss: for weights '
             'alone use strategy = "random", ratio_schedule = "constant", initial_ratio = 1.0 and warmup_passes = 0'
         )
-    if config.strategy == "uniform" and config.loss_chunks > 1:
+    if config.weighting == WORST_CASE and config.strategy != "uniform":
+        raise ValueError(
+            f'[teacher] weighting = "{WORST_CASE}" with strategy = "{config.strategy}": it is the worst case over the '
+            'inputs of the data, and a selection would leave out some. Set strategy = "uniform", or another weighting'
+        )
+    if config.weighting == WORST_CASE and config.pool_size:
+        raise ValueError(
+            f'[teacher] pool_size = {config.pool_size} with weighting = "{WORST_CASE}", which selects nothing from a '
+            "pool: set it to 0"
+        )
+    if config.strategy == "uniform" and config.loss_chunks > 1 and not config.weighs_worst_case:
         raise ValueError(
             f'[teacher] loss_chunks = {config.loss_chunks} with strategy = "uniform", which is torchtitan\'s own '
             "loss: set it to 1, or choose another strategy"

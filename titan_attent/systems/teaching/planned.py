@@ -7,7 +7,7 @@ from titan_attent.data.plan.packed import Packer
 from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.systems.system import DataFacts, Planned
 from titan_attent.systems.teaching.checks import folders_of_scores
-from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, TeacherConfig
+from titan_attent.systems.teaching.config import DECIDED_BY_SCORES, WORST_CASE, TeacherConfig
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.preview import is_decided_before, preview
 from titan_attent.systems.teaching.rule import with_rule
@@ -28,6 +28,9 @@ def planned(config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Plann
     batch_examples = facts.batch_size
     if isinstance(dataset, DocumentDataset):
         batch_examples = Packer(dataset, batch_size=facts.batch_size).examples_per_batch
+    if config.strategy == "uniform":
+        line = f'weighting = "{WORST_CASE}": every pass trains all examples; the loss is a norm with q = {config.q:g}'
+        return Planned((line,), _bytes_per_rank(config, facts, 0, num_ranks), ("teacher/rounds.jsonl",))
     phases = Plan(config, steps_of_full_pass=len(dataset) // batch_examples, total_steps=steps, scorers=list(folders))
     warmup = min(phases.warmup_steps, phases.tail_start)
     lines = [

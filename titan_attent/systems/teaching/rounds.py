@@ -39,6 +39,7 @@ class Rounds:
         on_quarantine: called with a JSON-ready record of each newly quarantined example.
         packer: packs the examples into windows; ``batch_size`` is then a number of windows. None if each row is one
             example.
+        group_size: examples that stay next to each other in a full pass (data/plan/order.py).
 
     Attributes:
         round, pass_index: the round, and the pass within it.
@@ -61,6 +62,7 @@ class Rounds:
         score: Callable[[int, Pool], None] | None,
         on_quarantine: Callable[[Record], None] | None,
         packer: Packer | None = None,
+        group_size: int = 1,
     ):
         self.draws, self.config, self.plan = draws, config, plan
         self.num_examples, self.batch_size, self.data_seed = draws.owners.num_examples, batch_size, data_seed
@@ -72,7 +74,7 @@ class Rounds:
         self.in_tail = False
         self.num_batches = 0
         self.selecting = False
-        self.cursor = OrderCursor(self.num_examples, data_seed)
+        self.cursor = OrderCursor(self.num_examples, data_seed, group_size=group_size)
         self._warned = False
         self.packer = packer
         self._packed: PackedPass | None = None  # the packed pass of the current decision

@@ -3,14 +3,18 @@
     loader -> example_id, weight -> weighted loss -> one loss per example -> buffer -> teacher -> loader
 
 With ``strategy = "uniform"`` it is off: the plan of the data decides the order (data/plan), and the step is
-torchtitan's own. So it is with ``level = "span"``, where span_masks.py masks labels.
+torchtitan's own. So it is with ``level = "span"``, where span_masks.py masks labels. With ``weighting = "worst_case"``
+it is on: all examples are trained, in the order of the plan, and the gradient of the step is that of a q-norm of the
+losses of its inputs (losses/worst_case.py).
 
 Cost per step: :meth:`LossBuffer.record`, and with context parallelism one all-reduce of 8 bytes per example (12 with
-functional gradients). Everything else happens between steps (buffer.py) or between passes (teacher.py).
+functional gradients); of the q-norm, one all-reduce of 16 bytes and one pass over the gradients. Everything else
+happens between steps (buffer.py) or between passes (teacher.py).
 """
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,10 +29,11 @@ from titan_attent.foundations.json_lines import JsonLines
 from titan_attent.foundations.ledger import TEACHING_ACCOUNTS
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.buffer import LossBuffer
-from titan_attent.losses.folding import index_in_batch
+from titan_attent.losses.folding import ExampleLosses, LossRule, index_in_batch
 from titan_attent.losses.mixed import mixing
 from titan_attent.losses.vocab_parallel import whole_example_means
-from titan_attent.losses.window import LossWindow, capped_linear_weights, neutral_statistics
+from titan_attent.losses.window import CappedLinear, LossWindow, neutral_statistics
+from titan_attent.losses.worst_case import PowerWeights, WorstCase, scale_gradients
 from titan_attent.systems.settings import RunSettings
 from titan_attent.systems.system import (
     Batch,
@@ -43,7 +48,7 @@ from titan_attent.systems.system import (
 )
 from titan_attent.systems.teaching import checks
 from titan_attent.systems.teaching.advice import log_plan, warn_of_mixed_windows, warn_of_unread_keys
-from titan_attent.systems.teaching.config import FORMER_KEYS, TeacherConfig
+from titan_attent.systems.teaching.config import FORMER_KEYS, WORST_CASE, TeacherConfig
 from titan_attent.systems.teaching.config_checks import SPAN, check_config, check_scores_named
 from titan_attent.systems.teaching.importance import reads
 from titan_attent.systems.teaching.panels import PANELS, UNITS
@@ -66,7 +71,7 @@ class Teaching(System):
 
     @classmethod
     def is_on(cls, config: TeacherConfig) -> bool:
-        return config.strategy != "uniform" and config.level != SPAN
+        return (config.strategy != "uniform" or config.weighs_worst_case) and config.level != SPAN
 
     @classmethod
     def check_values(cls, config: TeacherConfig) -> None:
@@ -91,7 +96,7 @@ class Teaching(System):
     @classmethod
     def identity(cls, config: TeacherConfig, settings: RunSettings) -> dict[str, Any]:
         config = with_rule(config)
-        settings_of_state = {
+        settings_of_state: dict[str, Any] = {
             "teacher.seed": config.seed,
             "teacher.pool_size": config.pool_size,
             # These decide which tensors the teacher's state has.
@@ -99,6 +104,8 @@ class Teaching(System):
             "streaks for the quarantine kept": config.keeps_streaks,
             "recent losses kept": config.weighting == "loss",
         }
+        if config.weighs_worst_case:
+            settings_of_state["teacher.weighting"] = WORST_CASE  # it has a state of its own
         return settings_of_state | ({"records of mixtures kept": True} if settings.mixes_examples else {})
 
     @classmethod
@@ -112,11 +119,23 @@ class Teaching(System):
         super().__init__(run, config)
         settings = run.settings
         self.with_gradient = "gradient" in reads(config.importance)
-        temperature = config.temperature if config.weighting == "loss" else None
+        self.rule: LossRule | None = None
+        self.worst_case: WorstCase | None = None
+        self.microbatches = 0  # of the current step
         window = None
-        if temperature is not None:
+        if config.weighting == "loss":
+            self.rule = CappedLinear(config.temperature)
             slots = 1 if run.packer is None else run.packer.max_examples
-            window = LossWindow(batch_size=run.batch_size * slots, temperature=temperature, device=run.device)
+            window = LossWindow(batch_size=run.batch_size * slots, temperature=config.temperature, device=run.device)
+        elif config.weighs_worst_case:
+            self.rule = PowerWeights(config.q, settings.group_size)
+            mesh, first = run.mesh("batch"), run.dataset.chance_loss
+            self.worst_case = WorstCase(
+                self.rule,
+                first_scale=first if first > 0 else 1.0,
+                device=run.device,
+                group=None if mesh is None else mesh.get_group(),
+            )
         self.buffer = LossBuffer(
             len(run.dataset),
             mesh=run.mesh("batch"),
@@ -128,7 +147,7 @@ class Teaching(System):
         )
         self.teacher = Teacher(
             self.buffer,
-            config,
+            replace(config, weighting="none") if config.weighs_worst_case else config,
             batch_size=run.batch_size,
             total_steps=settings.steps,
             data_seed=settings.data_seed,
@@ -141,6 +160,7 @@ class Teaching(System):
             on_quarantine=self._write_quarantined,
             packer=run.packer,
             within=run.proportions,
+            group_size=settings.group_size,
         )
         if run.log_text is not None and isinstance(run.dataset, (TokenDataset, DocumentDataset)):
             show_first_selection(self.teacher.draws, run.dataset, run.log_text)
@@ -152,7 +172,7 @@ class Teaching(System):
             num_chunks=config.loss_chunks,
             compile_loss=settings.compiles_loss,
             with_gradient=self.with_gradient,
-            temperature=temperature,
+            rule=self.rule,
             backend=settings.compile_backend,
         )
         # Copied to the device once, here: a step must not copy host numbers.
@@ -202,10 +222,15 @@ class Teaching(System):
         return self._training_loss
 
     def _training_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
-        statistics, columns = self.teacher.loss_statistics(self.run.step()), batch.columns
+        columns = batch.columns
+        if self.worst_case is not None:
+            statistics = self.worst_case.scale
+        else:
+            statistics = self.teacher.loss_statistics(self.run.step())
         return self._example_loss(pred, batch, columns["weight"], statistics, *mixing(columns))
 
     def _scoring_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
+        assert self.worst_case is None, "a forward pass for scores, where nothing is selected"
         ones = torch.ones_like(batch.examples, dtype=torch.float32)
         return self._example_loss(pred, batch, ones, self.neutral_statistics)
 
@@ -216,19 +241,25 @@ class Teaching(System):
         else:  # packed
             index = index_in_batch(index, examples_per_row=weights.shape[1])
             result = self.weighted_loss(pred, batch.labels, weights.flatten(), *more, example_index=index)
-        stats = {"loss": result.losses, "valid": result.counts, "weight": self._applied(weights, result.losses, *more)}
+        stats = {"loss": result.losses, "valid": result.counts, "weight": self._applied(weights, result, more[0])}
         if result.gradients is not None:
             stats["gradient"] = result.gradients
         return StepLoss(result.weighted_sum, result.loss_sum, stats)
 
-    def _applied(self, weights: Tensor, losses_N: Tensor, *more: Tensor) -> Tensor:
+    def _applied(self, weights: Tensor, result: ExampleLosses, statistics: Tensor) -> Tensor:
         """The weights that the loss has applied, fp32 [N]: the teacher's, times those computed from the loss."""
-        if self.config.weighting != "loss":
+        if self.rule is None:
             return weights.flatten()
-        return weights.flatten() * capped_linear_weights(losses_N, more[0], temperature=self.config.temperature)
+        return weights.flatten() * self.rule(result.losses, result.counts, statistics)
 
     def after_microbatch(self, batch: Batch, seen: ExampleStats | None) -> None:
         self._record(batch.columns, seen, step=self.run.step(), trained=True)
+        if self.worst_case is not None and seen is not None:
+            self.worst_case.add(seen["loss"], seen["valid"])
+            self.microbatches = (self.microbatches + 1) % self.run.microbatches
+            if self.microbatches == 0:
+                factor = self.worst_case.finish()
+                scale_gradients((p for part in self.run.model_parts for p in part.parameters()), factor)
 
     def _record(self, columns: Columns, stats: ExampleStats | None, *, step: int, trained: bool) -> None:
         """Record the losses of whole examples in the buffer. A collective on the ``cp`` mesh, without a host sync."""
@@ -295,7 +326,10 @@ class Teaching(System):
     # -- checkpoint -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return self.teacher.state_dict()
+        state = self.teacher.state_dict()
+        return state if self.worst_case is None else state | {"worst_case_scale": self.worst_case.scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load_state_dict(state)
+        if self.worst_case is not None:
+            self.worst_case.scale.copy_(state["worst_case_scale"])

@@ -70,6 +70,7 @@ class Teacher:
             selects within each source. None to select among all examples.
         packer: packs the examples into windows; ``batch_size`` is then a number of windows. Each rank reads the lengths
             of its examples here. None if each row of a batch is one example.
+        group_size: examples that stay next to each other in a full pass, for ``weighting = "worst_case"``.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Teacher:
         on_quarantine: Callable[[Record], None] | None = None,
         packer: Packer | None = None,
         within: Mapping[str, float] | None = None,
+        group_size: int = 1,
     ):
         check_config(config)
         config = with_rule(config)
@@ -179,6 +181,7 @@ class Teacher:
             score=score,
             on_quarantine=on_quarantine,
             packer=packer,
+            group_size=group_size,
         )
         self._pass: AnyPass | None = None
         self._forecast_logged = False

@@ -25,6 +25,7 @@ from titan_attent.systems.settings import SUFFIX, RunSettings
 from titan_attent.systems.system import DataFacts, System
 from titan_attent.systems.system_list import SystemOn
 from titan_attent.titan.checks.dump_folder import check_dump_folder
+from titan_attent.titan.checks.groups import check_groups, check_validation_groups
 from titan_attent.titan.checks.parallelism import check_parallelism, check_split
 from titan_attent.titan.checks.resume_checks import check_checkpoint
 from titan_attent.titan.checks.torchtitan_ranges import check_torchtitan_ranges
@@ -62,6 +63,7 @@ def check_run(
     check_values(job_config)
     check_torchtitan_ranges(job_config)
     check_number("num_workers", job_config.data.num_workers, section="data", at_least=0, whole=True)
+    check_number("group_size", job_config.data.group_size, section="data", at_least=1, whole=True)
     dp_degree = check_parallelism(job_config, world_size=world_size)
     family.modality.check(job_config)
     validation_sets(job_config.data)
@@ -83,6 +85,7 @@ def check_run(
     dataset = open_examples(job_config, datasets, model_args)
     check_one_batch(job_config, dataset, batch_size=batch_size)
     check_mixture(job_config, dataset)
+    check_groups(job_config, dataset, batch_size=batch_size)
     facts = DataFacts(
         dataset=dataset,
         batch_size=batch_size,
@@ -94,7 +97,8 @@ def check_run(
     )
     check_systems_data(systems, facts)
     for one in validated(job_config):
-        open_examples(job_config, datasets, model_args, validation=one)
+        examples = open_examples(job_config, datasets, model_args, validation=one)
+        check_validation_groups(job_config, examples, key=one.key)
     warn_of_unread_keys(job_config)
 
     check_checkpoint(job_config, spec, geometry_of(job_config, dataset, batch_size=batch_size))
