@@ -42,7 +42,7 @@ from titan_attent.titan.models.mot import MotArgs
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.trainer import TeachingTrainer
 
-STEPS, SAVED = 4, 3
+STEPS, SAVED = 3, 2
 """Steps of a run; the one after which a cell with checkpoints saves."""
 SETTINGS: dict[str, Any] = {
     "model.name": "llama3_attent",

@@ -14,7 +14,7 @@ from titan_attent.data.text.shards import TokenDataset
 
 MIXED: Settings = {"data.sources": {"code": {"proportion": 0.75}, "other": {"proportion": 0.25}}}
 TURNED: Settings = {
-    "data.sources": {"code": {"proportion": [[3, 0.75], [4, 0.25]]}, "other": {"proportion": [[3, 0.25], [4, 0.75]]}}
+    "data.sources": {"code": {"proportion": [[SAVED, 0.75], [SAVED + 1, 0.25]]}, "other": {"proportion": [[SAVED, 0.25], [SAVED + 1, 0.75]]}}
 }
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
 DOCUMENTS: Settings = {"data.unit": "document", "validation.enable": True, "data.validation_path": ""}
@@ -80,7 +80,7 @@ def test_two_ranks_train_what_one_does_in_the_proportions(ranks: dict[Any, Any],
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_run_resumes_on_another_number_of_ranks_with_other_proportions(ranks: dict[Any, Any], name: str) -> None:
-    """Step 4 alone: its proportions are turned round, and no example of the pass before comes again."""
+    """The last step alone: its proportions are turned round, and no example of the pass before comes again."""
     dataset = (DocumentDataset if name == "documents" else TokenDataset)(ranks["data"], seq_len=32)
     resumed, whole = ids_of(ranks[1], f"{name}, resumed"), ids_of(ranks[2], name)
     assert list(resumed) == [SAVED + 1]

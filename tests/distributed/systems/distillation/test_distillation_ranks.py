@@ -1,7 +1,7 @@
 """[distillation] in every parallelism against a plain loop: the same sources, losses and gradients at every step.
 
 The windows have unequal numbers of valid labels, so that ranks and microbatches do, too. Student and source differ in
-their layers, and the source changes between steps 2 and 3. Each world is started once.
+their layers, and the source changes between steps 1 and 2. Each world is started once.
 """
 
 import copy
@@ -34,7 +34,7 @@ from titan_attent.systems.distillation import system
 from titan_attent.systems.distillation.sources import metadata_hash
 from titan_attent.titan.frozen_model import FrozenModel
 
-CHANGE = 3
+CHANGE = 2
 """The first step that learns from the second source."""
 SOURCES = {10: 0.6, 20: 1.4}
 """Checkpoint of the source -> factor of its weights."""

@@ -68,7 +68,7 @@ RESUMED = [(name, cut) for name, cuts in CUTS.items() for cut in cuts]
 # microbatches and from checkpoints.
 ON_THREE = ("random", "soft", "soft pools")
 CASES_ON = {1: tuple(CASES), 2: tuple(name for name in CASES if name not in ON_THREE), 3: ON_THREE}
-RESUMED_ON = {1: RESUMED, 2: RESUMED, 3: [("soft", 10), ("soft pools", 21)]}
+RESUMED_ON = {1: RESUMED[::2], 2: RESUMED[1::2], 3: [("soft", 10), ("soft pools", 21)]}
 # To the end but from these, which others of their case follow: into the pass, and the round, after the cut.
 STOPS = {("soft", 3): 15, ("soft", 8): 20, ("soft", 10): 22, ("soft pools", 9): 21, ("soft pools", 21): 33}
 
