@@ -13,6 +13,7 @@ documents in four ways:
     messages   a conversation of two turns in chatml: encoded in six parts, and a mask
 
 "bare" is tiktoken's encode_ordinary_batch on the documents of the same way, which lie in memory: no files, no hashes.
+"ours, tokenizer.json" writes the same ids by Hugging Face's tokenizers, as it does for the tokenizer of a model.
 datatrove reads the same files with the same vocabulary, as Hugging Face's tokenizers have it, in two ways to use the
 cores: a worker per core, or one whose tokenizer has a thread per core. Both write token files in the order of the
 documents. Each variant is a process of its own on the same cores, and the processes take turns. The time begins after
@@ -46,7 +47,7 @@ from benchmarks.common import measure
 from benchmarks.speed.documents import run
 from benchmarks.speed.packing import installed
 from titan_attent.data.text.bpe import format_ranks, parse_ranks, train_ranks
-from titan_attent.data.text.tokenizer import EOS, SPLIT_PATTERN
+from titan_attent.data.text.tiktoken_tokenizer import EOS, SPLIT_PATTERN
 from titan_attent.data.text.writer import write_dataset
 
 NUM_FILES, VOCAB_SIZE, TRAINING_BYTES = 8, 32_768, 2**24
@@ -190,13 +191,13 @@ def document_of(record: dict[str, Any], way: str) -> str:
     return "\n".join(turns)
 
 
-def write(folder: Path, way: str, threads: int) -> dict[str, float]:
+def write(folder: Path, way: str, threads: int, *, tokenizer: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         start = time.perf_counter()
         summary = write_dataset(
             [folder / "jsonl"],
             output=Path(temporary) / "out",
-            tokenizer=str(folder / "ranks.tiktoken"),
+            tokenizer=str(folder / tokenizer),
             num_threads=threads,
             **OPTIONS[way],
         )
@@ -235,7 +236,7 @@ def speed(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     for threads in range(1, len(args.cores) + 1):
         cores = ["--cores", *map(str, args.cores[:threads])]
         for way in OPTIONS:
-            for name in ("bare", "ours"):
+            for name in ("bare", "ours", "ours, tokenizer.json"):
                 commands[name, way, threads] = [*this, "--worker", name, "--way", way, *cores]
     if args.datatrove_python:
         script = [args.datatrove_python, "benchmarks/speed/writing_datatrove.py", str(folder)]
@@ -292,7 +293,8 @@ def memory(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 WORKERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "bare": lambda args: encode_bare(args.folder, args.way, len(args.cores)),
-    "ours": lambda args: write(args.folder, args.way, len(args.cores)),
+    "ours": lambda args: write(args.folder, args.way, len(args.cores), tokenizer="ranks.tiktoken"),
+    "ours, tokenizer.json": lambda args: write(args.folder, args.way, len(args.cores), tokenizer="tokenizer.json"),
     "memory": lambda args: write_measured(args.folder, str(args.folder.parent / "memory.tiktoken")),
 }
 
