@@ -93,6 +93,7 @@ def make_inputs(folder: Path, records: list[dict[str, Any]]) -> None:
     ranks = train_ranks(texts, num_ranks=VOCAB_SIZE - 1, pattern=SPLIT_PATTERN)
     (folder / "ranks.tiktoken").write_bytes(format_ranks(ranks))
     hugging_face_tokenizer(ranks).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}), encoding="utf-8")
 
 
 def hugging_face_tokenizer(ranks: dict[bytes, int]) -> Tokenizer:
