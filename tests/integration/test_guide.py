@@ -33,7 +33,7 @@ IN_A_RUN = {"titan_attent.look", "titan_attent.score", "titan_attent.train"}
 PLACEHOLDERS = {
     "python -m titan_attent.data.text INPUT ...": "python -m titan_attent.data.text corpus/code",
     "python -m titan_attent.data.images INPUT ...": "python -m titan_attent.data.images photos/train",
-    "NAME|FILE|train:VOCAB_SIZE": "train:512",
+    "NAME|PATH|train:VOCAB_SIZE": "train:512",
     "--tokenizer ...": "--tokenizer data/1/tokenizer.tiktoken",
     "--tokenizer o200k_base": "--tokenizer data/1/tokenizer.tiktoken",  # no test downloads
     ".boundaries DIR": ".boundaries data/1",

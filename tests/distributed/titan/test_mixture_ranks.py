@@ -14,7 +14,10 @@ from titan_attent.data.text.shards import TokenDataset
 
 MIXED: Settings = {"data.sources": {"code": {"proportion": 0.75}, "other": {"proportion": 0.25}}}
 TURNED: Settings = {
-    "data.sources": {"code": {"proportion": [[SAVED, 0.75], [SAVED + 1, 0.25]]}, "other": {"proportion": [[SAVED, 0.25], [SAVED + 1, 0.75]]}}
+    "data.sources": {
+        "code": {"proportion": [[SAVED, 0.75], [SAVED + 1, 0.25]]},
+        "other": {"proportion": [[SAVED, 0.25], [SAVED + 1, 0.75]]},
+    }
 }
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
 DOCUMENTS: Settings = {"data.unit": "document", "validation.enable": True, "data.validation_path": ""}

@@ -6,8 +6,10 @@
          |                                         (parquet_text.py, arrow_text.py; column_values.py) and csv
          |                                         (csv_text.py), texts; compressed.py: .gz and .zst;
          |                                         records.py: prompts and conversations; text_template.py: several keys
-    tokenizer.py   document -> token ids           a tiktoken encoding: by name, from a file, or trained (bpe.py)
-         |                                         on text of all inputs (sample.py); encode.py: many at a time
+    tokenizer.py   document -> token ids           any_tokenizer.py: what both kinds do; tiktoken_tokenizer.py: by name,
+         |                                         from a file, or trained (bpe.py) on text of all inputs (sample.py);
+         |                                         json_tokenizer.py: a tokenizer.json (json_token_bytes.py: its bytes);
+         |                                         encode.py: many at a time
     writer.py      token ids -> shards on disk     parallel, resumable (progress.py, consumed_records.py)
          |                                         output.py: its folder; held_out.py: which documents are
          |                                         validation data; __main__.py: its command; summary.py: its report

@@ -19,15 +19,16 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, Regex, pre_tokenizers
 
 from titan_attent.data.io.atomic import write_atomically
 from titan_attent.data.text.any_tokenizer import Tokenizer, described, read_kept, special_id, well_formed
 from titan_attent.data.text.json_token_bytes import bytes_rule
+
+if TYPE_CHECKING:  # importing it takes a while, which commands that read no such file need not wait
+    from tokenizers import Tokenizer as Encoder
 
 JSON_FILE = "tokenizer.json"
 KIND = "tokenizer.json"
@@ -144,14 +145,14 @@ class JsonTokenizer(Tokenizer):
         return bytes_rule(json.loads(self.content))
 
     @cached_property
-    def _guarded_encoder(self) -> tokenizers.Tokenizer:
+    def _guarded_encoder(self) -> "Encoder":
         """As ``_encoder``, but the model never sees the text of a special token as a whole: slower."""
         special = {*self.special_tokens, self._texts[self.eos_id]}
         encoder = self._configured(_read(self.content, self._where), special=special)
         return _guard(encoder, self._guarded)
 
     @cached_property
-    def _markup_encoder(self) -> tokenizers.Tokenizer:
+    def _markup_encoder(self) -> "Encoder":
         """Reads special tokens out of text, except eos: to the library all but eos are ordinary added tokens."""
         fields, eos = json.loads(self.content), self._texts[self.eos_id]
         for token in fields["added_tokens"]:
@@ -159,8 +160,10 @@ class JsonTokenizer(Tokenizer):
         encoder = self._configured(_read(json.dumps(fields).encode("utf-8"), self._where), special={eos})
         return _guard(encoder, {eos} & self._guarded)
 
-    def _configured(self, encoder: tokenizers.Tokenizer, *, special: set[str]) -> tokenizers.Tokenizer:
+    def _configured(self, encoder: "Encoder", *, special: set[str]) -> "Encoder":
         """``encoder``, with ``special`` as its special tokens, which are not searched for in texts."""
+        from tokenizers import AddedToken
+
         added = {token.content for token in encoder.get_added_tokens_decoder().values() if token.special}
         encoder.add_special_tokens([AddedToken(text, normalized=False) for text in sorted(special - added)])
         encoder.encode_special_tokens = True
@@ -179,7 +182,7 @@ class JsonTokenizer(Tokenizer):
             )
         return ids
 
-    def _ids(self, encoder: tokenizers.Tokenizer, text: str) -> np.ndarray:
+    def _ids(self, encoder: "Encoder", text: str) -> np.ndarray:
         try:
             [encoding] = encoder.encode_batch_fast([text], add_special_tokens=False)
         except Exception as error:  # the library has no class of its own
@@ -220,7 +223,9 @@ def _configured_eos(path: Path) -> str:
     return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
-def _read(content: bytes, where: str) -> tokenizers.Tokenizer:
+def _read(content: bytes, where: str) -> "Encoder":
+    import tokenizers
+
     try:
         return tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # ValueError in some versions, Exception in others
@@ -249,8 +254,10 @@ class _Model:
         return text in self._tokens
 
 
-def _guard(encoder: tokenizers.Tokenizer, texts: set[str]) -> tokenizers.Tokenizer:
+def _guard(encoder: "Encoder", texts: set[str]) -> "Encoder":
     """Cut every one of ``texts`` behind its first character before the model sees it."""
+    from tokenizers import Regex, pre_tokenizers
+
     long = sorted(text for text in texts if len(text) > 1)
     if long:
         # Oniguruma's syntax; re.escape escapes no letter or digit.

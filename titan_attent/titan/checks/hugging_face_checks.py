@@ -54,7 +54,7 @@ def check_format(job_config: JobConfig, spec: TrainSpec) -> None:
     if any(one.endswith(QUANTIZED) for one in converted):
         logger.warning(
             f"[checkpoint] last_save_in_hf = true: torchtitan 0.2.2 saves the experts of {name} under the names of "
-            "MXFP4 files, which transformers does not read as weights in floating point; torchtitan does"
+            "MXFP4 files, under which transformers does not find weights in floating point"
         )
 
 
