@@ -10,6 +10,8 @@ target_draws.py     a few target ids per token in place of a source's distributi
 patches.py          the same interface for predicted patches of images: squared error
 mixed.py            the same interface for images mixed from two: cross-entropy against two labels
 exact_match.py      the share of examples whose every label is the most likely token
+votes.py            the vote over rows with one input and several random seeds, and the worst inputs
+worst_case.py       weights from the losses of a step: the gradient of a q-norm over its inputs
 records.py          the statistics of an example
 buffer.py           the statistics of all examples, sharded over the ranks, exchanged every few steps
 mixtures.py         the statistics of examples that are trained as shares of mixtures

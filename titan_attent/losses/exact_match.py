@@ -68,11 +68,12 @@ class ExactMatch:
     def num_counts(self) -> int:
         return 1 + 2 * len(self.names)
 
-    def count(self, logits: Tensor, labels: Tensor, ids: Tensor, example_index: Tensor | None) -> Tensor:
+    def count(self, predicted: Tensor, labels: Tensor, ids: Tensor, example_index: Tensor | None) -> Tensor:
         """The counts of a batch; a collective over the ranks that share its examples.
 
         Args:
-            logits: [B, L, V], this rank's tokens under context parallelism, like the labels.
+            predicted: int64 [B, L], the most likely tokens (:func:`most_likely`); this rank's under context
+                parallelism, like the labels.
             labels: int64 [B, L], ``IGNORE_INDEX`` where a token does not count.
             ids: int64 [B], the example of each row, or [B, M], the examples of each row; N and above for none.
             example_index: int64 [B, L], in [0, M): the example of each token in its row; None for one per row.
@@ -82,7 +83,7 @@ class ExactMatch:
             over the ranks that have other tokens is the count of all.
         """
         counted = labels != IGNORE_INDEX
-        right = counted & (most_likely(logits) == labels)
+        right = counted & (predicted == labels)
         ids = ids.view(len(labels), -1)
         slots = torch.arange(len(labels), device=labels.device)[:, None] * ids.shape[1]
         slots = (slots + (0 if example_index is None else example_index)).expand_as(labels).flatten()

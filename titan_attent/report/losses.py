@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from titan_attent.report.comparing import Comparison, compare
-from titan_attent.report.runs import TOKEN_ACCURACY, TOP5, TRAIN, VALIDATION, Axis, RunScalars
+from titan_attent.report.runs import TOKEN_ACCURACY, TOP5, TRAIN, VALIDATION, VOTE, Axis, RunScalars
 from titan_attent.report.saving import LOSS, MATCH, MEASURES, TOP1, measures_of
 from titan_attent.report.sentence import short
 from titan_attent.report.style import mark_resumes, not_logged, smoothed, title, x_axis
@@ -31,6 +31,7 @@ SINGLE_RUN_STYLES = {
     TOP5: ("C2", "top-5"),
     MATCH.tag: ("C1", "exact match"),
     TOKEN_ACCURACY: ("C2", "of the tokens"),
+    VOTE: ("C3", "of the seeds' vote"),
 }
 
 
@@ -38,8 +39,9 @@ def rows_of(runs: Sequence[RunScalars]) -> list[tuple[str, ...]]:
     """The tags in each row of three axes."""
     measures = measures_of(runs)
     if len(runs) == 1:
-        beside = {TOP1: TOP5, MATCH: TOKEN_ACCURACY}
-        return [(TRAIN, VALIDATION), *((measure.tag, beside[measure]) for measure in measures if measure in beside)]
+        votes = (VOTE,) if VOTE in runs[0].scalars else ()
+        beside: dict[Any, tuple[str, ...]] = {TOP1: (TOP5,), MATCH: (TOKEN_ACCURACY, *votes)}
+        return [(TRAIN, VALIDATION), *((measure.tag, *beside[measure]) for measure in measures if measure in beside)]
     return [*((measure.tag,) for measure in measures), (TRAIN,)]
 
 

@@ -29,6 +29,17 @@ TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/l
 ACCURACY, TOP5, IMAGE_SPEED = "validation_metrics/accuracy", "validation_metrics/accuracy_top5", "throughput(ips)"
 # For data with answers ([data] exact_match); a tag per data source begins with the first and a slash.
 EXACT, TOKEN_ACCURACY = "validation_metrics/exact_match", "validation_metrics/token_accuracy"
+# For inputs with several random seeds ([data] group_size): tag -> its row of the table.
+VOTE = "validation_metrics/exact_match_vote"
+MATCHES_OF_INPUTS = {
+    VOTE: "exact match of the vote",
+    "validation_metrics/input_match_p95": "right seeds of an input, worst 5%",
+    "validation_metrics/input_match_worst": "right seeds of an input, worst",
+}
+LOSSES_OF_INPUTS = {
+    "validation_metrics/input_loss_p95": "loss of an input, 95th percentile",
+    "validation_metrics/input_loss_worst": "loss of an input, worst",
+}
 # Of text; with several validation sets, the tags of each begin with this, or with VALIDATION, and a slash.
 BITS = "validation_metrics/bits_per_byte"
 SPEEDS = (SPEED, IMAGE_SPEED)

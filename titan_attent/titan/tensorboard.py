@@ -35,7 +35,10 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "ledger": {"cost of teaching": ["Multiline", ["ledger/.*"]]},
 }
 """Category -> chart -> its tags, as regular expressions (torch's ``SummaryWriter.add_custom_scalars``)."""
-EXACT_MATCH: dict[str, list[Any]] = {"answers that match exactly": ["Multiline", ["validation_metrics/exact_match.*"]]}
+EXACT_MATCH: dict[str, list[Any]] = {
+    "answers that match exactly": ["Multiline", ["validation_metrics/(exact|input)_match.*"]],
+    "loss of the worst inputs": ["Multiline", ["validation_metrics/input_loss_.*"]],
+}
 """In front of them with ``[data] exact_match``."""
 MIXTURE: dict[str, list[Any]] = {
     "epochs of each source": ["Multiline", ["mixture/epochs/.*"]],

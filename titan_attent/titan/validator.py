@@ -9,8 +9,9 @@ mixing.
 
 Where the validation data have several sources, the loss of every example is measured, and the mean of each source is
 logged, too (source_losses.py). With ``[data] exact_match`` so is the share of examples that are answered right
-(losses/exact_match.py). Bits per byte are the sum of the losses over the bytes of the tokens that they are of
-(data/text/token_bytes.py): they compare between tokenizers.
+(losses/exact_match.py), and with ``group_size`` the majority's vote and the worst inputs (losses/votes.py). Bits per
+byte are the sum of the losses over the bytes of the tokens that they are of (data/text/token_bytes.py): they compare
+between tokenizers.
 
 With ``[data.validation_sets]`` there are several sets. Each is measured as a single one is, and ``TAG/NAME`` is its
 value; ``validation_metrics/loss`` is the mean by the sets' weights.
@@ -49,7 +50,8 @@ from titan_attent.data.validation_sets import ValidationSet, common, mean_of_set
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.exact_match import NAME as EXACT_MATCH
 from titan_attent.losses.exact_match import TOKENS as TOKEN_ACCURACY
-from titan_attent.losses.exact_match import ExactMatch
+from titan_attent.losses.exact_match import ExactMatch, most_likely
+from titan_attent.losses.votes import MATCH_P95, MATCH_WORST, VOTE, InputVotes
 from titan_attent.systems.system import Batch, ExampleStats, StepLoss
 from titan_attent.systems.system import LossFunction as SystemLoss
 from titan_attent.titan.columns import take_columns
@@ -77,6 +79,7 @@ class MeasuredSet:
         loader: its examples.
         sources: sums by source; None for data of one source.
         exact_match: counts right answers; None without ``[data] exact_match``.
+        votes: of inputs with several rows; None without ``[data] group_size``.
         token_bytes: int64 [V], the bytes of each token id, on the device; None where they are not known.
     """
 
@@ -84,6 +87,7 @@ class MeasuredSet:
     loader: FixedLoader
     sources: SourceLosses | None = None
     exact_match: ExactMatch | None = None
+    votes: InputVotes | None = None
     token_bytes: Tensor | None = None
 
 
@@ -123,8 +127,9 @@ class ShardValidator(Validator):
         self.pp_has_first_stage, self.pp_has_last_stage = pp_has_first_stage, pp_has_last_stage
 
     def _loss_of(self, measured: MeasuredSet) -> SystemLoss:
-        """The loss of a batch; of every example where the data have several sources."""
-        return self._stock_loss if measured.sources is None else build_measure(self.job_config, validation=True)
+        """The loss of a batch; of every example where the data have several sources, or inputs with several rows."""
+        of_all = measured.sources is None and measured.votes is None
+        return self._stock_loss if of_all else build_measure(self.job_config, validation=True)
 
     def _stock_loss(self, pred: Tensor, batch: Batch) -> StepLoss:
         loss = self.loss_fn.stock if isinstance(self.loss_fn, PipelineLoss) else self.loss_fn
@@ -190,7 +195,13 @@ class ShardValidator(Validator):
             part.train()
 
     def _is_share(self, metric: str) -> bool:
-        return metric in self.modality.metrics or metric.partition("/")[0] in (EXACT_MATCH, TOKEN_ACCURACY)
+        return metric in self.modality.metrics or metric.partition("/")[0] in (
+            EXACT_MATCH,
+            TOKEN_ACCURACY,
+            VOTE,
+            MATCH_P95,
+            MATCH_WORST,
+        )
 
     def _measure(self, measured: MeasuredSet, model_parts: list[nn.Module]) -> dict[str, float]:
         """The metrics of a set by name: ``loss``, the mean over its valid tokens, of each of its sources if there are
@@ -221,8 +232,10 @@ class ShardValidator(Validator):
                     if self.modality.metrics:
                         counted.append(self.modality.count_correct(pred, labels))
                 if exact_match is not None and pred is not None:
-                    ids, example_index = columns["example_id"], columns.get(EXAMPLE_INDEX)
-                    counted.append(exact_match.count(pred, labels, ids, example_index))
+                    ids, example_index, predicted = columns["example_id"], columns.get(EXAMPLE_INDEX), most_likely(pred)
+                    counted.append(exact_match.count(predicted, labels, ids, example_index))
+                    if measured.votes is not None and seen is not None:
+                        measured.votes.add(predicted, labels, seen["loss"], seen["valid"])
             if loss_sum is None:
                 continue  # an earlier pipeline stage
             if measured.sources is not None:
@@ -245,6 +258,8 @@ class ShardValidator(Validator):
         found |= {name: count / num_valid for name, count in of_modality}
         if exact_match is not None:
             found |= exact_match.shares(counts[num_metrics:], num_labels=num_valid)
+        if measured.votes is not None:
+            found |= measured.votes.take()
         by_source = {} if measured.sources is None else measured.sources.take()
         return found | {f"by_source/{name}": value for name, value in by_source.items()}
 
@@ -273,11 +288,12 @@ class ShardValidator(Validator):
         return (step.loss_sum(), step.seen(), pred) if self.pp_has_last_stage else (None, None, None)
 
 
-def sample(dataset: Examples, *, num_examples: int) -> Pool:
-    """The first ``num_examples`` of ``dataset`` in a fixed random order; all examples if it has no more."""
+def sample(dataset: Examples, *, num_examples: int, group_size: int = 1) -> Pool:
+    """The first ``num_examples`` of ``dataset`` in a fixed random order of its groups; all if it has no more."""
     if num_examples >= len(dataset):
         return Pool.whole(len(dataset))
-    return Pool(len(dataset), order=SAMPLE_ORDER, size=num_examples)
+    size = max(1, num_examples // group_size) * group_size
+    return Pool(len(dataset), order=SAMPLE_ORDER, size=size, group_size=group_size)
 
 
 def bytes_of_labels(labels: Tensor, token_bytes: Tensor | None) -> Tensor:
@@ -323,7 +339,8 @@ def build_validator(
         num_examples = len(dataset)
         if validation.steps > 0:
             num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
-        pool = sample(dataset, num_examples=num_examples)
+        m = data.group_size if data.exact_match else 1
+        pool = sample(dataset, num_examples=num_examples, group_size=m)
         sampled.append(f"{pool.size:,} of {len(dataset):,} examples" + (f" of {info.name}" if info.name else ""))
         loader = FixedLoader(
             dataset,
@@ -339,13 +356,16 @@ def build_validator(
                 dims=parallel_dims,
                 device=device,
                 together=documents,
-            ),
+            )
+            if m == 1  # else whole groups in every batch
+            else None,
         )
         measured = MeasuredSet(
             info,
             loader,
             sources=build_source_losses(dataset, job_config, dims=parallel_dims, device=device),
             exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
+            votes=_votes(loader, group_size=m, dims=parallel_dims, device=device) if m > 1 else None,
             token_bytes=_token_bytes(dataset, device=device),
         )
         sets.append(measured)
@@ -362,6 +382,17 @@ def build_validator(
         pp_schedule=pp_schedule,
         pp_has_first_stage=pp_has_first_stage,
         pp_has_last_stage=pp_has_last_stage,
+    )
+
+
+def _votes(loader: FixedLoader, *, group_size: int, dims: ParallelDims, device: torch.device) -> InputVotes:
+    num_batches = -(-loader.pool.size // (loader.batch_size * loader.dp_world_size))
+    return InputVotes(
+        group_size=group_size,
+        num_groups=num_batches * loader.batch_size // group_size,
+        gather=dims.get_optional_mesh("batch"),
+        add_up=dims.get_optional_mesh("pp"),
+        device=device,
     )
 
 

@@ -64,7 +64,10 @@ def test_counts_are_those_of_a_loop(seed: int, packed: bool) -> None:
     if all((labels == IGNORE_INDEX).all() for _, labels, *_ in batches):
         return
     metric = ExactMatch(SOURCES, cp_mesh=None, device=torch.device("cpu"))
-    counts = sum((metric.count(*one) for one in batches), torch.zeros(metric.num_counts, dtype=torch.float64))
+    counts = sum(
+        (metric.count(most_likely(logits), *one) for logits, *one in batches),
+        torch.zeros(metric.num_counts, dtype=torch.float64),
+    )
     num_labels = sum(int((labels != IGNORE_INDEX).sum()) for _, labels, *_ in batches)
     assert metric.shares(counts.tolist(), num_labels=num_labels) == pytest.approx(by_hand(batches))
 
@@ -72,7 +75,7 @@ def test_counts_are_those_of_a_loop(seed: int, packed: bool) -> None:
 def test_one_source_has_no_metric_of_its_own_and_no_label_no_share() -> None:
     metric = ExactMatch([("default", 0)], cp_mesh=None, device=torch.device("cpu"))
     labels = torch.full((2, 3), IGNORE_INDEX)
-    counts = metric.count(torch.zeros(2, 3, V), labels, torch.tensor([0, 1]), None)
+    counts = metric.count(torch.zeros(2, 3, dtype=torch.int64), labels, torch.tensor([0, 1]), None)
     shares = metric.shares(counts.tolist(), num_labels=0)
     assert shares.keys() == {"exact_match", "token_accuracy"} and all(map(math.isnan, shares.values()))
 
