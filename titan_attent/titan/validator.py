@@ -22,7 +22,6 @@ Cost beside the forward passes: of bits per byte, a look-up per label, and the t
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -40,55 +39,24 @@ from torchtitan.protocols import BaseModelArgs
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
-from titan_attent.data.examples import Examples
-from titan_attent.data.plan.fixed import FixedLoader
-from titan_attent.data.plan.order import Key, Pool
-from titan_attent.data.text.document_examples import DocumentDataset
-from titan_attent.data.text.shards import TokenShards
-from titan_attent.data.text.token_bytes import token_bytes_of
-from titan_attent.data.validation_sets import ValidationSet, common, mean_of_sets, validation_sets
+from titan_attent.data.validation_sets import common, mean_of_sets
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
 from titan_attent.losses.exact_match import NAME as EXACT_MATCH
 from titan_attent.losses.exact_match import TOKENS as TOKEN_ACCURACY
-from titan_attent.losses.exact_match import ExactMatch, most_likely
-from titan_attent.losses.votes import MATCH_P95, MATCH_WORST, VOTE, InputVotes
+from titan_attent.losses.exact_match import most_likely
+from titan_attent.losses.votes import MATCH_P95, MATCH_WORST, VOTE
 from titan_attent.systems.system import Batch, ExampleStats, StepLoss
 from titan_attent.systems.system import LossFunction as SystemLoss
 from titan_attent.titan.columns import take_columns
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.document_mask import EXAMPLE_INDEX, document_batch
-from titan_attent.titan.forward_rows import build_forward_rows, static_shapes
-from titan_attent.titan.loader import global_batch_size
+from titan_attent.titan.forward_rows import static_shapes
+from titan_attent.titan.measured_sets import MeasuredSet, build_sets
 from titan_attent.titan.metrics import perplexity
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.patches import compat
 from titan_attent.titan.pipeline import PipelineLoss
-from titan_attent.titan.settings import with_validation_set
-from titan_attent.titan.source_losses import SourceLosses, build_measure, build_source_losses
-
-SAMPLE_ORDER: Key = (0, 0, 0)
-"""The key of the random order whose first examples are the sample; independent of data.seed, so that runs compare."""
-
-
-@dataclass(frozen=True)
-class MeasuredSet:
-    """A validation set as it is read and measured.
-
-    Attributes:
-        info: its name and its weight.
-        loader: its examples.
-        sources: sums by source; None for data of one source.
-        exact_match: counts right answers; None without ``[data] exact_match``.
-        votes: of inputs with several rows; None without ``[data] group_size``.
-        token_bytes: int64 [V], the bytes of each token id, on the device; None where they are not known.
-    """
-
-    info: ValidationSet
-    loader: FixedLoader
-    sources: SourceLosses | None = None
-    exact_match: ExactMatch | None = None
-    votes: InputVotes | None = None
-    token_bytes: Tensor | None = None
+from titan_attent.titan.source_losses import build_measure
 
 
 class ShardValidator(Validator):
@@ -288,14 +256,6 @@ class ShardValidator(Validator):
         return (step.loss_sum(), step.seen(), pred) if self.pp_has_last_stage else (None, None, None)
 
 
-def sample(dataset: Examples, *, num_examples: int, group_size: int = 1) -> Pool:
-    """The first ``num_examples`` of ``dataset`` in a fixed random order of its groups; all if it has no more."""
-    if num_examples >= len(dataset):
-        return Pool.whole(len(dataset))
-    size = max(1, num_examples // group_size) * group_size
-    return Pool(len(dataset), order=SAMPLE_ORDER, size=size, group_size=group_size)
-
-
 def bytes_of_labels(labels: Tensor, token_bytes: Tensor | None) -> Tensor:
     """fp64 [], the bytes of all labels that count; 0 without a table.
 
@@ -326,50 +286,9 @@ def build_validator(
     pp_has_last_stage: bool | None = None,
 ) -> ShardValidator:
     """Implements torchtitan's ``build_validator_fn``, with the flavors of the model."""
-    validation, data = job_config.validation, job_config.data
-    device, cp_mesh = torch.device(utils.device_type), parallel_dims.get_optional_mesh("cp")
-    modality = family_of(job_config).modality
-    infos = validation_sets(data)
-    opened = {
-        info: modality.open(datasets, with_validation_set(job_config, info.path), validation=True) for info in infos
-    }
-    documents = [dataset for dataset in opened.values() if isinstance(dataset, DocumentDataset)]
-    sets, sampled = [], []
-    for info, dataset in opened.items():
-        num_examples = len(dataset)
-        if validation.steps > 0:
-            num_examples = validation.steps * global_batch_size(job_config, dp_world_size=dp_world_size)
-        m = data.group_size if data.exact_match else 1
-        pool = sample(dataset, num_examples=num_examples, group_size=m)
-        sampled.append(f"{pool.size:,} of {len(dataset):,} examples" + (f" of {info.name}" if info.name else ""))
-        loader = FixedLoader(
-            dataset,
-            pool,
-            batch_size=validation.local_batch_size,
-            dp_rank=dp_rank,
-            dp_world_size=dp_world_size,
-            reader=datasets.reader(data.num_workers),
-            forward_rows=build_forward_rows(
-                job_config,
-                dataset,
-                flavors[job_config.model.flavor],
-                dims=parallel_dims,
-                device=device,
-                together=documents,
-            )
-            if m == 1  # else whole groups in every batch
-            else None,
-        )
-        measured = MeasuredSet(
-            info,
-            loader,
-            sources=build_source_losses(dataset, job_config, dims=parallel_dims, device=device),
-            exact_match=ExactMatch(dataset.sources, cp_mesh=cp_mesh, device=device) if data.exact_match else None,
-            votes=_votes(loader, group_size=m, dims=parallel_dims, device=device) if m > 1 else None,
-            token_bytes=_token_bytes(dataset, device=device),
-        )
-        sets.append(measured)
-    logger.info(f"Validation: {', '.join(sampled)}, the same each time; the loss is {modality.validated(job_config)}")
+    sets = build_sets(
+        datasets, flavors, job_config, dp_world_size=dp_world_size, dp_rank=dp_rank, parallel_dims=parallel_dims
+    )
     return ShardValidator(
         job_config,
         sets=sets,
@@ -383,21 +302,3 @@ def build_validator(
         pp_has_first_stage=pp_has_first_stage,
         pp_has_last_stage=pp_has_last_stage,
     )
-
-
-def _votes(loader: FixedLoader, *, group_size: int, dims: ParallelDims, device: torch.device) -> InputVotes:
-    num_batches = -(-loader.pool.size // (loader.batch_size * loader.dp_world_size))
-    return InputVotes(
-        group_size=group_size,
-        num_groups=num_batches * loader.batch_size // group_size,
-        gather=dims.get_optional_mesh("batch"),
-        add_up=dims.get_optional_mesh("pp"),
-        device=device,
-    )
-
-
-def _token_bytes(dataset: Any, *, device: torch.device) -> Tensor | None:
-    """int64 [V] on ``device``, the bytes of each token id; None for images and without a tokenizer file."""
-    shards = getattr(dataset, "shards", None)
-    table = token_bytes_of(shards) if isinstance(shards, TokenShards) else None
-    return None if table is None else torch.from_numpy(table).long().to(device)

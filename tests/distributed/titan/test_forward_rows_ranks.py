@@ -29,8 +29,8 @@ from titan_attent.data.text.shards import TokenShards
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.titan import trainer as trainer_module
 from titan_attent.titan import validator as validator_module
+from titan_attent.titan.measured_sets import sample
 from titan_attent.titan.trainer import TeachingTrainer
-from titan_attent.titan.validator import sample
 
 ROWS, VALIDATED = 6, 8
 """Rows of a global batch; the number of batches whose examples are validated."""

@@ -10,7 +10,7 @@ import pytest
 from torchtitan.config import ConfigManager, JobConfig
 
 from titan_attent.titan import train_spec
-from titan_attent.titan.checks import preflight, toml_checks
+from titan_attent.titan.checks import groups, preflight, toml_checks
 from titan_attent.titan.settings import systems_of
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +28,7 @@ GRANTED: list[tuple[str, int, dict[str, Any]]] = [
     *(("own_data.toml", world, {}) for world in (1, 2, 4, 8)),
     *(("own_data.toml", 1, {"model.flavor": flavor}) for flavor in ("10M", "350M", "8B", "125M_flex")),
     *(("recall.toml", world, {}) for world in (1, 2)),
+    *(("recall_seeds.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {"training.local_batch_size": 64 // world}) for world in (1, 2, 4, 8, 16)),
 ]
@@ -54,6 +55,7 @@ def check(config: JobConfig, *, world_size: int, monkeypatch: pytest.MonkeyPatch
     """preflight.check_run without the checks that read data and losses."""
     data = Sized(stored=SimpleNamespace(fingerprint="synthetic"), seq_len=config.training.seq_len, tokens_per_example=1)
     monkeypatch.setattr(preflight, "open_examples", lambda *args, **kwargs: data)
+    monkeypatch.setattr(groups, "check_data", lambda *args, **kwargs: None)
     for system, _ in systems_of(config):
         monkeypatch.setattr(system, "check_data", lambda *args: None)
     preflight.check_run(config, train_spec.attent_spec(config.model.name), world_size=world_size)

@@ -25,10 +25,11 @@ from titan_attent.data.text.writer import write_dataset
 from titan_attent.data.validation_sets import ValidationSet, validation_sets
 from titan_attent.job_config import JobConfig as OurSections
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.measured_sets import sample
 from titan_attent.titan.metrics import TeachingMetricsProcessor
 from titan_attent.titan.models.text import Text
 from titan_attent.titan.settings import with_validation_set
-from titan_attent.titan.validator import build_validator, sample
+from titan_attent.titan.validator import build_validator
 
 SEQ_LEN = 64
 TEXTS = ["def f(x):\n    return x + 1\n" * 9, "Überall grüßen Vögel. " * 20, "data = [1, 2, 3]\n" * 30, "≤ 10 €\n" * 25]

@@ -44,7 +44,7 @@ def check_groups(job_config: JobConfig, dataset: Examples, *, batch_size: int) -
             f"{groups} with a global batch of {batch_size}: make training.global_batch_size a multiple of {m}, so that "
             "no batch cuts a group"
         )
-    _check_data(dataset, m, key="path")
+    check_data(dataset, m, key="path")
 
 
 def check_validation_groups(job_config: JobConfig, dataset: Examples, *, key: str) -> None:
@@ -63,10 +63,11 @@ def check_validation_groups(job_config: JobConfig, dataset: Examples, *, key: st
             f"{groups} and validation.local_batch_size = {rows}: a vote is taken within a batch. Make it a multiple of "
             f"{m}"
         )
-    _check_data(dataset, m, key=key)
+    check_data(dataset, m, key=key)
 
 
-def _check_data(dataset: Examples, m: int, *, key: str) -> None:
+def check_data(dataset: Examples, m: int, *, key: str) -> None:
+    """Refuse data whose examples are no groups of m whole documents; ValueError."""
     assert isinstance(dataset, DocumentDataset)
     path, num_documents = dataset.shards.path, dataset.shards.index.num_documents
     if len(dataset) != num_documents:

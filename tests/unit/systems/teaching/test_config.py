@@ -49,7 +49,7 @@ CHOICES = {
     "interval_schedule": ["fixed", "incremental"],
     "scoring": ["train", "forward", "forward_once", "amateur"],
     "normalization": ["softmax", "sigmoid"],
-    "weighting": ["none", "inverse_probability", "loss"],
+    "weighting": ["none", "inverse_probability", "loss", "worst_case"],
 }
 
 SCORES = {"scores": "a pair's"}
@@ -58,6 +58,7 @@ NEEDED = {
     "amateur": {"importance": "attainment", **SCORES},
     "difference": SCORES,
     "span": {"strategy": "difference", **SCORES},
+    "worst_case": {"strategy": "uniform"},
 }
 
 OUT_OF_RANGE = [
@@ -77,6 +78,7 @@ OUT_OF_RANGE = [
     ("loss_chunks", [0, -1, 2.0, NAN, True], "a whole number at least 1"),
     ("quarantine_after", [-1, 1.0, NAN, True], "a whole number at least 0"),
     ("min_effective_sample_size", [-0.1, 1, NAN, True], "a number at least 0 and below 1"),
+    ("q", [0.99, 0, -1.0, NAN, INF, True, "2"], "a number at least 1"),
     ("seed", [0.0, 1.5, NAN, True, "0", None], "a whole number"),
 ]
 
@@ -96,6 +98,7 @@ GOOD = {
     "loss_chunks": [1, 8],
     "quarantine_after": [0, 1],
     "min_effective_sample_size": [0, 0.5],
+    "q": [1, 1.0, 100],
     "seed": [-1, 0, 2**40],
     **CHOICES,
 }
@@ -248,6 +251,12 @@ def test_closest_names_only_a_near_miss():
     [
         ({"scoring": "forward_once", "pool_size": 64}, 'use scoring = "forward", or pool_size = 0'),
         ({"strategy": "uniform", "weighting": "loss"}, 'use strategy = "random", ratio_schedule = "constant"'),
+        (
+            {"strategy": "soft", "weighting": "worst_case"},
+            'with strategy = "soft": it is the worst case over the inputs',
+        ),
+        ({"weighting": "worst_case", "pool_size": 64}, "pool_size = 64 with weighting"),
+        ({"weighting": "worst_case", "q": 1.0, "loss_chunks": 4}, "set it to 1, or choose another strategy"),
         ({"strategy": "uniform", "loss_chunks": 4}, "set it to 1, or choose another strategy"),
         ({"strategy": "threshold", "weighting": "loss"}, "sets its own weights: choose another weighting or strategy"),
         ({"strategy": "hard", "importance": "learnability", **SCORES}, "or remove scores"),
