@@ -8,8 +8,8 @@ Both see the seed of the row everywhere: the bits of a row of ``recall`` are add
 a node of ``graph_colouring`` to that node. Without randomness both would be functions of the input alone.
 
 The loss of a row of ``recall`` is the cross-entropy of the value. That of a row of ``graph_colouring`` is of any proper
-colouring, as in the paper: with independent colours of the nodes, the mean over the edges of the negative log-probability
-that their two colours differ.
+colouring, as in the paper: with independent colours of the nodes, the mean over the edges of the negative
+log-probability that their two colours differ.
 
 Shapes: B rows, P pairs, N nodes, D width.
 """
@@ -27,8 +27,8 @@ from titan_attent.tasks.recall import Recall
 class SeededModel(Protocol):
     """A model with its own loss."""
 
-    def rows(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Words of rows, int64 [B, T] -> (loss of each, fp32 [B], with a graph; whether each is right, bool [B])."""
+    def rows(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Words of rows, int64 [B, T] -> (losses, fp32 [B], with a graph; answers, int64 [B, L]; right, bool [B])."""
 
 
 def _mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
@@ -44,7 +44,7 @@ class LinearRecall(nn.Module):
         memory: width of keys and values of the one head: it holds about as many pairs.
     """
 
-    def __init__(self, task: Recall, *, width: int = 64, memory: int = 4):
+    def __init__(self, task: Recall, *, width: int = 32, memory: int = 2):
         super().__init__()
         self.task = task
         self.key_embedding = nn.Embedding(task.keys, width)
@@ -54,7 +54,7 @@ class LinearRecall(nn.Module):
         self.read = _mlp(width, width, memory)
         self.answer = _mlp(memory + width, width, task.values)
 
-    def rows(self, words: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         task = self.task
         bits, pairs = words[:, : task.seed_bits].float(), words[:, task.seed_bits : -3].view(len(words), task.pairs, 2)
         keys, values = pairs[..., 0] - 3, pairs[..., 1] - 3 - task.keys
@@ -65,7 +65,8 @@ class LinearRecall(nn.Module):
         found = (self.read(query_BD)[:, None] @ memory)[:, 0]
         logits = self.answer(torch.cat((found, query_BD), dim=1))
         target = words[:, -1] - 3 - task.keys
-        return F.cross_entropy(logits, target, reduction="none"), logits.argmax(dim=1) == target
+        answers = logits.argmax(dim=1, keepdim=True)
+        return F.cross_entropy(logits, target, reduction="none"), answers, answers[:, 0] == target
 
 
 class LocalColouring(nn.Module):
@@ -77,7 +78,7 @@ class LocalColouring(nn.Module):
         rounds: layers: a node sees as many nodes to either side.
     """
 
-    def __init__(self, task: GraphColouring, *, width: int = 48, rounds: int = 2):
+    def __init__(self, task: GraphColouring, *, width: int = 32, rounds: int = 1):
         super().__init__()
         self.nodes = task.nodes
         self.node, self.priority = nn.Embedding(task.nodes, width), nn.Embedding(task.nodes, width)
@@ -85,7 +86,7 @@ class LocalColouring(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(rounds))
         self.answer = nn.Linear(width, COLOURS)
 
-    def rows(self, words: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, first = self.nodes, 2 + COLOURS
         priorities = words[:, :n] - first - n
         edges = (words[:, n + 1 : 3 * n + 1] - first).view(len(words), n, 2)
@@ -103,4 +104,4 @@ class LocalColouring(nn.Module):
         conflicts = (one * other).sum(dim=2)
         colours = p.argmax(dim=2)
         proper = (colours.gather(1, edges[..., 0]) != colours.gather(1, edges[..., 1])).all(dim=1)
-        return -torch.log1p(-conflicts.clamp(max=1 - 1e-6)).mean(dim=1), proper
+        return -torch.log1p(-conflicts.clamp(max=1 - 1e-6)).mean(dim=1), colours, proper

@@ -221,6 +221,7 @@ def train_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         counted = expert_counts(trainer)
         if config.validation.enable:
             trainer.validator.validate(trainer.model_parts, trainer.step)
+            result["validated"] = logged[-1]
             result["validation"] = logged[-1]["validation_metrics/loss"]
             result["validation by source"] = by_source(logged[-1], "validation_metrics")
         if config.teacher.scoring != "train":

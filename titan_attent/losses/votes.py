@@ -1,9 +1,9 @@
 """What a group of rows with one input and several random seeds answers: the majority's vote, and the worst inputs.
 
 For each input: its loss, the mean over the valid tokens of its rows; the share of its rows that are answered right; and
-whether the majority is right. An answer is all counted tokens of a row, each the most likely one. The right answers of
-an input count as one, also where they depend on the seed; equal wrong answers count together. The vote is right if more
-rows have the right answer than any wrong one: a tie is wrong.
+whether the majority is right. An answer is all counted tokens of a row, each the most likely one. The answer of most
+rows is elected; between as many of a right and of a wrong one, the wrong one. Where the right answer depends on the
+seed, an answer that is right in some rows and wrong in others is two.
 
 Over all inputs: the mean of the votes, and of losses and shares the worst 5% (the 95th percentile of the loss, the 5th
 of the share; linear between inputs) and the worst.
@@ -43,12 +43,21 @@ def majority_is_right(predicted: Tensor, labels: Tensor, *, group_size: int) -> 
         (share of right rows, fp64 [G]; whether the vote is right, bool [G]).
     """
     counted = labels != IGNORE_INDEX
-    right_Gm = (~counted | (predicted == labels)).all(dim=1).view(-1, group_size)
     answers = torch.where(counted, predicted, IGNORE_INDEX).view(-1, group_size, labels.shape[1])
-    same_Gmm = (answers[:, :, None] == answers[:, None]).all(dim=-1)
-    of_wrong_Gm = (same_Gmm & ~right_Gm[:, None] & ~right_Gm[:, :, None]).sum(dim=2)
-    num_right_G = right_Gm.sum(dim=1)
-    return num_right_G.double() / group_size, num_right_G > of_wrong_Gm.amax(dim=1)
+    right_Gm = (~counted | (predicted == labels)).all(dim=1).view(-1, group_size)
+    return right_Gm.sum(dim=1).double() / group_size, vote(right_Gm, answers)
+
+
+def vote(right_Gm: Tensor, answers_GmL: Tensor) -> Tensor:
+    """Whether the answer of most rows of an input is right: bool [G].
+
+    Args:
+        right_Gm: bool [G, m].
+        answers_GmL: integers [G, m, L], equal where two rows answer alike.
+    """
+    same_Gmm = (answers_GmL[:, :, None] == answers_GmL[:, None]).all(dim=-1)
+    num_Gm = (same_Gmm & (right_Gm[:, None] == right_Gm[:, :, None])).sum(dim=2)
+    return (num_Gm * right_Gm).amax(dim=1) > (num_Gm * ~right_Gm).amax(dim=1)
 
 
 class InputVotes:

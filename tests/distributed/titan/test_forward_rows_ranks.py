@@ -27,8 +27,8 @@ from titan_attent.data.text.document_examples import DocumentDataset
 from titan_attent.data.text.format import ShardWriter, write_index
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.data.text.writer import write_dataset
+from titan_attent.titan import measured_sets as measured_sets_module
 from titan_attent.titan import trainer as trainer_module
-from titan_attent.titan import validator as validator_module
 from titan_attent.titan.measured_sets import sample
 from titan_attent.titan.trainer import TeachingTrainer
 
@@ -170,7 +170,7 @@ def measure_cells(mesh: Any, size: int, data: str, answers: str, folder: str) ->
         with ExitStack() as patches:
             if name.endswith(WHOLE):
                 patches.enter_context(mock.patch.object(trainer_module, "forward_rows_of", lambda *args: None))
-                builder = mock.patch.object(validator_module, "build_forward_rows", lambda *args, **kwargs: None)
+                builder = mock.patch.object(measured_sets_module, "build_forward_rows", lambda *args, **kwargs: None)
                 patches.enter_context(builder)
             results[name] = measure(settings, data=data, folder=f"{folder}/{size} {name}")
     return results

@@ -35,10 +35,12 @@ def by_hand(predicted: Tensor, labels: Tensor, *, m: int) -> list[tuple[float, b
         answers = []
         for row in range(first, first + m):
             pairs = [(p, y) for p, y in zip(predicted[row].tolist(), labels[row].tolist(), strict=True) if y >= 0]
-            answers.append("right" if all(p == y for p, y in pairs) else tuple(p for p, _ in pairs))
+            answers.append((all(p == y for p, y in pairs), *(p for p, _ in pairs)))
         votes = Counter(answers)
-        right = votes.pop("right", 0)
-        found.append((right / m, right > max(votes.values(), default=0)))
+        most_right, most_wrong = (
+            max((num for (right, *_), num in votes.items() if right == wanted), default=0) for wanted in (True, False)
+        )
+        found.append((sum(right for right, *_ in answers) / m, most_right > most_wrong))
     return found
 
 
@@ -51,10 +53,14 @@ def test_votes_are_those_of_a_count(seed: int, m: int, groups: int) -> None:
     assert list(zip(shares.tolist(), votes.tolist(), strict=True))[:-1] == expected
 
 
-def test_a_tie_is_wrong_and_right_answers_that_differ_count_as_one() -> None:
+def test_a_tie_is_wrong_and_right_answers_that_differ_are_two() -> None:
     labels = torch.tensor([[0], [1], [0], [1]])
-    shares, votes = majority_is_right(torch.tensor([[0], [1], [1], [0]]), labels, group_size=4)
-    assert shares.tolist() == [0.5] and votes.tolist() == [True]  # two right, two different wrong answers
+    shares, votes = majority_is_right(torch.tensor([[0], [1], [2], [3]]), labels, group_size=4)
+    assert shares.tolist() == [0.5] and votes.tolist() == [False]  # one each
+    _, votes = majority_is_right(torch.tensor([[0], [2], [0], [3]]), labels, group_size=4)
+    assert votes.tolist() == [True]
+    _, votes = majority_is_right(torch.tensor([[0], [1], [0], [1]]), labels, group_size=4)
+    assert votes.tolist() == [True]
     _, votes = majority_is_right(torch.tensor([[0], [2], [2], [1]]), labels, group_size=4)
     assert votes.tolist() == [False]
 
