@@ -10,6 +10,7 @@
     vision          what teaching saves on images, in many passes
     editing         what task vectors and means of checkpoints do
     parity          what intermediate steps change in k-parity: twelve cells of one paper
+    seeds           whether randomised algorithms appear where the worst inputs are trained
     cheaper_steps   what [freezing] and [highway] save, and at what loss
     highway         the step time of a pipeline with highway backpropagation against the stock schedules
     distillation    whether students learn sooner from intermediate checkpoints of their source

@@ -16,6 +16,7 @@
     frozen_model.py    a second, frozen model beside the learner
     pipeline.py        the loss function of a pipeline schedule
     validator.py       validation over the same examples each time
+    measured_sets.py   the validation sets: which examples are read, and what is measured on them
     source_losses.py   the loss of each data source
     metrics.py         torchtitan's metrics and those of the systems
     tensorboard.py     the configuration and the order of the charts in TensorBoard

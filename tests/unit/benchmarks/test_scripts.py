@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "long_windows",
     "mot",
     "parity",
+    "seeds",
     "single_pass",
     "vision",
     "weights",
