@@ -25,6 +25,13 @@ ARMS = {
 }
 
 
+RECALL = "8 pairs of 8 keys and 2 values, 8 bits of seed, and a memory of 3 x 3 numbers"
+COLOURING = (
+    "cycles of 8 nodes with names, a random or a fixed order of priorities as the seed, and a view of the two "
+    "neighbours; any proper colouring is right, as in the paper"
+)
+
+
 class Problem(NamedTuple):
     """A task with its model and its training, the same for all arms."""
 
@@ -37,7 +44,7 @@ class Problem(NamedTuple):
     def task(self, arm: Arm, *, seeds: int) -> SeededTask:
         given: dict[str, Any] = {"seeds": seeds, "fixed_seed": arm.fixed_seed}
         if self.name == "recall":
-            return Recall(pairs=8, keys=8, values=4, seed_bits=8, **given)
+            return Recall(pairs=8, keys=8, values=2, seed_bits=8, **given)
         return GraphColouring(nodes=8, **given)
 
     def model(self, task: SeededTask) -> LinearRecall | LocalColouring:
