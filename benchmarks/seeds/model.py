@@ -44,7 +44,7 @@ class LinearRecall(nn.Module):
         memory: width of keys and values of the one head: it holds about as many pairs.
     """
 
-    def __init__(self, task: Recall, *, width: int = 32, memory: int = 3):
+    def __init__(self, task: Recall, *, width: int = 32, memory: int = 2):
         super().__init__()
         self.task = task
         self.key_embedding = nn.Embedding(task.keys, width)
