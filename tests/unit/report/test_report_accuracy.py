@@ -81,6 +81,24 @@ def test_text_and_masked_images_have_no_accuracy(tmp_path: Path) -> None:
     assert "accuracy" not in conclusion(*runs)
 
 
+def test_inputs_with_several_seeds_have_a_vote_and_worst_cases(tmp_path: Path, unsaved: list[Figure]) -> None:
+    shares = {"exact_match": 0.5, "token_accuracy": 0.75, "exact_match_vote": 0.625}
+    worst = {"input_match_p95": 0.25, "input_match_worst": 0.0, "input_loss_p95": 1.5, "input_loss_worst": 2.25}
+    logged = [
+        (f"validation_metrics/{name}", step, value) for step in (2, 4) for name, value in (shares | worst).items()
+    ]
+    write(tmp_path, losses(1, 5) + validations({2: 3.0, 4: 2.0}) + logged)
+    run = read_run(tmp_path)
+    facts = summarize(run)
+    assert facts["exact match of the vote"] == "62.50%" and facts["right seeds of an input, worst 5%"] == "25.00%"
+    assert facts["right seeds of an input, worst"] == "0.00%"
+    assert facts["loss of an input, 95th percentile"] == "1.5000" and facts["loss of an input, worst"] == "2.2500"
+    draw([run], tmp_path / "picture.png")
+    (figure,) = unsaved
+    legends = [text.get_text() for axes in figure.axes if (box := axes.get_legend()) for text in box.get_texts()]
+    assert "of the seeds' vote" in legends
+
+
 # -- the saving -------------------------------------------------------------------------------------------------------
 
 

@@ -230,3 +230,11 @@ def test_a_set_of_another_tokenizer_is_refused(data: Path) -> None:
     config = config_of(data / "small", other={"path": str(data / "large")})
     with pytest.raises(ValueError, match="written with another tokenizer"):
         Text().open(DataSets(), with_validation_set(config, str(data / "large")), validation=True)
+
+
+@pytest.mark.parametrize("num", [1, 7, 9, 12, 100])
+def test_a_sample_of_inputs_has_all_their_rows(num: int) -> None:
+    pool = sample(range(12), num_examples=num, group_size=3)
+    ids = pool.ids(torch.arange(pool.size)).view(-1, 3)
+    assert pool.size == min(12, max(3, num // 3 * 3)) and len(set(ids.flatten().tolist())) == pool.size
+    assert (ids == ids[:, :1] // 3 * 3 + torch.arange(3)).all()

@@ -220,6 +220,11 @@ def check_inputs(
     window: object,
 ) -> None:
     """Refuse a teacher without an input that its configuration reads; None is a missing input."""
+    if config.weighs_worst_case:
+        raise ValueError(
+            f'weighting = "{WORST_CASE}" with a Teacher, which gives weights before a step knows its losses: set '
+            'weighting = "none", and scale the gradient with WorstCase of titan_attent.losses.worst_case'
+        )
     if config.strategy == "uniform":
         return
     if config.level == SPAN:

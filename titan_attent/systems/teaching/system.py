@@ -14,6 +14,7 @@ happens between steps (buffer.py) or between passes (teacher.py).
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ class Teaching(System):
         )
         self.teacher = Teacher(
             self.buffer,
-            config,
+            replace(config, weighting="none") if config.weighs_worst_case else config,
             batch_size=run.batch_size,
             total_steps=settings.steps,
             data_seed=settings.data_seed,

@@ -572,6 +572,12 @@ def test_a_batch_larger_than_the_data_is_refused():
         Teacher(LossBuffer(7), paper_config(temperature=0), batch_size=4, total_steps=10)
 
 
+def test_a_weighting_that_a_teacher_alone_does_not_apply_is_refused():
+    config = paper_config(strategy="uniform", weighting="worst_case")
+    with pytest.raises(ValueError, match="scale the gradient with WorstCase of titan_attent.losses.worst_case"):
+        Teacher(LossBuffer(7), config, batch_size=4, total_steps=10)
+
+
 # -- a planted corpus ---------------------------------------------------------------------------------------------
 
 PLANTED, NUM_COPIED = 1024, 64
