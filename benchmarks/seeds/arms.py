@@ -27,9 +27,10 @@ ARMS = {
 
 RECALL = "8 pairs of 8 keys and 2 values, 8 bits of seed, and a memory of 2 x 2 numbers"
 COLOURING = (
-    "cycles of 8 nodes with names, a random or a fixed order of priorities as the seed, and a view of the two "
-    "neighbours; any proper colouring is right, as in the paper"
+    "cycles of 8 nodes with names, a random or a fixed order of priorities as the seed, and a view of",
+    "the two neighbours; any proper colouring is right, as in the paper",
 )
+"""Lines of the page."""
 
 
 class Problem(NamedTuple):

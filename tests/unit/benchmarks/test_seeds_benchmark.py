@@ -67,31 +67,43 @@ def test_the_metrics_are_those_of_a_loop_over_inputs() -> None:
     assert metrics["input_match_p95"] == pytest.approx(np.percentile(shares, 5))
 
 
-def results(own: list[tuple[float, float, float]], rest: tuple[float, float, float]) -> list[dict[str, Any]]:
-    """(never right, vote, worst 5%) of the adversarial arm in each repetition, and of all others."""
-    keys = ("never_right", "exact_match_vote", "input_match_p95")
+Numbers = tuple[float, float, float, float]
+
+
+def results(own: list[Numbers], fixed: Numbers, rest: Numbers) -> list[dict[str, Any]]:
+    """(never right, vote, worst 5%, right) of the adversarial arm in each repetition, of fixed seeds, of q = 1."""
+    keys = ("never_right", "exact_match_vote", "input_match_p95", "right")
     others = dict.fromkeys(set(page.COLUMNS.values()) - set(keys), 0.5)
-    return [
-        {"task": "recall", "arm": arm, "repetition": number, "steps": 9, "inputs": 20, "votes": 4, "seconds": 1.0}
-        | {"machine": "m", "metrics": others | dict(zip(keys, one if arm == ADVERSARIAL else rest, strict=True))}
-        for number, one in enumerate(own)
-        for arm in ARMS
-    ]
+    found = []
+    for number, one in enumerate(own):
+        for name, arm in ARMS.items():
+            numbers = one if name == ADVERSARIAL else fixed if arm.fixed_seed else rest
+            labels = command.labels_of("recall", name, number, steps=9)
+            metrics = others | dict(zip(keys, numbers, strict=True))
+            found.append(labels | {"seconds": 1.0, "machine": "m", "metrics": metrics})
+    return found
+
+
+GOOD, FIXED, RANDOM = (0.0, 0.9, 0.5, 0.8), (0.2, 0.8, 0.0, 0.8), (0.0, 0.9, 0.4, 0.8)
 
 
 @pytest.mark.parametrize(
-    ("own", "rest", "expected"),
+    ("own", "fixed", "rest", "expected", "counts"),
     [
-        ([(0.0, 0.9, 0.5)] * 3, (0.2, 0.7, 0.0), "reproduced: in 3 of 3 repetitions"),
-        ([(0.0, 0.9, 0.5), (0.1, 0.9, 0.5)], (0.2, 0.7, 0.0), "open: in 1 of 2 repetitions"),
-        ([(0.0, 0.6, 0.5)] * 3, (0.2, 0.7, 0.0), "not reproduced"),
-        ([(0.0, 0.9, 0.0)] * 3, (0.2, 0.7, 0.0), "not reproduced"),
-        ([(0.0, 1.0, 1.0)] * 3, (0.0, 1.0, 1.0), "not reachable at this size"),
+        ([GOOD] * 3, FIXED, RANDOM, "reproduced: every claim", (3, 3, 3, 3)),
+        ([GOOD, (0.02, 0.9, 0.5, 0.8)], FIXED, RANDOM, "not reproduced at this size: 3 of 4 claims", (2, 1, 2, 2)),
+        ([GOOD] * 3, FIXED, GOOD, "not reproduced at this size: 3 of 4 claims", (3, 3, 0, 3)),
+        ([(0.0, 0.8, 0.5, 0.8)] * 3, FIXED, RANDOM, "not reproduced at this size: 3 of 4 claims", (3, 3, 3, 0)),
+        ([GOOD] * 3, GOOD, RANDOM, "not reachable at this size", (0, 3, 3, 3)),
     ],
 )
-def test_a_verdict_is_no_stronger_than_its_repetitions(own: Any, rest: Any, expected: str) -> None:
-    assert page.verdict(results(own, rest), "recall").startswith(expected)
-    partial = [one for one in results(own, rest) if one["arm"] != ADVERSARIAL]
+def test_a_verdict_counts_repetitions(own: Any, fixed: Any, rest: Any, expected: str, counts: tuple[int, ...]) -> None:
+    found = results(own, fixed, rest)
+    assert page.verdict(found, "recall").startswith(expected)
+    rows = page.claims(found).splitlines()[2:]
+    for row, count in zip(rows, counts, strict=True):
+        assert row.endswith(f"{'' if count == len(own) else 'not '}reproduced: {count} of {len(own)} |")
+    partial = [one for one in found if one["arm"] != ADVERSARIAL]
     assert page.verdict(partial, "recall") == "open: no repetition has all four arms"
 
 
