@@ -1,6 +1,6 @@
 """Recall and graph colouring with a fixed or a random seed, trained on the mean loss or on a q-norm over inputs.
 
-    python -m benchmarks.seeds --output outputs/seeds [--repetitions 0 1 2] [--publish docs/results/seeds]
+    python -m benchmarks.seeds --output outputs/seeds [--repetitions 0 1 2 3 4] [--publish docs/results/seeds]
 
 A run is (task, arm, repetition). The same command resumes, also from published results (--known).
 """
@@ -52,7 +52,7 @@ def run(name: str, arm_name: str, repetition: int, *, steps: int) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for results.json")
-    parser.add_argument("--repetitions", type=int, nargs="+", default=[0, 1, 2], help="each with its own first weights")
+    parser.add_argument("--repetitions", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="first weights")
     parser.add_argument("--tasks", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--rehearse", action="store_true", help=f"{REHEARSED} steps per run: shows that all of it runs")
     parser.add_argument("--known", type=Path, help="published results (.json), which are not measured again")

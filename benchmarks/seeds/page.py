@@ -125,7 +125,7 @@ def page(results: Sequence[Result]) -> str:
         [
             "# Random seeds and the worst inputs",
             "",
-            "    python -m benchmarks.seeds --output outputs/seeds --repetitions 0 1 2 3 4 --publish docs/results/seeds",
+            "    python -m benchmarks.seeds --output outputs/seeds --publish docs/results/seeds",
             "",
             "The claim of [arXiv 2408.10818](https://arxiv.org/abs/2408.10818): trained by a q-norm over inputs, with",
             "a random seed in the input, transformers become randomised algorithms: no input is always wrong, and a",
