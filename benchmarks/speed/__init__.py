@@ -15,6 +15,8 @@
     adopting.py       adopting token files against sha256sum; reading them against our own shards and streaming
     adopt_real.py     adopted files of the real writers against what the writers' own readers give
     adopt_writers.py  the process of adopt_real.py with the writers' packages
+    writing.py        the text writer against bare encoding and datatrove; its memory
+    writing_datatrove.py     the datatrove process of writing.py
     report.py         reading the events of many runs against TensorBoard's own reader
     editing.py        edits of checkpoints against copying them, and against mergekit
     start.py          --help, typos and refusals against the commit db29f37

@@ -10,7 +10,7 @@ import pytest
 from torchtitan.models.llama3 import Transformer
 
 from benchmarks.cheaper_steps import __main__ as benchmark
-from benchmarks.cheaper_steps import curves, rules
+from benchmarks.cheaper_steps import curves, ends, rules
 from benchmarks.cheaper_steps import table as tables
 from benchmarks.speed import gpu_steps as gpu
 from titan_attent.systems.freezing.config import FreezingConfig
@@ -93,6 +93,16 @@ def test_the_files_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found["rows"]["prefix"]["half_width"] == pytest.approx(0, abs=1e-9)
     assert [one["rule"] for one in found["goals"]["highway"]] == ["highway_0"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert ends.end(found["rows"]["highway_0"]) == pytest.approx((400 * 0.8, 3.2 - 3.0, 0.0))
+    assert ends.main([str(tmp_path / "table.json"), str(tmp_path / "ends.png")]) == 0
+    assert (tmp_path / "ends.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        ends.main([str(tmp_path / "other.json"), str(tmp_path / "ends.png")])
+    assert "other.json: not the results of this benchmark" in capsys.readouterr().err
 
 
 def test_seconds_of_steps_that_are_not_exact() -> None:

@@ -29,8 +29,9 @@ def lines(records: Records = RECORDS, **options: object) -> bytes:
 
 
 def texts_of(*inputs: Path | str, skip: bool = False, text_key: str = "text", **options) -> list[str | None]:
-    files = list_files(parse_inputs(list(inputs)), text_key=text_key, skip=skip, **options)
-    return [document.text for document in read_documents(files, records=make_records(text_key=text_key), skip=skip)]
+    records = make_records(text_key=text_key)
+    files = list_files(parse_inputs(list(inputs)), records=records, skip=skip, **options)
+    return [document.text for document in read_documents(files, records=records, skip=skip)]
 
 
 def make(folder: Path, contents: Mapping[str, bytes | str]) -> Path:
@@ -400,7 +401,7 @@ def test_a_file_without_an_extension_is_to_be_given_one(tmp_path):
     refused(lambda: texts_of(tmp_path / "corpus"), "has no extension", ".txt for text, .jsonl for JSON lines")
 
 
-@pytest.mark.parametrize("beside", ["data.xml", "data.arrow", "data.parquet.gz", "data.parquet.zst"])
+@pytest.mark.parametrize("beside", ["data.xml", "data.arrow.gz", "data.parquet.gz", "data.parquet.zst"])
 def test_a_readme_is_not_the_data_beside_it(tmp_path, beside):
     make(tmp_path, {"README.md": "about", "LICENSE.txt": "free", beside: b"text"})
     refused(lambda: texts_of(tmp_path), "1 of another extension", "0 of them not metadata such as a README")

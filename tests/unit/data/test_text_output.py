@@ -252,7 +252,7 @@ def test_a_small_source_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.Mon
     inputs = [f"{name}={tmp_path / name}.jsonl" for name in ("large", "second", "small")]
     tokenizers = []
     for number, order in enumerate(itertools.permutations(inputs)):
-        files = writer.list_files(writer.parse_inputs(order))
+        files = writer.list_files(writer.parse_any_inputs(order))
         reading = {"num_bytes": 20_000, "records": writer.make_records(text_key=None), "max_bytes": 2**20}
         texts = list(sample.sample_texts(files, **reading))  # type: ignore[arg-type]
         sizes = [sum(len(text) for text in texts if text.startswith(name)) for name in ("large", "second", "small")]

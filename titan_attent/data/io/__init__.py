@@ -1,7 +1,8 @@
 """Reading and writing of files, independent of their content.
 
 folder.py   the names in a data set's folder, and a lock on it
-inputs.py   the inputs of a command: NAME=PATH, paths and patterns
+inputs.py   the inputs of a command: NAME=PATH, paths, URLs and patterns
+remote.py   files on any file system of fsspec, read as streams
 command.py  exit status and messages of a command that writes a data set
 atomic.py   atomic writes of files
 files.py    positioned reads from many files, with few of them open

@@ -10,7 +10,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def hash_file(
     return sha256.hexdigest()
 
 
-class _OpenFile:
+class OpenFile:
     """A descriptor that is closed with its last reference, so not while another thread still reads from it."""
 
     __slots__ = ("descriptor",)
@@ -71,7 +71,7 @@ class OpenFiles:
         self.folder, self.limit = folder, limit or open_file_limit()
         # Paths are joined as strings: pathlib takes as long as opening and closing a file.
         self._prefix = os.path.join(folder, "")
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -88,7 +88,7 @@ class OpenFiles:
             ValueError: the file ends too early.
             OSError: the file is missing or cannot be read; the error names it.
         """
-        file, done = self._get(name), 0
+        file, done = self.open(name), 0
         while done < len(buffer):
             try:
                 count = os.preadv(file.descriptor, [buffer[done:] if done else buffer], offset + done)
@@ -115,13 +115,13 @@ class OpenFiles:
         size, values, last = numbers.itemsize, numbers.data, list[int]()
         append, preadv = last.append, os.preadv
         buffer = numbers.view(np.uint8).data
-        recent: dict[str, _OpenFile] = {}
+        recent: dict[str, OpenFile] = {}
         for name, offset, first, stop in parts:
             file = recent.get(name)
             if file is None:
                 if len(recent) == _RECENT:
                     recent.clear()
-                file = recent[name] = self._get(name)
+                file = recent[name] = self.open(name)
             part = buffer[first * size : stop * size]
             try:
                 count = preadv(file.descriptor, (part,), offset)
@@ -132,12 +132,34 @@ class OpenFiles:
             append(values[stop - 1])
         return last
 
-    def _get(self, name: str) -> _OpenFile:
+    def read_scattered(
+        self, file: OpenFile, name: str, buffers: Sequence[memoryview], offset: int, num_bytes: int
+    ) -> None:
+        """Fill ``buffers``, one behind the other, with the bytes of ``file`` from ``offset`` on, in one call.
+
+        Args:
+            file, name: from :meth:`open`.
+            buffers: 1,024 at most, of ``num_bytes`` in all.
+
+        Raises:
+            ValueError, OSError: as :meth:`read_into`.
+        """
+        try:
+            count = os.preadv(file.descriptor, buffers, offset)
+        except OSError:
+            count = -1
+        if count != num_bytes:
+            for buffer in buffers:  # reads again, and names the file in its errors
+                self.read_into(buffer, name=name, offset=offset)
+                offset += len(buffer)
+
+    def open(self, name: str) -> OpenFile:
+        """The file ``name``, which stays open as long as the returned object is kept. OSError if that fails."""
         with self._lock:
             if name in self._files:
                 self._files.move_to_end(name)
                 return self._files[name]
-        file = _OpenFile(self._prefix + name)  # outside the lock: it may be slow on a network file system
+        file = OpenFile(self._prefix + name)  # outside the lock: it may be slow on a network file system
         with self._lock:
             # If two threads opened the same file, one descriptor stays; the other closes when its reader is done.
             self._files[name] = file

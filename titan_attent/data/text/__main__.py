@@ -1,7 +1,8 @@
-"""The command that writes documents as a data set of tokens.
+r"""The command that writes documents as a data set of tokens.
 
 python -m titan_attent.data.text INPUT ... --output DIR --tokenizer NAME|FILE|train:VOCAB_SIZE
 python -m titan_attent.data.text web=INPUT code=INPUT ... --output DIR --tokenizer ...
+python -m titan_attent.data.text web=INPUT code=INPUT ... --template web='{title}\n{text}' --output DIR --tokenizer ...
 python -m titan_attent.data.text INPUT ... --prompt-key KEY --completion-key KEY --output DIR --tokenizer ...
 python -m titan_attent.data.text INPUT ... --messages-key KEY --output DIR --tokenizer ...
 """
@@ -13,12 +14,13 @@ from collections.abc import Sequence
 
 from titan_attent.data.io.bad import SKIPPED_FILE
 from titan_attent.data.io.command import exit_status
-from titan_attent.data.io.folder import DEFAULT_SOURCE
+from titan_attent.data.io.folder import DEFAULT_SOURCE, is_source_name
 from titan_attent.data.text.documents import MAX_DOCUMENT_BYTES
 from titan_attent.data.text.held_out import TRAIN, VALIDATION
 from titan_attent.data.text.inputs import TEXT_EXTENSIONS
 from titan_attent.data.text.records import CHAT_TEMPLATES, DEFAULT_TEMPLATE
 from titan_attent.data.text.summary import TextSummary
+from titan_attent.data.text.text_template import unescaped
 from titan_attent.data.text.writer import write_dataset
 
 
@@ -31,7 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .ndjson, .json, .csv, .tsv (each also .gz, .zst), .parquet or text file, folder or pattern; "
+        help=".jsonl, .ndjson, .json, .csv, .tsv (each also .gz, .zst), .parquet, .arrow or text file, folder (also of "
+        "save_to_disk) or pattern, on disk or by URL (https, s3, gs, hf, ...); "
         f"SOURCE=INPUT names its data source (default: {DEFAULT_SOURCE})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
@@ -41,7 +44,23 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE|train:VOCAB_SIZE",
         help="tiktoken encoding (o200k_base, gpt2, ...), local tiktoken rank file, or vocabulary size of one to train",
     )
-    parser.add_argument("--text-key", help="JSON key or parquet column of the text (default: text)")
+    parser.add_argument(
+        "--text-key",
+        action="append",
+        metavar="KEY",
+        help="JSON key or column of the text (default: text); several are joined, a line end between them",
+    )
+    parser.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]TEMPLATE",
+        help="the text as a template of keys, such as '{title}\\n{text}', for one source or for all; with "
+        "--completion-key only that key and what follows it have a loss",
+    )
+    parser.add_argument(
+        "--records-key", metavar="KEY", help='key of the list of records in .json files: {"data": [...]}'
+    )
     parser.add_argument("--prompt-key", metavar="KEY", help="key or column of a prompt; needs --completion-key")
     parser.add_argument("--completion-key", metavar="KEY", help="key or column of its completion: only it has a loss")
     parser.add_argument(
@@ -95,13 +114,32 @@ def parse_extensions(text: str) -> list[str] | None:
     return [extension.strip().lstrip(".").lower() for extension in text.split(",")] if text.strip() else None
 
 
+def parse_templates(given: Sequence[str]) -> dict[str, str]:
+    """Source -> template, from the values of --template; the source "" stands for all others.
+
+    ValueError if a source has two.
+    """
+    templates: dict[str, str] = {}
+    for text in given:
+        source, equals, template = text.partition("=")
+        if not equals or not is_source_name(source):
+            source, template = "", text
+        if source in templates:
+            raise ValueError(f"--template {text!r}: {source or 'all sources'} has two templates; give one")
+        templates[source] = unescaped(template)
+    return templates
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0 if done, 2 after an error, which is printed, 130 if interrupted."""
     options = vars(make_parser().parse_args(arguments))
     extensions = parse_extensions(options.pop("extensions"))
 
     def write() -> TextSummary:
-        return write_dataset(options.pop("inputs"), **options, extensions=extensions, progress=True)
+        templates = parse_templates(options.pop("template"))
+        return write_dataset(
+            options.pop("inputs"), **options, templates=templates, extensions=extensions, progress=True
+        )
 
     return exit_status(write, _report, again="the same command resumes", interrupted="resumes")
 

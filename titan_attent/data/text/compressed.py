@@ -10,7 +10,6 @@ import gzip
 import io
 import os
 import zlib
-from pathlib import Path
 from typing import IO, Any, cast
 
 COMPRESSIONS = ("gz", "zst")
@@ -34,14 +33,6 @@ def compression_of(extension: str) -> str:
 def bare_extension(extension: str) -> str:
     """The extension without that of the compression: ``json`` for ``json.gz``."""
     return extension.removesuffix(f".{compression_of(extension)}")
-
-
-def open_bytes(path: Path, *, compression: str) -> IO[bytes]:
-    """Open a file for reading what it holds, decompressed."""
-    if compression == "gz":
-        return cast(IO[bytes], gzip.open(path))
-    raw = open(path, "rb")  # noqa: SIM115
-    return decompressed(raw, compression=compression)
 
 
 def decompressed(raw: IO[bytes], *, compression: str) -> IO[bytes]:

@@ -1,26 +1,29 @@
 """Reads documents from files: each JSON record, parquet row or text file is one document, in a fixed order.
 
 The files, listed by inputs.py, are read as a stream. Every document has a cursor, the position after it, from which a
-later run can continue. Only in a compressed file or a JSON array does that run read the earlier documents again.
+later run can continue. Only in a compressed file or a JSON list does that run read the earlier documents again.
 
-Cost: memory for one document, or for parquet as in parquet_text.py.
+Cost: memory for one document, or as in parquet_text.py and arrow_text.py.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.io.bad import BINARY, DAMAGED, ENCODING, MALFORMED, NO_TEXT, SIZE, Bad
-from titan_attent.data.text.compressed import DAMAGE_ERRORS, bare_extension, decompressed, open_bytes
+from titan_attent.data.io.remote import RemoteError
+from titan_attent.data.text.arrow_text import ArrowRows
+from titan_attent.data.text.compressed import DAMAGE_ERRORS, bare_extension, decompressed
 from titan_attent.data.text.csv_text import DELIMITERS, UnusableFileError, read_table
 from titan_attent.data.text.inputs import InputFile
 from titan_attent.data.text.json_values import (
     WIDE_BOMS,
+    NoListError,
     RepeatedKeyError,
     TooLargeError,
     decode_record,
     read_values,
 )
-from titan_attent.data.text.parquet_text import read_columns
+from titan_attent.data.text.parquet_text import ParquetRows
 from titan_attent.data.text.records import Content, Records, Segment
 
 MAX_DOCUMENT_BYTES = 2**28
@@ -70,7 +73,7 @@ def read_documents(
     """The documents of ``files`` in order, from ``start`` on.
 
     Args:
-        records: the keys of a JSON record, or the columns of a parquet or csv file, that hold the text.
+        records: the keys of a JSON record, or the columns of a table, that hold the text.
         skip: yield unusable records and files with ``text`` None and continue. Optional files that are not text are
             always skipped.
         max_bytes: maximum size of a document, of a JSON line and of a csv record.
@@ -83,7 +86,7 @@ def read_documents(
         file = files[number]
         at = start if number == start.file else ReadPosition(number)
         previous = 0
-        for content, cursor, done in _read_file(file, at, records, max_bytes):
+        for content, cursor, done in _read_file(file, at, records.of(file.source), max_bytes):
             if isinstance(content, Bad):
                 if not (skip or (file.optional and file.kind == "text" and content.reason in (BINARY, ENCODING))):
                     raise ValueError(content.message())
@@ -105,18 +108,20 @@ Item = tuple[Content | Bad, ReadPosition, int]
 
 def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: int) -> Iterator[Item]:
     next_file = ReadPosition(at.file + 1)
-    if file.kind == "parquet":
-        yield from _read_parquet(file, at, records, max_bytes)
+    if file.kind in _COLUMN_READERS:
+        yield from _read_columns(file, at, records, max_bytes)
         return
-    if file.kind == "text" and records.has_mask:
+    if file.kind == "text" and records.needs_keys:
         problem = f"is a text, not records with {' and '.join(map(repr, records.names))}"
         fix = "give .jsonl, .json, .parquet or .csv files, or leave out the options of these keys"
+        if not records.has_mask:
+            fix = "give the template to the source of the records only, --template NAME=TEMPLATE"
         yield Bad(str(file.path), NO_TEXT, problem, fix), next_file, file.num_bytes
         return
     if file.kind == "text":
         yield _read_text(file, max_bytes), next_file, file.num_bytes
         return
-    with open(file.path, "rb") as raw:
+    with file.path.open("rb") as raw:
         head = raw.read(4)
         raw.seek(0)
         if head.startswith(WIDE_BOMS):
@@ -134,8 +139,13 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
             yield Bad(str(file.path), DAMAGED, problem, "download or compress it again"), next_file, file.num_bytes
         except UnusableFileError as error:
             yield error.bad, next_file, file.num_bytes
+        except NoListError as error:
+            fix = "choose another --records-key, or leave this option out"
+            yield Bad(str(file.path), NO_TEXT, str(error), fix), next_file, file.num_bytes
+        except RemoteError:
+            raise
         except ValueError as error:
-            # Raised only for arrays: the records after a malformed one are lost, as the start of the next is unknown.
+            # Raised only for lists: the records after a malformed one are lost, as the start of the next is unknown.
             too_large = isinstance(error, TooLargeError)
             problem = (
                 f"record {row + 1} takes more than {max_bytes:,} bytes" if too_large else f"malformed JSON ({error})"
@@ -148,7 +158,7 @@ def _read_file(file: InputFile, at: ReadPosition, records: Records, max_bytes: i
 def _read_text(file: InputFile, max_bytes: int) -> str | Bad:
     where = str(file.path)
     try:
-        with open_bytes(file.path, compression=file.compression) as stream:
+        with file.path.open("rb") as raw, decompressed(raw, compression=file.compression) as stream:
             content = stream.read(max_bytes + 1) if file.compression or file.num_bytes <= max_bytes else b""
     except DAMAGE_ERRORS as error:
         return Bad(where, DAMAGED, f"damaged {file.packing} file ({error})", "download or compress it again")
@@ -200,7 +210,8 @@ def _content_of_line(line: bytes, *, records: Records, where: str) -> Content | 
 def _read_array(
     file: InputFile, stream: IO[bytes], at: ReadPosition, records: Records, max_bytes: int
 ) -> Iterator[tuple[Content | Bad, int, int]]:
-    for row, record in enumerate(read_values(stream, keys=records.names, max_bytes=max_bytes), start=1):
+    options: dict[str, Any] = {"list_key": records.list_key, "max_bytes": max_bytes}
+    for row, record in enumerate(read_values(stream, keys=records.names, **options), start=1):
         if row > at.row:
             yield _content_of_record(record, records=records, where=f"{file.path}: record {row}"), row, 0
 
@@ -227,38 +238,51 @@ def _content_of_record(record: Any, *, records: Records, where: str) -> Content 
         problem = f"a JSON {type(record).__name__} where an object with {keys} is expected"
         return Bad(where, MALFORMED, problem, "write one object per line")
     missing = records.missing(record, where=where, kind="key")
+    if missing and (key := _key_of_list(record)):
+        fix = f"{missing.fix}, or, of a .json file, read its list of records with --records-key {key}"
+        return missing._replace(fix=fix)
     return missing or records.content([record[key] for key in records.names], where=where)
 
 
-def _read_parquet(file: InputFile, at: ReadPosition, records: Records, max_bytes: int) -> Iterator[Item]:
+def _key_of_list(record: dict[str, Any]) -> str:
+    """The first key of a list of objects; "" if there is none."""
+    lists = ((key, value) for key, value in record.items() if isinstance(value, list))
+    return next((key for key, value in lists if value and isinstance(value[0], dict)), "")
+
+
+_COLUMN_READERS: dict[str, type[ParquetRows] | type[ArrowRows]] = {"parquet": ParquetRows, "arrow": ArrowRows}
+"""By the kind of file: what reads its columns."""
+
+
+def _read_columns(file: InputFile, at: ReadPosition, records: Records, max_bytes: int) -> Iterator[Item]:
     import pyarrow
-    import pyarrow.parquet
 
     where, next_file = str(file.path), ReadPosition(at.file + 1)
+    kind = _COLUMN_READERS[file.kind]
     try:
-        # The file is not mapped, and a column is read in blocks.
-        with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20) as table:
-            num_rows, names = max(1, table.metadata.num_rows), table.schema_arrow.names
-            unusable = records.unusable_columns(names, where=where)
+        with kind(file.path, num_bytes=file.num_bytes) as table:
+            unusable = records.unusable_columns(table.names, where=where)
             if unusable is not None:
                 yield unusable, next_file, file.num_bytes
                 return
-            for row, values in read_columns(file.path, table, columns=records.names, start=at.row, max_bytes=max_bytes):
-                row_name = f"{where}: row {row}"
-                not_utf8 = [key for key, value in zip(records.names, values, strict=True) if isinstance(value, bytes)]
-                if not_utf8:
-                    problem = f"{not_utf8[0]!r} is not UTF-8"
-                    content: Content | Bad = Bad(row_name, ENCODING, problem, "fix or remove the row")
-                else:
-                    content = records.content(values, where=row_name)
-                if not isinstance(content, Bad):
-                    text = _joined(content)
-                    if len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
-                        problem = f"more than {max_bytes:,} bytes of text"
-                        content = Bad(row_name, SIZE, problem, "split it, or raise --max-document-bytes")
-                yield content, ReadPosition(at.file, row), file.num_bytes * row // num_rows
+            for row, values, done in table.rows(records.names, start=at.row, max_bytes=max_bytes):
+                content = _content_of_row(values, records=records, max_bytes=max_bytes, where=f"{where}: row {row}")
+                yield content, ReadPosition(at.file, row), done
     except TooLargeError as error:
         yield Bad(where, SIZE, str(error), "split its texts, or raise --max-document-bytes"), next_file, file.num_bytes
     except (pyarrow.ArrowException, OSError, OverflowError) as error:
-        problem = f"damaged or not a parquet file ({error})"
+        problem = f"damaged or not {kind.noun} ({error})"
         yield Bad(where, DAMAGED, problem, "download or write it again"), next_file, file.num_bytes
+
+
+def _content_of_row(values: Sequence[Any], *, records: Records, max_bytes: int, where: str) -> Content | Bad:
+    not_utf8 = [key for key, value in zip(records.names, values, strict=True) if isinstance(value, bytes)]
+    if not_utf8:
+        return Bad(where, ENCODING, f"{not_utf8[0]!r} is not UTF-8", "fix or remove the row")
+    content = records.content(values, where=where)
+    if not isinstance(content, Bad):
+        text = _joined(content)
+        if len(text) > max_bytes // 4 and len(text.encode()) > max_bytes:
+            problem = f"more than {max_bytes:,} bytes of text"
+            return Bad(where, SIZE, problem, "split it, or raise --max-document-bytes")
+    return content

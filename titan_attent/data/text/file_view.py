@@ -6,27 +6,18 @@ with other bytes between them. The table of the segments is a file beside index.
     adopted-00000.segments   uint64 little-endian [num_segments, 2]: the first token of each, from the start of the
                              shard, rising from 0, and its byte in the file
 
-Cost: about 300 bytes of index per view; one stat per view when a run starts. Segments take 16 bytes per segment on
-disk; the tables of the shards used last are kept in memory, ``MAX_TABLE_BYTES`` at most, so a read takes one more read
-of a table if its shard was not used lately.
+segments.py reads them. Cost: about 300 bytes of index per view; one stat per view when a run starts. Segments take 16
+bytes per segment on disk.
 """
 
-import threading
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from titan_attent.data.io.files import OpenFiles
-
 SEGMENT_DTYPE = np.dtype("<u8")
 MAX_SEGMENTS = 2**24
 """Segments of a shard: a table of 256 MiB."""
-MAX_TABLE_BYTES = 2**28
-"""Bytes of the tables that are kept in memory, beyond the last one."""
 ADOPT = "python -m titan_attent.data.adopt"
 FIX = f"adopt the files again with the same `{ADOPT}` command, which hashes what has changed"
 
@@ -88,68 +79,3 @@ class FileView:
 def segments_file(shard_file: str) -> str:
     """The name of the file with the segments of a shard."""
     return shard_file.removesuffix(".bin") + ".segments"
-
-
-class SegmentTables:
-    """Finds the bytes of tokens that are in segments. Any number of threads may ask. Picklable.
-
-    Args:
-        files: the files of the data set's folder.
-        itemsize: bytes per token.
-    """
-
-    def __init__(self, files: OpenFiles, *, itemsize: int):
-        self.files, self.itemsize = files, itemsize
-        self._tables: OrderedDict[str, tuple[memoryview, memoryview]] = OrderedDict()
-        self._num_bytes = 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple:
-        return _new_tables, (self.files, self.itemsize)
-
-    def parts(self, file: str, view: FileView, num_tokens: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield (byte in the file, number of tokens) of each part of the tokens [start, stop) of a shard.
-
-        Args:
-            file, view, num_tokens: of the shard.
-
-        Raises:
-            ValueError: the table of the shard is damaged.
-        """
-        if not view.num_segments:
-            yield view.offset + start * self.itemsize, stop - start
-            return
-        starts, offsets = self._table(file, view, num_tokens)
-        number = bisect_right(starts, start) - 1
-        while start < stop:
-            end = starts[number + 1] if number + 1 < len(starts) else num_tokens
-            yield offsets[number] + (start - starts[number]) * self.itemsize, min(stop, end) - start
-            start, number = min(stop, end), number + 1
-
-    def _table(self, file: str, view: FileView, num_tokens: int) -> tuple[memoryview, memoryview]:
-        """(first tokens, bytes) of the segments; views of memory, whose items are Python integers."""
-        with self._lock:
-            if file in self._tables:
-                self._tables.move_to_end(file)
-                return self._tables[file]
-        table = np.empty((view.num_segments, 2), dtype=SEGMENT_DTYPE)
-        name = segments_file(file)
-        self.files.read_into(table.reshape(-1).view(np.uint8).data, name=name, offset=0)
-        starts, offsets = np.ascontiguousarray(table.T, dtype=np.uint64)
-        lengths = np.diff(starts, append=np.uint64(num_tokens))
-        rises = starts[0] == 0 and np.all(starts[1:] > starts[:-1]) and starts[-1] < num_tokens
-        last = view.file_bytes - lengths * np.uint64(self.itemsize) if rises else lengths
-        if not rises or np.any(offsets > last):
-            raise ValueError(f"{self.files.folder / name}: its segments do not lie in {view.path}: damaged; {FIX}")
-        with self._lock:
-            if file not in self._tables:
-                self._tables[file] = starts.data, offsets.data
-                self._num_bytes += table.nbytes
-            while self._num_bytes > MAX_TABLE_BYTES and len(self._tables) > 1:
-                _, (dropped, _) = self._tables.popitem(last=False)
-                self._num_bytes -= 2 * dropped.nbytes
-        return starts.data, offsets.data
-
-
-def _new_tables(files: OpenFiles, itemsize: int) -> SegmentTables:
-    return SegmentTables(files, itemsize=itemsize)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_attent.data.io.remote import InputPath
 from titan_attent.data.text.compressed import COMPRESSIONS, bare_extension, compression_of
 from titan_attent.data.text.csv_text import DELIMITERS
 from titan_attent.data.text.json_values import detect_layout
+from titan_attent.data.text.records import Records
 
 TEXT_EXTENSIONS = (
     *("txt", "md", "rst", "tex", "html", "css", "json", "yaml", "yml", "toml"),
@@ -18,8 +20,10 @@ TEXT_EXTENSIONS = (
 )
 LINE_EXTENSIONS = ("jsonl", "ndjson", "jsonlines", "jl")
 TABLE_EXTENSIONS = tuple(DELIMITERS)
-RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet", *TABLE_EXTENSIONS)
-"""Files with any of these but parquet, or with a text extension, may be compressed: ``.json.gz``, ``.json.zst``."""
+ARROW_EXTENSIONS = ("arrow", "feather")
+COLUMN_EXTENSIONS = ("parquet", *ARROW_EXTENSIONS)
+RECORD_EXTENSIONS = (*LINE_EXTENSIONS, "json", "parquet", *TABLE_EXTENSIONS, *ARROW_EXTENSIONS)
+"""Files with any of these but ``COLUMN_EXTENSIONS``, or with a text extension, may be compressed: ``.json.gz``."""
 PACKED_EXTENSIONS = ("bz2", "xz", "lz4", "zip", "tar", "tgz", "7z", *COMPRESSIONS)
 
 
@@ -27,14 +31,14 @@ class InputFile(NamedTuple):
     """A file of ``source`` to read. An ``optional`` file comes from a folder, and is skipped if it is not text."""
 
     source: str
-    path: Path
+    path: InputPath
     extension: str
     num_bytes: int
     modified_ns: int
     optional: bool
     kind: str = "text"
-    """"lines": one JSON record per line; "values": an array of records, or multi-line records; "table": .csv and .tsv;
-    "parquet"; "text"."""
+    """"lines": one JSON record per line; "values": a list of records, or multi-line records; "table": .csv and .tsv;
+    "parquet"; "arrow"; "text"."""
 
     @property
     def compression(self) -> str:
@@ -47,7 +51,7 @@ class InputFile(NamedTuple):
         return {"gz": "gzip"}.get(self.compression, self.compression)
 
 
-def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_key: str) -> InputFile:
+def list_named_file(path: InputPath, *, source: str, extensions: Sequence[str], records: Records) -> InputFile:
     """A file that was given by its own path; its extension alone decides whether it holds records.
 
     Raises:
@@ -57,9 +61,9 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
         raise ValueError(f"{path}: no such file or folder; correct the path of this input")
     extension = extension_of(path)
     bare = bare_extension(extension)
-    is_packed_parquet = bare == "parquet" != extension
-    if extension in extensions or bare in (*extensions, *RECORD_EXTENSIONS) and not is_packed_parquet:
-        kind = kind_of(path, extension=extension, text_key=text_key)
+    is_packed_column_file = bare in COLUMN_EXTENSIONS and bare != extension
+    if extension in extensions or bare in (*extensions, *RECORD_EXTENSIONS) and not is_packed_column_file:
+        kind = kind_of(path, extension=extension, records=records)
         if bare == "json" and kind == "text":
             kind = "values"  # reading it reports what it holds instead of records
         return input_file(path, source=source, optional=False, kind=kind)
@@ -79,21 +83,23 @@ def list_named_file(path: Path, *, source: str, extensions: Sequence[str], text_
     )
 
 
-def kind_of(path: Path, *, extension: str, text_key: str) -> str:
+def kind_of(path: InputPath, *, extension: str, records: Records) -> str:
     """How a file is read, as ``InputFile.kind``; "text" also for a .json file without records that have the key."""
     bare = bare_extension(extension)
     if bare == "json":
-        layout = detect_layout(path, text_key=text_key)
+        layout = detect_layout(path, text_key=records.names[0], list_key=records.list_key)
         # Several objects, one per line, are records even without the key.
         if layout is None or not (layout.has_key or layout.several):
             return "text"
         return "lines" if layout.one_per_line else "values"
     if bare in TABLE_EXTENSIONS:
         return "table"
-    return "parquet" if extension == "parquet" else "lines" if bare in LINE_EXTENSIONS else "text"
+    if extension in COLUMN_EXTENSIONS:
+        return "parquet" if extension == "parquet" else "arrow"
+    return "lines" if bare in LINE_EXTENSIONS else "text"
 
 
-def extension_of(path: Path) -> str:
+def extension_of(path: InputPath) -> str:
     """The extension in lower case, such as ``txt`` or ``json.gz``; "" if there is none."""
     stem, dot, extension = path.name.lower().rpartition(".")
     if extension in COMPRESSIONS and "." in stem:
@@ -101,8 +107,8 @@ def extension_of(path: Path) -> str:
     return extension if dot else ""
 
 
-def input_file(path: Path, *, source: str, optional: bool, kind: str) -> InputFile:
+def input_file(path: InputPath, *, source: str, optional: bool, kind: str) -> InputFile:
     stat = path.stat()
     # Absolute, so that a run can be resumed from another working directory.
-    absolute = Path(os.path.abspath(path))
+    absolute = Path(os.path.abspath(path)) if isinstance(path, Path) else path
     return InputFile(source, absolute, extension_of(path), stat.st_size, stat.st_mtime_ns, optional, kind)

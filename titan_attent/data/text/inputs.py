@@ -1,30 +1,33 @@
 """Lists the files of the inputs of the text writer, folders sorted by path."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
+from titan_attent.data.io.remote import InputPath
 from titan_attent.data.io.walk import LeftOut
 from titan_attent.data.text.folders import is_metadata, list_folder
 from titan_attent.data.text.input_files import RECORD_EXTENSIONS, TEXT_EXTENSIONS, InputFile, list_named_file
+from titan_attent.data.text.records import TEXT_RECORDS, Records
+from titan_attent.data.text.saved_folder import list_saved_folder
 
 __all__ = ["TEXT_EXTENSIONS", "InputFile", "list_files"]
 
 
 def list_files(
-    inputs: Sequence[tuple[str, Path]],
+    inputs: Sequence[tuple[str, InputPath]],
     *,
     extensions: Sequence[str] | None = None,
-    text_key: str = "text",
+    records: Records = TEXT_RECORDS,
     left_out: LeftOut | None = None,
     skip: bool = False,
 ) -> list[InputFile]:
     """The files of ``inputs``, folders by path, without hidden ones.
 
     Args:
-        inputs: source and path of each input, from :func:`titan_attent.data.io.inputs.parse_inputs`.
+        inputs: source and path of each input, from :func:`titan_attent.data.io.inputs.parse_any_inputs`.
         extensions: the extensions to read of a folder (``txt``), for records and texts; None for the rule of
             folders.py.
-        text_key: the key of the text in .json records.
+        records: the keys of the text, for .json files.
         left_out: counts the files that are not read.
         skip: accept folders with more files left out than read.
 
@@ -36,7 +39,9 @@ def list_files(
     for source, path in inputs:
         if path.is_dir():
             omitted = LeftOut()
-            folder_files = list_folder(path, source=source, extensions=extensions, text_key=text_key, left_out=omitted)
+            listing: dict[str, Any] = {"source": source, "extensions": extensions, "left_out": omitted}
+            saved_files = list_saved_folder(path, **listing)
+            folder_files = saved_files or list_folder(path, records=records.of(source), **listing)
             if left_out is not None:
                 left_out.update(omitted)
             if not folder_files:
@@ -58,5 +63,6 @@ def list_files(
             files += folder_files
         else:
             text_extensions = TEXT_EXTENSIONS if extensions is None else extensions
-            files.append(list_named_file(path, source=source, extensions=text_extensions, text_key=text_key))
+            one = list_named_file(path, source=source, extensions=text_extensions, records=records.of(source))
+            files.append(one)
     return files

@@ -1,4 +1,6 @@
-"""JSON other than one object per line: an array of records, or multi-line objects; and the layout of a .json file.
+"""JSON other than one object per line: a list of records, or multi-line objects; and the layout of a .json file.
+
+The list is the file's one value, or the value of a key of the one object in it.
 
 Cost: memory for one value and one block of the file. A value that extends beyond the block is parsed again with twice
 as much of the file, so that a large value takes twice its parsing time.
@@ -7,10 +9,10 @@ as much of the file, so that a large value takes twice its parsing time.
 import codecs
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from titan_attent.data.text.compressed import DAMAGE_ERRORS, compression_of, open_bytes
+from titan_attent.data.io.remote import InputPath
+from titan_attent.data.text.compressed import DAMAGE_ERRORS, compression_of, decompressed
 
 HEAD = 2**16
 """Bytes read to detect the layout of a .json file."""
@@ -32,14 +34,25 @@ class RepeatedKeyError(ValueError):
     """An object has a key of the text twice."""
 
 
+class NoListError(ValueError):
+    """An object has no list of records under the key that was given."""
+
+
 class TooLargeError(ValueError):
     """A value is larger than the limit."""
 
 
-def detect_layout(path: Path, *, text_key: str) -> JsonLayout | None:
-    """The layout of a .json file, compressed or not, by its head; None if it holds no records."""
+def detect_layout(path: InputPath, *, text_key: str, list_key: str = "") -> JsonLayout | None:
+    """The layout of a .json file, compressed or not, by its head; None if it holds no records.
+
+    Args:
+        list_key: the key of a list of records, in files that are one object; "" for none.
+    """
     try:
-        with open_bytes(path, compression=compression_of(path.name.lower())) as file:
+        with (
+            path.open("rb") as raw,
+            decompressed(raw, compression=compression_of(path.name.lower())) as file,
+        ):
             head = file.read(HEAD)
     except DAMAGE_ERRORS:
         return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the damage
@@ -56,6 +69,9 @@ def detect_layout(path: Path, *, text_key: str) -> JsonLayout | None:
     if text[:1] != "{":
         return None
     first, end = _first_object(text)
+    has_list = list_key in first if first is not None else json.dumps(list_key) in text
+    if list_key and has_list and not (first is not None and text[end:].lstrip().startswith("{")):
+        return JsonLayout(one_per_line=False, has_key=True)
     if first is not None:
         one_line = "\n" not in text[:end] and text[end:].lstrip(" \t\r")[:1] in ("", "\n")
         several = one_line and text[end:].lstrip().startswith("{")
@@ -96,32 +112,69 @@ def decode_record(text: str, *, keys: Sequence[str]) -> Any:
     return record
 
 
-def read_values(stream: IO[bytes], *, keys: Sequence[str] = ("text",), max_bytes: int) -> Iterator[Any]:
+def read_values(
+    stream: IO[bytes], *, keys: Sequence[str] = ("text",), list_key: str = "", max_bytes: int
+) -> Iterator[Any]:
     """Yield the elements of the array, or else all values, in a UTF-8 file.
 
     For an object with one of ``keys`` twice, a RepeatedKeyError is yielded, not raised, as the other values are valid.
 
+    Args:
+        list_key: in a file that is one object, yield the elements of the array of this key; "" for the object itself.
+
     Raises:
         TooLargeError: a value has more than ``max_bytes``.
+        NoListError: the object has no list under ``list_key``.
         ValueError: the file is malformed, not UTF-8, or nested too deeply.
     """
     source = _Source(stream, max_bytes, keys)
-    if source.next_character() != "[":
+    first = source.next_character()
+    if first == "{" and list_key:
+        yield from _values_of_key(source, list_key)
+    elif first == "[":
+        yield from _values_of_array(source)
+    else:
         while source.next_character():
             yield source.value()
         return
+    if source.next_character():
+        raise ValueError(f"unexpected content after the {'object' if first == '{' else 'array'}")
+
+
+def _values_of_array(source: "_Source") -> Iterator[Any]:
     source.position += 1
     closed = source.next_character() == "]"
     while not closed:
         yield source.value()
-        character = source.next_character()
-        if character not in ("]", ","):
-            raise ValueError(f"{character!r} where ',' or ']' is expected" if character else "the array has no end")
-        closed = character == "]"
-        source.position += not closed
+        closed = source.after_item("]", of="array")
     source.position += 1
-    if source.next_character():
-        raise ValueError("unexpected content after the array")
+
+
+def _values_of_key(source: "_Source", list_key: str) -> Iterator[Any]:
+    """The elements of the array that is the value of ``list_key``; other values of the object are read and dropped."""
+    source.position += 1
+    found, names = False, list[str]()
+    closed = source.next_character() == "}"
+    while not closed:
+        name = source.value() if source.next_character() == '"' else None
+        if not isinstance(name, str) or source.next_character() != ":":
+            raise ValueError("a key and ':' are expected in the object")
+        source.position += 1
+        if name != list_key:
+            names.append(name)
+            source.value()
+        elif found:
+            raise ValueError(f"the key {list_key!r} appears twice")
+        elif source.next_character() != "[":
+            raise NoListError(f"the value of {list_key!r} is not a list of records")
+        else:
+            found = True
+            yield from _values_of_array(source)
+        closed = source.after_item("}", of="object")
+    source.position += 1
+    if not found:
+        shown = ", ".join(repr(name)[:80] for name in names[:40])
+        raise NoListError(f"no key {list_key!r} of a list of records; its keys are {shown}")
 
 
 class _Source:
@@ -149,6 +202,14 @@ class _Source:
                 return self.text[self.position : self.position + 1]
             self._fill()
 
+    def after_item(self, end: str, *, of: str) -> bool:
+        """Whether ``end`` follows, where that or a comma must; a comma is passed."""
+        character = self.next_character()
+        if character not in (end, ","):
+            raise ValueError(f"{character!r} where ',' or {end!r} is expected" if character else f"the {of} has no end")
+        self.position += character == ","
+        return character == end
+
     def value(self) -> Any:
         """Parse the next value, or return a RepeatedKeyError."""
         self.next_character()
@@ -163,7 +224,9 @@ class _Source:
                 if self.ended or not cut:
                     raise ValueError(error.msg) from None
             else:
-                if end < len(self.text) or self.ended:
+                # Of a number the rest may still be missing: 1 of 1.5.
+                is_whole = self.text[end : end + 16].strip("0123456789.eE+-") or not isinstance(value, (int, float))
+                if (end < len(self.text) and is_whole) or self.ended:
                     if end - self.position > self.max_bytes:
                         raise TooLargeError
                     start, self.position = self.position, end

@@ -3,7 +3,7 @@
 Each data source gives text in proportion to its size, and at least ``SPAN_BYTES``, if it has as much. The files of a
 source, in a hashed order, are joined into one range of bytes, which is cut into equal spans. Every span gives an
 equal quota of text, from its beginning. So a file gives text in proportion to its size, and a large file from many
-positions. A file without random access (compressed, a JSON array) is read from its beginning, one quota after the
+positions. A file without random access (compressed, a JSON list, Arrow) is read from its beginning, one quota after the
 other. A parquet file is entered at its row groups. If all inputs have less text than requested, all of it is taken.
 
 Cost: one read of the sampled text; a text file is read whole; at most ``MAX_SPANS`` positions are looked up.
@@ -16,6 +16,7 @@ from itertools import accumulate
 
 from titan_attent.data.text.documents import Document, ReadPosition, read_documents
 from titan_attent.data.text.inputs import InputFile
+from titan_attent.data.text.parquet_text import ParquetRows
 from titan_attent.data.text.records import TEXT_RECORDS, Records
 from titan_attent.data.text.tokenizer import well_formed
 
@@ -67,7 +68,7 @@ def _sample_source(
 ) -> Iterator[str]:
     files = sorted(files, key=_order)
     sizes = [file.num_bytes for file in files]
-    packed = any(file.compression or file.kind == "parquet" for file in files)
+    packed = any(file.compression or file.kind in ("parquet", "arrow") for file in files)
     starts, total = [0, *accumulate(sizes)], sum(sizes)
     whole = total * (MAX_INFLATION if packed else 1) <= num_bytes
     num_spans = 1 if whole else max(1, min(MAX_SPANS, -(-num_bytes // SPAN_BYTES)))
@@ -157,7 +158,7 @@ class _Opened:
         """Enter the file at or before ``start``; stay at the current position if the file cannot be entered there."""
         assert self.file is not None
         if self.file.kind == "lines" and not self.file.compression:
-            with open(self.file.path, "rb") as file:
+            with self.file.path.open("rb") as file:
                 file.seek(start - 1)
                 while (line := file.readline(2**20)) and not line.endswith(b"\n"):
                     pass
@@ -174,12 +175,11 @@ class _Opened:
 
 
 def _first_rows(file: InputFile) -> list[int]:
-    """The first row of every row group, then the number of rows."""
+    """The first row of every row group of a parquet file, then the number of rows; [0] of a damaged one."""
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        metadata = pyarrow.parquet.read_metadata(file.path)
+        with ParquetRows(file.path, num_bytes=file.num_bytes) as table:
+            return table.first_rows()
     except (pyarrow.ArrowException, OSError):
         return [0]
-    return [0, *accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]

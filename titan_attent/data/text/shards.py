@@ -14,7 +14,7 @@ mask, which says which tokens count as labels (document_files.py).
 Cost: opening takes one stat per file of a shard, which the ranks of a run share, and reads no token. Reading an example
 takes one positioned read (files.py), with 2 or 4 bytes per token on disk and 8 in memory. The number of open files is
 limited (files.py). Any number of threads may read at once. Shards of an adopted data set are views of files of other
-tools (file_view.py), and are read the same way.
+tools (file_view.py, segments.py), and are read the same way.
 """
 
 import hashlib
@@ -46,7 +46,6 @@ from titan_attent.data.text.document_files import (
     mask_file,
     max_lengths_bytes,
 )
-from titan_attent.data.text.file_view import SegmentTables
 from titan_attent.data.text.format import (
     UPGRADE,
     WRITER,
@@ -56,6 +55,7 @@ from titan_attent.data.text.format import (
     read_index,
     write_index,
 )
+from titan_attent.data.text.segments import SegmentReader
 
 __all__ = ["Index", "ShardEntry", "TokenDataset", "TokenShards", "write_index"]
 
@@ -92,9 +92,10 @@ class TokenShards:
         views = [shard.view for shard in self.index.shards]
         self._locations = [shard.location for shard in self.index.shards]
         self._offsets = [view.offset if view is not None else 0 for view in views]
-        self._segments: SegmentTables | None = None
+        self._segments: SegmentReader | None = None
         if any(view is not None and view.num_segments for view in views):
-            self._segments = SegmentTables(self._files, itemsize=self.dtype.itemsize)
+            shards, itemsize = self.index.shards, self.dtype.itemsize
+            self._segments = SegmentReader(self._files, self._token_files, shards, itemsize=itemsize)
         if check_sizes:
             self.check_sizes()
 
@@ -181,7 +182,8 @@ class TokenShards:
         # Viewed as bytes by numpy: memoryview cannot cast an empty array.
         buffer = windows.reshape(-1).view(np.uint8).data
         if self._segments is not None:
-            self._read_segments(windows, starts)
+            spans = self._spans_of_windows(starts, length)
+            self._segments.read(windows.reshape(-1).view(f"<u{itemsize}"), spans)
             return windows.astype(np.int64)
         for row, start in enumerate(starts):
             first, last = row * width, (row + 1) * width
@@ -195,24 +197,19 @@ class TokenShards:
                 first, shard, offset = stop, shard + 1, 0
         return windows.astype(np.int64)
 
-    def _read_segments(self, windows: np.ndarray, starts: Sequence[int]) -> None:
-        """Fill ``windows`` [B, T] with the tokens from each of ``starts`` on, where tokens are in segments."""
-        parts, slot, length = list[tuple[str, int, int, int]](), 0, windows.shape[1]
+    def _spans_of_windows(self, starts: Sequence[int], length: int) -> Iterator[tuple[int, int, int, int]]:
+        """(shard, first token, number of tokens, slot) of the spans of windows of ``length`` tokens, row after row."""
+        ends, slot = self._starts, 0
         for start in starts:
-            stop, shard = start + length, bisect_right(self._starts, start) - 1
-            while start < stop:
-                first, end = self._starts[shard], min(stop, self._starts[shard + 1])
-                for offset, num_tokens in self._parts(shard, start - first, end - first):
-                    parts.append((self._locations[shard], offset, slot, slot + num_tokens))
-                    slot += num_tokens
-                start, shard = end, shard + 1
-        self._token_files.read_parts(windows.reshape(-1).view(f"<u{self.dtype.itemsize}"), parts)
-
-    def _parts(self, shard: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """(byte in the file, number of tokens) of each part of the tokens [start, stop) of a shard with segments."""
-        entry = self.index.shards[shard]
-        assert entry.view is not None and self._segments is not None
-        return self._segments.parts(entry.file, entry.view, entry.num_tokens, start, stop)
+            stop, shard = start + length, bisect_right(ends, start) - 1
+            while stop > ends[shard + 1]:
+                num_tokens = ends[shard + 1] - start
+                if num_tokens:
+                    yield shard, start - ends[shard], num_tokens, slot
+                start, slot, shard = start + num_tokens, slot + num_tokens, shard + 1
+            if start < stop:
+                yield shard, start - ends[shard], stop - start, slot
+            slot += stop - start
 
     def locate(self, token: int) -> tuple[str, int]:
         """The same as :meth:`shard_of`, without the range check."""
@@ -252,26 +249,13 @@ class TokenShards:
         names = [self._locations[number] for number in numbers]
         unsigned = f"<u{self.dtype.itemsize}"
         if self._segments is not None:
-            last = self._read_spans_of_segments(flat.view(unsigned), numbers, starts, lengths, slots)
-            return np.array(last, dtype=unsigned).view(self.dtype)
+            spans = zip(numbers, *(column.tolist() for column in (starts, lengths, slots)), strict=True)
+            return np.array(self._segments.read(flat.view(unsigned), spans), dtype=unsigned).view(self.dtype)
         offsets, *places = (column.tolist() for column in columns)
         if self.index.root is not None:
             offsets = [offset + self._offsets[number] for offset, number in zip(offsets, numbers, strict=True)]
         parts = zip(names, offsets, *places, strict=True)
         return np.array(self._token_files.read_parts(flat.view(unsigned), parts), dtype=unsigned).view(self.dtype)
-
-    def _read_spans_of_segments(
-        self, flat: np.ndarray, shards: list[int], starts: np.ndarray, lengths: np.ndarray, slots: np.ndarray
-    ) -> list[int]:
-        """:meth:`read_spans` where spans may have several parts. Returns the last token of each span."""
-        parts, last = list[tuple[str, int, int, int]](), list[int]()
-        for shard, start, length, slot in zip(shards, starts.tolist(), lengths.tolist(), slots.tolist(), strict=True):
-            for offset, num_tokens in self._parts(shard, start, start + length):
-                parts.append((self._locations[shard], offset, slot, slot + num_tokens))
-                slot += num_tokens
-            last.append(len(parts) - 1)
-        tokens = self._token_files.read_parts(flat, parts)
-        return [tokens[number] for number in last]
 
     def read_mask(self, shard: int, start: int, stop: int) -> np.ndarray:
         """Whether the tokens [start, stop) of a shard count as labels, bool [T]; all do if there is no mask.

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from titan_attent.data.io.bad import BINARY, ENCODING, SKIPPED_FILE, SkippedLog
 from titan_attent.data.io.folder import PROGRESS_FILE
-from titan_attent.data.io.inputs import parse_inputs
+from titan_attent.data.io.inputs import parse_any_inputs
 from titan_attent.data.io.walk import LeftOut
 from titan_attent.data.text.consumed_records import encode_utf8
 from titan_attent.data.text.document_files import MAX_SHARD_TOKENS
@@ -49,11 +49,13 @@ def write_dataset(
     *,
     output: str | Path,
     tokenizer: str,
-    text_key: str | None = None,
+    text_key: str | Sequence[str] | None = None,
     prompt_key: str | None = None,
     completion_key: str | None = None,
     messages_key: str | None = None,
     chat_template: str | None = None,
+    templates: Mapping[str, str] | None = None,
+    records_key: str | None = None,
     shard_tokens: int = 2**27,
     num_threads: int = os.cpu_count() or 1,
     max_training_bytes: int = 2**28,
@@ -64,23 +66,27 @@ def write_dataset(
     overwrite: bool = False,
     progress: bool = False,
 ) -> TextSummary:
-    """Write the documents of ``inputs`` as a data set, or resume an interrupted run.
+    r"""Write the documents of ``inputs`` as a data set, or resume an interrupted run.
 
     A command that is refused leaves the folder as it was (output.py).
 
     Args:
-        inputs: .jsonl, .ndjson, .json, .csv, .tsv, text (each also .gz, .zst) or .parquet files, or folders. A string
-            may be a pattern, and may begin with the name of the data source, ``NAME=PATH``
-            (:func:`titan_attent.data.io.inputs.parse_inputs`); the default name is ``default``. The order of the inputs
-            is kept; adjacent inputs with the same name share shards.
+        inputs: .jsonl, .ndjson, .json, .csv, .tsv, text (each also .gz, .zst), .parquet or Arrow files, or folders, on
+            disk or by URL. A string may be a pattern, and may begin with the name of the data source, ``NAME=PATH``
+            (:func:`titan_attent.data.io.inputs.parse_any_inputs`); the default name is ``default``. The order of the
+            inputs is kept; adjacent inputs with the same name share shards.
         output: the folder to write, created if missing; not inside an input.
         tokenizer: a tiktoken encoding, the path of a rank file, or ``train:VOCAB_SIZE``, which trains one on
             ``max_training_bytes`` of text sampled from all inputs (sample.py).
-        text_key: JSON key or parquet column that holds the text; None for "text". Not allowed with the next four.
+        text_key: JSON key or column that holds the text; None for "text". The values of several are joined, a line end
+            between them. Not allowed with the next four.
         prompt_key, completion_key: keys or columns of a prompt and its completion. Only the completion's tokens and its
             eos count as labels.
         messages_key: key or column of a list of {"role", "content"}. Only the turns of the assistant count.
         chat_template: name of the template of the messages (records.py): plain (if None), chatml or llama3.
+        templates: source -> template of its text, such as ``{title}\n{text}`` (text_template.py); the source "" stands
+            for all others. With ``completion_key``, what stands in front of that key is the prompt.
+        records_key: in a .json file that is one object, the key of its list of records.
         shard_tokens: a shard is finished after the document that reaches this number of tokens.
         num_threads: number of encoding threads; the written bytes do not depend on it.
         extensions: extensions of the files to read in a folder; None for its records, or its texts if it has none
@@ -112,17 +118,26 @@ def write_dataset(
             f"shard_tokens {shard_tokens} and max_document_bytes {max_document_bytes} have a sum above "
             f"{MAX_SHARD_TOKENS}, the maximum number of tokens of a shard; lower them"
         )
-    keys = {"prompt_key": prompt_key, "completion_key": completion_key, "messages_key": messages_key}
     held: dict[str, Any] = {"validation_fraction": validation_fraction}
-    records = make_records(text_key=text_key, **keys, chat_template=chat_template)
+    records = make_records(
+        text_key=text_key,
+        prompt_key=prompt_key,
+        completion_key=completion_key,
+        messages_key=messages_key,
+        chat_template=chat_template,
+        templates=templates,
+        records_key=records_key,
+    )
     folder = Path(output)
-    named_paths = parse_inputs(inputs)
+    named_paths = parse_any_inputs(inputs)
+    records.check_sources([source for source, _ in named_paths])
     split = validation_fraction is not None
     if validation_fraction is not None:
         check_fraction(validation_fraction)
-    check_output(folder, paths=[path for _, path in named_paths], split=split, overwrite=overwrite)
+    local_paths = [path for _, path in named_paths if isinstance(path, Path)]
+    check_output(folder, paths=local_paths, split=split, overwrite=overwrite)
     left_out, skip = LeftOut(), on_bad == "skip"
-    files = list_files(named_paths, extensions=extensions, text_key=records.names[0], left_out=left_out, skip=skip)
+    files = list_files(named_paths, extensions=extensions, records=records, left_out=left_out, skip=skip)
     shared = {**records.arguments(), "shard_tokens": shard_tokens, "training_bytes": max_training_bytes}
     if split:
         shared["validation_fraction"] = validation_fraction
