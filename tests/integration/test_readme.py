@@ -51,7 +51,7 @@ def test_plain_pytorch_loop(token_data: dict[str, Path]) -> None:
 def test_sections() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^ *```toml\n(.*?)```", text, flags=re.S | re.M)
-    assert len(blocks) == 18
+    assert len(blocks) == 19
     for block in blocks:
         sections = tomllib.loads(textwrap.dedent(block))
         DataConfig(**sections.pop("data", {}))

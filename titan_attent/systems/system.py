@@ -406,7 +406,10 @@ class System:
         return nullcontext()
 
     def after_microbatch(self, batch: Batch, stats: ExampleStats | None) -> None:
-        """Called after the backward of a microbatch. ``stats`` is None on pipeline stages before the last."""
+        """Called after the backward of a microbatch, in the last one of a step before the gradients are clipped.
+
+        ``stats`` is None on pipeline stages before the last.
+        """
 
     def after_step(self) -> None:
         """Called after every training step. The only method of the step that may communicate with other ranks."""

@@ -82,6 +82,28 @@ def test_other_losses_give_the_same_step(num_chunks: int, compiled: bool) -> Non
     torch.testing.assert_close(steps[1], steps[0], rtol=2e-5, atol=1e-8)
 
 
+def test_packed_examples_are_inputs_of_their_own_and_empty_slots_count_nowhere() -> None:
+    """Each row holds two examples and an empty slot."""
+    logits, labels = batch()
+    index = (torch.arange(L) >= 2).long().expand(B, -1)
+    alone_logits, alone_labels = (
+        torch.cat([torch.where((index == i).view(B, L, *one), x, fill) for i in (0, 1)])
+        for x, fill, one in ((logits, 0.0, (1,)), (labels, IGNORE_INDEX, ()))
+    )
+    exact = alone_logits.double().requires_grad_()
+    norm_of_batch(exact, alone_labels, q=5.0, group_size=1).backward()
+    worst = WorstCase(PowerWeights(5.0), first_scale=2.0, device="cpu")
+    leaf = nn.Parameter(logits.clone())
+    slots = index + 3 * torch.arange(B)[:, None]
+    loss = build_example_loss(rule=worst.rule)
+    result = loss(leaf, labels, torch.ones(3 * B), worst.scale, example_index=slots)
+    (result.weighted_sum / int((labels != IGNORE_INDEX).sum())).backward()
+    worst.add(result.losses, result.counts)
+    scale_gradients([leaf], worst.finish())
+    assert leaf.grad is not None and exact.grad is not None
+    torch.testing.assert_close(leaf.grad.double(), exact.grad[:B] + exact.grad[B:], rtol=2e-5, atol=1e-8)
+
+
 def test_with_q_of_one_every_weight_and_the_factor_are_exactly_one() -> None:
     losses, counts = torch.rand(B), torch.randint(1, 9, (B,)).float()
     worst = WorstCase(PowerWeights(1.0, M), first_scale=0.3, device="cpu")

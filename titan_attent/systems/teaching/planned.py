@@ -30,7 +30,7 @@ def planned(config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Plann
         batch_examples = Packer(dataset, batch_size=facts.batch_size).examples_per_batch
     if config.strategy == "uniform":
         line = f'weighting = "{WORST_CASE}": every pass trains all examples; the loss is a norm with q = {config.q:g}'
-        return Planned((line,), _bytes_per_rank(config, facts, 0, num_ranks), ("teacher/rounds.jsonl",))
+        return Planned((line,), _bytes_per_rank(config, facts, 0, num_ranks), _files(config))
     phases = Plan(config, steps_of_full_pass=len(dataset) // batch_examples, total_steps=steps, scorers=list(folders))
     warmup = min(phases.warmup_steps, phases.tail_start)
     lines = [
@@ -44,8 +44,11 @@ def planned(config: TeacherConfig, facts: DataFacts, *, num_ranks: int) -> Plann
         lines.append(f"an example that is always selected is trained {visits:.1f} times")
     else:
         lines.append("the losses of the run decide what is selected, and how often")
-    files = ["teacher/rounds.jsonl"] + ["teacher/quarantine.jsonl"] * config.keeps_streaks
-    return Planned(tuple(lines), _bytes_per_rank(config, facts, len(folders), num_ranks), tuple(files))
+    return Planned(tuple(lines), _bytes_per_rank(config, facts, len(folders), num_ranks), _files(config))
+
+
+def _files(config: TeacherConfig) -> tuple[str, ...]:
+    return ("teacher/rounds.jsonl", *("teacher/quarantine.jsonl",) * config.keeps_streaks)
 
 
 def _bytes_per_rank(config: TeacherConfig, facts: DataFacts, num_scorers: int, num_ranks: int) -> int:
