@@ -29,7 +29,7 @@ from titan_attent.systems.settings import SUFFIX
 from titan_attent.titan.checkpoint_metadata import read_metadata
 from titan_attent.titan.checks.hugging_face_checks import model_shapes
 from titan_attent.titan.checks.load_sources import warn_of_pickles
-from titan_attent.titan.checks.parallelism import check_split
+from titan_attent.titan.checks.parallelism import check_family, check_split
 from titan_attent.titan.checks.resume_checks import check_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.document_mask import check_document_mask, document_kwargs
@@ -118,6 +118,9 @@ def check_frozen(
     family, flavor = family or family_of(job_config).name, flavor or job_config.model.flavor
     try:
         config, spec = _configured(job_config, family, flavor)
+        # Not the pipeline: its last stage holds the whole model.
+        dimensions = ("tensor_parallel", "context_parallel", "expert_parallel")
+        check_family(family_of(config), {name: getattr(config.parallelism, f"{name}_degree") for name in dimensions})
         check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
         check_split(config, spec.model_args[config.model.flavor])
         check_document_mask(config, spec)

@@ -105,6 +105,19 @@ def test_the_frozen_source_is_counted(
     assert memory(staged)["source"] == 4 * num and memory(staged)["its pass"] == memory(alone)["its pass"]
 
 
+@pytest.mark.parametrize(
+    ("family", "flavor", "dimension"),
+    [("hyla", "tiny", "tensor_parallel"), ("mot", "tiny", "context_parallel"), ("mot", "tiny", "expert_parallel")],
+)
+def test_a_source_whose_family_lacks_the_parallelism_is_refused(
+    family: str, flavor: str, dimension: str, quickstart: JobConfig, spec: TrainSpec, source: Any, tmp_path: Path
+) -> None:
+    """The learner's own family has it."""
+    values = distilling_from(tmp_path) | {"distillation__family": family, "distillation__flavor": flavor}
+    with pytest.raises(ValueError, match=f"family {family}, flavor {flavor}.*{dimension}_degree = 2: "):
+        plan(quickstart, spec, world_size=2, **values, **{f"parallelism__{dimension}_degree": 2})
+
+
 def test_a_pass_of_the_source_takes_no_more_than_planned(
     quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
 ) -> None:

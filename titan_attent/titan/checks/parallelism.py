@@ -4,6 +4,7 @@ All checks read the configuration only. Combinations that docs/reference/status.
 single-process training in tests/distributed/titan/test_parallelism.py.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
@@ -62,7 +63,7 @@ def check_parallelism(job_config: JobConfig, *, world_size: int) -> int:
     _check_experts(ep, etp, shard=shard, cp=cp, tp=tp)
     if pp > 1:
         _check_pipeline(job_config)
-    _check_family(family_of(job_config), degree)
+    check_family(family_of(job_config), degree)
     return replicate * shard
 
 
@@ -115,8 +116,12 @@ def check_split(job_config: JobConfig, model_args: BaseModelArgs) -> None:
         ) from None
 
 
-def _check_family(family: Family, degree: dict[str, int]) -> None:
-    """Refuse parallelisms that the model's family does not support."""
+def check_family(family: Family, degree: Mapping[str, int]) -> None:
+    """Refuse parallelisms that the model's family does not support; ValueError.
+
+    Args:
+        degree: name of a dimension, such as "tensor_parallel" -> its degree.
+    """
     for dimension, reason in family.lacks.items():
         if degree.get(dimension, 1) > 1:
             raise ValueError(f"[parallelism] {dimension}_degree = {degree[dimension]}: {reason}")

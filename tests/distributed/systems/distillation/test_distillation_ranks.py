@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.models.llama3 import llama3_args
+from torchtitan.models.qwen3 import qwen3_args
 
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.writer import write_dataset
@@ -75,13 +76,16 @@ def distill_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str)
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenDataset, "batch", masked_batch)
-        patch.setattr(FrozenModel, "__call__", counted("source", FrozenModel.__call__))
-        patch.setattr(system, "kl_divergence", counted("divergence", system.kl_divergence))
         patch.setattr(divergence, "CHUNK_NUMBERS", 512 * 5)  # chunks of five tokens
         patch.setitem(llama3_args, "cell", copy.deepcopy(FLAVORS["llama3"]["cell"]))
+        patch.setitem(qwen3_args, "moe", copy.deepcopy(FLAVORS["qwen3"]["moe"]))
         for name, settings in cells.items():
             calls.clear()
-            results |= train_cells(mesh, {name: settings}, data, folder)
+            with patch.context() as counters:
+                if "compile.enable" not in settings:  # nothing is compiled below a mode that sees every operator
+                    counters.setattr(FrozenModel, "__call__", counted("source", FrozenModel.__call__))
+                    counters.setattr(system, "kl_divergence", counted("divergence", system.kl_divergence))
+                results |= train_cells(mesh, {name: settings}, data, folder)
             results[name]["calls"] = list(calls)
     return results
 
@@ -106,7 +110,7 @@ def cell(size: int, *others: Settings) -> Settings:
     return settings
 
 
-TP, PP, CP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "pipeline", "context"))
+TP, PP, CP, EP = (degrees(**{f"{name}_parallel": 2}) for name in ("tensor", "pipeline", "context", "expert"))
 DDP = degrees(data_parallel_replicate=2, data_parallel_shard=1)
 TAUGHT: Settings = {"teacher.strategy": "soft"}
 BOTH: Settings = {"distillation.temperature": 2.0, "distillation.softened": "both"}
@@ -117,6 +121,8 @@ SAVED: Settings = {"checkpoint.enable": True}
 TARGETS: Settings = {"distillation.targets": "targets"}
 VALIDATED: Settings = {"validation.enable": True, "validation.local_batch_size": 8}
 READ_AHEAD: Settings = {"data.num_workers": 2}
+COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
+EXPERTS: Settings = {"distillation.family": "qwen3", "distillation.flavor": "moe"}
 UNBALANCED: Settings = {"parallelism.context_parallel_load_balancer": None}
 MICROBATCHES_OF_2: Settings = {"parallelism.pipeline_parallel_microbatch_size": 2}
 
@@ -136,6 +142,8 @@ CELLS: dict[int, dict[str, Settings]] = {
         "CP, targets on disk": cell(8, CP, TARGETS),
         "PP, accumulated, targets on disk": cell(4, PP, TARGETS),
         "FSDP, accumulated, targets on disk": cell(2, TARGETS, READ_AHEAD),
+        "FSDP, compiled, both softened": cell(4, COMPILED, BOTH),
+        "EP, a source of experts": cell(4, EP, EXPERTS),
         "FSDP, saved": cell(4, SAVED, LINEAR),
         "TP, resumed from FSDP": cell(8, TP, SAVED, LINEAR, {"folder": "FSDP, saved"}),
     },
@@ -155,7 +163,9 @@ class Measured:
         self.worlds: dict[int, list[dict]] = {}
         self.source = folder / "source"
         for step in SOURCES:
-            dcp.save(source_model(step).state_dict(), checkpoint_id=self.source / f"step-{step}", no_dist=True)
+            for place, settings in ((self.source, {}), (folder / "experts", EXPERTS)):
+                model = source_model(step, settings)
+                dcp.save(model.state_dict(), checkpoint_id=place / f"step-{step}", no_dist=True)
         self.targets = folder / "targets"
         self.write_targets()
 
@@ -170,7 +180,8 @@ class Measured:
         return [rank[name] for rank in self.worlds[size]]
 
     def with_folders(self, settings: Settings) -> Settings:
-        settings = settings | {"distillation.source": str(self.source)}
+        source = self.folder / "experts" if "distillation.family" in settings else self.source
+        settings = settings | {"distillation.source": str(source)}
         if "distillation.targets" in settings:
             settings["distillation.targets"] = str(self.targets)
         return settings
@@ -190,7 +201,7 @@ class Measured:
                 seed=0,
             )
             writer, tokens = TargetsWriter(self.targets / f"step-{step}", facts=facts), torch.arange(len(dataset) * 32)
-            logits = source_model(step)(whole_batch(dataset, torch.arange(len(dataset)))[0])
+            logits = source_model(step, {})(whole_batch(dataset, torch.arange(len(dataset)))[0])
             ids = draw_targets(logits.flatten(0, 1), tokens, num=4, temperature=1.0, seed=0)
             with writer.prepared():
                 places = window_places(torch.arange(len(dataset)), seq_len=32)
@@ -203,8 +214,9 @@ def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return Measured(tmp_path_factory.mktemp("distillation"), token_data["train"] / "tokenizer.tiktoken")
 
 
-def source_model(step: int) -> torch.nn.Module:
-    model = plain_model({"model.flavor": "cell"})
+def source_model(step: int, settings: Settings) -> torch.nn.Module:
+    family = settings.get("distillation.family", "llama3")
+    model = plain_model({"model.name": f"{family}_attent", "model.flavor": settings.get("distillation.flavor", "cell")})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(SOURCES[step])
@@ -254,7 +266,7 @@ def train_plainly(
             targets, _ = StoredTargets(measured.targets / f"step-{checkpoint}").read(ids)
             divergences = -logits.log_softmax(-1).gather(-1, targets.long()).mean(-1)
         else:
-            divergences = plain_divergence(logits, source_fault(source_model(checkpoint)(inputs)), settings)
+            divergences = plain_divergence(logits, source_fault(source_model(checkpoint, settings)(inputs)), settings)
         divergences = sum_fault(torch.where(valid, divergences, 0.0), valid)
         of_examples = (a * label_losses + (1 - a) * divergences).sum(dim=1)
         optimizers.zero_grad()
