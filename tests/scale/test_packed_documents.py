@@ -39,6 +39,8 @@ class SyntheticShards:
         self.num_shards, self.num_documents = num_shards, num_shards * SHARD_DOCUMENTS
         self.tokenizer_info = {"vocab_size": 50_000, "eos_id": 49_999}
         self.index = SimpleNamespace(num_documents=self.num_documents)
+        shard_tokens = SHARD_DOCUMENTS // RUN * int(RUN_ENDS[-1])
+        self.first_tokens = shard_tokens * np.arange(num_shards, dtype=np.int64)
         self.reset()
 
     def reset(self) -> None:
@@ -137,7 +139,7 @@ def ranks() -> Iterator[dict[int, Rank]]:
 def test_the_table_has_8_bytes_per_256_documents(ranks: dict[int, Rank]) -> None:
     for num, rank in ranks.items():
         assert len(rank.dataset) == rank.shards.num_documents >= num
-        assert rank.dataset.table.num_bytes <= 8 * (rank.shards.num_documents // RUN + 2 * rank.shards.num_shards + 3)
+        assert rank.dataset.table.num_bytes <= 8 * (rank.shards.num_documents // RUN + 3 * rank.shards.num_shards + 3)
     assert ranks[10**10].dataset.table.num_bytes < 320e6
 
 

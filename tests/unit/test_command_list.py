@@ -84,7 +84,7 @@ def test_the_exported_names_are_found_at_their_first_use() -> None:
         titan_attent.Techer  # noqa: B018
 
 
-THROUGH = {"cycler": "matplotlib", "google": "tensorboard"}
+THROUGH = {"aiohttp": "fsspec", "cycler": "matplotlib", "google": "tensorboard"}
 """Imported module -> the dependency that brings it."""
 
 

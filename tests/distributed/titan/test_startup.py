@@ -24,9 +24,9 @@ from titan_attent.scores.stored import Scoring
 from titan_attent.scores.writer import ScoresWriter
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.dataset_cache import DataSets
+from titan_attent.titan.measured_sets import sample
 from titan_attent.titan.train_spec import attent_spec
 from titan_attent.titan.user_errors import on_all_ranks
-from titan_attent.titan.validator import sample
 
 
 def checked_once(mesh: Any, errors: dict[int, Exception]) -> str:

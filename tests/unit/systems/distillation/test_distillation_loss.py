@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.losses.build import build_example_loss
 from titan_attent.losses.cross_entropy import IGNORE_INDEX, build_weighted_loss
-from titan_attent.losses.window import capped_linear_weights
+from titan_attent.losses.window import CappedLinear, capped_linear_weights
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import Phase
 from titan_attent.systems.distillation.system import Distillation
@@ -221,14 +221,12 @@ def test_the_teacher_tells_the_weights_that_it_applied() -> None:
     statistics, weights = torch.tensor([1.0, 4.0, 1.3]), torch.tensor([0.5, 1.5])
     for weighting in ("loss", "inverse_probability"):
         teaching = Teaching.__new__(Teaching)
-        temperature = 0.7 if weighting == "loss" else None
+        rule = CappedLinear(0.7) if weighting == "loss" else None
         teaching.config = TeacherConfig(weighting=weighting, temperature=0.7)
-        teaching.weighted_loss = build_weighted_loss(compile_loss=False, temperature=temperature)
+        teaching.rule, teaching.weighted_loss = rule, build_weighted_loss(compile_loss=False, rule=rule)
         found = teaching._example_loss(logits(), batch(), weights, statistics)
         losses = found.stats["loss"]
-        applied = (
-            weights if temperature is None else weights * capped_linear_weights(losses, statistics, temperature=0.7)
-        )
+        applied = weights if rule is None else weights * capped_linear_weights(losses, statistics, temperature=0.7)
         torch.testing.assert_close(found.stats["weight"], applied)
         total = (found.stats["weight"] * losses * found.stats["valid"]).sum()
         torch.testing.assert_close(total, found.to_differentiate.detach())

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed.parallel_world import config_of
+from distributed.parallel_world import STEPS, config_of
 
 from titan_attent.systems.freezing.system import Freezing
 from titan_attent.titan.settings import settings_of
@@ -28,7 +28,7 @@ def check(settings: dict[str, Any], num_examples: int = 100) -> None:
         ),
         ({"parallelism.data_parallel_replicate_degree": 4}, "which is DDP"),  # in four processes
         ({"optimizer.early_step_in_backward": True}, "early_step_in_backward = true.*Set it to false"),
-        ({"freezing.warmup_steps": 4}, "warmup_steps = 4 leaves no step of training.steps = 4"),
+        ({"freezing.warmup_steps": STEPS}, f"warmup_steps = {STEPS} leaves no step of training.steps = {STEPS}"),
         ({"freezing.probe_groups": 26}, "probe_groups x probe_examples = 104 is more than the 100 examples"),
         ({"freezing.heads": True, "parallelism.tensor_parallel_degree": 2}, "heads = true with tensor_parallel_degree"),
         ({"freezing.probe": "fisher"}, "probe = 'fisher' is unknown"),
