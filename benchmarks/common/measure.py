@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -191,10 +192,21 @@ def module_name(path: str) -> str:
     return ".".join(part for part in parts if part != "__main__")
 
 
+def command_of(argv: Sequence[str]) -> str:
+    """The command as it is on any machine: an interpreter, the value of ``--python`` or ``--*-python``, is PYTHON."""
+    words = ["python", "-m", module_name(argv[0]), *argv[1:]]
+    pairs = zip(["", *words], words, strict=False)
+    return shlex.join("PYTHON" if re.fullmatch("--(.*-)?python", before) else word for before, word in pairs)
+
+
 def header() -> dict[str, Any]:
     """The command, machine, versions and date of a result; called first, to exclude the benchmark's own load."""
-    command = shlex.join(["python", "-m", module_name(sys.argv[0]), *sys.argv[1:]])
-    return {"command": command, "machine": machine(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
+    return {
+        "command": command_of(sys.argv),
+        "machine": machine(),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

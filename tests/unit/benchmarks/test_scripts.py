@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common.measure import module_name
+from benchmarks.common.measure import command_of, module_name
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = {
@@ -73,3 +73,10 @@ def test_shared_code_imports_no_experiment() -> None:
 def test_a_result_names_the_command_that_made_it() -> None:
     assert module_name(str(ROOT / "benchmarks" / "speed" / "loss.py")) == "benchmarks.speed.loss"
     assert module_name(str(ROOT / "benchmarks" / "highway" / "__main__.py")) == "benchmarks.highway"
+
+
+def test_a_result_names_no_interpreter_of_a_machine() -> None:
+    script = str(ROOT / "benchmarks" / "speed" / "adopting.py")
+    argv = [script, "--parts", "streaming", "--streaming-python", "/somewhere/bin/python", "--rounds", "3"]
+    expected = "python -m benchmarks.speed.adopting --parts streaming --streaming-python PYTHON --rounds 3"
+    assert command_of(argv) == expected and command_of([script, "--python", "x"]).endswith(" --python PYTHON")
