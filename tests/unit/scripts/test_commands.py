@@ -112,7 +112,7 @@ def test_the_job_of_many_nodes_starts_the_command_with_its_arguments(tmp_path: P
     script = ROOT / "scripts" / "multinode.slurm"
     (line,) = re.findall(r"^#   sbatch .*? scripts/multinode\.slurm (\S+) ", script.read_text(), flags=re.M)
     assert (ROOT / line).is_file()
-    for name, body in {"scontrol": "echo node7; echo node8", "srun": 'printf "%s\\n" "$@"'}.items():
+    for name, body in {"scontrol": "echo node7; sleep 0.2; echo node8", "srun": 'printf "%s\\n" "$@"'}.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"}
