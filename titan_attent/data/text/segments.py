@@ -9,15 +9,12 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from titan_attent.data.io.files import OpenFile, OpenFiles
 from titan_attent.data.text.file_view import FIX, SEGMENT_DTYPE, segments_file
-
-if TYPE_CHECKING:
-    from titan_attent.data.text.format import ShardEntry
+from titan_attent.data.text.format import ShardEntry
 
 MAX_TABLE_BYTES = 2**28
 """Bytes of the tables that are kept in memory, beyond the last one."""
@@ -43,7 +40,7 @@ class SegmentReader:
         itemsize: bytes per token.
     """
 
-    def __init__(self, files: OpenFiles, token_files: OpenFiles, shards: Sequence["ShardEntry"], *, itemsize: int):
+    def __init__(self, files: OpenFiles, token_files: OpenFiles, shards: Sequence[ShardEntry], *, itemsize: int):
         self.files, self.token_files, self.shards, self.itemsize = files, token_files, shards, itemsize
         self._tables: OrderedDict[int, tuple[memoryview, memoryview]] = OrderedDict()
         self._num_bytes = 0
@@ -137,7 +134,5 @@ class SegmentReader:
         return firsts.data, offsets.data
 
 
-def _new_reader(
-    files: OpenFiles, token_files: OpenFiles, shards: Sequence["ShardEntry"], itemsize: int
-) -> SegmentReader:
+def _new_reader(files: OpenFiles, token_files: OpenFiles, shards: Sequence[ShardEntry], itemsize: int) -> SegmentReader:
     return SegmentReader(files, token_files, shards, itemsize=itemsize)
