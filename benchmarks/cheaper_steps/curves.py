@@ -1,6 +1,5 @@
 """The picture of the cheaper-steps benchmark: validation loss against FLOPs and against seconds."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cheaper_steps.rules import CONTROL, RULES
-from titan_attent.data.io.atomic import write_atomically
+from titan_attent.report.picture import write_whole
 from titan_attent.report.style import COLORS, settings, x_axis
 
 DASHES = ("-", "--", ":", "-.")
@@ -59,9 +58,7 @@ def draw_curves(results: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Pa
                 else:
                     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=11)
         figure.suptitle("Validation loss against what was spent: mean over the seeds, probes charged")
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-        write_atomically(path, content.getvalue())
+        write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _draw(axes: Axes, name: str, curves: list[tuple[np.ndarray, np.ndarray]], number: int) -> None:

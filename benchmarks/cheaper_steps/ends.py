@@ -6,7 +6,6 @@ It needs the committed results alone, where curves.py needs the runs.
 """
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cheaper_steps.curves import DPI, MARKERS, TITLES
 from benchmarks.cheaper_steps.rules import CONTROL, RULES
-from titan_attent.data.io.atomic import write_atomically
+from titan_attent.report.picture import write_whole
 from titan_attent.report.style import COLORS, settings, x_axis
 
 WIDTH, HEIGHT = 15.0, 6.0
@@ -56,9 +55,7 @@ def draw_ends(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axes.set_ylabel("final validation loss, nats per token from exact")
             axes.legend(loc="upper right", fontsize=10)
         figure.suptitle("Below the line a rule would pay: means over the seeds with 95% intervals, probes charged")
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-        write_atomically(path, content.getvalue())
+        write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _fewer_steps(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 Colors are Okabe and Ito's, which color-blind people can distinguish; every rule has its own marker, too.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from benchmarks.common.tables import by_cell, mean
 from benchmarks.single_pass.corpora import CORPORA
 from benchmarks.single_pass.numbers import Losses, Result, all_losses, columns_of, curve, paired
 from benchmarks.single_pass.rules import RULES
-from titan_attent.data.io.atomic import write_atomically
+from titan_attent.report.picture import write_whole
 from titan_attent.report.style import COLORS
 
 DPI = 100
@@ -131,6 +130,4 @@ def panels(
             order = sorted(handles, key=list(RULES).index)
             figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=len(order))
         figure.suptitle(title)
-        content = io.BytesIO()
-        figure.savefig(content, format="png")  # rendered by Agg, without a window
-        write_atomically(path, content.getvalue())
+        write_whole(path, lambda file: figure.savefig(file, format="png"))

@@ -4,7 +4,6 @@ The gray line is uniform, decayed at each compute: a rule above it saves compute
 rule has its own marker, too.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.vision.numbers import Result, Runs
 from benchmarks.vision.rules import CONDITIONS, RULES
-from titan_attent.data.io.atomic import write_atomically
+from titan_attent.report.picture import write_whole
 from titan_attent.report.style import COLORS, settings
 
 DPI = 100
@@ -67,9 +66,7 @@ def draw_accuracy(results: Sequence[Result], path: Path) -> None:
         figure.suptitle(
             f"{name}: final accuracy, mean of {seeds} seeds, against compute. Bars: 95% of the difference to uniform"
         )
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-        write_atomically(path, content.getvalue())
+        write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
 def draw(axes: Axes, runs: Runs) -> None:
