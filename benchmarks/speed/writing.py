@@ -1,6 +1,6 @@
 """Writing text: against bare ``encode_ordinary_batch`` on the same text, and datatrove's DocumentTokenizer; its memory.
 
-    python -m benchmarks.speed.writing [--datatrove-python PYTHON] [--output docs/results/writing.json]
+    python -m benchmarks.speed.writing [--datatrove-python PYTHON] [--output docs/results/cpu/writing.json]
     python -m benchmarks.speed.writing --parts memory --gigabytes 0.5 10 --formats jsonl parquet
 
 Part "speed": source files of the installed packages in eight .jsonl files, with a tokenizer trained on some of them.
