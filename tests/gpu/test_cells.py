@@ -20,7 +20,7 @@ import torch.distributed as dist
 from devices import DEVICE, num_ranks
 from distributed.parallel_world import Settings, train_cells, train_plainly, write_data
 from distributed.titan.test_parallelism import (
-    CELLS,
+    ALL,
     CHUNKED,
     FULL_AC,
     PP,
@@ -50,7 +50,7 @@ def cells_of(world_size: int) -> dict[str, Settings]:
             "FSDP2 + PP": batch(4) | PP | SCORED | VALIDATED,
         }
     if world_size == 2:
-        return {"FSDP2": CELLS[2]["FSDP"], "TP": CELLS[2]["TP"], "PP": CELLS[2]["PP 1F1B, accumulated"]}
+        return {"FSDP2": ALL[2]["FSDP"], "TP": ALL[2]["TP"], "PP": ALL[2]["PP 1F1B, accumulated"]}
     assert world_size == 1
     return {
         "FSDP2 on one rank": batch(8) | SCORED | VALIDATED,

@@ -81,6 +81,7 @@ def contents(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(result["corpus"], result["rule"]): result for result in found}
 
 
+@pytest.mark.exhaustive
 def test_a_small_grid_and_what_a_second_call_leaves_alone(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """A killed and resumed run equals the uninterrupted run: same examples, bit-identical losses.
 
-Tests every async mode that works on a CPU, and torchrun once. test_kills.py kills in every phase, test_elastic.py
+Tests every async mode that works on a CPU, and torchrun once (-m exhaustive). test_kills.py kills in every phase, test_elastic.py
 resumes on other numbers of ranks, and tests/gpu/test_async_saves.py tests all three async modes on a GPU.
 """
 
@@ -23,7 +23,10 @@ def straight(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return folder / "straight"
 
 
-@pytest.mark.parametrize(("async_mode", "launcher"), [("disabled", "fork"), ("async", "torchrun")])
+@pytest.mark.parametrize(
+    ("async_mode", "launcher"),
+    [("disabled", "fork"), ("async", "fork"), pytest.param("async", "torchrun", marks=pytest.mark.exhaustive)],
+)
 def test_kill_and_resume_equals_uninterrupted(
     straight: Path, tmp_path: Path, async_mode: str, launcher: Literal["fork", "torchrun"]
 ) -> None:

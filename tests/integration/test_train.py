@@ -109,6 +109,7 @@ def test_hsdp_trains_the_same_examples(baseline: Path) -> None:
     assert read_scalars(dump, LOSS) == {step: pytest.approx(expected[step], rel=1e-5) for step in range(1, 5)}
 
 
+@pytest.mark.exhaustive
 def test_compiled_loss_agrees(baseline: Path) -> None:
     """By Inductor. Models are compiled in tests/distributed, by a backend that takes a tenth of the time."""
     dump = train(baseline, "compiled", "--compile.enable", "--compile.components", "loss", steps=3)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from distributed.cells import Cells, chosen, merged, parameters
 from distributed.parallel_world import Settings, config_of, full, plain_model, plain_name, spec_of
 from distributed.spawn import run_on_ranks
 from torch import Tensor
@@ -155,10 +156,10 @@ def run_cell(settings: Settings, *, data: str, folder: str) -> dict[str, Any]:
         trainer.close()
 
 
-def run_cells(mesh: Any, data: str, folder: str) -> dict[str, dict[str, Any]]:
+def run_cells(mesh: Any, cells: dict[str, Settings], data: str, folder: str) -> dict[str, dict[str, Any]]:
     """Every cell in turn, in one process group."""
     environment()
-    return {name: run_cell(settings, data=data, folder=f"{folder}/{name}") for name, settings in CELLS.items()}
+    return {name: run_cell(settings, data=data, folder=f"{folder}/{name}") for name, settings in cells.items()}
 
 
 BASE: Settings = {
@@ -175,31 +176,42 @@ HALVES: Settings = {"training.local_batch_size": ROWS // 2, "validation.local_ba
 TP, PP, EP = ({f"parallelism.{name}_parallel_degree": 2} for name in ("tensor", "pipeline", "expert"))
 DDP: Settings = {"parallelism.data_parallel_replicate_degree": 2, "parallelism.data_parallel_shard_degree": 1}
 COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager", "compile.components": ["model"]}
-CELLS: dict[str, Settings] = {
-    name: {"model.name": f"{name.partition(',')[0]}_attent"} | settings
-    for name, settings in {
+
+
+def with_models(cells: dict[str, Settings]) -> Cells:
+    named = {name: {"model.name": f"{name.partition(',')[0]}_attent"} | settings for name, settings in cells.items()}
+    return {2: named}
+
+
+CELLS = with_models(
+    {
         "llama3, FSDP": HALVES,
         "llama3, FSDP, compiled": HALVES | COMPILED,
         "llama3, FSDP, full AC": HALVES | {"activation_checkpoint.mode": "full"},
-        "llama3, DDP": HALVES | DDP,
         "llama3, TP": TP,
         "llama3, PP": PP,
-        "llama3, PP in microbatches of 2": PP | {"parallelism.pipeline_parallel_microbatch_size": 2},
         "llama4, FSDP": HALVES,
-        "llama4, TP": TP,
-        "llama4, PP": PP,
         "llama4, EP": HALVES | EP,
         "deepseek_v3, FSDP": HALVES,
+        "qwen3, FSDP": HALVES,
+        "gpt_oss, FSDP": HALVES,
+    }
+)
+MORE = with_models(
+    {
+        "llama3, DDP": HALVES | DDP,
+        "llama3, PP in microbatches of 2": PP | {"parallelism.pipeline_parallel_microbatch_size": 2},
+        "llama4, TP": TP,
+        "llama4, PP": PP,
         "deepseek_v3, TP": TP,
         "deepseek_v3, PP": PP,
         "deepseek_v3, EP": HALVES | EP,
-        "qwen3, FSDP": HALVES,
         "qwen3, FSDP, compiled": HALVES | COMPILED,
         "qwen3, TP": TP,
-        "gpt_oss, FSDP": HALVES,
         "gpt_oss, EP": HALVES | EP,
-    }.items()
-}
+    }
+)
+ALL = merged(CELLS, MORE)
 
 
 # -- against the reference ---------------------------------------------------------------------------------------------
@@ -208,17 +220,18 @@ CELLS: dict[str, Settings] = {
 class Measured:
     """The results of the ranks and the references, each computed at its first use."""
 
-    def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.data = folder, folder / "data"
+    def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
+        self.folder, self.data, self.cells = folder, folder / "data", cells
         source = Path(json.__file__).parent / "scanner.py"
         write_dataset([source], output=self.data, tokenizer=str(tokenizer))
-        self.ranks: list[dict[str, Any]] = []
+        self.worlds: dict[int, list[dict[str, Any]]] = {}
         self.references: dict[str, dict[str, Any]] = {}
 
-    def cell(self, name: str) -> list[dict[str, Any]]:
-        if not self.ranks:
-            self.ranks = run_on_ranks(run_cells, 2, str(self.data), str(self.folder), timeout=400.0)
-        return [rank[name] for rank in self.ranks]
+    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
+        if size not in self.worlds:
+            args = (self.cells[size], str(self.data), str(self.folder))
+            self.worlds[size] = run_on_ranks(run_cells, size, *args, timeout=400.0)
+        return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
         name = settings["model.name"]
@@ -228,13 +241,16 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return Measured(tmp_path_factory.mktemp("documents"), token_data["train"] / "tokenizer.tiktoken")
+def measured(
+    request: pytest.FixtureRequest, token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
+    tokenizer = token_data["train"] / "tokenizer.tiktoken"
+    return Measured(tmp_path_factory.mktemp("documents"), tokenizer, chosen(request, CELLS, MORE))
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_packed_rows_train_as_their_examples_alone(measured: Measured, name: str) -> None:
-    expected, ranks = measured.reference(CELLS[name]), measured.cell(name)
+@pytest.mark.parametrize(("size", "name"), parameters(CELLS, MORE))
+def test_packed_rows_train_as_their_examples_alone(measured: Measured, size: int, name: str) -> None:
+    expected, ranks = measured.reference(ALL[size][name]), measured.cell(size, name)
     names = set().union(*(rank["gradients"] for rank in ranks))
     assert names == expected["gradients"].keys()
     num_ranks = 1 + max(rank["rows"] for rank in ranks)
@@ -253,7 +269,7 @@ def test_packed_rows_train_as_their_examples_alone(measured: Measured, name: str
 
 def test_the_examples_of_a_row_would_see_each_other_without_the_mask(measured: Measured) -> None:
     """The comparison above would notice: whole rows have other losses."""
-    expected = measured.reference(CELLS["llama3, FSDP"])
+    expected = measured.reference(CELLS[2]["llama3, FSDP"])
     inputs, labels, index = packed_batch()
     whole = token_losses(torch.from_numpy(expected["causal"]), labels).numpy()
     later = (index > 0).numpy() & (labels != IGNORE_INDEX).numpy()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from distributed.cells import Cells, chosen, merged, parameters
 from distributed.parallel_world import (
     STEPS,
     NoMesh,
@@ -54,40 +55,47 @@ def batch(size: int, **degrees: int) -> Settings:
     return DOCUMENTS | settings | {f"parallelism.{name}_degree": degree for name, degree in degrees.items()}
 
 
-CELLS: dict[int, dict[str, Settings]] = {
+CELLS: Cells = {
     2: {
         "FSDP": batch(4) | {"validation.enable": True},
-        "FSDP, accumulated": batch(2),
         "FSDP, compiled loss": batch(4) | COMPILED_LOSS,
-        "FSDP, loss in chunks": batch(4) | {"teacher.loss_chunks": 3},
         "FSDP, uniform": batch(4) | UNIFORM,
-        "DDP": batch(4, data_parallel_replicate=2, data_parallel_shard=1),
         "TP": batch(8, tensor_parallel=2),
-        "TP, whole logits": batch(8, tensor_parallel=2) | {"parallelism.disable_loss_parallel": True},
         "TP, uniform": batch(8, tensor_parallel=2) | UNIFORM,
         "PP 1F1B": batch(8, pipeline_parallel=2) | {"validation.enable": True},
-        "PP 1F1B, accumulated": batch(4, pipeline_parallel=2),
         "PP, uniform": batch(8, pipeline_parallel=2) | UNIFORM,
         "scored by a forward pass": batch(4) | {"teacher.scoring": "forward_once"},
         "weights by loss": batch(4) | BY_LOSS,
         "weights by loss, accumulated, loss in chunks": batch(2) | BY_LOSS | {"teacher.loss_chunks": 3},
+        "CP": batch(8, context_parallel=2) | {"validation.enable": True, "teacher.scoring": "forward_once"},
+        "CP, accumulated, not balanced, loss in chunks": batch(4, context_parallel=2)
+        | {"parallelism.context_parallel_load_balancer": None, "teacher.loss_chunks": 3},
+        "CP, uniform": batch(8, context_parallel=2) | UNIFORM,
+    },
+    4: {
+        "FSDP + CP": batch(4, context_parallel=2) | {"validation.enable": True},
+    },
+}
+MORE: Cells = {
+    2: {
+        "FSDP, accumulated": batch(2),
+        "FSDP, loss in chunks": batch(4) | {"teacher.loss_chunks": 3},
+        "DDP": batch(4, data_parallel_replicate=2, data_parallel_shard=1),
+        "TP, whole logits": batch(8, tensor_parallel=2) | {"parallelism.disable_loss_parallel": True},
+        "PP 1F1B, accumulated": batch(4, pipeline_parallel=2),
         "weights by loss, TP, compiled loss": batch(8, tensor_parallel=2)
         | COMPILED_LOSS
         | {"compile.backend": "inductor"}
         | BY_LOSS,
         "weights by loss, PP": batch(8, pipeline_parallel=2) | BY_LOSS,
-        "CP": batch(8, context_parallel=2) | {"validation.enable": True, "teacher.scoring": "forward_once"},
-        "CP, accumulated, not balanced, loss in chunks": batch(4, context_parallel=2)
-        | {"parallelism.context_parallel_load_balancer": None, "teacher.loss_chunks": 3},
         "CP, compiled loss": batch(8, context_parallel=2) | COMPILED_LOSS,
-        "CP, uniform": batch(8, context_parallel=2) | UNIFORM,
     },
     4: {
-        "FSDP + CP": batch(4, context_parallel=2) | {"validation.enable": True},
         "PP + CP": batch(8, pipeline_parallel=2, context_parallel=2),
         "TP + CP": batch(8, tensor_parallel=2, context_parallel=2),
     },
 }
+ALL = merged(CELLS, MORE)
 
 
 def write_documents(folder: Path, tokenizer: Path) -> Path:
@@ -199,16 +207,15 @@ def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
 class Measured:
     """The results of a world and of the plain loops, each computed at its first use."""
 
-    def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.data = folder, write_documents(folder, tokenizer)
+    def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
+        self.folder, self.data, self.cells = folder, write_documents(folder, tokenizer), cells
         self.worlds: dict[int, list[dict[str, Any]]] = {}
         self.references: dict[str, dict[str, Any]] = {}
 
     def cell(self, size: int, name: str) -> list[dict[str, Any]]:
         if size not in self.worlds:
-            self.worlds[size] = run_on_ranks(
-                train_all, size, CELLS[size], str(self.data), str(self.folder), timeout=400.0
-            )
+            args = (self.cells[size], str(self.data), str(self.folder))
+            self.worlds[size] = run_on_ranks(train_all, size, *args, timeout=400.0)
         return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
@@ -221,13 +228,16 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return Measured(tmp_path_factory.mktemp("documents"), token_data["train"] / "tokenizer.tiktoken")
+def measured(
+    request: pytest.FixtureRequest, token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
+    tokenizer = token_data["train"] / "tokenizer.tiktoken"
+    return Measured(tmp_path_factory.mktemp("documents"), tokenizer, chosen(request, CELLS, MORE))
 
 
-@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+@pytest.mark.parametrize(("size", "name"), parameters(CELLS, MORE))
 def test_packed_training_is_plain_training_of_documents(measured: Measured, size: int, name: str) -> None:
-    settings = CELLS[size][name]
+    settings = ALL[size][name]
     ranks, expected = measured.cell(size, name), measured.reference(settings)
     by_place = {rank["place"][0]: rank for rank in ranks}
     accumulated = settings["training.local_batch_size"] * ranks[0]["place"][1] < 8

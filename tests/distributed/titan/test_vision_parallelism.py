@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed.cells import Cells, chosen, merged, parameters
 from distributed.spawn import run_on_ranks
 from distributed.vision_world import STEPS, Settings, train_cells, train_plainly
 
@@ -20,26 +21,33 @@ UNIFORM: Settings = {"teacher.strategy": "uniform"}
 MIXED: Settings = {"vision.mixup": 0.4, "vision.cutmix": 1.0}
 COMPILED: Settings = {"compile.enable": True, "compile.backend": "aot_eager"}
 
-CELLS: dict[int, dict[str, Settings]] = {
+CELLS: Cells = {
     2: {
         "FSDP": SCORED,
-        "FSDP, accumulated, full AC": ACCUMULATED | {"activation_checkpoint.mode": "full"},
         "FSDP, compiled, selective AC": COMPILED | {"activation_checkpoint.mode": "selective"},
         "FSDP, uniform": UNIFORM,
-        "FSDP, attainment": {"teacher.importance": "attainment", "teacher.strategy": "hard"},
-        "FSDP, mixed": MIXED,
         "FSDP, mixed, accumulated, uniform": MIXED | ACCUMULATED | UNIFORM,
         "DDP": DDP,
         "mae, FSDP": MAE | SCORED,
-        "mae, FSDP, accumulated, full AC": MAE | ACCUMULATED | {"activation_checkpoint.mode": "full"},
-        "mae, FSDP, compiled": MAE | COMPILED | {"compile.backend": "eager"},
         "mae, FSDP, uniform": MAE | UNIFORM,
     },
     4: {
         "HSDP": HSDP | {"training.local_batch_size": 2},
+    },
+}
+MORE: Cells = {
+    2: {
+        "FSDP, accumulated, full AC": ACCUMULATED | {"activation_checkpoint.mode": "full"},
+        "FSDP, attainment": {"teacher.importance": "attainment", "teacher.strategy": "hard"},
+        "FSDP, mixed": MIXED,
+        "mae, FSDP, accumulated, full AC": MAE | ACCUMULATED | {"activation_checkpoint.mode": "full"},
+        "mae, FSDP, compiled": MAE | COMPILED | {"compile.backend": "eager"},
+    },
+    4: {
         "mae, HSDP": MAE | HSDP | {"training.local_batch_size": 2},
     },
 }
+ALL = merged(CELLS, MORE)
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +61,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "shards")
 
 
-@pytest.fixture(scope="module", params=CELLS)
-def world(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    num_ranks = request.param
+Worlds = dict[int, list[dict[str, Any]]]
+"""Number of ranks -> the cells' results on each rank."""
+
+
+@pytest.fixture(scope="module")
+def worlds(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
     folder = str(tmp_path_factory.mktemp("runs"))
-    return CELLS[num_ranks], run_on_ranks(train_cells, num_ranks, CELLS[num_ranks], data, folder, timeout=400.0)
+    return {
+        size: run_on_ranks(train_cells, size, cells, data, folder, timeout=400.0)
+        for size, cells in chosen(request, CELLS, MORE).items()
+    }
 
 
-@pytest.mark.parametrize("world", [2], indirect=True)
-def test_teaching_waits_for_nothing(world: Any) -> None:
+def test_teaching_waits_for_nothing(worlds: Worlds) -> None:
     """From the first forward to the optimizer, and after the step: no more than the stock step of the same model."""
-    cells, ranks = world
-    for rank in ranks:
-        for name, settings in cells.items():
+    for rank in worlds[2]:
+        for name, settings in CELLS[2].items():
             stock = "mae, FSDP, uniform" if name.startswith("mae") else "FSDP, uniform"
             if (
                 "FSDP" in name
@@ -90,35 +102,35 @@ def plain(data: str) -> Callable[[Settings], dict[str, Any]]:
     return of
 
 
-def test_a_cell_is_what_a_plain_process_trains(world: Any, plain: Callable[[Settings], dict[str, Any]]) -> None:
-    cells, ranks = world
-    for name, settings in cells.items():
-        expected_run = plain(settings)
-        results = sorted((rank[name] for rank in ranks), key=lambda result: result["place"])
-        where = f"cell {name}"
-        for step in range(1, STEPS + 1):
-            expected, here = expected_run["steps"][step], [result["steps"][step] for result in results]
-            ids = np.concatenate([one["ids"] for one in here])
-            np.testing.assert_array_equal(ids, expected["ids"], err_msg=f"{where}, step {step}")
-            weights = np.concatenate([one["weights"] for one in here])
-            np.testing.assert_allclose(weights, expected["weights"], rtol=2e-4, err_msg=f"{where}, step {step}")
-            for one in here:
-                metrics = one["metrics"]
+@pytest.mark.parametrize(("size", "name"), parameters(CELLS, MORE))
+def test_a_cell_is_what_a_plain_process_trains(
+    worlds: Worlds, plain: Callable[[Settings], dict[str, Any]], size: int, name: str
+) -> None:
+    settings, ranks = ALL[size][name], worlds[size]
+    expected_run = plain(settings)
+    results = sorted((rank[name] for rank in ranks), key=lambda result: result["place"])
+    where = f"cell {name}"
+    for step in range(1, STEPS + 1):
+        expected, here = expected_run["steps"][step], [result["steps"][step] for result in results]
+        ids = np.concatenate([one["ids"] for one in here])
+        np.testing.assert_array_equal(ids, expected["ids"], err_msg=f"{where}, step {step}")
+        weights = np.concatenate([one["weights"] for one in here])
+        np.testing.assert_allclose(weights, expected["weights"], rtol=2e-4, err_msg=f"{where}, step {step}")
+        for one in here:
+            metrics = one["metrics"]
+            np.testing.assert_allclose(metrics["loss_metrics/global_avg_loss"], expected["losses"].mean(), rtol=1e-4)
+            np.testing.assert_allclose(metrics["grad_norm"], expected["norm"], rtol=1e-3, err_msg=where)
+            assert metrics["throughput(ips)"] > 0
+            for parameter, gradient in expected["gradients"].items():
                 np.testing.assert_allclose(
-                    metrics["loss_metrics/global_avg_loss"], expected["losses"].mean(), rtol=1e-4
+                    one["gradients"][parameter], gradient, rtol=1e-3, atol=2e-5, err_msg=f"{where}: {parameter}"
                 )
-                np.testing.assert_allclose(metrics["grad_norm"], expected["norm"], rtol=1e-3, err_msg=where)
-                assert metrics["throughput(ips)"] > 0
-                for parameter, gradient in expected["gradients"].items():
-                    np.testing.assert_allclose(
-                        one["gradients"][parameter], gradient, rtol=1e-3, atol=2e-5, err_msg=f"{where}: {parameter}"
-                    )
-        for result in results:
-            if settings.get("teacher.strategy") != "uniform":
-                for key, here in result["buffer"].items():
-                    expected = expected_run["buffer"][key]
-                    np.testing.assert_allclose(here, expected, rtol=1e-3, err_msg=f"{where}: {key}")
-        for result in results:
-            for key, expected in expected_run["validation"].items():
-                found = result["validation"][f"validation_metrics/{key}"]
-                np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{where}: {key}")
+    for result in results:
+        if settings.get("teacher.strategy") != "uniform":
+            for key, here in result["buffer"].items():
+                expected = expected_run["buffer"][key]
+                np.testing.assert_allclose(here, expected, rtol=1e-3, err_msg=f"{where}: {key}")
+    for result in results:
+        for key, expected in expected_run["validation"].items():
+            found = result["validation"][f"validation_metrics/{key}"]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{where}: {key}")

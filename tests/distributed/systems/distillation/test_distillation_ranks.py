@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from distributed.cells import Cells, chosen, merged, parameters
 from distributed.parallel_world import FLAVORS, STEPS, NoMesh, Settings, config_of, plain_model, spec_of, train_cells
 from distributed.spawn import run_on_ranks
 from references import exact_norm
@@ -126,39 +127,46 @@ EXPERTS: Settings = {"distillation.family": "qwen3", "distillation.flavor": "moe
 UNBALANCED: Settings = {"parallelism.context_parallel_load_balancer": None}
 MICROBATCHES_OF_2: Settings = {"parallelism.pipeline_parallel_microbatch_size": 2}
 
-CELLS: dict[int, dict[str, Settings]] = {
+CELLS: Cells = {
     2: {
         "FSDP, accumulated, taught": cell(2, TAUGHT, BOTH),
         "FSDP, loss in chunks": cell(4, TAUGHT, {"teacher.loss_chunks": 3}),
         "DDP, accumulated, source alone": cell(2, DDP, ALONE),
         "TP, both softened": cell(8, TP, BOTH, TAUGHT),
         "TP, accumulated, argmax": cell(4, TP, ARGMAX),
-        "TP, whole logits": cell(8, TP, BOTH, {"parallelism.disable_loss_parallel": True}),
         "PP, microbatches of 1": cell(8, PP, TAUGHT, VALIDATED),
         "PP, accumulated, microbatches of 2": cell(4, PP, BOTH, MICROBATCHES_OF_2),
         "TP, accumulated, targets on disk": cell(4, TP, TARGETS),
         "CP": cell(8, CP, TAUGHT),
         "CP, accumulated, not balanced": cell(4, CP, UNBALANCED, LINEAR),
-        "CP, targets on disk": cell(8, CP, TARGETS),
         "PP, accumulated, targets on disk": cell(4, PP, TARGETS),
         "FSDP, accumulated, targets on disk": cell(2, TARGETS, READ_AHEAD),
-        "FSDP, compiled, both softened": cell(4, COMPILED, BOTH),
         "EP, a source of experts": cell(4, EP, EXPERTS),
         "FSDP, saved": cell(4, SAVED, LINEAR),
         "TP, resumed from FSDP": cell(8, TP, SAVED, LINEAR, {"folder": "FSDP, saved"}),
     },
     4: {
         "HSDP": cell(2, TAUGHT, degrees(data_parallel_replicate=2, data_parallel_shard=2)),
-        "TP + PP": cell(8, TP, PP, BOTH),
-        "PP + CP, argmax": cell(8, PP, CP, ARGMAX),
         "FSDP + TP, resumed from FSDP": cell(4, TP, SAVED, LINEAR, {"folder": "FSDP, saved"}),
     },
 }
+MORE: Cells = {
+    2: {
+        "TP, whole logits": cell(8, TP, BOTH, {"parallelism.disable_loss_parallel": True}),
+        "CP, targets on disk": cell(8, CP, TARGETS),
+        "FSDP, compiled, both softened": cell(4, COMPILED, BOTH),
+    },
+    4: {
+        "TP + PP": cell(8, TP, PP, BOTH),
+        "PP + CP, argmax": cell(8, PP, CP, ARGMAX),
+    },
+}
+ALL = merged(CELLS, MORE)
 
 
 class Measured:
-    def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.data = folder, folder / "data"
+    def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
+        self.folder, self.data, self.cells = folder, folder / "data", cells
         write_dataset([Path(json.__file__).parent / "scanner.py"], output=self.data, tokenizer=str(tokenizer))
         self.worlds: dict[int, list[dict]] = {}
         self.source = folder / "source"
@@ -173,7 +181,7 @@ class Measured:
         if size == 4:
             self.cell(2, "FSDP, saved")  # which cells of the larger world resume
         if size not in self.worlds:
-            cells = {name: self.with_folders(settings) for name, settings in CELLS[size].items()}
+            cells = {name: self.with_folders(settings) for name, settings in self.cells[size].items()}
             self.worlds[size] = run_on_ranks(
                 distill_cells, size, cells, str(self.data), str(self.folder), timeout=400.0
             )
@@ -210,8 +218,11 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return Measured(tmp_path_factory.mktemp("distillation"), token_data["train"] / "tokenizer.tiktoken")
+def measured(
+    request: pytest.FixtureRequest, token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
+    tokenizer = token_data["train"] / "tokenizer.tiktoken"
+    return Measured(tmp_path_factory.mktemp("distillation"), tokenizer, chosen(request, CELLS, MORE))
 
 
 def source_model(step: int, settings: Settings) -> torch.nn.Module:
@@ -301,9 +312,9 @@ def served_by(ranks: list[dict[str, Any]]) -> dict[int, tuple[Tensor, Tensor]]:
     }  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(("size", "name"), [(size, name) for size, cells in CELLS.items() for name in cells])
+@pytest.mark.parametrize(("size", "name"), parameters(CELLS, MORE))
 def test_parallel_distillation_is_plain_distillation(measured: Measured, size: int, name: str) -> None:
-    settings, ranks = CELLS[size][name], measured.cell(size, name)
+    settings, ranks = ALL[size][name], measured.cell(size, name)
     served = served_by(ranks)
     if "folder" in settings:  # resumed after step 3, under another parallelism and number of ranks
         served = served_by(measured.cell(2, "FSDP, saved")) | served

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from distributed.cells import Cells, chosen, merged, parameters
 from distributed.parallel_world import (
     NoMesh,
     Settings,
@@ -67,7 +68,7 @@ def batch(size: int) -> Settings:
     return {"training.local_batch_size": size}
 
 
-CELLS: dict[int, dict[str, Settings]] = {
+CELLS: Cells = {
     1: {
         "mat": batch(8) | MAT,
         "prefix": batch(8) | TWO_LAYERS | PREFIX,
@@ -80,13 +81,25 @@ CELLS: dict[int, dict[str, Settings]] = {
         "random": batch(4) | TWO_LAYERS | DRAWN,
         "norms": batch(4) | TWO_LAYERS | NORMS | {"activation_checkpoint.mode": "selective"},
         "TP": batch(8) | TWO_LAYERS | TP | PREFIX,
-        "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"freezing.probe": "loss"},
         "experts": batch(4) | EXPERTS | MAT,
+    },
+    3: {
+        "mat": batch(4) | MAT | {"training.global_batch_size": 12},
+    },
+    4: {
+        "HSDP": batch(2) | TWO_LAYERS | HSDP | MAT,
+    },
+}
+MORE: Cells = {
+    2: {
+        "TP, loss": batch(8) | TWO_LAYERS | TP | MAT | {"freezing.probe": "loss"},
         "bfloat16": batch(4) | TWO_LAYERS | DRAWN | {"training.mixed_precision_param": "bfloat16"},
     },
-    3: {"mat": batch(4) | MAT | {"training.global_batch_size": 12}},
-    4: {"HSDP": batch(2) | TWO_LAYERS | HSDP | MAT, "FSDP + TP": batch(4) | TWO_LAYERS | TP | PREFIX},
+    4: {
+        "FSDP + TP": batch(4) | TWO_LAYERS | TP | PREFIX,
+    },
 }
+ALL = merged(CELLS, MORE)
 
 
 LAST_STEPS: Settings = batch(4) | DRAWN | {"freezing.final_fraction": 0.4}
@@ -193,16 +206,18 @@ def data(token_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def worlds(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def worlds(
+    request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("modules")
-    runs = CELLS | {2: CELLS[2] | {"last steps": LAST_STEPS}}
+    runs = merged(chosen(request, CELLS, MORE), {2: {"last steps": LAST_STEPS}})
     return {
         size: run_on_ranks(train_all, size, cells, data, f"{folder}/{size}", timeout=400.0, apart=True)
         for size, cells in runs.items()
     }
 
 
-@pytest.mark.parametrize("size, name", [(size, name) for size, cells in CELLS.items() for name in cells])
+@pytest.mark.parametrize(("size", "name"), parameters(CELLS, MORE))
 def test_a_step_updates_the_active_modules_as_a_plain_process_does(
     worlds: dict[int, list[dict[str, Any]]], data: str, size: int, name: str
 ) -> None:
@@ -212,7 +227,7 @@ def test_a_step_updates_the_active_modules_as_a_plain_process_does(
     masks = [tuple(record["active"].values()) for record in steps.values()]
     assert all(masks[0]) and not any(map(all, masks[1:]))
     tolerance = 2e-2 if name == "bfloat16" else 2e-5
-    expected = replay(CELLS[size][name], steps, data)
+    expected = replay(ALL[size][name], steps, data)
     before: dict[str, np.ndarray] = {}
     for step, record in steps.items():
         idle = [unit for unit, active in record["active"].items() if not active]
