@@ -63,7 +63,9 @@ HARD = (
 RULES = {"uniform": UNIFORM, "hard": HARD, "soft": ("--teacher.full_data_tail", "0", "--teacher.warmup_passes", "0")}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", ["soft", *(pytest.param(rule, marks=pytest.mark.exhaustive) for rule in ("uniform", "hard"))]
+)
 def test_any_number_of_ranks_trains_the_same_windows(config: list[str], tmp_path: Path, rule: str) -> None:
     steps = ("--training.steps", "36") if rule == "hard" else ()
     traces = {n: train(config, tmp_path / str(n), *RULES[rule], *steps, num_processes=n) for n in (1, 2, 3)}
@@ -107,7 +109,7 @@ def test_hard_selection_trains_the_documents_of_largest_loss(
     assert len(selected) > 50 and len(selected - top) <= 2, "ties apart"
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), pytest.param(2, 2, marks=pytest.mark.exhaustive)])
 def test_killed_and_resumed_equals_uninterrupted(config: list[str], tmp_path: Path, before: int, after: int) -> None:
     """On as many ranks, fewer or more: selection, packing, weights and position come from the checkpoint."""
     rule = (*RULES["soft"], "--checkpoint.enable", "--checkpoint.interval", "4")

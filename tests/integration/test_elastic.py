@@ -55,7 +55,10 @@ def straight(arguments: Runner, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.mark.parametrize(
     ("strategy", "written_by", "resumed_by"),
-    [("soft", 2, 1), ("soft", 1, 3), ("soft", 3, 2), ("hard", 2, 3)],
+    [
+        *(("soft", 2, 1), ("soft", 1, 3)),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (("soft", 3, 2), ("hard", 2, 3))),
+    ],
 )
 def test_resumed_on_other_ranks_equals_uninterrupted(
     strategy: str, written_by: int, resumed_by: int, arguments: Runner, straight: dict[str, Path], tmp_path: Path

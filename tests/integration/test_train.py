@@ -97,6 +97,7 @@ def test_accumulation_trains_the_same_examples(baseline: Path) -> None:
     assert losses == {step: pytest.approx(expected[step], rel=1e-5) for step in range(1, 9)}
 
 
+@pytest.mark.exhaustive
 def test_hsdp_trains_the_same_examples(baseline: Path) -> None:
     dump = train(
         *(baseline, "hsdp", "--training.local_batch_size", "2"),
@@ -125,6 +126,7 @@ def narrow_qwen3() -> None:
     flavor.n_layers, flavor.hidden_dim = 2, 512
 
 
+@pytest.mark.exhaustive
 def test_qwen3_learns_under_the_teacher(baseline: Path) -> None:
     dump = train(
         *(baseline, "qwen3", "--model.name", "qwen3_attent", "--model.flavor", "debugmodel"),
