@@ -1,7 +1,7 @@
 """A killed and resumed run equals the uninterrupted run: same examples, bit-identical losses.
 
-Tests every async mode that works on a CPU, and torchrun once (-m exhaustive). test_kills.py kills in every phase, test_elastic.py
-resumes on other numbers of ranks, and tests/gpu/test_async_saves.py tests all three async modes on a GPU.
+Tests every async mode that works on a CPU, and torchrun once (-m exhaustive). test_kills.py kills in every phase,
+test_elastic.py resumes on other numbers of ranks, and tests/gpu/test_async_saves.py tests all async modes on a GPU.
 """
 
 from pathlib import Path
