@@ -21,7 +21,8 @@ def arguments(small_run: list[str], dump: Path, *extra: str, ranks: int = 2) -> 
 
 def test_killed_and_resumed_on_one_and_then_three_processes(small_run: list[str], tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    teacher = ("--teacher.strategy", "hard")
+    # Adam divides the rounding errors of small gradients by its eps; those of other numbers of ranks differ.
+    teacher = ("--teacher.strategy", "hard", "--optimizer.eps", "1e-3")
     run(*arguments(small_run, straight, *teacher))
     shutil.copytree(straight, killed)
     for step in (6, STEPS):
@@ -34,7 +35,8 @@ def test_killed_and_resumed_on_one_and_then_three_processes(small_run: list[str]
     assert read_trace(killed) == read_trace(straight)
     weights, resumed = read_weights(straight, step=STEPS), read_weights(killed, step=STEPS)
     assert resumed.keys() == weights.keys()
-    assert all((resumed[name] - weights[name]).abs().max() < 1e-5 for name in weights)
+    errors = {name: (resumed[name] - weights[name]).abs().max().item() for name in weights}
+    assert max(errors.values()) < 1e-6, errors
 
 
 def test_uniform_equals_stock_torchtitan_bit_for_bit(token_data: dict[str, Path], tmp_path: Path) -> None:

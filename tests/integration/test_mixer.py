@@ -12,7 +12,16 @@ STEPS = 5
 
 def arguments(small_run: list[str], dump: Path, *extra: str) -> list[str]:
     settings = ["--job.dump_folder", str(dump), "--training.steps", str(STEPS), "--training.seq_len", "64"]
-    settings += ["--checkpoint.enable", "--checkpoint.interval", "3", "--checkpoint.keep_latest_k", "0"]
+    # Adam divides the rounding errors of small gradients by its eps; those of other numbers of ranks differ.
+    settings += [
+        "--optimizer.eps",
+        "1e-3",
+        "--checkpoint.enable",
+        "--checkpoint.interval",
+        "3",
+        "--checkpoint.keep_latest_k",
+        "0",
+    ]
     return [*small_run, *MIXER, *settings, "--validation.seq_len", "64", "--teacher.strategy", "hard", *extra]
 
 
@@ -26,7 +35,7 @@ def test_it_trains_on_two_processes_and_is_resumed_on_one(small_run: list[str], 
     assert read_trace(tmp_path) == trace
     resumed = read_weights(tmp_path, step=STEPS)
     assert resumed.keys() == weights.keys()
-    assert all((resumed[name] - weights[name]).abs().max() < 1e-5 for name in weights)
+    assert all((resumed[name] - weights[name]).abs().max() < 1e-6 for name in weights)
 
 
 def test_systems_that_count_flops_take_a_model_without_heads(small_run: list[str], tmp_path: Path) -> None:
