@@ -50,6 +50,7 @@ from titan_attent.data.text.bpe import format_ranks, parse_ranks, train_ranks
 from titan_attent.data.text.tiktoken_tokenizer import EOS, SPLIT_PATTERN
 from titan_attent.data.text.writer import write_dataset
 
+BY = ("bare", "ours", "ours, tokenizer.json")
 NUM_FILES, VOCAB_SIZE, TRAINING_BYTES = 8, 32_768, 2**24
 PARTS, FORMATS = ("speed", "memory"), ("jsonl", "jsonl.zst", "json", "parquet", "arrow")
 TEMPLATE = "# {title}\n\n{text}"
@@ -236,8 +237,8 @@ def speed(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     commands: dict[tuple[str, str, int], list[str]] = {}
     for threads in range(1, len(args.cores) + 1):
         cores = ["--cores", *map(str, args.cores[:threads])]
-        for way in OPTIONS:
-            for name in ("bare", "ours", "ours, tokenizer.json"):
+        for way in args.ways:
+            for name in args.by:
                 commands[name, way, threads] = [*this, "--worker", name, "--way", way, *cores]
     if args.datatrove_python:
         script = [args.datatrove_python, "benchmarks/speed/writing_datatrove.py", str(folder)]
@@ -304,6 +305,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The text writer's speed and memory.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["speed"])
     parser.add_argument("--megabytes", type=int, default=100, help="of text, part speed")
+    parser.add_argument("--ways", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="part speed")
+    parser.add_argument("--by", nargs="+", choices=BY, default=list(BY), help="part speed; bare and ours are needed")
     parser.add_argument("--rounds", type=int, default=5, help="processes per variant")
     parser.add_argument("--cores", type=int, nargs="+", default=[0, 1], help="the writer has a thread for each")
     parser.add_argument("--datatrove-python", help="an interpreter with datatrove; without it, no such rows")
@@ -318,6 +321,8 @@ def main() -> None:
         os.sched_setaffinity(0, args.cores)
         print(json.dumps(WORKERS[args.worker](args)), flush=True)
         return
+    if not {"bare", "ours"} <= set(args.by):
+        parser.error("--by needs bare and ours, with which everything is compared")
     header = measure.header()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -325,7 +330,8 @@ def main() -> None:
         memories = memory(folder, args) if "memory" in args.parts else []
     hidden = ("times",)
     shown = [{key: value for key, value in row.items() if key not in hidden} for row in speeds]
-    settings = {key: value for key, value in vars(args).items() if key in ("parts", "megabytes", "rounds", "cores")}
+    shown_settings = ("parts", "megabytes", "rounds", "cores", "ways", "by")
+    settings = {key: value for key, value in vars(args).items() if key in shown_settings}
     result = header | {"settings": settings, "speed": speeds, "memory": memories}
     measure.publish(args.output, result, *(rows for rows in (shown, memories) if rows))
 
