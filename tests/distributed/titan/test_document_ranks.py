@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed.cells import Cells, chosen, merged, parameters
+from distributed.cells import Cells, Worlds, chosen, merged, parameters
 from distributed.parallel_world import Settings, config_of, full, plain_model, plain_name, spec_of
 from distributed.spawn import run_on_ranks
 from torch import Tensor
@@ -217,21 +217,14 @@ ALL = merged(CELLS, MORE)
 # -- against the reference ---------------------------------------------------------------------------------------------
 
 
-class Measured:
-    """The results of the ranks and the references, each computed at its first use."""
+class Measured(Worlds):
+    """With the references, each computed at its first use."""
 
     def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
-        self.folder, self.data, self.cells = folder, folder / "data", cells
+        super().__init__(run_cells, cells, data=folder / "data", folder=folder)
         source = Path(json.__file__).parent / "scanner.py"
         write_dataset([source], output=self.data, tokenizer=str(tokenizer))
-        self.worlds: dict[int, list[dict[str, Any]]] = {}
         self.references: dict[str, dict[str, Any]] = {}
-
-    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
-        if size not in self.worlds:
-            args = (self.cells[size], str(self.data), str(self.folder))
-            self.worlds[size] = run_on_ranks(run_cells, size, *args, timeout=400.0)
-        return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
         name = settings["model.name"]

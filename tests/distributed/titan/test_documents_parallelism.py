@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed.cells import Cells, chosen, merged, parameters
+from distributed.cells import Cells, Worlds, chosen, merged, parameters
 from distributed.parallel_world import (
     STEPS,
     NoMesh,
@@ -204,19 +204,12 @@ def train_plainly(settings: Settings, *, data: Path) -> dict[str, Any]:
     }
 
 
-class Measured:
-    """The results of a world and of the plain loops, each computed at its first use."""
+class Measured(Worlds):
+    """With the results of the plain loops, each computed at its first use."""
 
     def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
-        self.folder, self.data, self.cells = folder, write_documents(folder, tokenizer), cells
-        self.worlds: dict[int, list[dict[str, Any]]] = {}
+        super().__init__(train_all, cells, data=write_documents(folder, tokenizer), folder=folder)
         self.references: dict[str, dict[str, Any]] = {}
-
-    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
-        if size not in self.worlds:
-            args = (self.cells[size], str(self.data), str(self.folder))
-            self.worlds[size] = run_on_ranks(train_all, size, *args, timeout=400.0)
-        return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
         own = ("teacher.", "model.", "data.")

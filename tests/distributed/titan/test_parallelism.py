@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed.cells import Cells, chosen, merged, parameters
+from distributed.cells import Cells, Worlds, chosen, merged, parameters
 from distributed.parallel_world import STEPS, Settings, by_source, train_cells, train_plainly, write_data
-from distributed.spawn import run_on_ranks
 
 
 def degrees(**degrees: int) -> Settings:
@@ -157,19 +156,12 @@ def result_settings(settings: Settings) -> Settings:
     }
 
 
-class Measured:
-    """The worlds' results and the references, each computed at its first use."""
+class Measured(Worlds):
+    """With the references, each computed at its first use."""
 
     def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
-        self.folder, self.data, self.cells = folder, write_data(folder, str(tokenizer)), cells
-        self.worlds: dict[int, list[dict]] = {}
+        super().__init__(train_cells, cells, data=write_data(folder, str(tokenizer)), folder=folder)
         self.references: dict[str, dict] = {}
-
-    def cell(self, size: int, name: str) -> list[dict[str, Any]]:
-        if size not in self.worlds:
-            args = (self.cells[size], str(self.data), str(self.folder))
-            self.worlds[size] = run_on_ranks(train_cells, size, *args, timeout=400.0)
-        return [rank[name] for rank in self.worlds[size]]
 
     def reference(self, settings: Settings) -> dict[str, Any]:
         settings = result_settings(settings)

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from distributed.cells import Cells, chosen, merged, parameters
+from distributed.cells import Cells, Worlds, chosen, merged, parameters
 from distributed.parallel_world import FLAVORS, STEPS, NoMesh, Settings, config_of, plain_model, spec_of, train_cells
-from distributed.spawn import run_on_ranks
 from references import exact_norm
 from torch import Tensor
 from torch.nn import functional as F
@@ -164,31 +163,30 @@ MORE: Cells = {
 ALL = merged(CELLS, MORE)
 
 
-class Measured:
+class Measured(Worlds):
+    """With the checkpoints of the sources and their targets on disk."""
+
     def __init__(self, folder: Path, tokenizer: Path, cells: Cells):
-        self.folder, self.data, self.cells = folder, folder / "data", cells
+        self.source, self.targets = folder / "source", folder / "targets"
+        cells = {
+            size: {name: self.with_folders(settings, folder) for name, settings in named.items()}
+            for size, named in cells.items()
+        }
+        super().__init__(distill_cells, cells, data=folder / "data", folder=folder)
         write_dataset([Path(json.__file__).parent / "scanner.py"], output=self.data, tokenizer=str(tokenizer))
-        self.worlds: dict[int, list[dict]] = {}
-        self.source = folder / "source"
         for step in SOURCES:
             for place, settings in ((self.source, {}), (folder / "experts", EXPERTS)):
                 model = source_model(step, settings)
                 dcp.save(model.state_dict(), checkpoint_id=place / f"step-{step}", no_dist=True)
-        self.targets = folder / "targets"
         self.write_targets()
 
     def cell(self, size: int, name: str) -> list[dict[str, Any]]:
         if size == 4:
-            self.cell(2, "FSDP, saved")  # which cells of the larger world resume
-        if size not in self.worlds:
-            cells = {name: self.with_folders(settings) for name, settings in self.cells[size].items()}
-            self.worlds[size] = run_on_ranks(
-                distill_cells, size, cells, str(self.data), str(self.folder), timeout=400.0
-            )
-        return [rank[name] for rank in self.worlds[size]]
+            super().cell(2, "FSDP, saved")  # which cells of the larger world resume
+        return super().cell(size, name)
 
-    def with_folders(self, settings: Settings) -> Settings:
-        source = self.folder / "experts" if "distillation.family" in settings else self.source
+    def with_folders(self, settings: Settings, folder: Path) -> Settings:
+        source = folder / "experts" if "distillation.family" in settings else self.source
         settings = settings | {"distillation.source": str(source)}
         if "distillation.targets" in settings:
             settings["distillation.targets"] = str(self.targets)
