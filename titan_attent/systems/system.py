@@ -412,7 +412,7 @@ class System:
         """
 
     def after_step(self) -> None:
-        """Called after every training step. The only method of the step that may communicate with other ranks."""
+        """Called after every training step, on all ranks: the place for collectives that the loss does not need."""
 
     def paused(self) -> AbstractContextManager[Any]:
         """Return a context that is entered on all ranks outside training steps.
