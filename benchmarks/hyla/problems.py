@@ -1,6 +1,6 @@
 """The two tasks as the authors pose them. A batch is a function of (seed, split, number); no two splits share one.
 
-Shapes: B rows, T tokens, W numbers per token.
+Shapes: B rows, T tokens, W numbers per token; the answers are at the last tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -33,6 +33,7 @@ class Problem(ABC):
         splits: what is measured; the last is the one whose figures the authors print.
         score: the name of its score, as a share of 1.
         length, width, outputs: T, W and the number of outputs per token.
+        answers: the number of the tokens at which a row is answered; its last ones.
     """
 
     splits: tuple[str, ...]
@@ -40,6 +41,7 @@ class Problem(ABC):
     length: int
     width: int
     outputs: int
+    answers: int
 
     @abstractmethod
     def batch(self, split: str, number: int, size: int) -> Batch:
@@ -47,7 +49,7 @@ class Problem(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The mean loss of ``outputs`` [B, T, outputs]."""
+        """The mean loss of ``outputs`` [B, answers, outputs]."""
 
     @abstractmethod
     def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -62,7 +64,7 @@ class RealFuzzyLogic(Problem):
 
     splits = (IN_DISTRIBUTION, "held_out", NEW_TERMS)
     score = "R2"
-    outputs = 1
+    outputs = answers = 1
 
     def __init__(self, *, seed: int, samples: int = 32, held_out_share: float = 0.7):
         self.task = FuzzyLogic(seed=seed, samples=samples, held_out_share=held_out_share)
@@ -80,11 +82,11 @@ class RealFuzzyLogic(Problem):
         return Batch(inputs=inputs, targets=y[:, -1], baseline=y.var(dim=1, correction=0))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(outputs[:, -1, 0], batch.targets)
+        return F.mse_loss(outputs[:, 0, 0], batch.targets)
 
     def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
         assert batch.baseline is not None
-        return 1 - (outputs[:, -1, 0] - batch.targets).square() / batch.baseline
+        return 1 - (outputs[:, 0, 0] - batch.targets).square() / batch.baseline
 
 
 class OneHotSraven(Problem):
@@ -99,7 +101,7 @@ class OneHotSraven(Problem):
 
     def __init__(self, *, seed: int):
         self.task = Sraven(seed=seed)
-        self.length = 9 * self.task.features
+        self.length, self.answers = 9 * self.task.features, self.task.features
 
     def batch(self, split: str, number: int, size: int) -> Batch:
         rows = self.task.rows(split, np.arange(number * size, (number + 1) * size))
@@ -109,12 +111,10 @@ class OneHotSraven(Problem):
         return Batch(inputs=inputs, targets=words[:, -self.task.features :])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        answers = outputs[:, -self.task.features :]
-        return F.cross_entropy(answers.flatten(0, 1), batch.targets.flatten())
+        return F.cross_entropy(outputs.flatten(0, 1), batch.targets.flatten())
 
     def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
-        answers = outputs[:, -self.task.features :].argmax(dim=2)
-        return (answers == batch.targets).all(dim=1).float()
+        return (outputs.argmax(dim=2) == batch.targets).all(dim=1).float()
 
 
 PROBLEMS: dict[str, Any] = {"fuzzy_logic": RealFuzzyLogic, "sraven": OneHotSraven}

@@ -27,7 +27,7 @@ def scores_of(results: Sequence[dict[str, Any]], task: str) -> Scores:
     found: Scores = {}
     for result in results:
         run = result["run"]
-        if run["task"] == task:
+        if run["task"] == task and not run.get("pilot"):
             found.setdefault(run["method"], {})[run["seed"]] = result["scores"]
     return found
 
@@ -67,6 +67,27 @@ def verdict(scores: Scores, task: str) -> str:
     return f"{word} ({'; '.join(parts)}; {len(seeds)} seeds)"
 
 
+def rates_of(results: Sequence[dict[str, Any]], task: str, method: str) -> list[float]:
+    """The peak learning rates of the runs that are not pilots."""
+    runs = [result["run"] for result in results if not result["run"].get("pilot")]
+    return sorted({run["lr"] for run in runs if (run["task"], run["method"]) == (task, method)})
+
+
+def pilots(results: Sequence[dict[str, Any]], task: str) -> list[str]:
+    """A sentence on the runs that chose the rates, if there are any."""
+    found = [result for result in results if result["run"]["task"] == task and result["run"].get("pilot")]
+    if not found:
+        return []
+    trained = PROBLEMS[task].splits[0]
+    steps = " or ".join(f"{steps:,}" for steps in sorted({result["run"]["steps"] for result in found}))
+    cells = ", ".join(
+        f"{run['method']} {run['lr']}: {100 * result['scores'][trained]:.1f}"
+        for result in found
+        for run in [result["run"]]
+    )
+    return [f"Each attention has the rate with the best trained score in a pilot of {steps} steps ({cells})."]
+
+
 def page(results: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of the page."""
     lines = ["# Attention as a hypernetwork on untrained combinations", ""]
@@ -75,20 +96,21 @@ def page(results: Sequence[dict[str, Any]]) -> list[str]:
         if not scores:
             continue
         runs = {
-            (run["steps"], run["batch_size"], run["lr"], run["weight_decay"])
+            (run["steps"], run["batch_size"], run["weight_decay"])
             for run in (result["run"] for result in results)
-            if run["task"] == task
+            if run["task"] == task and not run.get("pilot")
         }
-        sizes = "; ".join(
-            f"{steps:,} steps of {batch} rows, rate {lr}, decay {decay}" for steps, batch, lr, decay in sorted(runs)
-        )
+        sizes = "; ".join(f"{steps:,} steps of {batch} rows, decay {decay}" for steps, batch, decay in sorted(runs))
         lines += [f"## {task}", "", f"**Verdict: {verdict(scores, task)}.**", ""]
-        lines += [f"Here: {sizes}. The authors: {THEIRS[task]}. Model and task are theirs.", ""]
+        lines += [f"Here: {sizes}. The authors: {THEIRS[task]}. Model and task are theirs."]
+        lines += [*pilots(results, task), ""]
         published = PUBLISHED.get(task, {})
-        head = ["attention", "seeds", *problem.splits] + ([f"authors, {problem.splits[-1]}"] if published else [])
+        theirs = [f"authors, {problem.splits[-1]}"] if published else []
+        head = ["attention", "rate", "seeds", *problem.splits, *theirs]
         rows = [
             [
                 method,
+                ", ".join(f"{lr}" for lr in rates_of(results, task, method)),
                 str(len(scores[method])),
                 *(percent([of_seed[split] for of_seed in scores[method].values()]) for split in problem.splits),
                 *([published.get(method, "")] if published else []),

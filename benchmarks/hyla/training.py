@@ -15,6 +15,9 @@ from benchmarks.hyla.models import ReferenceModel
 from benchmarks.hyla.problems import PROBLEMS, Problem
 from titan_attent.tasks.task import TRAIN
 
+CURVE_ROWS = 512
+"""Rows of a split for a point of the curve before its last."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -29,10 +32,12 @@ class Run:
     weight_decay: float
     warmup: int
     measured_rows: int = 4096
+    pilot: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.task}/{self.method}/seed-{self.seed}"
+        last = f"pilot-{self.lr}" if self.pilot else f"seed-{self.seed}"
+        return f"{self.task}/{self.method}/{last}"
 
 
 def learning_rate(run: Run, step: int) -> float:
@@ -43,12 +48,12 @@ def learning_rate(run: Run, step: int) -> float:
     return run.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
 
 
-def measure(model: ReferenceModel, problem: Problem, run: Run) -> dict[str, float]:
-    """The mean score of ``measured_rows`` rows of each split."""
-    found, batch_size = {}, min(256, run.measured_rows)
+def measure(model: ReferenceModel, problem: Problem, num_rows: int) -> dict[str, float]:
+    """The mean score of ``num_rows`` rows of each split."""
+    found, batch_size = {}, min(256, num_rows)
     with torch.no_grad():
         for split in problem.splits:
-            batches = (problem.batch(split, i, batch_size) for i in range(-(-run.measured_rows // batch_size)))
+            batches = (problem.batch(split, i, batch_size) for i in range(-(-num_rows // batch_size)))
             scores = torch.cat([problem.scores(model(batch.inputs), batch) for batch in batches])
             found[split] = scores.double().mean().item()
     return found
@@ -75,9 +80,10 @@ def train(run: Run) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-        if (step + 1) % max(1, run.steps // 10) == 0:
+        if (step + 1) % max(1, run.steps // 10) == 0 or step + 1 == run.steps:
             mean, losses = torch.stack(losses).mean().item(), []
-            curve.append({"step": step + 1, "loss": mean} | measure(model, problem, run))
+            num_rows = run.measured_rows if step + 1 == run.steps else min(CURVE_ROWS, run.measured_rows)
+            curve.append({"step": step + 1, "loss": mean} | measure(model, problem, num_rows))
     return {
         "run": asdict(run),
         "scores": {split: curve[-1][split] for split in problem.splits},

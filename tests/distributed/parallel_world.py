@@ -316,19 +316,24 @@ def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict
             loss, norms = losses_of(everything)
         buffer.record(everything.to(device), loss.mean(dim=1), step=step, gradients=norms, trained=False)
 
-    teacher = Teacher(buffer, config.teacher, batch_size=8, total_steps=STEPS, score=score)
-    steps = {}
+    is_worst_case = config.teacher.weighting == "worst_case"
+    teaching = replace(config.teacher, weighting="none") if is_worst_case else config.teacher
+    teacher = Teacher(buffer, teaching, batch_size=8, total_steps=STEPS, score=score)
+    without_buffer, steps = config.teacher.strategy == "uniform" and not is_worst_case, {}
     for step, (ids, weights) in zip(range(1, STEPS + 1), TeachingSampler(teacher), strict=False):
         loss, norms = losses_of(ids)
         optimizers.zero_grad()
-        (loss.mean(dim=1) * weights.to(device)).mean().backward()
+        trained = (loss.mean(dim=1) * weights.to(device)).mean()
+        if is_worst_case:
+            trained = loss.mean(dim=1).pow(config.teacher.q).mean().pow(1 / config.teacher.q)
+        trained.backward()
         norm = torch.tensor(exact_norm(parameter.grad for parameter in model.parameters()))
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, norm)
         gradients = {name: full(parameter.grad) for name, parameter in model.named_parameters()}
-        seen = {"ids": ids, "weights": weights, "losses": loss.detach(), "norm": norm}
+        seen = {"ids": ids, "weights": weights, "losses": loss.detach(), "norm": norm, "trained": trained.detach()}
         steps[step] = {name: full(tensor) for name, tensor in seen.items()} | {"gradients": gradients}
         optimizers.step()
-        if config.teacher.strategy != "uniform":
+        if not without_buffer:
             buffer.record(ids.to(device), loss.detach().mean(dim=1), step=step, gradients=norms)
         teacher.step_done()
     buffer.sync()
@@ -345,10 +350,9 @@ def train_plainly(settings: Settings, *, data: str, device: str = "cpu") -> dict
 
     for step in steps.values():
         step["by source"] = means(step["ids"], step["losses"])
-    uniform = config.teacher.strategy == "uniform"
     return {
         "steps": steps,
-        "buffer": {} if uniform else {name: full(tensor) for name, tensor in buffer.state_dict().items()},
+        "buffer": {} if without_buffer else {name: full(tensor) for name, tensor in buffer.state_dict().items()},
         "experts": {name: full(tensor) for name, tensor in model.named_buffers() if name.endswith("expert_bias")},
         "validation": validation.mean(),
         "validation by source": means(everything.numpy(), validation),

@@ -38,6 +38,7 @@ def of_two_layers(settings: Settings) -> Settings:
 
 FOUR_STAGES = ("Interleaved1F1B", "ZBVZeroBubble", "DualPipeV")
 UNIFORM: Settings = {"teacher.strategy": "uniform"}
+WORST_CASE: Settings = {"teacher.strategy": "uniform", "teacher.weighting": "worst_case", "teacher.q": 9.0}
 SCORED: Settings = {"teacher.scoring": "forward_once", "teacher.warmup_passes": 0}
 VALIDATED: Settings = {"validation.enable": True}
 DDP = degrees(data_parallel_replicate=2, data_parallel_shard=1)
@@ -87,6 +88,7 @@ CELLS: Cells = {
     },
     4: {
         "HSDP, selective AC": batch(2) | SELECTIVE_AC | degrees(data_parallel_replicate=2, data_parallel_shard=2),
+        "HSDP, the worst case": batch(2) | WORST_CASE | degrees(data_parallel_replicate=2, data_parallel_shard=2),
         "FSDP + PP": batch(4) | PP | {"checkpoint.enable": True},
         "FSDP + TP, resumed from FSDP + PP": batch(4) | TP | {"checkpoint.enable": True, "folder": "FSDP + PP"},
         "TP + CP, selective AC": batch(8) | TP | CP | SELECTIVE_AC | SCORED | VALIDATED,
@@ -208,6 +210,8 @@ def check_cell(settings: Settings, ranks: list[dict[str, Any]], expected: dict[s
             assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(
                 reference_step["losses"].mean(), rel=1e-5
             ), step
+            if "teacher.weighting" in settings:
+                assert metrics["teacher/worst_case_loss"] == pytest.approx(reference_step["trained"], rel=1e-5), step
             found = by_source(metrics, "loss_metrics")
             assert found == pytest.approx(reference_step["by source"], rel=1e-5)
             _, dp, cp = rank["place"]

@@ -10,11 +10,13 @@ import torch
 
 from benchmarks.hyla import __main__ as command
 from benchmarks.hyla.models import METHODS, ReferenceModel
-from benchmarks.hyla.problems import OneHotSraven, RealFuzzyLogic
+from benchmarks.hyla.problems import PROBLEMS, OneHotSraven, RealFuzzyLogic
 from benchmarks.hyla.table import page, verdict
 from benchmarks.hyla.training import Run, learning_rate, train
+from titan_attent.models.hyla.layer import HyperAttention
 from titan_attent.tasks.checkers import CHECKERS, Row
 
+METHODS_RUN = ("hyla", "softmax", "linear")
 SMALL: dict[str, Any] = {"seed": 0, "steps": 2, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.1, "warmup": 1}
 
 
@@ -36,8 +38,7 @@ def test_rows_of_fuzzy_logic() -> None:
             assert any(max(abs(a - b) for a, b in zip(one, wanted, strict=True)) < 1e-6 for one in outputs)
             mean = sum(wanted) / len(wanted)
             assert float(variance) == pytest.approx(sum((one - mean) ** 2 for one in wanted) / len(wanted), rel=1e-4)
-    perfect = torch.zeros(8, 6, 1)
-    perfect[:, -1, 0] = batch.targets
+    perfect = batch.targets[:, None, None]
     assert problem.loss(perfect, batch) == 0 and (problem.scores(perfect, batch) == 1).all()
 
 
@@ -50,22 +51,36 @@ def test_rows_of_sraven() -> None:
     for row in words.tolist():
         checked = Row([str(word) for word in row], [False] * 32 + [True] * 4, "held_out")
         assert not CHECKERS["sraven"](checked, asdict(problem.task), facts)
-    right = torch.nn.functional.one_hot(words, 8).float()
+    right = torch.nn.functional.one_hot(words[:, -4:], 8).float()
     assert (problem.scores(right, batch) == 1).all()
     right[0, -2] = 0
     right[0, -2, (batch.targets[0, 2] + 1) % 8] = 1
     assert problem.scores(right, batch).tolist() == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("task", PROBLEMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains(method: str) -> None:
-    problem = RealFuzzyLogic(seed=0, samples=4)
+def test_the_loss_and_its_gradients_are_those_of_whole_rows(task: str, method: str) -> None:
+    """Against the blocks of hyla_attent's reference flavors at all positions, for HYLA with its tiled attention."""
     torch.manual_seed(0)
-    model = ReferenceModel(problem, "fuzzy_logic", method)
-    batch = problem.batch("train", 0, 4)
-    loss = problem.loss(model(batch.inputs), batch)
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    problem = PROBLEMS[task](seed=0)
+    model = ReferenceModel(problem, task, method).double()
+    batch = problem.batch("train", 0, 3)
+    problem.loss(model(batch.inputs.double()), batch).backward()
+    got = [p.grad for p in model.parameters()]
+    assert all(grad is not None and grad.any() for grad in got)
+    model.zero_grad(set_to_none=True)
+    form, is_hypernetwork = METHODS[method]
+    if is_hypernetwork:
+        for block in model.blocks:
+            block.attention.inner_attention = HyperAttention(form, causal=False)  # type: ignore[union-attr]
+    x = model.embedding(batch.inputs.double())
+    for block in model.blocks:
+        x = block(x)
+    problem.loss(model.output(model.norm(x))[:, -problem.answers :], batch).backward()
+    for mine, parameter in zip(got, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_a_run_is_a_function_of_its_settings() -> None:
@@ -99,18 +114,28 @@ def test_it_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(run: Run) -> dict[str, Any]:
         trained.append(run)
-        scores = {"in_distribution": 0.9, "held_out": 0.6, "new_terms": 0.5}
-        return {"run": vars(run), "scores": scores, "cpu_seconds": 1.0}
+        trained_score = 0.9 if run.lr == {"hyla": 1e-3}.get(run.method, 3e-3) else 0.8
+        scores = {"in_distribution": trained_score, "held_out": 0.6, "new_terms": 0.5}
+        return {"run": asdict(run), "scores": scores, "cpu_seconds": 1.0}
 
     monkeypatch.setattr(command, "train", measured)
-    call = ["--output", str(tmp_path / "a"), "--seeds", "0", "1"]
+    call = ["--output", str(tmp_path / "a"), "--tasks", "fuzzy_logic", "--seeds", "0", "1"]
     assert command.main(call) == command.main(call) == 0
-    assert len(trained) == 6
+    # Three attentions: a pilot at each of two rates, and two seeds at the better one.
+    assert len(trained) == 12
+    pilots, runs = ([run for run in trained if run.pilot is which] for which in (True, False))
+    assert {(run.method, run.lr) for run in pilots} == {(m, lr) for m in METHODS_RUN for lr in (1e-3, 3e-3)}
+    assert {(run.method, run.lr) for run in runs} == {("hyla", 1e-3), ("softmax", 3e-3), ("linear", 3e-3)}
+    assert {run.steps for run in runs} == {4 * run.steps for run in pilots}
+    assert {run.seed for run in runs}.isdisjoint(run.seed for run in pilots)
     known = tmp_path / "a" / "results.json"
-    other = ["--output", str(tmp_path / "b"), "--seeds", "0", "1", "2", "--known", str(known)]
+    other = ["--output", str(tmp_path / "b"), *call[2:], "2", "--known", str(known)]
     command.main([*other, "--publish", str(tmp_path / "page")])
-    assert len(trained) == 9 and len(json.loads((tmp_path / "page.json").read_text())["results"]) == 9
+    assert len(trained) == 15 and len(json.loads((tmp_path / "page.json").read_text())["results"]) == 15
     command.main(["--output", str(tmp_path / "c"), "--seeds", "--known", str(known)])
-    assert (tmp_path / "page.md").read_text().startswith("# Attention as a hypernetwork")
-    with pytest.raises(ValueError, match=r"was measured with .*'steps': 20000.*name another --output"):
+    text = (tmp_path / "page.md").read_text()
+    assert text.startswith("# Attention as a hypernetwork")
+    assert "| hyla | 0.001 | 3 | 90.0 ± 0.0 |" in text and "| softmax | 0.003 | 3 | 90.0 ± 0.0 |" in text
+    assert "in a pilot of 2,500 steps (hyla 0.001: 90.0, hyla 0.003: 80.0, softmax 0.001: 80.0" in text
+    with pytest.raises(ValueError, match=r"was measured with .*'steps': 2500.*name another --output"):
         command.main([*call, "--steps", "5"])

@@ -12,13 +12,21 @@ import pytest
 import torch
 from distributed.parallel_world import FLAVORS, config_of
 from torch import nn
+from torchtitan.models.llama3.infra import parallelize as llama
 
 from titan_attent.losses.cross_entropy import IGNORE_INDEX
-from titan_attent.models.hyla.attention import Form, distances, plain_attention
+from titan_attent.models.hyla.attention import Form, allowed, distances, plain_attention
 from titan_attent.models.hyla.layer import HyperAttention
 from titan_attent.models.hyla.reference import ReferenceBlock, bucket_of
 from titan_attent.tasks.fuzzy_logic import FuzzyLogic
-from titan_attent.titan.models.hyla import HylaModelArgs, HylaText, HylaTransformer, flavors
+from titan_attent.titan.models.hyla import (
+    HylaAttention,
+    HylaModelArgs,
+    HylaText,
+    HylaTransformer,
+    flavors,
+    parallelize,
+)
 from titan_attent.titan.train_spec import attent_spec
 
 
@@ -56,6 +64,55 @@ def test_a_later_token_changes_no_earlier_logit() -> None:
     assert (difference[:9] == 0).all() and (difference[9:] > 0).all()
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_llama_layer_by_hand(restarts: bool) -> None:
+    """RoPE of queries and keys by their positions, grouped keys, a causal mask, documents whose positions restart."""
+    args: Any = FLAVORS["hyla"]["cell"]
+    length, width = 9, args.dim // args.n_heads
+    layer = HylaAttention(args)
+    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 7 + [2] * 2])
+    positions = torch.tensor([[*range(4), *range(5)], [*range(7), *range(2)]])
+    given = (documents, positions) if restarts else (None, None)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    x = torch.randn(2, length, args.dim, generator=generator)
+    angles = torch.arange(length)[:, None] * args.rope_theta ** (-torch.arange(0, width, 2) / width)
+    found = layer(x, torch.polar(torch.ones_like(angles), angles), *given)
+
+    turns = angles[positions if restarts else torch.arange(length).expand(2, -1)][:, :, None]  # [B, T, 1, width / 2]
+    q, k, v = ((x @ w.weight.T).reshape(2, length, -1, width) for w in (layer.wq, layer.wk, layer.wv))
+    q, k = (
+        torch.stack((a * turns.cos() - b * turns.sin(), a * turns.sin() + b * turns.cos()), dim=4).flatten(3)
+        for a, b in ((y[..., 0::2], y[..., 1::2]) for y in (q, k))
+    )
+    mask = allowed(length, length, start=0, causal=True, segments=(documents, documents) if restarts else None)
+    expected = plain_attention(q, k, v, mask=mask).flatten(2) @ layer.wo.weight.T
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_what_a_parallel_model_gets(compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend of its tiles, its ranks' positions, and a saved result under selective activation checkpointing."""
+    mesh: Any = object()
+    model: Any = HylaTransformer(replace(FLAVORS["hyla"]["cell"], max_seq_len=16))  # type: ignore[call-arg, arg-type]
+    modules = [block.attention.inner_attention for block in model.layers.values()]
+
+    def parallelize_llama(model: Any, dims: Any, config: Any) -> Any:
+        llama.apply_cp_to_attention_module(modules, mesh, "hyla")
+        return model
+
+    monkeypatch.setattr(llama, "parallelize_llama", parallelize_llama)
+    monkeypatch.setattr(llama, "_op_sac_save_list", set())
+    settings = {"compile.enable": compiles, "compile.backend": "aot_eager"}
+    dims: Any = None
+    assert parallelize(model, dims, config_of(settings, data="", folder="")) is model
+    for module in modules:
+        assert module.backend == ("aot_eager" if compiles else "")
+        assert module.spread is not None and module.spread.mesh is mesh and module.spread.balanced
+    assert torch.ops.titan_attent.hyla_attention.default in llama._op_sac_save_list
+
+
 # -- the authors' blocks ---------------------------------------------------------------------------------------------
 
 
@@ -78,13 +135,14 @@ def test_buckets(num_buckets: int) -> None:
     assert bucket_of(torch.arange(length), num_buckets).tolist() == buckets_by_loops(length, num_buckets)
 
 
-def test_a_block_by_hand() -> None:
-    """LayerNorm, scores with the table's bias, HYLA, GELU by its tanh formula, two residuals."""
+@pytest.mark.parametrize("num_buckets", [7, 4])
+def test_a_block_by_hand(num_buckets: int) -> None:
+    """LayerNorm, scores with the table's bias, HYLA, GELU by its tanh formula, two residuals; far keys share a bias."""
     torch.manual_seed(0)
     dim, heads, width, length = 12, 3, 2, 7
     inner = HyperAttention(Form(), causal=False)
-    block = ReferenceBlock(dim, n_heads=heads, head_dim=width, hidden_dim=20, num_buckets=length, inner=inner).double()
-    block.init_weights()
+    block = ReferenceBlock(dim, n_heads=heads, head_dim=width, hidden_dim=20, num_buckets=num_buckets, inner=inner)
+    block.double().init_weights()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, length, dim, dtype=torch.float64)
@@ -99,11 +157,22 @@ def test_a_block_by_hand() -> None:
     a, f = block.attention, block.feed_forward
     n = norm(block.attention_norm, x)
     q, k, v = (linear(w, n).reshape(2, length, heads, width) for w in (a.wq, a.wk, a.wv))
-    bias = a.relative_bias[:, torch.tensor(buckets_by_loops(length, length))[distances(length, length, start=0)]]
+    bias = a.relative_bias[:, torch.tensor(buckets_by_loops(length, num_buckets))[distances(length, length, start=0)]]
     y = x + linear(a.wo, plain_attention(q, k, v, bias=bias).reshape(2, length, -1))
     hidden = linear(f.w1, norm(block.ffn_norm, y))
     gelu = hidden / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
     torch.testing.assert_close(block(x), y + linear(f.w2, gelu), rtol=1e-9, atol=1e-9)
+    documents = torch.tensor([0] * 3 + [1] * 4).expand(2, -1)
+    alone = torch.cat((block(x[:, :3]), block(x[:, 3:])), dim=1)
+    torch.testing.assert_close(block(x, attention_masks=documents), alone, rtol=1e-9, atol=1e-9)
+
+
+def test_the_sizes_of_the_authors_configurations() -> None:
+    """qk_dim and v_dim of their files are those of all heads together."""
+    for name, layers, heads, qk_dim in (("reference_fuzzy_logic", 2, 8, 16), ("reference_sraven", 4, 16, 64)):
+        args: Any = flavors()[name]
+        assert (args.n_layers, args.n_heads, args.n_heads * args.head_dim) == (layers, heads, qk_dim)
+        assert (args.dim, args.hidden_dim, args.is_reference, args.causal) == (128, 256, True, False)
 
 
 def test_initial_weights_of_the_authors_model() -> None:
@@ -118,6 +187,8 @@ def test_initial_weights_of_the_authors_model() -> None:
     w1 = model.layers["0"].feed_forward.w1.weight  # type: ignore[union-attr]
     assert w1.std().item() == pytest.approx(128**-0.5, rel=0.02)
     assert model.output.bias.abs().max() == 0
+    biases = torch.stack([block.attention.relative_bias for block in model.layers.values()])  # type: ignore[union-attr, misc]
+    assert biases.std().item() == pytest.approx(32**-0.5, rel=0.15)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

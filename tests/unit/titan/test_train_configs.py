@@ -29,6 +29,10 @@ GRANTED: list[tuple[str, int, dict[str, Any]]] = [
     *(("own_data.toml", 1, {"model.flavor": flavor}) for flavor in ("10M", "350M", "8B", "125M_flex")),
     *(("recall.toml", world, {}) for world in (1, 2)),
     *(("recall_seeds.toml", world, {}) for world in (1, 2)),
+    *(("fuzzy_logic.toml", world, {}) for world in (1, 2)),
+    ("fuzzy_logic.toml", 2, {"parallelism.context_parallel_degree": 2}),
+    ("fuzzy_logic.toml", 1, {"model.flavor": "reference_fuzzy_logic"}),
+    ("fuzzy_logic.toml", 1, {"model.name": "llama3_attent"}),
     *(("quickstart_vision.toml", world, {}) for world in (1, 2)),
     *(("quickstart_vision.toml", world, {"training.local_batch_size": 64 // world}) for world in (1, 2, 4, 8, 16)),
 ]

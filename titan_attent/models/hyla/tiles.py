@@ -105,8 +105,7 @@ def backward_tile(
         grad_scores = (grad_weights - weights * along) * inverse
     else:
         grad_scores = grad_weights
-    if mask is not None:
-        grad_scores = grad_scores.masked_fill(~mask[:, None], 0.0)
+    # A masked pair has weights of 0, and both layers of its value network are multiplied by them: its gradients are 0.
     num_kv_heads, width = k.shape[2], q.shape[3]
     scaled = (grad_scores * width**-0.5).to(q.dtype)
     grad_q = (scaled.unflatten(1, (num_kv_heads, -1)).flatten(2, 3) @ k.transpose(1, 2)).view(

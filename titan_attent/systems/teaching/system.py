@@ -307,7 +307,11 @@ class Teaching(System):
     # -- metrics and logs -----------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        return self.teacher.decision_metrics()
+        scalars = self.teacher.decision_metrics()
+        if self.worst_case is not None:
+            # After a step, the scale is the q-norm of that step, unless a loss was not finite.
+            scalars["teacher/worst_case_loss"] = self.worst_case.scale.item()
+        return scalars
 
     def _write_decision(self, record: Record) -> None:
         if self.rounds is not None:

@@ -68,11 +68,13 @@ def train_plainly(train: Path, validation: Path) -> dict[str, Any]:
         losses, *_ = losses_of(dataset, ids)
         means = losses.view(-1, M).mean(dim=1)
         optimizers.zero_grad()
-        ((means**Q).mean() ** (1 / Q)).backward()
+        worst = (means**Q).mean() ** (1 / Q)
+        worst.backward()
         norm = torch.tensor(exact_norm(parameter.grad for parameter in model.parameters()))
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.training.max_norm, norm)
         gradients = {name: full(parameter.grad) for name, parameter in model.named_parameters()}
         steps[step] = {"ids": ids, "loss": losses.mean().item(), "norm": norm.item(), "gradients": gradients}
+        steps[step]["worst"] = worst.item()
         steps[step]["spread"] = (means.max() / means.min()).item()
         seen |= dict(zip(ids.tolist(), losses.tolist(), strict=True))
         optimizers.step()
@@ -127,6 +129,7 @@ def test_every_cut_of_the_batch_trains_as_the_norm_of_all_of_it(trained: Any, na
         for step in steps:
             metrics = step[number]["metrics"]
             assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert metrics["teacher/worst_case_loss"] == pytest.approx(expected["worst"], rel=1e-5)
             assert metrics["grad_norm"] == pytest.approx(expected["norm"], rel=1e-4)
             for parameter, gradient in step[number]["gradients"].items():
                 exact = expected["gradients"][parameter]

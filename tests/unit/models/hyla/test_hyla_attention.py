@@ -1,7 +1,9 @@
 """models/hyla: the definition against loops, tiles against the definition in float64, memory, bfloat16, layers."""
 
 import math
+from functools import partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from titan_attent.models.hyla import layer, tiled, tiles
 from titan_attent.models.hyla.attention import (
     NORMALIZATIONS,
     VALUE_NETWORKS,
@@ -18,7 +21,7 @@ from titan_attent.models.hyla.attention import (
     distances,
     plain_attention,
 )
-from titan_attent.models.hyla.layer import HyperAttention
+from titan_attent.models.hyla.layer import HyperAttention, Spread
 from titan_attent.models.hyla.tiled import tile_sizes, tiled_attention
 
 ROWS, HEADS, WIDTH, VALUE_WIDTH = 2, 4, 6, 5
@@ -95,7 +98,7 @@ CASES: list[dict[str, Any]] = [
     {"kv_heads": 2, "start": 5, "bias": True},
     {"causal": False},
     {"causal": False, "segments": True, "bias": True},
-    {"segments": True, "kv_heads": 2},
+    {"segments": True, "kv_heads": 2, "start": 4},
 ]
 
 
@@ -109,18 +112,18 @@ def test_tiles_are_the_definition(form: Form, case: dict[str, Any]) -> None:
     table = normal(HEADS, num_keys + 3, seed=4) if case.get("bias") else None
     segments = None
     if case.get("segments"):
-        numbers = torch.tensor([[0] * 11 + [1] * 20 + [4] * 6, [2] * 30 + [3] * 7])
-        segments = (numbers, numbers)
+        numbers = torch.tensor([[0] * 11 + [1] * 20 + [4] * (6 + start), [2] * 30 + [3] * (7 + start)])
+        segments = (numbers[:, start:], numbers)
     bias = None if table is None else table[:, distances(num_queries, num_keys, start=start)]
     mask = allowed(num_queries, num_keys, start=start, causal=causal, segments=segments)
     plain = plain_attention(*leaves, mask=mask, bias=bias, form=form)
-    tiled = tiled_attention(
+    by_tiles = tiled_attention(
         *leaves, bias=table, segments=segments, start=start, causal=causal, form=form, max_values=16 * 16 * 6
     )
     leaves += [] if table is None else [table]
     grad = normal(*plain.shape, seed=5).detach()
     expected = plain, *torch.autograd.grad(plain, leaves, grad)
-    found = tiled, *torch.autograd.grad(tiled, leaves, grad)
+    found = by_tiles, *torch.autograd.grad(by_tiles, leaves, grad)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() < 1e-12 * other.abs().max()
 
@@ -129,10 +132,38 @@ def test_tiles_of_one_row_and_of_all() -> None:
     assert tile_sizes(8, 1000, 2000, 64, max_values=64 * 100 * 100) == (1, 100, 100)
     assert tile_sizes(8, 30, 37, 64, max_values=64 * 5000) == (4, 30, 37)
     assert tile_sizes(2, 37, 42, 64, max_values=1) == (1, 13, 14)
-    q, k, v = qkv(37, 37)
-    whole = tiled_attention(q, k, v)
-    for max_values in (6 * 37 * 37, 6 * 16 * 16):
-        torch.testing.assert_close(tiled_attention(q, k, v, max_values=max_values), whole)
+    leaves = [*qkv(37, 37), normal(HEADS, 37, seed=4)]
+    plain = plain_attention(
+        *leaves[:3], mask=allowed(37, 37, start=0, causal=True), bias=leaves[3][:, distances(37, 37, start=0)]
+    )
+    for max_values in (ROWS * 6 * 37 * 37, 6 * 37 * 37, 6 * 16 * 16):
+        found = tiled_attention(*leaves[:3], bias=leaves[3], max_values=max_values)
+        torch.testing.assert_close(found, plain)
+        of_tiles, of_plain = (torch.autograd.grad(x.sin().sum(), leaves, retain_graph=True) for x in (found, plain))
+        torch.testing.assert_close(of_tiles, of_plain)
+
+
+def test_tiles_at_every_start() -> None:
+    """Tiles of queries begin and end at every place of a tile of keys."""
+    for start in range(18):
+        q, k, v = (tensor.detach() for tensor in qkv(19, 19 + start))
+        plain = plain_attention(q, k, v, mask=allowed(19, 19 + start, start=start, causal=True))
+        torch.testing.assert_close(tiled_attention(q, k, v, start=start, max_values=1), plain)
+
+
+@pytest.mark.parametrize(("causal", "tiles_of_a_row"), [(True, 6), (False, 9)])
+def test_tiles_that_the_mask_hides_are_skipped(
+    causal: bool, tiles_of_a_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    for name in ("forward_tile", "backward_tile"):
+        function = getattr(tiles, name)
+        monkeypatch.setattr(
+            tiles, name, lambda *args, name=name, function=function: computed.append(name) or function(*args)
+        )
+    tiled_attention(*qkv(37, 37), causal=causal, max_values=1).sum().backward()
+    expected = ROWS * tiles_of_a_row
+    assert [computed.count(name) for name in ("forward_tile", "backward_tile")] == [expected, expected]
 
 
 def test_bfloat16_is_accumulated_in_float32() -> None:
@@ -145,6 +176,18 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         full = tiled_attention(*(x.float() for x in (q, k, v)))
     torch.testing.assert_close(full, exact.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_small_parts_of_many_tiles_are_not_lost_in_bfloat16() -> None:
+    """One head's weights are 1 here; 256 + 1 is 256 in bfloat16, so that a sum in it would stay at the first part."""
+    length = 17 * 16
+    q, k = (torch.ones(1, length, 1, 1, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    parts = torch.full((1, length, 1, 1), 1 / 16, dtype=torch.bfloat16)
+    parts[:, :16] = 16
+    v = parts.clone().requires_grad_()
+    output = tiled_attention(q, k, v, causal=False, max_values=1)
+    output.backward(parts)
+    assert (output == 256 + 16).all() and v.grad is not None and (v.grad == 256 + 16).all()
 
 
 class Largest(TorchDispatchMode):
@@ -163,8 +206,6 @@ def test_no_tensor_is_quadratic() -> None:
     length, max_values = 128, 6 * 16 * 16
     q, k, v = qkv(length, length)
     inputs = ROWS * length * HEADS * WIDTH
-    from titan_attent.models.hyla import tiled
-
     with Largest() as seen, torch.no_grad():
         settings = (0, True, "rms_head", "relu", max_values, "")
         output, lse = tiled._attention._init_fn(q, k, v, None, None, None, *settings)
@@ -195,3 +236,63 @@ def test_the_norm_of_the_output() -> None:
     }
     assert sizes[False][150:].mean() > 3 * sizes[False][:20].mean()  # it grows with the number of keys
     torch.testing.assert_close(sizes[True], torch.ones(200, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_the_module_of_a_layer() -> None:
+    """Documents, the table of biases, no later keys, and a norm of each head alone."""
+    leaves, table = [x.detach() for x in qkv(9, 9, kv_heads=2)], normal(HEADS, 9, seed=4).detach()
+    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 7 + [2] * 2])
+    mask = allowed(9, 9, start=0, causal=True, segments=(documents, documents))
+    plain = plain_attention(*leaves, mask=mask, bias=table[:, distances(9, 9, start=0)])
+    by_head = plain / (plain.square().mean(dim=3, keepdim=True) + 1e-6).sqrt()
+    for output_norm, expected in ((False, plain), (True, by_head)):
+        found = HyperAttention(Form(), output_norm=output_norm)(*leaves, segments=documents, bias=table)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("size", "balanced"), [(2, True), (3, True), (3, False)])
+def test_ranks_with_parts_of_the_rows_are_the_whole(size: int, balanced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without processes: an all-gather that puts the ranks' parts one after the other, as torch's own does."""
+    length, bias = 24, normal(HEADS, 24, seed=4)
+    q, k, v = qkv(length, length, kv_heads=2)
+    form, spans = Form(), torch.arange(length).chunk(2 * size if balanced else size)
+    whole = HyperAttention(form, output_norm=True)(q, k, v, bias=bias)
+    held = [torch.cat((spans[r], spans[-1 - r])) if balanced else spans[r] for r in range(size)]
+
+    def all_gather(x: Tensor, *, gather_dim: int, group: str) -> Tensor:
+        assert (gather_dim, group) == (1, "cp") and torch.equal(x, torch.cat((k, v), dim=3)[:, held[rank]])
+        return torch.cat([torch.cat((k, v), dim=3)[:, part] for part in held], dim=1)
+
+    monkeypatch.setattr(layer, "_all_gather", all_gather)
+    for rank in range(size):
+        module = HyperAttention(form, output_norm=True)
+        mesh: Any = SimpleNamespace(get_local_rank=partial(int, rank), size=lambda: size, get_group=lambda: "cp")
+        module.spread = Spread(mesh, balanced)
+        found = module(*(x[:, held[rank]] for x in (q, k, v)), bias=bias)
+        torch.testing.assert_close(found, whole[:, held[rank]])
+
+
+def test_a_tile_of_bfloat16_has_scores_and_their_gradients_in_float32() -> None:
+    q, k, v = (tensor.detach() for tensor in qkv(5, 5, dtype=torch.bfloat16))
+    bias = torch.full((HEADS, 5, 5), 1e-3)
+    scores = tiles.scores_of(q, k, None, bias, normalization="rms_head")
+    exact = torch.einsum("bihd,bjhd->bhij", q.float(), k.float()).bfloat16().float() * WIDTH**-0.5 + bias
+    torch.testing.assert_close(scores, exact, rtol=1e-6, atol=1e-7)
+    *_, grad_scores = tiles.backward_tile(q, k, v, None, bias, None, torch.ones_like(v), None, "none", "relu")
+    assert grad_scores.dtype == torch.float32
+
+
+def test_the_functions_of_a_tile_are_compiled_by_the_backend_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_(function: Any, backend: str) -> Any:
+        compiled.append((function.__name__, backend))
+        return function
+
+    monkeypatch.setattr(tiled, "_compiled", compile_)
+    module = HyperAttention(Form())
+    module(*qkv(5, 5)).sum().backward()
+    assert compiled == []
+    module.backend = "inductor"
+    module(*qkv(5, 5)).sum().backward()
+    assert compiled == [(name, "inductor") for name in ("forward_tile", "backward_tile", "weighted_gradients")]
