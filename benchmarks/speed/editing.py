@@ -181,20 +181,20 @@ def main() -> None:
             found[name].append(result | {"gb_per_second": moved / 1e9 / result["seconds"]})
             print(name, found[name][-1], flush=True)
             shutil.rmtree(out)
+        report(args.output, header | {"operand_gb": size / 1e9}, found)
+
+
+def report(output: Path | None, header: dict[str, Any], found: dict[str, list[dict[str, float]]]) -> None:
+    """Print and write the medians of the rounds so far: a round of large operands takes minutes."""
     medians: dict[str, dict[str, Any]] = {
         name: {key: statistics.median(one[key] for one in results) for key in results[0]}
         for name, results in found.items()
     }
     for one in medians.values():
         one["rate / cp"] = one["gb_per_second"] / medians["cp"]["gb_per_second"]
-    result = header | {
-        "operand_gb": size / 1e9,
-        "rounds": args.rounds,
-        "load": os.getloadavg(),
-        "medians": medians,
-        "all": found,
-    }
-    measure.publish(args.output, result, [{"variant": name, **one} for name, one in medians.items()])
+    rounds = len(found["cp"])
+    result = header | {"rounds": rounds, "load": os.getloadavg(), "medians": medians, "all": found}
+    measure.publish(output, result, [{"variant": name, **one} for name, one in medians.items()])
 
 
 if __name__ == "__main__":
