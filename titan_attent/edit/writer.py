@@ -217,7 +217,7 @@ def _hash(folder: Folder, file: str) -> str:
     with folder.open(file) as stream:
         sync(stream)
         forget(stream)
-        while count := stream.readinto(block):
+        while count := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(block[:count])
         forget(stream)
     return digest.hexdigest()
