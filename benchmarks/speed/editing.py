@@ -5,10 +5,16 @@
 Both operands are made up: a llama of fp32 matrices, with the same values as a DCP checkpoint and as safetensors. Before
 each run the files that it reads are dropped from the page cache. Variants take turns; medians are compared.
 
-- ``cp`` copies one operand, and fsyncs the copy. Its rate is bytes read and written per second.
-- ``edit`` reads two operands and writes one; its rate counts these bytes, without those that it reads back to verify.
-- mergekit's task_arithmetic, in fp32, from safetensors. It neither fsyncs nor verifies.
+- ``cp`` copies one operand, and fsyncs the copy: it moves 2 operands, one read and one written.
+- ``edit`` reads two operands and writes one, which it also fsyncs: it moves 3. A fourth, the result that it reads back
+  to verify, is not counted, because it is its own choice.
+- mergekit's task_arithmetic, in fp32, from safetensors: 3 operands. It neither fsyncs nor verifies.
 
+A rate is the bytes moved per second of wall time, from the start of the command to its end. ``rate / cp`` compares
+rates, so that an edit at cp's rate takes 1.5 of its time: goal 0.7. Where other work keeps the processors busy, all
+rates fall, and that of ``edit``, which computes, falls most: CPU seconds are given as well.
+
+CPU seconds are those of a command's processes, as they were when they were last looked at.
 Memory is the largest sum over a command's processes of what is resident, looked at every 20 ms: a page that processes
 share counts once, and pages of mapped files, which the system can drop, do not (``Pss_Anon`` and ``Pss_Shmem`` of
 /proc).
@@ -90,17 +96,21 @@ def drop_from_cache(paths: Sequence[Path]) -> None:
 
 def run(command: Sequence[str]) -> dict[str, float]:
     """Seconds of a command, CPU seconds, and its largest memory in MB."""
-    before, start, largest = os.times(), time.perf_counter(), 0.0
+    start, largest, cpu = time.perf_counter(), 0.0, dict[int, float]()
+    before = os.times()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
-        largest = max(largest, sum(map(_resident, _family(process.pid))))
+        family = _family(process.pid)
+        largest = max(largest, sum(map(_resident, family)))
+        cpu |= {one: seconds for one in family if (seconds := _cpu_seconds(one))}
         time.sleep(POLL_SECONDS)
     took, after = time.perf_counter() - start, os.times()
     assert process.stderr is not None
     if process.returncode:
         sys.exit(f"{' '.join(command)}: {process.stderr.read()[-2000:]}")
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"seconds": took, "cpu_seconds": cpu, "megabytes": largest / 1e6}
+    # Those of processes that their parents waited for, exactly; a server of forks is not waited for.
+    waited = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": took, "cpu_seconds": max(waited, sum(cpu.values())), "megabytes": largest / 1e6}
 
 
 def _family(root: int) -> list[int]:
@@ -117,6 +127,15 @@ def _family(root: int) -> list[int]:
     for one in found:
         found += children.get(one, [])
     return found
+
+
+def _cpu_seconds(process: int) -> float:
+    """User and system time of a process; 0 of one that has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(process: int) -> float:
@@ -162,18 +181,20 @@ def main() -> None:
             found[name].append(result | {"gb_per_second": moved / 1e9 / result["seconds"]})
             print(name, found[name][-1], flush=True)
             shutil.rmtree(out)
+        report(args.output, header | {"operand_gb": size / 1e9}, found)
+
+
+def report(output: Path | None, header: dict[str, Any], found: dict[str, list[dict[str, float]]]) -> None:
+    """Print and write the medians of the rounds so far: a round of large operands takes minutes."""
     medians: dict[str, dict[str, Any]] = {
         name: {key: statistics.median(one[key] for one in results) for key in results[0]}
         for name, results in found.items()
     }
-    result = header | {
-        "operand_gb": size / 1e9,
-        "rounds": args.rounds,
-        "load": os.getloadavg(),
-        "medians": medians,
-        "all": found,
-    }
-    measure.publish(args.output, result, [{"variant": name, **one} for name, one in medians.items()])
+    for one in medians.values():
+        one["rate / cp"] = one["gb_per_second"] / medians["cp"]["gb_per_second"]
+    rounds = len(found["cp"])
+    result = header | {"rounds": rounds, "load": os.getloadavg(), "medians": medians, "all": found}
+    measure.publish(output, result, [{"variant": name, **one} for name, one in medians.items()])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
     averages.py       weights of means, and the decay that a mean replaces
     layers.py         factors by layer
     storage.py        files of a checkpoint, local or remote
+    uncached.py       local files that leave nothing in the system's cache
     boxes.py          the parts in which tensors are read and written
     stored_tensor.py  where the bytes of a tensor are in a torch.save archive
     pieces.py         a box of a tensor from the shards of several ranks

@@ -59,6 +59,10 @@ class Checkpoint(ABC):
     def read(self, name: str, box: Box) -> Tensor:
         """The elements of ``box``, a run of the tensor in row-major order, in the stored dtype on the CPU."""
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what was read from the system's cache."""
+
 
 class DcpCheckpoint(Checkpoint):
     """A checkpoint of torch.distributed.checkpoint in the folder ``path``.
@@ -87,6 +91,9 @@ class DcpCheckpoint(Checkpoint):
             lengths = self._lengths.pop(name)
             self._pieces[name] = [self._located(name, *one) for one in zip(self._pieces[name], lengths, strict=True)]
         return read_box(self._pieces[name], box, self.weights[name].dtype, self._files)
+
+    def forget(self) -> None:
+        self._files.forget()
 
     def _located(self, name: str, piece: Piece, length: int) -> Piece:
         stored = self._find(name, piece, length)

@@ -84,6 +84,11 @@ class Combination:
             total = torch.add(total, difference, alpha=coefficient, out=room)
         return _rounded(total, weight.dtype, name)
 
+    def forget(self) -> None:
+        """Drop what was read from the system's cache. For the end of a weight: some transforms read it repeatedly."""
+        for operand in self.operands.values():
+            operand.forget()
+
 
 class _Blocks:
     """The operands' boxes of one tensor; those of the box that is computed are read once each."""

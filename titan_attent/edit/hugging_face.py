@@ -71,6 +71,9 @@ class HuggingFaceCheckpoint(Checkpoint):
             self._converted = name, self._convert_weight(name)
         return self._converted[1][within(box, tuple((0, size) for size in self.weights[name].shape))]
 
+    def forget(self) -> None:
+        self._files.forget()
+
     def _read_stored(self, name: str, box: Box) -> Tensor:
         entry = self._entries[name]
         piece = Piece(tuple((0, size) for size in entry.shape), entry.file, entry.start)

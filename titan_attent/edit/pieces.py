@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.edit.boxes import Box, offsets, overlap, sizes, within
+from titan_attent.edit.uncached import forget
 
 MAX_OPEN = 64
 """Files that a reader keeps open."""
@@ -64,6 +65,11 @@ class OpenFiles:
             self._files[file] = context, context.__enter__()
         self._files.move_to_end(file)
         return self._files[file][1]
+
+    def forget(self) -> None:
+        """Drop what was read from the system's cache."""
+        for _, stream in self._files.values():
+            forget(stream)
 
     def read_into(self, target: Tensor, file: str, start: int) -> None:
         """Fill ``target``, a contiguous tensor, with the bytes of ``file`` from ``start``; ValueError if it ends."""

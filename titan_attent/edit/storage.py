@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from torch.distributed.checkpoint import FileSystemReader
 
+from titan_attent.edit.uncached import NewFile
+
 REMOTE = "://"
 
 
@@ -37,6 +39,10 @@ class Folder:
     def open(self, name: str, mode: str = "rb") -> AbstractContextManager[io.IOBase]:
         """A stream of the file ``name``; OSError if it cannot be opened."""
         return self._fs.create_stream(self.join(name), mode)
+
+    def create(self, name: str) -> AbstractContextManager[io.IOBase]:
+        """A stream to the new file ``name``, for large ones; OSError if it cannot be made."""
+        return self.open(name, "wb") if is_remote(self.path) else NewFile(self.join(name))
 
     def read(self, name: str) -> bytes:
         """The bytes of the file ``name``."""

@@ -1,9 +1,9 @@
 """Writes the result as a DCP checkpoint: files of archives, and ``.metadata``, as torch.distributed.checkpoint does.
 
 The cut into files depends on the weights alone, and each file is written by one process, in order. So the bytes of all
-files, ``.metadata`` included, are the same from any number of processes. Each file is fsynced, dropped from the page
-cache, read back and compared by its hash, XXH3: a SHA-256 would take as long as all of the rest. The next box is
-computed while one is written, and the next file while one is read back, each in a thread.
+files, ``.metadata`` included, are the same from any number of processes. Each file is written past the page cache
+(uncached.py), fsynced, read back from the disk and compared by its hash, XXH3: a SHA-256 would take as long as all of
+the rest. The next box is computed while one is written, and the next file while one is read back, each in a thread.
 
 torch's own writer is not used: it keeps every tensor of a file in memory until the file is complete.
 
@@ -11,7 +11,6 @@ Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB
 one more is held than is computed.
 """
 
-import contextlib
 import io
 import math
 import multiprocessing
@@ -41,6 +40,7 @@ from titan_attent.edit.boxes import Box, boxes, offsets, sizes
 from titan_attent.edit.checkpoint import Weight
 from titan_attent.edit.combine import Combination
 from titan_attent.edit.storage import Folder, sync
+from titan_attent.edit.uncached import forget
 
 MIN_FILE_BYTES = 2**27
 """Bytes of a file, at least, before the next tensor begins another one."""
@@ -162,7 +162,7 @@ def _write_in_process(name: str, weights: Sequence[str]) -> WrittenFile:
 
 def _write_file(combination: Combination, folder: Folder, file: str, weights: Sequence[str]) -> WrittenFile:
     places = []
-    with folder.open(file, "wb") as raw:
+    with folder.create(file) as raw:
         stream = _Hashing(raw)
         for name, box, values in _computed(combination, weights):
             start = stream.tell()
@@ -181,6 +181,7 @@ def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tupl
                 if before is not None:
                     yield *before[:2], before[2].result()
                 before = following
+            computer.submit(combination.forget)
         if before is not None:
             yield *before[:2], before[2].result()
 
@@ -212,18 +213,14 @@ class _Hashing(io.RawIOBase):
 
 def _hash(folder: Folder, file: str) -> str:
     """The XXH3-128 of a file, read from the disk where the system lets us drop it from its cache."""
-    digest = xxhash.xxh3_128()
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(HASH_BLOCK))
     with folder.open(file) as stream:
         sync(stream)
-        _drop_cache(stream)
-        while block := stream.read(HASH_BLOCK):
-            digest.update(block)
+        forget(stream)
+        while count := stream.readinto(block):  # type: ignore[attr-defined]
+            digest.update(block[:count])
+        forget(stream)
     return digest.hexdigest()
-
-
-def _drop_cache(stream: io.IOBase) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # a remote file, or a system without it
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def metadata_of(weights: Mapping[str, Weight], files: Sequence[WrittenFile]) -> bytes:
