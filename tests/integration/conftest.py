@@ -2,6 +2,7 @@
 
 import json.decoder
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from titan_attent.data.text.writer import write_dataset
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """All processes that the tests fork come from one server, and the last list before it starts counts."""
+    """Start the server that all processes of the tests are forked from, before a test or the package can start it."""
     # The server leaves out what it cannot import.
     here = Path(__file__).parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     multiprocessing.get_context("forkserver").set_forkserver_preload(["preloaded"])
+    if not session.config.option.collectonly:
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
