@@ -157,9 +157,10 @@ def _last(words: list[str], last: int | None) -> list[str]:
     if last is None:
         if len(words) == 1 and steps_in(Path(words[0])):
             raise ValueError(f"mean {words[0]}: --last N is missing: of how many of its checkpoints?")
-        if len(set(words)) < len(words):
+        paths = [word.rstrip("/") or word for word in words]
+        if len(set(paths)) < len(paths):
             raise ValueError("mean: a checkpoint is named twice")
-        return [word.rstrip("/") for word in words]
+        return paths
     if len(words) != 1:
         raise ValueError(f"--last {last}: name one folder of checkpoints before it")
     if last < 1:

@@ -210,6 +210,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
         ("a + b --output out --processes 0", "--processes 0: it must be at least 1"),
         ("a + b --output out --last 2", "--last: it is for means"),
         ("a + none --output out", "none is neither a finished DCP checkpoint"),
+        ("mean a b a/ --output out", "mean: a checkpoint is named twice"),
         ("mean a b --rank 2 --output out", "--rank: it changes vectors"),
         ("mean a b --decay linear --output out", "the steps must be known and rise"),
         ("mean a b --weights 1 --output out", "--weights: give 2 numbers"),
