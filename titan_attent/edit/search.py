@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -201,4 +202,4 @@ def _report(found: Found, expression: Expression, options: argparse.Namespace) -
         if coefficient:
             origin = [] if vector.origin == expression.base else ["from", vector.origin]
             command += ["-" if coefficient < 0 else "+", f"{abs(coefficient):g}", vector.checkpoint, *origin]
-    print(f"\nbest: python -m titan_attent.edit {' '.join(command)} --output DIR, with the same options for vectors")
+    print(f"\nbest: python -m titan_attent.edit {shlex.join(command)} --output DIR, with the same options for vectors")

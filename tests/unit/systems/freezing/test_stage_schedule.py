@@ -29,7 +29,9 @@ def test_a_step_has_one_stage() -> None:
 def test_the_plan_says_when_a_stage_begins() -> None:
     facts: Any = None  # not read
     config = FreezingConfig(policy="stages", stages=["feed_forward:3", "attention"], warmup_steps=2)
-    schedule = "Freezing: all modules for 2 steps, then feed_forward for 3 steps, then attention for the remaining steps."
+    schedule = (
+        "Freezing: all modules for 2 steps, then feed_forward for 3 steps, then attention for the remaining steps."
+    )
     assert Freezing.plan(config, facts, num_ranks=1).lines == (schedule,)
     assert Freezing.plan(FreezingConfig(policy="mat"), facts, num_ranks=1).lines == ()
 
