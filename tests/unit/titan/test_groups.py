@@ -100,7 +100,7 @@ def test_what_would_cut_a_group_is_refused(config: JobConfig, values: dict[str, 
 
 def test_rows_that_no_task_describes_are_counted(config: JobConfig, written: Path, tmp_path: Path) -> None:
     """3,200 rows are 200 groups of 16, and 40 validation rows are none."""
-    paths = {}
+    paths: dict[str, Any] = {}
     for key, name in (("data.path", "train"), ("data.validation_path", "validation")):
         (tmp_path / name).symlink_to(written / name)
         paths[key] = str(tmp_path / name)
