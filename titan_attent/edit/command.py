@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def _edit(argv: list[str]) -> None:
         )
     print(
         f"{options.output}: {result.num_weights} weights, {result.num_bytes / 1e9:.2f} GB in {result.seconds:.1f} s, "
-        f"read back and verified. Train from it with --checkpoint.initial_load_path {options.output}"
+        f"read back and verified. Train from it with --checkpoint.initial_load_path {shlex.quote(options.output)}"
     )
 
 
@@ -157,9 +158,10 @@ def _last(words: list[str], last: int | None) -> list[str]:
     if last is None:
         if len(words) == 1 and steps_in(Path(words[0])):
             raise ValueError(f"mean {words[0]}: --last N is missing: of how many of its checkpoints?")
-        if len(set(words)) < len(words):
+        paths = [word.rstrip("/") or word for word in words]
+        if len(set(paths)) < len(paths):
             raise ValueError("mean: a checkpoint is named twice")
-        return [word.rstrip("/") for word in words]
+        return paths
     if len(words) != 1:
         raise ValueError(f"--last {last}: name one folder of checkpoints before it")
     if last < 1:
@@ -168,7 +170,9 @@ def _last(words: list[str], last: int | None) -> list[str]:
     left = read_branch(folder).left
     found = [step for step, finished in steps_in(folder).items() if finished and step not in left]
     if len(found) < last:
-        raise ValueError(f"--last {last}: {folder} holds {len(found)} finished checkpoints of its run")
+        inside = sorted({path.parent.parent for path in folder.glob("*/step-*/.metadata")})
+        fix = f"; give {inside[0]}" if inside and not found else ""
+        raise ValueError(f"--last {last}: {folder} holds {len(found)} finished checkpoints of its run{fix}")
     return [str(folder / f"{_STEP}{step}") for step in found[-last:]]
 
 

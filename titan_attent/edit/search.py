@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,12 +34,15 @@ from titan_attent.edit.transforms import RandomLike
 
 
 def search(argv: Sequence[str]) -> int:
-    """Run the command; 0, or 2 with one message for a mistake."""
+    """Run the command; 0, or 2 with one message for a mistake, or 130 when interrupted."""
     try:
         _search(list(argv))
     except (ValueError, OSError) as error:
         print(f"titan_attent.edit: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("titan_attent.edit: interrupted; a search writes its results at its end", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -96,11 +100,12 @@ def _check(options: argparse.Namespace, expression: Expression) -> None:
         raise ValueError(f"--examples {options.examples}: it must be at least 1")
     if options.budget < 0 or options.budget - options.budget != 0:
         raise ValueError(f"--budget {options.budget:g}: it must be at least 0")
-    if len(set(options.grid)) < len(options.grid) or any(x - x != 0 for x in options.grid):
-        raise ValueError("--grid: give different finite numbers")
-    folder = Path(options.output)
-    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ValueError(f"--output {folder}: is not a writable folder")
+    if len(set(options.grid)) < len(options.grid) or any(x - x != 0 for x in options.grid) or not any(options.grid):
+        raise ValueError("--grid: give different finite numbers, one of them not 0: the base is tried in any case")
+    folder = Path(options.output).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"--output {options.output}: cannot be written, because {nearest} is no writable folder")
 
 
 def _try_all(trials: Any, combination: Combination, options: argparse.Namespace) -> Found:
@@ -197,4 +202,4 @@ def _report(found: Found, expression: Expression, options: argparse.Namespace) -
         if coefficient:
             origin = [] if vector.origin == expression.base else ["from", vector.origin]
             command += ["-" if coefficient < 0 else "+", f"{abs(coefficient):g}", vector.checkpoint, *origin]
-    print(f"\nbest: python -m titan_attent.edit {' '.join(command)} --output DIR, with the same options for vectors")
+    print(f"\nbest: python -m titan_attent.edit {shlex.join(command)} --output DIR, with the same options for vectors")

@@ -44,6 +44,8 @@ class FuzzyLogic(Task):
         self.require(1 <= self.terms <= 3, f"--terms is {self.terms}; set it to 1, 2 or 3")
         self.require(2 <= self.samples <= 1024, f"--samples is {self.samples}; set it to 2 to 1,024")
         self.require(2 <= self.levels <= 1024, f"--levels is {self.levels}; set it to 2 to 1,024")
+        self.require_share("--held-out-share", self.held_out_share)
+        self.require_share("--new-terms-share", self.new_terms_share)
         for split, functions in self.functions.items():
             self.require(
                 len(functions) > 0,

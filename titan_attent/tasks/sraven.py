@@ -52,6 +52,7 @@ class Sraven(Task):
 
     def __post_init__(self) -> None:
         self.require(1 <= self.features <= 4, f"--features is {self.features}; set it to 1 to 4")
+        self.require_share("--held-out-share", self.held_out_share)
         for split, tasks in self.tasks.items():
             self.require(len(tasks) > 0, f"--held-out-share {self.held_out_share} leaves the split {split} no rules")
 

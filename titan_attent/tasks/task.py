@@ -88,6 +88,10 @@ class Task(ABC):
         """The random numbers of a split; of no split, those of what all rows have in common."""
         return Draws(self.seed, name=self.name, split=split)
 
+    def require_share(self, flag: str, value: float) -> None:
+        """ValueError unless the option ``flag`` is a number from 0 to 1."""
+        self.require(0 <= value <= 1, f"{flag} is {value:g}; set it to a number from 0 to 1")
+
     def require(self, holds: bool, message: str) -> None:
         """ValueError with ``message`` unless an option is as it must be."""
         if not holds:

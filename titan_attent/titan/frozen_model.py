@@ -150,7 +150,7 @@ def build_frozen(
     The random state is left unchanged, so a run draws the same random numbers with and without a frozen model.
     """
     config, spec = check_frozen(job_config, checkpoint, family=family, flavor=flavor)
-    warn_of_pickles(checkpoint)
+    warn_of_pickles(checkpoint, what="the frozen model of")
     args = copy.deepcopy(spec.model_args[config.model.flavor])
     args.update_from_config(config)
     with torch.device("meta"), utils.set_default_dtype(TORCH_DTYPE_MAP[config.training.dtype]):

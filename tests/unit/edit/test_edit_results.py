@@ -14,7 +14,7 @@ from torch import Tensor
 from unit.edit.made import SHAPES, files_of, load, save, weights
 
 from titan_attent.edit import boxes as boxes_module
-from titan_attent.edit import writer
+from titan_attent.edit import search, writer
 from titan_attent.edit.averages import decay_weights
 from titan_attent.edit.checkpoint import DcpCheckpoint
 from titan_attent.edit.command import main
@@ -210,6 +210,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
         ("a + b --output out --processes 0", "--processes 0: it must be at least 1"),
         ("a + b --output out --last 2", "--last: it is for means"),
         ("a + none --output out", "none is neither a finished DCP checkpoint"),
+        ("mean a b a/ --output out", "mean: a checkpoint is named twice"),
         ("mean a b --rank 2 --output out", "--rank: it changes vectors"),
         ("mean a b --decay linear --output out", "the steps must be known and rise"),
         ("mean a b --weights 1 --output out", "--weights: give 2 numbers"),
@@ -224,6 +225,38 @@ def test_mistakes_are_one_error_before_any_work(text: str, message: str, capsys:
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_what_is_to_be_copied_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a", "--output", str(tmp_path / "a b")]) == 0
+    assert f"--checkpoint.initial_load_path '{tmp_path}/a b'" in capsys.readouterr().out
+
+
+def test_the_folder_of_a_run_is_told_its_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "checkpoint" / "step-5", weights(1))
+    assert edit(f"mean {tmp_path} --last 1 --output out") == 2
+    assert f"holds 0 finished checkpoints of its run; give {tmp_path / 'checkpoint'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--output a/.metadata/x", "--output a/.metadata/x: cannot be written, because"),
+        ("--output x --grid 0", "--grid: give different finite numbers, one of them not 0"),
+    ],
+)
+def test_a_search_without_a_result_is_refused(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edit(f"search a + b --target t --control c {options}") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_search_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_search", interrupted)
+    assert edit("search a + b") == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 OTHER_MODELS: dict[str, tuple[Any, str]] = {

@@ -77,10 +77,10 @@ def test_runs_that_keep_groups_whole(config: JobConfig, values: dict[str, Any]) 
         ({"teacher.strategy": "hard", "teacher.weighting": "none"}, 'strategy = "hard": it selects rows one by one'),
         ({"training.global_batch_size": 130, "training.local_batch_size": 65, "teacher.weighting": "none"}, "of 130: "),
         ({"data.group_size": 3, "teacher.weighting": "none"}, "make training.global_batch_size a multiple of 3"),
-        ({"data.group_size": 128, "training.local_batch_size": 64, "teacher.q": 1.0}, "multiple of 128"),
+        ({"data.group_size": 128, "training.local_batch_size": 64, "teacher.q": 1.0}, "says --seeds 4"),
         ({"training.seq_len": 20, "validation.seq_len": 20}, "3200 documents are 6400 examples, as some have more"),
-        ({"data.group_size": 64, "data.exact_match": False, "training.global_batch_size": 384}, None),
-        ({"data.group_size": 16}, "validation_path = .*: its 40 rows are no groups of group_size = 16"),
+        ({"data.group_size": 64, "data.exact_match": False, "training.global_batch_size": 384}, "says --seeds 4, so"),
+        ({"data.group_size": 16}, "path = .*: .*task.json says --seeds 4, so .* Set group_size = 4, or write the data"),
         ({"validation.local_batch_size": 30}, "and validation.local_batch_size = 30: a vote is taken within a batch"),
         ({"parallelism.context_parallel_degree": 2}, r'\[teacher\] weighting = "worst_case" with context_parallel'),
         (
@@ -93,12 +93,20 @@ def test_runs_that_keep_groups_whole(config: JobConfig, values: dict[str, Any]) 
         ({"training.local_batch_size": 2, "training.global_batch_size": 128}, "Make local_batch_size a multiple of 4"),
     ],
 )
-def test_what_would_cut_a_group_is_refused(config: JobConfig, values: dict[str, Any], message: str | None) -> None:
-    if message is None:  # 3,200 rows are 50 groups of 64: only the validation data would not do
-        check(config, values)
-        return
+def test_what_would_cut_a_group_is_refused(config: JobConfig, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(config, values)
+
+
+def test_rows_that_no_task_describes_are_counted(config: JobConfig, written: Path, tmp_path: Path) -> None:
+    """3,200 rows are 200 groups of 16, and 40 validation rows are none."""
+    paths: dict[str, Any] = {}
+    for key, name in (("data.path", "train"), ("data.validation_path", "validation")):
+        (tmp_path / name).symlink_to(written / name)
+        paths[key] = str(tmp_path / name)
+    check(config, paths | {"data.group_size": 16, "data.exact_match": False})
+    with pytest.raises(ValueError, match="validation_path = .*: its 40 rows are no groups of group_size = 16"):
+        check(config, paths | {"data.group_size": 16})
 
 
 def test_with_q_of_one_no_system_takes_part_and_the_step_is_torchtitans_own() -> None:

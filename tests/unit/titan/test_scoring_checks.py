@@ -11,6 +11,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from titan_attent.data.examples import ScoredData
+from titan_attent.data.run_record import RunRecord, write_run_record
 from titan_attent.models.vision.config import VisionConfig
 from titan_attent.scores.stored import Scoring
 from titan_attent.titan.scoring import targets
@@ -66,6 +67,33 @@ def test_the_options_of_the_command_line(tmp_path: Path) -> None:
             parse_options([*argv, "--output", "o"] if len(argv) > 1 else ["--output", "o", *argv])
     with pytest.raises(ValueError, match="--output is missing: name the folder"):
         parse_options(["--a.b", "c"])
+
+
+def test_targets_of_a_checkpoint_that_no_run_would_find_are_refused(tmp_path: Path) -> None:
+    """[distillation] targets looks for step-N; and a source of another tokenizer draws ids that mean other text."""
+    data: Any = SimpleNamespace(
+        shards=SimpleNamespace(tokenizer_info={"name": "own", "vocab_size": 512, "sha256": "1a2b3c4d99"})
+    )
+    source = tmp_path / "run" / "checkpoint" / "step-4"
+    targets.check_source(source, data)  # of a run that recorded nothing
+    with pytest.raises(ValueError, match=r"initial_load_path = .*edited: its name is not step-N.* Rename the folder"):
+        targets.check_source(tmp_path / "edited", data)
+    record = RunRecord(measured={"tokenizer": "other name, 512 ids, 1a2b3c4d"})
+    write_run_record(tmp_path / "run" / "teacher", record, losses=())
+    targets.check_source(source, data)
+    record = RunRecord(measured={"tokenizer": "own, 512 ids, 01234567"})
+    write_run_record(tmp_path / "run" / "teacher", record, losses=())
+    with pytest.raises(ValueError, match="initial_load_path = .*step-4: its run .* was trained with another tokenizer"):
+        targets.check_source(source, data)
+
+
+@pytest.mark.parametrize("kind", ["draws", "top_k"])
+def test_the_temperature_of_the_largest_logit_is_a_kind(kind: str) -> None:
+    words = ["--output", "o", "--temperature", "0", "--kind"]
+    with pytest.raises(ValueError, match=f"--temperature 0 with --kind {kind}: .* give --kind argmax"):
+        targets.parse_options([*words, kind])
+    options, _ = targets.parse_options([*words, "argmax"])
+    assert (options.num, options.temperature) == (1, 0.0)
 
 
 def test_torchrun_passes_every_option_on() -> None:

@@ -51,7 +51,7 @@ def rule_of(file: TokenFile, options: Options, *, tokenizer: dict[str, Any]) -> 
     """The rule for ``file``.
 
     Raises:
-        ValueError: it has no index for ``--boundaries index``, no id is known, or an id does not fit the dtype.
+        ValueError: it has no index for ``--boundaries index``, no id is known, or an id does not fit.
     """
     kind = options.boundaries or (EOS_BOS if file.boundaries == EOS and options.bos else file.boundaries)
     if kind == NONE:
@@ -68,6 +68,13 @@ def rule_of(file: TokenFile, options: Options, *, tokenizer: dict[str, Any]) -> 
             bos_id = special_id(options.bos, option="--bos", tokenizer=tokenizer)
         elif file.bos_id is None:
             raise bad(file.path, "its format does not say which id begins a document", "name it with --bos")
+        elif file.bos_id >= tokenizer["vocab_size"]:
+            raise bad(
+                file.path,
+                f"its format begins documents with the id {file.bos_id}, and the tokenizer has "
+                f"{tokenizer['vocab_size']} ids",
+                "give the tokenizer of the files, or name the id with --bos, or use --boundaries eos or none",
+            )
         else:
             bos_id = file.bos_id
     if max(eos_id, bos_id) > np.iinfo(file.dtype).max:

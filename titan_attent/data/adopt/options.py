@@ -87,6 +87,8 @@ def places(inputs: list[Path], *, output: str, root: str) -> Places:
     if bool(output) != bool(root):
         raise ValueError("give both --output and --root, or neither: paths in the index are relative to --root")
     if not output:
+        if len(inputs) == 1 and not inputs[0].exists() and not set("*?[") & set(str(inputs[0])):
+            raise ValueError(f"{inputs[0]}: no such folder; correct the path")
         if len(inputs) != 1 or not inputs[0].is_dir():
             raise ValueError(
                 "several inputs, or a file: give --output DIR for the index, and --root for their common folder"

@@ -16,14 +16,22 @@ def check_tokenizer(config: DistillationConfig, dataset: Any) -> None:
     Checkpoints do not name a tokenizer. So that of the run beside them is compared, where titan_attent trained the
     source; the size of the vocabulary is compared with every checkpoint (frozen_model.py).
     """
-    run = Path(config.source).parent
+    check_tokenizer_of_run(Path(config.source).parent, dataset, where=f"[distillation] source = {config.source}")
+
+
+def check_tokenizer_of_run(run: Path, dataset: Any, *, where: str) -> None:
+    """Refuse the source in the folder ``run`` if it recorded another tokenizer than that of ``dataset``; ValueError.
+
+    Args:
+        where: the key that names the source, and its value, for the message.
+    """
     recorded = str(read_run_record(run).measured.get("tokenizer", ""))
     own = dataset.shards.tokenizer_info
     expected = [f"{own['vocab_size']} ids", str(own.get("sha256", ""))[:8]]
     stored = recorded.split(", ")[-2:]
     if recorded and all(stored) and all(expected) and stored != expected:
         raise ValueError(
-            f"[distillation] source = {config.source}: its run {run} was trained with another tokenizer, {recorded}, "
+            f"{where}: its run {run} was trained with another tokenizer, {recorded}, "
             f"than that of data.path, {own['name']}, {', '.join(expected)}: its ids mean other text. Write the data "
             "with the source's tokenizer, or take a source trained with this one"
         )

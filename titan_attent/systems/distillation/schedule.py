@@ -31,7 +31,7 @@ def phases_of(
     ValueError (what is wrong, how to fix it) if the checkpoints do not suffice.
     """
     if not checkpoints:
-        raise ValueError("it holds no finished checkpoint (a folder step-N with .metadata): check the path")
+        raise ValueError("it holds no finished checkpoint: check the path")
     last = checkpoints[-1]
     if config.schedule == "final":
         return (Phase(1, last),)

@@ -35,12 +35,18 @@ def targets_of(config: DistillationConfig, step: int) -> StoredTargets:
     return StoredTargets(Path(config.targets) / f"step-{step}")
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """N of a folder step-N; None for another name."""
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
 def finished_steps(folder: Path, *, file: str = ".metadata") -> list[int]:
     """The steps of the folders step-N in ``folder`` that hold ``file``, ascending; ValueError if it is no folder."""
     if not folder.is_dir():
         raise ValueError("there is no such folder: check the path")
-    matches = [(entry, _STEP.fullmatch(entry.name)) for entry in folder.iterdir()]
-    return sorted(int(match[1]) for entry, match in matches if match and (entry / file).is_file())
+    found = [(step_of(entry), entry) for entry in folder.iterdir()]
+    return sorted(step for step, entry in found if step is not None and (entry / file).is_file())
 
 
 def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ...]:
@@ -48,10 +54,22 @@ def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ..
     key, file = ("targets", FACTS_FILE) if config.targets else ("source", ".metadata")
     folder = Path(getattr(config, key))
     try:
+        if not (checkpoints := finished_steps(folder, file=file)):
+            what = "targets" if config.targets else "checkpoint"
+            fix = _folder_that_is_meant(folder, file=file)
+            raise ValueError(f"it holds no finished {what} (a folder step-N with {file}): {fix}")
         losses = losses_of(Path(config.source).parent) if config.schedule == "two_shot" else {}
-        return phases_of(config, steps=steps, checkpoints=finished_steps(folder, file=file), losses=losses)
+        return phases_of(config, steps=steps, checkpoints=checkpoints, losses=losses)
     except ValueError as error:
         raise ValueError(f"[distillation] {key} = {folder}: {error}") from None
+
+
+def _folder_that_is_meant(folder: Path, *, file: str) -> str:
+    """What to do about a folder without step-N: it may be a step itself, or the folder of a run."""
+    if (folder / file).is_file():
+        return f"it is one itself, so name the folder above, {folder.parent}"
+    near = sorted({path.parent.parent for path in folder.glob(f"*/step-*/{file}")})
+    return f"give {near[0]}" if near else "check the path"
 
 
 def metadata_hash(checkpoint: Path) -> str:

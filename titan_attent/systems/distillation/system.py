@@ -95,6 +95,10 @@ class Distillation(System):
         config.validate()
         if cls.is_on(config):
             config.check_used()
+        elif (given := config.source or config.targets) and is_first_rank():
+            logger.warning(
+                f'[distillation] {given} is not read, as schedule is "off": choose a schedule to learn from it'
+            )
 
     @classmethod
     def check_data(cls, config: DistillationConfig, facts: DataFacts) -> None:

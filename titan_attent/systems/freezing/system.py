@@ -22,7 +22,7 @@ from titan_attent.systems.freezing.policy import History, decide, relative, stag
 from titan_attent.systems.freezing.probe import Prober
 from titan_attent.systems.freezing.units import ALWAYS_TRAINED, backward_flops, find_units
 from titan_attent.systems.settings import RunSettings
-from titan_attent.systems.system import DataFacts, Run, System
+from titan_attent.systems.system import DataFacts, Planned, Run, System
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class Freezing(System):
             keys += ["stages", "warmup_steps"]
         return {f"freezing.{key}": getattr(config, key) for key in keys}
 
+    @classmethod
+    def plan(cls, config: FreezingConfig, facts: DataFacts, *, num_ranks: int) -> Planned:
+        return Planned((_schedule(config) + ".",) if config.stages else ())
+
     config: FreezingConfig
 
     def __init__(self, run: Run, config: FreezingConfig):
@@ -153,8 +157,7 @@ class Freezing(System):
         if is_first_rank():
             full = backward_flops(self.units) / 1e9
             if self.stages:
-                stages = ", then ".join(f"{one.part} for {one.steps or 'the remaining'} steps" for one in self.stages)
-                logger.info(f"Freezing: all modules for {config.warmup_steps} steps, then {stages}")
+                logger.info(_schedule(config))
             else:
                 logger.info(
                     f"Freezing: policy {config.policy}, {len(self.units)} modules, all active for "
@@ -267,3 +270,9 @@ class Freezing(System):
         self.history = History(**loaded["history"])
         self.account.load(loaded["account"])
         self.run.ledger.seconds["probe"] = loaded["probe_seconds"]
+
+
+def _schedule(config: FreezingConfig) -> str:
+    """What "stages" trains, and for how long."""
+    stages = (f"{one.part} for {one.steps or 'the remaining'} steps" for one in parse_stages(config.stages))
+    return f"Freezing: all modules for {config.warmup_steps} steps, then {', then '.join(stages)}"

@@ -1,13 +1,17 @@
 """``[data] group_size``: what groups of examples with one input do not combine with, and data that hold no such groups.
 
-Cost: the index of the data.
+Cost: the index of the data, and a small file beside it.
 """
+
+from pathlib import Path
 
 from torchtitan.config import JobConfig
 
 from titan_attent.data.examples import Examples
 from titan_attent.data.plan.packed import BEST_FIT
 from titan_attent.data.text.document_examples import DOCUMENT, DocumentDataset
+from titan_attent.data.text.output import TASK_FILE
+from titan_attent.foundations.versioned_json import read_json_object
 from titan_attent.titan.mixtures import is_mixed
 
 
@@ -69,14 +73,30 @@ def check_validation_groups(job_config: JobConfig, dataset: Examples, *, key: st
 def check_data(dataset: Examples, m: int, *, key: str) -> None:
     """Refuse data whose examples are no groups of m whole documents; ValueError."""
     assert isinstance(dataset, DocumentDataset)
-    path, num_documents = dataset.shards.path, dataset.shards.index.num_documents
+    path, num_documents = Path(dataset.shards.path), dataset.shards.index.num_documents
     if len(dataset) != num_documents:
         raise ValueError(
             f"[data] {key} = {path} with group_size = {m}: its {num_documents} documents are {len(dataset)} examples, "
             f"as some have more than seq_len = {dataset.seq_len} tokens. Raise seq_len to the longest row"
+        )
+    if (seeds := _seeds_of(path)) is not None and seeds % m:
+        raise ValueError(
+            f"[data] {key} = {path} with group_size = {m}: {path.parent / TASK_FILE} says --seeds {seeds}, so rows of "
+            f"different inputs would be one group. Set group_size = {seeds}, or write the data with --seeds {m}"
         )
     if num_documents % m:
         raise ValueError(
             f"[data] {key} = {path}: its {num_documents} rows are no groups of group_size = {m}. Set it to the --seeds "
             "that the data were written with"
         )
+
+
+def _seeds_of(path: Path) -> int | None:
+    """The rows per input of a data set that titan_attent.tasks wrote; None for another one."""
+    try:
+        content = read_json_object(path.parent / TASK_FILE)
+    except (OSError, ValueError):
+        return None
+    options = content.get("options")
+    seeds = options.get("seeds", 1) if isinstance(options, dict) and "task" in content else None
+    return seeds if isinstance(seeds, int) and seeds >= 1 else None

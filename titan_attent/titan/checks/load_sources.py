@@ -175,7 +175,11 @@ def check_checkpoint_path(path: str | None) -> None:
     raise ValueError(f"[checkpoint] initial_load_path = {path} {problem}")
 
 
-def warn_of_pickles(path: str | Path) -> None:
-    """Warn on rank 0 that loading a checkpoint from another source can run any code in it."""
+def warn_of_pickles(path: str | Path, *, what: str = "[checkpoint] initial_load_path =") -> None:
+    """Warn on rank 0 that loading a checkpoint from another source can run any code in it.
+
+    Args:
+        what: what the checkpoint is; stands before its path.
+    """
     if os.environ.get("RANK", "0") == "0":
-        logger.warning(f"[checkpoint] initial_load_path = {path}: {TRUSTED}")
+        logger.warning(f"{what} {path}: {TRUSTED}")

@@ -35,6 +35,8 @@ from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.divergence import largest_id
 from titan_attent.losses.target_draws import draw_targets, top_targets
 from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, facts_of_data
+from titan_attent.systems.distillation.checks import check_tokenizer_of_run
+from titan_attent.systems.distillation.sources import step_of
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse, spec_of
 from titan_attent.titan.models.families import family_of
@@ -150,6 +152,17 @@ def writer_of(job_config: JobConfig, dataset: Any, options: Options) -> TargetsW
     return TargetsWriter(Path(options.output) / path.name, facts=facts)
 
 
+def check_source(path: Path, dataset: Any) -> None:
+    """Refuse a source whose targets no run would find, or whose run recorded another tokenizer; ValueError."""
+    where = f"[checkpoint] initial_load_path = {path}"
+    if step_of(path) is None:
+        raise ValueError(
+            f"{where}: its name is not step-N, by which [distillation] targets finds the targets of a checkpoint. "
+            "Rename the folder, such as step-1"
+        )
+    check_tokenizer_of_run(path.parent.parent, dataset, where=where)
+
+
 def check_text(job_config: JobConfig, dataset: Any) -> None:
     """Refuse data whose examples are not of tokens; ValueError."""
     if not isinstance(dataset, TokenDataset | DocumentDataset):
@@ -184,10 +197,13 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         raise ValueError("--output is missing: name the folder to write the targets to")
     check_one_of("--kind", parsed.kind, KINDS, section="score targets")
     check_number("--ids", parsed.num, at_least=1, whole=True, section="score targets")
-    check_number("--temperature", parsed.temperature, above=0, section="score targets")
     if parsed.kind == ARGMAX:
         parsed.num, parsed.temperature, parsed.seed = 1, 0.0, 0
-    elif parsed.kind == TOP_K:
+        return Options(**vars(parsed)), rest
+    if parsed.temperature == 0:
+        raise ValueError(f"--temperature 0 with --kind {parsed.kind}: for the largest logit give --kind {ARGMAX}")
+    check_number("--temperature", parsed.temperature, above=0, section="score targets")
+    if parsed.kind == TOP_K:
         parsed.seed = 0
     return Options(**vars(parsed)), rest
 
@@ -202,6 +218,7 @@ def main(argv: list[str]) -> None:
         world_size = int(os.environ["WORLD_SIZE"])
         dataset = check_scored_run(job_config, spec, world_size=world_size, datasets=datasets)
         check_text(job_config, dataset)
+        check_source(Path(job_config.checkpoint.initial_load_path).resolve(), dataset)
         vocab_size = cast(Any, spec.model_args[job_config.model.flavor]).vocab_size
         if options.num > vocab_size:
             raise ValueError(f"--ids {options.num}: the source has {vocab_size} ids; lower it")

@@ -235,6 +235,8 @@ def test_places_that_are_refused(tokenizer: Path, tmp_path: Path, documents: lis
 
     refused("give both --output and --root", files, output=str(tmp_path / "x"))
     refused("several inputs, or a file", files / "a.bin")
+    refused("several inputs, or a file", files / "*.bin")
+    refused("gone: no such folder; correct the path", tmp_path / "gone")
     refused("no such folder", files, output=str(tmp_path / "x"), root=str(tmp_path / "other"))
     refused("no such file or folder", tmp_path / "gone", output=str(tmp_path / "x"), root=str(tmp_path))
     refused("is in several inputs", files, files / "a.bin", output=str(tmp_path / "x"), root=str(tmp_path))

@@ -69,10 +69,12 @@ def test_damage_is_one_clear_error(tokenizer: Path, tmp_path: Path, slot: int, v
         adopted(tmp_path, tokenizer, bos="900")
 
 
-def test_a_small_vocabulary_is_refused(tokenizer: Path, tmp_path: Path) -> None:
-    llmc(tmp_path / "a.bin", make_documents(first=BOS))
+@pytest.mark.parametrize("first", [BOS, 900])
+def test_a_small_vocabulary_is_refused(tokenizer: Path, tmp_path: Path, first: int) -> None:
+    """Where no document begins with 50256, all of them would be one."""
+    llmc(tmp_path / "a.bin", make_documents(vocab_size=900, first=first))
     with pytest.raises(
-        ValueError, match=r"token 0 has the id 50256, but the tokenizer has 1001 ids; give the tokenizer"
+        ValueError, match=r"begins documents with the id 50256, and the tokenizer has 1001 ids; give the tokenizer"
     ):
         adopted(tmp_path, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]

@@ -240,6 +240,24 @@ def test_two_shot_reads_the_logs_beside_the_checkpoints(tmp_path: Path) -> None:
     assert phases_on_disk(keys, steps=10) == ((1, 50), (6, 100))
 
 
+def test_the_folder_that_is_meant_is_named(tmp_path: Path) -> None:
+    """The folder of the run, or of one checkpoint, in place of that of all; and targets are no checkpoints."""
+    for folder, key, file in (("checkpoint", "source", ".metadata"), ("targets", "targets", "targets.json")):
+        (tmp_path / folder / "step-10").mkdir(parents=True)
+        (tmp_path / folder / "step-10" / file).write_bytes(b"x")
+        for path, fix in (
+            (tmp_path, f"give {tmp_path / folder}$"),
+            (tmp_path / folder / "step-10", f"it is one itself, so name the folder above, {tmp_path / folder}$"),
+            (tmp_path / "checkpoint" / "empty", "check the path$"),
+        ):
+            (tmp_path / "checkpoint" / "empty").mkdir(exist_ok=True)
+            keys = DistillationConfig(schedule="final", **{key: str(path)})  # type: ignore[arg-type]
+            what = "checkpoint" if key == "source" else "targets"
+            message = rf"{key} = {path}: it holds no finished {what} \(a folder step-N with {file}\): {fix}"
+            with pytest.raises(ValueError, match=message):
+                phases_on_disk(keys, steps=10)
+
+
 def test_reading_ahead_reads_the_files_and_survives_missing_ones(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 10)
     read_ahead(path).join(timeout=10)

@@ -1,5 +1,7 @@
 """The schedule of ``[freezing] policy = "stages"``."""
 
+from typing import Any
+
 import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
@@ -10,6 +12,7 @@ from torchtitan.models.llama3.model.model import Transformer
 from titan_attent.foundations.flops import matrix_flops
 from titan_attent.systems.freezing.config import FreezingConfig, Stage, parse_stages
 from titan_attent.systems.freezing.policy import stage_of, units_of_stage
+from titan_attent.systems.freezing.system import Freezing
 from titan_attent.systems.freezing.units import find_units
 from titan_attent.titan.models.mot import MixtureOfTransformers, MotArgs
 
@@ -21,6 +24,16 @@ def test_a_step_has_one_stage() -> None:
     assert stages == [Stage("feed_forward", 3), Stage("attention", 2), Stage("both", None)]
     found = [stage_of(stages, step, warmup_steps=2) for step in range(1, 10)]
     assert found == [-1, -1, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_the_plan_says_when_a_stage_begins() -> None:
+    facts: Any = None  # not read
+    config = FreezingConfig(policy="stages", stages=["feed_forward:3", "attention"], warmup_steps=2)
+    schedule = (
+        "Freezing: all modules for 2 steps, then feed_forward for 3 steps, then attention for the remaining steps."
+    )
+    assert Freezing.plan(config, facts, num_ranks=1).lines == (schedule,)
+    assert Freezing.plan(FreezingConfig(policy="mat"), facts, num_ranks=1).lines == ()
 
 
 @pytest.mark.parametrize(
