@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the environment and run the whole test suite (11 to 18 minutes on 2 cores, two test files in parallel).
+# Set up the environment and run the default test suite, two test files in parallel (7 minutes on two AMD EPYC cores).
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

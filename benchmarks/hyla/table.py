@@ -42,7 +42,7 @@ def verdict(scores: Scores, task: str) -> str:
     """Whether HYLA is above softmax and linear attention on the combinations that were not trained.
 
     It is if on each untrained split the 95% interval of its difference to both, seed by seed, is above 0. It is not if
-    one of these intervals is below 0; otherwise the seeds do not tell.
+    one of these intervals is below 0, or if the seeds do not tell.
     """
     if not {"hyla", *OTHERS} <= scores.keys():
         return "not measured: it needs hyla, softmax and linear"
@@ -63,7 +63,8 @@ def verdict(scores: Scores, task: str) -> str:
             holds &= fmean(differences) - half_width(differences) > 0
             fails |= fmean(differences) + half_width(differences) < 0
             parts.append(f"{split}, HYLA minus {other}: {percent(differences)}")
-    word = "reproduced" if holds else "not reproduced" if fails else "open"
+    undecided = "not reproduced at this size: its intervals do not all leave out 0"
+    word = "reproduced" if holds else "not reproduced" if fails else undecided
     return f"{word} ({'; '.join(parts)}; {len(seeds)} seeds)"
 
 

@@ -88,14 +88,14 @@ def transform_of(options: argparse.Namespace) -> Transform:
 def open_all(paths: Sequence[str], *, family: str, flavor: str) -> dict[str, Checkpoint]:
     """The checkpoints by path; ValueError as they raise."""
     in_safetensors = [path for path in paths if _is_safetensors(path)]
-    if (family or flavor) and not in_safetensors:
-        raise ValueError("--family and --flavor are for folders of *.safetensors, and there is none")
     opened: dict[str, Checkpoint] = {}
     for path in paths:
         if path in in_safetensors:
             opened[path] = HuggingFaceCheckpoint(path, family=family, flavor=flavor)
         else:
             opened[path] = DcpCheckpoint(path)
+    if (family or flavor) and not in_safetensors:
+        raise ValueError("--family and --flavor are for folders of *.safetensors, and there is none")
     return opened
 
 

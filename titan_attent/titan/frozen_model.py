@@ -182,7 +182,7 @@ def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobCon
     config.model.name, config.model.flavor = family + SUFFIX, flavor
     config.activation_checkpoint.mode = "none"
     spec = attent_spec(config.model.name, data=config.data.path)
-    check_flavor(spec, model=config.model.name, flavor=config.model.flavor)
+    check_flavor(spec, model=config.model.name, flavor=flavor, key="its flavor")
     return config, spec
 
 

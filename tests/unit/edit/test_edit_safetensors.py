@@ -17,6 +17,7 @@ from unit.edit.made import load, save
 from titan_attent.edit.boxes import boxes
 from titan_attent.edit.command import main
 from titan_attent.edit.hugging_face import HuggingFaceCheckpoint
+from titan_attent.edit.options import open_all
 from titan_attent.titan.models.flavors import EXTRA_FLAVORS
 from titan_attent.titan.train_spec import attent_spec
 
@@ -153,3 +154,11 @@ def test_quantized_and_damaged_files_are_refused(tmp_path: Path, capsys: pytest.
     file.write_bytes(file.read_bytes()[:-8])
     assert main([str(tmp_path / "cut"), "--output", str(tmp_path / "out"), *MODEL.split()]) == 2
     assert "model-1.safetensors does not hold all of" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told_before_a_family_that_nothing_needs(tmp_path: Path) -> None:
+    there = str(save(tmp_path / "there", {"weight": torch.ones(2)}))
+    with pytest.raises(ValueError, match="nowhere"):
+        open_all([there, str(tmp_path / "nowhere")], family="llama3", flavor="bench")
+    with pytest.raises(ValueError, match="--family and --flavor are for folders"):
+        open_all([there], family="llama3", flavor="bench")

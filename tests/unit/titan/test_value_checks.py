@@ -11,6 +11,7 @@ from torchtitan.config import ConfigManager, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.titan.checks import preflight
+from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.train_spec import attent_spec
 
 QUICKSTART = Path(__file__).parents[3] / "train_configs" / "quickstart.toml"
@@ -246,3 +247,8 @@ def test_a_seed_checkpoint_takes_one_process(
             continue
         with pytest.raises(ValueError, match="create_seed_checkpoint = true: start it with one process"):
             check(quickstart, spec, values, world_size=world_size)
+
+
+def test_a_flavor_of_another_model_than_the_runs_is_not_blamed_on_the_runs_key(spec: TrainSpec) -> None:
+    with pytest.raises(ValueError, match='^its flavor = "huge" is unknown to llama3_attent'):
+        check_flavor(spec, model="llama3_attent", flavor="huge", key="its flavor")

@@ -55,11 +55,11 @@ def _is_enabled(job_config: JobConfig, path: str) -> bool:
     return getattr(job_config, path.partition(".")[0]).enable
 
 
-def check_flavor(spec: TrainSpec, *, model: str, flavor: str) -> None:
-    """Refuse a flavor that ``model``, whose TrainSpec is ``spec``, does not have; ValueError."""
+def check_flavor(spec: TrainSpec, *, model: str, flavor: str, key: str = "[model] flavor") -> None:
+    """Refuse a ``flavor``, the value of ``key``, that ``model``, whose TrainSpec is ``spec``, lacks; ValueError."""
     if flavor not in spec.model_args:
         raise ValueError(
-            f'[model] flavor = "{flavor}" is unknown to {model}{closest(flavor, spec.model_args) or "."} '
+            f'{key} = "{flavor}" is unknown to {model}{closest(flavor, spec.model_args) or "."} '
             f"Known: {', '.join(spec.model_args)}"
         )
 
