@@ -79,6 +79,7 @@ class WorstCase:
 
     Attributes:
         scale: s of the current step, fp64 scalar on ``device``; equal on all ranks.
+        shown: s after the last step, fp64 scalar on the host; to be read once the host has waited for the device.
     """
 
     def __init__(
@@ -87,6 +88,9 @@ class WorstCase:
         self.rule, self._group = rule, group
         self.scale = torch.tensor(first_scale, dtype=torch.float64, device=device)
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.shown = torch.tensor(first_scale, dtype=torch.float64)
+        if torch.device(device).type == "cuda":
+            self.shown = self.shown.pin_memory()
 
     def add(self, losses_N: Tensor, counts_N: Tensor) -> None:
         """Add the examples of a microbatch: their mean losses and their numbers of valid tokens, fp32 [N] each."""
@@ -106,6 +110,7 @@ class WorstCase:
         # A loss that is not finite must not become the scale of all later steps.
         scale = self.scale * mean.pow(1 / q)
         self.scale.copy_(torch.where(torch.isfinite(scale) & (scale > 0), scale, self.scale))
+        self.shown.copy_(self.scale, non_blocking=True)
         self._sums.zero_()
         return factor.float()
 

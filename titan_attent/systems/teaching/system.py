@@ -309,8 +309,8 @@ class Teaching(System):
     def metrics(self) -> dict[str, float]:
         scalars = self.teacher.decision_metrics()
         if self.worst_case is not None:
-            # After a step, the scale is the q-norm of that step, unless a loss was not finite.
-            scalars["teacher/worst_case_loss"] = self.worst_case.scale.item()
+            # The q-norm of the step, unless a loss was not finite. torchtitan waited for the device to log the loss.
+            scalars["teacher/worst_case_loss"] = self.worst_case.shown.item()
         return scalars
 
     def _write_decision(self, record: Record) -> None:
