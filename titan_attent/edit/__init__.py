@@ -12,10 +12,12 @@
     storage.py        files of a checkpoint, local or remote
     uncached.py       local files that leave nothing in the system's cache
     boxes.py          the parts in which tensors are read and written
+    memory.py         memory that tensors use one after the other
     stored_tensor.py  where the bytes of a tensor are in a torch.save archive
     pieces.py         a box of a tensor from the shards of several ranks
     checkpoint.py     the weights of a checkpoint
     hugging_face.py   the weights of a folder of *.safetensors
+    read_ahead.py     a checkpoint whose boxes are read before they are asked for
     compare.py        refuses checkpoints that do not fit together
     transforms.py     pruning, low rank, and the random control
     combine.py        one box of the result

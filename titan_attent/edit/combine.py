@@ -18,7 +18,8 @@ from torch import Tensor
 from titan_attent.edit.boxes import Box, sizes
 from titan_attent.edit.checkpoint import Checkpoint, Weight
 from titan_attent.edit.layers import LayerFactor, factor_of
-from titan_attent.edit.transforms import Transform
+from titan_attent.edit.memory import empty
+from titan_attent.edit.transforms import Transform, Unchanged
 
 
 @dataclass
@@ -69,11 +70,7 @@ class Combination:
         if not weight.dtype.is_floating_point:
             stored = blocks.stored(self._source)
             return stored if self.base else torch.zeros_like(stored)
-        counted = [
-            (term, coefficient)
-            for number, term in enumerate(self.terms, 1)
-            if (coefficient := term.coefficient * factor_of(self.factors, number, name))
-        ]
+        counted = self._counted(name)
         if not counted and self.base:
             return _rounded(blocks.stored(self.base), weight.dtype, name)
         total = blocks.wide(self.base) if self.base else torch.zeros(sizes(box))
@@ -83,6 +80,24 @@ class Combination:
             room = total if number else difference.to(total.dtype)
             total = torch.add(total, difference, alpha=coefficient, out=room)
         return _rounded(total, weight.dtype, name)
+
+    def needed(self, name: str) -> set[str]:
+        """The paths of the operands of which :meth:`read` needs the box that it is asked for.
+
+        Transforms that change a vector read the boxes that they need, in an order of their own.
+        """
+        if not self.weights[name].dtype.is_floating_point:
+            return {self._source}
+        whole = [term for term, _ in self._counted(name) if isinstance(term.transform, Unchanged)]
+        return {self.base, *(path for term in whole for path in (term.checkpoint, term.origin))} - {""}
+
+    def _counted(self, name: str) -> list[tuple[Term, float]]:
+        """The terms that count in a weight, with their coefficients there."""
+        return [
+            (term, coefficient)
+            for number, term in enumerate(self.terms, 1)
+            if (coefficient := term.coefficient * factor_of(self.factors, number, name))
+        ]
 
     def forget(self) -> None:
         """Drop what was read from the system's cache. For the end of a weight: some transforms read it repeatedly."""
@@ -110,15 +125,18 @@ class _Blocks:
 
     def difference(self, term: Term, box: Box) -> Tensor:
         """checkpoint - origin in ``box``, a new tensor."""
-        return self.wide(term.checkpoint, box) - self.wide(term.origin, box)
+        ours, origin = self.wide(term.checkpoint, box), self.wide(term.origin, box)
+        return torch.sub(ours, origin, out=empty(ours.shape, torch.promote_types(ours.dtype, origin.dtype)))
 
 
 def _wide(block: Tensor) -> Tensor:
-    return block if block.dtype in (torch.float32, torch.float64) else block.float()
+    if block.dtype in (torch.float32, torch.float64):
+        return block
+    return empty(block.shape, torch.float32).copy_(block)
 
 
 def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    rounded = total.to(dtype)
+    rounded = total if total.dtype == dtype else empty(total.shape, dtype).copy_(total)
     if rounded.numel():
         smallest, largest = rounded.aminmax() if dtype in (torch.float32, torch.float64) else total.aminmax()
         limit = torch.finfo(dtype).max

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from titan_attent.edit.boxes import Box, offsets, overlap, sizes, within
+from titan_attent.edit.memory import empty
 from titan_attent.edit.uncached import forget
 
 MAX_OPEN = 64
@@ -89,7 +90,7 @@ def read_box(pieces: Sequence[Piece], box: Box, dtype: torch.dtype, files: OpenF
     Args:
         box: one run of the tensor in row-major order, as :func:`~titan_attent.edit.boxes.boxes` cuts it.
     """
-    result = torch.empty(sizes(box), dtype=dtype)
+    result = empty(sizes(box), dtype)
     if result.numel() == 0:
         return result
     for piece in pieces:
@@ -103,7 +104,7 @@ def read_box(pieces: Sequence[Piece], box: Box, dtype: torch.dtype, files: OpenF
         if shared == box:
             files.read_into(result, piece.file, start)
         else:
-            part = torch.empty(sizes(shared), dtype=dtype)
+            part = empty(sizes(shared), dtype)
             files.read_into(part, piece.file, start)
             result[within(shared, box)] = part
     return result

@@ -3,12 +3,13 @@
 The cut into files depends on the weights alone, and each file is written by one process, in order. So the bytes of all
 files, ``.metadata`` included, are the same from any number of processes. Each file is written past the page cache
 (uncached.py), fsynced, read back from the disk and compared by its hash, XXH3: a SHA-256 would take as long as all of
-the rest. The next box is computed while one is written, and the next file while one is read back, each in a thread.
+the rest. Four things go on at the same time, in threads: a box is written, the next one is computed, those after it are
+read (read_ahead.py), and the file before is read back.
 
 torch's own writer is not used: it keeps every tensor of a file in memory until the file is complete.
 
 Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB per process beside the boxes, of which
-one more is held than is computed.
+one more is held than is computed, and :data:`BOXES_AHEAD` of the operands.
 """
 
 import io
@@ -20,7 +21,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -39,11 +41,14 @@ from titan_attent.data.io.files import HASH_BLOCK
 from titan_attent.edit.boxes import Box, boxes, offsets, sizes
 from titan_attent.edit.checkpoint import Weight
 from titan_attent.edit.combine import Combination
+from titan_attent.edit.read_ahead import ReadAhead
 from titan_attent.edit.storage import Folder, sync
 from titan_attent.edit.uncached import forget
 
 MIN_FILE_BYTES = 2**27
 """Bytes of a file, at least, before the next tensor begins another one."""
+BOXES_AHEAD = 12
+"""Boxes that are read ahead, of all operands together, but one of each at least."""
 MAX_FILES = 128
 """Approximate number of files of a large checkpoint, and so of processes that can share it."""
 
@@ -173,17 +178,26 @@ def _write_file(combination: Combination, folder: Folder, file: str, weights: Se
 
 def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tuple[str, Box, torch.Tensor]]:
     """The boxes of some weights in order, each computed while the one before it is used."""
-    with ThreadPoolExecutor(1) as computer:
+    places = [(name, box) for name in weights for box in boxes(combination.weights[name].shape)]
+    with ExitStack() as stack:
+        readers = {path: stack.enter_context(ReadAhead(one)) for path, one in combination.operands.items()}
+        combination = replace(combination, operands=readers)
+        ahead = max(1, BOXES_AHEAD // len(readers))
+        computer = stack.enter_context(ThreadPoolExecutor(1))
         before: tuple[str, Box, Future[torch.Tensor]] | None = None
-        for name in weights:
-            for box in boxes(combination.weights[name].shape):
-                following = name, box, computer.submit(combination.read, name, box)
-                if before is not None:
-                    yield *before[:2], before[2].result()
-                before = following
-            computer.submit(combination.forget)
+        for number, (name, box) in enumerate(places):
+            for following in places[number + ahead if number else 0 : number + ahead + 1]:
+                for path in combination.needed(following[0]):
+                    readers[path].announce(*following)
+            computed = computer.submit(combination.read, name, box)
+            if before is not None:
+                yield *before[:2], before[2].result()
+                if before[0] != name:
+                    computer.submit(combination.forget)
+            before = name, box, computed
         if before is not None:
             yield *before[:2], before[2].result()
+        combination.forget()
 
 
 def _verify(folder: Folder, written: WrittenFile) -> None:

@@ -1,0 +1,120 @@
+"""Memory that is lent again, and boxes that are read ahead."""
+
+import math
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.edit.made import save, weights
+
+from titan_attent.edit import memory, writer
+from titan_attent.edit.boxes import boxes
+from titan_attent.edit.checkpoint import DcpCheckpoint
+from titan_attent.edit.command import main
+from titan_attent.edit.memory import MAX_BLOCKS, empty
+from titan_attent.edit.read_ahead import ReadAhead
+
+
+@given(steps=st.lists(st.tuples(st.integers(0, 80), st.sampled_from(["whole", "view", "storage"])), max_size=150))
+def test_no_two_tensors_that_live_share_memory(steps: list[tuple[int, str]]) -> None:
+    """Tensors come and go; of some only a view or the storage is left."""
+    held: dict[int, tuple[object, torch.Tensor]] = {}
+    for number, (slot, kind) in enumerate(steps):
+        held.pop(slot % 45, None)
+        tensor = empty((3, 5), torch.int64).fill_(number)
+        if kind == "storage":
+            held[slot % 45] = tensor.untyped_storage(), torch.full((15,), number)
+        else:
+            held[slot % 45] = (tensor[1:] if kind == "view" else tensor), torch.full((15,), number)
+        del tensor
+        for kept, expected in held.values():
+            found = kept if isinstance(kept, torch.Tensor) else torch.tensor([], dtype=torch.int64).set_(kept)
+            assert torch.equal(found.flatten(), expected[: found.numel()])
+
+
+def test_memory_that_nothing_refers_to_is_lent_again() -> None:
+    first = empty((7,), torch.float32)
+    place = first.data_ptr()
+    second = empty((7,), torch.float32)
+    assert second.data_ptr() != place
+    del first
+    assert empty((2, 3), torch.bfloat16).data_ptr() == place
+
+
+def test_more_tensors_than_blocks_and_larger_ones() -> None:
+    many = [empty((4,), torch.float32).fill_(i) for i in range(2 * MAX_BLOCKS)]
+    assert [float(one.sum()) for one in many] == [4.0 * i for i in range(2 * MAX_BLOCKS)]
+    assert len(memory._blocks) <= MAX_BLOCKS
+    large = empty((memory.BLOCK_BYTES // 4 + 1,), torch.float32)
+    assert large.fill_(1).sum() == large.numel()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.bool, torch.complex64], ids=str)
+def test_shapes_and_dtypes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = empty(shape, dtype)
+    assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
+    assert tensor.untyped_storage().nbytes() == math.prod(shape) * dtype.itemsize  # all that torch.save would write
+
+
+def test_threads_get_memory_of_their_own() -> None:
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(300):
+            tensor = empty((1000,), torch.int64).fill_(number)
+            if not bool((tensor == number).all()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_was_announced_is_read_once_and_in_order(tmp_path: Path) -> None:
+    save(tmp_path / "x", weights(1))
+    checkpoint, read = DcpCheckpoint(str(tmp_path / "x")), []
+    plain = checkpoint.read
+    checkpoint.read = lambda name, box: read.append((name, box)) or plain(name, box)  # type: ignore[method-assign, func-returns-value]
+    name = max(weights(1), key=lambda one: weights(1)[one].numel())
+    places = [(name, box) for box in boxes(checkpoint.weights[name].shape, 5)]
+    assert len(places) > 3
+    with ReadAhead(checkpoint) as ahead:
+        for place in places:
+            ahead.announce(*place)
+        found = [ahead.read(*place) for place in reversed(places)]
+        assert read == places
+        again = ahead.read(*places[0])
+    assert read == [*places, places[0]] and torch.equal(again, found[-1])
+    assert torch.equal(torch.cat([one.flatten() for one in reversed(found)]), weights(1)[name].flatten())
+
+
+def test_an_error_of_a_box_that_was_announced_is_raised_where_it_is_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "x", weights(1))
+    checkpoint = DcpCheckpoint(str(tmp_path / "x"))
+    name, weight = next(iter(checkpoint.weights.items()))
+    box = next(boxes(weight.shape))
+    for file in (tmp_path / "x").glob("*.distcp"):
+        file.write_bytes(bytes(file.stat().st_size))
+    with ReadAhead(checkpoint) as ahead:
+        ahead.announce(name, box)
+        with pytest.raises(ValueError, match=r"is damaged.*Restore it"):
+            ahead.read(name, box)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 100])
+def test_reading_ahead_changes_nothing(ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, name in ((1, "x"), (2, "y"), (3, "z")):
+        save(tmp_path / name, weights(seed))
+    words = [f"{tmp_path}/x", "+", "0.4", f"{tmp_path}/y", "-", "0.6", f"{tmp_path}/z"]
+    assert main([*words, "--output", f"{tmp_path}/expected"]) == 0
+    monkeypatch.setattr(writer, "BOXES_AHEAD", ahead)
+    assert main([*words, "--output", f"{tmp_path}/found"]) == 0
+    for file in (tmp_path / "expected").glob("*.distcp"):
+        assert (tmp_path / "found" / file.name).read_bytes() == file.read_bytes()
