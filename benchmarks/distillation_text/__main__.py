@@ -65,7 +65,7 @@ def read_known(files: Sequence[Path], seeds: Sequence[int], scale: Scale) -> Kno
     for file in files:
         try:
             results = json.loads(file.read_text(encoding="utf-8"))["results"]
-            folders = [(result["folder"], result["config"], result) for result in results]
+            folders = [(one["folder"], one["config"], one) for one in results if one["seed"] in seeds]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--known {file}: not the results of this command ({type(error).__name__}: {error}): name a .json that "

@@ -243,10 +243,12 @@ def test_known_students_are_not_run_again(tmp_path: Path, capsys: pytest.Capture
     tasks = rules.tasks_of(arms, 0, rules.FULL)
     kept, other = rules.arm_task("two_shot, a = 0.5", 0, rules.FULL), rules.arm_task("labels", 0, rules.REHEARSAL)
     file = tmp_path / "known.json"
-    content = [{"folder": task.folder, "config": task.config} for task in (kept, other)]
+    content = [{"folder": task.folder, "config": task.config, "seed": 0} for task in (kept, other)]
+    content.append({"folder": "runs/labels/seed-7", "config": {}, "seed": 7})  # not asked for: nothing to tell
     file.write_text(json.dumps({"results": content}))
     known = text_command.read_known([file], [0], rules.FULL)
-    assert set(known) == {kept.folder} and "of another configuration: runs/labels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert set(known) == {kept.folder} and "of another configuration: runs/labels" in told and "seed-7" not in told
     wanted = [task.labels for task in text_command.needed(tasks, known)]
     assert [each["step"] for each in wanted if each["role"] == "targets"] == [600]
     assert [each["arm"] for each in wanted if each["role"] == "student"] == arms[:2]
