@@ -18,6 +18,7 @@ from torch import Tensor
 from titan_attent.data.text.json_tokenizer import JSON_FILE, KIND
 from titan_attent.edit.boxes import Box, boxes, within
 from titan_attent.edit.checkpoint import Checkpoint, Weight
+from titan_attent.edit.memory import empty
 from titan_attent.edit.pieces import OpenFiles, Piece, read_box
 from titan_attent.edit.storage import Folder
 from titan_attent.titan.checkpoint_metadata import SafetensorsEntry, safetensors_entries
@@ -68,8 +69,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         if name in self._plain:
             return self._read_stored(self._plain[name], box)
         if self._converted is None or self._converted[0] != name:
+            self._converted = None  # its memory is for the next one
             self._converted = name, self._convert_weight(name)
-        return self._converted[1][within(box, tuple((0, size) for size in self.weights[name].shape))]
+        part = self._converted[1][within(box, tuple((0, size) for size in self.weights[name].shape))]
+        return empty(part.shape, part.dtype).copy_(part)  # a view would hold, and torch.save would write, all of it
 
     def forget(self) -> None:
         self._files.forget()

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torchtitan.models.llama3 import Transformer
-from unit.edit.made import load, save
+from unit.edit.made import files_of, load, save
 
+from titan_attent.edit import boxes as boxes_module
 from titan_attent.edit.boxes import boxes
 from titan_attent.edit.command import main
 from titan_attent.edit.hugging_face import HuggingFaceCheckpoint
@@ -78,6 +79,20 @@ def test_a_llama_is_added_to_a_dcp_checkpoint(tmp_path: Path) -> None:
     result = load(tmp_path / "out")
     for name, weight in base.items():
         torch.testing.assert_close(result[name], weight + 0.5 * (tuned[name] - weight), msg=name)
+
+
+def test_a_conversion_is_the_same_bytes_as_an_edit_of_the_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converted weights of several boxes too, of which each is written alone."""
+    monkeypatch.setattr(boxes_module, "ELEMENTS", 5000)
+    weights = llama(1)
+    assert weights["layers.0.attention.wq.weight"].numel() > 5000
+    base, hf = save(tmp_path / "base", weights), write(tmp_path / "hf", to_hugging_face(weights))
+    for words, name in (([str(base)], "from_dcp"), ([str(hf), *MODEL.split()], "from_hf")):
+        assert main([*words, "--output", str(tmp_path / name)]) == 0
+    files, expected = files_of(tmp_path / "from_hf"), files_of(tmp_path / "from_dcp")
+    assert [name for name in expected if files[name] != expected[name]] == ["edit.json"]
 
 
 def test_its_tokenizer_is_compared_with_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
