@@ -45,12 +45,17 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _block(num_bytes: int) -> mmap.mmap:
     """Memory of at least ``num_bytes`` that nothing refers to."""
     if num_bytes > BLOCK_BYTES:
-        return mmap.mmap(-1, num_bytes)
+        return _map(num_bytes)
     with _lock:
         for index, references in enumerate(_references(_blocks)):
             if references == _UNUSED:
                 return _blocks[index]
-        new = mmap.mmap(-1, BLOCK_BYTES)
+        new = _map(BLOCK_BYTES)
         if len(_blocks) < MAX_BLOCKS:
             _blocks.append(new)
         return new
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    """New memory that a forked process gets a copy of: mmap's default is to share it."""
+    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,6 +1,7 @@
 """Memory that is lent again, and boxes that are read ahead."""
 
 import math
+import os
 import threading
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def test_threads_get_memory_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("count", [4, memory.BLOCK_BYTES // 4 + 1], ids=["a block", "more than a block"])
+def test_a_forked_process_has_memory_of_its_own(count: int) -> None:
+    tensor = empty((count,), torch.float32)
+    tensor[0] = 1
+    child = os.fork()
+    if not child:
+        tensor[0] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert tensor[0] == 1
 
 
 def test_what_was_announced_is_read_once_and_in_order(tmp_path: Path) -> None:
