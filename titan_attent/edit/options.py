@@ -53,13 +53,13 @@ def add_vector_options(parser: argparse.ArgumentParser) -> None:
 def combination_of(expression: Expression, options: argparse.Namespace, *, dtype: str = "") -> Combination:
     """The checked combination that an expression and the options of :func:`add_vector_options` describe; ValueError."""
     factors = [parse_factor(text, num_vectors=len(expression.vectors)) for text in options.scale]
-    transform = transform_of(options)
-    if not expression.vectors and (transform != Unchanged() or factors):
+    if not expression.vectors and (transform_of(options) != Unchanged() or factors):
         raise ValueError("--rank, --energy, --keep and --scale change vectors, and the expression has none")
     operands = open_all(expression.paths, family=options.family, flavor=options.flavor)
     check_same(list(operands.values()), converts=bool(dtype))
     check_factors(factors, list(operands[expression.base].weights))
-    terms = [Term(one.coefficient, one.checkpoint, one.origin, transform) for one in expression.vectors]
+    # Each vector has a transform of its own: it keeps what it found in a tensor of its vector.
+    terms = [Term(one.coefficient, one.checkpoint, one.origin, transform_of(options)) for one in expression.vectors]
     return Combination(operands, expression.base, terms, factors, DTYPES.get(dtype))
 
 

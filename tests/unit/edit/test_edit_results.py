@@ -111,6 +111,14 @@ def test_low_rank_is_the_truncated_svd(option: str, tmp_path: Path) -> None:
     close(result(f"a + 0.5 b {option}", tmp_path), {n: A[n] + 0.5 * vector[n] for n in NAMES})
 
 
+@pytest.mark.parametrize("option", ["--rank 2", "--energy 0.6", "--keep 0.3"])
+def test_every_vector_is_changed_by_itself(option: str, tmp_path: Path) -> None:
+    """The result of two vectors is the sum of the results of each."""
+    both = result(f"a + 0.5 b - 0.7 c {option}", tmp_path / "both")
+    one, other = result(f"a + 0.5 b {option}", tmp_path / "one"), result(f"a - 0.7 c {option}", tmp_path / "other")
+    close(both, {n: one[n].double() + other[n].double() - A[n] for n in NAMES})
+
+
 def test_pruning_keeps_the_largest_entries_of_every_tensor(tmp_path: Path) -> None:
     expected = {}
     for name in NAMES:
