@@ -171,9 +171,17 @@ def _write_file(combination: Combination, folder: Folder, file: str, weights: Se
         stream = _Hashing(raw)
         for name, box, values in _computed(combination, weights):
             start = stream.tell()
-            torch.save(values, cast(Any, stream))
+            _save(values, stream)
             places.append((name, box, start, stream.tell() - start))
     return WrittenFile(file, tuple(places), stream.tell(), stream.digest.hexdigest())
+
+
+def _save(values: torch.Tensor, stream: io.RawIOBase) -> None:
+    """``torch.save``; of what ends it, an error of the stream or Ctrl-C, it would raise a consequence."""
+    try:
+        torch.save(values, cast(Any, stream))
+    except RuntimeError as error:
+        raise error.__context__ or error from None
 
 
 def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tuple[str, Box, torch.Tensor]]:

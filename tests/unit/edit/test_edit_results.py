@@ -324,6 +324,25 @@ def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("no room"), 2)], ids=["^C", "disk"])
+@pytest.mark.parametrize("writes", [1, 10, 26, 40])
+def test_what_ends_a_write_is_what_is_said(
+    error: BaseException, code: int, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.save calls Python from C++ and, when that raises, fails at the end of its archive."""
+    stock, done = writer._Hashing.write, []
+
+    def write(self: Any, data: Any) -> int:
+        done.append(1)
+        if len(done) == writes:
+            raise error
+        return stock(self, data)
+
+    monkeypatch.setattr(writer._Hashing, "write", write)
+    assert edit(f"a + b --output {tmp_path / 'out'}") == code
+    assert list(tmp_path.iterdir()) == []
+
+
 def slow_edit(folder: str, target: str) -> None:
     """An edit that takes forever at its third weight."""
     os.chdir(folder)
