@@ -79,6 +79,7 @@ class Combination:
             # The first sum takes the place of its vector: the base's box may be needed for the others.
             room = total if number else difference.to(total.dtype)
             total = torch.add(total, difference, alpha=coefficient, out=room)
+            blocks.keep_for([later for later, _ in counted[number + 1 :]])
         return _rounded(total, weight.dtype, name)
 
     def needed(self, name: str) -> set[str]:
@@ -122,6 +123,11 @@ class _Blocks:
         if path not in self._kept:
             self._kept[path] = _wide(self.stored(path))
         return self._kept[path]
+
+    def keep_for(self, terms: Sequence[Term]) -> None:
+        """Free the boxes that none of these needs: a mean has many operands, and needs one after the other."""
+        needed = {path for term in terms for path in (term.checkpoint, term.origin)}
+        self._kept = {path: block for path, block in self._kept.items() if path in needed}
 
     def difference(self, term: Term, box: Box) -> Tensor:
         """checkpoint - origin in ``box``, a new tensor."""

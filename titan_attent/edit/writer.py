@@ -9,7 +9,7 @@ read (read_ahead.py), and the file before is read back.
 torch's own writer is not used: it keeps every tensor of a file in memory until the file is complete.
 
 Cost: the bytes of the result, written, and read once; about 1 KB per box; 16 MB per process beside the boxes, of which
-one more is held than is computed, and :data:`BOXES_AHEAD` of the operands.
+one more is held than is computed, and two of each operand and :data:`BOXES_AHEAD` more.
 """
 
 import io
@@ -48,7 +48,7 @@ from titan_attent.edit.uncached import forget
 MIN_FILE_BYTES = 2**27
 """Bytes of a file, at least, before the next tensor begins another one."""
 BOXES_AHEAD = 12
-"""Boxes that are read ahead, of all operands together, but one of each at least."""
+"""Boxes that are read ahead, of all operands together, beside the next one that is computed."""
 MAX_FILES = 128
 """Approximate number of files of a large checkpoint, and so of processes that can share it."""
 
@@ -190,7 +190,7 @@ def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tupl
     with ExitStack() as stack:
         readers = {path: stack.enter_context(ReadAhead(one)) for path, one in combination.operands.items()}
         combination = replace(combination, operands=readers)
-        ahead = max(1, BOXES_AHEAD // len(readers))
+        ahead = BOXES_AHEAD // len(readers)
         computer = stack.enter_context(ThreadPoolExecutor(1))
         before: tuple[str, Box, Future[torch.Tensor]] | None = None
         for number, (name, box) in enumerate(places):

@@ -3,7 +3,10 @@
 import math
 import os
 import threading
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.edit.made import save, weights
 
-from titan_attent.edit import memory, writer
-from titan_attent.edit.boxes import boxes
-from titan_attent.edit.checkpoint import DcpCheckpoint
+from titan_attent.edit import boxes as boxes_module
+from titan_attent.edit import combine, memory, writer
+from titan_attent.edit.boxes import Box, boxes
+from titan_attent.edit.checkpoint import Checkpoint, DcpCheckpoint, Weight
+from titan_attent.edit.combine import Term
 from titan_attent.edit.command import main
 from titan_attent.edit.memory import MAX_BLOCKS, empty
 from titan_attent.edit.read_ahead import ReadAhead
+from titan_attent.edit.transforms import Unchanged
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 80), st.sampled_from(["whole", "view", "storage"])), max_size=150))
@@ -121,7 +127,7 @@ def test_an_error_of_a_box_that_was_announced_is_raised_where_it_is_asked_for(tm
             ahead.read(name, box)
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 100])
+@pytest.mark.parametrize("ahead", [0, 1, 2, 100])
 def test_reading_ahead_changes_nothing(ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in ((1, "x"), (2, "y"), (3, "z")):
         save(tmp_path / name, weights(seed))
@@ -131,3 +137,47 @@ def test_reading_ahead_changes_nothing(ahead: int, tmp_path: Path, monkeypatch: 
     assert main([*words, "--output", f"{tmp_path}/found"]) == 0
     for file in (tmp_path / "expected").glob("*.distcp"):
         assert (tmp_path / "found" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_mean_holds_the_boxes_of_few_operands_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the base, of the operand that is added, and the sum; however many operands there are."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    living: list[int] = []
+
+    def counted(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        tensor = empty(shape, dtype)
+        made.append(weakref.ref(tensor))
+        living.append(sum(one() is not None for one in made))
+        return tensor
+
+    class Ones(Checkpoint):
+        weights = {"x": Weight((6,), dtype)}
+
+        def read(self, name: str, box: Box) -> torch.Tensor:
+            return counted((6,), dtype).fill_(1)
+
+        def forget(self) -> None:
+            pass
+
+    monkeypatch.setattr(combine, "empty", counted)
+    terms = [Term(0.05, str(number), "0", Unchanged()) for number in range(1, 20)]
+    mean = combine.Combination({str(number): Ones() for number in range(20)}, "0", terms)
+    assert torch.equal(mean.read("x", ((0, 6),)), torch.ones(6, dtype=dtype))
+    assert max(living) <= 5
+
+
+def test_boxes_of_many_operands_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each the one that is computed, and the next."""
+    waiting: list[int] = []
+    stock = ReadAhead.announce
+
+    def announce(self: ReadAhead, *place: Any) -> None:
+        stock(self, *place)
+        waiting.append(len(self._announced))
+
+    monkeypatch.setattr(ReadAhead, "announce", announce)
+    monkeypatch.setattr(boxes_module, "ELEMENTS", 30)
+    steps = [str(save(tmp_path / f"step-{number}", weights(number))) for number in range(1, 15)]
+    assert main(["mean", *steps, "--output", f"{tmp_path}/out"]) == 0
+    assert waiting and max(waiting) <= 2
