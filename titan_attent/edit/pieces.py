@@ -20,10 +20,13 @@ from torch import Tensor
 
 from titan_attent.edit.boxes import Box, offsets, overlap, sizes, within
 from titan_attent.edit.memory import empty
+from titan_attent.edit.storage import is_remote
 from titan_attent.edit.uncached import forget
 
-MAX_OPEN = 64
-"""Files that a reader keeps open."""
+MAX_OPEN = 32
+"""Local files that a reader keeps open: a mean has many readers, and a process by default 1024 files."""
+MAX_OPEN_REMOTE = 64
+"""Remote ones, which take longer to open."""
 
 Opener = Callable[[str], AbstractContextManager[io.IOBase]]
 """The name of a file of a checkpoint -> its bytes as a seekable stream."""
@@ -47,7 +50,7 @@ class Piece:
 
 
 class OpenFiles:
-    """The files of a checkpoint, the :data:`MAX_OPEN` most recently read of them open.
+    """The files of a checkpoint, the :data:`MAX_OPEN` or :data:`MAX_OPEN_REMOTE` most recently read of them open.
 
     data/io/files.py is the same for local files; these may be remote.
     """
@@ -59,8 +62,9 @@ class OpenFiles:
     def stream(self, file: str) -> io.IOBase:
         """The open file; OSError if it cannot be opened."""
         if file not in self._files:
-            if len(self._files) >= MAX_OPEN:
-                _, (oldest, _) = self._files.popitem(last=False)
+            if len(self._files) >= (MAX_OPEN_REMOTE if is_remote(self.where) else MAX_OPEN):
+                _, (oldest, stream) = self._files.popitem(last=False)
+                forget(stream)
                 oldest.__exit__(None, None, None)
             context = self._open(file)
             self._files[file] = context, context.__enter__()

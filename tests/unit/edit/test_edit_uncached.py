@@ -1,6 +1,7 @@
 """Files that are written past the page cache, and what an edit drops from it."""
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,18 @@ def test_operands_are_dropped_from_the_cache_after_every_weight(tmp_path: Path, 
         save(tmp_path / name, weights(seed))
     assert main([f"{tmp_path}/x", "+", f"{tmp_path}/y", "--output", f"{tmp_path}/out"]) == 0
     assert dropped.count("x") == dropped.count("y") == len(weights(1))
+
+
+@pytest.mark.parametrize(("where", "most"), [("x", 32), ("s3://x", 64)])
+def test_few_files_are_open_and_what_is_closed_is_dropped_from_the_cache(
+    where: str, most: int, monkeypatch: Any
+) -> None:
+    """A mean of 20 checkpoints, each of more ranks than this, stays below the usual limit of 1024 files."""
+    dropped: list[Any] = []
+    monkeypatch.setattr(pieces, "forget", dropped.append)
+    streams = {str(number): io.BytesIO(b"x") for number in range(100)}
+    files = pieces.OpenFiles(where, streams.__getitem__)
+    for number in streams:
+        assert files.stream(number).read() == b"x"
+    closed = [stream for stream in streams.values() if stream.closed]
+    assert len(closed) == 100 - most and dropped == closed
