@@ -109,7 +109,7 @@ class Distillation(System):
             return
         for step in checkpoints:
             path = str(sources.checkpoint_of(config, step))
-            facts.check_frozen(path, family=config.family, flavor=config.flavor)
+            facts.check_frozen(path, family=config.family, flavor=config.flavor, same_ids=True)
         check_tokenizer(config, facts.dataset)
 
     @classmethod
