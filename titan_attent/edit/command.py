@@ -9,13 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from titan_attent.data.branch import read_branch
 from titan_attent.edit.averages import DECAYS, decay_weights, replaced_decay
 from titan_attent.edit.compare import DTYPES
 from titan_attent.edit.expression import Expression, Vector, parse
 from titan_attent.edit.options import Parser, add_vector_options, combination_of, split_words, warn_of_tokenizers
 from titan_attent.edit.output import check_output
 from titan_attent.edit.run import total_bytes, write
-from titan_attent.titan.checkpoint_folder import read_branch, steps_in
+from titan_attent.titan.checkpoint_folder import steps_in
 
 MEAN, SEARCH = "mean", "search"
 _STEP = "step-"
