@@ -77,10 +77,10 @@ def _parser(is_mean: bool) -> argparse.ArgumentParser:
 
 def _edit(argv: list[str]) -> None:
     words, rest = split_words(argv)
+    if not words and not {"-h", "--help"} & set(rest):
+        raise ValueError("the expression is missing: give it before the options, such as BASE + 0.4 TUNED; see --help")
     is_mean = words[:1] == [MEAN]
     options = _parser(is_mean).parse_args(rest)
-    if not words:
-        raise ValueError("the expression is missing: give it before the options, such as BASE + 0.4 TUNED; see --help")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("start it with python -m and not with torchrun: --processes N uses several processes")
     if not options.output:

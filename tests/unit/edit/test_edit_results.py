@@ -199,6 +199,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
     [
         ("", "the expression is missing"),
         ("--output out", "the expression is missing"),
+        ("--output out a + b", "the expression is missing: give it before the options"),
         ("a + b", "--output is missing"),
         ("a + b --output a", "--output a: exists"),
         ("a + b --output out --rank 0", "--rank 0: it must be at least 1"),
@@ -209,7 +210,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
         ("a + b --output out --family llama3", "--family and --flavor are for folders of"),
         ("a + b --output out --processes 0", "--processes 0: it must be at least 1"),
         ("a + b --output out --last 2", "--last: it is for means"),
-        ("a + none --output out", "none is neither a finished DCP checkpoint"),
+        ("a + none --output out", "none does not exist: check the path"),
         ("mean a b a/ --output out", "mean: a checkpoint is named twice"),
         ("mean a b --rank 2 --output out", "--rank: it changes vectors"),
         ("mean a b --decay linear --output out", "the steps must be known and rise"),
