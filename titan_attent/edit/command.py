@@ -20,6 +20,7 @@ from titan_attent.titan.checkpoint_folder import steps_in
 
 MEAN, SEARCH = "mean", "search"
 _STEP = "step-"
+NO_DECAY = "the steps of the checkpoints are unknown or do not rise: the mean stands for no decay of the learning rate"
 
 DESCRIPTION = """\
 Arithmetic on checkpoints: task vectors, and means of a run's last checkpoints. Reads DCP checkpoints of any number of
@@ -126,7 +127,8 @@ def _mean(words: list[str], options: argparse.Namespace) -> tuple[Expression, st
     paths = _last(words, options.last)
     steps = [_step_of(path) for path in paths]
     known = [step for step in steps if step is not None]
-    if len(known) < len(paths) or any(a >= b for a, b in zip(known, known[1:], strict=False)):
+    has_order = len(known) == len(paths) and all(a < b for a, b in zip(known, known[1:], strict=False))
+    if not has_order:
         if options.decay:
             raise ValueError(
                 f"--decay {options.decay}: the steps must be known and rise, and are {', '.join(map(_shown, paths))}: "
@@ -140,7 +142,8 @@ def _mean(words: list[str], options: argparse.Namespace) -> tuple[Expression, st
         decay, weights = "", _normalised(options.weights, len(paths))
     vectors = tuple(Vector(weight, path, paths[0]) for weight, path in zip(weights[1:], paths[1:], strict=True))
     listed = "\n".join(f"  {weight:.4f} {path}" for weight, path in zip(weights, paths, strict=True))
-    return Expression(paths[0], vectors), f"{replaced_decay(known, weights, decay=decay)}\n{listed}"
+    what = replaced_decay(known, weights, decay=decay) if has_order else NO_DECAY
+    return Expression(paths[0], vectors), f"{what}\n{listed}"
 
 
 def _normalised(weights: list[float], num: int) -> list[float]:

@@ -145,6 +145,17 @@ def test_the_mean_of_equal_checkpoints_is_that_checkpoint(tmp_path: Path) -> Non
     assert all(torch.equal(actual[name], tensor) for name, tensor in weights(1).items())
 
 
+@pytest.mark.parametrize("names", [("x", "y"), ("step-20", "step-10")])
+def test_without_rising_steps_a_mean_stands_for_no_decay(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(names):
+        save(tmp_path / name, weights(number))
+    result(f"mean {tmp_path / names[0]} {tmp_path / names[1]}", tmp_path)
+    said = capsys.readouterr().out
+    assert "are unknown or do not rise: the mean stands for no decay" in said and "over steps" not in said
+
+
 def test_bfloat16_is_accumulated_in_fp32_and_rounded_once(tmp_path: Path) -> None:
     for number, name in enumerate("xyz", 1):
         save(tmp_path / name, weights(number, torch.bfloat16))
