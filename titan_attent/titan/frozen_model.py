@@ -122,7 +122,8 @@ def check_frozen(
         # Not the pipeline: its last stage holds the whole model.
         dimensions = ("tensor_parallel", "context_parallel", "expert_parallel")
         check_family(family_of(config), {name: getattr(config.parallelism, f"{name}_degree") for name in dimensions})
-        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
+        fix = "Name the family and flavor that it was trained with"
+        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint, fix=fix)
         check_split(config, spec.model_args[config.model.flavor])
         check_document_mask(config, spec)
         if same_ids:

@@ -131,6 +131,17 @@ def test_a_source_with_another_vocabulary_is_refused(
         preflight.check_run(config, spec, world_size=1, check_frozen=partial(check_frozen, config))
 
 
+def test_a_source_of_another_flavor_is_told_its_own_keys(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    """Not those of the student."""
+    config = copy.deepcopy(quickstart)
+    config.distillation.schedule, config.distillation.source = "final", str(tmp_path)
+    config.distillation.flavor = "bench"
+    with pytest.raises(ValueError, match=r"\[distillation\] source = .*of another model.*Name the family and flavor"):
+        preflight.check_run(config, spec, world_size=1, check_frozen=partial(check_frozen, config))
+
+
 def test_a_pass_of_the_source_takes_no_more_than_planned(
     quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
 ) -> None:
