@@ -129,7 +129,10 @@ def test_targets_on_disk(small_run: list[str], source: Path, tmp_path: Path) -> 
 
 
 REFUSED = {
-    "another flavor": (["--distillation.flavor", "scorer_xs"], "is of another model"),
+    "another flavor": (
+        ["--distillation.flavor", "scorer_xs"],
+        "Name the family and flavor that it was trained with",
+    ),
     "a missing checkpoint": (
         ["--distillation.schedule", "at", "--distillation.at", "1:2 3:3"],
         "names step-3, which is not there or was never finished; there are steps 2, 4",

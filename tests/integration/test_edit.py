@@ -76,6 +76,11 @@ def test_a_search_tries_both_arms_on_both_data_sets(folder: Path, token_data: di
     table = (folder / "search" / "table.md").read_text()
     assert table.count("best") == 1 and table.count("\n| ") == 1 + 9
     # The point (1, 0) is the tuned model: its loss is that of its checkpoint, on one rank and by another command.
+    # Its configuration has no [validation]: a search reads the control set in any case.
+    bare = folder / "bare.toml"
+    before, _, after = (folder / "config.toml").read_text().partition("[validation]\n")
+    bare.write_text(before + after[after.index("[") :])
+    config[config.index("--job.config_file") + 1] = str(bare)
     again = ["search", tuned, "+", base, *data, *options[:-1], str(folder / "search2"), *config]
     output = run(*again, num_processes=1, module="titan_attent.edit")
     other = json.loads((folder / "search2" / "search.json").read_text())

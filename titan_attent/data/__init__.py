@@ -11,6 +11,7 @@
     config.py      the section [data]
     validation_sets.py  the validation data sets that it names
     run_record.py  the facts that a run records for the report
+    branch.py      which checkpoints a run left behind when it went back to an earlier step
 
 The loader for torchtitan is titan/loader.py.
 """

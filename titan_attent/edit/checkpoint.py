@@ -8,6 +8,7 @@ Cost: the metadata, and five small reads per shard when its tensor is first read
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -126,10 +127,24 @@ def _metadata_bytes(folder: Folder) -> bytes:
     if steps:
         latest = max(steps, key=lambda step: (len(step.name), step.name))
         raise ValueError(f"{path} contains checkpoints but is not one itself: give one of them, such as {latest}")
+    if not is_remote(folder.path) and not path.exists():
+        raise ValueError(f"{path} does not exist: {_path_that_is_meant(path)}")
     raise ValueError(
         f"{folder.path} is neither a finished DCP checkpoint (it has no .metadata) nor a folder of *.safetensors: give "
         "a step folder that torchtitan wrote, such as outputs/checkpoint/step-1000"
     )
+
+
+def _path_that_is_meant(path: Path) -> str:
+    """What to do about a missing path: a coefficient may be attached to it, or its run may have saved other steps."""
+    attached = re.match(r"([0-9]*[.]?[0-9]+)[*]?\s*(?=[^0-9])(.+)", str(path))
+    if attached and Path(attached[2]).exists():
+        return f"write the coefficient as an argument of its own, {attached[1]} {attached[2]}"
+    beside = sorted(path.parent.glob("step-*/.metadata"), key=lambda file: (len(file.parent.name), file.parent.name))
+    names = [file.parent.name for file in beside]
+    if not names:
+        return "check the path"
+    return f"beside it are {', '.join(names if len(names) <= 8 else [*names[:3], '..', *names[-3:]])}"
 
 
 def _weights_of(metadata: Metadata, path: str) -> dict[str, TensorStorageMetadata]:

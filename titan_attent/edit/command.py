@@ -9,16 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from titan_attent.data.branch import read_branch
 from titan_attent.edit.averages import DECAYS, decay_weights, replaced_decay
 from titan_attent.edit.compare import DTYPES
 from titan_attent.edit.expression import Expression, Vector, parse
 from titan_attent.edit.options import Parser, add_vector_options, combination_of, split_words, warn_of_tokenizers
 from titan_attent.edit.output import check_output
 from titan_attent.edit.run import total_bytes, write
-from titan_attent.titan.checkpoint_folder import read_branch, steps_in
+from titan_attent.titan.checkpoint_folder import steps_in
 
 MEAN, SEARCH = "mean", "search"
 _STEP = "step-"
+NO_DECAY = "the steps of the checkpoints are unknown or do not rise: the mean stands for no decay of the learning rate"
 
 DESCRIPTION = """\
 Arithmetic on checkpoints: task vectors, and means of a run's last checkpoints. Reads DCP checkpoints of any number of
@@ -76,10 +78,10 @@ def _parser(is_mean: bool) -> argparse.ArgumentParser:
 
 def _edit(argv: list[str]) -> None:
     words, rest = split_words(argv)
+    if not words and not {"-h", "--help"} & set(rest):
+        raise ValueError("the expression is missing: give it before the options, such as BASE + 0.4 TUNED; see --help")
     is_mean = words[:1] == [MEAN]
     options = _parser(is_mean).parse_args(rest)
-    if not words:
-        raise ValueError("the expression is missing: give it before the options, such as BASE + 0.4 TUNED; see --help")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("start it with python -m and not with torchrun: --processes N uses several processes")
     if not options.output:
@@ -125,7 +127,8 @@ def _mean(words: list[str], options: argparse.Namespace) -> tuple[Expression, st
     paths = _last(words, options.last)
     steps = [_step_of(path) for path in paths]
     known = [step for step in steps if step is not None]
-    if len(known) < len(paths) or any(a >= b for a, b in zip(known, known[1:], strict=False)):
+    has_order = len(known) == len(paths) and all(a < b for a, b in zip(known, known[1:], strict=False))
+    if not has_order:
         if options.decay:
             raise ValueError(
                 f"--decay {options.decay}: the steps must be known and rise, and are {', '.join(map(_shown, paths))}: "
@@ -139,7 +142,8 @@ def _mean(words: list[str], options: argparse.Namespace) -> tuple[Expression, st
         decay, weights = "", _normalised(options.weights, len(paths))
     vectors = tuple(Vector(weight, path, paths[0]) for weight, path in zip(weights[1:], paths[1:], strict=True))
     listed = "\n".join(f"  {weight:.4f} {path}" for weight, path in zip(weights, paths, strict=True))
-    return Expression(paths[0], vectors), f"{replaced_decay(known, weights, decay=decay)}\n{listed}"
+    what = replaced_decay(known, weights, decay=decay) if has_order else NO_DECAY
+    return Expression(paths[0], vectors), f"{what}\n{listed}"
 
 
 def _normalised(weights: list[float], num: int) -> list[float]:

@@ -79,7 +79,7 @@ def _search(argv: list[str]) -> None:
 
     from titan_attent.titan.scoring.trials import open_trials  # imports torchtitan
 
-    data = ["--data.path", options.target, "--data.validation_path", options.control]
+    data = ["--data.path", options.target, "--data.validation_path", options.control, "--validation.enable"]
     shapes = {name: list(weight.shape) for name, weight in combination.weights.items()}
     warn_of_tokenizers(combination)
     trials = open_trials([*config, *data], shapes, path=expression.base, num_examples=options.examples)

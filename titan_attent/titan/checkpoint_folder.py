@@ -12,29 +12,12 @@ Cost: one directory listing and a small file.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from titan_attent.data.io.atomic import write_atomically
-from titan_attent.foundations.typed import typed
-from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
+from titan_attent.data.branch import Branch, read_branch, write_branch
 
-BRANCH, ABANDONED = "branch.json", "abandoned"
+ABANDONED = "abandoned"
 _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
-_FORMAT, _VERSION = "titan_attent.checkpoint_branch", 1
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The content of ``branch.json``; without the file the run never went back.
-
-    Attributes:
-        start: the step that the run went back to; -1 for never.
-        left: the steps whose checkpoints it left behind.
-    """
-
-    start: int = -1
-    left: tuple[int, ...] = ()
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -58,27 +41,6 @@ def steps_in(folder: Path) -> dict[int, bool]:
         return {}
     steps = [int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)) and entry.is_dir()]
     return {step: is_finished(checkpoint(folder, step)) for step in sorted(steps)}
-
-
-def read_branch(folder: Path) -> Branch:
-    """Read ``branch.json``; ValueError if it is damaged."""
-    path = folder / BRANCH
-    if not path.is_file():
-        return Branch()
-    fix = "remove it, and give checkpoint.load_step at the next start"
-    fields = read_versioned(path, format=_FORMAT, versions=[_VERSION], fix=fix)
-    try:
-        branch = typed(Branch, {"start": None, "left": None} | fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: malformed ({error}); {fix}") from error
-    if min((branch.start, *branch.left)) < 0:
-        raise ValueError(f"{path}: malformed ({branch}); {fix}")
-    return branch
-
-
-def _write_branch(folder: Path, branch: Branch) -> None:
-    fields = {"start": branch.start, "left": list(branch.left)}
-    write_atomically(folder / BRANCH, encode_versioned(fields, format=_FORMAT, version=_VERSION))
 
 
 def latest(folder: Path) -> int | None:
@@ -105,7 +67,7 @@ def go_back(folder: Path, step: int) -> str:
     if not newer and step not in branch.left:
         return ""
     left = [number for number in steps if number > step]
-    _write_branch(folder, Branch(step, tuple(left)))
+    write_branch(folder, Branch(step, tuple(left)))
     message = f"The run resumes from step {step}"
     if left:
         message += (
@@ -133,7 +95,7 @@ def move_aside(folder: Path, step: int) -> str:
         message = f"An earlier checkpoint of step {step} was in {path}; it was moved to {target}"
     branch = read_branch(folder)
     if step in branch.left:
-        _write_branch(folder, Branch(branch.start, tuple(number for number in branch.left if number != step)))
+        write_branch(folder, Branch(branch.start, tuple(number for number in branch.left if number != step)))
     return message
 
 

@@ -104,13 +104,14 @@ class FrozenModel:
 
 
 def check_frozen(
-    job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = ""
+    job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = "", same_ids: bool = False
 ) -> tuple[JobConfig, TrainSpec]:
     """Refuse, before anything is built, a checkpoint that does not hold the expected model; ValueError.
 
     Args:
         checkpoint: a step folder written by torchtitan.
         family, flavor: the model's family and flavor; the learner's by default.
+        same_ids: whether to refuse a model with another number of token ids than the learner's, too.
 
     Returns:
         The run's configuration with that model in it, and the model's TrainSpec.
@@ -121,9 +122,12 @@ def check_frozen(
         # Not the pipeline: its last stage holds the whole model.
         dimensions = ("tensor_parallel", "context_parallel", "expert_parallel")
         check_family(family_of(config), {name: getattr(config.parallelism, f"{name}_degree") for name in dimensions})
-        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint)
+        fix = "Name the family and flavor that it was trained with"
+        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint, fix=fix)
         check_split(config, spec.model_args[config.model.flavor])
         check_document_mask(config, spec)
+        if same_ids:
+            _check_ids(job_config, num_ids=_num_ids(config, spec))
     except ValueError as error:
         raise ValueError(f"the frozen model of {checkpoint} (family {family}, flavor {flavor}): {error}") from None
     if job_config.parallelism.context_parallel_degree > 1 and _uses_attention_masks(config, spec):
@@ -184,6 +188,22 @@ def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobCon
     spec = attent_spec(config.model.name, data=config.data.path)
     check_flavor(spec, model=config.model.name, flavor=flavor, key="its flavor")
     return config, spec
+
+
+def _num_ids(config: JobConfig, spec: TrainSpec) -> int:
+    args: Any = spec.model_args[config.model.flavor]
+    return args.vocab_size
+
+
+def _check_ids(job_config: JobConfig, *, num_ids: int) -> None:
+    name, flavor = job_config.model.name, job_config.model.flavor
+    own = _num_ids(*_configured(job_config, family_of(job_config).name, flavor))
+    if num_ids != own:
+        raise ValueError(
+            f"it has {num_ids:,} token ids, and the run's model, {name} {flavor}, has {own:,}: their distributions "
+            "cannot be compared, and nothing is padded. Take two flavors with the same vocabulary, such as those that "
+            "follow the data"
+        )
 
 
 def _uses_attention_masks(config: JobConfig, spec: TrainSpec) -> bool:

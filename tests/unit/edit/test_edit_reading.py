@@ -198,6 +198,29 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "run" / "checkpoint" / "step-10", weights(1))
     with pytest.raises(ValueError, match="contains checkpoints but is not one itself: .* such as .*step-10$"):
         DcpCheckpoint(str(tmp_path / "run"))
-    for other in ("none", "run/checkpoint/step-9/.metadata"):
+    (tmp_path / "empty").mkdir()
+    for other in ("empty", "run/checkpoint/step-9/.metadata"):
         with pytest.raises(ValueError, match="neither a finished DCP checkpoint .* nor a folder of"):
             DcpCheckpoint(str(tmp_path / other))
+
+
+@pytest.mark.parametrize(
+    ("path", "fix"),
+    [
+        ("none", "check the path"),
+        ("run/step-11", "beside it are step-9, step-10"),
+        ("0.4run/step-9", "write the coefficient as an argument of its own, 0.4 run/step-9"),
+        (".4*run/step-9", "write the coefficient as an argument of its own, .4 run/step-9"),
+        ("2 run/step-9", "write the coefficient as an argument of its own, 2 run/step-9"),
+        ("4run/step-8", "check the path"),
+    ],
+)
+def test_a_missing_path_is_told_what_may_be_meant(
+    path: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (9, 10):
+        save(Path(f"run/step-{step}"), weights(1))
+    with pytest.raises(ValueError) as refused:
+        DcpCheckpoint(path)
+    assert str(refused.value) == f"{path} does not exist: {fix}"

@@ -153,6 +153,17 @@ def test_the_mean_of_equal_checkpoints_is_that_checkpoint(tmp_path: Path) -> Non
     assert all(torch.equal(actual[name], tensor) for name, tensor in weights(1).items())
 
 
+@pytest.mark.parametrize("names", [("x", "y"), ("step-20", "step-10")])
+def test_without_rising_steps_a_mean_stands_for_no_decay(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(names):
+        save(tmp_path / name, weights(number))
+    result(f"mean {tmp_path / names[0]} {tmp_path / names[1]}", tmp_path)
+    said = capsys.readouterr().out
+    assert "are unknown or do not rise: the mean stands for no decay" in said and "over steps" not in said
+
+
 def test_bfloat16_is_accumulated_in_fp32_and_rounded_once(tmp_path: Path) -> None:
     for number, name in enumerate("xyz", 1):
         save(tmp_path / name, weights(number, torch.bfloat16))
@@ -207,6 +218,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
     [
         ("", "the expression is missing"),
         ("--output out", "the expression is missing"),
+        ("--output out a + b", "the expression is missing: give it before the options"),
         ("a + b", "--output is missing"),
         ("a + b --output a", "--output a: exists"),
         ("a + b --output out --rank 0", "--rank 0: it must be at least 1"),
@@ -217,7 +229,7 @@ def test_an_edit_of_an_edit_and_its_record(tmp_path: Path) -> None:
         ("a + b --output out --family llama3", "--family and --flavor are for folders of"),
         ("a + b --output out --processes 0", "--processes 0: it must be at least 1"),
         ("a + b --output out --last 2", "--last: it is for means"),
-        ("a + none --output out", "none is neither a finished DCP checkpoint"),
+        ("a + none --output out", "none does not exist: check the path"),
         ("mean a b a/ --output out", "mean: a checkpoint is named twice"),
         ("mean a b --rank 2 --output out", "--rank: it changes vectors"),
         ("mean a b --decay linear --output out", "the steps must be known and rise"),

@@ -4,6 +4,7 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.common.measure import peak_bytes
 from titan_attent.scores.targets import TargetFacts, TargetsWriter, facts_of_data, window_places
 from titan_attent.titan.checks import preflight
 from titan_attent.titan.first_checks import check_option
-from titan_attent.titan.frozen_model import FrozenModel
+from titan_attent.titan.frozen_model import FrozenModel, check_frozen
 from titan_attent.titan.run_plan import RunPlan, plan_of
 
 
@@ -116,6 +117,29 @@ def test_a_source_whose_family_lacks_the_parallelism_is_refused(
     values = distilling_from(tmp_path) | {"distillation__family": family, "distillation__flavor": flavor}
     with pytest.raises(ValueError, match=f"family {family}, flavor {flavor}.*{dimension}_degree = 2: "):
         plan(quickstart, spec, world_size=2, **values, **{f"parallelism__{dimension}_degree": 2})
+
+
+def test_a_source_with_another_vocabulary_is_refused(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    """Its checkpoint is of its flavor, so only the logits of the first step would differ."""
+    config = copy.deepcopy(quickstart)
+    config.model.flavor = "bench"
+    config.distillation.schedule, config.distillation.source = "final", str(tmp_path)
+    config.distillation.flavor = "tiny"
+    with pytest.raises(ValueError, match="flavor tiny.*it has 4,096 token ids, and .* bench, has 1,024"):
+        preflight.check_run(config, spec, world_size=1, check_frozen=partial(check_frozen, config))
+
+
+def test_a_source_of_another_flavor_is_told_its_own_keys(
+    quickstart: JobConfig, spec: TrainSpec, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    """Not those of the student."""
+    config = copy.deepcopy(quickstart)
+    config.distillation.schedule, config.distillation.source = "final", str(tmp_path)
+    config.distillation.flavor = "bench"
+    with pytest.raises(ValueError, match=r"\[distillation\] source = .*of another model.*Name the family and flavor"):
+        preflight.check_run(config, spec, world_size=1, check_frozen=partial(check_frozen, config))
 
 
 def test_a_pass_of_the_source_takes_no_more_than_planned(

@@ -11,6 +11,7 @@ import re
 import threading
 from pathlib import Path
 
+from titan_attent.data.branch import read_branch
 from titan_attent.data.run_record import read_run_record
 from titan_attent.scores.targets import FACTS_FILE, StoredTargets
 from titan_attent.systems.distillation.config import DistillationConfig
@@ -50,18 +51,29 @@ def finished_steps(folder: Path, *, file: str = ".metadata") -> list[int]:
 
 
 def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ...]:
-    """The phases of a run of ``steps`` steps with the checkpoints or targets, and logs, that are there; ValueError."""
+    """The phases of a run of ``steps`` steps with the checkpoints or targets, and logs, that are there; ValueError.
+
+    Checkpoints that the source's run left behind when it went back count only where "at" names them.
+    """
     key, file = ("targets", FACTS_FILE) if config.targets else ("source", ".metadata")
     folder = Path(getattr(config, key))
     try:
-        if not (checkpoints := finished_steps(folder, file=file)):
+        found = finished_steps(folder, file=file)
+        left = read_branch(folder).left if config.schedule != "at" else ()
+        if not (checkpoints := [step for step in found if step not in left]):
             what = "targets" if config.targets else "checkpoint"
-            fix = _folder_that_is_meant(folder, file=file)
+            fix = _left_behind(found) if found else _folder_that_is_meant(folder, file=file)
             raise ValueError(f"it holds no finished {what} (a folder step-N with {file}): {fix}")
         losses = losses_of(Path(config.source).parent) if config.schedule == "two_shot" else {}
         return phases_of(config, steps=steps, checkpoints=checkpoints, losses=losses)
     except ValueError as error:
         raise ValueError(f"[distillation] {key} = {folder}: {error}") from None
+
+
+def _left_behind(steps: list[int]) -> str:
+    """What to do about a folder with none but ``steps``, which its run left behind."""
+    named = ", ".join(f"step-{step}" for step in steps)
+    return f'its run went back and left {named} behind: train the source on, or name them with schedule = "at"'
 
 
 def _folder_that_is_meant(folder: Path, *, file: str) -> str:

@@ -109,7 +109,10 @@ class Distillation(System):
             return
         for step in checkpoints:
             path = str(sources.checkpoint_of(config, step))
-            facts.check_frozen(path, family=config.family, flavor=config.flavor)
+            try:
+                facts.check_frozen(path, family=config.family, flavor=config.flavor, same_ids=True)
+            except ValueError as error:
+                raise ValueError(f"[distillation] source = {config.source}: {error}") from None
         check_tokenizer(config, facts.dataset)
 
     @classmethod

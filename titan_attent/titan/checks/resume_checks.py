@@ -90,14 +90,25 @@ def _not_resumable(job_config: JobConfig, source: Source) -> str:
     )
 
 
-def check_shapes(expected: Mapping[str, Iterable[int]], metadata: Metadata, path: str | Path) -> None:
-    """Refuse a checkpoint whose model differs from the ``expected`` shapes: other names, more layers or other sizes."""
+OWN_MODEL = "Set [model] name and flavor to those it was trained with"
+
+
+def check_shapes(
+    expected: Mapping[str, Iterable[int]], metadata: Metadata, path: str | Path, *, fix: str = OWN_MODEL
+) -> None:
+    """Refuse a checkpoint whose model differs from the ``expected`` shapes: other names, more layers or other sizes.
+
+    Args:
+        fix: what to do about another model, for the message.
+    """
     # A full checkpoint also holds the optimizer's and other states, each under its own prefix.
     stored = shapes_of(metadata, modules={name.partition(".")[0] for name in expected})
-    compare_shapes({name: list(shape) for name, shape in expected.items()}, stored, path)
+    compare_shapes({name: list(shape) for name, shape in expected.items()}, stored, path, fix=fix)
 
 
-def compare_shapes(expected: Mapping[str, list[int]], stored: Mapping[str, list[int]], path: str | Path) -> None:
+def compare_shapes(
+    expected: Mapping[str, list[int]], stored: Mapping[str, list[int]], path: str | Path, *, fix: str = OWN_MODEL
+) -> None:
     """Refuse the weights ``stored`` in ``path`` if their names or shapes differ from the ``expected`` ones."""
     differing = [name for name in sorted({*expected, *stored}) if expected.get(name) != stored.get(name)]
     if not differing:
@@ -113,8 +124,7 @@ def compare_shapes(expected: Mapping[str, list[int]], stored: Mapping[str, list[
         f"{name} is {expected.get(name, 'absent')} here and {stored.get(name, 'absent')} there" for name in differing
     ]
     raise ValueError(
-        f"the checkpoint {path} is of another model: {'; '.join(shapes[:3])} (of {len(shapes)} differences). "
-        "Set [model] name and flavor to those it was trained with"
+        f"the checkpoint {path} is of another model: {'; '.join(shapes[:3])} (of {len(shapes)} differences). {fix}"
     )
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
+from titan_attent.data.branch import Branch, write_branch
 from titan_attent.data.run_record import RunRecord, write_run_record
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import (
@@ -199,6 +200,21 @@ def test_finished_checkpoints_of_the_folder_count(tmp_path: Path) -> None:
     assert finished_steps(tmp_path) == [3, 20, 100]
     with pytest.raises(ValueError, match="no such folder"):
         finished_steps(tmp_path / "missing")
+
+
+def test_checkpoints_that_the_source_left_behind_count_only_by_name(tmp_path: Path) -> None:
+    """Its run went from step 40 back to step 20, and has come to step 30 since."""
+    for step in (10, 20, 30, 40):
+        make_checkpoint(tmp_path, step)
+    write_branch(tmp_path, Branch(20, (40,)))
+    found = {
+        schedule: phases_on_disk(DistillationConfig(schedule=schedule, source=str(tmp_path), at=at), steps=9)
+        for schedule, at in {"final": "", "even": "", "at": "1:40"}.items()
+    }
+    assert found == {"final": ((1, 30),), "even": ((1, 10), (4, 20), (7, 30)), "at": ((1, 40),)}
+    write_branch(tmp_path, Branch(0, (10, 20, 30, 40)))
+    with pytest.raises(ValueError, match="left step-10, step-20, step-30, step-40 behind"):
+        phases_on_disk(DistillationConfig(schedule="even", source=str(tmp_path)), steps=9)
 
 
 def test_the_identity_is_of_the_checkpoints_not_of_their_folder(tmp_path: Path) -> None:
