@@ -11,7 +11,8 @@ them. Every rank writes its own rows in place: the folder must be on a file syst
 
 A window has ``seq_len`` records. A document's example, which is shorter, has one for each of its pairs of a token and
 the next. Records are numbered as the pairs are (data/text/document_examples.py), so an example that is packed somewhere
-in a row, or cut between two rows, finds its own. Windows have version 1 of the format, documents version 2.
+in a row, or cut between two rows, finds its own. Folders of versions 1 (windows) and 2 (documents) of the format are
+read, too: they lack the number of ids.
 
 Cost: 4 N bytes per token on disk (128 for 32 draws, 4 for argmax, 6 N for top_k), written once; a read per example.
 Source: sparse logit sampling (arXiv 2503.16870).
@@ -36,7 +37,7 @@ from titan_attent.data.text.shards import TokenDataset
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import encode_versioned, read_versioned
 
-FORMAT, VERSION, DOCUMENTS_VERSION = "titan_attent.targets", 1, 2
+FORMAT, VERSION, OLDER_VERSIONS = "titan_attent.targets", 3, (1, 2)
 DATA_FILE, PROGRESS_FILE, FACTS_FILE = "targets.bin", "progress.json", "targets.json"
 DRAWS, TOP_K, ARGMAX = "draws", "top_k", "argmax"
 KINDS = (DRAWS, TOP_K, ARGMAX)
@@ -68,6 +69,8 @@ class TargetFacts:
     """The value of ``[data] unit``."""
     num_pairs: int = 0
     """Pairs of all documents; 0 for windows, which have ``seq_len`` each."""
+    num_ids: int = 0
+    """Token ids that the checkpoint's model has, and so an upper bound of those that are stored; 0 for unknown."""
 
     def __post_init__(self) -> None:
         sizes = (self.seq_len, self.num_examples, self.num, *([self.num_pairs] if self.unit == DOCUMENT else []))
@@ -106,17 +109,13 @@ def window_places(example_ids: Tensor, *, seq_len: int) -> PairPlaces:
 
 def _encode(facts: TargetFacts, **progress: int) -> bytes:
     """The content of a file of facts."""
-    fields: dict[str, Any] = asdict(facts)
-    if facts.unit == WINDOW:
-        del fields["unit"], fields["num_pairs"]
-    version = VERSION if facts.unit == WINDOW else DOCUMENTS_VERSION
-    return encode_versioned(fields | progress, format=FORMAT, version=version)
+    return encode_versioned(asdict(facts) | progress, format=FORMAT, version=VERSION)
 
 
 def _read_facts(path: Path) -> tuple[TargetFacts, dict[str, Any]]:
     """The facts in a file, and its other fields; ValueError if it is malformed."""
     fix = f"delete {path.parent} and write it again with {COMMAND}"
-    content = read_versioned(path, format=FORMAT, versions=(VERSION, DOCUMENTS_VERSION), fix=fix)
+    content = read_versioned(path, format=FORMAT, versions=(*OLDER_VERSIONS, VERSION), fix=fix)
     rest: dict[str, Any] = {
         name: content.pop(name) for name in ("num_written", "num_records_written") if name in content
     }

@@ -132,6 +132,7 @@ class DataFacts:
         proportions: source -> its mean share of the tokens of the run, where a mixture lets a teacher select within
             each source; None otherwise.
         loss: the name of the learner's loss, with the settings that change its value (scores/stored.py).
+        num_ids: token ids of the learner's model; 0 if its examples are no tokens.
     """
 
     dataset: Examples
@@ -141,6 +142,7 @@ class DataFacts:
     check_frozen: Callable[..., Any]
     proportions: Mapping[str, float] | None = None
     loss: str = ""
+    num_ids: int = 0
 
 
 class PlannedFrozen(NamedTuple):

@@ -194,12 +194,16 @@ def test_a_killed_writing_of_documents_is_resumed(tmp_path: Path) -> None:
         TargetsWriter(tmp_path / "damaged", facts=DOCUMENTS)
 
 
-def test_windows_stay_version_1_and_units_are_not_mixed(tmp_path: Path) -> None:
-    write(tmp_path / "windows")
-    facts = json.loads((tmp_path / "windows" / FACTS_FILE).read_text())
-    assert facts["version"] == 1 and not {"unit", "num_pairs"} & facts.keys()
+def test_older_versions_are_read_and_units_are_not_mixed(tmp_path: Path) -> None:
+    write(tmp_path / "windows", replace(FACTS, num_ids=512))
     write_documents(tmp_path / "documents")
-    assert json.loads((tmp_path / "documents" / FACTS_FILE).read_text())["version"] == 2
+    for name, version, missing in (("windows", 1, ("unit", "num_pairs", "num_ids")), ("documents", 2, ("num_ids",))):
+        path = tmp_path / name / FACTS_FILE
+        content = json.loads(path.read_text())
+        now = StoredTargets(tmp_path / name).facts
+        assert content["version"] == 3
+        path.write_text(json.dumps({key: content[key] for key in content if key not in missing} | {"version": version}))
+        assert StoredTargets(tmp_path / name).facts == replace(now, num_ids=0)
     with pytest.raises(ValueError, match="unit is 'document' in this run and 'window' in the folder"):
         StoredTargets(tmp_path / "windows").check(DATA | {"unit": "document"})
 

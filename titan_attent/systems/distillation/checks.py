@@ -37,11 +37,21 @@ def check_tokenizer_of_run(run: Path, dataset: Any, *, where: str) -> None:
         )
 
 
-def check_targets(config: DistillationConfig, dataset: Any, *, checkpoints: Iterable[int]) -> None:
-    """Refuse targets on disk of other data, another tokenizer, checkpoint or temperature; ValueError."""
+def check_targets(config: DistillationConfig, dataset: Any, *, checkpoints: Iterable[int], num_ids: int) -> None:
+    """Refuse targets on disk of other data, another tokenizer, checkpoint or temperature, or of more ids; ValueError.
+
+    Args:
+        num_ids: of the student.
+    """
     for step in checkpoints:
         stored = targets_of(config, step)
         stored.check(facts_of_data(dataset))
+        if stored.facts.num_ids > num_ids:
+            raise ValueError(
+                f"{stored.path}: was written from {stored.facts.model}, which has {stored.facts.num_ids:,} token ids, "
+                f"and the run's model has {num_ids:,}: it could not learn all of them. Take two flavors with the same "
+                "vocabulary, such as those that follow the data"
+            )
         if stored.facts.temperature != config.temperature:
             raise ValueError(
                 f"{stored.path}: was written with temperature {stored.facts.temperature:g} ({stored.facts.kind}), and "

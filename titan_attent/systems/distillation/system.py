@@ -105,7 +105,7 @@ class Distillation(System):
         phases = sources.phases_on_disk(config, steps=facts.settings.steps)
         checkpoints = sorted({phase.checkpoint for phase in phases})
         if config.targets:
-            check_targets(config, facts.dataset, checkpoints=checkpoints)
+            check_targets(config, facts.dataset, checkpoints=checkpoints, num_ids=facts.num_ids)
             return
         for step in checkpoints:
             path = str(sources.checkpoint_of(config, step))

@@ -94,6 +94,7 @@ def check_run(
         check_frozen=check_frozen,
         proportions=proportions_within(job_config, dataset),
         loss=family.modality.loss(job_config),
+        num_ids=getattr(model_args, "vocab_size", 0),
     )
     check_systems_data(systems, facts)
     for one in validated(job_config):

@@ -62,12 +62,15 @@ class TargetsCommand(ForwardScorer):
     """Builds the source as torchtitan does and writes its targets instead of training.
 
     ``job_config`` comes from :func:`scoring_config`.
+
+    Args:
+        num_ids: of the source.
     """
 
-    def __init__(self, job_config: JobConfig, options: Options):
+    def __init__(self, job_config: JobConfig, options: Options, *, num_ids: int):
         super().__init__(job_config)
         self.options, self.checkpoint_path = options, job_config.checkpoint.initial_load_path
-        self.writer = writer_of(job_config, self.dataset, options)
+        self.writer = writer_of(job_config, self.dataset, options, num_ids=num_ids)
 
     @record
     def train(self) -> None:
@@ -135,7 +138,7 @@ class TargetsCommand(ForwardScorer):
         return ids.view(shape).cpu(), None
 
 
-def writer_of(job_config: JobConfig, dataset: Any, options: Options) -> TargetsWriter:
+def writer_of(job_config: JobConfig, dataset: Any, options: Options, *, num_ids: int) -> TargetsWriter:
     """The writer of the targets; a ValueError if the folder belongs to others."""
     path = Path(job_config.checkpoint.initial_load_path).resolve()
     facts = TargetFacts(
@@ -148,6 +151,7 @@ def writer_of(job_config: JobConfig, dataset: Any, options: Options) -> TargetsW
         num=options.num,
         temperature=options.temperature,
         seed=options.seed,
+        num_ids=num_ids,
     )
     return TargetsWriter(Path(options.output) / path.name, facts=facts)
 
@@ -219,10 +223,10 @@ def main(argv: list[str]) -> None:
         dataset = check_scored_run(job_config, spec, world_size=world_size, datasets=datasets)
         check_text(job_config, dataset)
         check_source(Path(job_config.checkpoint.initial_load_path).resolve(), dataset)
-        vocab_size = cast(Any, spec.model_args[job_config.model.flavor]).vocab_size
-        if options.num > vocab_size:
-            raise ValueError(f"--ids {options.num}: the source has {vocab_size} ids; lower it")
-        writer_of(job_config, dataset, options)
+        num_ids: int = cast(Any, spec.model_args[job_config.model.flavor]).vocab_size
+        if options.num > num_ids:
+            raise ValueError(f"--ids {options.num}: the source has {num_ids} ids; lower it")
+        writer_of(job_config, dataset, options, num_ids=num_ids)
     except ValueError as error:
         fail(error)
-    run_command(job_config, spec, datasets, lambda: TargetsCommand(job_config, options))
+    run_command(job_config, spec, datasets, lambda: TargetsCommand(job_config, options, num_ids=num_ids))

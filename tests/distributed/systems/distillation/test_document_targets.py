@@ -7,6 +7,7 @@ one resumes what the other left unfinished. Then the world of two trains.
 import copy
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from titan_attent.data.text.document_examples import DocumentDataset, WholeDocum
 from titan_attent.data.text.shards import TokenDataset
 from titan_attent.data.text.writer import write_dataset
 from titan_attent.losses.target_draws import draw_targets
-from titan_attent.scores.targets import DATA_FILE, FACTS_FILE, TargetsWriter
+from titan_attent.scores.targets import DATA_FILE, FACTS_FILE, StoredTargets, TargetsWriter
 from titan_attent.systems.distillation.checks import check_targets
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.titan.checks import preflight
@@ -64,7 +65,9 @@ def write_targets(settings: Settings, place: dict[str, str], *, kind: str, outpu
         patch.setattr(forward_rows, "BLOCK_TOKENS", 2**12)  # blocks of 8 examples
         patch.setattr(write_documents, "CHUNK_BATCHES", 2)
         patch.setattr(TargetsWriter, "durable", dying)
-        command = TargetsCommand(config, Options(**(vars(KINDS[kind]) | {"output": output})))
+        options = Options(**(vars(KINDS[kind]) | {"output": output}))
+        num_ids: int = vars(spec.model_args[config.model.flavor])["vocab_size"]
+        command = TargetsCommand(config, options, num_ids=num_ids)
         try:
             command.train()
         except SystemExit:  # of a mistake: what the command does with any error of a writer
@@ -196,13 +199,18 @@ def test_resumed_on_another_number_of_ranks_the_files_are_the_same(runs: Any, pl
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_targets_of_other_spans_or_of_windows_are_refused(runs: Any, place: dict[str, str]) -> None:
+def test_targets_of_other_spans_windows_or_ids_are_refused(runs: Any, place: dict[str, str]) -> None:
     config = DistillationConfig(schedule="final", targets=f"{place['folder']}/argmax", temperature=0.0)
-    check_targets(config, DocumentDataset(place["data"], seq_len=SEQ_LEN), checkpoints=[10])
+    num_ids = StoredTargets(f"{place['folder']}/argmax/step-10").facts.num_ids
+    assert num_ids > 0
+    check = partial(check_targets, config, checkpoints=[10], num_ids=num_ids)
+    check(DocumentDataset(place["data"], seq_len=SEQ_LEN))
     with pytest.raises(ValueError, match="seq_len is 16 in this run and 32 in the folder; num_examples is"):
-        check_targets(config, DocumentDataset(place["data"], seq_len=16), checkpoints=[10])
+        check(DocumentDataset(place["data"], seq_len=16))
     with pytest.raises(ValueError, match="unit is 'window' in this run and 'document' in the folder"):
-        check_targets(config, TokenDataset(place["data"], seq_len=SEQ_LEN), checkpoints=[10])
+        check(TokenDataset(place["data"], seq_len=SEQ_LEN))
+    with pytest.raises(ValueError, match=f"has {num_ids:,} token ids, and the run's model has {num_ids - 1:,}"):
+        check(DocumentDataset(place["data"], seq_len=SEQ_LEN), num_ids=num_ids - 1)
 
 
 def test_a_run_with_targets_is_the_run_with_the_live_source(runs: list[dict[str, Any]]) -> None:
