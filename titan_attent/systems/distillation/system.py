@@ -148,6 +148,8 @@ class Distillation(System):
         self.changes = 0
         self.source_flops = 0.0
         self._flops_of_example = 0.0
+        mesh = run.mesh("batch")
+        self._row_ranks = 1 if mesh is None else mesh.size()  # ranks with rows of their own, equally many each
         self._read_ahead: Any = None
         # Sum of the divergence and number of tokens since the last exchange, and the exchanged ones on the host.
         self._sums = torch.zeros(2, dtype=torch.float64, device=run.device)
@@ -289,7 +291,7 @@ class Distillation(System):
         if stats is not None and DIVERGENCE in stats:
             self._sums += torch.stack((stats[DIVERGENCE].sum(), stats[COUNT].sum()))
         if self._weight_of_labels() < 1.0:
-            self.source_flops += self._flops_of_example * len(batch.labels)
+            self.source_flops += self._flops_of_example * len(batch.labels) * self._row_ranks
 
     # -- scalars --------------------------------------------------------------------------------------------------
 
