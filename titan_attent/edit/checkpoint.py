@@ -89,8 +89,9 @@ class DcpCheckpoint(Checkpoint):
 
     def read(self, name: str, box: Box) -> Tensor:
         if name in self._lengths:  # the shards of this tensor are located at its first box
-            lengths = self._lengths.pop(name)
+            lengths = self._lengths[name]
             self._pieces[name] = [self._located(name, *one) for one in zip(self._pieces[name], lengths, strict=True)]
+            del self._lengths[name]
         return read_box(self._pieces[name], box, self.weights[name].dtype, self._files)
 
     def forget(self) -> None:

@@ -63,7 +63,7 @@ def _parser(is_mean: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--output", default="", metavar="DIR", help="folder of the new checkpoint")
-    parser.add_argument("--dtype", default="", choices=["", *DTYPES], help="of the result (default: the base's)")
+    parser.add_argument("--dtype", default="", choices=[*DTYPES], help="of the result (default: the base's)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that compute and write (default: 1)")
     add_vector_options(parser)
     mean = parser.add_argument_group("means")
@@ -175,7 +175,7 @@ def _last(words: list[str], last: int | None) -> list[str]:
     found = [step for step, finished in steps_in(folder).items() if finished and step not in left]
     if len(found) < last:
         inside = sorted({path.parent.parent for path in folder.glob("*/step-*/.metadata")})
-        fix = f"; give {inside[0]}" if inside and not found else ""
+        fix = f"; give {inside[0]}" if inside and not found else f"; give at most --last {len(found)}" if found else ""
         raise ValueError(f"--last {last}: {folder} holds {len(found)} finished checkpoints of its run{fix}")
     return [str(folder / f"{_STEP}{step}") for step in found[-last:]]
 

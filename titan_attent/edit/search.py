@@ -32,6 +32,8 @@ from titan_attent.edit.options import Parser, add_vector_options, combination_of
 from titan_attent.edit.search_result import BASE, RANDOM, VECTOR, Found, Trial
 from titan_attent.edit.transforms import RandomLike
 
+RESULT_FILE = "search.json"
+
 
 def search(argv: Sequence[str]) -> int:
     """Run the command; 0, or 2 with one message for a mistake, or 130 when interrupted."""
@@ -75,6 +77,8 @@ def _search(argv: list[str]) -> None:
     options, config = _parser().parse_known_args(rest)
     expression = parse(words)
     _check(options, expression)
+    if (Path(options.output) / RESULT_FILE).exists():
+        raise ValueError(f"--output {options.output} holds a search: name another folder, or delete that one")
     combination = combination_of(expression, options)
 
     from titan_attent.titan.scoring.trials import open_trials  # imports torchtitan
@@ -189,7 +193,7 @@ def _report(found: Found, expression: Expression, options: argparse.Namespace) -
         "best_random": asdict(found.best(RANDOM)),
         **asdict(found),
     }
-    write_atomically(folder / "search.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(folder / RESULT_FILE, (json.dumps(content, indent=1) + "\n").encode())
     write_atomically(folder / "table.md", ("\n".join(lines) + "\n").encode())
     draw(found, expression, folder / "map.png")
     print("\n".join(lines))

@@ -4,7 +4,7 @@ What is left in the cache costs twice: it pushes out what others read again, and
 virtual machine first has to get from its host. So new files are written directly (O_DIRECT) where the file system can,
 in blocks, and files that are read are dropped from the cache as the edit goes on. Both change the speed only.
 
-Cost: memory of one block per file that is written, and a copy of its bytes into it.
+Cost: memory of two blocks per file that is written, and a copy of its bytes into them.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import fcntl
 import io
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 BLOCK = 2**23
@@ -29,7 +30,10 @@ class NewFile(io.RawIOBase):
             self._descriptor = os.open(path, flags | _DIRECT, 0o666)
         except OSError:  # a file system without it
             self._descriptor = os.open(path, flags, 0o666)
-        self._block, self._filled = mmap.mmap(-1, BLOCK), 0  # mapped, because O_DIRECT needs memory that begins a page
+        # Mapped, because O_DIRECT needs memory that begins a page. One is filled while the other is written.
+        self._block, self._other, self._filled = mmap.mmap(-1, BLOCK), mmap.mmap(-1, BLOCK), 0
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def writable(self) -> bool:
         return True
@@ -49,21 +53,31 @@ class NewFile(io.RawIOBase):
         if self._descriptor < 0:
             return
         try:
+            self._wait()
             if self._filled and _DIRECT:  # the last block has any length
                 flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
-            self._write_block()
+            self._write(self._block, self._filled)
         finally:
+            self._thread.shutdown()
             os.close(self._descriptor)
             self._descriptor = -1
             super().close()
 
     def _write_block(self) -> None:
-        with memoryview(self._block) as whole:
-            rest = whole[: self._filled]
+        self._wait()
+        self._written = self._thread.submit(self._write, self._block, self._filled)
+        self._block, self._other, self._filled = self._other, self._block, 0
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _write(self, block: mmap.mmap, size: int) -> None:
+        with memoryview(block) as whole:
+            rest = whole[:size]
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        self._filled = 0
 
 
 def forget(stream: Any) -> None:

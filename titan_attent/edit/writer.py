@@ -188,10 +188,11 @@ def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tupl
     """The boxes of some weights in order, each computed while the one before it is used."""
     places = [(name, box) for name in weights for box in boxes(combination.weights[name].shape)]
     with ExitStack() as stack:
+        # The readers end first: after an error, what is being computed ends at its next read.
+        computer = stack.enter_context(ThreadPoolExecutor(1))
         readers = {path: stack.enter_context(ReadAhead(one)) for path, one in combination.operands.items()}
         combination = replace(combination, operands=readers)
         ahead = BOXES_AHEAD // len(readers)
-        computer = stack.enter_context(ThreadPoolExecutor(1))
         before: tuple[str, Box, Future[torch.Tensor]] | None = None
         for number, (name, box) in enumerate(places):
             for following in places[number + ahead if number else 0 : number + ahead + 1]:
@@ -205,7 +206,7 @@ def _computed(combination: Combination, weights: Sequence[str]) -> Iterator[tupl
             before = name, box, computed
         if before is not None:
             yield *before[:2], before[2].result()
-        combination.forget()
+        computer.submit(combination.forget).result()  # after all that was submitted
 
 
 def _verify(folder: Folder, written: WrittenFile) -> None:

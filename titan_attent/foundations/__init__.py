@@ -10,6 +10,7 @@ file_lock.py       whether another process holds a lock file
 json_lines.py      append-only logs that a resumed run continues
 versioned_json.py  JSON files that name their format and version
 typed.py           JSON values checked against the types that a dataclass declares
+words.py           numbers with their nouns
 toml.py            configurations that the package writes
 checks.py          one clear error for a value that a key cannot have
 """

@@ -19,6 +19,7 @@ from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.protocols.train_spec import TrainSpec
 
 from titan_attent.data.text.document_examples import DocumentDataset
+from titan_attent.foundations.words import counted
 from titan_attent.systems.system import DataFacts, Planned, PlannedFrozen
 from titan_attent.titan.checkpoint_metadata import read_metadata, read_value
 from titan_attent.titan.checks.load_sources import folder_of, source_of
@@ -238,7 +239,7 @@ def _files(job_config: JobConfig, systems: dict[str, Planned]) -> list[str]:
 def lines_of(plan: RunPlan, job_config: JobConfig, facts: DataFacts) -> Iterator[str]:
     """The plan as lines of text."""
     dataset, remaining = facts.dataset, plan.steps - plan.first_step
-    yield f"Plan for {plan.world_size:,} processes. Nothing is trained or written"
+    yield f"Plan for {counted(plan.world_size, 'process', 'processes')}. Nothing is trained or written"
     yield f"model       {job_config.model.name} {job_config.model.flavor}: {plan.num_parameters:,} parameters"
     yield f"start       {plan.start}"
     per_step = plan.batch_size * plan.tokens_per_row

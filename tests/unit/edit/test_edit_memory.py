@@ -2,7 +2,9 @@
 
 import math
 import os
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from titan_attent.edit import boxes as boxes_module
 from titan_attent.edit import combine, memory, writer
 from titan_attent.edit.boxes import Box, boxes
 from titan_attent.edit.checkpoint import Checkpoint, DcpCheckpoint, Weight
-from titan_attent.edit.combine import Term
+from titan_attent.edit.combine import Combination, Term
 from titan_attent.edit.command import main
 from titan_attent.edit.memory import MAX_BLOCKS, empty
 from titan_attent.edit.read_ahead import ReadAhead
@@ -125,6 +127,27 @@ def test_an_error_of_a_box_that_was_announced_is_raised_where_it_is_asked_for(tm
         ahead.announce(name, box)
         with pytest.raises(ValueError, match=r"is damaged.*Restore it"):
             ahead.read(name, box)
+
+
+def test_after_an_error_what_is_computed_ends_at_its_next_read(tmp_path: Path) -> None:
+    """Such as a decomposition that reads many boxes, when Ctrl-C comes."""
+    save(tmp_path / "x", weights(1))
+    reads = []
+
+    def endless(self: Combination, name: str, box: Box) -> torch.Tensor:
+        while len(reads) < 1000:
+            reads.append(self.operands[self.base].read(name, box))
+            time.sleep(0.001)
+        return reads[0]
+
+    combination = Combination({"x": DcpCheckpoint(str(tmp_path / "x"))}, "x", [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Combination, "read", endless)
+        computed = writer._computed(combination, list(combination.weights))
+        threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(computed)
+    assert 0 < len(reads) < 900
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 100])

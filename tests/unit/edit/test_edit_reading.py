@@ -189,8 +189,10 @@ def test_damage_inside_a_file_is_one_error(tmp_path: Path) -> None:
         DcpCheckpoint(str(path)).read(name, next(boxes((12, 8))))
     file = path / "__0_0.distcp"
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(ValueError, match=f"{name} cannot be read from __0_0.distcp .*Restore it"):
-        DcpCheckpoint(str(path)).read(name, next(boxes((12, 8))))
+    checkpoint = DcpCheckpoint(str(path))
+    for _ in range(2):  # a second read is no better
+        with pytest.raises(ValueError, match=f"{name} cannot be read from __0_0.distcp .*Restore it"):
+            checkpoint.read(name, next(boxes((12, 8))))
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -256,6 +256,14 @@ def test_the_folder_of_a_run_is_told_its_checkpoints(tmp_path: Path, capsys: pyt
     save(tmp_path / "checkpoint" / "step-5", weights(1))
     assert edit(f"mean {tmp_path} --last 1 --output out") == 2
     assert f"holds 0 finished checkpoints of its run; give {tmp_path / 'checkpoint'}" in capsys.readouterr().err
+    assert edit(f"mean {tmp_path / 'checkpoint'} --last 2 --output out") == 2
+    assert "holds 1 finished checkpoints of its run; give at most --last 1" in capsys.readouterr().err
+
+
+def test_a_search_does_not_overwrite_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "search.json").write_text("{}")
+    assert edit(f"search a + b --target x --control y --output {tmp_path}") == 2
+    assert f"--output {tmp_path} holds a search: name another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

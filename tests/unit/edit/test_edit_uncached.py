@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_a_file_is_what_was_written(parts: list[int], direct: bool, tmp_path: Pa
         assert [stream.write(part) for part in expected] == parts
     assert (tmp_path / "x").read_bytes() == b"".join(expected)
     assert len(opened) == (1 if direct else 2)
+
+
+@pytest.mark.parametrize("size", [4096, 3 * 4096, 5])
+def test_what_cannot_be_written_is_an_error(size: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is written by a thread: the error is raised by a later write, or by the end."""
+    stock = os.write
+
+    def write(descriptor: int, data: Any) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return stock(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="No space left"), NewFile(str(tmp_path / "full")) as stream:
+        for _ in range(size // 4096 + 1):
+            stream.write(bytes(min(size, 4096)))
+    assert threading.active_count() == before and stream.closed
 
 
 def test_a_file_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from titan_attent.data.text.records import CHAT_TEMPLATES, DEFAULT_TEMPLATE
 from titan_attent.data.text.summary import TextSummary
 from titan_attent.data.text.text_template import unescaped
 from titan_attent.data.text.writer import write_dataset
+from titan_attent.foundations.words import counted
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -159,12 +160,12 @@ def _report(summary: TextSummary) -> None:
         print(files)
     path = summary.path if summary.validation is None else summary.path / TRAIN
     print(
-        f"{path}: {summary.num_documents:,} documents, {summary.num_tokens:,} tokens in {summary.num_shards:,} "
-        f"shards, {summary.tokens_per_second:,.0f} tokens/s"
+        f"{path}: {counted(summary.num_documents, 'document')}, {counted(summary.num_tokens, 'token')} in "
+        f"{counted(summary.num_shards, 'shard')}, {summary.tokens_per_second:,.0f} tokens/s"
     )
     if summary.validation is not None:
         num_documents, num_tokens = summary.validation
-        print(f"{summary.path / VALIDATION}: {num_documents:,} documents, {num_tokens:,} tokens")
+        print(f"{summary.path / VALIDATION}: {counted(num_documents, 'document')}, {counted(num_tokens, 'token')}")
     if len(summary.source_tokens) > 1:
         for source, num_tokens in summary.source_tokens.items():
             print(f"  {source}: {num_tokens:,} tokens ({num_tokens / summary.num_tokens:.1%})")

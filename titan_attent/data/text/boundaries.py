@@ -28,6 +28,7 @@ from titan_attent.data.text.format import UPGRADE, Index, ShardEntry, write_inde
 from titan_attent.data.text.shards import TokenShards
 from titan_attent.foundations.typed import typed
 from titan_attent.foundations.versioned_json import read_json_object
+from titan_attent.foundations.words import counted
 
 STATE_FILE = "boundaries.json"
 
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(parser.parse_args(arguments).folder)
 
     def report(index: Index) -> None:
-        print(f"{folder}: {index.num_documents:,} documents in {len(index.shards):,} shards")
+        print(f"{folder}: {counted(index.num_documents, 'document')} in {counted(len(index.shards), 'shard')}")
 
     again = {"again": "the same command resumes", "interrupted": "resumes"}
     return exit_status(lambda: add_documents(folder, progress=True), report, **again)

@@ -124,7 +124,7 @@ class Distillation(System):
         phases = sources.phases_on_disk(config, steps=facts.settings.steps)
         shown = ", ".join(f"step-{phase.checkpoint} from step {phase.first_step}" for phase in phases[:8])
         more = f", and {len(phases) - 8} more" if len(phases) > 8 else ""
-        lines = (f"Distillation: from {config.targets or config.source}, {shown}{more}.",)
+        lines = (f"learns from {config.targets or config.source}, {shown}{more}.",)
         if config.targets:
             return Planned(lines, memory=(_memory_of_targets(config, phases, facts),))
         path = str(sources.checkpoint_of(config, phases[0].checkpoint))
