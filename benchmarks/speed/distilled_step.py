@@ -46,7 +46,7 @@ def variants(targets: str) -> dict[str, list[str]]:
 def write_targets(folder: Path, data: str, *, seq_len: int, num: int) -> str:
     """Random target ids of every token of ``data``; returns the folder for ``distillation.targets``."""
     dataset = TokenDataset(data, seq_len=seq_len)
-    vocab_size = dataset.shards.tokenizer_vocab_size
+    vocab_size = dataset.shards.tokenizer_info["vocab_size"]
     facts = TargetFacts(
         **facts_of_data(dataset),
         model="random",
@@ -57,6 +57,7 @@ def write_targets(folder: Path, data: str, *, seq_len: int, num: int) -> str:
         num=num,
         temperature=1.0,
         seed=0,
+        num_ids=vocab_size,
     )
     writer, generator = TargetsWriter(folder / "step-1", facts=facts), torch.Generator().manual_seed(0)
     with writer.prepared():
