@@ -1,6 +1,8 @@
 """The configuration and the order of the charts, read back by TensorBoard's own reader."""
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,35 @@ def test_configuration_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_without_tensorboard() -> None:
     write_start(BaseLogger(), merged())
     write_start(LoggerContainer(), merged())
+
+
+def test_a_start_within_the_same_second_keeps_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file must not stand before that of the earlier start, as it would by the number of its process."""
+    monkeypatch.setattr(metrics, "TensorBoardLogger", metrics.TensorBoardLogger)
+    compat.continue_tensorboard(resumed=False)
+    for process, steps in ((9999, (1, 2, 3)), (1000, (3, 4))):
+        monkeypatch.setattr(os, "getpid", lambda number=process: number)
+        logger = metrics.TensorBoardLogger(str(tmp_path))
+        for step in steps:
+            logger.log({"loss": float(process)}, step)
+        logger.close()
+    shown = {event.step: event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")}
+    assert shown == {1: 9999.0, 2: 9999.0, 3: 1000.0, 4: 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("second", "slept"), [(None, 0.0), (99, 0.0), (100, 0.25), (101, 1.25), (102, 0.0), (10_000, 0.0)], ids=str
+)
+def test_at_most_two_seconds_are_waited(
+    second: int | None, slept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a later time is one of another clock."""
+    (tmp_path / "events.out.tfevents.x").touch()
+    if second is not None:
+        (tmp_path / f"events.out.tfevents.{second:010d}.host.7.0").touch()
+    waited = [0.0]
+    monkeypatch.setattr(time, "time", lambda: 100.75)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    compat.wait_for_a_second_of_its_own(str(tmp_path))
+    compat.wait_for_a_second_of_its_own(str(tmp_path / "missing"))
+    assert sum(waited) == slept

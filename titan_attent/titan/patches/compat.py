@@ -38,6 +38,7 @@ import importlib
 import inspect
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -69,6 +70,19 @@ def resumed_log_dir(log_dir: str) -> str:
     return os.sep.join([*parts[:index], stamps[-1], *parts[index + 1 :]]) if stamps else log_dir
 
 
+def wait_for_a_second_of_its_own(folder: str) -> None:
+    """Wait until no event file in ``folder`` has this second in its name, at most two seconds.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the second of their creation.
+    After a start within the second of the one before it would hide the newer steps instead of those trained again.
+    """
+    names = [name.split(".") for name in os.listdir(folder)] if os.path.isdir(folder) else []
+    seconds = [int(parts[3]) for parts in names if parts[:3] == ["events", "out", "tfevents"] and parts[3].isdigit()]
+    wait = max(seconds, default=0) + 1 - time.time()
+    if 0 < wait <= 2:
+        time.sleep(wait)
+
+
 def continue_tensorboard(*, resumed: bool) -> None:
     """Choose the TensorBoard folder for the run about to start; call before the metrics processor is built."""
     import torchtitan.components.metrics as titan_metrics
@@ -88,6 +102,7 @@ def continue_tensorboard(*, resumed: bool) -> None:
 
         def _opened(self, step: int) -> SummaryWriter:
             if self.writer is None:
+                wait_for_a_second_of_its_own(self.log_dir)
                 # At every start, not only at a resume: some readers ignore the first purge they read.
                 self.writer = SummaryWriter(self.log_dir, max_queue=1000, purge_step=step)
                 if self.on_open is not None:
