@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from launch import launch, read_scalars, read_trace, read_weights, run
 
 from titan_attent.titan.checkpoint_metadata import read_metadata
@@ -141,6 +142,19 @@ REFUSED = {
 }
 
 
+def test_a_source_without_its_files_is_refused_before_the_start(
+    small_run: list[str], source: Path, tmp_path: Path
+) -> None:
+    """A copy that was cut short, or a checkpoint whose weights were deleted: also of a later phase."""
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    for file in (other / "checkpoint" / "step-4").glob("*.distcp"):
+        file.unlink()
+    result = launch(*arguments(small_run, tmp_path / "run", *distilling(other)), num_processes=1)
+    assert result.returncode == 1 and "step-4 is damaged: __0_0.distcp is missing" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "run" / "checkpoint").exists()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_source_is_refused_before_the_start(
     name: str, small_run: list[str], source: Path, tmp_path: Path
@@ -149,6 +163,33 @@ def test_a_wrong_source_is_refused_before_the_start(
     result = launch(*arguments(small_run, tmp_path, *distilling(source), *extra), num_processes=1)
     assert result.returncode == 1 and message in result.stderr
     assert not (tmp_path / "checkpoint").exists()
+
+
+def with_a_nan(source: Path, folder: Path, *, step: int) -> Path:
+    """A copy of the source's checkpoints, model-only, where one weight of ``step`` is NaN."""
+    for number in (2, 4):
+        weights = {
+            name: weight
+            for name, weight in read_weights(source, step=number).items()
+            if name.partition(".")[0] in ("tok_embeddings", "layers", "norm", "output")
+        }
+        if number == step:
+            weights["output.weight"][5, 3] = float("nan")
+        dcp.save(weights, checkpoint_id=folder / f"step-{number}", no_dist=True)
+    return folder
+
+
+def test_a_source_with_nan_is_named_before_the_student_learns_from_it(
+    small_run: list[str], source: Path, tmp_path: Path
+) -> None:
+    """Also where it comes in the middle of a run, on two ranks: the learning rate of the student is not at fault."""
+    path = with_a_nan(source, tmp_path / "source", step=4)
+    given = distilling(source, "even", "--distillation.source", str(path))
+    for num_processes in (1, 2):
+        dump = tmp_path / str(num_processes)
+        result = launch(*arguments(small_run, dump, *given, save=1), num_processes=num_processes)
+        assert result.returncode != 0 and f"{path}/step-4 has weights that are NaN or infinity" in result.stderr
+        assert "Traceback" not in result.stderr and set(read_scalars(dump, "grad_norm")) == {1, 2}
 
 
 def test_a_source_of_another_tokenizer_is_refused(small_run: list[str], source: Path, tmp_path: Path) -> None:

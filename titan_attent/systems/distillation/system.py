@@ -198,8 +198,7 @@ class Distillation(System):
         wanted = source_at(self.phases, step + 1)
         if wanted != self.loaded:
             with self.run.ledger.charge("source_load"):
-                if self.frozen is not None:
-                    self.frozen.load(str(self._path(wanted)))
+                self.run.load_frozen(self.frozen, str(self._path(wanted)))
             self.loaded, self._read_ahead = wanted, None
             self.changes += 1
         self._look_ahead(step)
