@@ -192,6 +192,16 @@ def test_a_source_with_nan_is_named_before_the_student_learns_from_it(
         assert "Traceback" not in result.stderr and set(read_scalars(dump, "grad_norm")) == {1, 2}
 
 
+@pytest.mark.parametrize("kind", ["draws", "argmax", "top_k"])
+def test_a_source_with_nan_has_no_targets(kind: str, small_run: list[str], source: Path, tmp_path: Path) -> None:
+    path = with_a_nan(source, tmp_path / "source", step=2) / "step-2"
+    options = ["--output", str(tmp_path / "targets"), "--kind", kind, "--model.flavor", "scorer_s"]
+    command = ["targets", *options, *small_run, "--checkpoint.initial_load_path", str(path)]
+    result = launch(*command, num_processes=1, module="titan_attent.score")
+    assert result.returncode != 0 and f"the source {path} predicts NaN or infinity" in result.stderr
+    assert not (tmp_path / "targets" / "step-2" / "targets.json").exists()
+
+
 def test_a_source_of_another_tokenizer_is_refused(small_run: list[str], source: Path, tmp_path: Path) -> None:
     """Its run recorded the tokenizer, though the vocabularies have one size."""
     other = tmp_path / "other"
