@@ -1,9 +1,9 @@
 """titan/frozen_model.py: weights that are read into a second model, from checkpoints that are damaged in some way."""
 
-import titan_attent.titan.patches.compat  # noqa: F401
-
 from contextlib import nullcontext
 from pathlib import Path
+
+import titan_attent.titan.patches.compat  # noqa: F401
 
 import pytest
 import torch
