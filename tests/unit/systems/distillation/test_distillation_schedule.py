@@ -103,6 +103,14 @@ def test_two_shot_takes_a_checkpoint_inside_the_steepest_fall_and_the_last() -> 
     assert found == ((1, 50), (31, 100))
 
 
+@pytest.mark.parametrize(("switch", "steps", "first_step"), [(0.28, 25, 8), (0.14, 50, 8), (0.95, 10, 10), (0.5, 1, 1)])
+def test_two_shot_switches_after_its_share_of_the_steps(switch: float, steps: int, first_step: int) -> None:
+    """0.28 x 25 is 7.000000000000001 in floating point; and the last checkpoint has at least the last step."""
+    keys = config(schedule="two_shot", switch=switch)
+    found = phases_of(keys, steps=steps, checkpoints=[10, 20, 30], losses={5: 3.0, 15: 1.0, 25: 0.9})
+    assert found == ((1, 10), (first_step, 30)) and source_at(found, steps) == 30
+
+
 def test_the_fall_is_per_step_of_the_source() -> None:
     """Ten times the distance between checkpoints with three times the fall is less steep."""
     losses = {step: 10 - 1.0 * min(step, 20) / 10 - 3.0 * max(0, step - 20) / 180 for step in range(1, 201)}
