@@ -61,6 +61,7 @@ def whole(small_run: list[str], source: Path, tmp_path_factory: pytest.TempPathF
 
 def test_a_run_across_a_change_of_the_source(whole: Path) -> None:
     assert read_scalars(whole, "distillation/source_step") == {1: 2, 2: 2, 3: 4, 4: 4}
+    assert read_scalars(whole, "distillation/source_changes") == {1: 0, 2: 0, 3: 1, 4: 1}
     assert set(read_scalars(whole, "distillation/divergence")) == {2, 3, 4}
     assert read_scalars(whole, "ledger/source_seconds")[4] > 0
     assert read_scalars(whole, "ledger/source_load_seconds")[4] > read_scalars(whole, "ledger/source_load_seconds")[2]
@@ -109,7 +110,7 @@ def test_targets_on_disk(small_run: list[str], source: Path, tmp_path: Path) -> 
     targets = ["--distillation.targets", str(tmp_path / "targets")]
     run(*arguments(small_run, live, *distilling(source), *coldest), num_processes=1)
     run(*arguments(small_run, stored, *distilling(source), *coldest, *targets), num_processes=2)
-    for tag in TAGS:
+    for tag in (*TAGS, "distillation/source_changes"):
         found, expected = read_scalars(stored, tag), read_scalars(live, tag)
         assert found.keys() == expected.keys()
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, err_msg=tag)
