@@ -11,6 +11,8 @@ from titan_attent.foundations.checks import check_number, check_one_of
 SCHEDULES = ("off", "even", "at", "two_shot", "final")
 SOFTENED = ("source", "both")
 WEIGHTS = ("constant", "linear", "wsd")
+MIN_TEMPERATURE = 1e-30
+"""Above 0; logits of 1e8 divided by it are still numbers in fp32."""
 
 
 @dataclass
@@ -117,6 +119,11 @@ class DistillationConfig:
             raise ValueError(
                 f"[distillation] warmup = {self.warmup} and decay = {self.decay} are more than all steps together: "
                 "lower one of them"
+            )
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"[distillation] temperature = {self.temperature}: logits divided by it overflow. For the largest "
+                "logit set 0"
             )
         if self.temperature == 0 and self.softened == "both":
             raise ValueError(

@@ -36,6 +36,7 @@ from titan_attent.losses.divergence import largest_id
 from titan_attent.losses.target_draws import draw_targets, top_targets
 from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, facts_of_data
 from titan_attent.systems.distillation.checks import check_tokenizer_of_run
+from titan_attent.systems.distillation.config import MIN_TEMPERATURE
 from titan_attent.systems.distillation.sources import step_of
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse, spec_of
@@ -217,7 +218,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         return Options(**vars(parsed)), rest
     if parsed.temperature == 0:
         raise ValueError(f"--temperature 0 with --kind {parsed.kind}: for the largest logit give --kind {ARGMAX}")
-    check_number("--temperature", parsed.temperature, above=0, section="score targets")
+    check_number("--temperature", parsed.temperature, at_least=MIN_TEMPERATURE, section="score targets")
     if parsed.kind == TOP_K:
         parsed.seed = 0
     return Options(**vars(parsed)), rest

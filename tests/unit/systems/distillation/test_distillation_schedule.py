@@ -162,6 +162,7 @@ def test_the_labels_weight_stays_a_share(a: float, last: float, warmup: float, d
         ({"switch": 1.0}, "switch = 1.0"),
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": 1e-42}, "temperature = 1e-42: logits divided by it overflow.*set 0"),
         ({"temperature": 0.0, "softened": "both"}, "the limit has no gradient"),
         ({"warmup": 0.7, "decay": 0.6}, "more than all steps together"),
         ({"students": 0}, "students = 0"),
