@@ -105,15 +105,21 @@ def identity_of(config: DistillationConfig, *, steps: int) -> dict[str, str]:
 def scalars_of(run: Path, tag: str) -> dict[int, float]:
     """Step -> value of ``tag`` in the TensorBoard files of the run in the folder ``run``; empty without any.
 
-    A later session of the run replaces the steps that it repeats; of several ranks the lowest counts.
+    A later session of the run replaces all steps from its first one on; of several ranks the lowest counts.
     """
-    from titan_attent.foundations.event_files import events  # imports TensorBoard, which other schedules do not need
+    from tensorboard.compat.proto.event_pb2 import SessionLog  # here, as other schedules do not need TensorBoard
+
+    from titan_attent.foundations.event_files import events
 
     tb, lowest, scalars = run / "tb", dict[str, Path](), dict[int, float]()
     for file in sorted(tb.rglob("events.out.tfevents.*")):
         if lowest.setdefault(file.relative_to(tb).parts[0], file.parent) != file.parent:
             continue
+        start: int | None = None
         for event in events(file, []):
+            if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
+                start = event.step
+                scalars = {step: value for step, value in scalars.items() if step < start}
             scalars.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
     return scalars
 

@@ -255,6 +255,20 @@ def test_the_sources_losses_are_read_from_its_logs(tmp_path: Path) -> None:
     assert losses_of(tmp_path / "missing") == {}
 
 
+def test_steps_that_a_source_left_behind_are_not_its_losses(tmp_path: Path) -> None:
+    """It went back, or another run had used its folder, and logs less often: not only the steps that it repeats go."""
+    for i, (first, every, fall) in enumerate(((1, 1, 20), (5, 5, 60))):
+        with SummaryWriter(str(tmp_path / "tb" / f"2025010{i}-0000"), purge_step=first) as writer:
+            for step in range(first, 101, every):
+                writer.add_scalar("loss_metrics/global_avg_loss", 5.0 if step <= fall else 1.0 - i / 2, step)
+                writer.add_scalar("ledger/wall_seconds", step * (2.0 - i), step)
+    found = losses_of(tmp_path)
+    assert sorted(found) == [1, 2, 3, 4, *range(5, 101, 5)] and steepest(found, [20, 40, 60, 80, 100]) == 60
+    write_run_record(tmp_path / "teacher", RunRecord(devices="1 x CPU"), losses=())
+    keys = DistillationConfig(schedule="final", source=str(tmp_path / "checkpoint"))
+    assert training_seconds(keys, until=99) == 95.0
+
+
 def test_two_shot_reads_the_logs_beside_the_checkpoints(tmp_path: Path) -> None:
     for step in (20, 50, 100):
         make_checkpoint(tmp_path / "checkpoint", step)
