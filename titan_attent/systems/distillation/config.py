@@ -11,6 +11,15 @@ from titan_attent.foundations.checks import check_number, check_one_of
 SCHEDULES = ("off", "even", "at", "two_shot", "final")
 SOFTENED = ("source", "both")
 WEIGHTS = ("constant", "linear", "wsd")
+READ_BY = {
+    "at": ("schedule", "at"),
+    "num_checkpoints": ("schedule", "even"),
+    "switch": ("schedule", "two_shot"),
+    "final_label_weight": ("label_weight_schedule", "linear"),
+    "warmup": ("label_weight_schedule", "wsd"),
+    "decay": ("label_weight_schedule", "wsd"),
+}
+"""Key -> another key, and the one value of that with which it is read."""
 MIN_TEMPERATURE = 1e-30
 """Above 0; logits of 1e8 divided by it are still numbers in fp32."""
 
@@ -145,10 +154,10 @@ class DistillationConfig:
             )
         if self.schedule == "at" and not self.at:
             raise ValueError('[distillation] schedule = "at" without at: give pairs, such as at = "1:2000 501:8000"')
-        unread = {"at": (self.at != "", "at"), "num_checkpoints": (self.num_checkpoints != 0, "even")}
-        for key, (is_set, schedule) in unread.items():
-            if is_set and self.schedule != schedule:
+        for key, (choice, reader) in READ_BY.items():
+            chosen = getattr(self, choice)
+            if chosen != reader and getattr(self, key) != getattr(DistillationConfig, key):
                 raise ValueError(
-                    f'[distillation] {key} = {getattr(self, key)!r} with schedule = "{self.schedule}": only '
-                    f'"{schedule}" reads it. Remove it, or set schedule = "{schedule}"'
+                    f'[distillation] {key} = {getattr(self, key)!r} with {choice} = "{chosen}": only "{reader}" reads '
+                    f'it. Remove it, or set {choice} = "{reader}"'
                 )

@@ -180,6 +180,10 @@ def test_values_out_of_range_are_refused(keys: dict, message: str) -> None:
         ({"schedule": "at"}, "without at"),
         ({"at": "1:10"}, 'only "at" reads it'),
         ({"schedule": "final", "num_checkpoints": 3}, 'only "even" reads it'),
+        ({"switch": 0.3}, 'switch = 0.3 with schedule = "even": only "two_shot" reads it'),
+        ({"final_label_weight": 0.5}, 'with label_weight_schedule = "constant": only "linear" reads it'),
+        ({"label_weight_schedule": "linear", "warmup": 0.2}, 'Remove it, or set label_weight_schedule = "wsd"'),
+        ({"decay": 0.0}, 'decay = 0.0 with label_weight_schedule = "constant": only "wsd" reads it'),
         ({"schedule": "two_shot", "source": "", "targets": "targets"}, "it reads the logs"),
     ],
 )
