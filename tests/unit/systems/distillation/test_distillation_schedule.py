@@ -301,6 +301,20 @@ def test_the_folder_that_is_meant_is_named(tmp_path: Path) -> None:
                 phases_on_disk(keys, steps=10)
 
 
+def test_unfinished_targets_are_not_skipped_in_silence(tmp_path: Path) -> None:
+    """A killed command left those of the last checkpoint: "final" would learn from the one before."""
+    for step, file in ((2, "targets.json"), (4, "progress.json")):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / file).write_bytes(b"x")
+    for schedule in ("final", "even"):
+        with pytest.raises(ValueError, match="step-4 are unfinished: .* again, .* delete the folder, or"):
+            phases_on_disk(DistillationConfig(schedule=schedule, targets=str(tmp_path)), steps=9)
+    named = DistillationConfig(schedule="at", at="1:2", targets=str(tmp_path))
+    assert phases_on_disk(named, steps=9) == ((1, 2),)
+    (tmp_path / "step-4" / "targets.json").write_bytes(b"x")  # killed between the last two writes
+    assert phases_on_disk(DistillationConfig(schedule="final", targets=str(tmp_path)), steps=9) == ((1, 4),)
+
+
 def test_reading_ahead_reads_the_files_and_survives_missing_ones(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 10)
     read_ahead(path).join(timeout=10)
