@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from launch import launch, read_scalars, read_trace, read_weights, run
 
 from titan_attent.titan.checkpoint_metadata import read_metadata
@@ -60,6 +61,7 @@ def whole(small_run: list[str], source: Path, tmp_path_factory: pytest.TempPathF
 
 def test_a_run_across_a_change_of_the_source(whole: Path) -> None:
     assert read_scalars(whole, "distillation/source_step") == {1: 2, 2: 2, 3: 4, 4: 4}
+    assert read_scalars(whole, "distillation/source_changes") == {1: 0, 2: 0, 3: 1, 4: 1}
     assert set(read_scalars(whole, "distillation/divergence")) == {2, 3, 4}
     assert read_scalars(whole, "ledger/source_seconds")[4] > 0
     assert read_scalars(whole, "ledger/source_load_seconds")[4] > read_scalars(whole, "ledger/source_load_seconds")[2]
@@ -108,7 +110,7 @@ def test_targets_on_disk(small_run: list[str], source: Path, tmp_path: Path) -> 
     targets = ["--distillation.targets", str(tmp_path / "targets")]
     run(*arguments(small_run, live, *distilling(source), *coldest), num_processes=1)
     run(*arguments(small_run, stored, *distilling(source), *coldest, *targets), num_processes=2)
-    for tag in TAGS:
+    for tag in (*TAGS, "distillation/source_changes"):
         found, expected = read_scalars(stored, tag), read_scalars(live, tag)
         assert found.keys() == expected.keys()
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, err_msg=tag)
@@ -141,6 +143,19 @@ REFUSED = {
 }
 
 
+def test_a_source_without_its_files_is_refused_before_the_start(
+    small_run: list[str], source: Path, tmp_path: Path
+) -> None:
+    """A copy that was cut short, or a checkpoint whose weights were deleted: also of a later phase."""
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    for file in (other / "checkpoint" / "step-4").glob("*.distcp"):
+        file.unlink()
+    result = launch(*arguments(small_run, tmp_path / "run", *distilling(other)), num_processes=1)
+    assert result.returncode == 1 and "step-4 is damaged: __0_0.distcp is missing" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "run" / "checkpoint").exists()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_source_is_refused_before_the_start(
     name: str, small_run: list[str], source: Path, tmp_path: Path
@@ -149,6 +164,43 @@ def test_a_wrong_source_is_refused_before_the_start(
     result = launch(*arguments(small_run, tmp_path, *distilling(source), *extra), num_processes=1)
     assert result.returncode == 1 and message in result.stderr
     assert not (tmp_path / "checkpoint").exists()
+
+
+def with_a_nan(source: Path, folder: Path, *, step: int) -> Path:
+    """A copy of the source's checkpoints, model-only, where one weight of ``step`` is NaN."""
+    for number in (2, 4):
+        weights = {
+            name: weight
+            for name, weight in read_weights(source, step=number).items()
+            if name.partition(".")[0] in ("tok_embeddings", "layers", "norm", "output")
+        }
+        if number == step:
+            weights["output.weight"][-1, 3] = float("nan")  # of the last rank
+        dcp.save(weights, checkpoint_id=folder / f"step-{number}", no_dist=True)
+    return folder
+
+
+def test_a_source_with_nan_is_named_before_the_student_learns_from_it(
+    small_run: list[str], source: Path, tmp_path: Path
+) -> None:
+    """Also where it comes in the middle of a run, on two ranks: the learning rate of the student is not at fault."""
+    path = with_a_nan(source, tmp_path / "source", step=4)
+    given = distilling(source, "even", "--distillation.source", str(path))
+    for num_processes in (1, 2):
+        dump = tmp_path / str(num_processes)
+        result = launch(*arguments(small_run, dump, *given, save=1), num_processes=num_processes)
+        assert result.returncode != 0 and f"{path}/step-4 has weights that are NaN or infinity" in result.stderr
+        assert "Traceback" not in result.stderr and set(read_scalars(dump, "grad_norm")) == {1, 2}
+
+
+@pytest.mark.parametrize("kind", ["draws", "argmax", "top_k"])
+def test_a_source_with_nan_has_no_targets(kind: str, small_run: list[str], source: Path, tmp_path: Path) -> None:
+    path = with_a_nan(source, tmp_path / "source", step=2) / "step-2"
+    options = ["--output", str(tmp_path / "targets"), "--kind", kind, "--model.flavor", "scorer_s"]
+    command = ["targets", *options, *small_run, "--checkpoint.initial_load_path", str(path)]
+    result = launch(*command, num_processes=1, module="titan_attent.score")
+    assert result.returncode != 0 and f"the source {path} predicts NaN or infinity" in result.stderr
+    assert not (tmp_path / "targets" / "step-2" / "targets.json").exists()
 
 
 def test_a_source_of_another_tokenizer_is_refused(small_run: list[str], source: Path, tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ class Run(DataFacts):
         build_frozen: a checkpoint, ``family=`` and ``flavor=`` (the learner's by default) -> a frozen second model that
             is sharded like the learner (:class:`Frozen`). It is called in :meth:`System.wrap_loss`. None on pipeline
             stages before the last. A checkpoint of another model ends the run. A collective.
+        load_frozen: that model, or None, and another checkpoint of it -> its weights are replaced in place. One that
+            cannot be read, or holds NaN or infinity, ends the run. A collective.
         log_text: takes a tag and a function that returns Markdown, and writes it to TensorBoard. It calls the function
             only on ranks that log. None, on every rank, if the run has no TensorBoard.
         predict: inputs and labels, int64 [B, L] -> context of (logits, labels) from a forward pass in train mode. The
@@ -225,6 +227,7 @@ class Run(DataFacts):
     model_parts: Sequence[nn.Module]
     build_example_loss: Callable[..., Any]
     build_frozen: Callable[..., Frozen | None]
+    load_frozen: Callable[[Frozen | None, str], None]
     log_text: Callable[[str, Callable[[], str]], None] | None
     predict: Callable[[Tensor, Tensor], AbstractContextManager[tuple[Tensor, Tensor]]]
 

@@ -127,6 +127,21 @@ def _unreadable(path: str | Path, error: Exception) -> str:
     )
 
 
+def check_files(path: str | Path, metadata: Metadata, *, names: Iterable[str]) -> None:
+    """Refuse a checkpoint whose files lack the tensors ``names``, as after a copy that was cut short; ValueError."""
+    wanted, needed = set(names), dict[str, int]()
+    for index, entry in (metadata.storage_data or {}).items():
+        if index.fqn in wanted:
+            file = str(entry.relative_path)
+            needed[file] = max(needed.get(file, 0), entry.offset + entry.length)
+    for file, size in sorted(needed.items()):
+        found = Path(path) / file
+        num_bytes = found.stat().st_size if found.is_file() else -1
+        if num_bytes < size:
+            what = "missing" if num_bytes < 0 else f"shorter, {num_bytes:,} bytes, than the {size:,} that it needs"
+            raise ValueError(f"the checkpoint {path} is damaged: {file} is {what}. Copy it again, or give another one")
+
+
 def shapes_of(metadata: Metadata, *, modules: Iterable[str]) -> dict[str, list[int]]:
     """name -> shape of the tensors whose names begin with one of ``modules``."""
     prefixes = set(modules)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
@@ -26,13 +27,14 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools import utils
 
 from titan_attent.systems.settings import SUFFIX
-from titan_attent.titan.checkpoint_metadata import read_metadata
+from titan_attent.titan.checkpoint_metadata import check_files, read_metadata
 from titan_attent.titan.checks.hugging_face_checks import model_shapes
 from titan_attent.titan.checks.load_sources import warn_of_pickles
 from titan_attent.titan.checks.parallelism import check_family, check_split
 from titan_attent.titan.checks.resume_checks import check_shapes
 from titan_attent.titan.checks.value_checks import check_flavor
 from titan_attent.titan.document_mask import check_document_mask, document_kwargs
+from titan_attent.titan.health import all_finite
 from titan_attent.titan.models.families import family_of
 from titan_attent.titan.train_spec import attent_spec
 
@@ -94,13 +96,29 @@ class FrozenModel:
         return {"positions": positions}
 
     def load(self, checkpoint: str) -> None:
-        """Replace the weights, in place, by those of ``checkpoint``. Each rank reads its own shards."""
+        """Replace the weights, in place, by those of ``checkpoint``. Each rank reads its own shards.
+
+        ValueError if they cannot be read, or hold NaN or infinity, on the ranks that find it.
+        """
         weights = get_model_state_dict(self.model)
         with warnings.catch_warnings():
             # Under a pipeline the other stages do not take part.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+            try:
+                dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+            except (Exception, CheckpointException) as error:  # the files may be damaged in any way
+                reason = str(error).strip().rpartition("\n")[2]
+                raise ValueError(
+                    f"the frozen model of {checkpoint} cannot be loaded ({type(error).__name__}: {reason}): the "
+                    "checkpoint is missing or damaged. Restore it"
+                ) from error
         set_model_state_dict(self.model, weights)
+        device = next(self.model.parameters()).device
+        if not all_finite(self.model.parameters(), device=device):
+            raise ValueError(
+                f"the frozen model of {checkpoint} has weights that are NaN or infinity: its training failed before "
+                "that step. Take an earlier checkpoint"
+            )
 
 
 def check_frozen(
@@ -123,7 +141,9 @@ def check_frozen(
         dimensions = ("tensor_parallel", "context_parallel", "expert_parallel")
         check_family(family_of(config), {name: getattr(config.parallelism, f"{name}_degree") for name in dimensions})
         fix = "Name the family and flavor that it was trained with"
-        check_shapes(model_shapes(config, spec), read_metadata(Path(checkpoint)), checkpoint, fix=fix)
+        shapes, metadata = model_shapes(config, spec), read_metadata(Path(checkpoint))
+        check_shapes(shapes, metadata, checkpoint, fix=fix)
+        check_files(checkpoint, metadata, names=shapes)
         check_split(config, spec.model_args[config.model.flavor])
         check_document_mask(config, spec)
         if same_ids:
@@ -149,7 +169,7 @@ def build_frozen(
     tokenizer: Any,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> FrozenModel:
-    """Build the model and load ``checkpoint`` into it; ValueError as :func:`check_frozen`. A collective.
+    """Build the model, to :meth:`~FrozenModel.load` ``checkpoint``; ValueError as :func:`check_frozen`. A collective.
 
     The random state is left unchanged, so a run draws the same random numbers with and without a frozen model.
     """
@@ -167,7 +187,7 @@ def build_frozen(
         model.to_empty(device=device)
         with torch.no_grad():
             cast(Any, model).init_weights(buffer_device=None)  # checkpoints do not contain its buffers
-    frozen = FrozenModel(
+    return FrozenModel(
         model.eval(),
         tokenizer=tokenizer,
         precision=precision,
@@ -176,8 +196,6 @@ def build_frozen(
         cp_mesh=dims.get_optional_mesh("cp"),
         load_balancer=job_config.parallelism.context_parallel_load_balancer,
     )
-    frozen.load(checkpoint)
-    return frozen
 
 
 def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobConfig, TrainSpec]:

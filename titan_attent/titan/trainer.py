@@ -25,7 +25,7 @@ from titan_attent.data.run_record import write_run_record
 from titan_attent.foundations.ledger import Ledger
 from titan_attent.foundations.sharding import is_first_rank
 from titan_attent.losses.mixed import mixing
-from titan_attent.systems.system import Batch, Columns, ExampleStats, LossFunction, Run, StepLoss
+from titan_attent.systems.system import Batch, Columns, ExampleStats, Frozen, LossFunction, Run, StepLoss
 from titan_attent.titan.checks.load_sources import checkpoint_to_load
 from titan_attent.titan.columns import take_columns
 from titan_attent.titan.data_plan import DataPlan
@@ -43,7 +43,7 @@ from titan_attent.titan.patches.checkpoint_manager import LEDGER, Checkpoints
 from titan_attent.titan.pipeline import PipelineLoss, replica_sources_of
 from titan_attent.titan.settings import describe, settings_of, systems_of
 from titan_attent.titan.source_losses import StepSources
-from titan_attent.titan.user_errors import fail
+from titan_attent.titan.user_errors import fail, on_all_ranks
 
 
 class TeachingTrainer(Trainer):
@@ -140,6 +140,7 @@ class TeachingTrainer(Trainer):
             predict=self.predict,
             check_frozen=partial(check_frozen, job_config),
             build_frozen=self.build_frozen,
+            load_frozen=self.load_frozen,
             log_text=cast(TeachingMetricsProcessor, self.metrics_processor).text_logger(step=lambda: self.step),
         )
 
@@ -161,17 +162,27 @@ class TeachingTrainer(Trainer):
         try:
             if self.parallel_dims.pp_enabled and not self.pp_has_last_stage:
                 check_frozen(self.job_config, checkpoint, family=family, flavor=flavor)
-                return None
-            return build_frozen(
-                self.job_config,
-                checkpoint,
-                family=family,
-                flavor=flavor,
-                dims=self.parallel_dims,
-                device=self.device,
-                tokenizer=self.tokenizer,
-                precision=lambda: self.maybe_enable_amp,
-            )
+                frozen = None
+            else:
+                frozen = build_frozen(
+                    self.job_config,
+                    checkpoint,
+                    family=family,
+                    flavor=flavor,
+                    dims=self.parallel_dims,
+                    device=self.device,
+                    tokenizer=self.tokenizer,
+                    precision=lambda: self.maybe_enable_amp,
+                )
+        except ValueError as error:
+            fail(error)
+        self.load_frozen(frozen, checkpoint)
+        return frozen
+
+    def load_frozen(self, frozen: Frozen | None, checkpoint: str) -> None:
+        """Replace the weights of a frozen model; see :class:`Run`. A collective."""
+        try:
+            on_all_ranks(lambda: None if frozen is None else frozen.load(checkpoint))
         except ValueError as error:
             fail(error)
 

@@ -92,6 +92,8 @@ def test_the_temperature_of_the_largest_logit_is_a_kind(kind: str) -> None:
     words = ["--output", "o", "--temperature", "0", "--kind"]
     with pytest.raises(ValueError, match=f"--temperature 0 with --kind {kind}: .* give --kind argmax"):
         targets.parse_options([*words, kind])
+    with pytest.raises(ValueError, match="--temperature = 1e-310: it must be a number at least 1e-30"):
+        targets.parse_options(["--output", "o", "--temperature", "1e-310"])
     options, _ = targets.parse_options([*words, "argmax"])
     assert (options.num, options.temperature) == (1, 0.0)
 

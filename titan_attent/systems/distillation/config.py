@@ -11,6 +11,17 @@ from titan_attent.foundations.checks import check_number, check_one_of
 SCHEDULES = ("off", "even", "at", "two_shot", "final")
 SOFTENED = ("source", "both")
 WEIGHTS = ("constant", "linear", "wsd")
+READ_BY = {
+    "at": ("schedule", "at"),
+    "num_checkpoints": ("schedule", "even"),
+    "switch": ("schedule", "two_shot"),
+    "final_label_weight": ("label_weight_schedule", "linear"),
+    "warmup": ("label_weight_schedule", "wsd"),
+    "decay": ("label_weight_schedule", "wsd"),
+}
+"""Key -> another key, and the one value of that with which it is read."""
+MIN_TEMPERATURE = 1e-30
+"""Above 0; logits of 1e8 divided by it are still numbers in fp32."""
 
 
 @dataclass
@@ -118,6 +129,11 @@ class DistillationConfig:
                 f"[distillation] warmup = {self.warmup} and decay = {self.decay} are more than all steps together: "
                 "lower one of them"
             )
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"[distillation] temperature = {self.temperature}: logits divided by it overflow. For the largest "
+                "logit set 0"
+            )
         if self.temperature == 0 and self.softened == "both":
             raise ValueError(
                 '[distillation] temperature = 0 with softened = "both": the limit has no gradient, as T^2 times the '
@@ -138,10 +154,10 @@ class DistillationConfig:
             )
         if self.schedule == "at" and not self.at:
             raise ValueError('[distillation] schedule = "at" without at: give pairs, such as at = "1:2000 501:8000"')
-        unread = {"at": (self.at != "", "at"), "num_checkpoints": (self.num_checkpoints != 0, "even")}
-        for key, (is_set, schedule) in unread.items():
-            if is_set and self.schedule != schedule:
+        for key, (choice, reader) in READ_BY.items():
+            chosen = getattr(self, choice)
+            if chosen != reader and getattr(self, key) != getattr(DistillationConfig, key):
                 raise ValueError(
-                    f'[distillation] {key} = {getattr(self, key)!r} with schedule = "{self.schedule}": only '
-                    f'"{schedule}" reads it. Remove it, or set schedule = "{schedule}"'
+                    f'[distillation] {key} = {getattr(self, key)!r} with {choice} = "{chosen}": only "{reader}" reads '
+                    f'it. Remove it, or set {choice} = "{reader}"'
                 )

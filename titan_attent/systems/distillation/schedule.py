@@ -39,7 +39,8 @@ def phases_of(
         return _named(config.at, steps=steps, checkpoints=checkpoints)
     if config.schedule == "two_shot":
         first = steepest(losses, checkpoints)
-        return (Phase(1, first), Phase(1 + math.ceil(config.switch * steps), last))
+        done = math.ceil(round(config.switch * steps, 6))  # 0.28 x 25 is a little more than 7
+        return (Phase(1, first), Phase(min(1 + done, steps), last))
     return _even(config.num_checkpoints or len(checkpoints), steps=steps, checkpoints=checkpoints)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from titan_attent.data.branch import read_branch
 from titan_attent.data.run_record import read_run_record
-from titan_attent.scores.targets import FACTS_FILE, StoredTargets
+from titan_attent.scores.targets import COMMAND, FACTS_FILE, PROGRESS_FILE, StoredTargets
 from titan_attent.systems.distillation.config import DistillationConfig
 from titan_attent.systems.distillation.schedule import Phase, phases_of
 
@@ -53,12 +53,15 @@ def finished_steps(folder: Path, *, file: str = ".metadata") -> list[int]:
 def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ...]:
     """The phases of a run of ``steps`` steps with the checkpoints or targets, and logs, that are there; ValueError.
 
-    Checkpoints that the source's run left behind when it went back count only where "at" names them.
+    Checkpoints that the source's run left behind when it went back count only where "at" names them. Unfinished targets
+    are refused unless "at" leaves them out.
     """
     key, file = ("targets", FACTS_FILE) if config.targets else ("source", ".metadata")
     folder = Path(getattr(config, key))
     try:
         found = finished_steps(folder, file=file)
+        if config.targets and config.schedule != "at":
+            _refuse_unfinished(folder, finished=found)
         left = read_branch(folder).left if config.schedule != "at" else ()
         if not (checkpoints := [step for step in found if step not in left]):
             what = "targets" if config.targets else "checkpoint"
@@ -68,6 +71,14 @@ def phases_on_disk(config: DistillationConfig, *, steps: int) -> tuple[Phase, ..
         return phases_of(config, steps=steps, checkpoints=checkpoints, losses=losses)
     except ValueError as error:
         raise ValueError(f"[distillation] {key} = {folder}: {error}") from None
+
+
+def _refuse_unfinished(folder: Path, *, finished: list[int]) -> None:
+    if unfinished := sorted(set(finished_steps(folder, file=PROGRESS_FILE)) - set(finished)):
+        raise ValueError(
+            f"the targets of step-{unfinished[0]} are unfinished: run {COMMAND} again, which resumes it, delete the "
+            'folder, or name the others with schedule = "at"'
+        )
 
 
 def _left_behind(steps: list[int]) -> str:
@@ -105,15 +116,21 @@ def identity_of(config: DistillationConfig, *, steps: int) -> dict[str, str]:
 def scalars_of(run: Path, tag: str) -> dict[int, float]:
     """Step -> value of ``tag`` in the TensorBoard files of the run in the folder ``run``; empty without any.
 
-    A later session of the run replaces the steps that it repeats; of several ranks the lowest counts.
+    A later session of the run replaces all steps from its first one on; of several ranks the lowest counts.
     """
-    from titan_attent.foundations.event_files import events  # imports TensorBoard, which other schedules do not need
+    from tensorboard.compat.proto.event_pb2 import SessionLog  # here, as other schedules do not need TensorBoard
+
+    from titan_attent.foundations.event_files import events
 
     tb, lowest, scalars = run / "tb", dict[str, Path](), dict[int, float]()
     for file in sorted(tb.rglob("events.out.tfevents.*")):
         if lowest.setdefault(file.relative_to(tb).parts[0], file.parent) != file.parent:
             continue
+        start: int | None = None
         for event in events(file, []):
+            if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
+                start = event.step
+                scalars = {step: value for step, value in scalars.items() if step < start}
             scalars.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
     return scalars
 

@@ -164,10 +164,10 @@ class Distillation(System):
                 f"Distillation: from {self.config.targets or self.config.source}: "
                 + ", ".join(f"step-{phase.checkpoint} from step {phase.first_step}" for phase in self.phases)
             )
+        self.loaded = source_at(self.phases, step)
         if self.stored:
             return
         with self.run.ledger.charge("source_load"):
-            self.loaded = source_at(self.phases, step)
             self.frozen = self.run.build_frozen(
                 str(self._path(self.loaded)), family=self.config.family, flavor=self.config.flavor
             )
@@ -193,16 +193,17 @@ class Distillation(System):
         step = self.run.step()
         if (step + 1) % self.run.settings.log_every == 0:
             self._exchange()
-        if step >= self.steps or self.stored:
+        if step >= self.steps:
             return
         wanted = source_at(self.phases, step + 1)
-        if wanted != self.loaded:
+        if wanted != self.loaded and not self.stored:
             with self.run.ledger.charge("source_load"):
-                if self.frozen is not None:
-                    self.frozen.load(str(self._path(wanted)))
-            self.loaded, self._read_ahead = wanted, None
-            self.changes += 1
-        self._look_ahead(step)
+                self.run.load_frozen(self.frozen, str(self._path(wanted)))
+            self._read_ahead = None
+        self.changes += wanted != self.loaded
+        self.loaded = wanted
+        if not self.stored:
+            self._look_ahead(step)
 
     def _look_ahead(self, step: int) -> None:
         """Read the next source's files ahead of its first step. ``step``: the last one that is done."""

@@ -36,6 +36,7 @@ from titan_attent.losses.divergence import largest_id
 from titan_attent.losses.target_draws import draw_targets, top_targets
 from titan_attent.scores.targets import ARGMAX, KINDS, TOP_K, TargetFacts, TargetsWriter, facts_of_data
 from titan_attent.systems.distillation.checks import check_tokenizer_of_run
+from titan_attent.systems.distillation.config import MIN_TEMPERATURE
 from titan_attent.systems.distillation.sources import step_of
 from titan_attent.titan.dataset_cache import DataSets
 from titan_attent.titan.launch import parse, spec_of
@@ -71,6 +72,8 @@ class TargetsCommand(ForwardScorer):
         super().__init__(job_config)
         self.options, self.checkpoint_path = options, job_config.checkpoint.initial_load_path
         self.writer = writer_of(job_config, self.dataset, options, num_ids=num_ids)
+        self.is_finite = torch.ones((), dtype=torch.bool, device=self.device)
+        """Whether every prediction of this rank so far could be drawn from."""
 
     @record
     def train(self) -> None:
@@ -115,7 +118,13 @@ class TargetsCommand(ForwardScorer):
                     on_first_rank(partial(self.writer.durable, chunk.stop, num_records=chunk.num_records))
 
     def _write(self, targets: list[tuple[PairPlaces, Tensor, Tensor | None]]) -> None:
-        """Write this rank's targets of a chunk."""
+        """Write this rank's targets of a chunk; ValueError if the source predicts NaN or infinity."""
+        if not self.is_finite:
+            raise ValueError(
+                f"the source {self.checkpoint_path} predicts NaN or infinity, of which there are no targets: its "
+                "weights are damaged, or overflow in training.mixed_precision_param. Give another checkpoint or "
+                "precision"
+            )
         for places, ids, probabilities in targets:
             self.writer.write(places, ids, probabilities)
 
@@ -123,6 +132,9 @@ class TargetsCommand(ForwardScorer):
         """Ids [B, L, N], and for top_k probabilities, on the CPU."""
         with self.predicted(model, *part.batch) as predicted:
             logits = predicted.pred
+        slots = torch.from_numpy(part.places.slots(logits.shape[1]))
+        # The largest logit is NaN where any is; -inf only excludes an id.
+        self.is_finite &= logits.amax(dim=-1).flatten()[slots.to(logits.device)].isfinite().all()
         options, shape = self.options, (*logits.shape[:2], self.options.num)
         if options.kind == ARGMAX:
             return largest_id(logits).int().cpu(), None
@@ -131,7 +143,7 @@ class TargetsCommand(ForwardScorer):
             ids, probabilities = top_targets(flat, num=options.num, temperature=options.temperature)
             return ids.view(shape).cpu(), probabilities.view(shape).cpu()
         tokens = torch.zeros(len(flat), dtype=torch.int64)
-        tokens[torch.from_numpy(part.places.slots(shape[1]))] = torch.from_numpy(part.places.numbers())
+        tokens[slots] = torch.from_numpy(part.places.numbers())
         ids = draw_targets(
             flat, tokens.to(self.device), num=options.num, temperature=options.temperature, seed=options.seed
         )
@@ -206,7 +218,7 @@ def parse_options(argv: list[str]) -> tuple[Options, list[str]]:
         return Options(**vars(parsed)), rest
     if parsed.temperature == 0:
         raise ValueError(f"--temperature 0 with --kind {parsed.kind}: for the largest logit give --kind {ARGMAX}")
-    check_number("--temperature", parsed.temperature, above=0, section="score targets")
+    check_number("--temperature", parsed.temperature, at_least=MIN_TEMPERATURE, section="score targets")
     if parsed.kind == TOP_K:
         parsed.seed = 0
     return Options(**vars(parsed)), rest

@@ -103,6 +103,14 @@ def test_two_shot_takes_a_checkpoint_inside_the_steepest_fall_and_the_last() -> 
     assert found == ((1, 50), (31, 100))
 
 
+@pytest.mark.parametrize(("switch", "steps", "first_step"), [(0.28, 25, 8), (0.14, 50, 8), (0.95, 10, 10), (0.5, 1, 1)])
+def test_two_shot_switches_after_its_share_of_the_steps(switch: float, steps: int, first_step: int) -> None:
+    """0.28 x 25 is 7.000000000000001 in floating point; and the last checkpoint has at least the last step."""
+    keys = config(schedule="two_shot", switch=switch)
+    found = phases_of(keys, steps=steps, checkpoints=[10, 20, 30], losses={5: 3.0, 15: 1.0, 25: 0.9})
+    assert found == ((1, 10), (first_step, 30)) and source_at(found, steps) == 30
+
+
 def test_the_fall_is_per_step_of_the_source() -> None:
     """Ten times the distance between checkpoints with three times the fall is less steep."""
     losses = {step: 10 - 1.0 * min(step, 20) / 10 - 3.0 * max(0, step - 20) / 180 for step in range(1, 201)}
@@ -154,6 +162,7 @@ def test_the_labels_weight_stays_a_share(a: float, last: float, warmup: float, d
         ({"switch": 1.0}, "switch = 1.0"),
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": 1e-42}, "temperature = 1e-42: logits divided by it overflow.*set 0"),
         ({"temperature": 0.0, "softened": "both"}, "the limit has no gradient"),
         ({"warmup": 0.7, "decay": 0.6}, "more than all steps together"),
         ({"students": 0}, "students = 0"),
@@ -171,6 +180,10 @@ def test_values_out_of_range_are_refused(keys: dict, message: str) -> None:
         ({"schedule": "at"}, "without at"),
         ({"at": "1:10"}, 'only "at" reads it'),
         ({"schedule": "final", "num_checkpoints": 3}, 'only "even" reads it'),
+        ({"switch": 0.3}, 'switch = 0.3 with schedule = "even": only "two_shot" reads it'),
+        ({"final_label_weight": 0.5}, 'with label_weight_schedule = "constant": only "linear" reads it'),
+        ({"label_weight_schedule": "linear", "warmup": 0.2}, 'Remove it, or set label_weight_schedule = "wsd"'),
+        ({"decay": 0.0}, 'decay = 0.0 with label_weight_schedule = "constant": only "wsd" reads it'),
         ({"schedule": "two_shot", "source": "", "targets": "targets"}, "it reads the logs"),
     ],
 )
@@ -246,6 +259,20 @@ def test_the_sources_losses_are_read_from_its_logs(tmp_path: Path) -> None:
     assert losses_of(tmp_path / "missing") == {}
 
 
+def test_steps_that_a_source_left_behind_are_not_its_losses(tmp_path: Path) -> None:
+    """It went back, or another run had used its folder, and logs less often: not only the steps that it repeats go."""
+    for i, (first, every, fall) in enumerate(((1, 1, 20), (5, 5, 60))):
+        with SummaryWriter(str(tmp_path / "tb" / f"2025010{i}-0000"), purge_step=first) as writer:
+            for step in range(first, 101, every):
+                writer.add_scalar("loss_metrics/global_avg_loss", 5.0 if step <= fall else 1.0 - i / 2, step)
+                writer.add_scalar("ledger/wall_seconds", step * (2.0 - i), step)
+    found = losses_of(tmp_path)
+    assert sorted(found) == [1, 2, 3, 4, *range(5, 101, 5)] and steepest(found, [20, 40, 60, 80, 100]) == 60
+    write_run_record(tmp_path / "teacher", RunRecord(devices="1 x CPU"), losses=())
+    keys = DistillationConfig(schedule="final", source=str(tmp_path / "checkpoint"))
+    assert training_seconds(keys, until=99) == 95.0
+
+
 def test_two_shot_reads_the_logs_beside_the_checkpoints(tmp_path: Path) -> None:
     for step in (20, 50, 100):
         make_checkpoint(tmp_path / "checkpoint", step)
@@ -272,6 +299,20 @@ def test_the_folder_that_is_meant_is_named(tmp_path: Path) -> None:
             message = rf"{key} = {path}: it holds no finished {what} \(a folder step-N with {file}\): {fix}"
             with pytest.raises(ValueError, match=message):
                 phases_on_disk(keys, steps=10)
+
+
+def test_unfinished_targets_are_not_skipped_in_silence(tmp_path: Path) -> None:
+    """A killed command left those of the last checkpoint: "final" would learn from the one before."""
+    for step, file in ((2, "targets.json"), (4, "progress.json")):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / file).write_bytes(b"x")
+    for schedule in ("final", "even"):
+        with pytest.raises(ValueError, match="step-4 are unfinished: .* again, .* delete the folder, or"):
+            phases_on_disk(DistillationConfig(schedule=schedule, targets=str(tmp_path)), steps=9)
+    named = DistillationConfig(schedule="at", at="1:2", targets=str(tmp_path))
+    assert phases_on_disk(named, steps=9) == ((1, 2),)
+    (tmp_path / "step-4" / "targets.json").write_bytes(b"x")  # killed between the last two writes
+    assert phases_on_disk(DistillationConfig(schedule="final", targets=str(tmp_path)), steps=9) == ((1, 4),)
 
 
 def test_reading_ahead_reads_the_files_and_survives_missing_ones(tmp_path: Path) -> None:
