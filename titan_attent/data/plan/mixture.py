@@ -69,7 +69,7 @@ class Source:
         name: its name.
         spans: its examples.
         tokens: tokens of them.
-        packer: packs its documents, with a batch of one window; None where a row is one example.
+        packer: packs its documents, with a batch of one window; None where a row is one example, or it has none.
     """
 
     name: str
