@@ -7,6 +7,8 @@ once over all ranks, and a shard is opened when one of its examples is read.
 from pathlib import Path
 from typing import Any
 
+from torchtitan.tools.logging import logger
+
 from titan_attent.data.images import ImageDataset
 from titan_attent.data.io.reader import Reader
 from titan_attent.data.text.document_examples import DocumentDataset
@@ -23,6 +25,7 @@ class DataSets:
         self._images: dict[tuple[Any, ...], ImageDataset] = {}
         self._scores: dict[Path, StoredScores] = {}
         self._readers: dict[int, Reader] = {}
+        self._warnings: set[str] = set()
 
     def shards(self, path: str | Path) -> TokenShards:
         """The token stream in the folder ``path``; ValueError as :class:`TokenShards`, but shard sizes are not
@@ -70,6 +73,12 @@ class DataSets:
         """Hash all opened scores again; ValueError as :meth:`StoredScores.verify_checksum`."""
         for scores in self._scores.values():
             scores.verify_checksum()
+
+    def warn_once(self, message: str) -> None:
+        """Log a warning about a data set, which may be opened several times."""
+        if message not in self._warnings:
+            self._warnings.add(message)
+            logger.warning(message)
 
     def reader(self, num_workers: int) -> Reader:
         """The reader with ``num_workers`` threads; all callers share it."""

@@ -40,6 +40,12 @@ CAUSES = (
 )
 """Settings to change before resuming a run with non-finite weights, for the message."""
 
+NO_LABELS = (
+    "a longer training.seq_len or a larger training.global_batch_size: no token of the batch has a label that counts, "
+    "as in a span of a document that holds only a part of its prompt"
+)
+"""The same where the loss is not finite because it is the mean over no label."""
+
 
 def all_finite(tensors: Iterable[Tensor], *, device: torch.device) -> Tensor:
     """Whether all elements are finite: a bool scalar on ``device``, without a host sync. Every element is read once. Of
@@ -95,12 +101,14 @@ class Health:
         self._check_or_end(step)
         self.num_bad_logs += 1
         numbers = f"step {step}: loss {loss}, gradient norm {grad_norm}"
+        causes = CAUSES if self.trainer.num_labels else NO_LABELS
         if self.num_bad_logs >= PATIENCE:
             self._end(
                 f"{numbers}: not finite in {PATIENCE} logged steps in a row. The weights are finite, but the model "
-                f"learns nothing. {self._fix()}"
+                f"learns nothing. {self._fix(causes)}"
             )
-        logger.warning(f"{numbers}: not finite; the weights are finite, and the run continues")
+        why = "" if self.trainer.num_labels else ", as no token of the batch has a label that counts"
+        logger.warning(f"{numbers}: not finite{why}; the weights are finite, and the run continues")
 
     def validated(self, step: int, loss: float) -> None:
         """Check a validation loss, equal on all ranks. A collective if it is not finite."""
@@ -154,17 +162,17 @@ class Health:
         if first_bad < NEVER:
             logger.warning(f"step {first_bad}: the loss was not finite; the weights are finite, and the run continues")
 
-    def _fix(self) -> str:
+    def _fix(self, causes: str = CAUSES) -> str:
         checkpointer, step = self.trainer.checkpointer, -1
         if checkpointer.enable:
             with suppress(Exception):  # an error of a pending save would hide why the run ends
                 checkpointer._async_wait()
             step = checkpointer._find_load_step()
         if step < 0:
-            return f"There is no checkpoint to resume from. Start again with {CAUSES}"
+            return f"There is no checkpoint to resume from. Start again with {causes}"
         return (
             f"The last good checkpoint is {checkpointer._create_checkpoint_id(step)}. The same command resumes from "
-            f"it; change a setting first: {CAUSES}"
+            f"it; change a setting first: {causes}"
         )
 
     def _end(self, message: str) -> NoReturn:

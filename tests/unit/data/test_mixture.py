@@ -311,6 +311,16 @@ def test_documents_are_the_same_on_any_number_of_ranks_and_after_a_resume(packin
     assert (skipped is None) == (packing == "best_fit") and (skipped is None or skipped.any())
 
 
+def test_a_source_whose_documents_are_empty_may_come_first() -> None:
+    """It has no example, and so no packer; the rows of the others are those of a mixture without it."""
+    mixture = documents(CONSTANT)
+    names, points = ("empty", *NAMES), ((Point(0, 0.0),), *CONSTANT.points)
+    sources = [Source("empty", (), 0), *mixture.sources]
+    size = {"num_examples": NUM, "batch_size": BATCH, "seq_len": SEQ_LEN}
+    other = Mixture(sources, Proportions(names, points), seed=SEED, **size)
+    assert np.array_equal(batches(sampler(other), 20), batches(sampler(mixture), 20))
+
+
 # -- the rows of a batch ----------------------------------------------------------------------------------------------
 
 

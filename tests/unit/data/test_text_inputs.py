@@ -92,6 +92,18 @@ def test_records_in_a_json_file(tmp_path, monkeypatch, shape, head, packed):
         assert [(d.text, d.cursor) for d in rest] == [(d.text, d.cursor) for d in documents[i + 1 :]]
 
 
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_key_of_other_letters_is_found_in_either_spelling(tmp_path, escaped):
+    """In front of a text that is larger than the head of the file, and twice in a record."""
+    key, large = "текст", "x" * json_values.HEAD
+    content = json.dumps([{key: large}, {key: "b"}], ensure_ascii=escaped)
+    assert texts_of(make(tmp_path / "list", {"data.json": content}), text_key=key) == [large, "b"]
+    twice = json.dumps({key: "a", "KEY": "b"}, ensure_ascii=escaped).replace('"KEY"', json.dumps(key))
+    for name, content in {"a.jsonl": twice + "\n", "a.json": f"[{twice}]"}.items():
+        make(tmp_path, {name: content})
+        refused(lambda path=tmp_path / name: texts_of(path, text_key=key), f"the key {key!r} appears twice")
+
+
 @pytest.mark.parametrize("name", ["a.ndjson", "a.NDJSON", "a.jsonl", "a.ndjson.gz", "a.jsonl.gz", "a.json.gz"])
 def test_records_a_line_by_other_names(tmp_path, name):
     make(tmp_path / "in", {name: gzip.compress(lines()) if name.endswith("gz") else lines()})

@@ -65,6 +65,7 @@ class Tiny:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.step, self.closed = CPU, 0, False
+        self.num_labels: torch.Tensor | float = 1.0
         self.model_parts = [nn.Linear(3, 2).to(dtype)]
         self.optimizers = [torch.optim.AdamW(self.model_parts[0].parameters(), lr=0.1)]
         self.checkpointer = Checkpoints()
@@ -169,6 +170,17 @@ def test_a_run_that_learns_nothing_for_long_ends_though_its_weights_are_finite()
         tiny.health.logged(step, 1.0, INF)
     with pytest.raises(Ended, match=rf"in {PATIENCE} logged steps in a row.*step-2"):
         tiny.health.logged(PATIENCE, 1.0, INF)
+
+
+def test_batches_without_a_label_are_named_as_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """The mean over no label is NaN: a smaller learning rate would not change it."""
+    tiny = Tiny()
+    tiny.num_labels = torch.tensor(0.0)
+    for step in range(1, PATIENCE):
+        tiny.health.logged(step, NAN, 0.0)
+    assert "no token of the batch has a label" in caplog.text
+    with pytest.raises(Ended, match="with a longer training.seq_len or a larger training.global_batch_size: no token"):
+        tiny.health.logged(PATIENCE, NAN, 0.0)
 
 
 def test_a_loss_that_recovers_is_one_warning_and_is_saved(caplog: pytest.LogCaptureFixture) -> None:

@@ -273,6 +273,23 @@ def test_a_set_of_another_tokenizer_is_refused(data: Path) -> None:
         Text().open(DataSets(), with_validation_set(config, str(data / "large")), validation=True)
 
 
+@pytest.mark.parametrize("validation", [False, True])
+def test_windows_warn_of_a_mask_that_they_do_not_read(
+    data: Path, caplog: pytest.LogCaptureFixture, validation: bool
+) -> None:
+    config = config_of(data / "part", part={"path": str(data / "part")})
+    config.data.unit, config.data.validation_unit = "document", "document"
+    config = with_validation_set(config, str(data / "part"))
+    Text().open(DataSets(), config, validation=validation)
+    assert "mask" not in caplog.text
+    key = "validation_unit" if validation else "unit"
+    setattr(config.data, key, "window")
+    datasets = DataSets()
+    for _ in range(2):
+        Text().open(datasets, config, validation=validation)
+    assert caplog.text.count("the prompts count, too") == 1 and f'[data] {key} = "document"' in caplog.text
+
+
 @pytest.mark.parametrize("num", [1, 7, 9, 12, 100])
 def test_a_sample_of_inputs_has_all_their_rows(num: int) -> None:
     pool = sample(range(12), num_examples=num, group_size=3)

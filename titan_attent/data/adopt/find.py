@@ -60,7 +60,12 @@ def find_files(
             known = ", ".join(f"{one.TITLE} ({name})" for name, one in FORMATS.items())
             raise ValueError(f"{path}: no token files found; known are {known}. {left_out.summary()}".rstrip())
         _check_one_format(path, entries)
-        files = [Found(source, form.NAME, file) for form, entry in entries for file in form.open_files(entry, hints)]
+        files: list[Found] = []
+        for form, entry in entries:
+            opened = form.open_files(entry, hints)
+            if not opened:
+                raise bad(entry, "names no file of tokens", "copy the folder again, or leave it out with --include")
+            files += [Found(source, form.NAME, file) for file in opened]
         if not options.include:
             _check_splits(path, files)
         found += files

@@ -149,4 +149,5 @@ class _Index:
     def segments(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(byte offsets, tokens) of the sequences that are not empty."""
         for lengths, offsets in self._sequences():
-            yield offsets[lengths > 0], lengths[lengths > 0]
+            if lengths.any():
+                yield offsets[lengths > 0], lengths[lengths > 0]

@@ -69,7 +69,7 @@ class Source:
         name: its name.
         spans: its examples.
         tokens: tokens of them.
-        packer: packs its documents, with a batch of one window; None where a row is one example.
+        packer: packs its documents, with a batch of one window; None where a row is one example, or it has none.
     """
 
     name: str
@@ -248,6 +248,9 @@ class Mixture:
         self.sources, self.proportions, self.of = sources, proportions, of
         self.num_examples, self.batch_size, self.seq_len, self.seed = num_examples, batch_size, seq_len, seed
         self.progress = [Progress() for _ in sources]
+        # A source without an example has no packer.
+        packer = next((source.packer for source in sources if source.packer is not None), None)
+        self._row_shape = () if packer is None else (packer.max_examples,)
         self._streams = [stream(f"mixture/{source.name}") for source in sources]
         self._step = 0
         self._passes: dict[int, tuple[tuple[int, int], SourcePass]] = {}
@@ -275,7 +278,6 @@ class Mixture:
             counts = self._next_batch(walks, step + number + 1)
             rows.append(counts)
             self._stretch.append([replace(walk.progress) for walk in walks])
-        packer = self.sources[0].packer
         return MixedPass(
             base,
             first=consumed,
@@ -284,7 +286,7 @@ class Mixture:
             step=step,
             seed=self.seed,
             num_examples=self.num_examples,
-            row_shape=() if packer is None else (packer.max_examples,),
+            row_shape=self._row_shape,
         )
 
     def _set_selected(self, selected: SelectedSlots) -> None:

@@ -8,6 +8,7 @@ as much of the file, so that a large value takes twice its parsing time.
 
 import codecs
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -59,7 +60,7 @@ def detect_layout(path: InputPath, *, text_key: str, list_key: str = "") -> Json
     if head.startswith(WIDE_BOMS):
         return JsonLayout(one_per_line=True, has_key=True)  # reading it reports the encoding
     text = head.decode("utf-8-sig", "ignore").lstrip()
-    quoted = json.dumps(text_key) in text
+    quoted = _count_quoted(text, text_key) > 0
     if text[:1] == "[":
         inner = text[1:].lstrip()
         if not inner.startswith(("{", "]")):
@@ -69,7 +70,7 @@ def detect_layout(path: InputPath, *, text_key: str, list_key: str = "") -> Json
     if text[:1] != "{":
         return None
     first, end = _first_object(text)
-    has_list = list_key in first if first is not None else json.dumps(list_key) in text
+    has_list = list_key in first if first is not None else _count_quoted(text, list_key) > 0
     if list_key and has_list and not (first is not None and text[end:].lstrip().startswith("{")):
         return JsonLayout(one_per_line=False, has_key=True)
     if first is not None:
@@ -90,6 +91,11 @@ def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
     return (value, end) if isinstance(value, dict) else (None, 0)
 
 
+def _count_quoted(text: str, key: str, start: int = 0, end: int = sys.maxsize) -> int:
+    """How often ``key`` stands in double quotes in ``text``, as it is or with its other letters as ``\\u00e4``."""
+    return sum(text.count(quoted, start, end) for quoted in {json.dumps(key), json.dumps(key, ensure_ascii=False)})
+
+
 def decode_record(text: str, *, keys: Sequence[str]) -> Any:
     """Parse the JSON value in ``text``.
 
@@ -97,7 +103,7 @@ def decode_record(text: str, *, keys: Sequence[str]) -> Any:
         RepeatedKeyError: the value is an object with one of ``keys`` twice.
         ValueError: ``text`` is malformed.
     """
-    if all(text.count(json.dumps(key)) < 2 for key in keys):
+    if all(_count_quoted(text, key) < 2 for key in keys):
         return json.loads(text)
     pairs: list[tuple[str, Any]] = []
 
@@ -182,7 +188,6 @@ class _Source:
 
     def __init__(self, stream: IO[bytes], max_bytes: int, keys: Sequence[str]):
         self.stream, self.max_bytes, self.keys = stream, max_bytes, keys
-        self._quoted = [json.dumps(key) for key in keys]
         self.text, self.position, self.ended = "", 0, False
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._json = json.JSONDecoder()
@@ -230,7 +235,7 @@ class _Source:
                     if end - self.position > self.max_bytes:
                         raise TooLargeError
                     start, self.position = self.position, end
-                    if any(self.text.count(quoted, start, end) > 1 for quoted in self._quoted):
+                    if any(_count_quoted(self.text, key, start, end) > 1 for key in self.keys):
                         try:
                             decode_record(self.text[start:end], keys=self.keys)
                         except RepeatedKeyError as error:

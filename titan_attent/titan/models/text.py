@@ -75,6 +75,12 @@ class Text:
         unit = (job_config.data.validation_unit or job_config.data.unit) if validation else job_config.data.unit
         if unit == DOCUMENT:
             return datasets.documents(path, seq_len=section.seq_len)
+        if datasets.shards(path).has_mask:
+            key = "validation_unit" if validation else "unit"
+            datasets.warn_once(
+                f"{path}: has a mask of labels, as prompts with completions have, and windows do not read it: the "
+                f'prompts count, too. Set [data] {key} = "document" for the completions alone'
+            )
         return datasets.dataset(path, seq_len=section.seq_len)
 
     def check_fit(self, examples: Any, model_args: Any, *, model: str, key: str) -> None:

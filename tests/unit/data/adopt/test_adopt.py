@@ -223,6 +223,17 @@ def test_formats_and_dtypes_are_not_mixed(tokenizer: Path, tmp_path: Path, docum
         adopted(tmp_path, tokenizer)
 
 
+@pytest.mark.parametrize("index", ['{"version": 2, "shards": []}', '{"chunks": [], "config": CONFIG}'])
+def test_an_index_that_names_no_file_is_one_clear_error(tokenizer: Path, tmp_path: Path, index: str) -> None:
+    """As writers leave behind that were not given a sample."""
+    config = '{"data_format": ["no_header_tensor:16"], "item_loader": "TokensLoader"}'
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/index.json").write_text(index.replace("CONFIG", config))
+    with pytest.raises(ValueError, match="index.json: names no file of tokens"):
+        adopted(tmp_path / "data", tokenizer, output=tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_places_that_are_refused(tokenizer: Path, tmp_path: Path, documents: list[np.ndarray]) -> None:
     files = tmp_path / "files"
     files.mkdir()

@@ -75,6 +75,18 @@ def test_documents_without_tokens_are_left_out(tokenizer: Path, tmp_path: Path) 
     check(tmp_path, documents)
 
 
+def test_a_whole_block_of_sequences_may_be_empty(tokenizer: Path, tmp_path: Path) -> None:
+    """In a file whose sequences are not contiguous, whose tables are read in blocks of 2^18 sequences."""
+    documents, empty = make_documents(count=2), 2**19
+    second, first = (document.astype("<u2").tobytes() for document in reversed(documents))
+    (tmp_path / "a.bin").write_bytes(second + first)
+    lengths = [len(documents[0]), *[0] * empty, len(documents[1])]
+    offsets = [len(second), *[0] * empty, 0]
+    write_megatron_index(tmp_path / "a.idx", lengths, offsets, [*range(len(lengths) + 1)], code=8)
+    adopted(tmp_path, tokenizer)
+    check(tmp_path, documents)
+
+
 def replaced(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
