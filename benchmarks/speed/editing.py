@@ -8,7 +8,7 @@ each run the files that it reads are dropped from the page cache. Variants take 
 - ``dd`` copies one operand in blocks of 8 MB past the page cache (O_DIRECT), and fsyncs the copy: the disk's own rate.
   It moves 2 operands, one read and one written.
 - ``cp`` copies one operand through the page cache, and fsyncs the copy. On a virtual machine whose host takes free
-  memory back, most of its time can be that of getting pages: 3 s or 13 s for 4 GB on the same machine.
+  memory back, most of its time can be that of getting pages, and its rounds differ far more than those of ``dd``.
 - ``edit`` reads two operands and writes one, which it also fsyncs: it moves 3. A fourth, the result that it reads back
   to verify, is not counted, because it is its own choice.
 - mergekit's task_arithmetic, in fp32, from safetensors: 3 operands. It neither fsyncs nor verifies.
