@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 BLOCK = 2**22
@@ -45,6 +45,11 @@ def masked_crcs(data: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray
         crcs = _TABLE[(crcs & 0xFF) ^ data[starts + i]] ^ (crcs >> np.uint32(8))
     crcs = ~crcs
     return ((crcs >> np.uint32(15)) | (crcs << np.uint32(17))) + np.uint32(0xA282EAD8)
+
+
+def begins_session(event: Event) -> bool:
+    """Whether a session of a run can begin with ``event``: the first one of a file tells its first step."""
+    return bool(event.summary.value) or event.session_log.status == SessionLog.START
 
 
 def events(path: Path, notes: list[str]) -> Iterator[Event]:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 
 from titan_attent.data.run_record import RunRecord
+from titan_attent.foundations.event_files import begins_session
 from titan_attent.systems.system_list import renamed
 
 TRAIN, VALIDATION, SPEED = "loss_metrics/global_avg_loss", "validation_metrics/loss", "throughput(tps)"
@@ -152,7 +153,7 @@ class RunScalars:
         by_tag: dict[str, dict[int, tuple[float, float]]] = {}  # the same, by the tag in the file
         clocks = []
         for event in events:
-            if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
+            if start is None and begins_session(event):
                 start = event.step
             for value in event.summary.value:
                 if value.HasField("simple_value"):

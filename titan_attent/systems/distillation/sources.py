@@ -118,9 +118,8 @@ def scalars_of(run: Path, tag: str) -> dict[int, float]:
 
     A later session of the run replaces all steps from its first one on; of several ranks the lowest counts.
     """
-    from tensorboard.compat.proto.event_pb2 import SessionLog  # here, as other schedules do not need TensorBoard
-
-    from titan_attent.foundations.event_files import events
+    # It imports TensorBoard, which other schedules do not need.
+    from titan_attent.foundations.event_files import begins_session, events
 
     tb, lowest, scalars = run / "tb", dict[str, Path](), dict[int, float]()
     for file in sorted(tb.rglob("events.out.tfevents.*")):
@@ -128,7 +127,7 @@ def scalars_of(run: Path, tag: str) -> dict[int, float]:
             continue
         start: int | None = None
         for event in events(file, []):
-            if start is None and (event.summary.value or event.session_log.status == SessionLog.START):
+            if start is None and begins_session(event):
                 start = event.step
                 scalars = {step: value for step, value in scalars.items() if step < start}
             scalars.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
