@@ -10,6 +10,7 @@ import codecs
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import IO, Any, NamedTuple
 
 from titan_attent.data.io.remote import InputPath
@@ -93,7 +94,12 @@ def _first_object(text: str) -> tuple[dict[str, Any] | None, int]:
 
 def _count_quoted(text: str, key: str, start: int = 0, end: int = sys.maxsize) -> int:
     """How often ``key`` stands in double quotes in ``text``, as it is or with its other letters as ``\\u00e4``."""
-    return sum(text.count(quoted, start, end) for quoted in {json.dumps(key), json.dumps(key, ensure_ascii=False)})
+    return sum(text.count(quoted, start, end) for quoted in _quoted(key))
+
+
+@cache
+def _quoted(key: str) -> set[str]:
+    return {json.dumps(key), json.dumps(key, ensure_ascii=False)}
 
 
 def decode_record(text: str, *, keys: Sequence[str]) -> Any:
