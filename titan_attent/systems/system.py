@@ -128,7 +128,7 @@ class DataFacts:
         open_scores: folder -> the reference losses in it, opened once per run; ValueError if it holds none.
         settings: the settings of the run.
         check_frozen: takes a checkpoint, ``family=``, ``flavor=``; ValueError if :attr:`Run.build_frozen` would refuse
-            them, and with ``same_ids=True`` if the model has another number of token ids than the learner's.
+            them, and with ``num_ids=`` if the model has another number of token ids.
         proportions: source -> its mean share of the tokens of the run, where a mixture lets a teacher select within
             each source; None otherwise.
         loss: the name of the learner's loss, with the settings that change its value (scores/stored.py).

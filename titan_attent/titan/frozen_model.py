@@ -122,14 +122,14 @@ class FrozenModel:
 
 
 def check_frozen(
-    job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = "", same_ids: bool = False
+    job_config: JobConfig, checkpoint: str, *, family: str = "", flavor: str = "", num_ids: int = 0
 ) -> tuple[JobConfig, TrainSpec]:
     """Refuse, before anything is built, a checkpoint that does not hold the expected model; ValueError.
 
     Args:
         checkpoint: a step folder written by torchtitan.
         family, flavor: the model's family and flavor; the learner's by default.
-        same_ids: whether to refuse a model with another number of token ids than the learner's, too.
+        num_ids: token ids of the learner, where a model with another number is to be refused, too; else 0.
 
     Returns:
         The run's configuration with that model in it, and the model's TrainSpec.
@@ -146,8 +146,8 @@ def check_frozen(
         check_files(checkpoint, metadata, names=shapes)
         check_split(config, spec.model_args[config.model.flavor])
         check_document_mask(config, spec)
-        if same_ids:
-            _check_ids(job_config, num_ids=_num_ids(config, spec))
+        if num_ids:
+            _check_ids(job_config, cast(Any, spec.model_args[config.model.flavor]).vocab_size, expected=num_ids)
     except ValueError as error:
         raise ValueError(f"the frozen model of {checkpoint} (family {family}, flavor {flavor}): {error}") from None
     if job_config.parallelism.context_parallel_degree > 1 and _uses_attention_masks(config, spec):
@@ -208,19 +208,12 @@ def _configured(job_config: JobConfig, family: str, flavor: str) -> tuple[JobCon
     return config, spec
 
 
-def _num_ids(config: JobConfig, spec: TrainSpec) -> int:
-    args: Any = spec.model_args[config.model.flavor]
-    return args.vocab_size
-
-
-def _check_ids(job_config: JobConfig, *, num_ids: int) -> None:
-    name, flavor = job_config.model.name, job_config.model.flavor
-    own = _num_ids(*_configured(job_config, family_of(job_config).name, flavor))
-    if num_ids != own:
+def _check_ids(job_config: JobConfig, num_ids: int, *, expected: int) -> None:
+    if num_ids != expected:
         raise ValueError(
-            f"it has {num_ids:,} token ids, and the run's model, {name} {flavor}, has {own:,}: their distributions "
-            "cannot be compared, and nothing is padded. Take two flavors with the same vocabulary, such as those that "
-            "follow the data"
+            f"it has {num_ids:,} token ids, and the run's model, {job_config.model.name} {job_config.model.flavor}, "
+            f"has {expected:,}: their distributions cannot be compared, and nothing is padded. Take two flavors with "
+            "the same vocabulary, such as those that follow the data"
         )
 
 

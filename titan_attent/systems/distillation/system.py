@@ -110,7 +110,7 @@ class Distillation(System):
         for step in checkpoints:
             path = str(sources.checkpoint_of(config, step))
             try:
-                facts.check_frozen(path, family=config.family, flavor=config.flavor, same_ids=True)
+                facts.check_frozen(path, family=config.family, flavor=config.flavor, num_ids=facts.num_ids)
             except ValueError as error:
                 raise ValueError(f"[distillation] source = {config.source}: {error}") from None
         check_tokenizer(config, facts.dataset)
