@@ -3,7 +3,7 @@
 import gc
 import sys
 
-gc.disable()  # searching the modules of torch for garbage, again and again, takes 0.6 s of a command of seconds
+gc.disable()  # searching the modules of torch for garbage, again and again, would take much of the start
 
 from titan_attent.edit.command import main  # noqa: E402
 

@@ -1,7 +1,7 @@
 """Memory that the tensors of an edit use one after the other.
 
 A freed tensor of 8 MB goes back to the system, and the next one gets pages that the system first has to find and clear,
-which takes ten times as long as the sum that fills it. So blocks are kept, and lent again once no tensor refers to
+which takes far longer than the sum that fills it. So blocks are kept, and lent again once no tensor refers to
 them.
 
 Cost: at most :data:`MAX_BLOCKS` blocks, of which those pages take memory that were ever used.
